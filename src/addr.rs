@@ -37,7 +37,7 @@ pub fn is_loopback_or_unspecified(ip: IpAddr) -> bool {
 /// Parses an address as the kernel writes it in `/proc/net/tcp`, `/proc/net/tcp6` and
 /// `/proc/net/route` (proc_pid_net(5)): one or four 32-bit numbers in hexadecimal, in the machine's
 /// byte order. Returns it in canonical form, or `None` if `digits` is malformed.
-pub fn of_kernel(digits: &str) -> Option<IpAddr> {
+pub fn parse_kernel_address(digits: &str) -> Option<IpAddr> {
     let words = digits.as_bytes().chunks(8).map(|word| {
         let word = std::str::from_utf8(word).ok().filter(|word| word.len() == 8)?;
         Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())

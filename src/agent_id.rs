@@ -18,7 +18,7 @@ pub struct AgentId {
     /// The SPIFFE trust domain.
     pub trust_domain: String,
     /// Whether the agent is a container or a pod.
-    pub kind: Kind,
+    pub kind: WorkloadKind,
     /// The container's compose project, if any, or the pod's namespace.
     pub project: Option<String>,
     /// The container's compose service, if any, or the pod's service account.
@@ -29,14 +29,14 @@ pub struct AgentId {
 
 /// What an attested agent runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum WorkloadKind {
     /// A container of a Docker Engine.
     Container,
     /// A pod of Kubernetes.
     Pod,
 }
 
-impl Kind {
+impl WorkloadKind {
     /// Returns the name of this kind in the path of a SPIFFE id.
     fn segment(self) -> &'static str {
         match self {
@@ -81,7 +81,10 @@ impl FromStr for AgentId {
     fn from_str(uri: &str) -> Result<Self, ParseError> {
         let fields: Vec<&str> = uri.strip_prefix("spiffe://").ok_or(ParseError)?.split('/').collect();
         let [trust_domain, kind, project, service, workload] = fields[..] else { return Err(ParseError) };
-        let kind = [Kind::Container, Kind::Pod].into_iter().find(|known| known.segment() == kind).ok_or(ParseError)?;
+        let kind = [WorkloadKind::Container, WorkloadKind::Pod]
+            .into_iter()
+            .find(|known| known.segment() == kind)
+            .ok_or(ParseError)?;
         let optional = |field: &str| if field == ABSENT { Ok(None) } else { decode(field).map(Some) };
         let id = Self {
             trust_domain: trust_domain.to_owned(),
@@ -115,7 +118,7 @@ mod tests {
     fn id(project: Option<&str>, service: Option<&str>) -> AgentId {
         AgentId {
             trust_domain: "loopgate.local".into(),
-            kind: Kind::Container,
+            kind: WorkloadKind::Container,
             project: project.map(Into::into),
             service: service.map(Into::into),
             workload: "0f".repeat(32),
@@ -141,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_pods_identity_differs_from_a_containers() {
-        let pod = AgentId { kind: Kind::Pod, ..id(Some("claws"), Some("builder")) };
+        let pod = AgentId { kind: WorkloadKind::Pod, ..id(Some("claws"), Some("builder")) };
         let uri = format!("spiffe://loopgate.local/k8s/claws/builder/{}", pod.workload);
         assert_eq!((pod.to_string(), uri.parse()), (uri, Ok(pod)));
     }

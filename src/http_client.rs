@@ -46,20 +46,20 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
-    boxed(Box::new(stream), request.map(|body| body.map_err(Into::into).boxed_unsync())).await
+    send_boxed(Box::new(stream), request.map(|body| body.map_err(Into::into).boxed_unsync())).await
 }
 
-async fn boxed(
+async fn send_boxed(
     stream: Box<dyn Stream>,
     request: Request<UnsyncBoxBody<Bytes, BoxError>>,
 ) -> hyper::Result<Response<ResponseBody>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // An error of the connection is also the error of its only request, so it is not lost here.
     let mut connection = connection.map(drop).boxed().fuse();
-    let mut answering = pin!(sender.send_request(request));
+    let mut sending = pin!(sender.send_request(request));
     let response = poll_fn(|context| {
         let _ = connection.poll_unpin(context);
-        answering.as_mut().poll(context)
+        sending.as_mut().poll(context)
     });
     let (head, body) = response.await?.into_parts();
     Ok(Response::from_parts(head, ResponseBody { body, connection }))
@@ -102,7 +102,7 @@ mod tests {
     /// `closes`. Returns the result of the request, and the server's end of the connection.
     async fn answered(sent: &str, closes: bool) -> (hyper::Result<Response<ResponseBody>>, DuplexStream) {
         let (client, mut server) = duplex(1024);
-        let answering = async {
+        let serving = async {
             let mut head = [0; 256];
             let read = server.read(&mut head).await.unwrap();
             assert!(head[..read].starts_with(b"GET /x HTTP/1.1\r\n") && head[..read].ends_with(b"\r\n\r\n"));
@@ -112,7 +112,7 @@ mod tests {
             }
         };
         let request = Request::get("/x").header("host", "a").body(Empty::new()).unwrap();
-        let (answer, ()) = tokio::join!(send_request(client, request), answering);
+        let (answer, ()) = tokio::join!(send_request(client, request), serving);
         (answer, server)
     }
 

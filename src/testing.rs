@@ -14,11 +14,11 @@ pub fn ip(arguments: &str) {
 
 /// Returns the words of a command, such as `unshare --net`, that runs the command after them in a new network
 /// namespace. `None` if this process may not create a namespace with links in it.
-pub fn namespace_maker() -> Option<&'static [&'static str]> {
-    const MAKERS: [&[&str]; 2] = [&["unshare", "--net"], &["unshare", "--user", "--map-root-user", "--net"]];
-    MAKERS.into_iter().find(|maker| {
+pub fn new_namespace_command() -> Option<&'static [&'static str]> {
+    const COMMANDS: [&[&str]; 2] = [&["unshare", "--net"], &["unshare", "--user", "--map-root-user", "--net"]];
+    COMMANDS.into_iter().find(|command| {
         let trial =
-            Command::new(maker[0]).args(&maker[1..]).args(["ip", "link", "add", "left", "type", "veth"]).output();
+            Command::new(command[0]).args(&command[1..]).args(["ip", "link", "add", "left", "type", "veth"]).output();
         trial.is_ok_and(|output| output.status.success())
     })
 }
@@ -27,14 +27,14 @@ pub fn namespace_maker() -> Option<&'static [&'static str]> {
 ///
 /// # Panics
 /// In CI, because everything that the tests need is installed there.
-pub fn skipped(why: &str) {
+pub fn report_skipped(why: &str) {
     assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{why}");
     eprintln!("SKIPPED: {why}");
 }
 
 /// Runs `body`, the body of the test called `name`, in a new process that `launcher` starts. To do so it starts this
 /// test binary again, for that one test.
-pub fn in_own_process(launcher: &[&str], name: &str, body: impl AsyncFnOnce()) {
+pub fn run_in_own_process(launcher: &[&str], name: &str, body: impl AsyncFnOnce()) {
     const INSIDE: &str = "TEST_IN_OWN_PROCESS";
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
         if !launcher.is_empty() {

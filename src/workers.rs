@@ -85,7 +85,7 @@ impl Worker {
         let (tasks, inbox) = mpsc::unbounded_channel();
         thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             INDEX.set(index);
-            runtime.block_on(work(inbox, stop));
+            runtime.block_on(run_tasks(inbox, stop));
             // Dropping the runtime would wait for a blocking call in progress.
             runtime.shutdown_background();
         })?;
@@ -94,15 +94,15 @@ impl Worker {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the caller of `WorkerPool::run` tracks its task")]
-async fn work(mut inbox: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>, stop: CancellationToken) {
-    let all = async {
+async fn run_tasks(mut inbox: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>, stop: CancellationToken) {
+    let spawn_all = async {
         while let Some(task) = inbox.recv().await {
             tokio::spawn(task);
         }
     };
     tokio::select! {
         () = stop.cancelled() => {}
-        () = all => {}
+        () = spawn_all => {}
     }
 }
 

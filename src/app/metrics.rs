@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 
 use crate::config::AgentSourceKind;
-use crate::metrics::enrolment::Enrolments;
+use crate::metrics::enrolment::EnrolmentMetrics;
 use crate::metrics::traffic::Traffic;
 use crate::metrics::{DiscoveryMetrics, ListenerMetrics};
 use crate::tls;
@@ -16,13 +16,13 @@ pub(super) struct Metrics {
     pub discovery: DiscoveryMetrics,
     pub listener: ListenerMetrics,
     pub traffic: Arc<Traffic>,
-    pub enrolments: Enrolments,
+    pub enrolments: EnrolmentMetrics,
 }
 
 impl Metrics {
     /// Creates the metrics of the parts that have none yet, beside those of `discovery` and of
     /// `enrolments`. `recorder` gets the spans of requests.
-    pub fn new(discovery: DiscoveryMetrics, enrolments: Enrolments, recorder: Option<Arc<dyn Recorder>>) -> Self {
+    pub fn new(discovery: DiscoveryMetrics, enrolments: EnrolmentMetrics, recorder: Option<Arc<dyn Recorder>>) -> Self {
         let traffic = Arc::new(Traffic::with_recorder(recorder));
         Self { discovery, listener: ListenerMetrics::default(), traffic, enrolments }
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
-use crate::addr::of_kernel;
+use crate::addr::parse_kernel_address;
 use crate::admin::status::Status;
 use crate::config::{AgentSourceKind, Config, OwnAddresses};
 use crate::discovery::View;
@@ -98,7 +98,7 @@ fn listener(line: &str) -> Option<SocketAddr> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, state) = (fields.next()?, fields.nth(1)?);
     let (address, port) = local.split_once(':').filter(|_| state == LISTENING)?;
-    Some(SocketAddr::new(of_kernel(address)?, u16::from_str_radix(port, 16).ok()?))
+    Some(SocketAddr::new(parse_kernel_address(address)?, u16::from_str_radix(port, 16).ok()?))
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ pub enum Command {
         #[arg(long, value_name = "WORD", default_value = "3des", conflicts_with = "name", value_parser = encryption())]
         encryption: Encryption,
         /// How long it is valid, 397 days at most
-        #[arg(long, value_name = "DURATION", default_value = "90days", value_parser = parse::issued_life)]
+        #[arg(long, value_name = "DURATION", default_value = "90days", value_parser = parse::issued_certificate_life)]
         life: Duration,
     },
     /// Revokes a certificate of `cert issue` or of an enrolled agent; a running sidecar closes its

@@ -11,7 +11,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, ValueHint, value_parser};
 
 use crate::config::key::KEYS;
-use crate::config::layer::{Given, Layer, Origin, Problem};
+use crate::config::layer::{Layer, Origin, Problem, RawValue};
 use crate::config::option::{Form, Key};
 use crate::config::{self, Config, environment, file};
 
@@ -186,7 +186,7 @@ impl<S: Selection> FromArgMatches for Flags<S> {
         let mut layer = Layer::default();
         for key in KEYS.iter().filter(|key| S::takes(key)) {
             if let Some(texts) = matches.get_many::<String>(key.flag) {
-                layer.set(key, texts.map(|text| Given { text: text.clone(), origin: Origin::Flag }));
+                layer.set(key, texts.map(|text| RawValue { text: text.clone(), origin: Origin::Flag }));
             }
         }
         let from_variable = matches.value_source("config") == Some(clap::parser::ValueSource::EnvVariable);

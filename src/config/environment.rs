@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 use super::key::KEYS;
-use super::layer::{Given, Layer, Origin};
+use super::layer::{Layer, Origin, RawValue};
 use super::option::{Form, VARIABLE_PREFIX};
 
 /// Reads the options in `variables`. Skips the variables in `known`, which belong to other commands. A
@@ -27,10 +27,10 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
         match key {
             Some(_) if value.is_empty() => {}
             Some(key) => {
-                let given = |text: &str| Given { text: text.trim().into(), origin: Origin::Variable };
+                let raw = |text: &str| RawValue { text: text.trim().into(), origin: Origin::Variable };
                 match key.form {
-                    Form::List(_) => layer.set(key, value.split(',').map(given)),
-                    _ => layer.set(key, [given(&value)]),
+                    Form::List(_) => layer.set(key, value.split(',').map(raw)),
+                    _ => layer.set(key, [raw(&value)]),
                 }
             }
             None => layer.report(name, "there is no such option"),
@@ -67,7 +67,7 @@ mod tests {
     }
 
     fn texts(layer: &Layer, flag: &str) -> Vec<String> {
-        layer.get(key(flag)).iter().map(|given| given.text.clone()).collect()
+        layer.get(key(flag)).iter().map(|value| value.text.clone()).collect()
     }
 
     #[test]

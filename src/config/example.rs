@@ -3,10 +3,10 @@
 use super::key::KEYS;
 use super::layer::Layer;
 use super::option::Key;
-use super::show::value;
+use super::show::toml_value;
 
 /// The example of path rules, which are not in the table of options.
-const RULES: &str = "
+const PATH_RULES: &str = "
 # Rules for the paths of external requests, first match wins; all are open without a rule.
 # [[external.paths]]
 # allow = \"/hooks/\"
@@ -26,21 +26,21 @@ pub fn example() -> String {
         if key.table() != table {
             // The rules follow the other keys of their table.
             if table == "external" {
-                out.push_str(RULES);
+                out.push_str(PATH_RULES);
             }
             table = key.table();
             out.push_str(&format!("\n[{table}]\n"));
         }
-        out.push_str(&entry(key, &defaults));
+        out.push_str(&option_entry(key, &defaults));
     }
     out
 }
 
-fn entry(key: &Key, defaults: &Layer) -> String {
-    let given = defaults.get(key);
+fn option_entry(key: &Key, defaults: &Layer) -> String {
+    let values = defaults.get(key);
     // A key with neither a default nor an empty value is commented out.
-    let mark = if given.is_empty() && !key.is_list() { "# " } else { "" };
-    format!("# {}.\n{mark}{} = {}\n", key.help, key.name(), value(key, given))
+    let comment_mark = if values.is_empty() && !key.is_list() { "# " } else { "" };
+    format!("# {}.\n{comment_mark}{} = {}\n", key.help, key.name(), toml_value(key, values))
 }
 
 #[cfg(test)]

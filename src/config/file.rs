@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::key::{KEYS, PATHS};
-use super::layer::{Given, GivenRule, Layer, Origin};
+use super::layer::{Layer, Origin, RawRule, RawValue};
 use super::option::{Form, Key};
 
 /// Reads the configuration from `file`. If the file can't be read, the layer has a problem at `place`: the
@@ -28,17 +28,17 @@ pub fn read(file: &Path, place: &str) -> Layer {
 pub fn parse(text: &str, name: &Path) -> Layer {
     // Windows editors begin a file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { text, name: name.into(), layer: Layer::default() };
+    let mut reader = FileReader { text, name: name.into(), layer: Layer::default() };
     let (root, mut errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
-        reader.table("", root.get_ref());
+        reader.read_table("", root.get_ref());
     }
     let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
     errors.sort_by_key(start);
     // One syntax error often causes others after it, so only the first is reported.
     if let Some(error) = errors.first() {
-        let at = start(error);
-        reader.layer.report(format!("{}:{}", name.display(), reader.line(at)), one_line(error.message()));
+        let offset = start(error);
+        reader.layer.report(format!("{}:{}", name.display(), reader.line_at(offset)), one_line(error.message()));
     }
     reader.layer
 }
@@ -61,64 +61,64 @@ struct FileRule {
     port: Option<u16>,
 }
 
-struct Reader<'a> {
+struct FileReader<'a> {
     text: &'a str,
     name: Arc<Path>,
     layer: Layer,
 }
 
-impl Reader<'_> {
-    fn line(&self, at: usize) -> usize {
-        1 + self.text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count()
+impl FileReader<'_> {
+    fn line_at(&self, offset: usize) -> usize {
+        1 + self.text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count()
     }
 
-    fn origin(&self, at: usize) -> Origin {
-        Origin::File(self.name.clone(), self.line(at))
+    fn origin(&self, offset: usize) -> Origin {
+        Origin::File(self.name.clone(), self.line_at(offset))
     }
 
-    fn report(&mut self, at: usize, path: &str, what: impl Into<String>) {
-        let place = format!("{}:{}: {path}", self.name.display(), self.line(at));
+    fn report(&mut self, offset: usize, path: &str, what: impl Into<String>) {
+        let place = format!("{}:{}: {path}", self.name.display(), self.line_at(offset));
         self.layer.report(place, what);
     }
 
-    fn table(&mut self, prefix: &str, table: &DeTable<'_>) {
+    fn read_table(&mut self, prefix: &str, table: &DeTable<'_>) {
         for (name, value) in table {
-            let (at, name) = (name.span().start, name.get_ref());
+            let (offset, name) = (name.span().start, name.get_ref());
             let path = if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
             if path == PATHS {
-                self.rules(value);
+                self.read_path_rules(value);
             } else if let Some(key) = KEYS.iter().find(|key| key.path == path) {
-                self.option(key, value);
+                self.read_option(key, value);
             } else if prefix.is_empty() && KEYS.iter().any(|key| key.table() == path) {
                 match value.get_ref() {
-                    DeValue::Table(inner) => self.table(&path, inner),
-                    other => self.report(at, &path, format!("must be a table, not {}", describe(other))),
+                    DeValue::Table(inner) => self.read_table(&path, inner),
+                    other => self.report(offset, &path, format!("must be a table, not {}", type_name(other))),
                 }
             } else {
-                self.report(at, &path, "there is no such key");
+                self.report(offset, &path, "there is no such key");
             }
         }
     }
 
-    fn option(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) {
-        let texts = match (key.form, value.get_ref()) {
-            (Form::List(_), DeValue::Array(items)) => items.iter().map(|item| self.text(key, item)).collect(),
-            _ => self.text(key, value).map(|given| vec![given]),
+    fn read_option(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) {
+        let values = match (key.form, value.get_ref()) {
+            (Form::List(_), DeValue::Array(items)) => items.iter().map(|item| self.read_text(key, item)).collect(),
+            _ => self.read_text(key, value).map(|value| vec![value]),
         };
-        // If the value has the wrong type, `text` has reported it.
-        if let Some(given) = texts {
-            self.layer.set(key, given);
+        // If the value has the wrong type, `read_text` has reported it.
+        if let Some(values) = values {
+            self.layer.set(key, values);
         }
     }
 
     /// Returns `value` in the form that the option's flag takes. If its type is not the option's, reports that and
     /// returns `None`.
-    fn text(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) -> Option<Given> {
-        let at = value.span().start;
+    fn read_text(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) -> Option<RawValue> {
+        let offset = value.span().start;
         let (text, wanted) = match (key.form, value.get_ref()) {
             (Form::Switch, DeValue::Boolean(on)) => (Some(on.to_string()), ""),
             (Form::Switch, _) => (None, "true or false"),
-            (Form::Number | Form::Duration, DeValue::Integer(number)) => (integer(number), "a whole number"),
+            (Form::Number | Form::Duration, DeValue::Integer(number)) => (decimal(number), "a whole number"),
             (Form::Number, _) => (None, "a whole number"),
             (_, DeValue::String(text)) => (Some(text.to_string()), ""),
             (Form::Duration, _) => (None, "a string such as \"10s\", or a number of seconds"),
@@ -126,30 +126,30 @@ impl Reader<'_> {
             (Form::Choice(_) | Form::Text(_), _) => (None, "a string"),
         };
         if text.is_none() {
-            self.report(at, key.path, format!("must be {wanted}, not {}", describe(value.get_ref())));
+            self.report(offset, key.path, format!("must be {wanted}, not {}", type_name(value.get_ref())));
         }
-        text.map(|text| Given { text, origin: self.origin(at) })
+        text.map(|text| RawValue { text, origin: self.origin(offset) })
     }
 
-    fn rules(&mut self, value: &Spanned<DeValue<'_>>) {
+    fn read_path_rules(&mut self, value: &Spanned<DeValue<'_>>) {
         let DeValue::Array(items) = value.get_ref() else {
             self.report(
                 value.span().start,
                 PATHS,
-                format!("must be an array of tables, not {}", describe(value.get_ref())),
+                format!("must be an array of tables, not {}", type_name(value.get_ref())),
             );
             return;
         };
         let mut rules = Vec::new();
         for item in items {
-            let at = item.span().start;
+            let offset = item.span().start;
             match FileRule::deserialize(ValueDeserializer::from(item.clone())) {
                 Ok(FileRule { allow, deny, methods, upgrade, port }) => {
-                    rules.push(GivenRule { allow, deny, methods, upgrade, port, origin: self.origin(at) });
+                    rules.push(RawRule { allow, deny, methods, upgrade, port, origin: self.origin(offset) });
                 }
                 Err(error) => {
-                    let at = error.span().map_or(at, |span| span.start);
-                    self.report(at, PATHS, one_line(error.message()));
+                    let offset = error.span().map_or(offset, |span| span.start);
+                    self.report(offset, PATHS, one_line(error.message()));
                 }
             }
         }
@@ -157,11 +157,11 @@ impl Reader<'_> {
     }
 }
 
-fn integer(number: &toml::de::DeInteger<'_>) -> Option<String> {
+fn decimal(number: &toml::de::DeInteger<'_>) -> Option<String> {
     i64::from_str_radix(number.as_str(), number.radix()).ok().map(|number| number.to_string())
 }
 
-fn describe(value: &DeValue<'_>) -> &'static str {
+fn type_name(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "a number",
@@ -193,20 +193,20 @@ mod tests {
              max_connections = 1_000\nhead_timeout = 3\nidle_timeout = \"2m\"\n[external]\nallow = \"10.0.0.0/8\"\n",
         );
         assert_eq!(layer.problems, []);
-        let given = |flag: &str| -> Vec<_> {
-            let line = |given: &Given| match given.origin {
+        let values = |flag: &str| -> Vec<_> {
+            let line = |value: &RawValue| match value.origin {
                 Origin::File(_, line) => line,
                 _ => 0,
             };
-            layer.get(key(flag)).iter().map(|given| (given.text.clone(), line(given))).collect()
+            layer.get(key(flag)).iter().map(|value| (value.text.clone(), line(value))).collect()
         };
-        assert_eq!(given("state-dir"), [("/s".into(), 1)]);
-        assert_eq!(given("listen"), [("bridge:1".into(), 4), ("eth0:2".into(), 5)]);
-        assert_eq!(given("proxy-protocol"), [("true".into(), 7)]);
-        assert_eq!(given("max-connections"), [("1000".into(), 9)]);
-        assert_eq!(given("head-timeout"), [("3".into(), 10)]);
-        assert_eq!(given("idle-timeout"), [("2m".into(), 11)]);
-        assert_eq!(given("allow"), [("10.0.0.0/8".into(), 13)]);
+        assert_eq!(values("state-dir"), [("/s".into(), 1)]);
+        assert_eq!(values("listen"), [("bridge:1".into(), 4), ("eth0:2".into(), 5)]);
+        assert_eq!(values("proxy-protocol"), [("true".into(), 7)]);
+        assert_eq!(values("max-connections"), [("1000".into(), 9)]);
+        assert_eq!(values("head-timeout"), [("3".into(), 10)]);
+        assert_eq!(values("idle-timeout"), [("2m".into(), 11)]);
+        assert_eq!(values("allow"), [("10.0.0.0/8".into(), 13)]);
     }
 
     #[test]

@@ -11,16 +11,16 @@ use super::option::Key;
 /// The options that one source sets, not yet validated; or the options of several merged sources.
 #[derive(Clone, Debug, Default)]
 pub struct Layer {
-    given: BTreeMap<&'static str, Vec<Given>>,
+    values: BTreeMap<&'static str, Vec<RawValue>>,
     /// The rules of `[[external.paths]]`, if the source has any.
-    pub paths: Option<Vec<GivenRule>>,
+    pub paths: Option<Vec<RawRule>>,
     /// Problems of the source itself, such as an unknown key.
     pub problems: Vec<Problem>,
 }
 
 /// One value of an option, not yet parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Given {
+pub struct RawValue {
     /// The value in the form that the option's flag takes.
     pub text: String,
     /// Where the value was set.
@@ -29,7 +29,7 @@ pub struct Given {
 
 /// A path rule, not yet validated.
 #[derive(Clone, Debug)]
-pub struct GivenRule {
+pub struct RawRule {
     /// The prefix of an `allow` rule.
     pub allow: Option<String>,
     /// The prefix of a `deny` rule.
@@ -89,19 +89,19 @@ impl Layer {
     pub fn defaults() -> Self {
         let mut layer = Self::default();
         for key in KEYS.iter() {
-            layer.set(key, key.default.map(|text| Given { text: text.into(), origin: Origin::Default }));
+            layer.set(key, key.default.map(|text| RawValue { text: text.into(), origin: Origin::Default }));
         }
         layer
     }
 
     /// Sets the values of an option. With no values, the option is set to an empty list.
-    pub fn set(&mut self, key: &'static Key, values: impl IntoIterator<Item = Given>) {
-        self.given.insert(key.flag, values.into_iter().collect());
+    pub fn set(&mut self, key: &'static Key, values: impl IntoIterator<Item = RawValue>) {
+        self.values.insert(key.flag, values.into_iter().collect());
     }
 
     /// Returns the values of an option, or an empty slice if the layer does not set it.
-    pub fn get(&self, key: &Key) -> &[Given] {
-        self.given.get(key.flag).map_or(&[], Vec::as_slice)
+    pub fn get(&self, key: &Key) -> &[RawValue] {
+        self.values.get(key.flag).map_or(&[], Vec::as_slice)
     }
 
     /// Adds a problem of the source itself.
@@ -112,7 +112,7 @@ impl Layer {
     /// Merges this layer with `below`, which it takes precedence over. A list replaces the list in
     /// `below` as a whole. Keeps the problems of both layers.
     pub fn over(mut self, mut below: Self) -> Self {
-        below.given.append(&mut self.given);
+        below.values.append(&mut self.values);
         below.paths = self.paths.or(below.paths);
         self.problems.append(&mut below.problems);
         below.problems = self.problems;
@@ -127,7 +127,7 @@ mod tests {
 
     fn layer(flag: &str, texts: &[&str], origin: Origin) -> Layer {
         let mut layer = Layer::default();
-        layer.set(key(flag), texts.iter().map(|text| Given { text: (*text).into(), origin: origin.clone() }));
+        layer.set(key(flag), texts.iter().map(|text| RawValue { text: (*text).into(), origin: origin.clone() }));
         layer
     }
 
@@ -137,7 +137,7 @@ mod tests {
             .over(layer("allow", &["172.16.0.0/12", "192.168.0.0/16"], Origin::Variable))
             .over(layer("deny", &["10.1.0.0/16"], Origin::Variable))
             .over(Layer::defaults());
-        assert_eq!(merged.get(key("allow")), [Given { text: "10.0.0.0/8".into(), origin: Origin::Flag }]);
+        assert_eq!(merged.get(key("allow")), [RawValue { text: "10.0.0.0/8".into(), origin: Origin::Flag }]);
         assert_eq!(merged.get(key("deny")).len(), 1);
         assert_eq!(merged.get(key("admin"))[0].origin, Origin::Default);
     }

@@ -55,9 +55,9 @@ struct RestartOption {
 
 /// All values of [`Config`] that only a restart changes.
 #[derive(Default)]
-struct Kept(Vec<RestartOption>);
+struct RestartOptions(Vec<RestartOption>);
 
-impl Kept {
+impl RestartOptions {
     /// Sets `wanted` to the `running` value, and adds the value to this list.
     fn keep<T: Clone + PartialEq>(&mut self, keys: &'static [&'static str], wanted: &mut T, running: &T) {
         let differs = wanted != running;
@@ -73,7 +73,7 @@ impl Kept {
 /// The tables `gateway`, `kubernetes` and `docker` need a restart as a whole. Every other table is
 /// destructured without `..`, so that the code does not compile with a new option until it is
 /// listed here: as `_` if it can change live.
-fn keep_restart_options(wanted: &mut Config, running: &Config) -> Kept {
+fn keep_restart_options(wanted: &mut Config, running: &Config) -> RestartOptions {
     let Config {
         gateway,
         listen,
@@ -90,7 +90,7 @@ fn keep_restart_options(wanted: &mut Config, running: &Config) -> Kept {
         limits,
         log,
     } = running;
-    let mut kept = Kept::default();
+    let mut kept = RestartOptions::default();
     kept.keep(&["state_dir"], &mut wanted.state_dir, state_dir);
     kept.keep(&["sandbox"], &mut wanted.sandbox, sandbox);
     kept.keep(&["admin"], &mut wanted.admin, admin);
@@ -107,14 +107,14 @@ fn keep_restart_options(wanted: &mut Config, running: &Config) -> Kept {
     kept
 }
 
-fn keep_listen(kept: &mut Kept, wanted: &mut Listen, running: &Listen) {
+fn keep_listen(kept: &mut RestartOptions, wanted: &mut Listen, running: &Listen) {
     let Listen { on, plain, forward, proxy_protocol: _, own_addresses: _ } = running;
     kept.keep(&["listen.on"], &mut wanted.on, on);
     kept.keep(&["listen.plain"], &mut wanted.plain, plain);
     kept.keep(&["listen.forward"], &mut wanted.forward, forward);
 }
 
-fn keep_tls(kept: &mut Kept, wanted: &mut Tls, running: &Tls) {
+fn keep_tls(kept: &mut RestartOptions, wanted: &mut Tls, running: &Tls) {
     let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = running;
     kept.keep(&["tls.cert", "tls.key"], &mut wanted.provided, provided);
     kept.keep(&["tls.names"], &mut wanted.names, names);
@@ -122,7 +122,7 @@ fn keep_tls(kept: &mut Kept, wanted: &mut Tls, running: &Tls) {
     kept.keep(&["tls.follow_names"], &mut wanted.follow_names, follow_names);
 }
 
-fn keep_agents(kept: &mut Kept, wanted: &mut Agents, running: &Agents) {
+fn keep_agents(kept: &mut RestartOptions, wanted: &mut Agents, running: &Agents) {
     let Agents {
         cidrs: _,
         certificate_from: _,
@@ -161,7 +161,7 @@ fn keep_none_of_external_and_http(external: &External, http: &Http) {
     let Http { upgrades: _ } = http;
 }
 
-fn keep_limits(kept: &mut Kept, wanted: &mut Limits, running: &Limits) {
+fn keep_limits(kept: &mut RestartOptions, wanted: &mut Limits, running: &Limits) {
     let Limits {
         max_connections,
         max_connections_per_client: _,
@@ -191,7 +191,7 @@ fn keep_limits(kept: &mut Kept, wanted: &mut Limits, running: &Limits) {
     kept.keep(&["limits.buffered"], &mut wanted.buffered, buffered);
 }
 
-fn keep_log(kept: &mut Kept, wanted: &mut Log, running: &Log) {
+fn keep_log(kept: &mut RestartOptions, wanted: &mut Log, running: &Log) {
     let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = running;
     kept.keep(&["log.format"], &mut wanted.format, format);
     kept.keep(&["log.audit"], &mut wanted.audit, audit);
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_named_by_a_key_or_a_table() {
-        let Kept(kept) = keep_restart_options(&mut Config::default(), &Config::default());
+        let RestartOptions(kept) = keep_restart_options(&mut Config::default(), &Config::default());
         for name in kept.iter().flat_map(|option| option.keys) {
             assert!(KEYS.iter().any(|key| key.path == *name || key.table() == *name), "{name}");
         }

@@ -50,17 +50,17 @@ pub fn number<T: FromStr + PartialOrd + Display>(range: RangeInclusive<T>) -> im
 
 /// The longest duration of an option, a year. A longer one is a mistake, and could overflow when it is
 /// added to a time.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// Parses a duration of at most a year, such as `10s`, `500ms` or `1h 30m`, or a number of seconds.
 pub fn duration(text: &str) -> Parsed<Duration> {
-    match any_duration(text)? {
-        duration if duration <= LONGEST => Ok(duration),
+    match unlimited_duration(text)? {
+        duration if duration <= MAX_DURATION => Ok(duration),
         _ => Err("is longer than a year".into()),
     }
 }
 
-fn any_duration(text: &str) -> Parsed<Duration> {
+fn unlimited_duration(text: &str) -> Parsed<Duration> {
     match text.parse() {
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
         Err(_) => humantime::parse_duration(text).map_err(|_| "is not a duration such as 10s, 500ms or 2m".into()),
@@ -86,10 +86,10 @@ pub fn certificate_life(text: &str) -> Parsed<Duration> {
 }
 
 /// Parses the validity of a certificate from `loopgate cert issue`. Some clients reject more than 397 days.
-pub fn issued_life(text: &str) -> Parsed<Duration> {
+pub fn issued_certificate_life(text: &str) -> Parsed<Duration> {
     const LIMITS: std::ops::RangeInclusive<Duration> =
         Duration::from_secs(60)..=Duration::from_secs(397 * 24 * 60 * 60);
-    match any_duration(text)? {
+    match unlimited_duration(text)? {
         life if LIMITS.contains(&life) => Ok(life),
         _ => Err("is not between 1m and 397d".into()),
     }
@@ -139,13 +139,13 @@ pub fn network(text: &str) -> Parsed<IpNet> {
         Err(_) => text.parse().map_err(|_| "is not a network such as 172.18.0.0/16")?,
     };
     Ok(match net.trunc() {
-        IpNet::V6(net) => fold(net),
+        IpNet::V6(net) => fold_mapped_network(net),
         net => net,
     })
 }
 
 /// Converts a network of IPv4-mapped addresses to the IPv4 network; leaves every other one unchanged.
-fn fold(net: Ipv6Net) -> IpNet {
+fn fold_mapped_network(net: Ipv6Net) -> IpNet {
     match (net.addr().to_ipv4_mapped(), net.prefix_len().checked_sub(96)) {
         (Some(ip), Some(prefix)) => Ipv4Net::new_assert(ip, prefix).trunc().into(),
         _ => net.into(),
@@ -162,10 +162,10 @@ pub fn agent_network(text: &str) -> Parsed<IpNet> {
 
 /// Parses `bridge:PORT`, `IFACE:PORT`, `CIDR:PORT` or `IP:PORT`. IPv6 needs brackets, as in `[fd00::/8]:PORT`.
 pub fn listen_on(text: &str) -> Parsed<ListenOn> {
-    let (place, port) = text.rsplit_once(':').ok_or("has no port (as in bridge:18443)")?;
+    let (selector, port) = text.rsplit_once(':').ok_or("has no port (as in bridge:18443)")?;
     let port = port.parse().map_err(|_| "does not end in a port from 0 to 65535")?;
-    let bracketed = place.strip_prefix('[').and_then(|place| place.strip_suffix(']'));
-    let addresses = match bracketed.unwrap_or(place) {
+    let bracketed = selector.strip_prefix('[').and_then(|inner| inner.strip_suffix(']'));
+    let addresses = match bracketed.unwrap_or(selector) {
         "bridge" if bracketed.is_none() => ListenAddresses::Bridge,
         inner if bracketed.is_none() && inner.contains(':') => {
             return Err("has an IPv6 address without brackets (as in [::1]:18443)".into());
@@ -197,12 +197,12 @@ fn is_interface_name(name: &str) -> bool {
         && name.bytes().all(printable)
         && name != "."
         && name != ".."
-        && !is_almost_an_address(name)
+        && !is_mistyped_address(name)
 }
 
 /// Returns whether `name` consists of digits and dots, such as `10.0.0.300`. That is a valid name for an
 /// interface, but the user surely meant an address.
-fn is_almost_an_address(name: &str) -> bool {
+fn is_mistyped_address(name: &str) -> bool {
     name.contains('.') && name.bytes().all(|b| b.is_ascii_digit() || b == b'.')
 }
 
@@ -212,8 +212,8 @@ pub fn engine(text: &str) -> Parsed<Engine> {
         None if text == "auto" => Ok(Engine::Auto),
         None if text == "off" => Ok(Engine::Off),
         Some(("unix", path)) if path.starts_with('/') && path.len() > 1 => Ok(Engine::Unix(path.into())),
-        Some(("tcp", place)) => match host_and_port(place.trim_end_matches('/')) {
-            Ok(place) => Ok(Engine::Tcp(place)),
+        Some(("tcp", endpoint)) => match host_and_port(endpoint.trim_end_matches('/')) {
+            Ok(endpoint) => Ok(Engine::Tcp(endpoint)),
             Err(_) => Err("is not tcp://HOST:PORT".into()),
         },
         _ => Err("is not auto, off, unix:///PATH or tcp://HOST:PORT".into()),
@@ -338,7 +338,7 @@ pub fn trust_domain(text: &str) -> Parsed<String> {
 
 /// Parses the name of an identity header. Headers that have another meaning are refused.
 pub fn identity_header(text: &str) -> Parsed<HeaderName> {
-    const TAKEN: [&str; 10] = [
+    const RESERVED: [&str; 10] = [
         "connection",
         "content-length",
         "cookie",
@@ -353,18 +353,18 @@ pub fn identity_header(text: &str) -> Parsed<HeaderName> {
     let name: HeaderName = text.parse().map_err(|_| "is not a header's name")?;
     let is_address =
         matches!(name.as_str(), "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "x-real-ip");
-    if is_address || TAKEN.contains(&name.as_str()) { Err("can't be an identity header".into()) } else { Ok(name) }
+    if is_address || RESERVED.contains(&name.as_str()) { Err("can't be an identity header".into()) } else { Ok(name) }
 }
 
 /// Parses the name of a header that every client may send. Headers that loopgate sets itself, or by
 /// which the gateway decides whether a client is local, are refused.
 pub fn keep_header(text: &str) -> Parsed<HeaderName> {
-    const FIXED: [&str; 4] = ["forwarded", "via", "x-real-ip", "x-openclaw-scopes"];
+    const RESERVED: [&str; 4] = ["forwarded", "via", "x-real-ip", "x-openclaw-scopes"];
     let name: HeaderName = text.parse().map_err(|_| "is not a header's name")?;
     let folded = name.as_str().replace(['_', '.'], "-");
-    let fixed =
-        FIXED.contains(&folded.as_str()) || folded.starts_with("x-forwarded") || folded.starts_with("tailscale-");
-    if fixed {
+    let reserved =
+        RESERVED.contains(&folded.as_str()) || folded.starts_with("x-forwarded") || folded.starts_with("tailscale-");
+    if reserved {
         Err("can't be kept: the gateway decides by it whether a client is local, or what it may do".into())
     } else {
         Ok(name)

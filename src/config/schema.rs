@@ -18,9 +18,9 @@ pub fn schema() -> Value {
                 table["properties"].as_object_mut().expect("made above")
             }
         };
-        properties.insert(key.name().into(), option(key));
+        properties.insert(key.name().into(), option_schema(key));
     }
-    root["external"]["properties"]["paths"] = paths();
+    root["external"]["properties"]["paths"] = path_rules_schema();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "loopgate",
@@ -30,7 +30,7 @@ pub fn schema() -> Value {
     })
 }
 
-fn option(key: &Key) -> Value {
+fn option_schema(key: &Key) -> Value {
     let mut schema = match key.form {
         Form::Switch => json!({ "type": "boolean" }),
         Form::Number => json!({ "type": "integer", "minimum": 0 }),
@@ -51,7 +51,7 @@ fn option(key: &Key) -> Value {
     schema
 }
 
-fn paths() -> Value {
+fn path_rules_schema() -> Value {
     json!({
         "description": "Rules for the paths of external requests, first match wins; all are open by default",
         "type": "array",

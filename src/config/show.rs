@@ -1,7 +1,7 @@
 //! Formats the effective configuration as a TOML file, with the source of each value in a comment.
 
 use super::key::KEYS;
-use super::layer::{Given, GivenRule, Layer, Origin};
+use super::layer::{Layer, Origin, RawRule, RawValue};
 use super::option::{Form, Key};
 
 /// Returns the text of a file that sets the same values as `layer`. Options without a value are left out.
@@ -9,24 +9,24 @@ pub fn show(layer: &Layer) -> String {
     let mut out = String::new();
     let mut table = "";
     for key in KEYS.iter() {
-        let given = layer.get(key);
-        if given.is_empty() && !key.is_list() {
+        let values = layer.get(key);
+        if values.is_empty() && !key.is_list() {
             continue;
         }
         if key.table() != table {
             table = key.table();
             out.push_str(&format!("\n[{table}]\n"));
         }
-        let origin = given.first().map_or_else(|| "default".to_owned(), |given| describe(&given.origin, key));
-        out.push_str(&format!("{} = {} # {origin}\n", key.name(), value(key, given)));
+        let origin = values.first().map_or_else(|| "default".to_owned(), |value| format_origin(&value.origin, key));
+        out.push_str(&format!("{} = {} # {origin}\n", key.name(), toml_value(key, values)));
     }
     for rule in layer.paths.iter().flatten() {
-        out.push_str(&self::rule(rule));
+        out.push_str(&path_rule(rule));
     }
     out
 }
 
-fn describe(origin: &Origin, key: &Key) -> String {
+fn format_origin(origin: &Origin, key: &Key) -> String {
     match origin {
         Origin::Default => "default".into(),
         Origin::File(file, line) => format!("{}:{line}", file.display()),
@@ -35,21 +35,21 @@ fn describe(origin: &Origin, key: &Key) -> String {
 }
 
 /// Returns the values of an option as a TOML value.
-pub(super) fn value(key: &Key, given: &[Given]) -> String {
-    let first = || given.first().map(|given| given.text.clone()).unwrap_or_default();
+pub(super) fn toml_value(key: &Key, values: &[RawValue]) -> String {
+    let first = || values.first().map(|value| value.text.clone()).unwrap_or_default();
     match key.form {
         Form::Switch => super::parse::switch(&first()).unwrap_or_default().to_string(),
         Form::Number => first(),
-        Form::List(_) => strings(given.iter().map(|given| &given.text)),
-        Form::Duration | Form::Choice(_) | Form::Text(_) => quote(&first()),
+        Form::List(_) => toml_array(values.iter().map(|value| &value.text)),
+        Form::Duration | Form::Choice(_) | Form::Text(_) => toml_string(&first()),
     }
 }
 
-fn rule(rule: &GivenRule) -> String {
+fn path_rule(rule: &RawRule) -> String {
     let mut out = String::from("\n[[external.paths]]\n");
     for (name, prefix) in [("allow", &rule.allow), ("deny", &rule.deny)] {
         if let Some(prefix) = prefix {
-            out.push_str(&format!("{name} = {}\n", quote(prefix)));
+            out.push_str(&format!("{name} = {}\n", toml_string(prefix)));
         }
     }
     if rule.upgrade {
@@ -59,16 +59,16 @@ fn rule(rule: &GivenRule) -> String {
         out.push_str(&format!("port = {port}\n"));
     }
     if !rule.methods.is_empty() {
-        out.push_str(&format!("methods = {}\n", strings(&rule.methods)));
+        out.push_str(&format!("methods = {}\n", toml_array(&rule.methods)));
     }
     out
 }
 
-fn strings<'a>(texts: impl IntoIterator<Item = &'a String>) -> String {
-    format!("[{}]", texts.into_iter().map(|text| quote(text)).collect::<Vec<_>>().join(", "))
+fn toml_array<'a>(texts: impl IntoIterator<Item = &'a String>) -> String {
+    format!("[{}]", texts.into_iter().map(|text| toml_string(text)).collect::<Vec<_>>().join(", "))
 }
 
-fn quote(text: &str) -> String {
+fn toml_string(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
 
@@ -86,7 +86,7 @@ mod tests {
         let file = "[gateway]\ntoken_file = \"a \\\"b\\\"\"\n[listen]\non = [\"eth0:1\", \"eth1:1\"]\n\
                     [[external.paths]]\ndeny = \"/x\"\n";
         let mut flags = Layer::default();
-        flags.set(key("idle-timeout"), [Given { text: "7".into(), origin: Origin::Flag }]);
+        flags.set(key("idle-timeout"), [RawValue { text: "7".into(), origin: Origin::Flag }]);
         let layer = flags.over(parse(file, Path::new("a.toml"))).over(Layer::defaults());
         let shown = show(&layer);
         let again = parse(&shown, Path::new("shown.toml")).over(Layer::defaults());

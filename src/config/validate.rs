@@ -5,7 +5,7 @@ mod listeners;
 use std::net::{IpAddr, SocketAddr};
 
 use super::key::key;
-use super::layer::{GivenRule, Layer, Origin, Problem};
+use super::layer::{Layer, Origin, Problem, RawRule};
 use super::option::Key;
 use super::parse::{self, Parsed};
 use super::settings::{
@@ -27,42 +27,42 @@ pub struct Error(pub Vec<Problem>);
 /// If a source, a value or a combination of values has a problem. The error lists all problems;
 /// combinations are only checked if all values are valid.
 pub fn validate(layer: &Layer) -> Result<Config, Error> {
-    let mut read = Reader { layer, problems: layer.problems.clone() };
+    let mut read = ValueReader { layer, problems: layer.problems.clone() };
     let config = Config {
         gateway: gateway(&mut read),
         listen: listen(&mut read),
         tls: tls(&mut read),
-        state_dir: read.one("state-dir", parse::path),
-        sandbox: read.one(
+        state_dir: read.value("state-dir", parse::path),
+        sandbox: read.value(
             "sandbox",
             parse::choice(&[("auto", Sandbox::Auto), ("off", Sandbox::Off), ("required", Sandbox::Required)]),
         ),
-        discovery: read.one(
+        discovery: read.value(
             "discovery",
             parse::choice(&[("docker", AgentSourceKind::Docker), ("kubernetes", AgentSourceKind::Kubernetes)]),
         ),
         kubernetes: Kubernetes {
             api: read.optional("kubernetes-api", parse::host_and_port),
-            credentials: read.one("kubernetes-credentials", parse::path),
-            audience: read.one("kubernetes-audience", parse::audience),
+            credentials: read.value("kubernetes-credentials", parse::path),
+            audience: read.value("kubernetes-audience", parse::audience),
         },
         docker: Docker {
-            engine: read.one("docker", parse::engine),
-            any_project: read.one("any-project", parse::switch),
+            engine: read.value("docker", parse::engine),
+            any_project: read.value("any-project", parse::switch),
             container: read.optional("container", parse::container),
         },
         agents: agents(&mut read),
         external: external(&mut read),
         http: Http { upgrades: read.list("upgrade", parse::upgrade) },
-        admin: read.one("admin", parse::socket_address_or_off),
+        admin: read.value("admin", parse::socket_address_or_off),
         limits: limits(&mut read),
         log: Log {
-            format: read.one("log-format", parse::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
-            level: read.one("log-level", parse::log_filter),
-            access: read.one("access-log", parse::switch),
+            format: read.value("log-format", parse::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
+            level: read.value("log-level", parse::log_filter),
+            access: read.value("access-log", parse::switch),
             audit: read.optional("audit-log", parse::path),
             traceparent: read
-                .one("traceparent", parse::choice(&[("pass", TraceparentUse::Pass), ("make", TraceparentUse::Make)])),
+                .value("traceparent", parse::choice(&[("pass", TraceparentUse::Pass), ("make", TraceparentUse::Make)])),
             otel_endpoint: read.optional("otel-endpoint", parse::otel_endpoint),
         },
     };
@@ -80,18 +80,18 @@ pub fn validate(layer: &Layer) -> Result<Config, Error> {
 ///
 /// If the value of `--admin` is invalid.
 pub fn admin(layer: &Layer) -> Result<Option<SocketAddr>, Error> {
-    let mut read = Reader { layer, problems: Vec::new() };
-    let admin = read.one("admin", parse::socket_address_or_off);
+    let mut read = ValueReader { layer, problems: Vec::new() };
+    let admin = read.value("admin", parse::socket_address_or_off);
     if read.problems.is_empty() { Ok(admin) } else { Err(Error(read.problems)) }
 }
 
-fn gateway(read: &mut Reader<'_>) -> Gateway {
-    let allow_remote = read.one("allow-remote-gateway", parse::switch);
+fn gateway(read: &mut ValueReader<'_>) -> Gateway {
+    let allow_remote = read.value("allow-remote-gateway", parse::switch);
     Gateway {
-        address: read.one("gateway", |text| gateway_address(text, allow_remote)),
+        address: read.value("gateway", |text| gateway_address(text, allow_remote)),
         allow_remote,
-        external_source: read.one("external-source", parse::loopback_ipv4),
-        agent_sources: read.one("agent-sources", parse::loopback_ipv4_network),
+        external_source: read.value("external-source", parse::loopback_ipv4),
+        agent_sources: read.value("agent-sources", parse::loopback_ipv4_network),
         token_file: read.optional("token-file", parse::path),
         state_dir: read.optional("gateway-state-dir", parse::path),
     }
@@ -111,20 +111,20 @@ fn gateway_address(text: &str, allow_remote: bool) -> Parsed<SocketAddr> {
     }
 }
 
-fn listen(read: &mut Reader<'_>) -> Listen {
+fn listen(read: &mut ValueReader<'_>) -> Listen {
     Listen {
         on: read.list("listen", parse::listen_on),
         plain: read.list("listen-plain", parse::listen_on),
         forward: read.list("forward", parse::forward),
-        proxy_protocol: read.one("proxy-protocol", parse::switch),
-        own_addresses: read.one(
+        proxy_protocol: read.value("proxy-protocol", parse::switch),
+        own_addresses: read.value(
             "own-addresses",
             parse::choice(&[("external", OwnAddresses::External), ("agent", OwnAddresses::Agent)]),
         ),
     }
 }
 
-fn tls(read: &mut Reader<'_>) -> Tls {
+fn tls(read: &mut ValueReader<'_>) -> Tls {
     let chain = read.optional("tls-cert", parse::path);
     let key = read.optional("tls-key", parse::path);
     match (&chain, &key) {
@@ -135,38 +135,38 @@ fn tls(read: &mut Reader<'_>) -> Tls {
     Tls {
         provided: chain.zip(key).map(|(chain, key)| CertificateFiles { chain, key }),
         names: read.list("tls-name", parse::subject_name),
-        constrain_names: read.one("constrain-names", parse::switch),
-        follow_names: read.one("follow-names", parse::switch),
+        constrain_names: read.value("constrain-names", parse::switch),
+        follow_names: read.value("follow-names", parse::switch),
         client_ca: read.optional("client-ca", parse::path),
     }
 }
 
-fn agents(read: &mut Reader<'_>) -> Agents {
+fn agents(read: &mut ValueReader<'_>) -> Agents {
     Agents {
         cidrs: read.list("agent-cidr", parse::agent_network),
         certificate_from: read.list("certificate-from", parse::network),
         uris: read.list("agent-uri", parse::uri),
         services: read.list("agent-service", parse::agent_service),
         proofs: read.list("agent-proof", parse::choice(&[("process", ProofKind::Process), ("file", ProofKind::File)])),
-        inherit_token: read.one("inherit-token", parse::switch),
+        inherit_token: read.value("inherit-token", parse::switch),
         scopes: read.list("agent-scopes", parse::scope),
-        bind_devices: read.one(
+        bind_devices: read.value(
             "bind-devices",
             parse::choice(&[("on", BindDevices::On), ("report", BindDevices::Report), ("off", BindDevices::Off)]),
         ),
-        unpair: read.one("unpair", parse::switch),
-        certificate_life: read.one("agent-certificate-life", parse::certificate_life),
-        trust_domain: read.one("trust-domain", parse::trust_domain),
+        unpair: read.value("unpair", parse::switch),
+        certificate_life: read.value("agent-certificate-life", parse::certificate_life),
+        trust_domain: read.value("trust-domain", parse::trust_domain),
     }
 }
 
-fn external(read: &mut Reader<'_>) -> External {
-    let paths = read.layer.paths.iter().flatten().filter_map(|rule| read.rule(rule)).collect();
+fn external(read: &mut ValueReader<'_>) -> External {
+    let paths = read.layer.paths.iter().flatten().filter_map(|rule| read.path_rule(rule)).collect();
     External {
         trusted_proxies: read.list("trusted-proxy", parse::network),
         allow: read.list("allow", parse::network),
         deny: read.list("deny", parse::network),
-        unknown_client: read.one("unknown-client", |text| match parse::ip(text)? {
+        unknown_client: read.value("unknown-client", |text| match parse::ip(text)? {
             ip if is_loopback_or_unspecified(ip) => {
                 Err("is loopback or unspecified: the gateway would treat such a client as local".into())
             }
@@ -175,72 +175,75 @@ fn external(read: &mut Reader<'_>) -> External {
         identity_headers: read.list("identity-header", parse::identity_header),
         keep_headers: read.list("keep-header", parse::keep_header),
         scopes: read.list("external-scopes", parse::scope),
-        serve_ca: read.one("serve-ca", parse::switch),
+        serve_ca: read.value("serve-ca", parse::switch),
         paths,
     }
 }
 
-fn limits(read: &mut Reader<'_>) -> Limits {
+fn limits(read: &mut ValueReader<'_>) -> Limits {
     Limits {
-        max_connections: read.one("max-connections", parse::number(1..=10_000_000)),
-        max_connections_per_client: read.one("max-connections-per-client", parse::number(1..=10_000_000)),
-        connection_rate_per_client: read.one("connection-rate-per-client", parse::number(0..=1_000_000)),
-        gateway_requests: read.one("gateway-requests", parse::number(1..=1_000_000)),
-        gateway_websockets: read.one("gateway-websockets", parse::number(1..=1_000_000)),
+        max_connections: read.value("max-connections", parse::number(1..=10_000_000)),
+        max_connections_per_client: read.value("max-connections-per-client", parse::number(1..=10_000_000)),
+        connection_rate_per_client: read.value("connection-rate-per-client", parse::number(0..=1_000_000)),
+        gateway_requests: read.value("gateway-requests", parse::number(1..=1_000_000)),
+        gateway_websockets: read.value("gateway-websockets", parse::number(1..=1_000_000)),
         // Less than 1 MiB is not enough for one connection.
-        buffered: read.one("buffered", parse::number(1024 * 1024..=1024 * 1024 * 1024)),
+        buffered: read.value("buffered", parse::number(1024 * 1024..=1024 * 1024 * 1024)),
         // hyper's buffer for a request head has at least 8 KiB.
-        head_bytes: read.one("head-bytes", parse::number(8 * 1024..=16 * 1024 * 1024)),
+        head_bytes: read.value("head-bytes", parse::number(8 * 1024..=16 * 1024 * 1024)),
         // A header map of the http crate holds at most 24,576 fields.
-        head_fields: read.one("head-fields", parse::number(1..=16 * 1024)),
+        head_fields: read.value("head-fields", parse::number(1..=16 * 1024)),
         // hyper's buffer for a response head has at least 8 KiB.
-        response_head: read.one("response-head", parse::number(8 * 1024..=16 * 1024 * 1024)),
-        response_fields: read.one("response-fields", parse::number(1..=16 * 1024)),
-        h2_streams: read.one("h2-streams", parse::number(1..=100_000)),
-        handshake_timeout: read.one("handshake-timeout", parse::timeout),
-        head_timeout: read.one("head-timeout", parse::timeout),
-        connect_timeout: read.one("connect-timeout", parse::timeout),
-        request_timeout: read.one("request-timeout", parse::timeout),
+        response_head: read.value("response-head", parse::number(8 * 1024..=16 * 1024 * 1024)),
+        response_fields: read.value("response-fields", parse::number(1..=16 * 1024)),
+        h2_streams: read.value("h2-streams", parse::number(1..=100_000)),
+        handshake_timeout: read.value("handshake-timeout", parse::timeout),
+        head_timeout: read.value("head-timeout", parse::timeout),
+        connect_timeout: read.value("connect-timeout", parse::timeout),
+        request_timeout: read.value("request-timeout", parse::timeout),
         path_timeouts: read.list("path-timeout", parse::path_timeout),
-        idle_timeout: read.one("idle-timeout", parse::timeout),
-        stall_timeout: read.one("stall-timeout", parse::timeout),
-        gateway_stall: read.one("gateway-stall", parse::timeout),
-        gateway_wait: read.one("gateway-wait", parse::duration),
-        drain_timeout: read.one("drain-timeout", parse::duration),
+        idle_timeout: read.value("idle-timeout", parse::timeout),
+        stall_timeout: read.value("stall-timeout", parse::timeout),
+        gateway_stall: read.value("gateway-stall", parse::timeout),
+        gateway_wait: read.value("gateway-wait", parse::duration),
+        drain_timeout: read.value("drain-timeout", parse::duration),
     }
 }
 
 /// Reports values that are valid alone but not together.
-fn check_combinations(config: &Config, read: &mut Reader<'_>) {
+fn check_combinations(config: &Config, read: &mut ValueReader<'_>) {
     check_gateway_addresses(&config.gateway, read);
     if config.listen.on.is_empty() {
         read.report("listen", "needs at least one address to listen on");
     }
     check_path_rules(config, read);
     for fault in listeners::faults(config) {
-        read.report_any(&fault.flags, &fault.what);
+        read.report_at_first_set(&fault.flags, &fault.what);
     }
     if config.admin == Some(config.gateway.address) {
-        read.report_any(&["admin", "gateway"], "the admin listener needs its own address and port");
+        read.report_at_first_set(&["admin", "gateway"], "the admin listener needs its own address and port");
     }
     check_external(config, read);
     check_agents(config, read);
 }
 
 /// Reports source addresses that two of these would share: local clients, agents, the external lane.
-fn check_gateway_addresses(gateway: &Gateway, read: &mut Reader<'_>) {
+fn check_gateway_addresses(gateway: &Gateway, read: &mut ValueReader<'_>) {
     let Gateway { address, external_source, agent_sources, .. } = *gateway;
     if address.ip() == external_source || external_source.octets() == [127, 0, 0, 1] {
-        read.report_any(
+        read.report_at_first_set(
             &["external-source", "gateway"],
             "the external lane needs a source address that local clients don't use",
         );
     }
     if agent_sources.contains(&external_source) {
-        read.report_any(&["agent-sources", "external-source"], "an agent could get the external lane's source address");
+        read.report_at_first_set(
+            &["agent-sources", "external-source"],
+            "an agent could get the external lane's source address",
+        );
     }
     if matches!(address.ip(), IpAddr::V4(ip) if agent_sources.contains(&ip)) {
-        read.report_any(
+        read.report_at_first_set(
             &["agent-sources", "gateway"],
             "an agent could get the gateway's address as its source address",
         );
@@ -248,7 +251,7 @@ fn check_gateway_addresses(gateway: &Gateway, read: &mut Reader<'_>) {
 }
 
 /// Reports path rules for a port of the gateway that loopgate forwards no requests to.
-fn check_path_rules(config: &Config, read: &mut Reader<'_>) {
+fn check_path_rules(config: &Config, read: &mut ValueReader<'_>) {
     let address = config.gateway.address;
     let layer = read.layer;
     for rule in layer.paths.iter().flatten() {
@@ -256,13 +259,13 @@ fn check_path_rules(config: &Config, read: &mut Reader<'_>) {
             |port: &u16| *port == address.port() || config.listen.forward.iter().any(|forward| forward.target == *port);
         if let Some(port) = rule.port.filter(|port| !is_carried(port)) {
             let what = format!("port {port} is neither the gateway's own nor one that listen.forward leads to");
-            read.report_rule(rule, what);
+            read.report_path_rule(rule, what);
         }
     }
 }
 
 /// Reports invalid combinations of the options for external clients and trusted proxies.
-fn check_external(config: &Config, read: &mut Reader<'_>) {
+fn check_external(config: &Config, read: &mut ValueReader<'_>) {
     if !config.listen.plain.is_empty() && config.external.trusted_proxies.is_empty() {
         read.report_missing("listen-plain", "trusted-proxy", ", because only trusted proxies may speak plain HTTP");
     }
@@ -274,7 +277,7 @@ fn check_external(config: &Config, read: &mut Reader<'_>) {
         );
     }
     if config.external.serve_ca && config.tls.provided.is_some() {
-        read.report_any(
+        read.report_at_first_set(
             &["serve-ca", "tls-cert"],
             "clients do not need loopgate's CA where the certificate is your own (tls.cert): leave one of the two out",
         );
@@ -282,7 +285,7 @@ fn check_external(config: &Config, read: &mut Reader<'_>) {
 }
 
 /// Reports invalid combinations of the options for agents.
-fn check_agents(config: &Config, read: &mut Reader<'_>) {
+fn check_agents(config: &Config, read: &mut ValueReader<'_>) {
     if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {
         read.report_missing("agent-uri", "client-ca", ", which verifies those certificates");
     }
@@ -296,23 +299,26 @@ fn check_agents(config: &Config, read: &mut Reader<'_>) {
         }
         if config.discovery == AgentSourceKind::Docker && config.docker.engine == Engine::Off {
             let why = "only Docker or Kubernetes tells when an agent's container, or pod, is removed";
-            read.report_any(&["unpair", "discovery", "docker"], why);
+            read.report_at_first_set(&["unpair", "discovery", "docker"], why);
         }
         if config.agents.bind_devices == BindDevices::Off {
-            read.report_any(&["unpair", "bind-devices"], "without --bind-devices no device is known to be an agent's");
+            read.report_at_first_set(
+                &["unpair", "bind-devices"],
+                "without --bind-devices no device is known to be an agent's",
+            );
         }
     }
 }
 
 /// Parses the values of a layer, and collects their problems.
-struct Reader<'a> {
+struct ValueReader<'a> {
     layer: &'a Layer,
     problems: Vec<Problem>,
 }
 
-impl Reader<'_> {
+impl ValueReader<'_> {
     /// Returns the value of an option that has a default. The default also replaces an invalid value.
-    fn one<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> T {
+    fn value<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> T {
         self.optional(flag, &parse).unwrap_or_else(|| {
             let default = key(flag).default.unwrap_or_default();
             parse(default).unwrap_or_else(|what| panic!("the default of --{flag} {what}"))
@@ -327,12 +333,12 @@ impl Reader<'_> {
     /// Returns the values of an option, without the invalid ones.
     fn list<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> Vec<T> {
         let key = key(flag);
-        let given = self.layer.get(key).iter();
-        let parsed = given.filter_map(|given| match parse(&given.text) {
+        let values = self.layer.get(key).iter();
+        let parsed = values.filter_map(|value| match parse(&value.text) {
             Ok(value) => Some(value),
             Err(what) => {
                 self.problems
-                    .push(Problem { place: given.origin.place(key), what: format!("{:?} {what}", given.text) });
+                    .push(Problem { place: value.origin.place(key), what: format!("{:?} {what}", value.text) });
                 None
             }
         });
@@ -340,31 +346,31 @@ impl Reader<'_> {
     }
 
     /// Returns `rule` as a [`PathRule`], or `None` if it is invalid.
-    fn rule(&mut self, rule: &GivenRule) -> Option<PathRule> {
+    fn path_rule(&mut self, rule: &RawRule) -> Option<PathRule> {
         let (allow, prefix) = match (&rule.allow, &rule.deny) {
             (Some(prefix), None) => (true, prefix),
             (None, Some(prefix)) => (false, prefix),
-            _ => return self.report_rule(rule, "a rule needs either allow or deny".into()),
+            _ => return self.report_path_rule(rule, "a rule needs either allow or deny".into()),
         };
         let prefix = match parse::path_prefix(prefix) {
             Ok(prefix) => prefix,
-            Err(what) => return self.report_rule(rule, format!("{prefix:?} {what}")),
+            Err(what) => return self.report_path_rule(rule, format!("{prefix:?} {what}")),
         };
         let mut methods = Vec::new();
         for text in &rule.methods {
             match parse::method(text) {
                 Ok(method) => methods.push(method),
-                Err(what) => return self.report_rule(rule, format!("{text:?} {what}")),
+                Err(what) => return self.report_path_rule(rule, format!("{text:?} {what}")),
             }
         }
         if rule.upgrade && !allow {
             return self
-                .report_rule(rule, "upgrade is for allow rules: a deny rule refuses upgrades in any case".into());
+                .report_path_rule(rule, "upgrade is for allow rules: a deny rule refuses upgrades in any case".into());
         }
         Some(PathRule { allow, prefix, methods, upgrade: rule.upgrade, port: rule.port })
     }
 
-    fn report_rule(&mut self, rule: &GivenRule, what: String) -> Option<PathRule> {
+    fn report_path_rule(&mut self, rule: &RawRule, what: String) -> Option<PathRule> {
         let place = match &rule.origin {
             Origin::File(file, line) => format!("{}:{line}: {}", file.display(), super::key::PATHS),
             _ => super::key::PATHS.into(),
@@ -374,14 +380,14 @@ impl Reader<'_> {
     }
 
     fn report(&mut self, flag: &str, what: &str) {
-        self.report_any(&[flag], what);
+        self.report_at_first_set(&[flag], what);
     }
 
     /// Reports that the option `flag` needs the option `needed`. The message names `needed` as the
     /// source of `flag` would: as a flag, a variable or a path. `why` continues the message.
     fn report_missing(&mut self, flag: &str, needed: &str, why: &str) {
         let needed = key(needed);
-        let needed = match self.layer.get(key(flag)).first().map(|given| &given.origin) {
+        let needed = match self.layer.get(key(flag)).first().map(|value| &value.origin) {
             Some(Origin::File(..)) => needed.path.to_owned(),
             Some(Origin::Variable) => needed.variable(),
             Some(Origin::Flag | Origin::Default) | None => format!("--{}", needed.flag),
@@ -390,11 +396,11 @@ impl Reader<'_> {
     }
 
     /// Reports a problem of several options. Its place is the first of them that is not a default.
-    fn report_any(&mut self, flags: &[&str], what: &str) {
-        let origin = |key: &Key| self.layer.get(key).first().map_or(Origin::Default, |given| given.origin.clone());
+    fn report_at_first_set(&mut self, flags: &[&str], what: &str) {
+        let origin = |key: &Key| self.layer.get(key).first().map_or(Origin::Default, |value| value.origin.clone());
         let options: Vec<_> = flags.iter().map(|flag| key(flag)).map(|key| (key, origin(key))).collect();
-        let given = options.iter().find(|(_, origin)| *origin != Origin::Default);
-        let (key, origin) = given.unwrap_or(&options[0]);
+        let first_set = options.iter().find(|(_, origin)| *origin != Origin::Default);
+        let (key, origin) = first_set.unwrap_or(&options[0]);
         self.problems.push(Problem { place: origin.place(key), what: what.into() });
     }
 }

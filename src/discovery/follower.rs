@@ -135,14 +135,14 @@ impl<S: Source> Follower<S> {
     /// Records that the source has just answered.
     pub fn record_answer(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.metrics.listed.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        self.metrics.listed_at.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
     }
 
     /// Records a list of `count` containers or pods. Returns whether the source is live from now
     /// on, and was not before.
     pub fn record_list(&mut self, count: usize) -> bool {
         self.record_answer();
-        self.metrics.lists.inc();
+        self.metrics.lists_read.inc();
         let connected = !self.state.is_live();
         if connected {
             info!(
@@ -163,7 +163,7 @@ impl<S: Source> Follower<S> {
     fn lose(&mut self, error: &S::Error, since: Instant, lost_since: Instant) -> bool {
         let now = Instant::now();
         let text = one_line(&error_chain(error));
-        self.metrics.losses.inc();
+        self.metrics.lost_streams.inc();
         self.metrics.live.set(0);
         if now - since >= STEADY && self.state.is_live() {
             debug!(source = S::NAME, error = text, "session ended; opening a new one");

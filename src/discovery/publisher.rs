@@ -94,7 +94,7 @@ async fn run(
             () = sources.changed() => {}
         }
         let view = sources.view();
-        metrics.agents.set(i64::try_from(view.agents.len()).unwrap_or(i64::MAX));
+        metrics.agent_addresses.set(i64::try_from(view.agents.len()).unwrap_or(i64::MAX));
         publish.send_if_modified(|published| {
             let changed = **published != view;
             if changed {

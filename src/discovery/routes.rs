@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
-use crate::addr::of_kernel;
+use crate::addr::parse_kernel_address;
 
 /// `RTF_UP` and `RTF_GATEWAY` of `<linux/route.h>`.
 const VIA_GATEWAY: u32 = 0x1 | 0x2;
@@ -32,7 +32,7 @@ fn read(path: &str) -> io::Result<String> {
 fn gateway_v4(line: &str) -> Option<IpAddr> {
     let mut fields = line.split_ascii_whitespace().skip(2);
     let (gateway, flags) = (fields.next()?, fields.next()?);
-    if is_via_gateway(flags) { of_kernel(gateway) } else { None }
+    if is_via_gateway(flags) { parse_kernel_address(gateway) } else { None }
 }
 
 /// Returns the gateway in a line of `net/ipv6_route`: destination, source, gateway (the fifth

@@ -30,7 +30,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
-pub use crate::agent_id::{AgentId, Kind};
+pub use crate::agent_id::{AgentId, WorkloadKind};
 pub use docker_proofs::DockerProofs;
 pub use proof_reader::{Entry, FileStat, ProofReader, ReadError, Surroundings};
 
@@ -43,7 +43,7 @@ use crate::enrolment_protocol::{
     self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Reply, Request, Shown,
 };
 use crate::error_chain::error_chain;
-use crate::metrics::enrolment::Enrolments;
+use crate::metrics::enrolment::EnrolmentMetrics;
 use crate::metrics::traffic::count;
 use crate::pki::{self, CertificateAuthority};
 use crate::secret::Secret;
@@ -75,7 +75,7 @@ pub struct Enrolment<P = DockerProofs> {
     token_file: Option<PathBuf>,
     limiter: Limiter,
     permits: Semaphore,
-    metrics: Enrolments,
+    metrics: EnrolmentMetrics,
 }
 
 impl<P: ProofReader> Enrolment<P> {
@@ -100,7 +100,7 @@ impl<P: ProofReader> Enrolment<P> {
             token_file: config.gateway.token_file.clone(),
             limiter: Limiter::default(),
             permits: Semaphore::new(MAX_CHECKS),
-            metrics: Enrolments::default(),
+            metrics: EnrolmentMetrics::default(),
         }
     }
 
@@ -111,7 +111,7 @@ impl<P: ProofReader> Enrolment<P> {
     }
 
     /// Returns the metrics of enrolment.
-    pub fn metrics(&self) -> &Enrolments {
+    pub fn metrics(&self) -> &EnrolmentMetrics {
         &self.metrics
     }
 
@@ -209,7 +209,7 @@ impl<P: ProofReader> Enrolment<P> {
         }
         let id = AgentId {
             trust_domain: self.trust_domain.clone(),
-            kind: if self.tokens.is_some() { Kind::Pod } else { Kind::Container },
+            kind: if self.tokens.is_some() { WorkloadKind::Pod } else { WorkloadKind::Container },
             project: agent.project.clone(),
             service: agent.service.clone(),
             workload: agent.id.clone(),

@@ -14,7 +14,7 @@ use super::request_sender::RequestSender;
 use super::scheme::Scheme;
 use super::source_address::source_address;
 use crate::addr::canonical;
-use crate::agent_id::{AgentId, Kind};
+use crate::agent_id::{AgentId, WorkloadKind};
 use crate::config::{AgentSourceKind, OwnAddresses};
 use crate::discovery::{AgentKind, View};
 
@@ -147,8 +147,8 @@ pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
 /// Returns whether `uri` is the identity that loopgate's CA gives to the container, or pod, with this id.
 pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: AgentSourceKind) -> bool {
     let kind = match source {
-        AgentSourceKind::Docker => Kind::Container,
-        AgentSourceKind::Kubernetes => Kind::Pod,
+        AgentSourceKind::Docker => WorkloadKind::Container,
+        AgentSourceKind::Kubernetes => WorkloadKind::Pod,
     };
     uri.parse::<AgentId>()
         .is_ok_and(|named| named.trust_domain == trust_domain && named.kind == kind && named.workload == id)

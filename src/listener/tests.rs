@@ -15,7 +15,7 @@ use crate::config::{self, Config, ListenAddresses, ListenOn};
 use crate::discovery::{self, Interface, View};
 use crate::metrics::ListenerMetrics;
 use crate::shutdown::Shutdown;
-use crate::testing::{in_own_process, ip, namespace_maker, skipped};
+use crate::testing::{ip, new_namespace_command, report_skipped, run_in_own_process};
 
 /// Far longer than anything here takes; nothing waits for it unless it has failed.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -268,24 +268,28 @@ fn at_the_file_descriptor_limit_a_listener_waits_and_recovers() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
     // The limit is the whole process's, so the test runs in a process of its own.
-    in_own_process(&[], "listener::tests::at_the_file_descriptor_limit_a_listener_waits_and_recovers", async || {
-        let (mut harness, address) = Harness::on_loopback(|_| {});
-        let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        setrlimit(Resource::RLIMIT_NOFILE, 64, hard).unwrap();
-        let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
-        client.connect(&address.into()).unwrap();
-        let failures = harness.metrics.accept_failures.clone();
-        until(|| failures.get() > 1).await;
-        drop(files);
-        harness.next_accepted().await;
-    });
+    run_in_own_process(
+        &[],
+        "listener::tests::at_the_file_descriptor_limit_a_listener_waits_and_recovers",
+        async || {
+            let (mut harness, address) = Harness::on_loopback(|_| {});
+            let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, 64, hard).unwrap();
+            let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+            client.connect(&address.into()).unwrap();
+            let failures = harness.metrics.accept_failures.clone();
+            until(|| failures.get() > 1).await;
+            drop(files);
+            harness.next_accepted().await;
+        },
+    );
 }
 
 #[test]
 fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
-    let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
-    in_own_process(
+    let Some(unshare) = new_namespace_command() else { return report_skipped("no network namespace may be made here") };
+    run_in_own_process(
         unshare,
         "listener::tests::in_a_real_namespace_listeners_follow_addresses_that_come_and_go",
         async || {

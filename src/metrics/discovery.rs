@@ -8,22 +8,22 @@ use prometheus_client::registry::Registry;
 #[derive(Clone, Debug, Default)]
 pub struct DiscoveryMetrics {
     /// The number of IP addresses that belong to agents.
-    pub agents: Gauge,
+    pub agent_addresses: Gauge,
     /// 1 while loopgate receives the events of Docker or of the Kubernetes API server, else 0.
     pub live: Gauge,
     /// The time at which Docker last listed its containers, or the API server last sent pods, in
     /// seconds since the Unix epoch.
-    pub listed: Gauge,
+    pub listed_at: Gauge,
     /// The number of lists of containers or pods that were read.
-    pub lists: Counter,
+    pub lists_read: Counter,
     /// The number of event streams that were lost or could not be opened.
-    pub losses: Counter,
+    pub lost_streams: Counter,
 }
 
 impl DiscoveryMetrics {
     /// Adds the metrics that exist with Docker and with Kubernetes alike to `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("discovery_agent_addresses", "IP addresses of agents", self.agents.clone());
+        registry.register("discovery_agent_addresses", "IP addresses of agents", self.agent_addresses.clone());
     }
 
     /// Adds the metrics of discovery to `registry`, under the names that they have with Docker.
@@ -32,13 +32,13 @@ impl DiscoveryMetrics {
         registry.register(
             "discovery_docker_list_timestamp_seconds",
             "When Docker last listed its containers",
-            self.listed.clone(),
+            self.listed_at.clone(),
         );
-        registry.register("discovery_docker_lists", "Lists of containers read", self.lists.clone());
+        registry.register("discovery_docker_lists", "Lists of containers read", self.lists_read.clone());
         registry.register(
             "discovery_docker_losses",
             "Event streams that were lost or could not be opened",
-            self.losses.clone(),
+            self.lost_streams.clone(),
         );
     }
 
@@ -50,12 +50,12 @@ impl DiscoveryMetrics {
             self.live.clone(),
         );
         let help = "When the Kubernetes API server last sent pods";
-        registry.register("discovery_kubernetes_heard_timestamp_seconds", help, self.listed.clone());
-        registry.register("discovery_kubernetes_lists", "Lists of pods read", self.lists.clone());
+        registry.register("discovery_kubernetes_heard_timestamp_seconds", help, self.listed_at.clone());
+        registry.register("discovery_kubernetes_lists", "Lists of pods read", self.lists_read.clone());
         registry.register(
             "discovery_kubernetes_losses",
             "Watches that were lost or could not be opened",
-            self.losses.clone(),
+            self.lost_streams.clone(),
         );
     }
 }

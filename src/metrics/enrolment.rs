@@ -8,14 +8,14 @@ use super::traffic::ReasonLabels;
 
 /// The metrics of the `enrolment` module.
 #[derive(Clone, Debug, Default)]
-pub struct Enrolments {
+pub struct EnrolmentMetrics {
     /// The number of certificates signed for attested agents.
     pub issued: Counter,
     /// The number of attempts to enrol that got no certificate, by reason.
     pub refused: Family<ReasonLabels, Counter>,
 }
 
-impl Enrolments {
+impl EnrolmentMetrics {
     /// Adds these metrics to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("enrolments", "Certificates signed for attested agents", self.issued.clone());

@@ -55,7 +55,7 @@ pub struct ReasonLabels {
 /// The metrics of the proxy.
 #[derive(Debug)]
 pub struct Traffic {
-    lanes: Lanes,
+    lanes: LaneFamilies,
     agent: LaneMetrics,
     external: LaneMetrics,
     requests: Family<RequestLabels, Counter>,
@@ -115,7 +115,7 @@ pub struct LaneMetrics {
 
 /// The families from which [`LaneMetrics`] is taken. Each family is registered once, for all lanes.
 #[derive(Debug)]
-struct Lanes {
+struct LaneFamilies {
     open: Family<LaneLabels, Gauge>,
     connections: Family<LaneLabels, Counter>,
     tunnels: Family<LaneLabels, Gauge>,
@@ -127,7 +127,7 @@ struct Lanes {
     duration: Family<LaneLabels, Histogram, fn() -> Histogram>,
 }
 
-impl Default for Lanes {
+impl Default for LaneFamilies {
     fn default() -> Self {
         let buckets = || {
             Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
@@ -146,8 +146,8 @@ impl Default for Lanes {
     }
 }
 
-impl Lanes {
-    fn of(
+impl LaneFamilies {
+    fn metrics_of(
         &self,
         lane: LaneKind,
         requests: &Family<RequestLabels, Counter>,
@@ -175,11 +175,11 @@ impl Lanes {
 
 impl Default for Traffic {
     fn default() -> Self {
-        let lanes = Lanes::default();
+        let lanes = LaneFamilies::default();
         let (requests, request_ends) = (Family::default(), Family::default());
         Self {
-            agent: lanes.of(LaneKind::Agent, &requests, &request_ends),
-            external: lanes.of(LaneKind::External, &requests, &request_ends),
+            agent: lanes.metrics_of(LaneKind::Agent, &requests, &request_ends),
+            external: lanes.metrics_of(LaneKind::External, &requests, &request_ends),
             lanes,
             requests,
             request_ends,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use loopgate::labels::{LaneKind, Protocol};
-use loopgate::metrics::enrolment::Enrolments;
+use loopgate::metrics::enrolment::EnrolmentMetrics;
 use loopgate::metrics::health::{Health, ProofLabels};
 use loopgate::metrics::traffic::Traffic;
 use loopgate::metrics::{AcceptRefusal, DiscoveryMetrics, ListenerMetrics, count};
@@ -21,7 +21,7 @@ pub fn all_metrics() -> String {
         count(family, "reason");
     }
     traffic.count_response(LaneKind::Agent, Protocol::Http2, 200, Duration::ZERO);
-    let enrolments = Enrolments::default();
+    let enrolments = EnrolmentMetrics::default();
     count(&enrolments.refused, "reason");
     listener_metrics.refuse(AcceptRefusal::ClientRate);
     health.agents.get_or_create(&ProofLabels { proof: "address" }).set(1);

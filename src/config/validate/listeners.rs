@@ -15,7 +15,7 @@ pub(super) struct Fault {
 }
 
 /// The addresses and the port on which one value of an option asks to listen.
-struct Wanted {
+struct RequestedListener {
     /// The flag of the option.
     flag: &'static str,
     /// The value as text, for messages.
@@ -25,7 +25,7 @@ struct Wanted {
     group: usize,
 }
 
-impl Wanted {
+impl RequestedListener {
     fn new(flag: &'static str, value: &impl ToString, on: &ListenOn, group: usize) -> Self {
         Self { flag, value: value.to_string(), on: on.clone(), group }
     }
@@ -34,22 +34,23 @@ impl Wanted {
 /// Returns every fault of the options `listen`, `listen-plain` and `forward`, without duplicates.
 pub(super) fn faults(config: &Config) -> Vec<Fault> {
     let listen = &config.listen;
-    let tls = listen.on.iter().map(|on| Wanted::new("listen", on, on, 0));
-    let plain = listen.plain.iter().map(|on| Wanted::new("listen-plain", on, on, 1));
+    let tls = listen.on.iter().map(|on| RequestedListener::new("listen", on, on, 0));
+    let plain = listen.plain.iter().map(|on| RequestedListener::new("listen-plain", on, on, 1));
     let forwards = listen.forward.iter().enumerate().flat_map(|(at, forward)| {
         let on = |on: &ListenOn| ListenOn { addresses: on.addresses.clone(), port: forward.port };
-        listen.on.iter().map(move |each| Wanted::new("forward", forward, &on(each), 2 + at))
+        listen.on.iter().map(move |each| RequestedListener::new("forward", forward, &on(each), 2 + at))
     });
-    let wanted: Vec<Wanted> = tls.chain(plain).chain(forwards).collect();
-    let alone = wanted.iter().filter_map(|wanted| taken(wanted, config.gateway.address, config.admin));
+    let requested: Vec<RequestedListener> = tls.chain(plain).chain(forwards).collect();
+    let reserved =
+        requested.iter().filter_map(|requested| reserved_address(requested, config.gateway.address, config.admin));
     let targets = listen.forward.iter().filter_map(|forward| {
-        leads_astray(*forward, config, &wanted).map(|(flag, what)| Fault { flags: ["forward", flag], what })
+        forbidden_target(*forward, config, &requested).map(|(flag, what)| Fault { flags: ["forward", flag], what })
     });
     let pairs =
-        wanted.iter().enumerate().flat_map(|(at, first)| wanted[at + 1..].iter().map(move |next| (first, next)));
+        requested.iter().enumerate().flat_map(|(at, first)| requested[at + 1..].iter().map(move |next| (first, next)));
     let mut faults: Vec<Fault> = Vec::new();
-    for fault in alone.chain(targets).chain(pairs.filter_map(|(first, next)| collision(first, next))) {
-        // One forward has an entry in `wanted` for each value of `listen.on`, so its faults may repeat.
+    for fault in reserved.chain(targets).chain(pairs.filter_map(|(first, next)| collision(first, next))) {
+        // One forward has an entry in `requested` for each value of `listen.on`, so its faults may repeat.
         if !faults.contains(&fault) {
             faults.push(fault);
         }
@@ -58,8 +59,8 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
 }
 
 /// Returns the fault of a listener on exactly the address and port of the gateway or the admin listener.
-fn taken(wanted: &Wanted, gateway: SocketAddr, admin: Option<SocketAddr>) -> Option<Fault> {
-    let Wanted { flag, on, .. } = wanted;
+fn reserved_address(requested: &RequestedListener, gateway: SocketAddr, admin: Option<SocketAddr>) -> Option<Fault> {
+    let RequestedListener { flag, on, .. } = requested;
     let address = SocketAddr::new(on.exact()?, on.port);
     if address == gateway {
         let what = "the sidecar can't listen on the gateway's own address".into();
@@ -73,7 +74,11 @@ fn taken(wanted: &Wanted, gateway: SocketAddr, admin: Option<SocketAddr>) -> Opt
 ///
 /// A forward to the gateway's own port could bypass the rules for that port. A forward to one of
 /// loopgate's own listeners would let clients connect to it from a loopback address.
-fn leads_astray(forward: Forward, config: &Config, wanted: &[Wanted]) -> Option<(&'static str, String)> {
+fn forbidden_target(
+    forward: Forward,
+    config: &Config,
+    requested: &[RequestedListener],
+) -> Option<(&'static str, String)> {
     let gateway = config.gateway.address;
     let target = SocketAddr::new(gateway.ip(), forward.target);
     if target == gateway {
@@ -83,14 +88,14 @@ fn leads_astray(forward: Forward, config: &Config, wanted: &[Wanted]) -> Option<
         return Some(("admin", format!("{forward} leads to the admin listener, which is for the operator")));
     }
     let address = ListenAddresses::Address(target.ip());
-    let own = wanted.iter().find(|own| own.on.port == target.port() && may_overlap(&own.on.addresses, &address))?;
-    let Wanted { flag, value, .. } = own;
+    let own = requested.iter().find(|own| own.on.port == target.port() && may_overlap(&own.on.addresses, &address))?;
+    let RequestedListener { flag, value, .. } = own;
     Some((flag, format!("{forward} leads to a port that loopgate itself listens on ({value} of --{flag})")))
 }
 
 /// Returns the fault of two values that may ask for the same address and port. The addresses of the
 /// namespace are not known yet, so two values are refused unless they differ whatever the addresses are.
-fn collision(first: &Wanted, next: &Wanted) -> Option<Fault> {
+fn collision(first: &RequestedListener, next: &RequestedListener) -> Option<Fault> {
     let same_port = first.on.port == next.on.port && first.on.port != 0;
     let collide = first.group != next.group && same_port && may_overlap(&first.on.addresses, &next.on.addresses);
     let what = || {

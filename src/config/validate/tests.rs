@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::super::file;
 use super::super::key::KEYS;
-use super::super::layer::Given;
+use super::super::layer::RawValue;
 use super::*;
 
 /// Returns a layer with the options in `words`, such as `gateway=127.0.0.1:1`, on top of the defaults.
@@ -12,9 +12,9 @@ fn flags(words: &[&str]) -> Layer {
     let mut layer = Layer::default();
     for word in words {
         let (flag, text) = word.split_once('=').unwrap_or((word, "true"));
-        let mut given = layer.get(key(flag)).to_vec();
-        given.push(Given { text: text.into(), origin: Origin::Flag });
-        layer.set(key(flag), given);
+        let mut values = layer.get(key(flag)).to_vec();
+        values.push(RawValue { text: text.into(), origin: Origin::Flag });
+        layer.set(key(flag), values);
     }
     layer.over(Layer::defaults())
 }
@@ -44,7 +44,7 @@ fn every_option_is_read() {
     for key in KEYS.iter() {
         // An option for a path accepts any text except an empty one.
         let text = if matches!(key.form, super::super::option::Form::Text("FILE" | "DIR")) { "" } else { "\u{7f} ," };
-        layer.set(key, [Given { text: text.into(), origin: Origin::Flag }]);
+        layer.set(key, [RawValue { text: text.into(), origin: Origin::Flag }]);
     }
     let problems = problems(&layer.over(Layer::defaults()));
     for key in KEYS.iter() {

@@ -16,7 +16,7 @@ use crate::discovery::{
 };
 use crate::metrics;
 use crate::shutdown::Shutdown;
-use crate::testing::{in_own_process, ip, namespace_maker, skipped};
+use crate::testing::{ip, new_namespace_command, report_skipped, run_in_own_process};
 use loopgate_test_support::fake_docker::{FakeDocker, IMAGE, container};
 
 mod engine;
@@ -43,13 +43,13 @@ impl Harness {
     }
 
     /// Discovery with `docker`, in which a container `gateway` has the address of this namespace;
-    /// `None`, reported as skipped, if it has none.
+    /// `None`, reported as report_skipped, if it has none.
     fn with(docker: &FakeDocker) -> Option<Self> {
         let interfaces = InterfaceWatcher::open();
         let mut addresses =
             interfaces.latest().iter().flat_map(|interface| &interface.addresses).map(ipnet::IpNet::addr);
         let Some(own) = addresses.find(|ip| ip.is_ipv4() && !ip.is_loopback()) else {
-            skipped("this machine has no address but loopback");
+            report_skipped("this machine has no address but loopback");
             return None;
         };
         docker.put(gateway(own));
@@ -120,9 +120,9 @@ async fn an_unlabelled_container_that_gets_an_agents_address_is_no_agent() {
     docker.stop("a");
     docker.run(container("b", json!({}), &[("front", &AGENT.to_string())]));
     harness.until("no container is an agent", |view| view.agents.is_empty()).await;
-    let lists = harness.metrics.lists.get();
+    let lists = harness.metrics.lists_read.get();
     docker.event("container", "rename", "b", json!({}));
-    eventually("it is listed once more", || harness.metrics.lists.get() > lists).await;
+    eventually("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
     assert!(harness.view.borrow().agents.is_empty());
     harness.close().await;
 }
@@ -181,8 +181,8 @@ async fn where_images_may_not_be_read_no_label_counts_until_they_may() {
     harness.until("the agent is known", |view| is_agent(view, "a")).await;
     let asked = docker.asked(&image());
     docker.event("container", "rename", "a", json!({}));
-    let lists = harness.metrics.lists.get();
-    eventually("it is listed once more", || harness.metrics.lists.get() > lists).await;
+    let lists = harness.metrics.lists_read.get();
+    eventually("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
     assert_eq!(docker.asked(&image()), asked, "an image is read once");
     harness.close().await;
 }
@@ -203,7 +203,7 @@ async fn a_container_that_cant_be_read_is_ignored_and_discovery_goes_on() {
     assert_eq!(view.agents.len(), 1, "{view:?}");
     docker.run(container("b", json!({"loopgate.agent": "true", "empty": null}), &[("front", "198.51.100.10")]));
     harness.until("events are read", |view| view.agents.len() == 2).await;
-    assert_eq!(harness.metrics.losses.get(), 0);
+    assert_eq!(harness.metrics.lost_streams.get(), 0);
     harness.close().await;
 }
 
@@ -218,9 +218,9 @@ async fn a_container_that_lost_its_endpoint_stays_out_until_it_starts_or_connect
         docker.event("network", "disconnect", "front", json!({"container": "a"}));
         harness.until("it is none", |view| view.agents.is_empty()).await;
         for _ in 0..2 {
-            let lists = harness.metrics.lists.get();
+            let lists = harness.metrics.lists_read.get();
             docker.event("container", "rename", "another", json!({}));
-            eventually("it is listed once more", || harness.metrics.lists.get() > lists).await;
+            eventually("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
             assert!(harness.view.borrow().agents.is_empty(), "a list brought it back");
         }
         docker.event(kind, action, actor, json!({"container": "a"}));
@@ -228,9 +228,9 @@ async fn a_container_that_lost_its_endpoint_stays_out_until_it_starts_or_connect
     }
     docker.event("container", "die", "a", json!({}));
     harness.until("it is dead", |view| view.agents.is_empty()).await;
-    let lists = harness.metrics.lists.get();
+    let lists = harness.metrics.lists_read.get();
     docker.event("container", "rename", "another", json!({}));
-    eventually("it is listed once more", || harness.metrics.lists.get() > lists).await;
+    eventually("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
     assert!(harness.view.borrow().agents.is_empty(), "a list brought it back");
     docker.event("container", "start", "a", json!({}));
     harness.until("it lives again", |view| is_agent(view, "a")).await;
@@ -270,7 +270,7 @@ async fn of_five_hundred_containers_that_come_and_go_the_right_ones_are_left() {
     let docker = FakeDocker::start();
     let Some(mut harness) = Harness::with(&docker) else { return };
     harness.until_live().await;
-    let before = harness.metrics.lists.get();
+    let before = harness.metrics.lists_read.get();
     let address = |n: u16| IpAddr::from([10, 200, (n / 250) as u8, (n % 250) as u8 + 1]);
     let id = |n: u16| format!("{n:064x}");
     for n in 0..500 {
@@ -289,8 +289,12 @@ async fn of_five_hundred_containers_that_come_and_go_the_right_ones_are_left() {
     }
     let expected: Vec<IpAddr> = (0..500).filter(|n| n % 5 == 0).map(address).collect();
     harness.until("the right ones are left", |view| view.agents.keys().eq(expected.iter())).await;
-    eventually("what is left is listed", || harness.metrics.agents.get() == 100).await;
-    assert!(harness.metrics.lists.get() - before < 60, "{} lists for 900 events", harness.metrics.lists.get() - before);
+    eventually("what is left is listed", || harness.metrics.agent_addresses.get() == 100).await;
+    assert!(
+        harness.metrics.lists_read.get() - before < 60,
+        "{} lists for 900 events",
+        harness.metrics.lists_read.get() - before
+    );
     assert_eq!(docker.subscribers(), 1);
     harness.close().await;
 }

@@ -91,7 +91,7 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
     harness.until_agents(&["a", "b", "c"]).await;
 
-    let lists = harness.metrics.lists.get();
+    let lists = harness.metrics.lists_read.get();
     kubernetes.change("a", |pod| pod["metadata"]["labels"] = json!({}));
     harness.until_agents(&["b", "c"]).await;
     kubernetes.change("b", |pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into());
@@ -104,7 +104,7 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     let view = harness.until_agents(&[]).await;
     assert!(view.last_known.is_empty());
     // The watch alone reported all of it.
-    assert_eq!((harness.metrics.lists.get(), kubernetes.asked("list pods")), (lists, 1));
+    assert_eq!((harness.metrics.lists_read.get(), kubernetes.asked("list pods")), (lists, 1));
     harness.close().await;
 }
 
@@ -146,7 +146,7 @@ async fn a_watch_whose_time_is_up_is_resumed() {
     kubernetes.end_watches();
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
     harness.until_agents(&["a", "b"]).await;
-    assert_eq!((kubernetes.asked("list pods"), harness.metrics.losses.get()), (1, 0));
+    assert_eq!((kubernetes.asked("list pods"), harness.metrics.lost_streams.get()), (1, 0));
     harness.close().await;
 }
 
@@ -176,7 +176,7 @@ async fn a_watch_that_is_too_old_is_replaced_and_brings_no_removed_pod_back() {
             })
             .await;
         assert!(!ever_wider);
-        assert_eq!((kubernetes.asked("list pods"), harness.metrics.losses.get()), (2, 1), "silently: {silently}");
+        assert_eq!((kubernetes.asked("list pods"), harness.metrics.lost_streams.get()), (2, 1), "silently: {silently}");
         harness.close().await;
     }
 }
@@ -285,7 +285,7 @@ async fn a_watch_without_a_bookmark_is_resumed_and_loses_nothing() {
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
     harness.until_agents(&["a", "b"]).await;
     assert_eq!(
-        (kubernetes.asked("watch pods"), kubernetes.asked("list pods"), harness.metrics.losses.get()),
+        (kubernetes.asked("watch pods"), kubernetes.asked("list pods"), harness.metrics.lost_streams.get()),
         (2, 1, 0)
     );
     harness.close().await;

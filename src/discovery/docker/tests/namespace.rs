@@ -4,8 +4,8 @@ use super::*;
 
 #[test]
 fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again() {
-    let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
-    in_own_process(
+    let Some(unshare) = new_namespace_command() else { return report_skipped("no network namespace may be made here") };
+    run_in_own_process(
         unshare,
         "discovery::docker::tests::namespace::a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again",
         async || {
@@ -37,8 +37,8 @@ fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again(
 
 #[test]
 fn the_bridge_is_known_by_the_routes_where_docker_is_off() {
-    let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
-    in_own_process(
+    let Some(unshare) = new_namespace_command() else { return report_skipped("no network namespace may be made here") };
+    run_in_own_process(
         unshare,
         "discovery::docker::tests::namespace::the_bridge_is_known_by_the_routes_where_docker_is_off",
         async || {
