@@ -1,4 +1,4 @@
-//! The head of a request as the gateway hears it, and of a response as the client does.
+//! Rewriting the head of a request for the gateway, and of a response for the client.
 
 use std::collections::BTreeSet;
 use std::hint::black_box;
@@ -14,7 +14,7 @@ use loopgate::lane::{
 };
 
 const SMALL: &[(&str, &str)] = &[("host", "gateway:18789"), ("user-agent", "bench"), ("accept", "*/*")];
-/// What Chromium sends.
+/// The header fields of a request of Chromium.
 const BROWSER: &[(&str, &str)] = &[
     ("host", "gateway.example.com:18789"),
     ("connection", "keep-alive"),

@@ -1,4 +1,4 @@
-//! The loop that joins two byte streams after a `101`, between pipes in memory: no TLS and no socket, just the loop.
+//! The loop that copies between two byte streams after a `101`, with in-memory pipes instead of TLS and sockets.
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -9,7 +9,7 @@ use tokio::task::LocalSet;
 
 const PIPE: usize = 256 * 1024;
 
-/// What a client sees of a tunnel whose far end sends everything back.
+/// Starts a tunnel to a gateway that echoes, and returns the client's end.
 fn echo() -> DuplexStream {
     let ((client, near), (far, mut gateway)) = (duplex(PIPE), duplex(PIPE));
     let options = TunnelOptions {

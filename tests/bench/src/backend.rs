@@ -1,12 +1,12 @@
-//! What stands behind every side: an HTTP/1.1 and WebSocket server that costs as little as it can.
+//! The backend of every side: an HTTP/1.1 and WebSocket server that uses little CPU time.
 //!
 //! | request | answer |
 //! | --- | --- |
 //! | `GET /` | a few bytes |
 //! | `GET /bytes/N` | N zeros |
-//! | `GET /file/N` | N bytes, all of them in memory until they are sent, as Node.js has them |
-//! | `POST /upload` | `ok` when the whole body has come (with a `Content-Length`) |
-//! | `GET /events` | a server-sent event each 10 ms, which says when it was sent |
+//! | `GET /file/N` | N bytes, which are all in memory until they are sent, as in Node.js |
+//! | `POST /upload` | `ok` after the whole body, which needs a `Content-Length` |
+//! | `GET /events` | a server-sent event each 10 ms, with the time when it was sent |
 //! | `GET /ws` | a WebSocket that echoes |
 
 use std::io;
@@ -28,18 +28,18 @@ static ZEROS: [u8; BLOCK] = [0; BLOCK];
 const EVENTS_APART: Duration = Duration::from_millis(10);
 const SMALL: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 18\r\n\r\nThe gateway's word";
 
-/// The backend's process, ended with this value.
+/// The backend's process. Dropping the value ends it.
 pub struct Backend {
-    /// Where it listens.
+    /// The address on which the backend listens.
     pub address: SocketAddr,
     child: Child,
 }
 
 impl Backend {
-    /// Starts one on `address`, and waits until it answers.
+    /// Starts a backend on `address`, and waits until it accepts connections.
     ///
     /// # Errors
-    /// It does not answer.
+    /// The process can't be started, or accepts no connection within five seconds.
     pub fn start(address: SocketAddr) -> io::Result<Self> {
         let child = Command::new(std::env::current_exe()?).arg("backend").arg(address.to_string()).spawn()?;
         let backend = Self { address, child };
@@ -52,7 +52,7 @@ impl Backend {
         Err(io::Error::other("the backend does not answer"))
     }
 
-    /// Its process.
+    /// The backend's process, for measurements.
     pub fn tree(&self) -> Tree {
         Tree::of(self.child.id())
     }
@@ -65,7 +65,7 @@ impl Drop for Backend {
     }
 }
 
-/// Serves whoever connects to `listener`, on this thread, for ever.
+/// Serves the connections of `listener` on this thread, without end.
 ///
 /// # Errors
 /// Connections can't be accepted.
@@ -111,7 +111,7 @@ enum Request {
     Unknown,
 }
 
-/// The next request, without its head in `buffer` any more; `None` at the end of the connection.
+/// Reads the next request's head, and removes it from `buffer`; returns `None` at the end of the connection.
 async fn read_head(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Option<Request>> {
     loop {
         let mut fields = [httparse::EMPTY_HEADER; 64];
@@ -157,7 +157,7 @@ async fn send_zeros(stream: &mut TcpStream, mut length: u64) -> io::Result<()> {
 
 async fn send_file(stream: &mut TcpStream, length: usize) -> io::Result<()> {
     stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes()).await?;
-    // Not zeros, which the kernel would not keep in memory.
+    // The bytes aren't zero, because the kernel gives zeroed pages memory only when they are written.
     stream.write_all(&vec![1; length]).await
 }
 
@@ -192,7 +192,7 @@ async fn send_events(stream: &mut TcpStream) -> io::Result<()> {
     }
 }
 
-/// Sends back each frame's payload as it comes, in a frame without a mask.
+/// Echoes each frame's payload, in an unmasked frame.
 async fn echo(stream: &mut TcpStream, mut buffer: BytesMut) -> io::Result<()> {
     let head = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

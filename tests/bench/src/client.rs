@@ -1,4 +1,4 @@
-//! A client that costs as little as it can: one connection, one thing at a time.
+//! A client that uses little CPU time: one connection, and one request or message at a time.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::websocket;
 
-/// Where to connect, and how.
+/// The address of a side, and the client's TLS configuration for it.
 #[derive(Clone)]
 pub struct Target {
     /// The side that is measured.
@@ -29,15 +29,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
 
 /// A connection to the side that is measured.
 pub struct Connection {
-    /// Its bytes.
+    /// The byte stream.
     pub stream: Box<dyn Stream>,
-    /// The handshake was one with a ticket.
+    /// Whether the TLS session was resumed with a ticket.
     pub resumed: bool,
     buffer: BytesMut,
 }
 
 impl Target {
-    /// The same for a client that keeps the tickets that it gets, and shares them with no other.
+    /// Returns a copy for a client that keeps its own tickets, which no other client uses.
     pub fn with_tickets(&self) -> Self {
         let tls = self.tls.as_deref().map(|config| {
             let mut config = config.clone();
@@ -47,16 +47,16 @@ impl Target {
         Self { address: self.address, tls }
     }
 
-    /// Connects, and shakes hands where there is TLS.
+    /// Connects, and makes a TLS handshake if the side has TLS.
     ///
     /// # Errors
-    /// There is no connection to be had.
+    /// The connection or the handshake failed.
     pub async fn connect(&self) -> io::Result<Connection> {
         let stream = TcpStream::connect(self.address).await?;
         self.shake_hands(stream).await
     }
 
-    /// Shakes hands over `stream`.
+    /// Makes a TLS handshake on `stream` if the side has TLS.
     ///
     /// # Errors
     /// The handshake failed.
@@ -72,17 +72,17 @@ impl Target {
     }
 }
 
-/// The head of a request for `path`, with `more` fields (each with its line's end).
+/// The head of a request for `path` with `more` fields, each of which ends with CRLF.
 pub fn head(method: &str, path: &str, more: &str) -> Vec<u8> {
     format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: loopgate-bench\r\nAccept: */*\r\n{more}\r\n")
         .into_bytes()
 }
 
 impl Connection {
-    /// Sends `request` and reads the whole answer.
+    /// Sends `request` and reads the whole response.
     ///
     /// # Errors
-    /// The connection broke, or the answer is no 200 with a length.
+    /// The connection broke, or the response is not a 200 with a length.
     pub async fn exchange(&mut self, request: &[u8]) -> io::Result<()> {
         self.send(request).await?;
         let length = self.answer(200).await?.ok_or_else(|| io::Error::other("an answer without a length"))?;
@@ -98,10 +98,10 @@ impl Connection {
         self.stream.flush().await
     }
 
-    /// Reads the head of an answer, which must have `status`; returns its length, if it states one.
+    /// Reads the head of a response, which must have `status`; returns its `Content-Length`, if any.
     ///
     /// # Errors
-    /// The connection broke, or the answer is another.
+    /// The connection broke, or the response has another status.
     pub async fn answer(&mut self, status: u16) -> io::Result<Option<u64>> {
         loop {
             let mut fields = [httparse::EMPTY_HEADER; 32];
@@ -119,7 +119,7 @@ impl Connection {
         }
     }
 
-    /// Reads `length` bytes, and tells `note` of each piece.
+    /// Reads `length` bytes, and calls `note` with the size of each piece.
     ///
     /// # Errors
     /// The connection broke.
@@ -154,11 +154,11 @@ impl Connection {
         }
     }
 
-    /// Sends a WebSocket `frame` again and again while reading what comes back, and tells `note` of
-    /// each piece either way.
+    /// Sends a WebSocket `frame` repeatedly and reads the echoes at the same time; calls `note` with the size of each
+    /// piece in either direction.
     ///
     /// # Errors
-    /// The connection broke, as in the end it always does.
+    /// The connection broke. The function ends only then.
     pub async fn echo_for_ever(self, frame: &[u8], note: impl Fn(u64)) -> io::Result<()> {
         let (mut reader, mut writer) = tokio::io::split(self.stream);
         let sending = async {
@@ -195,10 +195,10 @@ impl Connection {
         }
     }
 
-    /// Turns the connection into a WebSocket.
+    /// Upgrades the connection to a WebSocket.
     ///
     /// # Errors
-    /// The other side doesn't.
+    /// The connection broke, or the response is not a 101.
     pub async fn upgrade(&mut self) -> io::Result<()> {
         let fields = format!(
             "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {}\r\n",

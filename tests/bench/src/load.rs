@@ -1,4 +1,4 @@
-//! Closed-loop load: so many clients at once, a warm-up, and a window in which everything is counted.
+//! Closed-loop load: a number of clients at the same time, a warm-up, and a window in which their work is counted.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -9,10 +9,10 @@ use tokio::task::JoinSet;
 
 use crate::peer::Running;
 
-/// A rest after a failure, so that a side that fails at once is not asked a million times.
+/// The pause after a client's failure, so that it does not send requests in a tight loop.
 const REST: Duration = Duration::from_millis(10);
 
-/// What the clients have done in the window so far.
+/// The clients' work in the window so far.
 #[derive(Default)]
 pub struct Tally {
     units: Cell<u64>,
@@ -38,31 +38,31 @@ impl Tally {
     }
 }
 
-/// What was done in a window, and what it cost.
+/// The clients' work in a window, and the side's CPU time for it.
 pub struct Window {
     /// Units of work.
     pub units: u64,
-    /// Its length.
+    /// The length of the window.
     pub time: Duration,
-    /// CPU time of the side in it.
+    /// The side's CPU time in the window.
     pub cpu: Duration,
-    /// Clients that failed, in the warm-up too.
+    /// The number of failures of clients, including those in the warm-up.
     pub failed: u64,
     latencies: Vec<u64>,
 }
 
 impl Window {
-    /// CPU time in microseconds for each `units` of work.
+    /// The CPU time for `units` of work, in microseconds.
     pub fn cpu_each(&self, units: u64) -> f64 {
         self.cpu.as_secs_f64() * 1e6 * units as f64 / self.units as f64
     }
 
-    /// How many times `units` were done in a second.
+    /// The number of times per second that `units` of work were done.
     pub fn rate(&self, units: u64) -> f64 {
         self.units as f64 / units as f64 / self.time.as_secs_f64()
     }
 
-    /// The latency in microseconds that `share` of the units had at most.
+    /// The latency at the quantile `share` (0 to 1), in microseconds.
     pub fn quantile(&self, share: f64) -> f64 {
         let last = self.latencies.len().saturating_sub(1);
         let at = (last as f64 * share).round() as usize;
@@ -70,9 +70,9 @@ impl Window {
     }
 }
 
-/// Runs `clients` copies of `client`, each for ever, and counts what they do in `time`.
+/// Runs `clients` copies of `client`, and counts their work in `time`, after a warm-up of a quarter of it.
 ///
-/// A client that ends has failed, and is started anew.
+/// A client ends only if it has failed, and is started again.
 pub async fn drive<F>(
     running: &Running,
     time: Duration,

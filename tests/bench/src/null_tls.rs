@@ -1,4 +1,4 @@
-//! The limit of Tokio and rustls: a TLS terminator that copies bytes and does nothing else.
+//! A TLS terminator on Tokio and rustls that only copies bytes: a lower limit for loopgate's costs.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// Terminates TLS for whoever connects to `listener`, and copies to and from `backend`, for ever.
+/// Terminates TLS on the connections of `listener`, and copies bytes to and from `backend`, without end.
 ///
 /// # Errors
 /// The certificate is unusable, or connections can't be accepted.

@@ -1,4 +1,4 @@
-//! One certificate for all sides, and clients that all offer the same.
+//! The certificate of all sides, and the TLS configuration of all clients.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,22 +15,22 @@ use rustls_pki_types::CertificateDer;
 /// The name of the CA.
 pub const CA_NAME: &str = "loopgate benchmark";
 
-/// A chain of one P-256 leaf for `localhost` and 127.0.0.1 in files, and the CA that signed it.
+/// A P-256 certificate for `localhost` and 127.0.0.1 in files, and the CA that signed it.
 pub struct Certificate {
-    /// The chain, PEM.
+    /// The file with the certificate chain, PEM.
     pub chain: PathBuf,
-    /// Its key, PEM.
+    /// The file with the key, PEM.
     pub key: PathBuf,
-    /// Both in one file, as HAProxy wants it.
+    /// The file with both chain and key, for HAProxy.
     pub both: PathBuf,
-    /// The CA, PEM.
+    /// The file with the CA certificate, PEM.
     pub ca_file: PathBuf,
-    /// The CA.
+    /// The CA certificate.
     pub ca: CertificateDer<'static>,
 }
 
 impl Certificate {
-    /// Makes one in `directory`.
+    /// Makes a CA and a certificate, with the files in `directory`.
     ///
     /// # Errors
     /// The files can't be written.
@@ -46,10 +46,8 @@ impl Certificate {
         Ok(made)
     }
 
-    /// A client that trusts it and offers TLS 1.3 with X25519 and TLS_AES_128_GCM_SHA256 only, so
-    /// that no side can choose something cheaper.
-    ///
-    /// It keeps no tickets.
+    /// The configuration of a client that trusts the CA. It offers only TLS 1.3 with X25519 and TLS_AES_128_GCM_SHA256,
+    /// so that every side uses the same algorithms, and keeps no tickets.
     pub fn client(&self) -> Arc<ClientConfig> {
         let provider = CryptoProvider {
             cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],

@@ -1,15 +1,15 @@
-//! As much of RFC 6455 as both ends of an echo need. The mask is all zeros, so that neither spends its time on it.
+//! The parts of RFC 6455 that client and backend need. The mask is all zeros, so that masking takes no CPU time.
 
 /// The key of RFC 6455 section 1.3.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-/// What a server answers to [`KEY`].
+/// The `Sec-WebSocket-Accept` for [`KEY`].
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 const BINARY: u8 = 0x82;
 const CLOSE: u8 = 0x8;
 const MASKED: u8 = 0x80;
 
-/// The header of a binary frame with `length` bytes; a client's is `masked`.
+/// The header of a binary frame with a payload of `length` bytes. Frames of clients are `masked`.
 pub fn header(length: u64, masked: bool) -> Vec<u8> {
     let mask = if masked { MASKED } else { 0 };
     let mut header = vec![BINARY];
@@ -30,24 +30,24 @@ pub fn header(length: u64, masked: bool) -> Vec<u8> {
     header
 }
 
-/// A whole frame as a client sends it.
+/// A whole frame of a client, with a payload of `length` zeros.
 pub fn client_frame(length: usize) -> Vec<u8> {
     let mut frame = header(length as u64, true);
     frame.resize(frame.len() + length, 0);
     frame
 }
 
-/// A frame's header as it was read.
+/// A parsed frame header.
 pub struct Header {
-    /// Its own bytes.
+    /// The length of the header, in bytes.
     pub size: usize,
-    /// Those of the payload behind it.
+    /// The length of the payload, in bytes.
     pub payload: u64,
-    /// It asks to close.
+    /// Whether the frame is a close frame.
     pub close: bool,
 }
 
-/// Reads a header; `None` while it is not all there.
+/// Parses a header; returns `None` if it is incomplete.
 pub fn parse(bytes: &[u8]) -> Option<Header> {
     let [first, second, rest @ ..] = bytes else { return None };
     let (extended, payload) = match second & !MASKED {
