@@ -148,11 +148,11 @@ fn only_a_fresh_proof_in_the_agents_own_container_is_accepted() {
     let refused = Conversation::begin(&unlabelled).request(&key).unwrap_err();
     assert_eq!(refused.error, Reason::NotAnAgent);
 
-    for elsewhere in [&unlabelled, &other] {
+    for wrong_container in [&unlabelled, &other] {
         let mut conversation = Conversation::begin(&agent);
         let proof = conversation.request(&key).unwrap();
-        let _shown = ShownIn::new(elsewhere, &proof);
-        assert_eq!(conversation.claim().unwrap_err().error, Reason::ProofNotFound, "{}", elsewhere.name());
+        let _shown = ShownIn::new(wrong_container, &proof);
+        assert_eq!(conversation.claim().unwrap_err().error, Reason::ProofNotFound, "{}", wrong_container.name());
     }
 
     let mut first = Conversation::begin(&agent);

@@ -20,7 +20,7 @@ fn check(container: &Running, flags: &[&str]) -> Value {
 }
 
 /// The same where the sidecar is, which sees the engine through the filter.
-fn check_beside(deployment: &Deployment, flags: &[&str]) -> Value {
+fn check_in_sidecar(deployment: &Deployment, flags: &[&str]) -> Value {
     check(&deployment.sidecar, &[&["--docker", FILTERED], flags].concat())
 }
 
@@ -46,21 +46,22 @@ fn assert_remedy(remedy: &Value, words: &str) {
 fn a_missing_unfiltered_or_too_strict_socket_is_reported_and_the_filter_is_not() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
-    let beside = |name: &str| Container::idle(name).with_loopgate().inside(&deployment.gateway);
+    let in_gateways_namespace = |name: &str| Container::idle(name).with_loopgate().inside(&deployment.gateway);
 
-    let bare = engine.run(beside("bare"));
+    let bare = engine.run(in_gateways_namespace("bare"));
     let (seen, remedy) = seen_and_remedy(&check(&bare, &[]), "docker-missing");
     assert!(seen.contains("no socket at"), "{seen}");
     assert_remedy(&remedy, "--docker off");
     assert!(!ids(&check(&bare, &["--docker", "off"])).iter().any(|id| id.starts_with("docker-")));
 
-    let wide = engine.run(beside("wide").mount(socket(), "/var/run/docker.sock"));
+    let wide = engine.run(in_gateways_namespace("wide").mount(socket(), "/var/run/docker.sock"));
     let (seen, remedy) = seen_and_remedy(&check(&wide, &[]), "docker-too-wide");
     assert!(seen.starts_with("GET /containers/{id}/archive gets through to the engine (400)"), "{seen}");
     assert_remedy(&remedy, "docker/socket-filter");
 
-    let stranger = engine.run(beside("stranger").mount(socket(), "/var/run/docker.sock").option("--user=10001:10001"));
-    let (seen, remedy) = seen_and_remedy(&check(&stranger, &[]), "docker-unreachable");
+    let outsider = engine
+        .run(in_gateways_namespace("outsider").mount(socket(), "/var/run/docker.sock").option("--user=10001:10001"));
+    let (seen, remedy) = seen_and_remedy(&check(&outsider, &[]), "docker-unreachable");
     assert!(seen.contains("no permission to use /var/run/docker.sock"), "{seen}");
     assert_remedy(&remedy, "group_add");
 
@@ -76,9 +77,9 @@ fn a_missing_unfiltered_or_too_strict_socket_is_reported_and_the_filter_is_not()
         assert!(shipped.contains(line));
         let (socket, config) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(config.path().join("haproxy-unix.cfg"), shipped.replace(line, "")).unwrap();
-        let _narrow = filter_with(&engine, socket.path(), config.path());
-        let asked = engine.run(beside("narrow").mount(socket.path(), "/run/docker-filter"));
-        let (seen, remedy) = seen_and_remedy(&check(&asked, &["--docker", FILTERED]), id);
+        let _filter = filter_with(&engine, socket.path(), config.path());
+        let narrow = engine.run(in_gateways_namespace("narrow").mount(socket.path(), "/run/docker-filter"));
+        let (seen, remedy) = seen_and_remedy(&check(&narrow, &["--docker", FILTERED]), id);
         assert!(seen.contains(path) && seen.contains("403"), "{seen}");
         assert_remedy(
             &remedy,
@@ -86,7 +87,7 @@ fn a_missing_unfiltered_or_too_strict_socket_is_reported_and_the_filter_is_not()
         );
     }
 
-    let report = check_beside(&deployment, &[]);
+    let report = check_in_sidecar(&deployment, &[]);
     assert!(!ids(&report).iter().any(|id| id.starts_with("docker-")), "{report:#}");
     assert!(report.to_string().contains("it refuses the one request tried that loopgate does not need"), "{report:#}");
 }
@@ -97,17 +98,19 @@ fn containers_with_wrong_labels_or_forgeable_addresses_are_reported_until_repair
     let deployment = Deployment::start(&engine);
     // Docker's containers have this capability by default, Podman's do not.
     let with_raw = |container: Container| if is_podman() { container.option("--cap-add=NET_RAW") } else { container };
-    let elsewhere =
-        deployment.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere");
-    let elsewhere = engine.run(with_raw(elsewhere));
+    let other_project = deployment
+        .client("other-project")
+        .label("loopgate.agent", "address")
+        .of_project("other-project", "other-project");
+    let other_project = engine.run(with_raw(other_project));
     let odd = engine.run(deployment.client("odd").label("loopgate.agent", "yes please").of_project(PROJECT, "odd"));
     let raw = engine.run(with_raw(deployment.agent("raw")));
     deployment.wait_for_agents(1);
 
     let bridge = deployment.network.gateway().to_string();
-    let report = check_beside(&deployment, &["--trusted-proxy", &bridge]);
+    let report = check_in_sidecar(&deployment, &["--trusted-proxy", &bridge]);
     let (seen, remedy) = seen_and_remedy(&report, "agent-other-project");
-    assert!(seen.contains(elsewhere.name()), "{seen}");
+    assert!(seen.contains(other_project.name()), "{seen}");
     assert_eq!(remedy, json!({"in": "loopgate", "key": "docker.any_project", "value": true}));
     let (seen, _) = seen_and_remedy(&report, "agent-label");
     assert!(seen.contains(odd.name()) && seen.contains("yes please"), "{seen}");
@@ -125,13 +128,13 @@ fn containers_with_wrong_labels_or_forgeable_addresses_are_reported_until_repair
     deployment.wait_for_agents(1);
     // A container that starts or stops has no network for a moment.
     let settled = (0..60).any(|_| {
-        let report = check_beside(&deployment, &[]);
+        let report = check_in_sidecar(&deployment, &[]);
         ids(&report).iter().filter(|id| id.starts_with("agent-")).eq(&["agent-other-project"])
     });
-    assert!(settled, "{:#}", check_beside(&deployment, &[]));
-    let left = check_beside(&deployment, &["--any-project"]);
+    assert!(settled, "{:#}", check_in_sidecar(&deployment, &[]));
+    let left = check_in_sidecar(&deployment, &["--any-project"]);
     // With --any-project the container of another project is an agent too, and has NET_RAW.
-    assert!(seen_and_remedy(&left, "agent-net-raw").0.contains(elsewhere.name()), "{left:#}");
+    assert!(seen_and_remedy(&left, "agent-net-raw").0.contains(other_project.name()), "{left:#}");
     assert!(
         ["agent-other-project", "agent-label", "bridge-gateway-trusted"].iter().all(|id| !ids(&left).contains(id)),
         "{left:#}"

@@ -26,9 +26,9 @@ fn only_a_labelled_container_of_the_gateways_project_is_an_agent() {
         let seen = seen_by(agent, "gateway");
         assert!(is_agent(&seen), "{seen}");
     }
-    for stranger in [&unlabelled, &foreign, &unproven] {
-        let seen = seen_by(stranger, "gateway");
-        assert!(is_external(&seen, stranger.ip(&deployment.network)), "{seen}");
+    for outsider in [&unlabelled, &foreign, &unproven] {
+        let seen = seen_by(outsider, "gateway");
+        assert!(is_external(&seen, outsider.ip(&deployment.network)), "{seen}");
     }
     deployment.sidecar.says("labelled container is not an agent");
 }

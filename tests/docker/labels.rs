@@ -21,17 +21,20 @@ fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(ve
     };
     let labelled = equipped(deployment.agent("labelled"));
     let unlabelled = equipped(deployment.client("unlabelled").of_project(PROJECT, "unlabelled"));
-    let elsewhere = equipped(
-        deployment.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere"),
+    let other_project = equipped(
+        deployment
+            .client("other-project")
+            .label("loopgate.agent", "address")
+            .of_project("other-project", "other-project"),
     );
     deployment.wait_for_agents(1);
 
     // The gateway listens long before it pairs devices.
     eventually("the gateway pairs", || matches!(client(&labelled).connect(), End::Hello { .. }).then_some(()));
     assert!(client(&labelled).connect().scopes().contains(&"operator.admin".to_owned()));
-    for stranger in [&unlabelled, &elsewhere] {
-        client(stranger).connect().pairing_request();
-        client(stranger)
+    for outsider in [&unlabelled, &other_project] {
+        client(outsider).connect().pairing_request();
+        client(outsider)
             .headers(&[("X-Forwarded-For", "127.0.0.1"), ("Host", "localhost")])
             .connect()
             .pairing_request();

@@ -28,8 +28,8 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
     let with_unit = std::env::var("TEST_WITH_UNIT").as_deref() == Ok("1");
     let engine = Engine::start().expect("an engine with the images");
     let project = Project::up(Compose::V2, &["compose.yaml"]).expect("the images");
-    let stranger = engine.run(project.stranger("agents").option("--restart=always"));
-    assert!(is_back(&project, &stranger, Duration::from_secs(300)), "{}", states(&project));
+    let outsider = engine.run(project.outsider("agents").option("--restart=always"));
+    assert!(is_back(&project, &outsider, Duration::from_secs(300)), "{}", states(&project));
 
     let mut missing = Vec::new();
     for (name, words, usual) in EVENTS {
@@ -44,7 +44,7 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
             if with_unit {
                 project.must(&["up", "--detach", "--no-build"]);
             }
-            if is_back(&project, &stranger, PATIENCE.saturating_sub(start.elapsed())) {
+            if is_back(&project, &outsider, PATIENCE.saturating_sub(start.elapsed())) {
                 back += 1;
                 eprintln!("{name} {number}: back after {} s", start.elapsed().as_secs());
                 continue;
@@ -53,8 +53,8 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
             eprintln!("{name} {number}: not back after {} s: {left}", PATIENCE.as_secs());
             missing.push(format!("{name} {number}: {left}"));
             project.must(&["up", "--detach", "--no-build"]);
-            let _ = attempt(&["start", stranger.name()]);
-            assert!(is_back(&project, &stranger, Duration::from_secs(300)), "not even by `up`: {}", states(&project));
+            let _ = attempt(&["start", outsider.name()]);
+            assert!(is_back(&project, &outsider, Duration::from_secs(300)), "not even by `up`: {}", states(&project));
         }
         eprintln!("{name}: back {back} of {count}");
     }
@@ -62,12 +62,12 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
 }
 
 /// Returns whether, within `patience`, the agent is paired silently and another client needs an approval.
-fn is_back(project: &Project, stranger: &Running, patience: Duration) -> bool {
+fn is_back(project: &Project, outsider: &Running, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         let agent = connects(&project.service("agent"), |container| project.client(container, "ws://127.0.0.1:18789"));
         if matches!(agent, Some(End::Hello { .. })) {
-            let outside = connects(stranger, |container| {
+            let outside = connects(outsider, |container| {
                 project.client(container, "wss://gateway:18443").ca("/ca/ca.pem".as_ref())
             });
             let asked = |reason: &str| reason.starts_with("pairing required");

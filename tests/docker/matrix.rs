@@ -29,17 +29,17 @@ const FORGERIES: [&[(&str, &str)]; 5] = [
 #[test]
 fn only_the_agent_is_paired_silently_also_after_a_restart_of_the_namespaces_owner() {
     let Some((engine, project)) = up(Compose::V2, &["compose.yaml"]) else { return };
-    let stranger = engine.run(project.stranger("agents"));
+    let outsider = engine.run(project.outsider("agents"));
     let local = agents_are_paired_silently(&project);
-    let through = || project.client(&stranger, LOOPGATE).ca(CA.as_ref());
-    strangers_need_approval(&project, &through, &stranger.ip_on(&project.network("agents")).to_string(), &local);
+    let through = || project.client(&outsider, LOOPGATE).ca(CA.as_ref());
+    outsiders_need_approval(&project, &through, &outsider.ip_on(&project.network("agents")).to_string(), &local);
     clients_of_a_published_port_need_approval(&project);
 
     let gateway = project.service("gateway");
     project.service("netns").restart();
     gateway.restart();
     // Paired devices stay paired after the restart.
-    eventually("the approved stranger is back", || is_paired(through().identity(DEVICE.as_ref())).then_some(()));
+    eventually("the approved outsider is back", || is_paired(through().identity(DEVICE.as_ref())).then_some(()));
     eventually("the agent is back", || is_paired(project.client(&project.service("agent"), LOOPBACK)).then_some(()));
     through().connect().pairing_request();
 }
@@ -53,11 +53,11 @@ fn behind_caddy_strangers_need_approval_and_are_known_by_their_own_address() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("root.crt");
     std::fs::write(&file, root.stdout).unwrap();
-    let stranger = engine.run(project.stranger("public").mount(&file, "/front.crt"));
+    let outsider = engine.run(project.outsider("public").mount(&file, "/front.crt"));
     let address = caddy.ip_on(&project.network("public")).to_string();
     // Caddy's site is `localhost` by default.
-    behind_a_front(&project, &stranger, &|| {
-        project.client(&stranger, "wss://localhost").at(&address).ca("/front.crt".as_ref())
+    behind_a_front(&project, &outsider, &|| {
+        project.client(&outsider, "wss://localhost").at(&address).ca("/front.crt".as_ref())
     });
 }
 
@@ -65,9 +65,9 @@ fn behind_caddy_strangers_need_approval_and_are_known_by_their_own_address() {
 fn behind_traefik_strangers_need_approval_and_are_known_by_their_own_address() {
     let Some((engine, project)) = up(Compose::V1, &["compose.yaml", "compose.traefik.yaml"]) else { return };
     // Traefik's self-signed certificate can't be verified.
-    let stranger = engine.run(project.stranger("public").env("NODE_TLS_REJECT_UNAUTHORIZED", "0"));
+    let outsider = engine.run(project.outsider("public").env("NODE_TLS_REJECT_UNAUTHORIZED", "0"));
     let address = project.service("traefik").ip_on(&project.network("public")).to_string();
-    behind_a_front(&project, &stranger, &|| project.client(&stranger, "wss://localhost").at(&address));
+    behind_a_front(&project, &outsider, &|| project.client(&outsider, "wss://localhost").at(&address));
 }
 
 /// The file of the device that gets approved.
@@ -79,14 +79,14 @@ fn up(compose: Compose, files: &[&'static str]) -> Option<(Engine, Project)> {
 }
 
 /// Tests agents and other clients of a project whose front `through` connects to.
-fn behind_a_front(project: &Project, stranger: &Running, through: &dyn Fn() -> DeviceClient) {
+fn behind_a_front(project: &Project, outsider: &Running, through: &dyn Fn() -> DeviceClient) {
     let local = agents_are_paired_silently(project);
     eventually("the front leads to the gateway", || {
         (!matches!(through().connect(), End::Failed { .. } | End::Refused { .. })).then_some(())
     });
-    strangers_need_approval(project, through, &stranger.ip_on(&project.network("public")).to_string(), &local);
+    outsiders_need_approval(project, through, &outsider.ip_on(&project.network("public")).to_string(), &local);
     // The client can't reach loopgate without the front, because only the front is on loopgate's network.
-    let past = project.client(stranger, LOOPGATE).ca(CA.as_ref()).connect();
+    let past = project.client(outsider, LOOPGATE).ca(CA.as_ref()).connect();
     assert!(matches!(past, End::Failed { .. }), "{past:?}");
 }
 
@@ -106,7 +106,7 @@ fn agents_are_paired_silently(project: &Project) -> Vec<String> {
     local
 }
 
-fn strangers_need_approval(project: &Project, through: &dyn Fn() -> DeviceClient, address: &str, local: &[String]) {
+fn outsiders_need_approval(project: &Project, through: &dyn Fn() -> DeviceClient, address: &str, local: &[String]) {
     let request = through().identity(DEVICE.as_ref()).connect().pairing_request();
     let devices = project.openclaw("devices list --json");
     assert!(devices.contains(&format!("\"{address}\"")), "the operator does not see {address}: {devices}");

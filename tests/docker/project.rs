@@ -97,8 +97,8 @@ impl Project {
 
     /// A container that is not part of the project, on one of its networks, with OpenClaw, and loopgate's CA in
     /// /ca/ca.pem.
-    pub fn stranger(&self, network: &str) -> Container {
-        let container = Container::idle("stranger").image(openclaw::IMAGE).hardened().option("--tmpfs=/tmp");
+    pub fn outsider(&self, network: &str) -> Container {
+        let container = Container::idle("outsider").image(openclaw::IMAGE).hardened().option("--tmpfs=/tmp");
         let container = container.option(format!("--network={}", self.network(network)));
         container
             .mount(&self.tree, "/openclaw")

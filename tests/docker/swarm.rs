@@ -164,16 +164,16 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     // A container that is not part of the stack. Like a task on another node, the engine does not know it as one.
     let network = format!("--network={STACK}_agents");
     let tree = openclaw::tree(openclaw::NEW).expect("OpenClaw");
-    let stranger = Container::idle("stranger").image(openclaw::IMAGE).option("--tmpfs=/tmp").option(network);
-    let stranger = stranger
+    let outsider = Container::idle("outsider").image(openclaw::IMAGE).option("--tmpfs=/tmp").option(network);
+    let outsider = outsider
         .mount(tree, "/openclaw")
         .mount(device_client::SCRIPT, device_client::SCRIPT)
         .mount(&ca, "/ca.pem")
         .with_loopgate();
-    let stranger = engine.run(stranger.label("loopgate.agent", "address"));
-    let address = stranger.ip_on(&format!("{STACK}_agents")).to_string();
+    let outsider = engine.run(outsider.label("loopgate.agent", "address"));
+    let address = outsider.ip_on(&format!("{STACK}_agents")).to_string();
     assert!(address.starts_with(SUBNET), "{address}");
-    client(&stranger, "wss://gateway:18443").ca("/ca.pem".as_ref()).connect().pairing_request();
+    client(&outsider, "wss://gateway:18443").ca("/ca.pem".as_ref()).connect().pairing_request();
     let token = "OPENCLAW_GATEWAY_TOKEN=$(cat /run/secrets/gateway_token)";
     let devices = gateway.exec(["sh", "-c", &format!("{token} node /app/openclaw.mjs devices list --json")]);
     assert!(devices.contains(&format!("\"{address}\"")), "the gateway does not see the client's address: {devices}");
@@ -182,11 +182,11 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     gateway.exec(["loopgate", "cert", "issue", "--name", "elsewhere", "--out", "/tmp/elsewhere"]);
     let copy = "cd /tmp/elsewhere && tar -c . | base64 --wrap=0";
     let files = gateway.exec(["sh", "-c", copy]);
-    stranger.exec(["sh", "-c", &format!("mkdir /tmp/own && echo {files} | base64 -d | tar -x -C /tmp/own")]);
+    outsider.exec(["sh", "-c", &format!("mkdir /tmp/own && echo {files} | base64 -d | tar -x -C /tmp/own")]);
     let run = "/loopgate agent --cert /tmp/own/agent.pem --key /tmp/own/agent.key --ca /ca.pem --sidecar gateway:18443 \
                >/tmp/log 2>&1 &";
-    stranger.exec(["sh", "-c", run]);
-    eventually("a certificate makes it an agent", || is_paired_on_loopback(&stranger).then_some(()));
+    outsider.exec(["sh", "-c", run]);
+    eventually("a certificate makes it an agent", || is_paired_on_loopback(&outsider).then_some(()));
 
     // If loopgate ends, the container ends, Swarm replaces it, and agents connect to the new one.
     gateway.exec([
@@ -198,6 +198,6 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     eventually("the container has ended", || (!gateway.is_running()).then_some(()));
     drop(Stack::service("gateway"));
     eventually("the agent is back", || agent_is_paired().then_some(()));
-    drop(stranger);
+    drop(outsider);
     drop(stack);
 }

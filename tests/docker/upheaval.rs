@@ -54,8 +54,8 @@ fn after_restarts_and_new_addresses_the_client_only_has_to_connect_again() {
 
     let address = agent.ip(&deployment.network);
     agent.remove();
-    let elsewhere = format!("--ip={}", with_last_number(address, 202));
-    let agent = engine.run(deployment.attested_loopgate("agent", ["agent"]).option(elsewhere));
+    let new_address = format!("--ip={}", with_last_number(address, 202));
+    let agent = engine.run(deployment.attested_loopgate("agent", ["agent"]).option(new_address));
     agent.says("local clients may connect");
     let seen = seen_of(&agent);
     assert!(is_agent(&seen), "as another container at another address: {seen}");

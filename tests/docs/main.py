@@ -92,7 +92,7 @@ def request_of_external_client() -> str:
 
 def external_clients_output() -> str:
     """Connects an external client on another machine, with its own device and the right token; returns its output."""
-    options = {"ws": "/openclaw/node_modules", "url": "wss://gateway:18443", "token": TOKEN, "ca": "ca.pem", "identity": "stranger.json"}
+    options = {"ws": "/openclaw/node_modules", "url": "wss://gateway:18443", "token": TOKEN, "ca": "ca.pem", "identity": "outsider.json"}
     return robot.run(f"node /client.mjs '{json.dumps(options)}'")
 
 

@@ -107,7 +107,7 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
 async fn a_pods_open_connections_end_with_the_pod() {
     let Some(cluster) = Cluster::start().await else { return };
     let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
-    let ends = ["deleted", "terminating", "without-the-label", "with-another-label", "failed", "elsewhere"];
+    let ends = ["deleted", "terminating", "without-the-label", "with-another-label", "failed", "with-another-address"];
     for (how, source) in ends.into_iter().zip(31..) {
         let source = format!("127.0.0.{source}");
         let mut wanted = pod(how, Some("true"));

@@ -88,7 +88,7 @@ async fn a_missing_or_too_strict_docker_socket_is_reported() {
 async fn agents_with_wrong_labels_or_forgeable_addresses_are_reported() {
     let own = own_address();
     if own.starts_with("127.") {
-        eprintln!("SKIPPED: this machine has no address beside loopback");
+        eprintln!("SKIPPED: this machine has only loopback addresses");
         return;
     }
     let docker = FakeDocker::start();

@@ -50,9 +50,12 @@ fn the_access_log_has_the_trace_and_the_id_of_the_error() {
 #[test]
 fn a_build_without_opentelemetry_rejects_its_option() {
     let output = loopgate(["run", "--otel-endpoint", "http://127.0.0.1:4318"]).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
+    let error_output = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
-    assert!(said.contains("--otel-endpoint") && said.contains("built without OpenTelemetry"), "{said}");
+    assert!(
+        error_output.contains("--otel-endpoint") && error_output.contains("built without OpenTelemetry"),
+        "{error_output}"
+    );
 }
 
 #[cfg(feature = "otel")]
@@ -62,8 +65,8 @@ fn an_invalid_collector_address_is_named() {
         [("https://collector:4318", "is not http"), ("collector:4318", "is not a URL"), ("", "is not a URL")]
     {
         let output = loopgate(["run", "--otel-endpoint", url]).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
+        let error_output = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{url}");
-        assert!(said.contains("--otel-endpoint") && said.contains(why), "{said}");
+        assert!(error_output.contains("--otel-endpoint") && error_output.contains(why), "{error_output}");
     }
 }

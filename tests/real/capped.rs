@@ -121,7 +121,7 @@ fn capped(version: &'static str) -> Result<(), Missing> {
         http_is_refused(&network, &ca, headers);
     }
 
-    report("  its device is paired for the cap, and refused elsewhere, with its own token or the gateway's");
+    report("  its device is paired for the cap, and refused from other addresses, with its own token or the gateway's");
     let token = within(&[]).identity(&device).connect().device_token();
     let assert_bound_elsewhere = |token: &str| {
         for headers in [[].as_slice(), &[PAGE]] {

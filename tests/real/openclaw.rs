@@ -218,7 +218,7 @@ fn own_addresses_are_agents(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Devic
 }
 
 fn own_addresses_are_external(openclaw: &OpenClaw, through: &dyn Fn(Host) -> DeviceClient) {
-    report("  #30740: in the gateway's namespace, wss://172.18.0.2 is external unless the operator says otherwise");
+    report("  #30740: in the gateway's namespace, wss://172.18.0.2 is external by default");
     through(Host::Gateway).connect().pairing_request();
     openclaw.client(Host::Gateway, LOOPBACK).connect().scopes();
 }

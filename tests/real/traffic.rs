@@ -54,7 +54,7 @@ fn gibibyte(directory: &Path) -> Result<(), Missing> {
     let sidecar = sidecar::start(&network, directory, &[]);
     let checksum = content::checksum();
     let mut file = NamedTempFile::new_in(directory).expect("a file");
-    content::blocks().for_each(|block| file.write_all(&block).expect("room for a gibibyte"));
+    content::blocks().for_each(|block| file.write_all(&block).expect("enough space for a gibibyte"));
 
     for (flag, version) in CURL_PROTOCOLS {
         // A first request, so that its cost isn't counted.

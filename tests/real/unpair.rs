@@ -63,7 +63,7 @@ fn unpaired(version: &'static str) -> Result<(), Missing> {
     report("  its token is refused by the gateway, on loopback too");
     openclaw.client(Host::Gateway, LOOPBACK).identity(&agents_device).token(&token).connect().not_accepted();
 
-    report("  a container of the same name that shares the device is paired anew, until it is removed too");
+    report("  a new container with the same name and device is paired again, until it is removed too");
     engine.start_agent(None);
     wait_until(|| through(Host::Agent).identity(&agents_device).connect().is_accepted());
     engine.stop_agent();
