@@ -28,7 +28,7 @@ use crate::config::{Config, PathRule};
 use crate::discovery::View;
 use crate::enrolment_protocol::{self, Challenge, Enrolled, Lines, Reply, Shown};
 use crate::labels::LaneKind;
-use crate::lane::{Evidence, GatewayHead, Lane, ProxyHeader, RequestRules, Target, decide, scrub_trailers};
+use crate::lane::{Evidence, GatewayHead, Lane, ProxyHeader, RequestRules, Target, decide, scrub_request_trailers};
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
 use crate::proxy::{H1RequestGuard, encode};
 pub use h2_streams::h2_streams;
@@ -153,7 +153,7 @@ pub fn trailers(data: &[u8]) {
             let _ = trailers.try_append(name, HeaderValue::from_static("1"));
         }
     }
-    scrub_trailers(&mut trailers, &RULES.1);
+    scrub_request_trailers(&mut trailers, &RULES.1);
     for name in [
         "forwarded",
         "x-forwarded-for",

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::assignment::Denied;
-use super::decide::by_address;
+use super::decide::basis_by_address;
 use super::evidence::ProxyHeader;
 use super::policy::LanePolicy;
 use super::request_sender::RequestSender;
@@ -32,7 +32,8 @@ pub fn allow_plain(peer: IpAddr, policy: &LanePolicy) -> Result<(), Denied> {
 /// Returns whether a connection from `peer` could be an agent's, as far as its address tells.
 pub fn may_be_agent(peer: IpAddr, view: &View, policy: &LanePolicy) -> bool {
     let peer = canonical(peer);
-    !policy.is_trusted_proxy(peer) && (view.agents.contains_key(&peer) || by_address(peer, view, policy).is_some())
+    !policy.is_trusted_proxy(peer)
+        && (view.agents.contains_key(&peer) || basis_by_address(peer, view, policy).is_some())
 }
 
 /// Allows or denies the client that a trusted proxy's PROXY header names, before the TLS handshake.
@@ -46,7 +47,7 @@ pub fn allow_proxied_client(peer: IpAddr, header: ProxyHeader, policy: &LanePoli
 
 /// Returns whether a certificate of loopgate's own CA can make the connection an agent's or name
 /// its user, so that the client is asked for one. With `tls.client_ca` every client is asked.
-pub fn own_certificate_may_count(peer: IpAddr, header: ProxyHeader, view: &View, policy: &LanePolicy) -> bool {
+pub fn issued_certificate_may_count(peer: IpAddr, header: ProxyHeader, view: &View, policy: &LanePolicy) -> bool {
     let sender = RequestSender::new(canonical(peer), header, policy);
     may_be_agent(peer, view, policy) || !sender.is_trusted_proxy && policy.accepts_issued_certificates_from(sender.ip)
 }

@@ -30,7 +30,7 @@ impl Lane {
 
     /// Returns what makes the connection an agent's, in one word, and the agent's name or
     /// certificate URI if it has one.
-    pub fn agent_basis(&self) -> (Option<&'static str>, Option<&str>) {
+    pub fn basis_and_agent_name(&self) -> (Option<&'static str>, Option<&str>) {
         let Self::Agent(lane) = self else { return (None, None) };
         let name = match &lane.basis {
             AgentBasis::Address(agent) | AgentBasis::Attested(agent) => Some(agent.name.as_str()),
@@ -137,9 +137,9 @@ pub struct ExternalLane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Denied {
     /// `external.deny` lists the client.
-    Listed,
+    InDenyList,
     /// `external.allow` is not empty and does not list the client.
-    NotListed,
+    NotInAllowList,
     /// It speaks plain HTTP (`listen.plain`), and `external.trusted_proxies` does not list its peer.
     NotTrustedProxy,
 }
@@ -148,8 +148,8 @@ impl Denied {
     /// The reason in one word.
     pub fn label(self) -> &'static str {
         match self {
-            Self::Listed => "deny_list",
-            Self::NotListed => "not_in_allow_list",
+            Self::InDenyList => "deny_list",
+            Self::NotInAllowList => "not_in_allow_list",
             Self::NotTrustedProxy => "not_trusted_proxy",
         }
     }

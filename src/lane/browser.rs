@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn foreign_hosts() {
+    fn a_host_is_foreign_unless_loopback_or_in_the_certificate() {
         let mut names =
             BTreeSet::from(["gateway", "gw.example.org", "*.example.net"].map(|name| SubjectName::Dns(name.into())));
         names.extend(["172.18.0.2", "fd00::2"].map(|ip| SubjectName::Ip(ip.parse().unwrap())));

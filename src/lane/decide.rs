@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::assignment::{AgentBasis, AgentLane, Denied, ExternalLane, Lane};
 use super::evidence::{Certificate, Evidence, Issuer};
 use super::forwarded_client::ForwardedClient;
-use super::policy::{LanePolicy, intersect_caps, scope_cap};
+use super::policy::{LanePolicy, intersect_optional_caps, scope_cap};
 use super::request_sender::RequestSender;
 use super::scheme::Scheme;
 use super::source_address::source_address;
@@ -87,12 +87,12 @@ fn agent_basis(
     if !policy.gateway_is_loopback {
         return None;
     }
-    if let Some(basis) = by_address(peer, view, policy) {
+    if let Some(basis) = basis_by_address(peer, view, policy) {
         return Some(basis);
     }
     let certificate = certificate?;
     match certificate.issuer {
-        Issuer::Own => {
+        Issuer::Loopgate => {
             if let Some(agent) = view.agents.get(&peer)
                 && agent.kind == AgentKind::Attested
                 && certificate.uris.iter().any(|uri| names_agent(uri, &agent.id, &policy.trust_domain, view.source))
@@ -107,13 +107,13 @@ fn agent_basis(
             certificate.uris.iter().find(|uri| uri.starts_with(&name)).cloned().map(AgentBasis::Certificate)
         }
         Issuer::Operator => {
-            certificate.uris.iter().find(|uri| policy.uris.contains(uri)).cloned().map(AgentBasis::Certificate)
+            certificate.uris.iter().find(|uri| policy.agent_uris.contains(uri)).cloned().map(AgentBasis::Certificate)
         }
     }
 }
 
 /// Returns what makes the peer an agent by its address alone, if anything does.
-pub(super) fn by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<AgentBasis> {
+pub(super) fn basis_by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<AgentBasis> {
     if is_own_address(peer, view) && policy.own_addresses == OwnAddresses::Agent {
         return Some(AgentBasis::OwnAddress);
     }
@@ -126,7 +126,7 @@ pub(super) fn by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -> Opti
             || net.prefix_len() == net.max_prefix_len()
             || (peer.is_loopback() && net.addr().is_loopback())
     };
-    if policy.cidrs.iter().any(|net| net.contains(&peer) && is_specific(net)) {
+    if policy.agent_cidrs.iter().any(|net| net.contains(&peer) && is_specific(net)) {
         return Some(AgentBasis::Cidr);
     }
     let agent = view.agents.get(&peer).filter(|agent| agent.kind == AgentKind::Address && !ambiguous_address)?;
@@ -159,12 +159,13 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Agent
 /// own has the common cap.
 fn cap_of_container(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<HeaderValue> {
     let agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer));
-    let of_agent = agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.scopes.clone()));
+    let of_agent =
+        agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.agent_scopes.clone()));
     let of_address = view.caps.get(&peer);
-    let cap = intersect_caps(of_address.map(|cap| scope_cap(&cap.scopes)), of_agent.as_ref());
+    let cap = intersect_optional_caps(of_address.map(|cap| scope_cap(&cap.scopes)), of_agent.as_ref());
     // It may be an agent without a label of its own, which has the common cap.
     let in_doubt = of_address.is_some_and(|cap| cap.in_doubt);
-    intersect_caps(cap, policy.scopes.as_ref().filter(|_| in_doubt))
+    intersect_optional_caps(cap, policy.agent_scopes.as_ref().filter(|_| in_doubt))
 }
 
 /// Makes the agent lane of a connection.
@@ -177,16 +178,18 @@ fn agent_lane(
 ) -> AgentLane {
     let source = match &basis {
         AgentBasis::OwnAddress => Ipv4Addr::LOCALHOST,
-        AgentBasis::Cidr => source_address(peer.to_string().as_bytes(), policy.sources),
-        AgentBasis::Address(agent) | AgentBasis::Attested(agent) => source_address(agent.id.as_bytes(), policy.sources),
-        AgentBasis::Certificate(uri) => source_address(uri.as_bytes(), policy.sources),
+        AgentBasis::Cidr => source_address(peer.to_string().as_bytes(), policy.agent_sources),
+        AgentBasis::Address(agent) | AgentBasis::Attested(agent) => {
+            source_address(agent.id.as_bytes(), policy.agent_sources)
+        }
+        AgentBasis::Certificate(uri) => source_address(uri.as_bytes(), policy.agent_sources),
     };
     let scopes = match &basis {
-        AgentBasis::OwnAddress => policy.scopes.clone(),
+        AgentBasis::OwnAddress => policy.agent_scopes.clone(),
         // A label on the container takes the place of the common cap.
         AgentBasis::Address(_) | AgentBasis::Attested(_) => cap_of_container(peer, view, policy),
         AgentBasis::Cidr | AgentBasis::Certificate(_) => {
-            intersect_caps(cap_of_container(peer, view, policy), policy.scopes.as_ref())
+            intersect_optional_caps(cap_of_container(peer, view, policy), policy.agent_scopes.as_ref())
         }
     };
     // An agent without a discovered container, such as one by certificate, takes its cap to the external lane too.

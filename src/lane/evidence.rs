@@ -46,7 +46,7 @@ pub struct Certificate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Issuer {
     /// loopgate's own CA, which signs the certificates of agents, and of the users of `cert issue --user`.
-    Own,
+    Loopgate,
     /// A CA of `tls.client_ca`.
     Operator,
 }

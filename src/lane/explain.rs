@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::decide::{by_address, is_own_address, names_agent};
+use super::decide::{basis_by_address, is_own_address, names_agent};
 use super::evidence::{Certificate, Evidence, Issuer};
 use super::policy::LanePolicy;
 use crate::addr::canonical;
@@ -105,16 +105,16 @@ impl fmt::Display for WhyExternal {
 /// `now` is in seconds since the Unix epoch.
 pub fn why_external(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i64) -> Option<WhyExternal> {
     let peer = canonical(evidence.peer);
-    let why = why_external_on_loopback(peer, evidence.certificate.as_ref(), view, policy, now);
+    let why = why_external_with_loopback_gateway(peer, evidence.certificate.as_ref(), view, policy, now);
     if policy.gateway_is_loopback {
         return why;
     }
     // Other clients would be external anyway.
-    (why.is_some() || by_address(peer, view, policy).is_some()).then_some(WhyExternal::RemoteGateway)
+    (why.is_some() || basis_by_address(peer, view, policy).is_some()).then_some(WhyExternal::RemoteGateway)
 }
 
 /// Returns the reason where the gateway is on loopback.
-fn why_external_on_loopback(
+fn why_external_with_loopback_gateway(
     peer: IpAddr,
     certificate: Option<&Certificate>,
     view: &View,
@@ -132,9 +132,9 @@ fn why_external_on_loopback(
             return Some(WhyExternal::Unconfirmed { agent: agent.name.clone(), source: view.source });
         }
         return match certificate?.issuer {
-            Issuer::Own => Some(WhyExternal::UnknownAddress(peer)),
+            Issuer::Loopgate => Some(WhyExternal::UnknownAddress(peer)),
             // Such certificates identify external users too, and most of those are meant to be external.
-            Issuer::Operator => (!policy.uris.is_empty()).then_some(WhyExternal::UriNotListed),
+            Issuer::Operator => (!policy.agent_uris.is_empty()).then_some(WhyExternal::UriNotListed),
         };
     };
     let name = agent.name.clone();
@@ -148,7 +148,7 @@ fn why_external_on_loopback(
             WhyExternal::CertificateExpired { agent: name }
         }
         (AgentKind::Attested, Some(certificate)) => {
-            let its_own = certificate.issuer == Issuer::Own
+            let its_own = certificate.issuer == Issuer::Loopgate
                 && certificate.uris.iter().any(|uri| names_agent(uri, &agent.id, &policy.trust_domain, view.source));
             if its_own {
                 WhyExternal::ConnectedBeforeAgent { agent: name }
@@ -188,13 +188,19 @@ mod tests {
     }
 
     #[test]
-    fn why_a_possible_agent_is_external() {
+    fn every_reason_of_an_external_agent_is_explained() {
         let mut config = Config::default();
         config.external.trusted_proxies = vec!["172.18.0.5/32".parse().unwrap()];
         let mut listing = config.clone();
         listing.agents.uris = vec!["spiffe://corp/robot".into()];
         let own = |uri: &str, not_after| {
-            Some(Certificate { issuer: Issuer::Own, serial: Vec::new(), uris: vec![uri.into()], user: None, not_after })
+            Some(Certificate {
+                issuer: Issuer::Loopgate,
+                serial: Vec::new(),
+                uris: vec![uri.into()],
+                user: None,
+                not_after,
+            })
         };
         let operator = || {
             Some(Certificate {

@@ -44,8 +44,9 @@ impl HeadersWritten {
 
 impl ExternalLane {
     /// The request's client: the one that a trusted proxy names in the `sent` headers, else the connection's.
-    pub fn client_of(&self, sent: &HeaderMap, policy: &LanePolicy) -> IpAddr {
-        let named = self.is_trusted_proxy.then(|| x_forwarded_for::client(sent, |ip| policy.is_trusted_proxy(ip)));
+    pub fn request_client(&self, sent: &HeaderMap, policy: &LanePolicy) -> IpAddr {
+        let named =
+            self.is_trusted_proxy.then(|| x_forwarded_for::client_address(sent, |ip| policy.is_trusted_proxy(ip)));
         named.flatten().unwrap_or(self.client)
     }
 }
@@ -57,7 +58,7 @@ impl Forwarding {
     /// The allow and deny lists refuse the client that a trusted proxy named, or the agent whose
     /// connection a page uses.
     pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &LanePolicy) -> Result<Self, Denied> {
-        let checked_client = lane.client_of(sent, policy);
+        let checked_client = lane.request_client(sent, policy);
         policy.check_lists(checked_client)?;
         let mut forwarding = Self {
             checked_client,

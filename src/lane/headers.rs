@@ -20,9 +20,9 @@ use super::browser;
 use super::forwarding::{Forwarding, HeadersWritten, sole_value};
 use super::http_api::check_http_api;
 use super::path::check_path_rules;
-use super::policy::{LanePolicy, intersection};
-use super::request_check::{CheckedHead, RequestRefusal, check_request, tokens};
-use super::reserved_headers::{is_alike, is_hop_by_hop};
+use super::policy::{LanePolicy, intersect_caps};
+use super::request_check::{CheckedHead, RequestRefusal, check_request, connection_options};
+use super::reserved_headers::{is_hop_by_hop, is_same_if_folded};
 use super::target::{GatewayRoute, Target};
 use crate::config::{Config, PathRule};
 use crate::labels::LaneKind;
@@ -65,7 +65,7 @@ pub struct GatewayHead {
     parts: Parts,
     route: GatewayRoute,
     lane: HeadLane,
-    upgrade: bool,
+    is_upgrade: bool,
     scopes: Option<HeaderValue>,
 }
 
@@ -123,7 +123,7 @@ impl GatewayHead {
         target: &Target,
         token: Option<&HeaderValue>,
     ) -> Self {
-        let upgrade = to_gateway_form(&mut parts, checked.upgrade, &rules.policy);
+        let is_upgrade = to_gateway_form(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, target.host().clone());
         if let Some(scopes) = &lane.scopes {
             parts.headers.insert(X_OPENCLAW_SCOPES, scopes.clone());
@@ -134,7 +134,7 @@ impl GatewayHead {
             parts.headers.insert(AUTHORIZATION, token.clone());
         }
         let route = GatewayRoute { source: lane.source, target: target.address() };
-        Self { parts, route, lane: HeadLane::Agent, upgrade, scopes: lane.scopes.clone() }
+        Self { parts, route, lane: HeadLane::Agent, is_upgrade, scopes: lane.scopes.clone() }
     }
 
     fn for_external(
@@ -148,20 +148,20 @@ impl GatewayHead {
         check_path_rules(&parts.method, path, checked.upgrade.is_some(), &rules.paths, port)?;
         let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy)
             .map_err(|_| RequestRefusal::ClientDenied)?;
-        let upgrade = to_gateway_form(&mut parts, checked.upgrade, &rules.policy);
+        let is_upgrade = to_gateway_form(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
         let written = forwarding.write(&mut parts.headers);
         // A trusted proxy may state a narrower cap, never a wider one.
         let stated = sole_value(&parts.headers, &X_OPENCLAW_SCOPES).cloned();
         let scopes = match (&lane.scopes, stated) {
-            (Some(cap), Some(stated)) => Some(intersection(cap, &stated)),
+            (Some(cap), Some(stated)) => Some(intersect_caps(cap, &stated)),
             (cap, stated) => cap.clone().or(stated),
         };
         if let Some(scopes) = &scopes {
             parts.headers.insert(X_OPENCLAW_SCOPES, scopes.clone());
         }
         let route = GatewayRoute { source: rules.external_source, target: target.address() };
-        Ok(Self { parts, route, lane: HeadLane::External(written), upgrade, scopes })
+        Ok(Self { parts, route, lane: HeadLane::External(written), is_upgrade, scopes })
     }
 
     /// The lane that it leaves on.
@@ -201,18 +201,18 @@ impl GatewayHead {
     }
 
     /// Removes the offer of WebSocket extensions, so that messages can be read.
-    pub fn refuse_extensions(&mut self) {
+    pub fn remove_websocket_extensions(&mut self) {
         self.parts.headers.remove(SEC_WEBSOCKET_EXTENSIONS);
     }
 
     /// Returns whether it asks for an upgrade.
     pub fn is_upgrade(&self) -> bool {
-        self.upgrade
+        self.is_upgrade
     }
 
     /// Returns whether it may be sent twice: its method is safe (RFC 9110 section 9.2.1), and it is no upgrade.
     pub fn is_repeatable(&self) -> bool {
-        self.parts.method.is_safe() && !self.upgrade
+        self.parts.method.is_safe() && !self.is_upgrade
     }
 
     /// Copies the head for a retry.
@@ -221,7 +221,7 @@ impl GatewayHead {
             parts: self.parts.clone(),
             route: self.route,
             lane: self.lane,
-            upgrade: self.upgrade,
+            is_upgrade: self.is_upgrade,
             scopes: self.scopes.clone(),
         }
     }
@@ -243,7 +243,7 @@ fn to_gateway_form(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &Lan
     let origin_form = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(origin_form);
     parts.version = Version::HTTP_11;
-    scrub(&mut parts.headers, policy);
+    scrub_request(&mut parts.headers, policy);
     let Some(protocol) = upgrade else { return false };
     parts.headers.remove(EXPECT);
     parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -261,8 +261,8 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Removes fields that `Connection` lists, hop-by-hop fields, and fields that only loopgate may send.
-fn scrub(headers: &mut HeaderMap, policy: &LanePolicy) {
-    let listed: Vec<HeaderName> = tokens(headers)
+fn scrub_request(headers: &mut HeaderMap, policy: &LanePolicy) {
+    let listed: Vec<HeaderName> = connection_options(headers)
         .filter(|token| {
             !token.eq_ignore_ascii_case(b"close")
                 && !token.eq_ignore_ascii_case(b"keep-alive")
@@ -277,17 +277,17 @@ fn scrub(headers: &mut HeaderMap, policy: &LanePolicy) {
         })
         .filter_map(|token| HeaderName::from_bytes(token).ok())
         .collect();
-    let own: Vec<HeaderName> =
+    let forbidden: Vec<HeaderName> =
         headers.keys().filter(|name| is_hop_by_hop(name) || policy.controls_header(name)).cloned().collect();
-    for name in listed.iter().chain(&own) {
+    for name in listed.iter().chain(&forbidden) {
         // `remove` takes every line of a name.
         headers.remove(name);
     }
 }
 
 /// Removes from a request's trailers what its head may not hold either, and what belongs in a head only.
-pub fn scrub_trailers(trailers: &mut HeaderMap, rules: &RequestRules) {
-    scrub(trailers, &rules.policy);
+pub fn scrub_request_trailers(trailers: &mut HeaderMap, rules: &RequestRules) {
+    scrub_request(trailers, &rules.policy);
     remove_head_fields(trailers);
 }
 
@@ -304,7 +304,7 @@ fn remove_head_fields(trailers: &mut HeaderMap) {
         CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, MAX_FORWARDS, SET_COOKIE,
         TRAILER, TRANSFER_ENCODING,
     };
-    let heads_only = [
+    let head_fields = [
         HOST,
         AUTHORIZATION,
         COOKIE,
@@ -320,18 +320,19 @@ fn remove_head_fields(trailers: &mut HeaderMap) {
         TRAILER,
         TRANSFER_ENCODING,
     ];
-    let found: Vec<HeaderName> =
-        trailers.keys().filter(|name| heads_only.iter().any(|head| is_alike(name, head))).cloned().collect();
-    for name in found {
+    let present: Vec<HeaderName> =
+        trailers.keys().filter(|name| head_fields.iter().any(|head| is_same_if_folded(name, head))).cloned().collect();
+    for name in present {
         trailers.remove(name);
     }
 }
 
 /// Removes hop-by-hop fields from a response of the gateway.
 pub fn scrub_response(headers: &mut HeaderMap) {
-    let listed: Vec<HeaderName> = tokens(headers).filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
-    let own: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
-    for name in listed.iter().chain(&own) {
+    let listed: Vec<HeaderName> =
+        connection_options(headers).filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
+    let forbidden: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
+    for name in listed.iter().chain(&forbidden) {
         headers.remove(name);
     }
 }

@@ -31,14 +31,15 @@ pub fn check_path_rules(
     if rules.peek().is_none() {
         return Ok(());
     }
-    let decoded = normalized(path).ok_or(RequestRefusal::AmbiguousPath)?;
-    let matching = rules.clone().find(|rule| concerns(rule, method, is_upgrade) && covers(rule, path, &decoded));
+    let decoded = decode_path(path).ok_or(RequestRefusal::AmbiguousPath)?;
+    let matching =
+        rules.clone().find(|rule| applies_to(rule, method, is_upgrade) && matches_path(rule, path, &decoded));
     let allowed = matching.map_or_else(|| rules.all(|rule| !rule.allow), |rule| rule.allow);
     if allowed { Ok(()) } else { Err(RequestRefusal::PathDenied) }
 }
 
 /// Returns whether `rule` is about `method`, and about upgrades if the request is one.
-fn concerns(rule: &PathRule, method: &Method, is_upgrade: bool) -> bool {
+fn applies_to(rule: &PathRule, method: &Method, is_upgrade: bool) -> bool {
     if rule.allow && is_upgrade && !rule.upgrade {
         return false;
     }
@@ -58,20 +59,20 @@ fn concerns(rule: &PathRule, method: &Method, is_upgrade: bool) -> bool {
 /// encodes some characters that are allowed here, and the gateway takes `%` after a prefix for the
 /// end of a segment (OpenClaw 2026.9 `gateway/security-path`, `plugins-http/route-match`). So for a
 /// `deny` rule everything ends a segment that is not certainly a part of it.
-fn covers(rule: &PathRule, path: &str, decoded: &str) -> bool {
+fn matches_path(rule: &PathRule, path: &str, decoded: &str) -> bool {
     if rule.allow {
         let rest = decoded.strip_prefix(rule.prefix.as_str());
         return rest.is_some_and(|rest| rule.prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/'));
     }
     // `deny "/hooks/"` closes `/hooks` too.
     let stem = rule.prefix.strip_suffix('/').unwrap_or(&rule.prefix).as_bytes();
-    let begins = |path: &str| {
+    let has_prefix = |path: &str| {
         let split = path.as_bytes().split_at_checked(stem.len());
         split.is_some_and(|(head, rest)| {
             head.eq_ignore_ascii_case(stem) && rest.first().is_none_or(|next| !continues_segment(*next))
         })
     };
-    begins(decoded) || begins(path)
+    has_prefix(decoded) || has_prefix(path)
 }
 
 /// Returns whether every parser takes `byte` for a part of the segment, as it is (`pchar` without
@@ -81,12 +82,12 @@ fn continues_segment(byte: u8) -> bool {
 }
 
 /// Decodes the percent-encoding of `path`; `None` if another parser could read it differently.
-pub fn normalized(path: &str) -> Option<Cow<'_, str>> {
-    let path = if path.contains('%') { Cow::Owned(decoded(path)?) } else { Cow::Borrowed(path) };
-    is_tidy(&path).then_some(path)
+pub fn decode_path(path: &str) -> Option<Cow<'_, str>> {
+    let path = if path.contains('%') { Cow::Owned(percent_decode(path)?) } else { Cow::Borrowed(path) };
+    is_unambiguous(&path).then_some(path)
 }
 
-fn decoded(path: &str) -> Option<String> {
+fn percent_decode(path: &str) -> Option<String> {
     let mut out = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();
     while let Some(byte) = bytes.next() {
@@ -106,7 +107,7 @@ fn decoded(path: &str) -> Option<String> {
 }
 
 /// Returns whether `path` is absolute and has no empty segment but the last, no `.` or `..`, and no parameters.
-fn is_tidy(path: &str) -> bool {
+fn is_unambiguous(path: &str) -> bool {
     let bytes = path.as_bytes();
     bytes.starts_with(b"/")
         && !bytes.windows(2).any(|pair| pair == b"//")
@@ -143,8 +144,9 @@ mod tests {
 
     #[test]
     fn a_rule_with_a_port_is_for_that_port_alone() {
-        let of = |port, rule: PathRule| PathRule { port: Some(port), ..rule };
-        let rules = [of(3334, rule(true, "/voice", &[])), of(18792, rule(false, "/", &[])), rule(false, "/x", &[])];
+        let for_port = |port, rule: PathRule| PathRule { port: Some(port), ..rule };
+        let rules =
+            [for_port(3334, rule(true, "/voice", &[])), for_port(18792, rule(false, "/", &[])), rule(false, "/x", &[])];
         for (port, path, open) in [
             (18789, "/", true),
             (18789, "/voice", true),
@@ -160,13 +162,13 @@ mod tests {
     }
 
     #[test]
-    fn rules() {
+    fn the_first_matching_rule_decides_and_ambiguous_paths_are_refused() {
         let hooks = [rule(true, "/hooks/", &[Method::POST])];
         let no_tools = [rule(false, "/tools/", &[]), rule(false, "/Admin", &[])];
         let reads = [rule(false, "/private/", &[Method::GET])];
         let lower = Method::from_bytes(b"get").unwrap();
         let open_reads = [rule(true, "/private/", &[Method::GET])];
-        let hole = [rule(true, "/tools/open", &[]), rule(false, "/tools", &[])];
+        let exception = [rule(true, "/tools/open", &[]), rule(false, "/tools", &[])];
         let (denied, ambiguous) = (Err(RequestRefusal::PathDenied), Err(RequestRefusal::AmbiguousPath));
         for (method, path, rules, expected) in [
             (Method::GET, "/%2e%2e/", &[][..], Ok(())),
@@ -212,8 +214,8 @@ mod tests {
             (Method::GET, "/administer%3F/admin", &no_tools, Ok(())),
             (Method::GET, "/x%23/tools/invoke", &no_tools, Ok(())),
             (Method::GET, "/", &no_tools, Ok(())),
-            (Method::GET, "/tools/open/x", &hole, Ok(())),
-            (Method::GET, "/tools/opened", &hole, denied),
+            (Method::GET, "/tools/open/x", &exception, Ok(())),
+            (Method::GET, "/tools/opened", &exception, denied),
             (Method::GET, "/private/x", &reads, denied),
             (Method::HEAD, "/private/x", &reads, denied),
             (lower.clone(), "/private/x", &reads, denied),

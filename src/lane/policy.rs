@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::assignment::Denied;
-use super::reserved_headers::{is_alike, is_reserved};
+use super::reserved_headers::{is_reserved, is_same_if_folded};
 use crate::config::{Config, OwnAddresses};
 
 /// The part of the configuration that lane decisions read.
@@ -16,17 +16,17 @@ pub struct LanePolicy {
     /// every client is external.
     pub(super) gateway_is_loopback: bool,
     pub(super) own_addresses: OwnAddresses,
-    pub(super) cidrs: Vec<IpNet>,
+    pub(super) agent_cidrs: Vec<IpNet>,
     certificate_from: Vec<IpNet>,
     /// Whether `tls.client_ca` is set, so that every client is asked for a certificate.
     has_client_ca: bool,
-    pub(super) uris: Vec<String>,
+    pub(super) agent_uris: Vec<String>,
     /// The cap of agents without a label of their own; `None` if there is no such cap.
-    pub(super) scopes: Option<HeaderValue>,
+    pub(super) agent_scopes: Option<HeaderValue>,
     /// The scope cap of clients of the external lane; `None` if there is none.
     external_scopes: Option<HeaderValue>,
     pub(super) trust_domain: String,
-    pub(super) sources: Ipv4Net,
+    pub(super) agent_sources: Ipv4Net,
     trusted_proxies: Vec<IpNet>,
     allow: Vec<IpNet>,
     deny: Vec<IpNet>,
@@ -41,14 +41,14 @@ impl LanePolicy {
         Self {
             gateway_is_loopback: config.gateway.address.ip().is_loopback(),
             own_addresses: config.listen.own_addresses,
-            cidrs: config.agents.cidrs.clone(),
+            agent_cidrs: config.agents.cidrs.clone(),
             certificate_from: config.agents.certificate_from.clone(),
             has_client_ca: config.tls.client_ca.is_some(),
-            uris: config.agents.uris.clone(),
-            scopes: (!config.agents.scopes.is_empty()).then(|| scope_cap(&config.agents.scopes)),
+            agent_uris: config.agents.uris.clone(),
+            agent_scopes: (!config.agents.scopes.is_empty()).then(|| scope_cap(&config.agents.scopes)),
             external_scopes: (!config.external.scopes.is_empty()).then(|| scope_cap(&config.external.scopes)),
             trust_domain: config.agents.trust_domain.clone(),
-            sources: config.gateway.agent_sources,
+            agent_sources: config.gateway.agent_sources,
             trusted_proxies: config.external.trusted_proxies.clone(),
             allow: config.external.allow.clone(),
             deny: config.external.deny.clone(),
@@ -59,8 +59,8 @@ impl LanePolicy {
     }
 
     /// The cap of a client of the external lane, whose container has the cap `own`.
-    pub(super) fn external_cap(&self, own: Option<&HeaderValue>) -> Option<HeaderValue> {
-        intersect_caps(own.cloned(), self.external_scopes.as_ref())
+    pub(super) fn external_cap(&self, container_cap: Option<&HeaderValue>) -> Option<HeaderValue> {
+        intersect_optional_caps(container_cap.cloned(), self.external_scopes.as_ref())
     }
 
     /// Returns whether the peer at `ip` may name its client.
@@ -73,7 +73,7 @@ impl LanePolicy {
     ///
     /// A trusted proxy can choose those in `external.identity_headers`.
     pub fn controls_header(&self, name: &HeaderName) -> bool {
-        let listed = |list: &[HeaderName]| list.iter().any(|listed| is_alike(name, listed));
+        let listed = |list: &[HeaderName]| list.iter().any(|listed| is_same_if_folded(name, listed));
         listed(&self.identity_headers) || (is_reserved(name) && !listed(&self.keep_headers))
     }
 
@@ -90,9 +90,9 @@ impl LanePolicy {
     /// Which list refuses it.
     pub fn check_lists(&self, client: IpAddr) -> Result<(), Denied> {
         if contains(&self.deny, client) {
-            Err(Denied::Listed)
+            Err(Denied::InDenyList)
         } else if !self.allow.is_empty() && !contains(&self.allow, client) {
-            Err(Denied::NotListed)
+            Err(Denied::NotInAllowList)
         } else {
             Ok(())
         }
@@ -111,16 +111,16 @@ pub fn allowed_scopes(cap: &HeaderValue) -> impl Iterator<Item = &str> {
 }
 
 /// The cap that allows what both `a` and `b` allow.
-pub(super) fn intersection(a: &HeaderValue, b: &HeaderValue) -> HeaderValue {
+pub(super) fn intersect_caps(a: &HeaderValue, b: &HeaderValue) -> HeaderValue {
     let both: Vec<_> =
         allowed_scopes(a).filter(|scope| allowed_scopes(b).any(|other| other == *scope)).map(str::to_owned).collect();
     scope_cap(&both)
 }
 
-/// The intersection of two caps; `None` means no cap.
-pub(super) fn intersect_caps(a: Option<HeaderValue>, b: Option<&HeaderValue>) -> Option<HeaderValue> {
+/// The intersect_caps of two caps; `None` means no cap.
+pub(super) fn intersect_optional_caps(a: Option<HeaderValue>, b: Option<&HeaderValue>) -> Option<HeaderValue> {
     match (a, b) {
-        (Some(a), Some(b)) => Some(intersection(&a, b)),
+        (Some(a), Some(b)) => Some(intersect_caps(&a, b)),
         (a, b) => a.or_else(|| b.cloned()),
     }
 }

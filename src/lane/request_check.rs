@@ -137,9 +137,9 @@ pub(super) fn check_request(
     if !(path.starts_with('/') || (path == "*" && parts.method == Method::OPTIONS)) {
         return Err(RequestRefusal::BadTarget);
     }
-    let host = host(parts)?;
+    let host = requested_host(parts)?;
     check_length(parts)?;
-    let upgrade = upgrade(parts, upgrades)?;
+    let upgrade = requested_upgrade(parts, upgrades)?;
     Ok(CheckedHead { host, upgrade })
 }
 
@@ -157,7 +157,7 @@ pub fn h2_head_size(parts: &Parts) -> usize {
     target.chain(fields).map(|(name, value)| name + value + PER_FIELD).sum()
 }
 
-fn host(parts: &Parts) -> Result<HeaderValue, RequestRefusal> {
+fn requested_host(parts: &Parts) -> Result<HeaderValue, RequestRefusal> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let (stated, second) = (hosts.next(), hosts.next());
     if second.is_some() {
@@ -178,7 +178,7 @@ fn host(parts: &Parts) -> Result<HeaderValue, RequestRefusal> {
 
 /// Returns whether `value` is a host with an optional port, and nothing else: no user, no blanks, no list.
 pub(super) fn is_host(value: &[u8]) -> bool {
-    if is_plain_host(value) {
+    if is_simple_host(value) {
         return true;
     }
     let Ok(authority) = Authority::try_from(value) else { return false };
@@ -191,7 +191,7 @@ pub(super) fn is_host(value: &[u8]) -> bool {
 }
 
 /// Recognizes the usual form of `Host` (letters, digits, dots and hyphens, and a port) without a copy.
-fn is_plain_host(value: &[u8]) -> bool {
+fn is_simple_host(value: &[u8]) -> bool {
     let (name, port) = match memchr::memrchr(b':', value) {
         Some(colon) => (&value[..colon], &value[colon + 1..]),
         None => (value, &b"0"[..]),
@@ -210,7 +210,7 @@ fn check_length(parts: &Parts) -> Result<(), RequestRefusal> {
         return Err(RequestRefusal::BadTransferEncoding);
     }
     let lengths = parts.headers.get_all(CONTENT_LENGTH).iter().count();
-    if parts.headers.get(CONTENT_LENGTH).is_some_and(|length| !is_length(length.as_bytes())) {
+    if parts.headers.get(CONTENT_LENGTH).is_some_and(|length| !is_valid_length(length.as_bytes())) {
         return Err(RequestRefusal::BadLength);
     }
     if lengths > 1 || (lengths == 1 && encoding.is_some()) { Err(RequestRefusal::AmbiguousLength) } else { Ok(()) }
@@ -218,22 +218,23 @@ fn check_length(parts: &Parts) -> Result<(), RequestRefusal> {
 
 /// Returns whether `value` is a length that a signed number of 64 bits can hold, since many parsers
 /// behind loopgate use one.
-fn is_length(value: &[u8]) -> bool {
+fn is_valid_length(value: &[u8]) -> bool {
     let number = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     number.is_some_and(|text| text.parse::<i64>().is_ok())
 }
 
 /// The protocol of an upgrade to one of `upgrades`, which needs both `Upgrade` and `Connection`;
 /// anything else is a plain request.
-fn upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<HeaderValue>, RequestRefusal> {
+fn requested_upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<HeaderValue>, RequestRefusal> {
     let mut protocols = parts.headers.get_all(UPGRADE).iter();
     let Some(protocol) = protocols.next() else { return Ok(None) };
     let several = protocols.next().is_some() || protocol.as_bytes().contains(&b',');
-    let asked = connection_tokens(parts).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
+    let lists_upgrade = connection_options(&parts.headers).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
     // HTTP/2 in clear text would carry requests past the lane's rules.
     let is_http = protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2")
         || protocol.as_bytes().to_ascii_lowercase().starts_with(b"http");
-    if !asked || parts.version != Version::HTTP_11 && parts.version != Version::HTTP_2 || (!several && is_http) {
+    if !lists_upgrade || parts.version != Version::HTTP_11 && parts.version != Version::HTTP_2 || (!several && is_http)
+    {
         return Ok(None);
     }
     if !several && !upgrades.iter().any(|known| protocol.as_bytes().eq_ignore_ascii_case(known.as_bytes())) {
@@ -248,13 +249,8 @@ fn upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<HeaderValue>, Re
     }
 }
 
-/// The options of all `Connection` lines.
-pub(super) fn connection_tokens(parts: &Parts) -> impl Iterator<Item = &[u8]> {
-    tokens(&parts.headers)
-}
-
 /// The options of all `Connection` lines of `headers`.
-pub(super) fn tokens(headers: &http::HeaderMap) -> impl Iterator<Item = &[u8]> {
+pub(super) fn connection_options(headers: &http::HeaderMap) -> impl Iterator<Item = &[u8]> {
     let lines = headers.get_all(CONNECTION).iter();
     lines
         .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
@@ -267,7 +263,7 @@ mod tests {
     use super::*;
     use http::Request;
 
-    fn checked(target: &str, fields: &[(&str, &str)]) -> Result<String, RequestRefusal> {
+    fn check(target: &str, fields: &[(&str, &str)]) -> Result<String, RequestRefusal> {
         let mut request = Request::builder().uri(target);
         if target == "CONNECT" {
             request = Request::builder().method(Method::CONNECT).uri("example.com:443");
@@ -289,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_that_pass_and_heads_that_do_not() {
+    fn ambiguous_heads_are_refused() {
         let host = ("host", "a.example:8443");
         let nine: Vec<_> = std::iter::repeat_n(("x", "y"), 9).collect();
         for (target, fields, expected) in [
@@ -350,7 +346,7 @@ mod tests {
                 Err(RequestRefusal::BadUpgrade),
             ),
         ] {
-            assert_eq!(checked(target, fields), expected.map(str::to_owned), "{target} {fields:?}");
+            assert_eq!(check(target, fields), expected.map(str::to_owned), "{target} {fields:?}");
         }
     }
 }

@@ -39,8 +39,8 @@ const WEBHOOK_HEADERS: &[&str] = &[
     "x-vercel-signature",
 ];
 
-/// Names that neither [`PREFIXES`] nor [`states_identity`] covers.
-const NAMES: &[&str] = &[
+/// Names that neither [`RESERVED_PREFIXES`] nor [`states_identity`] covers.
+const RESERVED_NAMES: &[&str] = &[
     "akamai-origin-hop",
     "cf-ipcountry",
     "cf-visitor",
@@ -78,7 +78,7 @@ const NAMES: &[&str] = &[
 
 /// Beginnings of names that proxies and single sign-on products reserve for themselves. `-ws` is
 /// that of WebSphere's `$WSRU` and the like.
-const PREFIXES: &[&str] = &[
+const RESERVED_PREFIXES: &[&str] = &[
     "-ws",
     "cas-",
     "cf-access-",
@@ -149,19 +149,21 @@ const PREFIXES: &[&str] = &[
 pub(super) fn is_reserved(name: &HeaderName) -> bool {
     // `HeaderName` is lower case already.
     let text = name.as_str();
-    if is_common(text) {
+    if is_common_header(text) {
         return false;
     }
     let bytes = text.as_bytes();
-    let equals = |reserved: &&str| reserved.len() == bytes.len() && begins(bytes, reserved);
+    let equals = |reserved: &&str| reserved.len() == bytes.len() && starts_with_if_folded(bytes, reserved);
     if OPENCLAW_REQUEST_HEADERS.iter().chain(WEBHOOK_HEADERS).any(equals) {
         return false;
     }
-    NAMES.iter().any(equals) || PREFIXES.iter().any(|prefix| begins(bytes, prefix)) || states_identity(bytes)
+    RESERVED_NAMES.iter().any(equals)
+        || RESERVED_PREFIXES.iter().any(|prefix| starts_with_if_folded(bytes, prefix))
+        || states_identity(bytes)
 }
 
 /// Names that most requests have, none of which is reserved.
-fn is_common(name: &str) -> bool {
+fn is_common_header(name: &str) -> bool {
     matches!(
         name,
         "host"
@@ -193,7 +195,7 @@ fn states_identity(name: &[u8]) -> bool {
 
 fn is_identity_word(word: &[u8]) -> bool {
     /// Words, or ends of words that are written as one (`smuser`, `userid`, `clientcert`).
-    const PARTS: [&[u8]; 5] = [b"user", b"email", b"group", b"role", b"cert"];
+    const AFFIXES: [&[u8]; 5] = [b"user", b"email", b"group", b"role", b"cert"];
     let known = matches!(
         word,
         b"forwarded"
@@ -228,17 +230,17 @@ fn is_identity_word(word: &[u8]) -> bool {
         word,
         b"privileges" | b"realip" | b"remote" | b"scopes" | b"ssl" | b"sudo" | b"tls" | b"trusted" | b"uid" | b"upn"
     );
-    known || PARTS.iter().any(|part| word.starts_with(part) || word.ends_with(part))
+    known || AFFIXES.iter().any(|part| word.starts_with(part) || word.ends_with(part))
 }
 
 /// Returns whether `name` equals `other` to a server that folds all but letters and digits to one character.
-pub(super) fn is_alike(name: &HeaderName, other: &HeaderName) -> bool {
+pub(super) fn is_same_if_folded(name: &HeaderName, other: &HeaderName) -> bool {
     let (name, other) = (name.as_str().as_bytes(), other.as_str().as_bytes());
-    let alike = |a: u8, b: u8| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric());
-    name.len() == other.len() && name.iter().zip(other).all(|(&a, &b)| alike(a, b))
+    let same = |a: u8, b: u8| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric());
+    name.len() == other.len() && name.iter().zip(other).all(|(&a, &b)| same(a, b))
 }
 
-fn begins(name: &[u8], prefix: &str) -> bool {
+fn starts_with_if_folded(name: &[u8], prefix: &str) -> bool {
     name.len() >= prefix.len()
         && name.iter().zip(prefix.as_bytes()).all(|(&n, &p)| n == p || (p == b'-' && !n.is_ascii_alphanumeric()))
 }

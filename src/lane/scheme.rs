@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_proxy_states() {
+    fn the_stated_scheme_is_https_or_http_in_any_case() {
         use Scheme::{Http, Https};
         for (value, scheme) in [
             ("https", Some(Https)),

@@ -11,12 +11,12 @@ use crate::addr::canonical;
 /// The connected proxy wrote the rightmost entry, the proxy that it names wrote the next, and so
 /// on, so entries left of the first untrusted one can be forged. Returns `None` if there is no
 /// entry, or if the walk meets one that is not an address.
-pub(super) fn client(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+pub(super) fn client_address(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
     let mut leftmost = None;
     for line in lines.iter().rev() {
         for entry in line.as_bytes().rsplit(|byte| *byte == b',') {
-            let ip = address(entry.trim_ascii())?;
+            let ip = parse_address(entry.trim_ascii())?;
             if !is_trusted(ip) {
                 return Some(ip);
             }
@@ -28,7 +28,7 @@ pub(super) fn client(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -
 }
 
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:80`.
-fn address(entry: &[u8]) -> Option<IpAddr> {
+fn parse_address(entry: &[u8]) -> Option<IpAddr> {
     // The longest form of an IPv6 address with port has 47 characters.
     let text = std::str::from_utf8(entry).ok().filter(|text| text.len() <= 64)?;
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
@@ -45,20 +45,20 @@ mod tests {
     use http::HeaderValue;
     use proptest::prelude::*;
 
-    fn trusted(ip: IpAddr) -> bool {
+    fn is_trusted(ip: IpAddr) -> bool {
         ip == IpAddr::from([10, 0, 0, 1]) || ip == IpAddr::from([10, 0, 0, 2])
     }
 
-    fn of(lines: &[&str]) -> Option<String> {
+    fn client_in(lines: &[&str]) -> Option<String> {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append("x-forwarded-for", HeaderValue::from_str(line).unwrap());
         }
-        client(&headers, trusted).map(|ip| ip.to_string())
+        client_address(&headers, is_trusted).map(|ip| ip.to_string())
     }
 
     #[test]
-    fn the_rightmost_address_that_is_no_proxy() {
+    fn the_client_is_the_rightmost_address_that_is_no_trusted_proxy() {
         for (lines, expected) in [
             (&[][..], None),
             (&["203.0.113.7"], Some("203.0.113.7")),
@@ -78,14 +78,14 @@ mod tests {
             (&["[203.0.113.7]"], None),
             (&["203.0.113.7, _hidden, 10.0.0.1"], None),
         ] {
-            assert_eq!(of(lines).as_deref(), expected, "{lines:?}");
+            assert_eq!(client_in(lines).as_deref(), expected, "{lines:?}");
         }
     }
 
     proptest! {
         #[test]
         fn any_line_gives_an_address_or_nothing(line in "[\\x20-\\x7e]{0,400}") {
-            let _ = of(&[&line]);
+            let _ = client_in(&[&line]);
         }
     }
 }

@@ -97,8 +97,8 @@ impl ConnectionInfo {
             }
             Ok(Lane::Agent(_)) => before.is_trusted_proxy || before.client != canonical(self.evidence.peer()),
             Err(Denied::NotTrustedProxy) => true,
-            Err(Denied::Listed) => return Some("external.deny lists its client"),
-            Err(Denied::NotListed) => return Some("external.allow does not list its client"),
+            Err(Denied::InDenyList) => return Some("external.deny lists its client"),
+            Err(Denied::NotInAllowList) => return Some("external.allow does not list its client"),
         };
         untrusted.then_some("its proxy is no longer trusted")
     }
@@ -242,7 +242,7 @@ mod tests {
         for (kind, change, expected) in table {
             let (mut view, mut config) = (view(peer, kind), Config::default());
             let certificate = (kind == AgentKind::Attested).then(|| Certificate {
-                issuer: Issuer::Own,
+                issuer: Issuer::Loopgate,
                 serial: Vec::new(),
                 uris: vec!["spiffe://loopgate.local/docker/p/s/aaa".into()],
                 user: None,

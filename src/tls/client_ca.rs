@@ -61,7 +61,7 @@ impl ClientAuthorities {
 
     /// Returns whether `certificate` is one of loopgate's own CA that is revoked.
     pub(super) fn revokes(&self, certificate: &Certificate) -> bool {
-        certificate.issuer == Issuer::Own && self.revoked.contains(&certificate.serial)
+        certificate.issuer == Issuer::Loopgate && self.revoked.contains(&certificate.serial)
     }
 
     /// Returns whether both revoke the same certificates.
@@ -96,7 +96,7 @@ impl ClientAuthorities {
         }
         let own = self.verifier.as_ref().is_some_and(|verifier| verifier.is_own(parsed.issuer().as_raw()));
         Some(Certificate {
-            issuer: if own { Issuer::Own } else { Issuer::Operator },
+            issuer: if own { Issuer::Loopgate } else { Issuer::Operator },
             // loopgate's own CA names people by e-mail address alone, and such a certificate has no
             // URI that could make an agent.
             user: if own { mail.filter(|_| uris.is_empty()) } else { mail.or_else(|| uris.first().cloned()).or(dns) },

@@ -33,15 +33,15 @@ fn nets(list: &[&str]) -> Vec<IpNet> {
     list.iter().map(|net| net.parse().unwrap()).collect()
 }
 
-fn from(peer: &str) -> Evidence {
+fn evidence_from(peer: &str) -> Evidence {
     Evidence { peer: peer.parse().unwrap(), proxy_header: ProxyHeader::Local, certificate: None }
 }
 
-fn own(uri: &str) -> Certificate {
-    Certificate { issuer: Issuer::Own, serial: Vec::new(), uris: vec![uri.into()], user: None, not_after: NOW + 1 }
+fn loopgate_certificate(uri: &str) -> Certificate {
+    Certificate { issuer: Issuer::Loopgate, serial: Vec::new(), uris: vec![uri.into()], user: None, not_after: NOW + 1 }
 }
 
-fn lane(evidence: &Evidence, policy: &LanePolicy) -> String {
+fn lane_label(evidence: &Evidence, policy: &LanePolicy) -> String {
     match decide(evidence, &view(), policy, NOW) {
         Ok(Lane::Agent(lane)) => lane.basis.label().into(),
         Ok(Lane::External(lane)) => format!("external {}", lane.client),
@@ -57,10 +57,13 @@ fn every_client_of_a_gateway_off_loopback_is_external() {
         config.listen.own_addresses = OwnAddresses::Agent;
     });
     for peer in ["172.18.0.3", "10.1.0.1", "172.18.0.2", "127.0.0.1"] {
-        assert_eq!(lane(&from(peer), &remote), format!("external {peer}"));
+        assert_eq!(lane_label(&evidence_from(peer), &remote), format!("external {peer}"));
     }
-    let attested = Evidence { certificate: Some(own("spiffe://loopgate.local/docker/p/s/bbb")), ..from("172.18.0.4") };
-    assert_eq!(lane(&attested, &remote), "external 172.18.0.4");
+    let attested = Evidence {
+        certificate: Some(loopgate_certificate("spiffe://loopgate.local/docker/p/s/bbb")),
+        ..evidence_from("172.18.0.4")
+    };
+    assert_eq!(lane_label(&attested, &remote), "external 172.18.0.4");
 }
 
 #[test]
@@ -98,7 +101,7 @@ fn over_plain_http_a_trusted_proxy_is_external_and_no_other_peer_has_a_lane() {
 }
 
 #[test]
-fn the_lane_of_an_address() {
+fn an_address_gets_its_lane() {
     let none = policy(|_| {});
     let own_agent = policy(|c| c.listen.own_addresses = OwnAddresses::Agent);
     let wide = policy(|c| c.agents.cidrs = nets(&["172.18.0.0/16", "127.0.0.0/29"]));
@@ -141,12 +144,12 @@ fn the_lane_of_an_address() {
         ("10.1.2.3", &allow, "external 10.1.2.3"),
         ("172.18.0.3", &proxy, "external 172.18.0.3"),
     ] {
-        assert_eq!(lane(&from(peer), policy), expected, "{peer} {policy:?}");
+        assert_eq!(lane_label(&evidence_from(peer), policy), expected, "{peer} {policy:?}");
     }
 }
 
 #[test]
-fn the_lane_of_a_certificate() {
+fn a_certificate_gets_its_lane_only_from_permitted_addresses() {
     let policy = policy(|c| {
         c.agents.uris = vec!["spiffe://corp/robot".into()];
         c.agents.certificate_from = nets(&["172.18.0.9/32"]);
@@ -154,32 +157,35 @@ fn the_lane_of_a_certificate() {
     let operator = |uri: &str| Certificate { issuer: Issuer::Operator, ..own(uri) };
     let expired = Certificate { not_after: NOW, ..own("spiffe://loopgate.local/docker/p/s/bbb") };
     for (peer, certificate, expected) in [
-        ("172.18.0.4", own("spiffe://loopgate.local/docker/p/s/bbb"), "attested"),
-        ("172.18.0.4", own("spiffe://loopgate.local/docker/p/s/bbbb"), "external 172.18.0.4"),
-        ("172.18.0.4", own("spiffe://loopgate.local/docker/p/s/bbb/x"), "external 172.18.0.4"),
-        ("172.18.0.4", own("spiffe://elsewhere/docker/p/s/bbb"), "external 172.18.0.4"),
-        ("172.18.0.9", own("spiffe://loopgate.local/docker/p/s/bbb"), "external 172.18.0.9"),
+        ("172.18.0.4", loopgate_certificate("spiffe://loopgate.local/docker/p/s/bbb"), "attested"),
+        ("172.18.0.4", loopgate_certificate("spiffe://loopgate.local/docker/p/s/bbbb"), "external 172.18.0.4"),
+        ("172.18.0.4", loopgate_certificate("spiffe://loopgate.local/docker/p/s/bbb/x"), "external 172.18.0.4"),
+        ("172.18.0.4", loopgate_certificate("spiffe://elsewhere/docker/p/s/bbb"), "external 172.18.0.4"),
+        ("172.18.0.9", loopgate_certificate("spiffe://loopgate.local/docker/p/s/bbb"), "external 172.18.0.9"),
         ("172.18.0.4", expired, "external 172.18.0.4"),
         ("172.18.0.4", operator("spiffe://loopgate.local/docker/p/s/bbb"), "external 172.18.0.4"),
-        ("172.18.0.9", own("spiffe://loopgate.local/agent/robot"), "certificate"),
-        ("172.18.0.8", own("spiffe://loopgate.local/agent/robot"), "external 172.18.0.8"),
-        ("172.18.0.4", own("spiffe://loopgate.local/agent/robot"), "external 172.18.0.4"),
+        ("172.18.0.9", loopgate_certificate("spiffe://loopgate.local/agent/robot"), "certificate"),
+        ("172.18.0.8", loopgate_certificate("spiffe://loopgate.local/agent/robot"), "external 172.18.0.8"),
+        ("172.18.0.4", loopgate_certificate("spiffe://loopgate.local/agent/robot"), "external 172.18.0.4"),
         ("172.18.0.9", operator("spiffe://loopgate.local/agent/robot"), "external 172.18.0.9"),
         ("172.18.0.9", operator("spiffe://corp/robot"), "certificate"),
         ("172.18.0.8", operator("spiffe://corp/robot"), "certificate"),
         ("172.18.0.9", operator("spiffe://corp/robots"), "external 172.18.0.9"),
     ] {
-        let evidence = Evidence { certificate: Some(certificate.clone()), ..from(peer) };
-        assert_eq!(lane(&evidence, &policy), expected, "{peer} {certificate:?}");
+        let evidence = Evidence { certificate: Some(certificate.clone()), ..evidence_from(peer) };
+        assert_eq!(lane_label(&evidence, &policy), expected, "{peer} {certificate:?}");
     }
     // Every client is asked for a certificate then.
     let asking_all = self::policy(|c| c.tls.client_ca = Some("ca.pem".into()));
-    let evidence = Evidence { certificate: Some(own("spiffe://loopgate.local/agent/robot")), ..from("172.18.0.8") };
-    assert_eq!(lane(&evidence, &asking_all), "certificate");
+    let evidence = Evidence {
+        certificate: Some(loopgate_certificate("spiffe://loopgate.local/agent/robot")),
+        ..evidence_from("172.18.0.8")
+    };
+    assert_eq!(lane_label(&evidence, &asking_all), "certificate");
 }
 
 #[test]
-fn a_user_of_loopgates_own_ca_is_named_where_clients_are_asked_and_is_never_an_agent() {
+fn a_user_of_loopgates_ca_is_named_if_clients_are_asked_and_is_never_an_agent() {
     let user = Certificate { uris: Vec::new(), user: Some("ann@example.com".into()), ..own("") };
     let asked = policy(|c| c.agents.certificate_from = nets(&["172.18.0.9/32"]));
     let asking_all = policy(|c| c.tls.client_ca = Some("ca.pem".into()));
@@ -195,7 +201,7 @@ fn a_user_of_loopgates_own_ca_is_named_where_clients_are_asked_and_is_never_an_a
         ("172.18.0.8", &asking_all, NOW, false),
         ("172.18.0.9", &proxy, NOW + 1, false),
     ] {
-        let evidence = Evidence { certificate: Some(Certificate { not_after, ..user.clone() }), ..from(peer) };
+        let evidence = Evidence { certificate: Some(Certificate { not_after, ..user.clone() }), ..evidence_from(peer) };
         match decide(&evidence, &view(), policy, NOW) {
             Ok(Lane::External(lane)) => assert_eq!(lane.user.is_some(), named, "{peer} {policy:?}"),
             other => panic!("{peer} {other:?}"),
@@ -206,10 +212,12 @@ fn a_user_of_loopgates_own_ca_is_named_where_clients_are_asked_and_is_never_an_a
 #[test]
 fn only_a_trusted_proxy_states_an_address() {
     let policy = policy(|c| c.external.trusted_proxies = nets(&["10.0.0.5/32"]));
-    let stated =
-        |peer: &str| Evidence { proxy_header: ProxyHeader::Client("172.18.0.3".parse().unwrap()), ..from(peer) };
-    assert_eq!(lane(&stated("10.0.0.5"), &policy), "external 172.18.0.3");
-    assert_eq!(lane(&stated("10.0.0.6"), &policy), "external 10.0.0.6");
+    let stated = |peer: &str| Evidence {
+        proxy_header: ProxyHeader::Client("172.18.0.3".parse().unwrap()),
+        ..evidence_from(peer)
+    };
+    assert_eq!(lane_label(&stated("10.0.0.5"), &policy), "external 172.18.0.3");
+    assert_eq!(lane_label(&stated("10.0.0.6"), &policy), "external 10.0.0.6");
 }
 
 #[test]
@@ -228,16 +236,16 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
     };
     for (peer, proxy_header, expected) in [
         ("10.0.0.5", ProxyHeader::Local, Ok(("10.0.0.5", true))),
-        ("10.0.0.5", ProxyHeader::Unknown, Err(Denied::NotListed)),
+        ("10.0.0.5", ProxyHeader::Unknown, Err(Denied::NotInAllowList)),
         ("10.0.0.5", client("198.51.100.7"), Ok(("198.51.100.7", false))),
-        ("10.0.0.5", client("203.0.113.7"), Err(Denied::NotListed)),
+        ("10.0.0.5", client("203.0.113.7"), Err(Denied::NotInAllowList)),
         ("10.0.0.5", client("10.0.0.6"), Ok(("10.0.0.6", true))),
         ("10.0.0.5", client("::ffff:10.0.0.6"), Ok(("10.0.0.6", true))),
         ("198.51.100.9", ProxyHeader::Local, Ok(("198.51.100.9", false))),
         ("198.51.100.9", client("10.0.0.6"), Ok(("198.51.100.9", false))),
         ("198.51.100.9", ProxyHeader::Unknown, Ok(("198.51.100.9", false))),
     ] {
-        let evidence = Evidence { proxy_header, certificate: Some(operator.clone()), ..from(peer) };
+        let evidence = Evidence { proxy_header, certificate: Some(operator.clone()), ..evidence_from(peer) };
         let decided = decide(&evidence, &view(), &policy, NOW).map(|lane| match lane {
             Lane::External(lane) => {
                 assert_eq!(
@@ -261,7 +269,7 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
 #[test]
 fn a_possible_agent_is_allowed_the_handshake_in_spite_of_the_deny_list() {
     let policy = policy(|c| c.external.deny = nets(&["0.0.0.0/0"]));
-    for (peer, expected) in [("172.18.0.3", Ok(())), ("172.18.0.4", Ok(())), ("172.18.0.9", Err(Denied::Listed))] {
+    for (peer, expected) in [("172.18.0.3", Ok(())), ("172.18.0.4", Ok(())), ("172.18.0.9", Err(Denied::InDenyList))] {
         assert_eq!(allow_peer(peer.parse().unwrap(), &view(), &policy), expected, "{peer}");
     }
 }
@@ -279,7 +287,9 @@ fn a_label_caps_scopes_and_beats_the_common_cap() {
     ] {
         capped.scopes = own;
         view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(capped.clone()));
-        let Ok(Lane::Agent(lane)) = decide(&from("172.18.0.3"), &view, &common, NOW) else { panic!("not an agent") };
+        let Ok(Lane::Agent(lane)) = decide(&evidence_from("172.18.0.3"), &view, &common, NOW) else {
+            panic!("not an agent")
+        };
         assert_eq!(lane.scopes.unwrap(), expected);
     }
 }
@@ -308,7 +318,7 @@ fn a_cap_follows_its_container_to_the_external_lane() {
         ("172.18.0.4", &other, Some("")),
         ("172.18.0.9", &common, None),
     ] {
-        let lane = match decide(&from(peer), &view, policy, NOW).unwrap() {
+        let lane = match decide(&evidence_from(peer), &view, policy, NOW).unwrap() {
             Lane::Agent(lane) => lane.as_external,
             Lane::External(lane) => lane,
         };
@@ -337,8 +347,8 @@ fn every_basis_but_the_own_address_keeps_the_cap_of_its_container() {
     let cidrs: fn(&mut Config) = |c| c.agents.cidrs = nets(&["172.18.0.0/16"]);
     let robots: fn(&mut Config) = |c| c.agents.certificate_from = nets(&["172.18.0.0/16"]);
     let own_agent: fn(&mut Config) = |c| c.listen.own_addresses = OwnAddresses::Agent;
-    let robot = || Some(own("spiffe://loopgate.local/agent/robot"));
-    let attested = || Some(own("spiffe://loopgate.local/docker/p/s/bbb"));
+    let robot = || Some(loopgate_certificate("spiffe://loopgate.local/agent/robot"));
+    let attested = || Some(loopgate_certificate("spiffe://loopgate.local/docker/p/s/bbb"));
     for (peer, certificate, policy, basis, expected) in [
         ("172.18.0.9", None, with("", cidrs), "cidr", Some("a,b")),
         ("172.18.0.9", None, with("b,c", cidrs), "cidr", Some("b")),
@@ -354,7 +364,7 @@ fn every_basis_but_the_own_address_keeps_the_cap_of_its_container() {
         // No agent, but labelled.
         ("172.18.0.9", None, with("c", |_| {}), "external", Some("a,b")),
     ] {
-        let evidence = Evidence { certificate, ..from(peer) };
+        let evidence = Evidence { certificate, ..evidence_from(peer) };
         let (label, lane, external) = match decide(&evidence, &view, &policy, NOW).unwrap() {
             Lane::Agent(lane) => (lane.basis.label(), lane.scopes, lane.as_external.scopes),
             Lane::External(lane) => ("external", lane.scopes.clone(), lane.scopes),
@@ -373,7 +383,9 @@ fn a_common_cap_that_no_header_can_hold_leaves_no_scope() {
         (vec!["bad\nscope".to_owned()], Some("")),
     ] {
         let common = policy(|c| c.agents.scopes = scopes);
-        let Ok(Lane::Agent(lane)) = decide(&from("172.18.0.3"), &view(), &common, NOW) else { panic!("not an agent") };
+        let Ok(Lane::Agent(lane)) = decide(&evidence_from("172.18.0.3"), &view(), &common, NOW) else {
+            panic!("not an agent")
+        };
         assert_eq!(lane.scopes.as_ref().map(|cap| cap.to_str().unwrap()), expected);
     }
 }
@@ -389,7 +401,7 @@ proptest! {
         };
         let view = view();
         prop_assume!(!view.agents.contains_key(&canonical(peer)) && !uri.starts_with("spiffe://loopgate.local/agent/"));
-        let issuer = if ours { Issuer::Own } else { Issuer::Operator };
+        let issuer = if ours { Issuer::Loopgate } else { Issuer::Operator };
         let (serial, uris, user) = (Vec::new(), vec![uri.clone()], Some(uri));
         let certificate = Some(Certificate { issuer, serial, uris, user, not_after });
         let decided = decide(&Evidence { peer, proxy_header, certificate }, &view, &policy(|_| {}), NOW);
@@ -410,11 +422,11 @@ proptest! {
                 config.gateway.address = "10.0.0.1:18789".parse().unwrap();
             }
         });
-        let issuer = if ours { Issuer::Own } else { Issuer::Operator };
+        let issuer = if ours { Issuer::Loopgate } else { Issuer::Operator };
         let not_after = if expired { NOW } else { NOW + 1 };
         let certificate = Certificate { issuer, not_after, ..own(&format!("spiffe://loopgate.local/{id}")) };
         let peer = if attested { "172.18.0.4" } else { "172.18.0.3" };
-        let evidence = Evidence { certificate: shows.then_some(certificate), ..from(peer) };
+        let evidence = Evidence { certificate: shows.then_some(certificate), ..evidence_from(peer) };
         let why = why_external(&evidence, &view(), &policy, NOW);
         let would_be_agent = matches!(why, Some(WhyExternal::ConnectedBeforeAgent { .. }));
         match decide(&evidence, &view(), &policy, NOW) {

@@ -22,7 +22,7 @@ fn lane(peer: &str, rules: &RequestRules) -> Lane {
 }
 
 #[test]
-fn the_lanes_are_the_same_and_the_token_is_only_for_the_gateway() {
+fn a_forwarded_port_has_the_same_lanes_but_gets_no_token() {
     let rules = rules(|config| config.agents.scopes = vec!["operator.read".into()]);
     let Lane::Agent(mut attested) = lane("172.18.0.3", &rules) else { panic!("not an agent") };
     attested.basis = AgentBasis::Certificate("spiffe://x".into());

@@ -64,7 +64,7 @@ fn received(peer: &str, rules: &RequestRules, fields: &[(&str, &str)]) -> (Strin
 }
 
 #[test]
-fn what_the_gateway_receives() {
+fn forged_headers_are_removed_on_both_lanes() {
     let rules = rules(|_| {});
     let external = |client: &str| {
         let forwarded = ["x-forwarded-for: CLIENT", "x-forwarded-host: gw.example:8443", "x-forwarded-proto: https"];
@@ -105,7 +105,7 @@ fn what_the_gateway_receives() {
 }
 
 #[test]
-fn what_is_the_clients_own_passes() {
+fn headers_without_a_special_meaning_pass() {
     let rules = rules(|_| {});
     let own = [
         ("authorization", "Bearer t"),
@@ -150,7 +150,7 @@ fn a_header_that_carries_an_identity_passes_only_if_it_is_kept() {
 #[test]
 fn a_page_on_an_agents_connection_is_external() {
     let rules = rules(|_| {});
-    for sneaky in [
+    for fields in [
         &[("origin", "https://evil.example")][..],
         &[("origin", "null"), ("connection", "origin")],
         &[("sec-fetch-site", "cross-site")],
@@ -171,7 +171,7 @@ fn a_page_on_an_agents_connection_is_external() {
         &[("referer", "https://gw.example:8443/"), ("referer", "https://evil.example/")],
         &[("referer", "about:client")],
     ] {
-        let (source, lines) = received("172.18.0.3", &rules, sneaky);
+        let (source, lines) = received("172.18.0.3", &rules, fields);
         assert_eq!(source, "127.0.0.2");
         assert!(lines.contains(&"x-forwarded-for: 172.18.0.3".into()), "{lines:?}");
     }
@@ -182,7 +182,7 @@ fn a_page_on_an_agents_connection_is_external() {
 }
 
 #[test]
-fn a_name_that_a_page_brought_along_is_no_agents() {
+fn a_request_for_a_foreign_host_is_external() {
     let rules = rules(|_| {});
     let by_address = lane("172.18.0.3", &rules);
     let Lane::Agent(mut attested) = by_address.clone() else { panic!("not an agent") };
@@ -262,13 +262,13 @@ fn only_a_trusted_proxy_may_state_the_client() {
         assert!(lines.contains(&format!("x-forwarded-for: {client}")), "{value}: {lines:?}");
     }
     // Lists and forged hosts are not passed on.
-    let odd = [
+    let malformed = [
         ("x-forwarded-proto", "https, http"),
         ("x-forwarded-host", "a, b"),
         ("x-auth-user", "ann"),
         ("x-auth-user", "bob"),
     ];
-    let (_, lines) = received("10.0.0.5", &rules, &odd);
+    let (_, lines) = received("10.0.0.5", &rules, &malformed);
     assert_eq!(
         lines[1..],
         ["x-forwarded-for: 10.0.0.5", "x-forwarded-host: gw.example:8443", "x-forwarded-proto: https"]
@@ -383,7 +383,7 @@ fn a_cap_closes_the_http_api_to_requests_and_upgrades() {
 }
 
 #[test]
-fn crumbs_of_a_cookie_are_joined() {
+fn cookies_of_http2_are_joined() {
     let rules = rules(|_| {});
     let request =
         Request::builder().version(Version::HTTP_2).uri("https://a/").header("cookie", "a=1").header("cookie", "b=2");
@@ -395,7 +395,7 @@ fn crumbs_of_a_cookie_are_joined() {
 }
 
 #[test]
-fn trailers_say_no_more_than_heads() {
+fn trailers_lose_the_fields_that_heads_lose() {
     let mut trailers = HeaderMap::new();
     for name in [
         "content_length",
@@ -410,13 +410,13 @@ fn trailers_say_no_more_than_heads() {
     ] {
         trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
     }
-    scrub_trailers(&mut trailers, &rules(|_| {}));
+    scrub_request_trailers(&mut trailers, &rules(|_| {}));
     assert_eq!(trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-checksum"]);
 }
 
 proptest! {
     #[test]
-    fn nothing_leaves_the_external_lane_without_its_headers(
+    fn no_request_leaves_the_external_lane_without_forwarding_headers(
         fields in proptest::collection::vec(
             ("(x[-_.]forwarded[-_.](for|host|proto)|connection|forwarded|x-real-ip|[a-z-]{1,12})", "[ -~]{0,40}"),
             0..12,

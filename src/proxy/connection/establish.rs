@@ -19,7 +19,7 @@ use crate::discovery::View;
 use crate::labels::Protocol;
 use crate::lane::{
     Certificate, ConnectionEvidence, Denied, Evidence, ExternalLane, Lane, ProxyHeader, RequestRules, allow_peer,
-    allow_plain, allow_proxied_client, decide, decide_plain, own_certificate_may_count,
+    allow_plain, allow_proxied_client, decide, decide_plain, issued_certificate_may_count,
 };
 use crate::listener::{ListenerKind, Permit, proxy_protocol};
 use crate::metrics::traffic::GaugeGuard;
@@ -205,7 +205,7 @@ impl Identified {
         let Self { stream, origin, settings, proxy_header } = self;
         let config = shared.tls.load_full();
         let peer = origin.peer.ip();
-        let ask = own_certificate_may_count(peer, proxy_header, &shared.view.borrow(), shared.rules.load().policy());
+        let ask = issued_certificate_may_count(peer, proxy_header, &shared.view.borrow(), shared.rules.load().policy());
         let tls::Handshake { stream, certificate } =
             tls::accept(stream, &config, ask, settings.limits.handshake_timeout).await?;
         shared.traffic.handshakes.inc();
@@ -347,7 +347,7 @@ impl Registered {
             connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(),
             "connected"
         );
-        let (basis, agent) = lane.agent_basis();
+        let (basis, agent) = lane.basis_and_agent_name();
         let number = guard.number();
         info!(
             target: audit::TARGET, kind = "lane", connection = number, %peer, lane = lane.kind().label(),

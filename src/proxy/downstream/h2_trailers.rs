@@ -9,7 +9,7 @@
 //! ends inside a field.
 //!
 //! The field is `Host` without a value. No trailers may have that either, so
-//! [`scrub_trailers`](crate::lane::scrub_trailers) removes it from all, and nothing depends on
+//! [`scrub_request_trailers`](crate::lane::scrub_request_trailers) removes it from all, and nothing depends on
 //! whether it is there.
 //!
 //! Workaround: delete when `h2` resets streams with such trailers.

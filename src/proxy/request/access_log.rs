@@ -25,7 +25,7 @@ impl AccessLog {
             Lane::External(lane) => lane,
             Lane::Agent(lane) => &lane.as_external,
         };
-        let client = lane.client_of(headers, context.shared.rules.load().policy());
+        let client = lane.request_client(headers, context.shared.rules.load().policy());
         let stated = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| is_id(id));
         Self { client, request_id: stated.map_or_else(next_id, str::to_owned) }
     }

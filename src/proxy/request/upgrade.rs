@@ -55,7 +55,7 @@ pub async fn upgrade(
     record.count_sent(counters.sent.clone());
     let (first_message, connect_response) = connect_check(context, &head).unzip();
     if first_message.is_some() {
-        head.refuse_extensions();
+        head.remove_websocket_extensions();
     }
     let is_capped = head.scope_cap().is_some();
     let key = head.websocket_key().cloned();

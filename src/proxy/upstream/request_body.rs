@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::read_after_reset::StreamState;
 use crate::labels::Protocol;
-use crate::lane::{RequestRules, scrub_trailers};
+use crate::lane::{RequestRules, scrub_request_trailers};
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::shutdown::Shutdown;
 
@@ -162,7 +162,7 @@ impl Body for RequestBody {
                 return Poll::Ready(Some(Ok(frame)));
             }
         };
-        scrub_trailers(&mut trailers, &upload.rules);
+        scrub_request_trailers(&mut trailers, &upload.rules);
         // A body of stated length has no place for trailers.
         let Some(stream) = upload.stream.as_ref().filter(|_| !trailers.is_empty()) else { return Poll::Ready(None) };
         let since = stream.flushes().count();

@@ -17,7 +17,7 @@ use super::pool::{Pool, PooledConnection};
 use super::request_body::{Progress, RequestBody};
 use super::response_head::{check_length, states_forbidden_body};
 use crate::config::{Config, Limits};
-use crate::lane::{GatewayHead, GatewayRoute, normalized};
+use crate::lane::{GatewayHead, GatewayRoute, decode_path};
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::tls_detector::TlsDetector;
 use crate::proxy::error::Error;
@@ -30,7 +30,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Returns how long the gateway may take to answer `head`.
 fn response_timeout(head: &GatewayHead, limits: &Limits) -> Duration {
     // A path that the gateway could read as another one gets the default timeout.
-    normalized(head.path()).map_or(limits.request_timeout, |path| limits.request_timeout_of(&path))
+    decode_path(head.path()).map_or(limits.request_timeout, |path| limits.request_timeout_of(&path))
 }
 
 /// How an attempt to send a request failed.

@@ -33,7 +33,7 @@ fn lane(criterion: &mut Criterion) {
     let policy = LanePolicy::new(&Config::default());
     let view = view();
     let attested = |number: u8| Certificate {
-        issuer: Issuer::Own,
+        issuer: Issuer::Loopgate,
         serial: Vec::new(),
         uris: vec![format!("spiffe://loopgate.local/docker/project/service/{number:064x}")],
         user: None,
