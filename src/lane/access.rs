@@ -24,12 +24,12 @@ pub fn allow_peer(peer: IpAddr, view: &View, policy: &LanePolicy) -> Result<(), 
 /// Allows the peer of a new connection over plain HTTP, before a byte is read: only a trusted proxy.
 ///
 /// # Errors
-/// The peer is none.
+/// The peer is not a trusted proxy.
 pub fn allow_plain(peer: IpAddr, policy: &LanePolicy) -> Result<(), Denied> {
     if policy.is_trusted_proxy(canonical(peer)) { Ok(()) } else { Err(Denied::NotTrustedProxy) }
 }
 
-/// Returns whether a connection from `peer` could be an agent's, as far as its address tells.
+/// Returns whether a connection from `peer` could be an agent's, judged by its address alone.
 pub fn may_be_agent(peer: IpAddr, view: &View, policy: &LanePolicy) -> bool {
     let peer = canonical(peer);
     !policy.is_trusted_proxy(peer)
@@ -45,8 +45,9 @@ pub fn allow_proxied_client(peer: IpAddr, header: ProxyHeader, policy: &LanePoli
     if header == ProxyHeader::Local || sender.is_trusted_proxy { Ok(()) } else { policy.check_lists(sender.ip) }
 }
 
-/// Returns whether a certificate of loopgate's own CA can make the connection an agent's or name
-/// its user, so that the client is asked for one. With `tls.client_ca` every client is asked.
+/// Returns whether a certificate that loopgate's CA issued could make the connection an agent's or name its user.
+///
+/// Only then is the client asked for a certificate, unless `tls.client_ca` is set: then every client is asked.
 pub fn issued_certificate_may_count(peer: IpAddr, header: ProxyHeader, view: &View, policy: &LanePolicy) -> bool {
     let sender = RequestSender::new(canonical(peer), header, policy);
     may_be_agent(peer, view, policy) || !sender.is_trusted_proxy && policy.accepts_issued_certificates_from(sender.ip)

@@ -28,8 +28,8 @@ impl Lane {
         }
     }
 
-    /// Returns what makes the connection an agent's, in one word, and the agent's name or
-    /// certificate URI if it has one.
+    /// Returns the label of the [`AgentBasis`], and the agent's name or certificate URI if it has one; `None` for both
+    /// on the external lane.
     pub fn basis_and_agent_name(&self) -> (Option<&'static str>, Option<&str>) {
         let Self::Agent(lane) = self else { return (None, None) };
         let name = match &lane.basis {
@@ -40,7 +40,7 @@ impl Lane {
         (Some(lane.basis.label()), name)
     }
 
-    /// The scheme of the connection.
+    /// The scheme of the connection: `http` on a listener for plain HTTP, else `https`.
     pub fn scheme(&self) -> Scheme {
         match self {
             Self::Agent(lane) => lane.as_external.scheme,
@@ -71,7 +71,7 @@ pub struct AgentLane {
 }
 
 impl AgentLane {
-    /// Returns whether `other` is the same agent on the same basis, with the same cap and the same user.
+    /// Returns whether `other` has the same source address, kind of basis, scope caps and user.
     pub fn grants_the_same(&self, other: &Self) -> bool {
         self.source == other.source
             && self.scopes == other.scopes
@@ -80,7 +80,7 @@ impl AgentLane {
             && self.basis.label() == other.basis.label()
     }
 
-    /// Returns whether a certificate proved which agent this is; an address alone does not.
+    /// Returns whether a client certificate proved which agent this is, and not an address alone.
     pub fn is_proved_by_certificate(&self) -> bool {
         matches!(self.basis, AgentBasis::Attested(_) | AgentBasis::Certificate(_))
     }
@@ -89,15 +89,15 @@ impl AgentLane {
 /// What makes a connection an agent's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgentBasis {
-    /// It has an address of this network namespace, and `--own-addresses agent` was given.
+    /// The peer has an address of this network namespace, and `--own-addresses agent` was given.
     OwnAddress,
-    /// Its address is in `agents.cidrs`.
+    /// The peer's address is in `agents.cidrs`.
     Cidr,
-    /// A container labelled `loopgate.agent=address` has its address.
+    /// The peer's address is that of this container, labelled `loopgate.agent=address`.
     Address(Arc<discovery::Agent>),
-    /// A labelled container has its address, and it showed the certificate that was issued to that very container.
+    /// The peer's address is that of this container, and the client certificate was issued to this container.
     Attested(Arc<discovery::Agent>),
-    /// Its certificate names an agent that is no discovered container; this is the certificate's URI.
+    /// The client certificate has this URI, which names an agent independently of discovery.
     Certificate(String),
 }
 
@@ -119,17 +119,17 @@ impl AgentBasis {
 pub struct ExternalLane {
     /// The client's address: the peer's, or the one in a trusted proxy's PROXY header.
     pub client: IpAddr,
-    /// The same address as `X-Forwarded-For` states it.
+    /// The client's address as `X-Forwarded-For` states it.
     pub forwarded_client: ForwardedClient,
-    /// Whether a trusted proxy writes the requests, so that each request may name its client.
-    /// Behind a PROXY header the client writes them.
+    /// Whether a trusted proxy writes the requests, so that each request may name its own client. After a PROXY header
+    /// the client itself writes the requests.
     pub is_trusted_proxy: bool,
-    /// The scheme of the connection, for requests for which no trusted proxy states another.
+    /// The scheme of the connection. A trusted proxy may state another for a request.
     pub scheme: Scheme,
-    /// The user that a client certificate names: one from `tls.client_ca`, or of `cert issue --user`.
+    /// The user that a client certificate names. A CA of `tls.client_ca` signed it, or `cert issue --user` issued it.
     pub user: Option<HeaderValue>,
-    /// The scope cap, as the value of `X-OpenClaw-Scopes`: the container's own cap,
-    /// `external.scopes`, or what both allow.
+    /// The scope cap, as the value of `X-OpenClaw-Scopes`: the cap of the client's container, `external.scopes`, or the
+    /// intersection of both. `None` means no cap.
     pub scopes: Option<HeaderValue>,
 }
 
@@ -140,12 +140,12 @@ pub enum Denied {
     InDenyList,
     /// `external.allow` is not empty and does not list the client.
     NotInAllowList,
-    /// It speaks plain HTTP (`listen.plain`), and `external.trusted_proxies` does not list its peer.
+    /// The connection is to `listen.plain`, and `external.trusted_proxies` does not list its peer.
     NotTrustedProxy,
 }
 
 impl Denied {
-    /// The reason in one word.
+    /// The reason in one word, as metrics and the audit log name it.
     pub fn label(self) -> &'static str {
         match self {
             Self::InDenyList => "deny_list",

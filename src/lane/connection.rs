@@ -1,4 +1,4 @@
-//! The evidence of a connection on either kind of listener, and the decision by it.
+//! The evidence about a connection, over TLS or plain HTTP, and the lane decision from it.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use super::evidence::{Certificate, Evidence};
 use super::policy::LanePolicy;
 use crate::discovery::View;
 
-/// What the lane of a connection is decided by, whichever listener accepted it.
+/// The evidence from which the lane of a connection is decided.
 #[derive(Clone, Debug)]
 pub enum ConnectionEvidence {
     /// The evidence of a connection over TLS.
@@ -18,7 +18,7 @@ pub enum ConnectionEvidence {
 }
 
 impl ConnectionEvidence {
-    /// Decides the lane again. `now` is in seconds since the Unix epoch.
+    /// Decides the lane of the connection again. `now` is in seconds since the Unix epoch.
     ///
     /// # Errors
     /// Why the connection gets no lane.
@@ -37,7 +37,7 @@ impl ConnectionEvidence {
         }
     }
 
-    /// The verified client certificate.
+    /// The verified client certificate, if the client showed one.
     pub fn certificate(&self) -> Option<&Certificate> {
         match self {
             Self::Tls(evidence) => evidence.certificate.as_ref(),

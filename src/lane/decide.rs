@@ -41,7 +41,7 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i64) -
             .and_then(|user| HeaderValue::from_str(user).ok()),
         scopes: policy.external_cap(cap_of_container(peer, view, policy).as_ref()),
     };
-    // A trusted proxy connects for its clients, so nothing that it shows makes the connection an agent's.
+    // A trusted proxy connects on behalf of its clients, so neither its address nor its certificate makes an agent.
     if !policy.is_trusted_proxy(peer)
         && let Some(basis) = agent_basis(peer, sender.ip, certificate, view, policy)
     {
@@ -53,11 +53,10 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i64) -
     Ok(Lane::External(external))
 }
 
-/// Assigns a connection over plain HTTP, which a trusted proxy alone may have. There is no evidence
-/// that could make it an agent's, so it is always external.
+/// Assigns a connection over plain HTTP to the external lane. Only a trusted proxy may open such a connection.
 ///
 /// # Errors
-/// The peer is no trusted proxy.
+/// The peer is not a trusted proxy.
 pub fn decide_plain(peer: IpAddr, view: &View, policy: &LanePolicy) -> Result<ExternalLane, Denied> {
     let peer = canonical(peer);
     if !policy.is_trusted_proxy(peer) {
@@ -73,10 +72,10 @@ pub fn decide_plain(peer: IpAddr, view: &View, policy: &LanePolicy) -> Result<Ex
     })
 }
 
-/// Returns what makes the peer an agent, if anything does.
+/// Returns what makes the peer an agent; `None` if it is not an agent.
 ///
-/// `sender` is the address that writes the requests. A certificate that counts only from
-/// `agents.certificate_from` must be shown by a sender in that list.
+/// `sender` is the address of the party that writes the requests (see [`RequestSender`]). For certificates of
+/// `loopgate cert issue` it must be in `agents.certificate_from`.
 fn agent_basis(
     peer: IpAddr,
     sender: IpAddr,
@@ -99,7 +98,8 @@ fn agent_basis(
             {
                 return Some(AgentBasis::Attested(Arc::clone(agent)));
             }
-            // Checked again, so that narrowing `agents.certificate_from` closes connections it had permitted.
+            // The list was checked before the handshake. It is checked again here, so that connections are closed if a
+            // reload removes their address from `agents.certificate_from`.
             if !policy.accepts_issued_certificates_from(sender) {
                 return None;
             }
@@ -112,13 +112,13 @@ fn agent_basis(
     }
 }
 
-/// Returns what makes the peer an agent by its address alone, if anything does.
+/// Returns what makes the peer an agent by its address alone; `None` if its address does not.
 pub(super) fn basis_by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<AgentBasis> {
     if is_own_address(peer, view) && policy.own_addresses == OwnAddresses::Agent {
         return Some(AgentBasis::OwnAddress);
     }
-    // Published ports and rootless engines deliver outsiders with these addresses too, so a network
-    // that merely includes them does not make them agents.
+    // Connections through published ports and rootless engines come from these addresses too. So they are agents only
+    // if `agents.cidrs` lists the very address, or a network inside 127.0.0.0/8.
     let ambiguous_address =
         peer.is_loopback() || view.is_own(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
     let is_specific = |net: &IpNet| {
@@ -135,8 +135,8 @@ pub(super) fn basis_by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -
 
 /// Returns whether `peer` is an address of this network namespace from which only its own processes connect.
 ///
-/// Of 127.0.0.0/8 that is 127.0.0.1 alone: forwarders deliver outside clients from other addresses
-/// of it, such as Istio's inbound passthrough from 127.0.0.6.
+/// In 127.0.0.0/8 only 127.0.0.1 is such an address: forwarders connect for outside clients from others, for example
+/// Istio's inbound passthrough from 127.0.0.6.
 pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
     match peer {
         IpAddr::V4(ip) if ip.is_loopback() => ip == Ipv4Addr::LOCALHOST,
@@ -144,7 +144,7 @@ pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
     }
 }
 
-/// Returns whether `uri` is the identity that loopgate's CA gives to the container, or pod, with this id.
+/// Returns whether `uri` is the identity that loopgate's CA gives to the container, or pod, with the id `id`.
 pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: AgentSourceKind) -> bool {
     let kind = match source {
         AgentSourceKind::Docker => WorkloadKind::Container,
@@ -154,21 +154,21 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Agent
         .is_ok_and(|named| named.trust_domain == trust_domain && named.kind == kind && named.workload == id)
 }
 
-/// Returns the scope cap of the container at `peer`. It counts on both lanes and outlasts the loss of
-/// Docker, so that an agent can't shed its cap by becoming external. An agent without a label of its
-/// own has the common cap.
+/// Returns the scope cap of the container with the address `peer`; `None` means no cap.
+///
+/// The cap holds on both lanes, and while Docker is unreachable, so that an agent can't lose its cap by becoming
+/// external. An agent without the label `loopgate.scopes` has the cap of `agents.scopes`.
 fn cap_of_container(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<HeaderValue> {
     let agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer));
     let of_agent =
         agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.agent_scopes.clone()));
     let of_address = view.caps.get(&peer);
     let cap = intersect_optional_caps(of_address.map(|cap| scope_cap(&cap.scopes)), of_agent.as_ref());
-    // It may be an agent without a label of its own, which has the common cap.
+    // If the image may have set the label, the operator may have set none, and then `agents.scopes` holds.
     let in_doubt = of_address.is_some_and(|cap| cap.in_doubt);
     intersect_optional_caps(cap, policy.agent_scopes.as_ref().filter(|_| in_doubt))
 }
 
-/// Makes the agent lane of a connection.
 fn agent_lane(
     peer: IpAddr,
     basis: AgentBasis,
@@ -186,13 +186,13 @@ fn agent_lane(
     };
     let scopes = match &basis {
         AgentBasis::OwnAddress => policy.agent_scopes.clone(),
-        // A label on the container takes the place of the common cap.
+        // A label `loopgate.scopes` on the container replaces `agents.scopes`.
         AgentBasis::Address(_) | AgentBasis::Attested(_) => cap_of_container(peer, view, policy),
         AgentBasis::Cidr | AgentBasis::Certificate(_) => {
             intersect_optional_caps(cap_of_container(peer, view, policy), policy.agent_scopes.as_ref())
         }
     };
-    // An agent without a discovered container, such as one by certificate, takes its cap to the external lane too.
+    // An agent that discovery does not know, such as one by certificate, keeps its cap on the external lane too.
     let as_external = ExternalLane { scopes: policy.external_cap(scopes.as_ref()), ..as_external };
     AgentLane { source, basis, scopes, as_external }
 }

@@ -2,21 +2,22 @@
 
 use std::net::IpAddr;
 
-/// What a connection over TLS can't forge, and the PROXY header before it.
+/// What a lane decision reads of a connection over TLS.
 #[derive(Clone, Debug)]
 pub struct Evidence {
     /// The peer's address on the TCP connection.
     pub peer: IpAddr,
-    /// The PROXY header; only a trusted proxy's counts.
+    /// The client in the PROXY header; it counts only if the peer is a trusted proxy.
     pub proxy_header: ProxyHeader,
-    /// The verified client certificate.
+    /// The verified client certificate, if the client showed one.
     pub certificate: Option<Certificate>,
 }
 
-/// The client that a PROXY header names. TLS begins after the header, so that client writes everything that follows.
+/// The client that a PROXY header names. TLS begins after the header, so this client, and not the proxy, writes the
+/// requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProxyHeader {
-    /// The peer itself: there was no header, or it was `LOCAL`.
+    /// The peer itself: there was no header, or the header's command was `LOCAL`.
     #[default]
     Local,
     /// A client with this address.
@@ -30,22 +31,22 @@ pub enum ProxyHeader {
 pub struct Certificate {
     /// The CA that signed it.
     pub issuer: Issuer,
-    /// Its serial number, as it is encoded.
+    /// The serial number: the content of the DER integer.
     pub serial: Vec<u8>,
-    /// Its URI subject alternative names.
+    /// The URIs among the subject alternative names.
     pub uris: Vec<String>,
-    /// The user that it names: the SAN e-mail, else URI, else DNS name. One of loopgate's own CA
-    /// names a user by an e-mail address alone.
+    /// The user that the certificate names: the SAN e-mail, else URI, else DNS name. In a certificate of loopgate's CA
+    /// only an e-mail address names a user.
     pub user: Option<String>,
-    /// The end of its validity, in seconds since the Unix epoch. TLS resumption skips the verifier,
-    /// so the lane decision checks it.
+    /// The end of the validity, in seconds since the Unix epoch. The lane decision checks it, since TLS resumption
+    /// skips the certificate verifier.
     pub not_after: i64,
 }
 
 /// The CA that signed a client certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Issuer {
-    /// loopgate's own CA, which signs the certificates of agents, and of the users of `cert issue --user`.
+    /// loopgate's own CA, which signs the certificates of agents, and those of `cert issue --user`.
     Loopgate,
     /// A CA of `tls.client_ca`.
     Operator,

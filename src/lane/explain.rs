@@ -17,43 +17,43 @@ pub enum WhyExternal {
     RemoteGateway,
     /// The agent's address is in `external.trusted_proxies`.
     TrustedProxy {
-        /// The agent whose address it has.
+        /// The name of the agent whose address the peer has.
         agent: String,
     },
-    /// Its container must show a certificate, and showed none.
+    /// The label of the peer's container demands a client certificate, and the client showed none.
     NoCertificate {
-        /// The container.
+        /// The container's name.
         agent: String,
     },
-    /// Its certificate has expired.
+    /// The client certificate has expired.
     CertificateExpired {
-        /// The container.
+        /// The name of the peer's container.
         agent: String,
     },
-    /// It showed a certificate that is not this container's.
+    /// The client certificate was not issued to the peer's container.
     OtherCertificate {
-        /// The container.
+        /// The container's name.
         agent: String,
     },
-    /// Docker, or the API server, is unreachable, so its container can't be confirmed as an agent.
+    /// Docker, or the API server, is unreachable, so the peer's container can't be confirmed as an agent.
     Unconfirmed {
-        /// The container.
+        /// The container's name.
         agent: String,
-        /// What is unreachable.
+        /// The source of agents that is unreachable.
         source: AgentSourceKind,
     },
-    /// The connection was opened before its container became an agent.
+    /// The connection was opened before the peer's container became an agent.
     ConnectedBeforeAgent {
-        /// The container.
+        /// The container's name.
         agent: String,
     },
-    /// It comes from an address of this namespace.
+    /// The peer has an address of this network namespace.
     OwnAddress,
-    /// It comes from another address of 127.0.0.0/8 than 127.0.0.1.
+    /// The peer has an address in 127.0.0.0/8 other than 127.0.0.1.
     ForwarderAddress(IpAddr),
-    /// It showed a certificate, from an address of no agent.
+    /// The client showed a certificate of loopgate's CA, but no agent has the peer's address.
     UnknownAddress(IpAddr),
-    /// It showed a certificate of the operator's CA that stands for no agent.
+    /// The client showed a certificate of the operator's CA, whose URI is not in `agents.uris`.
     UriNotListed,
 }
 
@@ -101,7 +101,8 @@ impl fmt::Display for WhyExternal {
     }
 }
 
-/// Explains why the connection with this `evidence` is external, unless that is to be expected.
+/// Explains why a connection is external; `None` if there is no reason to expect it on the agent lane.
+///
 /// `now` is in seconds since the Unix epoch.
 pub fn why_external(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i64) -> Option<WhyExternal> {
     let peer = canonical(evidence.peer);
@@ -109,11 +110,11 @@ pub fn why_external(evidence: &Evidence, view: &View, policy: &LanePolicy, now: 
     if policy.gateway_is_loopback {
         return why;
     }
-    // Other clients would be external anyway.
+    // The other clients would be external behind a gateway on loopback too.
     (why.is_some() || basis_by_address(peer, view, policy).is_some()).then_some(WhyExternal::RemoteGateway)
 }
 
-/// Returns the reason where the gateway is on loopback.
+/// Explains why a connection is external if the gateway is on loopback.
 fn why_external_with_loopback_gateway(
     peer: IpAddr,
     certificate: Option<&Certificate>,
@@ -133,7 +134,8 @@ fn why_external_with_loopback_gateway(
         }
         return match certificate?.issuer {
             Issuer::Loopgate => Some(WhyExternal::UnknownAddress(peer)),
-            // Such certificates identify external users too, and most of those are meant to be external.
+            // The operator's CA also signs certificates of users, who are meant to be external. So this is a reason
+            // only if certificates of this CA can name agents at all.
             Issuer::Operator => (!policy.agent_uris.is_empty()).then_some(WhyExternal::UriNotListed),
         };
     };
@@ -148,9 +150,9 @@ fn why_external_with_loopback_gateway(
             WhyExternal::CertificateExpired { agent: name }
         }
         (AgentKind::Attested, Some(certificate)) => {
-            let its_own = certificate.issuer == Issuer::Loopgate
+            let is_of_agent = certificate.issuer == Issuer::Loopgate
                 && certificate.uris.iter().any(|uri| names_agent(uri, &agent.id, &policy.trust_domain, view.source));
-            if its_own {
+            if is_of_agent {
                 WhyExternal::ConnectedBeforeAgent { agent: name }
             } else {
                 WhyExternal::OtherCertificate { agent: name }

@@ -1,4 +1,4 @@
-//! A client's address as the gateway gets it.
+//! The client address in `X-Forwarded-For`.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -6,20 +6,21 @@ use http::HeaderValue;
 
 use crate::addr::is_loopback_or_unspecified;
 
-/// A client's address as the gateway gets it: never a loopback or unspecified one.
+/// A client's address as `X-Forwarded-For` states it: never a loopback or unspecified address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardedClient(HeaderValue);
 
 impl ForwardedClient {
-    /// States `ip`, or `unknown` if `ip` is loopback or unspecified: the gateway would treat such a client as local.
+    /// Returns `ip`, or the placeholder `unknown` if `ip` is loopback or unspecified, since the gateway would treat
+    /// such a client as local.
     pub fn new(ip: IpAddr, unknown: IpAddr) -> Self {
         let ip = if is_loopback_or_unspecified(ip) { unknown } else { ip };
-        // The configured stand-in could be such an address too; TEST-NET-1 (RFC 5737) never is.
+        // The configured placeholder could be loopback too; 192.0.2.1 is of TEST-NET-1 (RFC 5737).
         let ip = if is_loopback_or_unspecified(ip) { IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)) } else { ip };
         Self(HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("192.0.2.1")))
     }
 
-    /// Returns it as the value of `X-Forwarded-For`.
+    /// Returns the value of `X-Forwarded-For`.
     pub(super) fn into_value(self) -> HeaderValue {
         self.0
     }

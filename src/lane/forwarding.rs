@@ -1,6 +1,7 @@
 //! The forwarding headers of the external lane.
 //!
-//! Outside this file nothing can make a [`Forwarding`] that is incomplete, or a [`HeadersWritten`].
+//! Private fields ensure that only this file can make a [`Forwarding`] or a [`HeadersWritten`], so that every head of
+//! the external lane has all of these headers.
 
 use std::net::IpAddr;
 
@@ -18,7 +19,7 @@ pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forw
 pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub(super) const X_FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
 
-/// The forwarding headers of one request on the external lane, complete by construction.
+/// The forwarding headers of one request on the external lane. [`Forwarding::new`] always sets all of them.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
     /// The address that the allow and deny lists were applied to.
@@ -29,21 +30,21 @@ pub struct Forwarding {
     identity: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// What [`Forwarding::write`] returns, and nothing else: the forwarding headers are written.
+/// Proof that the forwarding headers were written: only [`Forwarding::write`] returns it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeadersWritten {
     checked_client: IpAddr,
 }
 
 impl HeadersWritten {
-    /// The client that the allow and deny lists were applied to.
+    /// The address that the allow and deny lists were applied to.
     pub(super) fn client(self) -> IpAddr {
         self.checked_client
     }
 }
 
 impl ExternalLane {
-    /// The request's client: the one that a trusted proxy names in the `sent` headers, else the connection's.
+    /// Returns the request's client: the one that a trusted proxy names in the `sent` headers, else the connection's.
     pub fn request_client(&self, sent: &HeaderMap, policy: &LanePolicy) -> IpAddr {
         let named =
             self.is_trusted_proxy.then(|| x_forwarded_for::client_address(sent, |ip| policy.is_trusted_proxy(ip)));
@@ -55,8 +56,8 @@ impl Forwarding {
     /// Makes the forwarding headers of a request for `host` on `lane`. Only a trusted proxy's `sent` headers count.
     ///
     /// # Errors
-    /// The allow and deny lists refuse the client that a trusted proxy named, or the agent whose
-    /// connection a page uses.
+    /// The allow and deny lists refuse the request's client. `lane` may be that of a web page on an agent's connection,
+    /// to which the lists were not applied before.
     pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &LanePolicy) -> Result<Self, Denied> {
         let checked_client = lane.request_client(sent, policy);
         policy.check_lists(checked_client)?;
@@ -89,9 +90,9 @@ impl Forwarding {
         Ok(forwarding)
     }
 
-    /// Writes them into the `headers` of a request, from which clients' own ones were removed.
+    /// Writes the forwarding headers into the `headers` of a request, from which those of the client were removed.
     pub(super) fn write(self, headers: &mut HeaderMap) -> HeadersWritten {
-        // Identity first, so that the forwarding headers win if a name occurs in both.
+        // Identity headers first, so that the forwarding headers replace them if a name occurs in both.
         for (name, value) in self.identity {
             headers.insert(name, value);
         }
@@ -102,7 +103,7 @@ impl Forwarding {
     }
 }
 
-/// The value of a header that occurs exactly once; `None` otherwise.
+/// Returns the value of a header that occurs exactly once; `None` otherwise.
 pub(super) fn sole_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())

@@ -1,9 +1,9 @@
-//! The heads that the gateway gets: each is made here, from a lane.
+//! Builds the request heads that the gateway gets, each from a lane.
 //!
-//! The newest gateway treats a request from the external lane's address without forwarding headers
-//! as local. So [`GatewayHead`] has no public field, and one for the external lane needs what only
-//! [`Forwarding::write`] returns. The source address is part of the head, so no head can leave from
-//! the other lane's address.
+//! The newest gateway treats a request from the external lane's address without forwarding headers as local. The types
+//! prevent such a request: [`GatewayHead`] has private fields, and a head of the external lane needs a
+//! [`HeadersWritten`], which only [`Forwarding::write`] returns. The source address is part of the head, so no head can
+//! leave from the other lane's address.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,7 +31,7 @@ use crate::trace::Trace;
 
 const X_OPENCLAW_SCOPES: HeaderName = HeaderName::from_static("x-openclaw-scopes");
 
-/// The part of the configuration that heads are made by.
+/// The part of the configuration that building a [`GatewayHead`] needs.
 #[derive(Clone, Debug)]
 pub struct RequestRules {
     policy: LanePolicy,
@@ -42,7 +42,7 @@ pub struct RequestRules {
 }
 
 impl RequestRules {
-    /// Reads `config`.
+    /// Copies the rules from `config`.
     pub fn new(config: &Config) -> Self {
         Self {
             policy: LanePolicy::new(config),
@@ -69,7 +69,7 @@ pub struct GatewayHead {
     scopes: Option<HeaderValue>,
 }
 
-/// The lane of a head. One for the external lane can't be made before its forwarding headers are written.
+/// The lane of a head. The external variant can't be made before the forwarding headers are written.
 #[derive(Clone, Copy, Debug)]
 enum HeadLane {
     Agent,
@@ -77,13 +77,14 @@ enum HeadLane {
 }
 
 impl GatewayHead {
-    /// Makes the head of a request on a connection of `lane`, for `target`. `token` is the gateway's,
-    /// for agents that show a certificate; `names` are those of loopgate's certificate.
+    /// Checks a request on a connection of `lane`, and builds the head that `target` gets.
     ///
-    /// A request that a web page causes on an agent's connection goes out on the external lane.
+    /// `token` is the `Authorization` value with the gateway's token, which agents with a certificate inherit. `names`
+    /// are the names in loopgate's server certificate. A request that a web page causes on an agent's connection goes
+    /// out on the external lane.
     ///
     /// # Errors
-    /// Why the request must not be forwarded.
+    /// The reason why the request must not be forwarded.
     pub fn new(
         mut parts: Parts,
         lane: &Lane,
@@ -164,7 +165,7 @@ impl GatewayHead {
         Ok(Self { parts, route, lane: HeadLane::External(written), is_upgrade, scopes })
     }
 
-    /// The lane that it leaves on.
+    /// The lane on which the request goes to the gateway. A connection of the agent lane may have requests on both.
     pub fn lane(&self) -> LaneKind {
         match self.lane {
             HeadLane::Agent => LaneKind::Agent,
@@ -172,17 +173,17 @@ impl GatewayHead {
         }
     }
 
-    /// The loopback address that the gateway will see, and the address that it goes to.
+    /// The loopback source address that the gateway will see, and the address to connect to.
     pub fn route(&self) -> GatewayRoute {
         self.route
     }
 
-    /// The path that it asks for, without the query.
+    /// The requested path, without the query.
     pub fn path(&self) -> &str {
         self.parts.uri.path()
     }
 
-    /// On the external lane, the client that the allow and deny lists were applied to.
+    /// The client that the allow and deny lists were applied to; `None` on the agent lane, which has no such lists.
     pub fn client(&self) -> Option<IpAddr> {
         match self.lane {
             HeadLane::Agent => None,
@@ -190,27 +191,29 @@ impl GatewayHead {
         }
     }
 
-    /// The scopes that its connection may ask for, as the value of `X-OpenClaw-Scopes`; `None` means no cap.
+    /// The scope cap of the request, as the value of `X-OpenClaw-Scopes`; `None` means no cap.
     pub fn scope_cap(&self) -> Option<&HeaderValue> {
         self.scopes.as_ref()
     }
 
-    /// The key of a WebSocket's handshake.
+    /// The value of `Sec-WebSocket-Key`, if this is a WebSocket handshake of HTTP/1.1.
     pub fn websocket_key(&self) -> Option<&HeaderValue> {
         self.parts.headers.get(SEC_WEBSOCKET_KEY)
     }
 
-    /// Removes the offer of WebSocket extensions, so that messages can be read.
+    /// Removes `Sec-WebSocket-Extensions`, so that the gateway enables none, and loopgate can read messages
+    /// uncompressed.
     pub fn remove_websocket_extensions(&mut self) {
         self.parts.headers.remove(SEC_WEBSOCKET_EXTENSIONS);
     }
 
-    /// Returns whether it asks for an upgrade.
+    /// Returns whether the request asks for an upgrade.
     pub fn is_upgrade(&self) -> bool {
         self.is_upgrade
     }
 
-    /// Returns whether it may be sent twice: its method is safe (RFC 9110 section 9.2.1), and it is no upgrade.
+    /// Returns whether the request may be sent twice: its method is safe (RFC 9110 section 9.2.1), and it asks for no
+    /// upgrade.
     pub fn is_repeatable(&self) -> bool {
         self.parts.method.is_safe() && !self.is_upgrade
     }
@@ -226,7 +229,7 @@ impl GatewayHead {
         }
     }
 
-    /// Sets the trace context, in place of the client's.
+    /// Replaces the client's trace context (`traceparent`) by `trace`.
     pub fn set_trace(&mut self, trace: &Trace) {
         trace.write(&mut self.parts.headers);
     }
@@ -237,8 +240,8 @@ impl GatewayHead {
     }
 }
 
-/// Brings a head into the form that both lanes need: origin-form target, HTTP/1.1, and no field that clients may not
-/// send. Returns whether it is an upgrade.
+/// Converts a head to the form that both lanes send: an origin-form target, HTTP/1.1, and no field that clients may not
+/// send. Returns whether it asks for an upgrade.
 fn to_gateway_form(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &LanePolicy) -> bool {
     let origin_form = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(origin_form);
@@ -251,6 +254,7 @@ fn to_gateway_form(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &Lan
     true
 }
 
+/// Joins several `Cookie` fields into one.
 fn join_cookies(headers: &mut HeaderMap) {
     if headers.get_all(COOKIE).iter().nth(1).is_some() {
         let crumbs: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
@@ -260,7 +264,8 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes fields that `Connection` lists, hop-by-hop fields, and fields that only loopgate may send.
+/// Removes from a request the fields that `Connection` lists, hop-by-hop fields, and fields that only loopgate may
+/// send.
 fn scrub_request(headers: &mut HeaderMap, policy: &LanePolicy) {
     let listed: Vec<HeaderName> = connection_options(headers)
         .filter(|token| {
@@ -268,7 +273,7 @@ fn scrub_request(headers: &mut HeaderMap, policy: &LanePolicy) {
                 && !token.eq_ignore_ascii_case(b"keep-alive")
                 && !token.eq_ignore_ascii_case(b"upgrade")
         })
-        // Listing these in `Connection` must not remove them: the request would mean something else.
+        // A client could list these in `Connection` to change what the request means, so they stay.
         .filter(|token| {
             !matches!(
                 token.to_ascii_lowercase().as_slice(),
@@ -280,25 +285,25 @@ fn scrub_request(headers: &mut HeaderMap, policy: &LanePolicy) {
     let forbidden: Vec<HeaderName> =
         headers.keys().filter(|name| is_hop_by_hop(name) || policy.controls_header(name)).cloned().collect();
     for name in listed.iter().chain(&forbidden) {
-        // `remove` takes every line of a name.
+        // `remove` removes all fields of this name.
         headers.remove(name);
     }
 }
 
-/// Removes from a request's trailers what its head may not hold either, and what belongs in a head only.
+/// Removes from a request's trailers the fields that are removed from its head, and those that only a head may have.
 pub fn scrub_request_trailers(trailers: &mut HeaderMap, rules: &RequestRules) {
     scrub_request(trailers, &rules.policy);
     remove_head_fields(trailers);
 }
 
-/// Removes from a response's trailers hop-by-hop fields, and what belongs in a head only.
+/// Removes from a response's trailers hop-by-hop fields, and fields that only a head may have.
 pub fn scrub_response_trailers(trailers: &mut HeaderMap) {
     scrub_response(trailers);
     remove_head_fields(trailers);
 }
 
-/// Removes fields for the framing, routing, authentication or processing of a message, which no
-/// trailer may be (RFC 9110 section 6.5.1).
+/// Removes fields for the framing, routing, authentication or processing of a message, which are forbidden in trailers
+/// (RFC 9110 section 6.5.1).
 fn remove_head_fields(trailers: &mut HeaderMap) {
     use http::header::{
         CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, MAX_FORWARDS, SET_COOKIE,

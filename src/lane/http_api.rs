@@ -10,18 +10,19 @@ use super::policy::allowed_scopes;
 use super::request_check::RequestRefusal;
 use crate::config::PathRule;
 
-/// Refuses requests to the gateway's HTTP API on a connection with the scope cap `cap`, unless it
-/// includes `operator.admin`.
+/// Refuses a request to the gateway's HTTP API, unless the scope cap `cap` includes `operator.admin`, or there is none.
 ///
-/// There the gateway gives every client that sends its token or password full operator rights, and
-/// ignores `X-OpenClaw-Scopes` (OpenClaw `gateway/openai-http-api`,
-/// `gateway/tools-invoke-http-api`). The same holds for `POST /sessions/KEY/kill` and `GET
-/// /sessions/KEY/history`. A request for an upgrade is refused too: a gateway that does not upgrade
-/// could answer it as a plain request.
+/// The API gives every client that sends the gateway's token or password full operator rights, and ignores
+/// `X-OpenClaw-Scopes` (OpenClaw `gateway/openai-http-api`, `gateway/tools-invoke-http-api`). The same holds for
+/// `POST /sessions/KEY/kill` and `GET /sessions/KEY/history`. Requests for an upgrade are refused too, since a gateway
+/// that does not upgrade could answer them as plain requests.
+///
+/// # Errors
+/// [`RequestRefusal::ScopeCapped`].
 pub(super) fn check_http_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), RequestRefusal> {
     static API: LazyLock<[PathRule; 4]> =
         LazyLock::new(|| ["/v1/", "/tools/", "/api/", "/sessions/"].map(PathRule::deny));
-    // This very path is a page of the Control UI.
+    // `/sessions` itself is a page of the Control UI.
     if parts.uri.path() == "/sessions"
         || cap.is_none_or(|cap| allowed_scopes(cap).any(|scope| scope == "operator.admin"))
     {

@@ -1,20 +1,21 @@
-//! Lanes: which one a connection is on, and what each may send to the gateway. Pure functions, without I/O or a clock.
+//! Lanes: which lane a connection is on, and what each lane may send to the gateway. Pure functions, without I/O or a
+//! clock.
 //!
 //! [`decide()`] assigns a connection to a lane before its first request. The decision is made again whenever the
 //! [`View`](crate::discovery::View) or the configuration changes, and a connection that loses its
 //! lane is closed. An external connection that could now be an agent's stays external.
 //! A request that a web page causes on an agent's connection goes out on the external lane.
 //!
-//! [`GatewayHead`] is the only head that the proxy can send to the gateway, and only a lane makes one.
+//! [`GatewayHead`] is the only request head that the proxy can send to the gateway. It is always made from a lane.
 //!
 //! | file | does |
 //! | --- | --- |
-//! | `policy`, `evidence` | the inputs: configuration, and what is known of a connection |
+//! | `policy`, `evidence` | hold the inputs of a decision: the configuration, and what is known of a connection |
 //! | `access` | refuses connections before the TLS handshake |
-//! | `decide`, `request_sender`, `assignment`, `connection` | the decision and its result |
-//! | `explain` | why a connection is not an agent's |
+//! | `decide`, `request_sender`, `assignment`, `connection` | decide the lane, and hold the result |
+//! | `explain` | explains why a connection is not an agent's |
 //! | `request_check`, `path`, `http_api` | refuse ambiguous requests, closed paths, the HTTP API under a scope cap |
-//! | `headers` and the others | the head that the gateway gets, and the address that it comes from |
+//! | `headers` and the others | build the head that the gateway gets, and choose its source address |
 
 mod access;
 mod assignment;

@@ -1,7 +1,7 @@
 //! `[[external.paths]]`: which paths external clients may request.
 //!
-//! The gateway decodes and normalizes paths by its own rules, so once there are rules, a path that
-//! two parsers could read differently is refused.
+//! The gateway decodes and normalizes paths in its own way. So if there are rules, a path that two parsers could read
+//! differently is refused.
 
 use std::borrow::Cow;
 
@@ -10,13 +10,11 @@ use http::Method;
 use super::request_check::RequestRefusal;
 use crate::config::PathRule;
 
-/// Applies the `rules` for the gateway's `port` to `path` (without its query); the first rule that
-/// matches decides.
+/// Applies the `rules` for the gateway's `port` to `path`, which has no query. The first rule that matches decides.
 ///
-/// If none matches, a list with an `allow` rule refuses, and a list of `deny` rules allows. `allow`
-/// rules compare paths and methods exactly, `deny` rules ignore case, so a doubtful match never
-/// opens a path. The gateway accepts WebSockets on every path, so an `allow` rule applies to
-/// upgrades only if it has `upgrade`.
+/// If no rule matches, the request is refused if there is an `allow` rule, else allowed. `allow` rules compare paths
+/// and methods exactly, and `deny` rules ignore case, so that a doubtful match never opens a path. The gateway accepts
+/// WebSockets on every path, so an `allow` rule applies to upgrades only if it has `upgrade`.
 ///
 /// # Errors
 /// [`RequestRefusal::AmbiguousPath`] or [`RequestRefusal::PathDenied`].
@@ -38,33 +36,33 @@ pub fn check_path_rules(
     if allowed { Ok(()) } else { Err(RequestRefusal::PathDenied) }
 }
 
-/// Returns whether `rule` is about `method`, and about upgrades if the request is one.
+/// Returns whether `rule` applies to `method`, and to upgrades if the request asks for one.
 fn applies_to(rule: &PathRule, method: &Method, is_upgrade: bool) -> bool {
     if rule.allow && is_upgrade && !rule.upgrade {
         return false;
     }
     let matches = |named: &Method| {
         let same = named.as_str().eq_ignore_ascii_case(method.as_str());
-        // HEAD tells what GET would answer (RFC 9110 section 9.3.2).
+        // A response to HEAD reveals the fields of that to GET (RFC 9110 section 9.3.2), so denying GET denies HEAD.
         let alike = method.as_str().eq_ignore_ascii_case("HEAD") && named.as_str().eq_ignore_ascii_case("GET");
         named == method || (!rule.allow && (same || alike))
     };
     rule.methods.is_empty() || rule.methods.iter().any(matches)
 }
 
-/// Returns whether `rule` is about `path`, which is `decoded` without its percent-encoding.
+/// Returns whether the prefix of `rule` matches `path`, or `decoded`, the same path after percent-decoding.
 ///
-/// The gateway routes to plugins by the path as a URL parser reads it, and by what the parser makes
-/// of the decoded path: there `?` and `#` end the path, and blanks at its end vanish. The parser
-/// encodes some characters that are allowed here, and the gateway takes `%` after a prefix for the
-/// end of a segment (OpenClaw 2026.9 `gateway/security-path`, `plugins-http/route-match`). So for a
-/// `deny` rule everything ends a segment that is not certainly a part of it.
+/// The gateway routes to plugins twice: by the path as a URL parser reads it, and by the decoded path as the same
+/// parser reads it. In the decoded path `?` and `#` end the path, and blanks at its end are dropped. The parser encodes
+/// some characters that are allowed here, and for the gateway a `%` after a prefix ends the segment (OpenClaw 2026.9
+/// `gateway/security-path`, `plugins-http/route-match`). So for a `deny` rule every character ends a segment, except
+/// those that all parsers regard as part of it.
 fn matches_path(rule: &PathRule, path: &str, decoded: &str) -> bool {
     if rule.allow {
         let rest = decoded.strip_prefix(rule.prefix.as_str());
         return rest.is_some_and(|rest| rule.prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/'));
     }
-    // `deny "/hooks/"` closes `/hooks` too.
+    // A rule `deny "/hooks/"` denies `/hooks` too.
     let stem = rule.prefix.strip_suffix('/').unwrap_or(&rule.prefix).as_bytes();
     let has_prefix = |path: &str| {
         let split = path.as_bytes().split_at_checked(stem.len());
@@ -75,18 +73,21 @@ fn matches_path(rule: &PathRule, path: &str, decoded: &str) -> bool {
     has_prefix(decoded) || has_prefix(path)
 }
 
-/// Returns whether every parser takes `byte` for a part of the segment, as it is (`pchar` without
-/// `%` and `;`, RFC 3986 section 3.3).
+/// Returns whether every parser regards `byte` as part of the path segment: `pchar` of RFC 3986 section 3.3 without `%`
+/// and `;`.
 fn continues_segment(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&byte)
 }
 
-/// Decodes the percent-encoding of `path`; `None` if another parser could read it differently.
+/// Decodes the percent-encoding of `path`; `None` if the result is not UTF-8, or if another parser could read the path
+/// differently.
 pub fn decode_path(path: &str) -> Option<Cow<'_, str>> {
     let path = if path.contains('%') { Cow::Owned(percent_decode(path)?) } else { Cow::Borrowed(path) };
     is_unambiguous(&path).then_some(path)
 }
 
+/// Decodes the percent-encoding of `path`; `None` if it is malformed, or encodes a character that would change the
+/// path's structure.
 fn percent_decode(path: &str) -> Option<String> {
     let mut out = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();
@@ -97,7 +98,7 @@ fn percent_decode(path: &str) -> Option<String> {
         }
         let (high, low) = (char::from(bytes.next()?).to_digit(16)?, char::from(bytes.next()?).to_digit(16)?);
         let decoded = u8::try_from(high * 16 + low).ok()?;
-        // Encoded delimiters, dots and control characters hide another path.
+        // A parser that decodes these first would see another path.
         if matches!(decoded, b'/' | b'\\' | b'.' | b'%' | b';') || decoded.is_ascii_control() {
             return None;
         }

@@ -1,4 +1,4 @@
-//! The part of the configuration that decides lanes.
+//! The configuration for lane decisions.
 
 use std::net::IpAddr;
 
@@ -9,11 +9,11 @@ use super::assignment::Denied;
 use super::reserved_headers::{is_reserved, is_same_if_folded};
 use crate::config::{Config, OwnAddresses};
 
-/// The part of the configuration that lane decisions read.
+/// The part of the configuration that lane decisions read. A field without a comment is the option of its name.
 #[derive(Clone, Debug)]
 pub struct LanePolicy {
-    /// Whether the gateway is on loopback. Elsewhere it can't see the lanes' source addresses, so
-    /// every client is external.
+    /// Whether the gateway's address is loopback. Another gateway can't see the lanes' source addresses, which are
+    /// loopback, so every client is external.
     pub(super) gateway_is_loopback: bool,
     pub(super) own_addresses: OwnAddresses,
     pub(super) agent_cidrs: Vec<IpNet>,
@@ -21,9 +21,9 @@ pub struct LanePolicy {
     /// Whether `tls.client_ca` is set, so that every client is asked for a certificate.
     has_client_ca: bool,
     pub(super) agent_uris: Vec<String>,
-    /// The cap of agents without a label of their own; `None` if there is no such cap.
+    /// The scope cap of agents without the label `loopgate.scopes` (`agents.scopes`); `None` means no cap.
     pub(super) agent_scopes: Option<HeaderValue>,
-    /// The scope cap of clients of the external lane; `None` if there is none.
+    /// The scope cap of the external lane (`external.scopes`); `None` means no cap.
     external_scopes: Option<HeaderValue>,
     pub(super) trust_domain: String,
     pub(super) agent_sources: Ipv4Net,
@@ -36,7 +36,7 @@ pub struct LanePolicy {
 }
 
 impl LanePolicy {
-    /// Takes what concerns lanes out of `config`.
+    /// Copies the options that concern lanes from `config`.
     pub fn new(config: &Config) -> Self {
         Self {
             gateway_is_loopback: config.gateway.address.ip().is_loopback(),
@@ -58,28 +58,28 @@ impl LanePolicy {
         }
     }
 
-    /// The cap of a client of the external lane, whose container has the cap `own`.
+    /// Returns the scope cap on the external lane of a client whose container has the cap `container_cap`.
     pub(super) fn external_cap(&self, container_cap: Option<&HeaderValue>) -> Option<HeaderValue> {
         intersect_optional_caps(container_cap.cloned(), self.external_scopes.as_ref())
     }
 
-    /// Returns whether the peer at `ip` may name its client.
+    /// Returns whether `external.trusted_proxies` contains `ip`, so that a peer there may name its client.
     pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
         contains(&self.trusted_proxies, ip)
     }
 
-    /// Returns whether a client can't choose the value that the gateway gets in `name`: loopgate
-    /// removes the header, or sets it itself.
+    /// Returns whether loopgate controls the header `name`: it removes what clients send, and may set a value itself.
     ///
-    /// A trusted proxy can choose those in `external.identity_headers`.
+    /// Only trusted proxies can set the headers in `external.identity_headers`.
     pub fn controls_header(&self, name: &HeaderName) -> bool {
         let listed = |list: &[HeaderName]| list.iter().any(|listed| is_same_if_folded(name, listed));
         listed(&self.identity_headers) || (is_reserved(name) && !listed(&self.keep_headers))
     }
 
-    /// Returns whether a certificate of `loopgate cert issue`, an agent's or a user's, counts from
-    /// `client`: `agents.certificate_from` contains it, or every client is asked for a certificate
-    /// because of `tls.client_ca`.
+    /// Returns whether certificates of `loopgate cert issue` are accepted from the address `client`.
+    ///
+    /// They are if `agents.certificate_from` contains the address, or if `tls.client_ca` is set, since every client is
+    /// then asked for a certificate.
     pub(super) fn accepts_issued_certificates_from(&self, client: IpAddr) -> bool {
         self.has_client_ca || contains(&self.certificate_from, client)
     }
@@ -87,7 +87,7 @@ impl LanePolicy {
     /// Checks a client of the external lane against the allow and deny lists.
     ///
     /// # Errors
-    /// Which list refuses it.
+    /// The list that refuses the client.
     pub fn check_lists(&self, client: IpAddr) -> Result<(), Denied> {
         if contains(&self.deny, client) {
             Err(Denied::InDenyList)
@@ -99,25 +99,25 @@ impl LanePolicy {
     }
 }
 
-/// Formats `scopes` as the value of `X-OpenClaw-Scopes`. If a header can't hold them, the cap is
-/// empty and leaves no scope.
+/// Formats `scopes` as the value of `X-OpenClaw-Scopes`. If a header can't hold them, the value is empty, which allows
+/// no scope.
 pub(super) fn scope_cap(scopes: &[String]) -> HeaderValue {
     HeaderValue::from_str(&scopes.join(",")).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// The scopes that a cap allows.
+/// Returns the scopes that a cap, a value of `X-OpenClaw-Scopes`, allows.
 pub fn allowed_scopes(cap: &HeaderValue) -> impl Iterator<Item = &str> {
     cap.to_str().unwrap_or_default().split(',').map(str::trim).filter(|scope| !scope.is_empty())
 }
 
-/// The cap that allows what both `a` and `b` allow.
+/// Returns the cap that allows the scopes that both `a` and `b` allow.
 pub(super) fn intersect_caps(a: &HeaderValue, b: &HeaderValue) -> HeaderValue {
     let both: Vec<_> =
         allowed_scopes(a).filter(|scope| allowed_scopes(b).any(|other| other == *scope)).map(str::to_owned).collect();
     scope_cap(&both)
 }
 
-/// The intersect_caps of two caps; `None` means no cap.
+/// Returns the intersection of two caps, either of which may be absent; `None` means no cap.
 pub(super) fn intersect_optional_caps(a: Option<HeaderValue>, b: Option<&HeaderValue>) -> Option<HeaderValue> {
     match (a, b) {
         (Some(a), Some(b)) => Some(intersect_caps(&a, b)),

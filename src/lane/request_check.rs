@@ -1,4 +1,4 @@
-//! Checks on request heads before any lane forwards them. Ambiguous requests are refused.
+//! Checks request heads before they are forwarded on either lane. Ambiguous requests are refused.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
@@ -22,7 +22,7 @@ pub enum RequestRefusal {
     BadTransferEncoding,
     /// A target that is neither a path nor, for `OPTIONS`, `*`.
     BadTarget,
-    /// `CONNECT` that is not a WebSocket over HTTP/2: loopgate is not a forward proxy.
+    /// `CONNECT` other than that of a WebSocket over HTTP/2 (RFC 8441): loopgate is not a forward proxy.
     Connect,
     /// `TRACE`, whose response would show fields that loopgate and its proxies added (RFC 9110 section 9.3.8).
     Trace,
@@ -38,15 +38,15 @@ pub enum RequestRefusal {
     PathDenied,
     /// A path that two parsers could read differently, while there are `[[external.paths]]`.
     AmbiguousPath,
-    /// The gateway's HTTP API, on a connection with a scope cap, which that API ignores.
+    /// A request to the gateway's HTTP API from a client with a scope cap, which that API would ignore.
     ScopeCapped,
-    /// The allow and deny lists refuse the client that a trusted proxy named, or a page on an agent's
-    /// connection; or the connection is no longer authorized.
+    /// The allow and deny lists refuse the client that a trusted proxy named, or a web page on an agent's connection;
+    /// or the connection is no longer authorized.
     ClientDenied,
 }
 
 impl RequestRefusal {
-    /// The response status.
+    /// The status of the error response.
     pub fn status(self) -> StatusCode {
         match self {
             Self::TooManyFields | Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -79,7 +79,7 @@ impl RequestRefusal {
         }
     }
 
-    /// The error message for the client.
+    /// The message in the error response.
     pub fn text(self) -> &'static str {
         match self {
             Self::MissingHost => "The request names no host.",
@@ -106,16 +106,16 @@ impl RequestRefusal {
     }
 }
 
-/// The parts of a head that [`check_request`] found.
+/// What [`check_request`] reads from an acceptable head.
 #[derive(Debug)]
 pub(super) struct CheckedHead {
-    /// The requested host, with its port as sent.
+    /// The requested host, with the port if the client sent one.
     pub host: HeaderValue,
-    /// The protocol of an upgrade.
+    /// The protocol to upgrade to, if the request asks for an upgrade.
     pub upgrade: Option<HeaderValue>,
 }
 
-/// Checks a request head, whose syntax hyper or h2 have checked.
+/// Checks a request head, whose syntax hyper or h2 has checked before.
 ///
 /// # Errors
 /// The first reason to refuse it.
@@ -143,7 +143,7 @@ pub(super) fn check_request(
     Ok(CheckedHead { host, upgrade })
 }
 
-/// Returns the size of a head over HTTP/2, as RFC 9113 section 6.5.2 counts it.
+/// Returns the size in bytes of a head over HTTP/2: names, values and 32 bytes for each field (RFC 9113 section 6.5.2).
 pub fn h2_head_size(parts: &Parts) -> usize {
     const PER_FIELD: usize = 32;
     let target = [
@@ -157,6 +157,7 @@ pub fn h2_head_size(parts: &Parts) -> usize {
     target.chain(fields).map(|(name, value)| name + value + PER_FIELD).sum()
 }
 
+/// Returns the host that `Host` or the authority of the target names; if both are present, they must be equal.
 fn requested_host(parts: &Parts) -> Result<HeaderValue, RequestRefusal> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let (stated, second) = (hosts.next(), hosts.next());
@@ -190,7 +191,8 @@ pub(super) fn is_host(value: &[u8]) -> bool {
         && (port.is_empty() || (port.len() > 1 && authority.port_u16().is_some()))
 }
 
-/// Recognizes the usual form of `Host` (letters, digits, dots and hyphens, and a port) without a copy.
+/// Returns whether `value` has the usual form of `Host`: letters, digits, dots and hyphens, with or without a port.
+/// Unlike parsing an `Authority`, this does not allocate.
 fn is_simple_host(value: &[u8]) -> bool {
     let (name, port) = match memchr::memrchr(b':', value) {
         Some(colon) => (&value[..colon], &value[colon + 1..]),
@@ -203,6 +205,7 @@ fn is_simple_host(value: &[u8]) -> bool {
         && port.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
 }
 
+/// Checks that the request states its body's length at most once, in a form that every parser accepts.
 fn check_length(parts: &Parts) -> Result<(), RequestRefusal> {
     let mut encodings = parts.headers.get_all(TRANSFER_ENCODING).iter();
     let encoding = encodings.next();
@@ -216,21 +219,21 @@ fn check_length(parts: &Parts) -> Result<(), RequestRefusal> {
     if lengths > 1 || (lengths == 1 && encoding.is_some()) { Err(RequestRefusal::AmbiguousLength) } else { Ok(()) }
 }
 
-/// Returns whether `value` is a length that a signed number of 64 bits can hold, since many parsers
-/// behind loopgate use one.
+/// Returns whether `value` is a number below 2^63, since many parsers use a signed integer of 64 bits.
 fn is_valid_length(value: &[u8]) -> bool {
     let number = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     number.is_some_and(|text| text.parse::<i64>().is_ok())
 }
 
-/// The protocol of an upgrade to one of `upgrades`, which needs both `Upgrade` and `Connection`;
-/// anything else is a plain request.
+/// Returns the protocol to upgrade to; `None` for a plain request.
+///
+/// An upgrade has `Upgrade` with one of the protocols `upgrades`, and `Connection: upgrade`.
 fn requested_upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<HeaderValue>, RequestRefusal> {
     let mut protocols = parts.headers.get_all(UPGRADE).iter();
     let Some(protocol) = protocols.next() else { return Ok(None) };
     let several = protocols.next().is_some() || protocol.as_bytes().contains(&b',');
     let lists_upgrade = connection_options(&parts.headers).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
-    // HTTP/2 in clear text would carry requests past the lane's rules.
+    // After an upgrade to HTTP/2 over clear text, requests would bypass the lane's rules.
     let is_http = protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2")
         || protocol.as_bytes().to_ascii_lowercase().starts_with(b"http");
     if !lists_upgrade || parts.version != Version::HTTP_11 && parts.version != Version::HTTP_2 || (!several && is_http)
@@ -249,7 +252,7 @@ fn requested_upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<Header
     }
 }
 
-/// The options of all `Connection` lines of `headers`.
+/// Returns the options in all `Connection` fields of `headers`.
 pub(super) fn connection_options(headers: &http::HeaderMap) -> impl Iterator<Item = &[u8]> {
     let lines = headers.get_all(CONNECTION).iter();
     lines

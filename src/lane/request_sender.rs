@@ -10,13 +10,15 @@ use crate::addr::canonical;
 /// names in a PROXY header.
 pub(super) struct RequestSender {
     pub(super) ip: IpAddr,
-    /// Whether it is a trusted proxy, whose requests state clients of their own.
+    /// Whether the sender is a trusted proxy, so that each request may name its own client.
     pub(super) is_trusted_proxy: bool,
 }
 
 impl RequestSender {
-    /// A PROXY header counts only from a trusted proxy. The client that it names then counts as the sender:
-    /// TLS begins after the header, so the proxy can't write requests.
+    /// Returns the sender on a connection from `peer`.
+    ///
+    /// A PROXY header counts only from a trusted proxy. The client that the header names is then the sender, since TLS
+    /// begins after the header and the proxy can't write requests.
     pub(super) fn new(peer: IpAddr, header: ProxyHeader, policy: &LanePolicy) -> Self {
         let is_trusted_proxy = policy.is_trusted_proxy(peer);
         match header {

@@ -1,17 +1,18 @@
 //! Header names that clients may not send to the gateway, because they can carry an identity or a client's address.
 //!
-//! A gateway, or a plugin of it, may be configured to believe any header of this kind. So a name is
-//! reserved if its words say that it carries an identity (`X-Authenticated-User`), besides the
-//! names that are known and don't say so (`SM_UNIVERSALID`).
+//! A gateway, or one of its plugins, may be configured to believe any header of this kind. So a name is reserved if one
+//! of its words suggests an identity (`X-Authenticated-User`), and known names without such a word are listed
+//! (`SM_UNIVERSALID`).
 
 use http::HeaderName;
 
-/// Request headers of the gateway's own HTTP API and webhooks, which pass although they begin with `X-OpenClaw-`.
+/// Request headers of the gateway's own HTTP API and webhooks, which are not reserved although they begin with
+/// `X-OpenClaw-`.
 ///
-/// They are those that the gateway's documentation (2026.9: `gateway/openai-http-api`,
+/// These are the headers that the gateway's documentation (2026.9: `gateway/openai-http-api`,
 /// `gateway/tools-invoke-http-api`, `gateway/config-hooks`, `automation/cron-jobs/webhooks`,
 /// `tools/browser-control`, `plugins/webhooks`) and code (2026.2) read from clients.
-/// `X-OpenClaw-Scopes` is not one of them: it declares what the connection may do.
+/// `X-OpenClaw-Scopes` is not among them: it declares what the connection may do.
 const OPENCLAW_REQUEST_HEADERS: &[&str] = &[
     "x-openclaw-account-id",
     "x-openclaw-agent",
@@ -28,7 +29,7 @@ const OPENCLAW_REQUEST_HEADERS: &[&str] = &[
     "x-openclaw-webhook-secret",
 ];
 
-/// Request headers of webhooks whose words look like an identity and state none of the sender.
+/// Request headers of webhooks that are not reserved: they have a word that suggests an identity, but state none.
 const WEBHOOK_HEADERS: &[&str] = &[
     "ce-subject",
     "paypal-auth-algo",
@@ -39,7 +40,7 @@ const WEBHOOK_HEADERS: &[&str] = &[
     "x-vercel-signature",
 ];
 
-/// Names that neither [`RESERVED_PREFIXES`] nor [`states_identity`] covers.
+/// Reserved names that neither [`RESERVED_PREFIXES`] nor [`states_identity`] matches.
 const RESERVED_NAMES: &[&str] = &[
     "akamai-origin-hop",
     "cf-ipcountry",
@@ -76,8 +77,8 @@ const RESERVED_NAMES: &[&str] = &[
     "x-waws-unencoded-url",
 ];
 
-/// Beginnings of names that proxies and single sign-on products reserve for themselves. `-ws` is
-/// that of WebSphere's `$WSRU` and the like.
+/// Prefixes of the headers that proxies and single sign-on products set. `-ws` matches WebSphere's `$WSRU`, since `$`
+/// counts as `-`.
 const RESERVED_PREFIXES: &[&str] = &[
     "-ws",
     "cas-",
@@ -144,8 +145,10 @@ const RESERVED_PREFIXES: &[&str] = &[
     "x-webauth-",
 ];
 
-/// Returns whether clients may not send `name`. Every character but letters and digits counts as
-/// `-`, since servers that make CGI variables of headers fold `_`, `.` or all of them.
+/// Returns whether clients may not send `name`.
+///
+/// Every character but letters and digits counts as `-`, since servers that turn headers into CGI variables (RFC 3875
+/// section 4.1.18) don't distinguish `-`, `_` and other characters.
 pub(super) fn is_reserved(name: &HeaderName) -> bool {
     // `HeaderName` is lower case already.
     let text = name.as_str();
@@ -162,7 +165,7 @@ pub(super) fn is_reserved(name: &HeaderName) -> bool {
         || states_identity(bytes)
 }
 
-/// Names that most requests have, none of which is reserved.
+/// Returns whether `name` is one that most requests have and that is not reserved: a shortcut for [`is_reserved`].
 fn is_common_header(name: &str) -> bool {
     matches!(
         name,
@@ -178,7 +181,7 @@ fn is_common_header(name: &str) -> bool {
         || ["sec-fetch-", "sec-websocket-", "sec-ch-"].iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Returns whether a word of `name` says that it carries an identity or a client's address.
+/// Returns whether a word of `name` suggests that the header carries an identity or a client's address.
 fn states_identity(name: &[u8]) -> bool {
     let mut words = name.split(|byte| !byte.is_ascii_alphanumeric()).peekable();
     while let Some(word) = words.next() {
@@ -194,7 +197,7 @@ fn states_identity(name: &[u8]) -> bool {
 }
 
 fn is_identity_word(word: &[u8]) -> bool {
-    /// Words, or ends of words that are written as one (`smuser`, `userid`, `clientcert`).
+    /// Words that count at the beginning or end of a compound too (`smuser`, `userid`, `clientcert`).
     const AFFIXES: [&[u8]; 5] = [b"user", b"email", b"group", b"role", b"cert"];
     let known = matches!(
         word,
@@ -233,7 +236,7 @@ fn is_identity_word(word: &[u8]) -> bool {
     known || AFFIXES.iter().any(|part| word.starts_with(part) || word.ends_with(part))
 }
 
-/// Returns whether `name` equals `other` to a server that folds all but letters and digits to one character.
+/// Returns whether `name` equals `other` for a server that maps all characters but letters and digits to one.
 pub(super) fn is_same_if_folded(name: &HeaderName, other: &HeaderName) -> bool {
     let (name, other) = (name.as_str().as_bytes(), other.as_str().as_bytes());
     let same = |a: u8, b: u8| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric());
@@ -245,7 +248,7 @@ fn starts_with_if_folded(name: &[u8], prefix: &str) -> bool {
         && name.iter().zip(prefix.as_bytes()).all(|(&n, &p)| n == p || (p == b'-' && !n.is_ascii_alphanumeric()))
 }
 
-/// Returns whether a field concerns one connection only (RFC 9110 section 7.6.1) and is never forwarded.
+/// Returns whether a field is for one connection only (RFC 9110 section 7.6.1) and is never forwarded.
 pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade")
         || matches!(name.as_str(), "proxy-authenticate" | "proxy-authorization" | "http2-settings")

@@ -1,25 +1,25 @@
-//! The scheme of a request, as the gateway gets it.
+//! The scheme in `X-Forwarded-Proto`.
 
 use http::HeaderValue;
 
-/// The scheme of a request.
+/// The scheme with which a client sent a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// Over TLS.
+    /// HTTP over TLS.
     Https,
-    /// Without it.
+    /// HTTP without TLS.
     Http,
 }
 
 impl Scheme {
-    /// Returns the scheme that a trusted proxy states in `X-Forwarded-Proto`. For a WebSocket some,
-    /// such as Traefik, state `wss` or `ws`.
+    /// Parses the value of a trusted proxy's `X-Forwarded-Proto`; `None` if it is no scheme. Some proxies, such as
+    /// Traefik, state `wss` or `ws` for a WebSocket.
     pub(super) fn stated(value: &HeaderValue) -> Option<Self> {
         let is = |scheme: &[u8]| value.as_bytes().eq_ignore_ascii_case(scheme);
         if is(b"https") || is(b"wss") { Some(Self::Https) } else { (is(b"http") || is(b"ws")).then_some(Self::Http) }
     }
 
-    /// Returns it as the value of `X-Forwarded-Proto`.
+    /// Returns the value of `X-Forwarded-Proto`.
     pub(super) fn into_value(self) -> HeaderValue {
         HeaderValue::from_static(match self {
             Self::Https => "https",

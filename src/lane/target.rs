@@ -1,10 +1,10 @@
-//! Where the requests of a connection go.
+//! The destination of a connection's requests.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use http::HeaderValue;
 
-/// The port of the gateway that a listener leads to.
+/// The gateway's address and port to which a listener forwards requests.
 #[derive(Clone, Debug)]
 pub struct Target {
     address: SocketAddr,
@@ -13,19 +13,19 @@ pub struct Target {
 }
 
 impl Target {
-    /// The gateway itself.
+    /// Returns the target of a listener for the gateway itself.
     pub fn gateway(address: SocketAddr) -> Self {
         Self { is_gateway: true, ..Self::forward(address) }
     }
 
-    /// Another port of its address (`listen.forward`). The rules for the gateway's own protocol, token
-    /// and devices do not apply to what answers there.
+    /// Returns the target of a listener for another port of the gateway's address (`listen.forward`). The rules for the
+    /// gateway's protocol, token and devices do not apply to it.
     pub fn forward(address: SocketAddr) -> Self {
         let host = HeaderValue::from_str(&address.to_string()).unwrap_or(HeaderValue::from_static("127.0.0.1"));
         Self { address, host, is_gateway: false }
     }
 
-    /// Returns whether it is the gateway itself.
+    /// Returns whether the target is the gateway itself, and not a port of `listen.forward`.
     pub fn is_gateway(&self) -> bool {
         self.is_gateway
     }
@@ -35,17 +35,17 @@ impl Target {
         self.address
     }
 
-    /// Its address as the value of `Host`.
+    /// The target's address and port as the value of `Host`.
     pub(super) fn host(&self) -> &HeaderValue {
         &self.host
     }
 }
 
-/// The two ends of a connection that carries a request to the gateway.
+/// The source and destination address of a connection to the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GatewayRoute {
-    /// The loopback address that it comes from.
+    /// The loopback address that loopgate binds, which the gateway sees as the client's.
     pub source: Ipv4Addr,
-    /// The address that it goes to.
+    /// The gateway's address and port.
     pub target: SocketAddr,
 }

@@ -6,11 +6,11 @@ use http::HeaderMap;
 
 use crate::addr::canonical;
 
-/// Returns the rightmost address of all `X-Forwarded-For` lines that is not itself a trusted proxy.
+/// Returns the rightmost address in all `X-Forwarded-For` fields that is not itself a trusted proxy's.
 ///
-/// The connected proxy wrote the rightmost entry, the proxy that it names wrote the next, and so
-/// on, so entries left of the first untrusted one can be forged. Returns `None` if there is no
-/// entry, or if the walk meets one that is not an address.
+/// The connected proxy wrote the rightmost entry. If that entry is a trusted proxy, that proxy wrote the next one to
+/// the left, and so on. Entries left of the first untrusted one can be forged. Returns `None` if there is no entry, or
+/// if one that must be read is not an address.
 pub(super) fn client_address(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
     let mut leftmost = None;
@@ -23,11 +23,11 @@ pub(super) fn client_address(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) ->
             leftmost = Some(ip);
         }
     }
-    // Only trusted proxies: the farthest one stands for the client.
+    // All entries are trusted proxies, so the farthest one counts as the client.
     leftmost
 }
 
-/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:80`.
+/// Parses `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:80`.
 fn parse_address(entry: &[u8]) -> Option<IpAddr> {
     // The longest form of an IPv6 address with port has 47 characters.
     let text = std::str::from_utf8(entry).ok().filter(|text| text.len() <= 64)?;
