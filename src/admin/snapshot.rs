@@ -16,7 +16,7 @@ use super::ready::{Facts, GatewayError, why_not_ready};
 use super::state::AdminState;
 use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
 use crate::config::AgentSourceKind;
-use crate::discovery::{self, AgentKind, Namespace, SourceState, View};
+use crate::discovery::{self, AgentKind, NamespaceState, SourceState, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
 use crate::lane::{AgentBasis, Lane, WhyExternal};
@@ -39,7 +39,7 @@ pub(super) async fn facts(state: &AdminState) -> Facts {
         certificate_valid: identity.not_before <= now && now < identity.not_after,
         certificate_problem: certificate_problem(state),
         gateway_error,
-        orphaned: state.view.borrow().namespace != Namespace::Attached,
+        orphaned: state.view.borrow().namespace != NamespaceState::Attached,
         stopping: state.shutdown.has_begun(),
     }
 }
@@ -210,9 +210,9 @@ fn discovery(view: &View) -> status::DiscoveryStatus {
     let of =
         |source| if view.source == source { view.source_state.label() } else { SourceState::Off.label() }.to_owned();
     let namespace = match view.namespace {
-        Namespace::Attached => "attached",
-        Namespace::Orphaned => "orphaned",
-        Namespace::Replaced => "left",
+        NamespaceState::Attached => "attached",
+        NamespaceState::Orphaned => "orphaned",
+        NamespaceState::Replaced => "left",
     };
     status::DiscoveryStatus {
         docker: of(AgentSourceKind::Docker),

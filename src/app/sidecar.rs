@@ -21,7 +21,7 @@ use crate::admin::status::SandboxStatus;
 use crate::admin::{self, Admin, AdminState};
 use crate::config::{self, Config, live};
 use crate::discovery::docker::engine::Engine;
-use crate::discovery::{self, Namespace, View};
+use crate::discovery::{self, NamespaceState, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
 use crate::listener::{self, ConnectionLimits, ListenerAddress, ListenerKind};
@@ -208,7 +208,7 @@ impl Sidecar {
     /// Resolves when the container that owns this network namespace runs again in another one.
     pub(super) async fn orphaned(&self) {
         let mut view = self.view.clone();
-        let is_replaced = view.wait_for(|view| view.namespace == Namespace::Replaced).await.is_ok();
+        let is_replaced = view.wait_for(|view| view.namespace == NamespaceState::Replaced).await.is_ok();
         if !is_replaced {
             std::future::pending::<()>().await;
         }
@@ -299,7 +299,7 @@ async fn start_discovery(
     metrics: &DiscoveryMetrics,
     shutdown: &Shutdown,
 ) -> (watch::Receiver<Arc<View>>, Option<Engine>) {
-    let engine = discovery::engine_of(config, shutdown);
+    let engine = discovery::docker_engine(config, shutdown);
     let mut view = discovery::start(config, engine.clone(), metrics, shutdown);
     // Listeners and the certificate need the agents, addresses and names that discovery finds.
     // If it does not answer in time, the sidecar starts without them, which grants nothing.

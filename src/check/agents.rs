@@ -9,7 +9,7 @@ use serde_json::json;
 use super::catalogue as kind;
 use super::finding::{Kind, Remedy, Report};
 use crate::config::{Config, OwnAddresses};
-use crate::discovery::{AgentKind, Namespace, View, WhyNot};
+use crate::discovery::{AgentKind, NamespaceState, View, WhyNotAgent};
 
 /// What weakens the proof of a client by its address, beyond the view.
 #[derive(Clone, Debug, Default)]
@@ -71,7 +71,7 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
             Remedy::words(what),
         );
     }
-    if view.namespace != Namespace::Attached {
+    if view.namespace != NamespaceState::Attached {
         let remedy = Remedy::words(
             "start the container that owns this network namespace, then restart the sidecar; `loopgate pause` as the \
              owner avoids this",
@@ -84,56 +84,56 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
     plain(config, report);
 }
 
-fn refused(container: &str, why: &WhyNot) -> (&'static Kind, Remedy) {
+fn refused(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy) {
     match why {
-        WhyNot::Unreadable(_) => (
+        WhyNotAgent::UnknownLabelValue(_) => (
             &kind::AGENT_LABEL,
             Remedy::words(format!("label {container} loopgate.agent=attested, or =address, or take the label away")),
         ),
-        WhyNot::UnreadablePod(_) => (
+        WhyNotAgent::UnknownPodLabelValue(_) => (
             &kind::AGENT_LABEL,
             Remedy::words(format!(
                 "label {container} loopgate.dev/agent=attested, or =address, or take the label away"
             )),
         ),
-        WhyNot::ImageLabel(_) => {
+        WhyNotAgent::ImageLabel(_) => {
             let what = format!(
                 "name the service of {container} in agents.services, or give it a label that its image does not have"
             );
             (&kind::AGENT_IMAGE, Remedy::words(what))
         }
-        WhyNot::ImageUnknown(_) => (
+        WhyNotAgent::ImageLabelsUnreadable(_) => (
             &kind::AGENT_IMAGE,
             Remedy::words("permit GET /images/{id}/json in the socket's filter, as docker/socket-filter does"),
         ),
-        WhyNot::HostNetwork => {
+        WhyNotAgent::HostNetwork => {
             let what = format!(
                 "take {container} off hostNetwork, or give it a client certificate and list its URI in agents.uris"
             );
             (&kind::AGENT_HOST_NETWORK, Remedy::words(what))
         }
-        WhyNot::OwnerUnknown => {
+        WhyNotAgent::OwnerUnknown => {
             let what = "name by --container the container whose network namespace this is (the name or id of the \
                         gateway's, or of the pause container)";
             (&kind::AGENT_OWNER, Remedy::words(what))
         }
-        WhyNot::OwnNamespace => {
+        WhyNotAgent::OwnNamespace => {
             (&kind::AGENT_NAMESPACE, Remedy::Loopgate { key: "listen.own_addresses", value: json!("agent") })
         }
-        WhyNot::Shares(_) => (
+        WhyNotAgent::SharesNamespace(_) => (
             &kind::AGENT_NAMESPACE,
             Remedy::words(format!("take the label off {container}: --own-addresses decides on it")),
         ),
-        WhyNot::OtherProject { .. } => {
+        WhyNotAgent::OtherProject { .. } => {
             (&kind::AGENT_PROJECT, Remedy::Loopgate { key: "docker.any_project", value: json!(true) })
         }
-        WhyNot::NoSharedNetwork => (
+        WhyNotAgent::NoSharedNetwork => (
             &kind::AGENT_NETWORK,
             Remedy::words(format!(
                 "put {container} on a network of the gateway's (docker network connect NETWORK {container})"
             )),
         ),
-        WhyNot::AddressInDoubt(_) => (
+        WhyNotAgent::AmbiguousAddress(_) => (
             &kind::AGENT_DOUBT,
             Remedy::words(format!("start {container} anew, on a network whose subnet no other network has")),
         ),
@@ -219,17 +219,17 @@ mod tests {
     #[test]
     fn each_reason_against_an_agent_has_a_finding_with_a_remedy() {
         let table = [
-            (WhyNot::Unreadable("yes".into()), "agent-label"),
-            (WhyNot::UnreadablePod("yes".into()), "agent-label"),
-            (WhyNot::ImageLabel("true".into()), "agent-image-label"),
-            (WhyNot::ImageUnknown("403".into()), "agent-image-label"),
-            (WhyNot::HostNetwork, "agent-host-network"),
-            (WhyNot::OwnerUnknown, "agent-owner-unknown"),
-            (WhyNot::OwnNamespace, "agent-shared-namespace"),
-            (WhyNot::OtherProject { theirs: None, ours: Some("demo".into()) }, "agent-other-project"),
-            (WhyNot::NoSharedNetwork, "agent-no-network"),
-            (WhyNot::AddressInDoubt("172.18.0.3".parse().unwrap()), "agent-in-doubt"),
-            (WhyNot::Shares("other".into()), "agent-shared-namespace"),
+            (WhyNotAgent::UnknownLabelValue("yes".into()), "agent-label"),
+            (WhyNotAgent::UnknownPodLabelValue("yes".into()), "agent-label"),
+            (WhyNotAgent::ImageLabel("true".into()), "agent-image-label"),
+            (WhyNotAgent::ImageLabelsUnreadable("403".into()), "agent-image-label"),
+            (WhyNotAgent::HostNetwork, "agent-host-network"),
+            (WhyNotAgent::OwnerUnknown, "agent-owner-unknown"),
+            (WhyNotAgent::OwnNamespace, "agent-shared-namespace"),
+            (WhyNotAgent::OtherProject { project: None, owner_project: Some("demo".into()) }, "agent-other-project"),
+            (WhyNotAgent::NoSharedNetwork, "agent-no-network"),
+            (WhyNotAgent::AmbiguousAddress("172.18.0.3".parse().unwrap()), "agent-in-doubt"),
+            (WhyNotAgent::SharesNamespace("other".into()), "agent-shared-namespace"),
         ];
         for (why, expected) in table {
             let mut view = View::default();
@@ -315,7 +315,7 @@ mod tests {
         let mut report = Report::default();
         judge(&view, &AddressRisks { net_raw: vec!["robot".into()], user_namespace: true }, &config, &mut report);
         assert_eq!(report.ids(), ["agent-net-raw", "own-addresses-shared"]);
-        view.namespace = Namespace::Orphaned;
+        view.namespace = NamespaceState::Orphaned;
         let mut report = Report::default();
         judge(&view, &AddressRisks::default(), &config, &mut report);
         assert_eq!(report.ids(), ["namespace-orphaned"]);

@@ -2,7 +2,7 @@
 
 use crate::check::kubernetes::ApiServerState;
 use crate::discovery::kubernetes::api::Api;
-use crate::discovery::kubernetes::error::Rule;
+use crate::discovery::kubernetes::error::Permission;
 use crate::discovery::{AgentKind, SourceState, View};
 use crate::error_chain::error_chain;
 
@@ -13,10 +13,10 @@ pub async fn probe(api: &Api, view: &View) -> ApiServerState {
     if view.source_state == (SourceState::Connecting { error: None }) {
         state.error = Some("no answer".into());
     }
-    let mut rules = vec![Rule::List, Rule::Watch];
+    let mut rules = vec![Permission::List, Permission::Watch];
     // Only attested agents need token reviews.
     if view.agents.values().any(|agent| agent.kind == AgentKind::Attested) {
-        rules.push(Rule::Review);
+        rules.push(Permission::Review);
     }
     for rule in rules {
         if let Err(error) = api.probe(rule).await

@@ -79,7 +79,7 @@ pub fn openclaw_file(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
 async fn collect(config: &Config, file: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
     let mut report = Report::default();
     let shutdown = Shutdown::new();
-    let engine = discovery::engine_of(config, &shutdown);
+    let engine = discovery::docker_engine(config, &shutdown);
     let mut views = discovery::start(config, engine.clone(), &metrics::DiscoveryMetrics::default(), &shutdown);
     discovery::wait_until_ready(&mut views, DISCOVERY_TIMEOUT).await;
     let view = Arc::clone(&views.borrow());

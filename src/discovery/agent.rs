@@ -32,5 +32,5 @@ pub struct ScopeCap {
     /// The scopes that every label there allows.
     pub scopes: Vec<String>,
     /// Whether an image, and not the operator, may have set it, so that it can't replace the common cap.
-    pub in_doubt: bool,
+    pub maybe_from_image: bool,
 }

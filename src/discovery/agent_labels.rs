@@ -15,7 +15,7 @@ pub const PROJECT: &str = "com.docker.compose.project";
 /// Compose's own: the service.
 pub const SERVICE: &str = "com.docker.compose.service";
 /// Labels that Compose, and podman-compose, set on every container that they create, and on no image.
-pub const MADE_BY_COMPOSE: [&str; 2] = ["com.docker.compose.config-hash", "com.docker.compose.container-number"];
+pub const SET_BY_COMPOSE: [&str; 2] = ["com.docker.compose.config-hash", "com.docker.compose.container-number"];
 /// Swarm's own: the stack.
 pub const STACK: &str = "com.docker.stack.namespace";
 /// Swarm's own: the service, `STACK_SERVICE` in a stack.
@@ -25,21 +25,21 @@ pub const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
 ///
 /// # Errors
 /// The value is unknown. Its author may have meant the stricter or the looser kind, so it counts as none.
-pub fn kind(value: &str) -> Result<Option<AgentKind>, Unreadable> {
+pub fn parse_kind(value: &str) -> Result<Option<AgentKind>, UnknownValue> {
     match value {
         "true" | "attested" => Ok(Some(AgentKind::Attested)),
         "address" => Ok(Some(AgentKind::Address)),
         "false" => Ok(None),
-        _ => Err(Unreadable),
+        _ => Err(UnknownValue),
     }
 }
 
 /// A label's value that loopgate does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unreadable;
+pub struct UnknownValue;
 
 /// Returns the scopes in the value of [`SCOPES`]. An empty value is a cap that allows no scope.
-pub fn scopes(value: &str) -> Vec<String> {
+pub fn parse_scopes(value: &str) -> Vec<String> {
     value.split(',').map(str::trim).filter(|scope| !scope.is_empty()).map(str::to_owned).collect()
 }
 
@@ -54,18 +54,18 @@ mod tests {
             ("attested", Ok(Some(AgentKind::Attested))),
             ("address", Ok(Some(AgentKind::Address))),
             ("false", Ok(None)),
-            ("", Err(Unreadable)),
-            ("maybe", Err(Unreadable)),
-            ("Address", Err(Unreadable)),
-            ("address ", Err(Unreadable)),
+            ("", Err(UnknownValue)),
+            ("maybe", Err(UnknownValue)),
+            ("Address", Err(UnknownValue)),
+            ("address ", Err(UnknownValue)),
         ] {
-            assert_eq!(kind(value), expected, "{value:?}");
+            assert_eq!(parse_kind(value), expected, "{value:?}");
         }
     }
 
     #[test]
     fn scopes_are_separated_by_commas() {
-        assert_eq!(scopes(" operator.read , operator.write,"), ["operator.read", "operator.write"]);
-        assert!(scopes(" ").is_empty());
+        assert_eq!(parse_scopes(" operator.read , operator.write,"), ["operator.read", "operator.write"]);
+        assert!(parse_scopes(" ").is_empty());
     }
 }

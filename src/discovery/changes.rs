@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 use crate::config::AgentSourceKind;
 
 use super::agent::Agent;
-use super::orphan::{EXIT_ORPHANED, Namespace};
+use super::orphan::{EXIT_ORPHANED, NamespaceState};
 use super::view::View;
 
 /// Logs what is new in `after`.
@@ -47,13 +47,13 @@ pub fn log(before: &View, after: &View) {
     }
     if after.namespace != before.namespace {
         match after.namespace {
-            Namespace::Attached => info!("this network namespace has interfaces again"),
-            Namespace::Orphaned => error!(
+            NamespaceState::Attached => info!("this network namespace has interfaces again"),
+            NamespaceState::Orphaned => error!(
                 "this network namespace has lost its interfaces, as when the container that owns it stops; waiting \
                  until that container runs again (if it was replaced by a new one, this container must be recreated \
                  too)"
             ),
-            Namespace::Replaced => {
+            NamespaceState::Replaced => {
                 error!(
                     status = EXIT_ORPHANED,
                     "the owner of this network namespace runs in another one, or could not be found for 60 s; exiting, \

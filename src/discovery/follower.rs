@@ -22,9 +22,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// After a session of this length the next one begins at once: filters cut streams every so often,
 /// and that is no failure.
-const STEADY: Duration = Duration::from_secs(5);
+const STEADY_SESSION: Duration = Duration::from_secs(5);
 /// How often the same failure is logged.
-const REPEAT: Duration = Duration::from_secs(60);
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A source of agents that can be followed.
 pub trait Source {
@@ -67,19 +67,19 @@ pub struct Follower<S: Source> {
     backoff: Backoff,
     state: SourceState,
     /// The failure that was logged last, and when.
-    logged: Option<(String, Instant)>,
+    last_logged: Option<(String, Instant)>,
     metrics: metrics::DiscoveryMetrics,
 }
 
-enum Phase<T> {
+enum Phase<S> {
     Pausing(Pin<Box<Sleep>>),
-    Following { session: Box<T>, since: Instant },
+    Following { session: Box<S>, since: Instant },
 }
 
 /// What [`Follower::next`] reports.
-pub enum Update<N> {
+pub enum Update<C> {
     /// The source has changed.
-    Change(N),
+    Change(C),
     /// The session was lost, so the state has changed.
     Lost,
 }
@@ -89,11 +89,11 @@ impl<S: Source> Follower<S> {
     pub fn new(source: S, metrics: metrics::DiscoveryMetrics) -> Self {
         info!(source = S::NAME, endpoint = source.endpoint(), "looking for agents");
         Self {
-            phase: Phase::following(&source),
+            phase: Phase::open_session(&source),
             source,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             state: SourceState::Connecting { error: None },
-            logged: None,
+            last_logged: None,
             metrics,
         }
     }
@@ -114,7 +114,7 @@ impl<S: Source> Follower<S> {
             match &mut self.phase {
                 Phase::Pausing(pause) => {
                     pause.await;
-                    self.phase = Phase::following(&self.source);
+                    self.phase = Phase::open_session(&self.source);
                 }
                 Phase::Following { session, since } => {
                     let since = *since;
@@ -122,7 +122,7 @@ impl<S: Source> Follower<S> {
                         Ok(change) => return Update::Change(change),
                         Err(error) => {
                             let lost_since = S::lost_since(session, &error);
-                            if self.lose(&error, since, lost_since) {
+                            if self.end_session(&error, since, lost_since) {
                                 return Update::Lost;
                             }
                         }
@@ -153,25 +153,25 @@ impl<S: Source> Follower<S> {
             );
             self.state = SourceState::Live { since: Instant::now() };
             self.metrics.live.set(1);
-            self.logged = None;
+            self.last_logged = None;
         }
         connected
     }
 
     /// Ends the session that began at `since`, and reached the source until `lost_since`. Returns
     /// whether the state has changed.
-    fn lose(&mut self, error: &S::Error, since: Instant, lost_since: Instant) -> bool {
+    fn end_session(&mut self, error: &S::Error, since: Instant, lost_since: Instant) -> bool {
         let now = Instant::now();
         let text = one_line(&error_chain(error));
         self.metrics.lost_streams.inc();
         self.metrics.live.set(0);
-        if now - since >= STEADY && self.state.is_live() {
+        if now - since >= STEADY_SESSION && self.state.is_live() {
             debug!(source = S::NAME, error = text, "session ended; opening a new one");
             self.backoff.reset();
-            self.phase = Phase::following(&self.source);
+            self.phase = Phase::open_session(&self.source);
         } else {
             self.phase = Phase::Pausing(Box::pin(sleep(self.backoff.pause())));
-            self.log(error, &text, now);
+            self.log_failure(error, &text, now);
         }
         let state = match &self.state {
             SourceState::Off | SourceState::Connecting { .. } => SourceState::Connecting { error: Some(text) },
@@ -184,12 +184,12 @@ impl<S: Source> Follower<S> {
     }
 
     /// Logs why the source can't be followed: at once if the reason is new, else once in a while.
-    fn log(&mut self, error: &S::Error, text: &str, now: Instant) {
-        let known = self.logged.as_ref().filter(|(before, _)| before == text);
+    fn log_failure(&mut self, error: &S::Error, text: &str, now: Instant) {
+        let known = self.last_logged.as_ref().filter(|(before, _)| before == text);
         // Where the operator configured no source and there is none, one line is enough.
         let is_absent = self.source.is_absent(error);
         match known {
-            Some((_, at)) if is_absent || now - *at < REPEAT => {
+            Some((_, at)) if is_absent || now - *at < LOG_INTERVAL => {
                 debug!(source = S::NAME, error = text, "still can't follow the source")
             }
             _ if is_absent => {
@@ -198,7 +198,7 @@ impl<S: Source> Follower<S> {
                     reason = text,
                     "the source of agents is not available; labels are ignored until it is"
                 );
-                self.logged = Some((text.to_owned(), now));
+                self.last_logged = Some((text.to_owned(), now));
             }
             _ => {
                 warn!(
@@ -207,14 +207,14 @@ impl<S: Source> Follower<S> {
                     "can't follow the source of agents; trying again. New connections of agents by label become external \
                      after 5 s (address) or 30 s (attested)"
                 );
-                self.logged = Some((text.to_owned(), now));
+                self.last_logged = Some((text.to_owned(), now));
             }
         }
     }
 }
 
-impl<T> Phase<T> {
-    fn following(source: &impl Source<Session = T>) -> Self {
+impl<S> Phase<S> {
+    fn open_session(source: &impl Source<Session = S>) -> Self {
         Self::Following { session: Box::new(source.open()), since: Instant::now() }
     }
 }

@@ -13,11 +13,11 @@ pub struct Interface {
 
 impl Interface {
     /// Formats `interfaces` on one line, for a log: `eth0 172.18.0.5/16, lo 127.0.0.1/8`.
-    pub(super) fn names(interfaces: &[Self]) -> String {
-        let one = |interface: &Self| {
+    pub(super) fn format_all(interfaces: &[Self]) -> String {
+        let format = |interface: &Self| {
             let words = std::iter::once(interface.name.clone()).chain(interface.addresses.iter().map(IpNet::to_string));
             words.collect::<Vec<_>>().join(" ")
         };
-        interfaces.iter().map(one).collect::<Vec<_>>().join(", ")
+        interfaces.iter().map(format).collect::<Vec<_>>().join(", ")
     }
 }

@@ -23,17 +23,17 @@ use super::interface::Interface;
 use super::routes;
 
 /// Changes come in bursts (link, then each address); the list is read this long after the first message.
-const SETTLE: Duration = Duration::from_millis(5);
+const SETTLE_DELAY: Duration = Duration::from_millis(5);
 /// How often the list is read anyway, should a message have been lost.
 const RESYNC: Duration = Duration::from_secs(30);
 /// How often it is read where netlink can't be subscribed to (seccomp profiles, gVisor).
-const POLL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// The buffer size of a message. The rest of a longer one is cut off, and is not needed.
-const MESSAGE: usize = 4096;
+const MESSAGE_BUFFER: usize = 4096;
 
 /// The interfaces of this namespace and the gateways of its routes, as last listed, and the subscription to changes.
 pub struct InterfaceWatcher {
-    hints: Option<TokioSocket>,
+    socket: Option<TokioSocket>,
     tick: Interval,
     latest: Vec<Interface>,
     gateways: BTreeSet<IpAddr>,
@@ -44,20 +44,20 @@ pub struct InterfaceWatcher {
 impl InterfaceWatcher {
     /// Subscribes to changes, then lists, so that no change falls between. Never fails: without netlink it polls.
     pub fn open() -> Self {
-        let hints = subscribe()
+        let socket = subscribe()
             .inspect_err(
                 |error| warn!(%error, "can't follow network interfaces by netlink; polling once a second instead"),
             )
             .ok();
-        let latest = list().unwrap_or_else(|error| {
+        let latest = list_interfaces().unwrap_or_else(|error| {
             warn!(%error, "can't list network interfaces; trying again");
             Vec::new()
         });
         Self {
-            tick: ticks(if hints.is_some() { RESYNC } else { POLL }),
-            hints,
+            tick: interval_from_now(if socket.is_some() { RESYNC } else { POLL_INTERVAL }),
+            socket,
             latest,
-            gateways: gateways().unwrap_or_default(),
+            gateways: list_gateways().unwrap_or_default(),
             stale: false,
         }
     }
@@ -77,18 +77,18 @@ impl InterfaceWatcher {
     pub async fn changed(&mut self) {
         loop {
             if !self.stale {
-                self.hint().await;
+                self.wait_for_hint().await;
                 self.stale = true;
             }
-            tokio::time::sleep(SETTLE).await;
-            self.drain();
+            tokio::time::sleep(SETTLE_DELAY).await;
+            self.discard_messages();
             self.stale = false;
-            let (latest, gateways) = (list(), gateways());
+            let (latest, gateways) = (list_interfaces(), list_gateways());
             let mut changed = false;
             match latest {
                 Ok(new) if new != self.latest => {
                     self.latest = new;
-                    info!(interfaces = %Interface::names(&self.latest), "network interfaces changed");
+                    info!(interfaces = %Interface::format_all(&self.latest), "network interfaces changed");
                     changed = true;
                 }
                 Ok(_) => {}
@@ -105,12 +105,12 @@ impl InterfaceWatcher {
     }
 
     /// Waits for a reason to list again.
-    async fn hint(&mut self) {
-        let Some(socket) = &self.hints else {
+    async fn wait_for_hint(&mut self) {
+        let Some(socket) = &self.socket else {
             self.tick.tick().await;
             return;
         };
-        let mut message = Vec::with_capacity(MESSAGE);
+        let mut message = Vec::with_capacity(MESSAGE_BUFFER);
         let received = tokio::select! {
             _ = self.tick.tick() => return,
             received = socket.recv(&mut message) => received,
@@ -121,16 +121,16 @@ impl InterfaceWatcher {
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => debug!("netlink messages were lost"),
             Err(error) => {
                 warn!(%error, "netlink failed; polling network interfaces once a second instead");
-                self.hints = None;
-                self.tick = ticks(POLL);
+                self.socket = None;
+                self.tick = interval_from_now(POLL_INTERVAL);
             }
         }
     }
 
     /// Throws away the messages that the list about to be read answers.
-    fn drain(&self) {
-        let Some(socket) = &self.hints else { return };
-        let mut message = Vec::with_capacity(MESSAGE);
+    fn discard_messages(&self) {
+        let Some(socket) = &self.socket else { return };
+        let mut message = Vec::with_capacity(MESSAGE_BUFFER);
         while let Some(Ok(())) = socket.recv(&mut message).now_or_never() {
             message.clear();
         }
@@ -145,7 +145,7 @@ fn subscribe() -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-fn ticks(period: Duration) -> Interval {
+fn interval_from_now(period: Duration) -> Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first tick is due at once, and the list has just been read.
@@ -154,23 +154,23 @@ fn ticks(period: Duration) -> Interval {
 }
 
 /// Returns the gateways of this namespace's routes; `None`, which is logged, where they can't be read.
-fn gateways() -> Option<BTreeSet<IpAddr>> {
+fn list_gateways() -> Option<BTreeSet<IpAddr>> {
     routes::gateways().inspect_err(|error| warn!(%error, "can't list routes; trying again")).ok()
 }
 
 /// Lists the interfaces that are up, in the order of their names, each with its addresses in order.
-fn list() -> io::Result<Vec<Interface>> {
-    let mut found: BTreeMap<String, Vec<IpNet>> = BTreeMap::new();
+fn list_interfaces() -> io::Result<Vec<Interface>> {
+    let mut interfaces: BTreeMap<String, Vec<IpNet>> = BTreeMap::new();
     for entry in getifaddrs()?.filter(|entry| entry.flags.contains(InterfaceFlags::IFF_UP)) {
         // An IPv4 address with a label (`eth0:1`, as old tools made them) is an address of `eth0`.
         let name = entry.interface_name.split(':').next().unwrap_or_default();
-        let addresses = found.entry(name.to_owned()).or_default();
-        let network = entry.address.as_ref().and_then(ip).zip(entry.netmask.as_ref().and_then(ip));
+        let addresses = interfaces.entry(name.to_owned()).or_default();
+        let network = entry.address.as_ref().and_then(ip_of).zip(entry.netmask.as_ref().and_then(ip_of));
         if let Some(network) = network.and_then(|(address, mask)| IpNet::with_netmask(address, mask).ok()) {
             addresses.push(network);
         }
     }
-    Ok(found
+    Ok(interfaces
         .into_iter()
         .map(|(name, mut addresses)| {
             addresses.sort_unstable();
@@ -180,7 +180,7 @@ fn list() -> io::Result<Vec<Interface>> {
         .collect())
 }
 
-fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
 }
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn loopback_is_listed_with_its_network() {
-        let interfaces = list().unwrap();
+        let interfaces = list_interfaces().unwrap();
         let lo = interfaces.iter().find(|interface| interface.name == "lo").expect("lo is up");
         assert!(lo.addresses.contains(&"127.0.0.1/8".parse().unwrap()), "{lo:?}");
     }
@@ -199,13 +199,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_change_is_reported_where_nothing_changes() {
         let mut interfaces = InterfaceWatcher {
-            hints: None,
-            tick: ticks(POLL),
-            latest: list().unwrap(),
-            gateways: gateways().unwrap(),
+            socket: None,
+            tick: interval_from_now(POLL_INTERVAL),
+            latest: list_interfaces().unwrap(),
+            gateways: list_gateways().unwrap(),
             stale: false,
         };
-        let change = tokio::time::timeout(POLL * 3, interfaces.changed()).await;
+        let change = tokio::time::timeout(POLL_INTERVAL * 3, interfaces.changed()).await;
         assert!(change.is_err());
     }
 }

@@ -20,13 +20,13 @@ mod routes;
 mod source_state;
 mod text;
 mod view;
-mod why_not;
+mod why_not_agent;
 
 pub use agent::{Agent, AgentKind, ScopeCap};
 pub use interface::Interface;
-pub use orphan::{EXIT_ORPHANED, Namespace};
+pub use orphan::{EXIT_ORPHANED, NamespaceState};
 pub use owner::Owner;
-pub use publisher::{engine_of, start, wait_until_ready};
+pub use publisher::{docker_engine, start, wait_until_ready};
 pub use source_state::SourceState;
 pub use view::{ADDRESS_GRACE, ATTESTED_GRACE, View};
-pub use why_not::WhyNot;
+pub use why_not_agent::WhyNotAgent;

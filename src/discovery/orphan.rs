@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The exit status after [`Namespace::Replaced`]: `EX_TEMPFAIL` of sysexits.h, "try again".
+/// The exit status after [`NamespaceState::Replaced`]: `EX_TEMPFAIL` of sysexits.h, "try again".
 pub const EXIT_ORPHANED: u8 = 75;
 /// How long the owner must have been running again, so that a crash loop does not stop it before
 /// the engine has restarted this process.
-const STEADY: Duration = Duration::from_secs(1);
+const STEADY_OWNER: Duration = Duration::from_secs(1);
 /// How long to wait where nothing is known of the owner.
 const UNKNOWN_OWNER_WAIT: Duration = Duration::from_secs(60);
 
 /// Whether this network namespace is still its owner's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Namespace {
+pub enum NamespaceState {
     /// It is, as far as is known.
     #[default]
     Attached,
@@ -36,7 +36,7 @@ pub struct Observation<'a> {
     /// Whether there is an interface besides loopback.
     pub has_interfaces: bool,
     /// Whether this is a container's namespace at all: a machine that lost its network has no owner to wait for.
-    pub in_container: bool,
+    pub is_container: bool,
     /// The state of the owner.
     pub life: OwnerLife<'a>,
 }
@@ -59,60 +59,60 @@ pub enum OwnerLife<'a> {
 #[derive(Debug, Default)]
 pub struct OrphanWatch {
     /// Whether there ever was an interface: a namespace may begin without one.
-    attached: bool,
-    orphaned: Option<Instant>,
+    had_interface: bool,
+    orphaned_since: Option<Instant>,
     /// When the container was started that owned this namespace.
-    started: Option<String>,
+    owner_started: Option<String>,
     /// Whether that run of the owner was seen to end.
-    ended: bool,
+    owner_ended: bool,
     /// Since when the owner has been running again.
-    running: Option<Instant>,
+    running_again_since: Option<Instant>,
 }
 
 impl OrphanWatch {
     /// Returns whether the interfaces are gone.
     pub fn is_orphaned(&self) -> bool {
-        self.orphaned.is_some()
+        self.orphaned_since.is_some()
     }
 
     /// Takes one observation, and returns what follows from all of them.
-    pub fn observe(&mut self, observation: &Observation<'_>, now: Instant) -> Namespace {
+    pub fn observe(&mut self, observation: &Observation<'_>, now: Instant) -> NamespaceState {
         if observation.life == OwnerLife::Ended {
-            self.ended = true;
+            self.owner_ended = true;
         }
         if observation.has_interfaces {
-            self.attach(observation);
-            return Namespace::Attached;
+            self.record_attached(observation);
+            return NamespaceState::Attached;
         }
-        if !self.attached {
-            return Namespace::Attached;
+        if !self.had_interface {
+            return NamespaceState::Attached;
         }
-        let waited = now - *self.orphaned.get_or_insert(now);
+        let waited = now - *self.orphaned_since.get_or_insert(now);
         let runs_anew = match observation.life {
-            OwnerLife::Running { started } => match (started, &self.started) {
-                _ if self.ended => Some(true),
+            OwnerLife::Running { started } => match (started, &self.owner_started) {
+                _ if self.owner_ended => Some(true),
                 (Some(started), Some(before)) => Some(started != before),
                 _ => None,
             },
             OwnerLife::Ended => Some(false),
             OwnerLife::Unknown => None,
         };
-        self.running = self.running.or(Some(now)).filter(|_| runs_anew == Some(true));
+        self.running_again_since = self.running_again_since.or(Some(now)).filter(|_| runs_anew == Some(true));
         let is_replaced = match runs_anew {
-            Some(_) => self.running.is_some_and(|since| now - since >= STEADY),
-            None => observation.in_container && waited >= UNKNOWN_OWNER_WAIT,
+            Some(_) => self.running_again_since.is_some_and(|since| now - since >= STEADY_OWNER),
+            None => observation.is_container && waited >= UNKNOWN_OWNER_WAIT,
         };
-        if is_replaced { Namespace::Replaced } else { Namespace::Orphaned }
+        if is_replaced { NamespaceState::Replaced } else { NamespaceState::Orphaned }
     }
 
-    fn attach(&mut self, observation: &Observation<'_>) {
-        self.attached = true;
-        self.orphaned = None;
-        self.running = None;
+    fn record_attached(&mut self, observation: &Observation<'_>) {
+        self.had_interface = true;
+        self.orphaned_since = None;
+        self.running_again_since = None;
         if let OwnerLife::Running { started } = observation.life {
-            self.ended = false;
+            self.owner_ended = false;
             if let Some(started) = started {
-                self.started = Some(started.to_owned());
+                self.owner_started = Some(started.to_owned());
             }
         }
     }
@@ -131,23 +131,23 @@ mod tests {
 
     /// Returns the namespace after each observation: at a second, with or without interfaces, and
     /// at what life of the owner.
-    fn namespaces(looks: &[(u64, bool, OwnerLife<'_>)]) -> Vec<Namespace> {
+    fn namespaces(observations: &[(u64, bool, OwnerLife<'_>)]) -> Vec<NamespaceState> {
         let (mut watch, begin) = (OrphanWatch::default(), Instant::now());
-        let look = |&(at, has_interfaces, life): &(u64, bool, OwnerLife<'_>)| {
-            watch.observe(&Observation { has_interfaces, in_container: true, life }, begin + Duration::from_secs(at))
+        let observe = |&(at, has_interfaces, life): &(u64, bool, OwnerLife<'_>)| {
+            watch.observe(&Observation { has_interfaces, is_container: true, life }, begin + Duration::from_secs(at))
         };
-        looks.iter().map(look).collect()
+        observations.iter().map(observe).collect()
     }
 
     #[test]
     fn a_namespace_that_never_had_an_interface_is_not_orphaned() {
-        assert_eq!(namespaces(&[(0, false, UNKNOWN), (90, false, UNKNOWN)]), [Namespace::Attached; 2]);
+        assert_eq!(namespaces(&[(0, false, UNKNOWN), (90, false, UNKNOWN)]), [NamespaceState::Attached; 2]);
     }
 
     #[test]
     fn an_owner_that_runs_again_for_a_second_is_followed() {
-        use Namespace::{Attached, Orphaned, Replaced};
-        let looks = [
+        use NamespaceState::{Attached, Orphaned, Replaced};
+        let observations = [
             (0, true, running("1")),
             (1, true, ENDED),
             (1, false, ENDED),
@@ -155,13 +155,13 @@ mod tests {
             (91, false, running("1")),
             (92, false, running("2")),
         ];
-        assert_eq!(namespaces(&looks), [Attached, Attached, Orphaned, Orphaned, Orphaned, Replaced]);
+        assert_eq!(namespaces(&observations), [Attached, Attached, Orphaned, Orphaned, Orphaned, Replaced]);
     }
 
     #[test]
     fn an_owner_that_crashes_again_at_once_is_not_followed() {
-        use Namespace::{Attached, Orphaned, Replaced};
-        let looks = [
+        use NamespaceState::{Attached, Orphaned, Replaced};
+        let observations = [
             (0, true, running("1")),
             (1, false, ENDED),
             (2, false, running("2")),
@@ -169,46 +169,47 @@ mod tests {
             (4, false, running("3")),
             (5, false, running("3")),
         ];
-        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Orphaned, Orphaned, Replaced]);
+        assert_eq!(namespaces(&observations), [Attached, Orphaned, Orphaned, Orphaned, Orphaned, Replaced]);
     }
 
     #[test]
     fn an_unobserved_restart_shows_in_the_start_time() {
-        use Namespace::{Attached, Orphaned, Replaced};
-        let looks = [(0, true, running("1")), (1, false, UNKNOWN), (9, false, running("2")), (10, false, running("2"))];
-        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Replaced]);
+        use NamespaceState::{Attached, Orphaned, Replaced};
+        let observations =
+            [(0, true, running("1")), (1, false, UNKNOWN), (9, false, running("2")), (10, false, running("2"))];
+        assert_eq!(namespaces(&observations), [Attached, Orphaned, Orphaned, Replaced]);
     }
 
     #[test]
     fn an_owner_that_left_its_last_network_still_owns_the_namespace() {
-        use Namespace::{Attached, Orphaned};
-        let looks =
+        use NamespaceState::{Attached, Orphaned};
+        let observations =
             [(0, true, running("1")), (1, false, running("1")), (90, false, running("1")), (91, true, running("1"))];
-        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Attached]);
+        assert_eq!(namespaces(&observations), [Attached, Orphaned, Orphaned, Attached]);
     }
 
     #[test]
-    fn where_nothing_is_known_of_the_owner_it_waits_a_minute() {
-        use Namespace::{Attached, Orphaned, Replaced};
+    fn without_knowledge_of_the_owner_the_namespace_counts_as_replaced_after_a_minute() {
+        use NamespaceState::{Attached, Orphaned, Replaced};
         assert_eq!(
             namespaces(&[(0, true, UNKNOWN), (1, false, UNKNOWN), (60, false, UNKNOWN), (61, false, UNKNOWN)]),
             [Attached, Orphaned, Orphaned, Replaced]
         );
-        let looks =
+        let observations =
             [(0, true, running("")), (1, false, running("")), (60, false, running("")), (61, false, running(""))];
-        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Replaced]);
+        assert_eq!(namespaces(&observations), [Attached, Orphaned, Orphaned, Replaced]);
     }
 
     #[test]
     fn a_machine_that_loses_its_network_has_no_owner_to_wait_for() {
         let (mut watch, begin) = (OrphanWatch::default(), Instant::now());
-        let mut look = |has_interfaces, at| {
-            let observation = Observation { has_interfaces, in_container: false, life: UNKNOWN };
+        let mut observe = |has_interfaces, at| {
+            let observation = Observation { has_interfaces, is_container: false, life: UNKNOWN };
             watch.observe(&observation, begin + Duration::from_secs(at))
         };
         assert_eq!(
-            [look(true, 0), look(false, 1), look(false, 900)],
-            [Namespace::Attached, Namespace::Orphaned, Namespace::Orphaned]
+            [observe(true, 0), observe(false, 1), observe(false, 900)],
+            [NamespaceState::Attached, NamespaceState::Orphaned, NamespaceState::Orphaned]
         );
     }
 }

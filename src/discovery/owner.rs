@@ -27,22 +27,22 @@ pub struct Owner {
 
 /// What identifies the owner where its addresses do not.
 #[derive(Clone, Debug, Default)]
-pub struct Hints {
+pub struct OwnerHints {
     /// What the operator configured (`docker.container`): an id or a name.
-    pub stated: Option<String>,
+    pub configured: Option<String>,
     /// The id in the mounts of `/etc/hosts` and `/etc/resolv.conf`, which are the owner's.
-    pub mounts: Option<String>,
+    pub mounted_id: Option<String>,
     /// The host name, which is the beginning of the owner's id unless someone chose another.
     pub hostname: Option<String>,
 }
 
-impl Hints {
+impl OwnerHints {
     /// Reads what this process can see of itself.
-    pub fn read(stated: Option<String>) -> Self {
+    pub fn read(configured: Option<String>) -> Self {
         let mountinfo = std::fs::read_to_string(Path::new("/proc/self/mountinfo")).unwrap_or_default();
         let hints = Self {
-            stated,
-            mounts: container_in(&mountinfo),
+            configured,
+            mounted_id: container_id_in(&mountinfo),
             hostname: nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()),
         };
         debug!(?hints, "looked for the owner of this network namespace");
@@ -51,36 +51,41 @@ impl Hints {
 
     /// Returns whether this process seems to be in a container.
     pub fn is_container(&self) -> bool {
-        self.mounts.is_some() || self.stated.is_some()
+        self.mounted_id.is_some() || self.configured.is_some()
     }
 }
 
 /// Returns the container among `all` that owns the namespace with `addresses`, if exactly one does.
 ///
-/// The one that the operator stated counts alone. Else it is the only one that has one of `addresses`.
+/// The one that the operator configured counts alone. Else it is the only one that has one of `addresses`.
 /// If several have, or none has, it is the one among them, or among all, whose id the hints name; else
 /// the one that has the most of `addresses`.
-pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> Option<&'a Container> {
-    if let Some(stated) = &hints.stated {
-        return all.iter().find(|container| container.is(stated)).and_then(|container| namespace_of(container, all));
+pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerHints) -> Option<&'a Container> {
+    if let Some(configured) = &hints.configured {
+        return all
+            .iter()
+            .find(|container| container.is_named(configured))
+            .and_then(|container| namespace_of(container, all));
     }
-    let shared = |container: &Container| container.addresses().filter(|ip| addresses.contains(ip)).count();
-    let mut candidates: Vec<&Container> = all.iter().filter(|container| shared(container) > 0).collect();
-    let proven = !candidates.is_empty();
-    if !proven {
+    let count_shared = |container: &Container| container.addresses().filter(|ip| addresses.contains(ip)).count();
+    let mut candidates: Vec<&Container> = all.iter().filter(|container| count_shared(container) > 0).collect();
+    let has_address_match = !candidates.is_empty();
+    if !has_address_match {
         candidates = all.iter().collect();
     }
     // The same address on several networks, or none that is ours: an id tells, else the number of addresses.
-    if !proven || candidates.len() > 1 {
+    if !has_address_match || candidates.len() > 1 {
         // The mounts are the owner's in every engine; the host name, in Podman, is that of this
         // very container, and would name it as soon as the owner has ended and is listed no more.
-        let hint = hints.mounts.as_ref().or(hints.hostname.as_ref()).filter(|hint| hint.len() >= 12);
+        let hint = hints.mounted_id.as_ref().or(hints.hostname.as_ref()).filter(|hint| hint.len() >= 12);
         let hinted =
             hint.and_then(|hint| candidates.iter().find(|container| container.id.starts_with(hint.as_str()))).copied();
-        let most = candidates.iter().map(|container| shared(container)).max().unwrap_or(0);
+        let most = candidates.iter().map(|container| count_shared(container)).max().unwrap_or(0);
         candidates = match hinted {
             Some(owner) => vec![owner],
-            None if proven => candidates.into_iter().filter(|container| shared(container) == most).collect(),
+            None if has_address_match => {
+                candidates.into_iter().filter(|container| count_shared(container) == most).collect()
+            }
             None => Vec::new(),
         };
     }
@@ -95,7 +100,7 @@ pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> Op
 /// Docker has `.../containers/<id>/hosts`, Podman `.../overlay-containers/<id>/userdata/hosts`.
 /// Layers of images are named by 64 digits too, so the whole path is checked. `/etc/hostname` is
 /// not used: in Podman it is a container's own.
-fn container_in(mountinfo: &str) -> Option<String> {
+fn container_id_in(mountinfo: &str) -> Option<String> {
     mountinfo.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(3);
         let (source, target) = (fields.next()?, fields.next()?);
@@ -141,16 +146,16 @@ mod tests {
             ),
             (String::new(), None),
         ] {
-            assert_eq!(container_in(&line).as_deref(), expected, "{line}");
+            assert_eq!(container_id_in(&line).as_deref(), expected, "{line}");
         }
     }
 
-    fn at(id: &str, name: &str, address: &str) -> Container {
+    fn container_at(id: &str, name: &str, address: &str) -> Container {
         let endpoint = Endpoint {
             network: "n".into(),
             addresses: vec![address.parse().unwrap()],
             gateways: Vec::new(),
-            interface: None,
+            podman_mac: None,
         };
         Container { id: id.repeat(64), name: name.into(), endpoints: vec![endpoint], ..Container::default() }
     }
@@ -160,27 +165,40 @@ mod tests {
         let joiner = Container {
             id: "d".repeat(64),
             name: "sidecar".into(),
-            joins: Some("b".repeat(64)),
+            shares_namespace_of: Some("b".repeat(64)),
             ..Container::default()
         };
-        let all = [at("a", "one", "10.0.0.2"), at("b", "two", "10.0.0.3"), at("c", "twin", "10.0.0.3"), joiner];
+        let all = [
+            container_at("a", "one", "10.0.0.2"),
+            container_at("b", "two", "10.0.0.3"),
+            container_at("c", "twin", "10.0.0.3"),
+            joiner,
+        ];
         let hint = |id: &str| Some(id.to_owned());
         let (a, b) = ("a".repeat(64), "b".repeat(64));
         for (address, hints, expected) in [
-            ("10.0.0.2", Hints::default(), Some("one")),
-            ("10.0.0.2", Hints { mounts: hint(&b), ..Hints::default() }, Some("one")),
-            ("10.0.0.3", Hints::default(), None),
-            ("10.0.0.3", Hints { mounts: hint(&b), ..Hints::default() }, Some("two")),
-            ("10.0.0.3", Hints { hostname: hint(&b[..12]), ..Hints::default() }, Some("two")),
-            ("10.0.0.3", Hints { hostname: hint("b"), ..Hints::default() }, None),
-            ("10.0.0.3", Hints { mounts: hint(&b), hostname: hint(&"c".repeat(12)), ..Hints::default() }, Some("two")),
-            ("10.0.0.9", Hints::default(), None),
-            ("10.0.0.9", Hints { mounts: hint(&a), ..Hints::default() }, Some("one")),
-            ("10.0.0.9", Hints { hostname: hint(&a[..12]), ..Hints::default() }, Some("one")),
-            ("10.0.0.9", Hints { mounts: hint(&"e".repeat(64)), hostname: hint(&a[..12]), ..Hints::default() }, None),
-            ("10.0.0.3", Hints { stated: hint("sidecar"), ..Hints::default() }, Some("two")),
-            ("10.0.0.2", Hints { stated: hint("two"), ..Hints::default() }, Some("two")),
-            ("10.0.0.2", Hints { stated: hint("unknown"), ..Hints::default() }, None),
+            ("10.0.0.2", OwnerHints::default(), Some("one")),
+            ("10.0.0.2", OwnerHints { mounted_id: hint(&b), ..OwnerHints::default() }, Some("one")),
+            ("10.0.0.3", OwnerHints::default(), None),
+            ("10.0.0.3", OwnerHints { mounted_id: hint(&b), ..OwnerHints::default() }, Some("two")),
+            ("10.0.0.3", OwnerHints { hostname: hint(&b[..12]), ..OwnerHints::default() }, Some("two")),
+            ("10.0.0.3", OwnerHints { hostname: hint("b"), ..OwnerHints::default() }, None),
+            (
+                "10.0.0.3",
+                OwnerHints { mounted_id: hint(&b), hostname: hint(&"c".repeat(12)), ..OwnerHints::default() },
+                Some("two"),
+            ),
+            ("10.0.0.9", OwnerHints::default(), None),
+            ("10.0.0.9", OwnerHints { mounted_id: hint(&a), ..OwnerHints::default() }, Some("one")),
+            ("10.0.0.9", OwnerHints { hostname: hint(&a[..12]), ..OwnerHints::default() }, Some("one")),
+            (
+                "10.0.0.9",
+                OwnerHints { mounted_id: hint(&"e".repeat(64)), hostname: hint(&a[..12]), ..OwnerHints::default() },
+                None,
+            ),
+            ("10.0.0.3", OwnerHints { configured: hint("sidecar"), ..OwnerHints::default() }, Some("two")),
+            ("10.0.0.2", OwnerHints { configured: hint("two"), ..OwnerHints::default() }, Some("two")),
+            ("10.0.0.2", OwnerHints { configured: hint("unknown"), ..OwnerHints::default() }, None),
         ] {
             let found = find(&all, &[address.parse().unwrap()], &hints);
             assert_eq!(found.map(|owner| owner.name.as_str()), expected, "{address} {hints:?}");

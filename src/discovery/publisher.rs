@@ -16,7 +16,7 @@ use super::interface_watcher::InterfaceWatcher;
 use super::kubernetes::Kubernetes;
 use super::kubernetes::api::Api;
 use super::orphan::{Observation, OrphanWatch, OwnerLife};
-use super::owner::{Hints, Owner};
+use super::owner::{Owner, OwnerHints};
 use super::source_state::SourceState;
 use super::view::View;
 use crate::config::{self, AgentService, Config};
@@ -28,7 +28,7 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// Starts discovery; the first view already holds the interfaces. Must be called within a Tokio runtime.
 ///
-/// `engine` is the client of [`engine_of`] for the configuration. A new view is published only when
+/// `engine` is the client of [`docker_engine`] for the configuration. A new view is published only when
 /// it differs from the one before.
 pub fn start(
     config: &Config,
@@ -51,11 +51,11 @@ pub fn start(
     let mut sources = Sources {
         interfaces: InterfaceWatcher::open(),
         agents,
-        hints: Hints::read(config.docker.container.clone()),
+        hints: OwnerHints::read(config.docker.container.clone()),
         any_project: config.docker.any_project,
         services: config.agents.services.clone(),
-        remembered: None,
-        examined: None,
+        last_owner: None,
+        inspected_owner: None,
         orphan: OrphanWatch::default(),
     };
     let (publish, view) = watch::channel(Arc::new(sources.view()));
@@ -64,7 +64,7 @@ pub fn start(
 }
 
 /// Returns the client of the engine where agents are looked up; `None` where that is not Docker.
-pub fn engine_of(config: &Config, shutdown: &Shutdown) -> Option<Engine> {
+pub fn docker_engine(config: &Config, shutdown: &Shutdown) -> Option<Engine> {
     let is_docker = config.discovery == config::AgentSourceKind::Docker;
     is_docker.then(|| Engine::new(&config.docker.engine, shutdown)).flatten()
 }
@@ -142,23 +142,23 @@ impl AgentSource {
 struct Sources {
     interfaces: InterfaceWatcher,
     agents: AgentSource,
-    hints: Hints,
+    hints: OwnerHints,
     any_project: bool,
     services: Vec<AgentService>,
     /// The owner as it was when it last ran, and the names it had.
-    remembered: Option<(Owner, BTreeSet<String>)>,
+    last_owner: Option<(Owner, BTreeSet<String>)>,
     /// The owner as it was when it was last inspected.
-    examined: Option<Container>,
+    inspected_owner: Option<Container>,
     orphan: OrphanWatch,
 }
 
 impl Sources {
     async fn changed(&mut self) {
-        let waits = self.orphan.is_orphaned() || matches!(self.agents.state(), SourceState::Disconnected { .. });
+        let time_matters = self.orphan.is_orphaned() || matches!(self.agents.state(), SourceState::Disconnected { .. });
         tokio::select! {
             () = self.interfaces.changed() => {}
             () = self.agents.changed() => {}
-            () = sleep(TICK), if waits => {}
+            () = sleep(TICK), if time_matters => {}
         }
     }
 
@@ -166,7 +166,7 @@ impl Sources {
     fn view(&mut self) -> View {
         let mut view = match &self.agents {
             AgentSource::Kubernetes(kubernetes) => View::of_pods(self.interfaces.latest(), kubernetes.pods()),
-            AgentSource::Docker(docker) => self.containers(docker),
+            AgentSource::Docker(docker) => self.view_of_containers(docker),
             AgentSource::Off => View { interfaces: self.interfaces.latest().to_vec(), ..View::default() },
         };
         // The kernel knows the bridge where no engine is asked.
@@ -179,30 +179,30 @@ impl Sources {
         if let Some(owner) = &mut view.owner {
             owner.inspected = self.agents.docker().is_some_and(|docker| docker.was_inspected(&owner.id));
         }
-        self.remember(&mut view);
+        self.keep_owner(&mut view);
         view.namespace = self.orphan.observe(&observation(&view, self.agents.docker(), &self.hints), now);
-        self.examine(&view);
+        self.inspect_owner(&view);
         view
     }
 
     /// Makes a view of what Docker reports now.
-    fn containers(&self, docker: &Docker) -> View {
-        let nothing = BTreeSet::new();
-        let details = self.remembered.as_ref().and_then(|(owner, _)| docker.details(&owner.id));
+    fn view_of_containers(&self, docker: &Docker) -> View {
+        let no_aliases = BTreeSet::new();
+        let details = self.last_owner.as_ref().and_then(|(owner, _)| docker.details(&owner.id));
         View::of_containers(ContainerSources {
             interfaces: self.interfaces.latest(),
             containers: docker.containers(),
             hints: &self.hints,
-            aliases: details.map_or(&nothing, |details| &details.aliases),
+            aliases: details.map_or(&no_aliases, |details| &details.aliases),
             any_project: self.any_project,
             services: &self.services,
         })
     }
 
     /// Keeps the owner and its names while it does not run.
-    fn remember(&mut self, view: &mut View) {
-        match (&view.owner, &self.remembered) {
-            (Some(owner), _) => self.remembered = Some((owner.clone(), view.own_names.clone())),
+    fn keep_owner(&mut self, view: &mut View) {
+        match (&view.owner, &self.last_owner) {
+            (Some(owner), _) => self.last_owner = Some((owner.clone(), view.own_names.clone())),
             (None, Some((owner, names))) => {
                 view.owner = Some(owner.clone());
                 view.own_names = names.clone();
@@ -213,19 +213,19 @@ impl Sources {
 
     /// Has the owner inspected, once for each life of it and each change of its networks: only an
     /// inspection states its aliases.
-    fn examine(&mut self, view: &View) {
+    fn inspect_owner(&mut self, view: &View) {
         let AgentSource::Docker(docker) = &mut self.agents else { return };
         let owner = view.owner.as_ref().and_then(|owner| docker.container(&owner.id)).cloned();
-        if owner != self.examined && view.source_state.is_live() {
+        if owner != self.inspected_owner && view.source_state.is_live() {
             match &owner {
                 Some(container) if !docker.inspect(&container.id) => {}
-                _ => self.examined = owner,
+                _ => self.inspected_owner = owner,
             }
         }
     }
 }
 
-fn observation<'a>(view: &View, docker: Option<&'a Docker>, hints: &Hints) -> Observation<'a> {
+fn observation<'a>(view: &View, docker: Option<&'a Docker>, hints: &OwnerHints) -> Observation<'a> {
     let life = match (&view.owner, docker.filter(|docker| docker.state().is_live())) {
         (Some(owner), Some(docker)) if docker.container(&owner.id).is_some() => {
             OwnerLife::Running { started: docker.details(&owner.id).and_then(|details| details.started.as_deref()) }
@@ -235,7 +235,7 @@ fn observation<'a>(view: &View, docker: Option<&'a Docker>, hints: &Hints) -> Ob
     };
     Observation {
         has_interfaces: view.interfaces.iter().any(|interface| interface.name != "lo"),
-        in_container: view.owner.is_some() || hints.is_container(),
+        is_container: view.owner.is_some() || hints.is_container(),
         life,
     }
 }

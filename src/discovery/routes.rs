@@ -16,15 +16,16 @@ const VIA_GATEWAY: u32 = 0x1 | 0x2;
 /// The kernel's lists can't be read.
 pub(super) fn gateways() -> io::Result<BTreeSet<IpAddr>> {
     // The namespace of this thread is that of the process, except in tests.
-    let (v4, v6) = (read("/proc/thread-self/net/route")?, read("/proc/thread-self/net/ipv6_route")?);
+    let (v4, v6) =
+        (read_if_exists("/proc/thread-self/net/route")?, read_if_exists("/proc/thread-self/net/ipv6_route")?);
     Ok(v4.lines().filter_map(gateway_v4).chain(v6.lines().filter_map(gateway_v6).map(IpAddr::V6)).collect())
 }
 
 /// Reads the file at `path`; empty where it does not exist, as where the kernel has no IPv6.
-fn read(path: &str) -> io::Result<String> {
+fn read_if_exists(path: &str) -> io::Result<String> {
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        read => read,
+        result => result,
     }
 }
 
@@ -56,7 +57,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn lines_of_ipv4_routes() {
+    fn the_gateway_of_an_ipv4_route_is_read() {
         for (line, expected) in [
             ("Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT", None),
             ("eth0\t00000000\t01091EAC\t0003\t0\t0\t0\t00000000\t0\t0\t0", Some("172.30.9.1")),
@@ -72,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_ipv6_routes() {
+    fn the_gateway_of_an_ipv6_route_is_read() {
         let none = "00000000000000000000000000000000";
         let default = |gateway: &str, flags: &str| {
             format!("{none} 00 {none} 00 {gateway} 00000400 00000001 00000000 {flags} eth0")

@@ -10,10 +10,10 @@ use ipnet::IpNet;
 
 use super::agent::{Agent, AgentKind, ScopeCap};
 use super::interface::Interface;
-use super::orphan::Namespace;
+use super::orphan::NamespaceState;
 use super::owner::Owner;
 use super::source_state::SourceState;
-use super::why_not::WhyNot;
+use super::why_not_agent::WhyNotAgent;
 use crate::config::AgentSourceKind;
 
 /// How long an agent by address still counts as one after its source was lost. Meanwhile its address
@@ -37,7 +37,7 @@ pub struct View {
     /// They outlast the source.
     pub caps: BTreeMap<IpAddr, ScopeCap>,
     /// Labelled containers that are not agents nevertheless, by name, and why not.
-    pub not_agents: BTreeMap<String, WhyNot>,
+    pub not_agents: BTreeMap<String, WhyNotAgent>,
     /// Addresses of the bridges themselves, as Docker and this namespace's routes state them:
     /// published ports and the host arrive from them, so they identify no single client.
     pub bridge_gateways: BTreeSet<IpAddr>,
@@ -50,20 +50,20 @@ pub struct View {
     /// Whether that source can be reached.
     pub source_state: SourceState,
     /// Whether this network namespace is still its owner's.
-    pub namespace: Namespace,
+    pub namespace: NamespaceState,
 }
 
 impl View {
     /// Adds the cap of something with the address `ip`. What is capped twice may do only what both caps allow.
-    pub(super) fn add_cap(&mut self, ip: IpAddr, scopes: &[String], in_doubt: bool) {
+    pub(super) fn add_cap(&mut self, ip: IpAddr, scopes: &[String], maybe_from_image: bool) {
         match self.caps.entry(ip) {
-            Entry::Vacant(place) => {
-                place.insert(ScopeCap { scopes: scopes.to_vec(), in_doubt });
+            Entry::Vacant(entry) => {
+                entry.insert(ScopeCap { scopes: scopes.to_vec(), maybe_from_image });
             }
             Entry::Occupied(mut cap) => {
                 let cap = cap.get_mut();
                 cap.scopes.retain(|scope| scopes.contains(scope));
-                cap.in_doubt |= in_doubt;
+                cap.maybe_from_image |= maybe_from_image;
             }
         }
     }
@@ -93,7 +93,7 @@ impl View {
     }
 
     /// Returns whether `ip` is one of this namespace's own addresses, loopback excluded.
-    pub fn is_own(&self, ip: IpAddr) -> bool {
+    pub fn has_address(&self, ip: IpAddr) -> bool {
         self.own_addresses().any(|own| own == ip)
     }
 

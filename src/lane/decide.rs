@@ -120,7 +120,7 @@ pub(super) fn basis_by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -
     // Connections through published ports and rootless engines come from these addresses too. So they are agents only
     // if `agents.cidrs` lists the very address, or a network inside 127.0.0.0/8.
     let ambiguous_address =
-        peer.is_loopback() || view.is_own(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
+        peer.is_loopback() || view.has_address(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
     let is_specific = |net: &IpNet| {
         !ambiguous_address
             || net.prefix_len() == net.max_prefix_len()
@@ -140,7 +140,7 @@ pub(super) fn basis_by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -
 pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
     match peer {
         IpAddr::V4(ip) if ip.is_loopback() => ip == Ipv4Addr::LOCALHOST,
-        ip => ip.is_loopback() || view.is_own(ip),
+        ip => ip.is_loopback() || view.has_address(ip),
     }
 }
 
@@ -165,8 +165,8 @@ fn cap_of_container(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<He
     let of_address = view.caps.get(&peer);
     let cap = intersect_optional_caps(of_address.map(|cap| scope_cap(&cap.scopes)), of_agent.as_ref());
     // If the image may have set the label, the operator may have set none, and then `agents.scopes` holds.
-    let in_doubt = of_address.is_some_and(|cap| cap.in_doubt);
-    intersect_optional_caps(cap, policy.agent_scopes.as_ref().filter(|_| in_doubt))
+    let maybe_from_image = of_address.is_some_and(|cap| cap.maybe_from_image);
+    intersect_optional_caps(cap, policy.agent_scopes.as_ref().filter(|_| maybe_from_image))
 }
 
 fn agent_lane(

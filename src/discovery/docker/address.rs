@@ -11,20 +11,20 @@ use crate::config;
 use crate::config::parse;
 
 /// The socket of a rootful Docker Engine.
-const DOCKER: &str = "/var/run/docker.sock";
+const DOCKER_SOCKET: &str = "/var/run/docker.sock";
 /// The variable by which the `docker` command finds its engine.
 const DOCKER_HOST: &str = "DOCKER_HOST";
 
 /// The engine's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
-    place: Place,
+    location: Location,
     /// Whether `DOCKER_HOST` states it.
-    by_variable: bool,
+    is_from_docker_host: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum Location {
     /// One of the usual sockets.
     Usual(Arc<UsualSockets>),
     Unix(PathBuf),
@@ -41,17 +41,17 @@ struct UsualSockets {
     /// The socket to which there was a connection.
     chosen: OnceLock<PathBuf>,
     /// The first better socket that appeared after the choice.
-    ignored: OnceLock<PathBuf>,
+    ignored_socket: OnceLock<PathBuf>,
 }
 
 impl UsualSockets {
     fn new(paths: Vec<PathBuf>) -> Arc<Self> {
-        Arc::new(Self { paths, chosen: OnceLock::new(), ignored: OnceLock::new() })
+        Arc::new(Self { paths, chosen: OnceLock::new(), ignored_socket: OnceLock::new() })
     }
 
     fn socket(&self) -> &Path {
         let existing = || self.paths.iter().find(|path| path.exists());
-        self.chosen.get().or_else(existing).map_or(Path::new(DOCKER), PathBuf::as_path)
+        self.chosen.get().or_else(existing).map_or(Path::new(DOCKER_SOCKET), PathBuf::as_path)
     }
 
     /// Chooses `connected` unless there is a choice already; returns whether it is the chosen one.
@@ -66,11 +66,11 @@ impl UsualSockets {
     /// Warns once of a socket that would be the choice now.
     fn report_better(&self) {
         let Some(chosen) = self.chosen.get() else { return };
-        let file = |path: &Path| path.metadata().ok().map(|about| (about.dev(), about.ino()));
-        let used = file(chosen);
+        let file_id = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        let used = file_id(chosen);
         let mut better = self.paths.iter().take_while(|path| *path != chosen);
-        let Some(other) = better.find(|path| file(path).is_some_and(|found| Some(found) != used)) else { return };
-        self.ignored.get_or_init(|| {
+        let Some(other) = better.find(|path| file_id(path).is_some_and(|found| Some(found) != used)) else { return };
+        self.ignored_socket.get_or_init(|| {
             warn!(
                 socket = %chosen.display(),
                 other = %other.display(),
@@ -83,118 +83,118 @@ impl UsualSockets {
 
 impl Address {
     /// Returns the address for a configured engine and the variables of this process; `None` where Docker is off.
-    pub(super) fn of(engine: &config::Engine, variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
-        let configured = |place| Some(Self { place, by_variable: false });
+    pub(super) fn from_config(engine: &config::Engine, variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
+        let configured = |location| Some(Self { location, is_from_docker_host: false });
         match engine {
             config::Engine::Off => None,
-            config::Engine::Unix(path) => configured(Place::Unix(path.clone())),
-            config::Engine::Tcp(address) => configured(Place::Tcp(address.clone())),
-            config::Engine::Auto => match text(&variable, DOCKER_HOST) {
+            config::Engine::Unix(path) => configured(Location::Unix(path.clone())),
+            config::Engine::Tcp(address) => configured(Location::Tcp(address.clone())),
+            config::Engine::Auto => match variable_text(&variable, DOCKER_HOST) {
                 Some(host) => Some(Self {
-                    place: stated(host, text(&variable, "DOCKER_TLS_VERIFY").is_some()),
-                    by_variable: true,
+                    location: parse_docker_host(host, variable_text(&variable, "DOCKER_TLS_VERIFY").is_some()),
+                    is_from_docker_host: true,
                 }),
-                None => configured(Place::Usual(UsualSockets::new(usual(variable)))),
+                None => configured(Location::Usual(UsualSockets::new(usual_sockets(variable)))),
             },
         }
     }
 
     #[cfg(test)]
     pub(super) fn unix(path: &str) -> Self {
-        Self { place: Place::Unix(path.into()), by_variable: false }
+        Self { location: Location::Unix(path.into()), is_from_docker_host: false }
     }
 
     #[cfg(test)]
     pub(super) fn one_of(paths: &[&Path]) -> Self {
         let paths = paths.iter().map(|path| path.to_path_buf()).collect();
-        Self { place: Place::Usual(UsualSockets::new(paths)), by_variable: false }
+        Self { location: Location::Usual(UsualSockets::new(paths)), is_from_docker_host: false }
     }
 
     #[cfg(test)]
     pub(super) fn tcp(address: &str) -> Self {
-        Self { place: Place::Tcp(address.into()), by_variable: false }
+        Self { location: Location::Tcp(address.into()), is_from_docker_host: false }
     }
 
     /// Returns the path of the socket, if the engine has one.
     pub(super) fn socket(&self) -> Option<&Path> {
-        match &self.place {
-            Place::Usual(usual) => Some(usual.socket()),
-            Place::Unix(path) => Some(path),
-            Place::Tcp(_) | Place::Unusable(..) => None,
+        match &self.location {
+            Location::Usual(usual) => Some(usual.socket()),
+            Location::Unix(path) => Some(path),
+            Location::Tcp(_) | Location::Unusable(..) => None,
         }
     }
 
     /// Notes a connection to `socket`. Returns false if it must not be used, since another of the
     /// usual sockets was chosen before.
-    pub(super) fn choose(&self, socket: &Path) -> bool {
-        if let Place::Usual(usual) = &self.place { usual.choose(socket) } else { true }
+    pub(super) fn choose_socket(&self, socket: &Path) -> bool {
+        if let Location::Usual(usual) = &self.location { usual.choose(socket) } else { true }
     }
 
     /// Warns once if another socket than the chosen one would be found now.
     pub(super) fn report_better_socket(&self) {
-        if let Place::Usual(usual) = &self.place {
+        if let Location::Usual(usual) = &self.location {
             usual.report_better();
         }
     }
 
     /// Returns `host:port`, if the engine is reached by TCP.
     pub(super) fn tcp_address(&self) -> Option<&str> {
-        if let Place::Tcp(address) = &self.place { Some(address) } else { None }
+        if let Location::Tcp(address) = &self.location { Some(address) } else { None }
     }
 
     /// Returns why no engine can be reached by this address.
-    pub(super) fn unusable(&self) -> Option<&'static str> {
-        if let Place::Unusable(_, why) = &self.place { Some(why) } else { None }
+    pub(super) fn why_unusable(&self) -> Option<&'static str> {
+        if let Location::Unusable(_, why) = &self.location { Some(why) } else { None }
     }
 
     /// Returns the URL, and where it comes from if it is not the configuration.
     pub(super) fn name(&self) -> String {
-        let url = match (&self.place, self.socket()) {
-            (Place::Tcp(address), _) => format!("tcp://{address}"),
-            (Place::Unusable(text, _), _) => text.clone(),
+        let url = match (&self.location, self.socket()) {
+            (Location::Tcp(address), _) => format!("tcp://{address}"),
+            (Location::Unusable(text, _), _) => text.clone(),
             (_, Some(path)) => format!("unix://{}", path.display()),
             (_, None) => String::new(),
         };
-        if self.by_variable { format!("{url} ({DOCKER_HOST})") } else { url }
+        if self.is_from_docker_host { format!("{url} ({DOCKER_HOST})") } else { url }
     }
 
     /// Returns whether neither the configuration nor `DOCKER_HOST` states the address, and no
     /// engine was found yet, so that there may well be none.
     pub(super) fn is_guessed(&self) -> bool {
-        matches!(&self.place, Place::Usual(usual) if usual.chosen.get().is_none())
+        matches!(&self.location, Location::Usual(usual) if usual.chosen.get().is_none())
     }
 
     /// Returns `DOCKER_HOST` where the configuration names another engine.
-    pub(super) fn unused_variable(&self, variable: impl Fn(&str) -> Option<OsString>) -> Option<String> {
-        let host = text(variable, DOCKER_HOST).filter(|_| !self.by_variable)?;
-        (stated(host.clone(), false) != self.place).then_some(host)
+    pub(super) fn unused_docker_host(&self, variable: impl Fn(&str) -> Option<OsString>) -> Option<String> {
+        let host = variable_text(variable, DOCKER_HOST).filter(|_| !self.is_from_docker_host)?;
+        (parse_docker_host(host.clone(), false) != self.location).then_some(host)
     }
 }
 
-fn text(variable: impl Fn(&str) -> Option<OsString>, name: &str) -> Option<String> {
+fn variable_text(variable: impl Fn(&str) -> Option<OsString>, name: &str) -> Option<String> {
     variable(name).map(|value| value.to_string_lossy().into_owned()).filter(|value| !value.is_empty())
 }
 
 /// The address that `DOCKER_HOST` states.
-fn stated(host: String, tls: bool) -> Place {
+fn parse_docker_host(host: String, tls: bool) -> Location {
     match parse::engine(&host) {
-        Ok(config::Engine::Unix(path)) => Place::Unix(path),
-        Ok(config::Engine::Tcp(_)) if tls => Place::Unusable(
+        Ok(config::Engine::Unix(path)) => Location::Unix(path),
+        Ok(config::Engine::Tcp(_)) if tls => Location::Unusable(
             host,
             "DOCKER_TLS_VERIFY asks for TLS, which loopgate does not speak with an engine: name a socket or a filter \
              by --docker",
         ),
-        Ok(config::Engine::Tcp(address)) => Place::Tcp(address),
-        _ => Place::Unusable(host, "loopgate uses unix:///PATH and tcp://HOST:PORT only: name one by --docker"),
+        Ok(config::Engine::Tcp(address)) => Location::Tcp(address),
+        _ => Location::Unusable(host, "loopgate uses unix:///PATH and tcp://HOST:PORT only: name one by --docker"),
     }
 }
 
 /// Where engines have their socket: Docker's, a rootless one's, Docker Desktop's, Colima's, OrbStack's and Podman's.
-fn usual(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    let runtime =
-        text(&variable, "XDG_RUNTIME_DIR").map_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()), Into::into);
-    let home = text(&variable, "HOME").filter(|home| home.starts_with('/'));
-    let mut paths = vec![PathBuf::from(DOCKER), Path::new(&runtime).join("docker.sock")];
+fn usual_sockets(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let runtime = variable_text(&variable, "XDG_RUNTIME_DIR")
+        .map_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()), Into::into);
+    let home = variable_text(&variable, "HOME").filter(|home| home.starts_with('/'));
+    let mut paths = vec![PathBuf::from(DOCKER_SOCKET), Path::new(&runtime).join("docker.sock")];
     let in_home = [
         ".docker/run/docker.sock",
         ".docker/desktop/docker.sock",
@@ -211,8 +211,10 @@ mod tests {
     use super::*;
     use config::Engine;
 
-    fn of(engine: &Engine, variables: &[(&str, &str)]) -> Option<Address> {
-        Address::of(engine, |name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()))
+    fn address_from(engine: &Engine, variables: &[(&str, &str)]) -> Option<Address> {
+        Address::from_config(engine, |name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+        })
     }
 
     #[test]
@@ -235,12 +237,12 @@ mod tests {
             (Engine::Tcp("f:1".into()), "tcp://h:1", "1", "tcp://f:1"),
         ];
         for (engine, host, verify, expected) in table {
-            let address = of(&engine, &[("DOCKER_HOST", host), ("DOCKER_TLS_VERIFY", verify)]).unwrap();
-            let why = address.unusable().map(|why| format!(": {why}")).unwrap_or_default();
+            let address = address_from(&engine, &[("DOCKER_HOST", host), ("DOCKER_TLS_VERIFY", verify)]).unwrap();
+            let why = address.why_unusable().map(|why| format!(": {why}")).unwrap_or_default();
             let name = if address.is_guessed() { "usual".into() } else { address.name() };
             assert!(format!("{name}{why}").starts_with(expected), "{engine:?} {host} {verify}: {name}{why}");
         }
-        assert_eq!(of(&Engine::Off, &[("DOCKER_HOST", "unix:///s")]), None);
+        assert_eq!(address_from(&Engine::Off, &[("DOCKER_HOST", "unix:///s")]), None);
     }
 
     #[test]
@@ -256,7 +258,7 @@ mod tests {
             let variable =
                 |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
             assert_eq!(
-                Address::of(&engine, variable).unwrap().unused_variable(variable).as_deref(),
+                Address::from_config(&engine, variable).unwrap().unused_docker_host(variable).as_deref(),
                 expected,
                 "{engine:?} {host}"
             );
@@ -268,15 +270,15 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let (runtime, colima) = (home.path().join("run"), home.path().join(".colima/default/docker.sock"));
         let variables = [("HOME", home.path().to_str().unwrap()), ("XDG_RUNTIME_DIR", runtime.to_str().unwrap())];
-        let mut address = of(&Engine::Auto, &variables).unwrap();
-        let Place::Usual(usual) = &mut address.place else { panic!("{address:?}") };
+        let mut address = address_from(&Engine::Auto, &variables).unwrap();
+        let Location::Usual(usual) = &mut address.location else { panic!("{address:?}") };
         let paths = &mut Arc::get_mut(usual).unwrap().paths;
-        assert_eq!(paths[0], Path::new(DOCKER));
+        assert_eq!(paths[0], Path::new(DOCKER_SOCKET));
         paths.retain(|path| path.starts_with(home.path()));
         assert_eq!(paths.len(), 6);
         assert_eq!(
             address.socket(),
-            Some(Path::new(DOCKER)),
+            Some(Path::new(DOCKER_SOCKET)),
             "where there is none, the error names the best known one"
         );
         for path in [colima, runtime.join("docker.sock")] {
@@ -303,19 +305,19 @@ mod tests {
             assert!(!engine.is_guessed());
             engine.list().await.unwrap();
             engine.report_better_socket();
-            let Place::Usual(usual) = &engine.address().place else { panic!() };
-            assert_eq!(usual.ignored.get(), Some(&better));
+            let Location::Usual(usual) = &engine.address().location else { panic!() };
+            assert_eq!(usual.ignored_socket.get(), Some(&better));
         }
         assert_eq!((first.asked("/containers/json"), other.asked("/containers/json")), (3, 0));
         // Nor when the first has ended, even without its socket.
         first.down(true).await;
         let engine = Engine::at(Address::one_of(&[&better, &socket]), &Shutdown::new());
-        assert!(engine.address().choose(&socket));
+        assert!(engine.address().choose_socket(&socket));
         assert!(
             matches!(engine.list().await, Err(crate::discovery::docker::Error::NoSocket { path }) if path == socket)
         );
         assert_eq!(other.asked("/containers/json"), 0);
         // A connection that was under way to another socket meanwhile is not used.
-        assert!(!engine.address().choose(&better));
+        assert!(!engine.address().choose_socket(&better));
     }
 }

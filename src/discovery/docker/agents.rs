@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::container::{Container, Endpoint, namespace_of};
-use super::images::Origin;
+use super::images::LabelOrigin;
 use crate::config::AgentService;
 use crate::discovery::agent::{Agent, AgentKind};
 use crate::discovery::agent_labels;
 use crate::discovery::interface::Interface;
-use crate::discovery::owner::{self, Hints, Owner};
+use crate::discovery::owner::{self, Owner, OwnerHints};
 use crate::discovery::view::View;
-use crate::discovery::why_not::WhyNot;
+use crate::discovery::why_not_agent::WhyNotAgent;
 
 /// The inputs of a view of containers.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +22,7 @@ pub struct ContainerSources<'a> {
     /// Every running container.
     pub containers: &'a [Container],
     /// What identifies this namespace's owner beyond addresses.
-    pub hints: &'a Hints,
+    pub hints: &'a OwnerHints,
     /// The owner's network aliases, as far as they are known.
     pub aliases: &'a BTreeSet<String>,
     /// Whether labels count in every compose project.
@@ -35,8 +35,8 @@ impl View {
     /// Makes a view of the interfaces and of the running containers.
     pub fn of_containers(sources: ContainerSources<'_>) -> Self {
         let mut view = Self { interfaces: sources.interfaces.to_vec(), ..Self::default() };
-        let own: Vec<IpAddr> = view.own_addresses().collect();
-        let owner = owner::find(sources.containers, &own, sources.hints);
+        let own_addresses: Vec<IpAddr> = view.own_addresses().collect();
+        let owner = owner::find(sources.containers, &own_addresses, sources.hints);
         if let Some(owner) = owner {
             view.owner = Some(Owner {
                 id: owner.id.clone(),
@@ -48,16 +48,16 @@ impl View {
             view.own_names = names.filter(|name| !name.is_empty()).cloned().collect();
         }
         // The kernel decides: a network counts only where this namespace has the address that the engine says it has.
-        let is_ours = |endpoint: &&Endpoint| endpoint.addresses.iter().any(|ip| own.contains(ip));
-        let shared: Vec<&Endpoint> = owner.iter().flat_map(|owner| &owner.endpoints).filter(is_ours).collect();
+        let is_confirmed = |endpoint: &&Endpoint| endpoint.addresses.iter().any(|ip| own_addresses.contains(ip));
+        let shared: Vec<&Endpoint> = owner.iter().flat_map(|owner| &owner.endpoints).filter(is_confirmed).collect();
         view.bridge_gateways = shared.iter().flat_map(|endpoint| &endpoint.gateways).copied().collect();
         let networks: BTreeSet<&str> = shared.iter().map(|endpoint| endpoint.network.as_str()).collect();
         view.add_agents(&sources, owner, &networks);
         view.last_known = view.agents.clone();
         for container in sources.containers {
             if let (Some(scopes), Some(namespace)) = (&container.scopes, namespace_of(container, sources.containers)) {
-                let scopes = agent_labels::scopes(scopes);
-                namespace.addresses().for_each(|ip| view.add_cap(ip, &scopes, container.scopes_in_doubt));
+                let scopes = agent_labels::parse_scopes(scopes);
+                namespace.addresses().for_each(|ip| view.add_cap(ip, &scopes, container.scopes_maybe_from_image));
             }
         }
         view
@@ -65,14 +65,14 @@ impl View {
 
     /// Adds the agents among the containers on `networks`, and which labelled containers are not agents, and why.
     fn add_agents(&mut self, sources: &ContainerSources<'_>, owner: Option<&Container>, networks: &BTreeSet<&str>) {
-        let claims = claims(sources.containers, networks);
+        let containers_by_address = containers_by_address(sources.containers, networks);
         // By namespace: in each there is at most one agent, since its containers can't be distinguished by address.
         let mut namespaces: BTreeMap<&str, Vec<Candidate<'_>>> = BTreeMap::new();
         for container in sources.containers {
-            match Candidate::of(container, sources, owner, networks) {
+            match Candidate::new(container, sources, owner, networks) {
                 Ok(None) => {}
                 Ok(Some(candidate)) => namespaces.entry(&candidate.namespace.id).or_default().push(candidate),
-                Err(why) => self.refuse(container, why),
+                Err(why) => self.record_not_agent(container, why),
             }
         }
         for mut candidates in namespaces.into_values() {
@@ -80,12 +80,14 @@ impl View {
             let mut candidates = candidates.into_iter();
             let Some(first) = candidates.next() else { continue };
             for other in candidates {
-                self.refuse(other.container, WhyNot::Shares(first.container.name.clone()));
+                self.record_not_agent(other.container, WhyNotAgent::SharesNamespace(first.container.name.clone()));
             }
             let agent = Arc::new(first.agent());
             for ip in addresses_on(first.namespace, networks) {
-                if self.bridge_gateways.contains(&ip) || claims.get(&ip).is_some_and(|claimants| claimants.len() > 1) {
-                    self.refuse(first.container, WhyNot::AddressInDoubt(ip));
+                if self.bridge_gateways.contains(&ip)
+                    || containers_by_address.get(&ip).is_some_and(|containers| containers.len() > 1)
+                {
+                    self.record_not_agent(first.container, WhyNotAgent::AmbiguousAddress(ip));
                 } else {
                     self.agents.insert(ip, Arc::clone(&agent));
                 }
@@ -93,21 +95,24 @@ impl View {
         }
     }
 
-    fn refuse(&mut self, container: &Container, why: WhyNot) {
+    fn record_not_agent(&mut self, container: &Container, why: WhyNotAgent) {
         self.not_agents.insert(container.name.clone(), why);
     }
 }
 
 /// Returns the containers that have each address on `networks`; more than one is possible where
 /// subnets overlap, or after an engine's crash.
-fn claims<'a>(containers: &'a [Container], networks: &BTreeSet<&str>) -> BTreeMap<IpAddr, BTreeSet<&'a str>> {
-    let mut claims: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
+fn containers_by_address<'a>(
+    containers: &'a [Container],
+    networks: &BTreeSet<&str>,
+) -> BTreeMap<IpAddr, BTreeSet<&'a str>> {
+    let mut containers_by_address: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
     for container in containers {
         for ip in addresses_on(container, networks) {
-            claims.entry(ip).or_default().insert(&container.id);
+            containers_by_address.entry(ip).or_default().insert(&container.id);
         }
     }
-    claims
+    containers_by_address
 }
 
 fn addresses_on<'a>(container: &'a Container, networks: &'a BTreeSet<&str>) -> impl Iterator<Item = IpAddr> + 'a {
@@ -128,23 +133,24 @@ fn addresses_on<'a>(container: &'a Container, networks: &'a BTreeSet<&str>) -> i
 /// | the image had the same label | none left | named | attested, if either asks for that; else as the service |
 /// | otherwise | any | any | as the label |
 /// | otherwise | none | any | as the service |
-fn asked_kind(container: &Container, services: &[AgentService]) -> Result<Option<AgentKind>, WhyNot> {
+fn requested_kind(container: &Container, services: &[AgentService]) -> Result<Option<AgentKind>, WhyNotAgent> {
     let service = services.iter().find(|named| Some(&named.name) == container.service.as_ref());
     let by_service = service.map(|named| if named.by_address { AgentKind::Address } else { AgentKind::Attested });
     let by_label = match &container.agent {
-        Some(value) => {
-            Some(agent_labels::kind(value).map_err(|agent_labels::Unreadable| WhyNot::Unreadable(value.clone()))?)
-        }
+        Some(value) => Some(
+            agent_labels::parse_kind(value)
+                .map_err(|agent_labels::UnknownValue| WhyNotAgent::UnknownLabelValue(value.clone()))?,
+        ),
         None => None,
     };
-    match (&container.origin, by_label) {
-        (Origin::Unknown(_), Some(None)) => Ok(None),
-        (Origin::Unknown(error), by_label) if by_label.is_some() || by_service.is_some() => {
-            Err(WhyNot::ImageUnknown(error.clone()))
+    match (&container.label_origin, by_label) {
+        (LabelOrigin::Unknown(_), Some(None)) => Ok(None),
+        (LabelOrigin::Unknown(error), by_label) if by_label.is_some() || by_service.is_some() => {
+            Err(WhyNotAgent::ImageLabelsUnreadable(error.clone()))
         }
-        (Origin::OfImage(value), None) if by_service.is_none() => Err(WhyNot::ImageLabel(value.clone())),
+        (LabelOrigin::Image(value), None) if by_service.is_none() => Err(WhyNotAgent::ImageLabel(value.clone())),
         // The operator may have set the same label, and asked with it for more than with the service.
-        (Origin::OfImage(value), None) if agent_labels::kind(value) == Ok(Some(AgentKind::Attested)) => {
+        (LabelOrigin::Image(value), None) if agent_labels::parse_kind(value) == Ok(Some(AgentKind::Attested)) => {
             Ok(Some(AgentKind::Attested))
         }
         (_, Some(by_label)) => Ok(by_label),
@@ -153,8 +159,8 @@ fn asked_kind(container: &Container, services: &[AgentService]) -> Result<Option
 }
 
 /// Returns the project of `container`, if that is known to be the operator's word.
-fn project_of(container: &Container) -> Option<&String> {
-    container.project.as_ref().filter(|_| !matches!(container.origin, Origin::Unknown(_)))
+fn trusted_project(container: &Container) -> Option<&String> {
+    container.project.as_ref().filter(|_| !matches!(container.label_origin, LabelOrigin::Unknown(_)))
 }
 
 /// A container that may be an agent.
@@ -167,26 +173,28 @@ struct Candidate<'a> {
 
 impl<'a> Candidate<'a> {
     /// Reads what the label of `container` asks for; `None` if it asks for nothing.
-    fn of(
+    fn new(
         container: &'a Container,
         sources: &ContainerSources<'a>,
         owner: Option<&Container>,
         networks: &BTreeSet<&str>,
-    ) -> Result<Option<Self>, WhyNot> {
-        let Some(kind) = asked_kind(container, sources.services)? else { return Ok(None) };
-        let owner = owner.ok_or(WhyNot::OwnerUnknown)?;
-        if !sources.any_project && (project_of(owner).is_none() || project_of(container) != project_of(owner)) {
-            return Err(WhyNot::OtherProject {
-                theirs: project_of(container).cloned(),
-                ours: project_of(owner).cloned(),
+    ) -> Result<Option<Self>, WhyNotAgent> {
+        let Some(kind) = requested_kind(container, sources.services)? else { return Ok(None) };
+        let owner = owner.ok_or(WhyNotAgent::OwnerUnknown)?;
+        if !sources.any_project
+            && (trusted_project(owner).is_none() || trusted_project(container) != trusted_project(owner))
+        {
+            return Err(WhyNotAgent::OtherProject {
+                project: trusted_project(container).cloned(),
+                owner_project: trusted_project(owner).cloned(),
             });
         }
-        let namespace = namespace_of(container, sources.containers).ok_or(WhyNot::NoSharedNetwork)?;
+        let namespace = namespace_of(container, sources.containers).ok_or(WhyNotAgent::NoSharedNetwork)?;
         if namespace.id == owner.id {
-            return Err(WhyNot::OwnNamespace);
+            return Err(WhyNotAgent::OwnNamespace);
         }
         if addresses_on(namespace, networks).next().is_none() {
-            return Err(WhyNot::NoSharedNetwork);
+            return Err(WhyNotAgent::NoSharedNetwork);
         }
         Ok(Some(Self { container, namespace, kind }))
     }
@@ -206,7 +214,7 @@ impl<'a> Candidate<'a> {
             project: container.project.clone(),
             service: container.service.clone(),
             kind: self.kind,
-            scopes: container.scopes.as_deref().map(agent_labels::scopes),
+            scopes: container.scopes.as_deref().map(agent_labels::parse_scopes),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
-use super::images::Origin;
+use super::images::LabelOrigin;
 use super::object::{ContainerSummary, EndpointSettings};
 
 use crate::addr::canonical;
@@ -24,15 +24,15 @@ pub struct Container {
     /// The value of `loopgate.scopes`.
     pub scopes: Option<String>,
     /// Whether that value may be the image's and not the operator's.
-    pub scopes_in_doubt: bool,
+    pub scopes_maybe_from_image: bool,
     /// Its compose project, or its Swarm stack.
     pub project: Option<String>,
     /// Its compose service, or its Swarm service without the name of the stack.
     pub service: Option<String>,
     /// The container whose network namespace it shares, by id or name.
-    pub joins: Option<String>,
+    pub shares_namespace_of: Option<String>,
     /// Whether these labels are the operator's.
-    pub origin: Origin,
+    pub label_origin: LabelOrigin,
     /// Its endpoints on networks, in the order of the networks' ids.
     pub endpoints: Vec<Endpoint>,
 }
@@ -47,16 +47,16 @@ pub struct Endpoint {
     /// The addresses of the bridge itself.
     pub gateways: Vec<IpAddr>,
     /// The MAC address of its interface, where the engine does not call endpoints by an id (Podman).
-    pub interface: Option<String>,
+    pub podman_mac: Option<String>,
 }
 
 /// Something that a container has lost, as an event reports it; it only ever takes from what is known.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
     /// The container `0` no longer runs.
-    Life(String),
+    Stopped(String),
     /// The container `container` has left `network`.
-    Network {
+    Disconnected {
         /// The container's id.
         container: String,
         /// The network's id.
@@ -65,18 +65,20 @@ pub enum Loss {
 }
 
 /// Returns every running container of a list; `origins` are those of the labels.
-pub fn running(summaries: Vec<ContainerSummary>, origins: Vec<Origin>) -> Vec<Container> {
+pub fn running_containers(summaries: Vec<ContainerSummary>, origins: Vec<LabelOrigin>) -> Vec<Container> {
     let mut summaries: Vec<_> = summaries.into_iter().zip(origins).collect();
     // A container is never older than the one it joins. Within one second Podman's alias decides,
     // which is the owner's short id.
-    summaries.sort_by_cached_key(|(summary, _)| (summary.created, !is_its_own_alias(summary), summary.id.clone()));
-    let mut containers: Vec<Container> =
-        summaries.into_iter().filter_map(|(summary, origin)| Container::running(summary, origin)).collect();
-    join_podmans(&mut containers);
+    summaries.sort_by_cached_key(|(summary, _)| (summary.created, !has_id_as_alias(summary), summary.id.clone()));
+    let mut containers: Vec<Container> = summaries
+        .into_iter()
+        .filter_map(|(summary, label_origin)| Container::from_summary(summary, label_origin))
+        .collect();
+    infer_podman_joins(&mut containers);
     containers
 }
 
-fn is_its_own_alias(summary: &ContainerSummary) -> bool {
+fn has_id_as_alias(summary: &ContainerSummary) -> bool {
     let networks = summary.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
     let endpoints = networks.into_iter().flat_map(|networks| networks.values().flatten());
     let mut aliases = endpoints.flat_map(|endpoint| endpoint.aliases.iter().flatten());
@@ -89,20 +91,21 @@ fn is_its_own_alias(summary: &ContainerSummary) -> bool {
 /// It lacks the network mode, and shows a container that joined another with the very endpoints of
 /// that one, MAC addresses included. Docker's MAC addresses derive from IP addresses, so that after
 /// an accident with those they'd prove nothing; but it has endpoint ids.
-fn join_podmans(containers: &mut [Container]) {
+fn infer_podman_joins(containers: &mut [Container]) {
     let mut owners: BTreeMap<Vec<Endpoint>, String> = BTreeMap::new();
-    for container in
-        containers.iter_mut().filter(|container| container.joins.is_none() && !container.endpoints.is_empty())
+    for container in containers
+        .iter_mut()
+        .filter(|container| container.shares_namespace_of.is_none() && !container.endpoints.is_empty())
     {
-        if container.endpoints.iter().any(|endpoint| endpoint.interface.is_none()) {
+        if container.endpoints.iter().any(|endpoint| endpoint.podman_mac.is_none()) {
             continue;
         }
         match owners.entry(container.endpoints.clone()) {
-            Entry::Vacant(place) => {
-                place.insert(container.id.clone());
+            Entry::Vacant(entry) => {
+                entry.insert(container.id.clone());
             }
             Entry::Occupied(owner) => {
-                container.joins = Some(owner.get().clone());
+                container.shares_namespace_of = Some(owner.get().clone());
                 container.endpoints.clear();
             }
         }
@@ -111,7 +114,7 @@ fn join_podmans(containers: &mut [Container]) {
 
 impl Container {
     /// Reads `summary`; `None` if the container does not run, or has no id.
-    fn running(summary: ContainerSummary, origin: Origin) -> Option<Self> {
+    fn from_summary(summary: ContainerSummary, label_origin: LabelOrigin) -> Option<Self> {
         // A paused container and one that is being stopped still have their addresses; a
         // "restarting" one, though listed, has none.
         if !matches!(summary.state.as_deref(), Some("running" | "paused" | "stopping")) {
@@ -120,30 +123,30 @@ impl Container {
         let mut labels = summary.labels.unwrap_or_default();
         let mut label = |name: &str| labels.remove(name).flatten();
         let (stack, swarm_service) = (label(agent_labels::STACK), label(agent_labels::SWARM_SERVICE));
-        let of_stack = stack.as_ref().map(|stack| format!("{stack}_")).unwrap_or_default();
-        let swarm_service = swarm_service.map(|name| name.strip_prefix(&of_stack).unwrap_or(&name).to_owned());
+        let stack_prefix = stack.as_ref().map(|stack| format!("{stack}_")).unwrap_or_default();
+        let swarm_service = swarm_service.map(|name| name.strip_prefix(&stack_prefix).unwrap_or(&name).to_owned());
         let networks = summary.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         let mut endpoints: Vec<Endpoint> =
-            networks.into_iter().filter_map(|(name, settings)| Some(Endpoint::of(name, &settings?))).collect();
+            networks.into_iter().filter_map(|(name, settings)| Some(Endpoint::new(name, &settings?))).collect();
         endpoints.sort_by(|a, b| a.network.cmp(&b.network));
         let mode = summary.host_config.and_then(|config| config.network_mode);
         Some(Self {
             id: summary.id.filter(|id| !id.is_empty())?,
-            name: summary.names.unwrap_or_default().iter().find_map(|name| plain(name)).unwrap_or_default(),
+            name: summary.names.unwrap_or_default().iter().find_map(|name| container_name(name)).unwrap_or_default(),
             created: summary.created.unwrap_or_default(),
             agent: label(agent_labels::AGENT),
             scopes: label(agent_labels::SCOPES),
-            scopes_in_doubt: summary.scopes_of_image || matches!(origin, Origin::Unknown(_)),
+            scopes_maybe_from_image: summary.image_has_same_scopes || matches!(label_origin, LabelOrigin::Unknown(_)),
             service: label(agent_labels::SERVICE).or(swarm_service),
             project: label(agent_labels::PROJECT).or(stack),
-            origin,
-            joins: mode.and_then(|mode| mode.strip_prefix("container:").map(str::to_owned)),
+            label_origin,
+            shares_namespace_of: mode.and_then(|mode| mode.strip_prefix("container:").map(str::to_owned)),
             endpoints,
         })
     }
 
     /// Returns whether `reference` is this container's id, at least the first 12 digits of it, or its name.
-    pub fn is(&self, reference: &str) -> bool {
+    pub fn is_named(&self, reference: &str) -> bool {
         let shortened = reference.len() >= 12 && self.id.starts_with(reference);
         !reference.is_empty() && (shortened || reference == self.id || reference == self.name)
     }
@@ -159,8 +162,8 @@ pub fn namespace_of<'a>(container: &'a Container, all: &'a [Container]) -> Optio
     let mut owner = container;
     // Engines refuse chains of containers that join each other; the limit rules out an endless loop.
     for _ in 0..4 {
-        let Some(joined) = &owner.joins else { return Some(owner) };
-        owner = all.iter().find(|other| other.is(joined))?;
+        let Some(joined) = &owner.shares_namespace_of else { return Some(owner) };
+        owner = all.iter().find(|other| other.is_named(joined))?;
     }
     None
 }
@@ -169,15 +172,15 @@ impl Loss {
     /// Returns the id of the container that has lost something.
     pub fn container(&self) -> &String {
         match self {
-            Self::Life(container) | Self::Network { container, .. } => container,
+            Self::Stopped(container) | Self::Disconnected { container, .. } => container,
         }
     }
 
     /// Removes from `containers` what was lost.
     pub fn apply(&self, containers: &mut Vec<Container>) {
         match self {
-            Self::Life(id) => containers.retain(|container| container.id != *id),
-            Self::Network { container, network } => {
+            Self::Stopped(id) => containers.retain(|container| container.id != *id),
+            Self::Disconnected { container, network } => {
                 for container in containers.iter_mut().filter(|known| known.id == *container) {
                     container.endpoints.retain(|endpoint| endpoint.network != *network);
                 }
@@ -187,16 +190,16 @@ impl Loss {
 }
 
 impl Endpoint {
-    fn of(name: String, settings: &EndpointSettings) -> Self {
-        let read = |text: &Option<String>| {
+    fn new(name: String, settings: &EndpointSettings) -> Self {
+        let parse_ip = |text: &Option<String>| {
             let ip = text.as_ref()?.parse().ok().map(canonical)?;
             Some(ip).filter(|ip| !ip.is_unspecified())
         };
         Self {
             network: settings.network.clone().filter(|id| !id.is_empty()).unwrap_or(name),
-            addresses: [&settings.ipv4, &settings.ipv6].into_iter().filter_map(read).collect(),
-            gateways: [&settings.gateway_v4, &settings.gateway_v6].into_iter().filter_map(read).collect(),
-            interface: settings
+            addresses: [&settings.ipv4, &settings.ipv6].into_iter().filter_map(parse_ip).collect(),
+            gateways: [&settings.gateway_v4, &settings.gateway_v6].into_iter().filter_map(parse_ip).collect(),
+            podman_mac: settings
                 .mac_address
                 .clone()
                 .filter(|mac| !mac.is_empty() && settings.endpoint.as_deref().is_none_or(str::is_empty)),
@@ -205,7 +208,7 @@ impl Endpoint {
 }
 
 /// `/name` as `name`; a link's `/other/alias` is none of the container's own names.
-fn plain(name: &str) -> Option<String> {
+fn container_name(name: &str) -> Option<String> {
     let name = name.strip_prefix('/').unwrap_or(name);
     (!name.is_empty() && !name.contains('/')).then(|| name.to_owned())
 }
@@ -215,7 +218,7 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Option<Container> {
-        Container::running(serde_json::from_str(json).unwrap(), Origin::Compared)
+        Container::from_summary(serde_json::from_str(json).unwrap(), LabelOrigin::Compared)
     }
 
     #[test]
@@ -237,17 +240,17 @@ mod tests {
     #[test]
     fn in_podman_an_interface_that_two_have_is_the_older_ones() {
         let list = |endpoint: &str, mac: &str| {
-            let one = |id: &str, created: i64, mac: &str| {
+            let summary = |id: &str, created: i64, mac: &str| {
                 format!(
                     r#"{{"Id":"{id}","Created":{created},"State":"running","NetworkSettings":{{"Networks":{{"n":{{"NetworkID":"n",
                        "EndpointID":"{endpoint}","IPAddress":"10.89.0.2","MacAddress":"{mac}","Aliases":["older-than-y"]}}}}}}}}"#
                 )
             };
-            let list = format!("[{},{}]", one("a", 2, mac), one("older-than-you", 2, "ca:52:90:bc:35:00"));
-            let found = running(serde_json::from_str(&list).unwrap(), vec![Origin::Compared; 2]);
-            found
+            let list = format!("[{},{}]", summary("a", 2, mac), summary("older-than-you", 2, "ca:52:90:bc:35:00"));
+            let containers = running_containers(serde_json::from_str(&list).unwrap(), vec![LabelOrigin::Compared; 2]);
+            containers
                 .into_iter()
-                .map(|container| (container.id, container.joins, container.endpoints.len()))
+                .map(|container| (container.id, container.shares_namespace_of, container.endpoints.len()))
                 .collect::<Vec<_>>()
         };
         let owner = || "older-than-you".to_owned();
@@ -275,9 +278,9 @@ mod tests {
 
     #[test]
     fn a_container_that_joined_another_is_in_that_ones_namespace() {
-        let named = |id: &str, joins: Option<&str>| Container {
+        let named = |id: &str, shares_namespace_of: Option<&str>| Container {
             id: id.into(),
-            joins: joins.map(Into::into),
+            shares_namespace_of: shares_namespace_of.map(Into::into),
             ..Container::default()
         };
         let all = [

@@ -37,7 +37,7 @@ use tokio::time::timeout;
 
 use super::address::Address;
 use super::error::{Cause, Error};
-use super::object::{ContainerInspection, ContainerSummary, PathStat, Unreadable, read_each};
+use super::object::{ContainerInspection, ContainerSummary, PathStat, UnreadableElement, read_each};
 use super::request_error::not_found;
 use crate::config;
 use crate::discovery::body::read_all;
@@ -46,15 +46,15 @@ use crate::http_client::{ResponseBody, send_request};
 use crate::shutdown::Shutdown;
 
 /// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a whole answer may take, and the head of `/events`.
-const ANSWER: Duration = Duration::from_secs(10);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After how long a silent TCP connection to a filter is probed, and how often. Events may be hours apart.
-const PROBE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// The longest answer. A container takes some 2 KiB of a list.
-const MAX_ANSWER: usize = 64 << 20;
+const MAX_RESPONSE: usize = 64 << 20;
 /// The longest event.
-const MAX_EVENT: usize = 1 << 20;
+const MAX_ERROR_RESPONSE: usize = 1 << 20;
 /// The header in which Podman names its own API, and Docker has none.
 const LIBPOD: HeaderName = HeaderName::from_static("libpod-api-version");
 
@@ -67,7 +67,7 @@ pub struct Engine {
 
 /// How the engine answered a request.
 #[derive(Clone, Debug)]
-pub struct Probed {
+pub struct ProbeResponse {
     /// The HTTP status.
     pub status: u16,
     /// The `Date` of the answer.
@@ -90,7 +90,7 @@ impl Engine {
     /// Returns a client of the configured engine; `None` where Docker is off. Its connections end
     /// with `shutdown`. Clones share the choice among the usual sockets.
     pub fn new(engine: &config::Engine, shutdown: &Shutdown) -> Option<Self> {
-        Some(Self { address: Address::of(engine, |name| std::env::var_os(name))?, shutdown: shutdown.clone() })
+        Some(Self { address: Address::from_config(engine, |name| std::env::var_os(name))?, shutdown: shutdown.clone() })
     }
 
     #[cfg(test)]
@@ -120,7 +120,7 @@ impl Engine {
 
     /// Returns `DOCKER_HOST` where the configuration names another engine.
     pub fn unused_docker_host(&self) -> Option<String> {
-        self.address.unused_variable(|name| std::env::var_os(name))
+        self.address.unused_docker_host(|name| std::env::var_os(name))
     }
 
     /// Returns whether the socket does not exist.
@@ -134,10 +134,11 @@ impl Engine {
     /// See [`Error`].
     pub async fn events(&self) -> Result<Events, Error> {
         const ENDPOINT: &str = "/events";
-        let begun = Arc::new(Notify::new());
+        let head_received = Arc::new(Notify::new());
         let filters = HashMap::from([("type", vec!["container", "network"])]);
         let options = EventsOptionsBuilder::default().filters(&filters).build();
-        let api = self.api(Some(Arc::clone(&begun))).map_err(|error| self.address.api_error(ENDPOINT, error))?;
+        let api =
+            self.bollard(Some(Arc::clone(&head_received))).map_err(|error| self.address.api_error(ENDPOINT, error))?;
         let mut stream = api.events(Some(options)).boxed();
         let beginning = async {
             tokio::select! {
@@ -146,10 +147,10 @@ impl Engine {
                     Some(first) => first.map(Some).map_err(|error| self.address.api_error(ENDPOINT, error)),
                     None => Err(Error::StreamEnded { engine: self.name() }),
                 },
-                () = begun.notified() => Ok(None),
+                () = head_received.notified() => Ok(None),
             }
         };
-        let first = self.in_time(ENDPOINT, beginning).await?;
+        let first = self.within_response_timeout(ENDPOINT, beginning).await?;
         Ok(Events { stream, first, engine: self.clone() })
     }
 
@@ -157,11 +158,11 @@ impl Engine {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn list(&self) -> Result<(Vec<ContainerSummary>, Vec<Unreadable>), Error> {
+    pub async fn list(&self) -> Result<(Vec<ContainerSummary>, Vec<UnreadableElement>), Error> {
         const ENDPOINT: &str = "/containers/json";
         // Podman lists paused containers only with `all`.
         let path = format!("{ENDPOINT}?all=true&filters={}", query_value(r#"{"status":["running","paused"]}"#));
-        let elements: Vec<Value> = self.json(ENDPOINT, &path).await?;
+        let elements: Vec<Value> = self.get_json(ENDPOINT, &path).await?;
         Ok(read_each(elements))
     }
 
@@ -169,9 +170,9 @@ impl Engine {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn check(&self, limit: Duration) -> Result<(), Error> {
+    pub async fn check_responding(&self, limit: Duration) -> Result<(), Error> {
         const ENDPOINT: &str = "/containers/json";
-        let check = self.json::<Vec<Value>>(ENDPOINT, "/containers/json?limit=1");
+        let check = self.get_json::<Vec<Value>>(ENDPOINT, "/containers/json?limit=1");
         timeout(limit, check)
             .await
             .unwrap_or_else(|_| Err(Error::Timeout { engine: self.name(), endpoint: ENDPOINT }))
@@ -185,7 +186,7 @@ impl Engine {
     /// See [`Error`].
     pub async fn inspect(&self, id: &str) -> Result<ContainerInspection, Error> {
         const ENDPOINT: &str = "/containers/{id}/json";
-        self.json(ENDPOINT, &format!("/containers/{}/json", query_value(id)))
+        self.get_json(ENDPOINT, &format!("/containers/{}/json", query_value(id)))
             .await
             .map_err(|error| not_found(error, id))
     }
@@ -195,7 +196,7 @@ impl Engine {
     /// # Errors
     /// See [`Error`].
     pub async fn inspect_image(&self, id: &str) -> Result<ImageInspect, Error> {
-        self.ask("/images/{id}/json", async |api: Docker| api.inspect_image(id).await)
+        self.request_by_bollard("/images/{id}/json", async |api: Docker| api.inspect_image(id).await)
             .await
             .map_err(|error| not_found(error, id))
     }
@@ -205,7 +206,10 @@ impl Engine {
     /// # Errors
     /// See [`Error`].
     pub async fn top(&self, id: &str) -> Result<ContainerTopResponse, Error> {
-        self.ask("/containers/{id}/top", async |api: Docker| api.top_processes(id, None::<TopOptions>).await).await
+        self.request_by_bollard("/containers/{id}/top", async |api: Docker| {
+            api.top_processes(id, None::<TopOptions>).await
+        })
+        .await
     }
 
     /// Returns what is at `path` in the container `id`, without following a link; `None` if there is nothing.
@@ -215,7 +219,7 @@ impl Engine {
     pub async fn path_stat(&self, id: &str, path: &str) -> Result<Option<PathStat>, Error> {
         let options = ContainerArchiveInfoOptionsBuilder::default().path(path).build();
         let info = async |api: Docker| api.get_container_archive_info(id, Some(options)).await;
-        match self.ask("/containers/{id}/archive", info).await {
+        match self.request_by_bollard("/containers/{id}/archive", info).await {
             Ok(stat) => Ok(Some(PathStat {
                 size: stat.size,
                 mode: stat.file_mode,
@@ -230,44 +234,47 @@ impl Engine {
     ///
     /// # Errors
     /// There is no answer.
-    pub async fn probe(&self, path: &str) -> Result<Probed, Error> {
+    pub async fn probe(&self, path: &str) -> Result<ProbeResponse, Error> {
         const ENDPOINT: &str = "/_ping";
         let answer = async {
-            let answer = self.fail(ENDPOINT, self.send_get(path).await)?;
+            let answer = self.with_endpoint(ENDPOINT, self.send_get(path).await)?;
             let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok()).map(Into::into);
             let (status, is_podman) = (answer.status(), answer.headers().contains_key(LIBPOD));
-            let refusal = if status.is_client_error() { Some(message(answer).await) } else { None };
-            Ok(Probed { status: status.as_u16(), date, is_podman, refusal })
+            let refusal = if status.is_client_error() { Some(error_message(answer).await) } else { None };
+            Ok(ProbeResponse { status: status.as_u16(), date, is_podman, refusal })
         };
-        self.in_time(ENDPOINT, answer).await
+        self.within_response_timeout(ENDPOINT, answer).await
     }
 
     /// Reads the whole answer to `GET path`.
-    async fn json<T: DeserializeOwned>(&self, endpoint: &'static str, path: &str) -> Result<T, Error> {
+    async fn get_json<T: DeserializeOwned>(&self, endpoint: &'static str, path: &str) -> Result<T, Error> {
         let answer = async {
             let body = self.get(endpoint, path).await?.into_body();
-            let bytes = read_all(body, MAX_ANSWER).await.map_err(|error| self.address.error(endpoint, error.into()))?;
+            let bytes =
+                read_all(body, MAX_RESPONSE).await.map_err(|error| self.address.error(endpoint, error.into()))?;
             serde_json::from_slice(&bytes).map_err(|_| self.address.error(endpoint, Cause::Malformed))
         };
-        self.in_time(endpoint, answer).await
+        self.within_response_timeout(endpoint, answer).await
     }
 
     /// Sends `GET path`, and turns every answer but a success into an error.
     async fn get(&self, endpoint: &'static str, path: &str) -> Result<Response<ResponseBody>, Error> {
-        let response = self.fail(endpoint, self.send_get(path).await)?;
+        let response = self.with_endpoint(endpoint, self.send_get(path).await)?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
-        Err(self.address.status_error(endpoint, status, message(response).await))
+        Err(self.address.status_error(endpoint, status, error_message(response).await))
     }
 
-    async fn in_time<T>(
+    async fn within_response_timeout<T>(
         &self,
         endpoint: &'static str,
         answer: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        timeout(ANSWER, answer).await.unwrap_or_else(|_| Err(Error::Timeout { engine: self.name(), endpoint }))
+        timeout(RESPONSE_TIMEOUT, answer)
+            .await
+            .unwrap_or_else(|_| Err(Error::Timeout { engine: self.name(), endpoint }))
     }
 
     async fn send_get(&self, target: &str) -> Result<Response<ResponseBody>, Cause> {
@@ -276,36 +283,41 @@ impl Engine {
     }
 
     /// Lets bollard make a request, and waits for the whole answer; bollard's own deadline is for its head only.
-    async fn ask<T>(
+    async fn request_by_bollard<T>(
         &self,
         endpoint: &'static str,
         request: impl AsyncFnOnce(Docker) -> Result<T, ApiError>,
     ) -> Result<T, Error> {
         let answer = async {
-            let answer = match self.api(None) {
+            let answer = match self.bollard(None) {
                 Ok(api) => request(api).await,
                 Err(error) => Err(error),
             };
             answer.map_err(|error| self.address.api_error(endpoint, error))
         };
-        self.in_time(endpoint, answer).await
+        self.within_response_timeout(endpoint, answer).await
     }
 
-    /// Returns bollard over [`Self::send`]; `begun` is notified when the head of a successful response has arrived.
-    fn api(&self, begun: Option<Arc<Notify>>) -> Result<Docker, ApiError> {
+    /// Returns bollard over [`Self::send`]; `head_received` is notified when the head of a successful response has arrived.
+    fn bollard(&self, head_received: Option<Arc<Notify>>) -> Result<Docker, ApiError> {
         let engine = self.clone();
         let transport = move |request: BollardRequest| {
-            let (engine, begun) = (engine.clone(), begun.clone());
+            let (engine, head_received) = (engine.clone(), head_received.clone());
             let answer = async move {
                 let response = engine.send_detached(request).await?;
-                if let Some(begun) = begun.filter(|_| response.status().is_success()) {
-                    begun.notify_one();
+                if let Some(head_received) = head_received.filter(|_| response.status().is_success()) {
+                    head_received.notify_one();
                 }
                 Ok(response)
             };
             Box::pin(answer) as std::pin::Pin<Box<dyn Future<Output = _> + Send>>
         };
-        Docker::connect_with_custom_transport(transport, Some("http://docker"), ANSWER.as_secs(), API_DEFAULT_VERSION)
+        Docker::connect_with_custom_transport(
+            transport,
+            Some("http://docker"),
+            RESPONSE_TIMEOUT.as_secs(),
+            API_DEFAULT_VERSION,
+        )
     }
 
     /// Sends `request`, and drives its connection on a task: bollard takes the body alone.
@@ -334,20 +346,24 @@ impl Engine {
         let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
         *request.uri_mut() = target.parse::<Uri>().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         request.headers_mut().insert(HOST, HeaderValue::from_static("docker"));
-        if let Some(why) = self.address.unusable() {
+        if let Some(why) = self.address.why_unusable() {
             return Err(Cause::Unusable(why));
         }
         match self.address.tcp_address() {
             Some(address) => {
-                let stream = within(CONNECT, TcpStream::connect(address)).await?;
-                SockRef::from(&stream)
-                    .set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE).with_interval(PROBE).with_retries(3))?;
+                let stream = connect_within(CONNECT_TIMEOUT, TcpStream::connect(address)).await?;
+                SockRef::from(&stream).set_tcp_keepalive(
+                    &TcpKeepalive::new()
+                        .with_time(KEEPALIVE_INTERVAL)
+                        .with_interval(KEEPALIVE_INTERVAL)
+                        .with_retries(3),
+                )?;
                 Ok(send_request(stream, request).await?)
             }
             None => {
                 let socket = self.address.socket().unwrap_or(Path::new(""));
-                let stream = within(CONNECT, UnixStream::connect(socket)).await?;
-                if !self.address.choose(socket) {
+                let stream = connect_within(CONNECT_TIMEOUT, UnixStream::connect(socket)).await?;
+                if !self.address.choose_socket(socket) {
                     return Err(io::Error::other("another socket was found meanwhile").into());
                 }
                 Ok(send_request(stream, request).await?)
@@ -355,7 +371,7 @@ impl Engine {
         }
     }
 
-    fn fail<T>(&self, endpoint: &'static str, outcome: Result<T, Cause>) -> Result<T, Error> {
+    fn with_endpoint<T>(&self, endpoint: &'static str, outcome: Result<T, Cause>) -> Result<T, Error> {
         outcome.map_err(|cause| self.address.error(endpoint, cause))
     }
 }
@@ -380,8 +396,8 @@ impl Events {
 }
 
 /// Returns the message in a response that is not a success, on one line.
-async fn message(response: Response<ResponseBody>) -> String {
-    let body = read_all(response.into_body(), MAX_EVENT).await.unwrap_or_default();
+async fn error_message(response: Response<ResponseBody>) -> String {
+    let body = read_all(response.into_body(), MAX_ERROR_RESPONSE).await.unwrap_or_default();
     let json = serde_json::from_slice::<Value>(&body).ok();
     let text = json
         .as_ref()
@@ -390,6 +406,6 @@ async fn message(response: Response<ResponseBody>) -> String {
     one_line(&text)
 }
 
-async fn within<T>(limit: Duration, connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+async fn connect_within<T>(limit: Duration, connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

@@ -15,21 +15,21 @@ use crate::error_chain::error_chain;
 
 /// Whether the labels of a container are the operator's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Origin {
+pub enum LabelOrigin {
     /// They were compared with the image's: labels that widen trust and that the image has too were removed.
     #[default]
     Compared,
     /// They were compared, and `loopgate.agent` with this value was removed.
-    OfImage(String),
+    Image(String),
     /// The labels of the image can't be read, so none counts.
     Unknown(String),
 }
 
 /// The labels of images that were read. An image's id is a digest of its content, so they never change.
 #[derive(Clone, Debug, Default)]
-pub struct Images(Arc<Mutex<BTreeMap<String, Labels>>>);
+pub struct ImageLabels(Arc<Mutex<BTreeMap<String, Labels>>>);
 
-impl Images {
+impl ImageLabels {
     /// Compares the labels of `containers` with those of their images, and removes what widens
     /// trust and the images have too. Returns the origin of the labels of each container, in the
     /// order of the list.
@@ -41,37 +41,44 @@ impl Images {
         engine: &Engine,
         services: &[String],
         containers: &mut [ContainerSummary],
-    ) -> Vec<Origin> {
-        let is_subject = |container: &ContainerSummary| {
+    ) -> Vec<LabelOrigin> {
+        let may_be_agent = |container: &ContainerSummary| {
             let service =
                 label(container, agent_labels::SERVICE).or_else(|| label(container, agent_labels::SWARM_SERVICE));
             label(container, agent_labels::AGENT).is_some()
                 || service.is_some_and(|service| services.iter().any(|wanted| is_service(service, wanted)))
         };
-        let projects: BTreeSet<&str> = containers.iter().filter(|one| is_subject(one)).flat_map(projects_of).collect();
-        let matters: Vec<bool> = containers
+        let projects: BTreeSet<&str> =
+            containers.iter().filter(|container| may_be_agent(container)).flat_map(projects_of).collect();
+        let is_compared: Vec<bool> = containers
             .iter()
-            .map(|one| is_subject(one) || projects_of(one).any(|project| projects.contains(project)))
+            .map(|container| {
+                may_be_agent(container) || projects_of(container).any(|project| projects.contains(project))
+            })
             .collect();
         let ids: BTreeSet<String> = containers
             .iter()
-            .zip(&matters)
-            .filter(|(_, matters)| **matters)
-            .map(|(one, _)| one.image.clone().unwrap_or_default())
+            .zip(&is_compared)
+            .filter(|(_, is_compared)| **is_compared)
+            .map(|(container, _)| container.image.clone().unwrap_or_default())
             .collect();
-        let images = self.read(engine, ids).await;
-        let compared = |(container, matters): (&mut ContainerSummary, bool)| match images
+        let images = self.labels_of_images(engine, ids).await;
+        let compared = |(container, is_compared): (&mut ContainerSummary, bool)| match images
             .get(container.image.as_deref().unwrap_or_default())
         {
-            Some(Ok(of_image)) if matters => strip(container, of_image),
-            Some(Err(error)) if matters => Origin::Unknown(error.clone()),
-            _ => Origin::Compared,
+            Some(Ok(image_labels)) if is_compared => remove_image_labels(container, image_labels),
+            Some(Err(error)) if is_compared => LabelOrigin::Unknown(error.clone()),
+            _ => LabelOrigin::Compared,
         };
-        containers.iter_mut().zip(matters).map(compared).collect()
+        containers.iter_mut().zip(is_compared).map(compared).collect()
     }
 
     /// Returns the labels of each image, or why they can't be read; forgets all other images.
-    async fn read(&self, engine: &Engine, ids: BTreeSet<String>) -> BTreeMap<String, Result<Labels, String>> {
+    async fn labels_of_images(
+        &self,
+        engine: &Engine,
+        ids: BTreeSet<String>,
+    ) -> BTreeMap<String, Result<Labels, String>> {
         let mut known = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let mut read = BTreeMap::new();
         let mut refused: Option<String> = None;
@@ -117,30 +124,32 @@ fn projects_of(container: &ContainerSummary) -> impl Iterator<Item = &str> {
     [agent_labels::PROJECT, agent_labels::STACK].into_iter().filter_map(|name| label(container, name))
 }
 
-/// Removes from `container` the labels that can widen trust and that `of_image` has with the same
+/// Removes from `container` the labels that can widen trust and that `the image` has with the same
 /// value: those that make it an agent, and those that say which project and service it is of.
 ///
 /// A label that only narrows stays, also if the image has it, since the operator may have set it
 /// too: `loopgate.agent=false`, and the cap. So do project and service where Compose created the
 /// container, since it sets both itself: an image that Compose has built has the same.
-fn strip(container: &mut ContainerSummary, of_image: &Labels) -> Origin {
-    let Some(own) = &mut container.labels else { return Origin::Compared };
-    let is_shared = |own: &Labels, name: &str| own.get(name).is_some_and(|value| of_image.get(name) == Some(value));
-    container.scopes_of_image = is_shared(own, agent_labels::SCOPES);
-    let by_compose = agent_labels::MADE_BY_COMPOSE.iter().any(|name| own.contains_key(*name) && !is_shared(own, name));
+fn remove_image_labels(container: &mut ContainerSummary, image_labels: &Labels) -> LabelOrigin {
+    let Some(labels) = &mut container.labels else { return LabelOrigin::Compared };
+    let is_shared =
+        |labels: &Labels, name: &str| labels.get(name).is_some_and(|value| image_labels.get(name) == Some(value));
+    container.image_has_same_scopes = is_shared(labels, agent_labels::SCOPES);
+    let is_set_by_compose =
+        agent_labels::SET_BY_COMPOSE.iter().any(|name| labels.contains_key(*name) && !is_shared(labels, name));
     for name in [agent_labels::PROJECT, agent_labels::SERVICE, agent_labels::STACK, agent_labels::SWARM_SERVICE] {
-        let by_compose = by_compose && matches!(name, agent_labels::PROJECT | agent_labels::SERVICE);
-        if is_shared(own, name) && !by_compose {
-            own.remove(name);
+        let is_set_by_compose = is_set_by_compose && matches!(name, agent_labels::PROJECT | agent_labels::SERVICE);
+        if is_shared(labels, name) && !is_set_by_compose {
+            labels.remove(name);
         }
     }
-    let makes_agent = |value: &String| matches!(agent_labels::kind(value), Ok(Some(_)));
-    match own.get(agent_labels::AGENT).cloned().flatten().filter(makes_agent) {
-        Some(agent) if is_shared(own, agent_labels::AGENT) => {
-            own.remove(agent_labels::AGENT);
-            Origin::OfImage(agent)
+    let makes_agent = |value: &String| matches!(agent_labels::parse_kind(value), Ok(Some(_)));
+    match labels.get(agent_labels::AGENT).cloned().flatten().filter(makes_agent) {
+        Some(agent) if is_shared(labels, agent_labels::AGENT) => {
+            labels.remove(agent_labels::AGENT);
+            LabelOrigin::Image(agent)
         }
-        _ => Origin::Compared,
+        _ => LabelOrigin::Compared,
     }
 }
 
@@ -155,64 +164,74 @@ mod tests {
     #[test]
     fn only_labels_that_widen_trust_are_removed_if_the_image_has_them_too() {
         let project = (agent_labels::PROJECT, "claws");
-        let made = (agent_labels::MADE_BY_COMPOSE[0], "0a1b");
+        let set_by_compose = (agent_labels::SET_BY_COMPOSE[0], "0a1b");
         let services = [
             (agent_labels::SERVICE, "tester"),
             (agent_labels::STACK, "claws"),
             (agent_labels::SWARM_SERVICE, "claws_tester"),
         ];
-        for (own, of_image, left, origin, scopes_of_image) in [
+        for (labels, image_labels, remaining, origin, image_has_same_scopes) in [
             (
                 vec![(agent_labels::AGENT, "true"), project],
                 vec![(agent_labels::AGENT, "true")],
                 vec![project],
-                Origin::OfImage("true".into()),
+                LabelOrigin::Image("true".into()),
                 false,
             ),
             (
                 vec![(agent_labels::AGENT, "true")],
                 vec![(agent_labels::AGENT, "address")],
                 vec![(agent_labels::AGENT, "true")],
-                Origin::Compared,
+                LabelOrigin::Compared,
                 false,
             ),
             (
                 vec![(agent_labels::AGENT, "false")],
                 vec![(agent_labels::AGENT, "false")],
                 vec![(agent_labels::AGENT, "false")],
-                Origin::Compared,
+                LabelOrigin::Compared,
                 false,
             ),
             (
                 vec![(agent_labels::AGENT, "?")],
                 vec![(agent_labels::AGENT, "?")],
                 vec![(agent_labels::AGENT, "?")],
-                Origin::Compared,
+                LabelOrigin::Compared,
                 false,
             ),
             (
                 vec![(agent_labels::SCOPES, "a")],
                 vec![(agent_labels::SCOPES, "a")],
                 vec![(agent_labels::SCOPES, "a")],
-                Origin::Compared,
+                LabelOrigin::Compared,
                 true,
             ),
             (
                 vec![(agent_labels::SCOPES, "a")],
                 vec![(agent_labels::SCOPES, "b")],
                 vec![(agent_labels::SCOPES, "a")],
-                Origin::Compared,
+                LabelOrigin::Compared,
                 false,
             ),
-            (services.to_vec(), services.to_vec(), vec![], Origin::Compared, false),
-            (vec![project, ("x", "y")], vec![project, ("x", "y")], vec![("x", "y")], Origin::Compared, false),
-            (vec![project, made], vec![project], vec![project, made], Origin::Compared, false),
-            (vec![project, made], vec![project, made], vec![made], Origin::Compared, false),
+            (services.to_vec(), services.to_vec(), vec![], LabelOrigin::Compared, false),
+            (vec![project, ("x", "y")], vec![project, ("x", "y")], vec![("x", "y")], LabelOrigin::Compared, false),
+            (vec![project, set_by_compose], vec![project], vec![project, set_by_compose], LabelOrigin::Compared, false),
+            (
+                vec![project, set_by_compose],
+                vec![project, set_by_compose],
+                vec![set_by_compose],
+                LabelOrigin::Compared,
+                false,
+            ),
         ] {
-            let mut container = ContainerSummary { labels: Some(labels_from(&own)), ..ContainerSummary::default() };
-            assert_eq!(strip(&mut container, &labels_from(&of_image)), origin, "{own:?} {of_image:?}");
-            assert_eq!(container.labels, Some(labels_from(&left)), "{own:?} {of_image:?}");
-            assert_eq!(container.scopes_of_image, scopes_of_image, "{own:?} {of_image:?}");
+            let mut container = ContainerSummary { labels: Some(labels_from(&labels)), ..ContainerSummary::default() };
+            assert_eq!(
+                remove_image_labels(&mut container, &labels_from(&image_labels)),
+                origin,
+                "{labels:?} {image_labels:?}"
+            );
+            assert_eq!(container.labels, Some(labels_from(&remaining)), "{labels:?} {image_labels:?}");
+            assert_eq!(container.image_has_same_scopes, image_has_same_scopes, "{labels:?} {image_labels:?}");
         }
     }
 }

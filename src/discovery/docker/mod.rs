@@ -28,8 +28,8 @@ use crate::error_chain::error_chain;
 use crate::metrics;
 use container::Container;
 use engine::Engine;
-use images::Images;
-use object::{ContainerInspection, EndpointSettings, Unreadable};
+use images::ImageLabels;
+use object::{ContainerInspection, EndpointSettings, UnreadableElement};
 use session::{Session, SourceChange};
 
 /// The containers that the engine reports, and whether it can be reached.
@@ -37,13 +37,13 @@ pub struct Docker {
     engine: Follower<DockerSource>,
     containers: Vec<Container>,
     /// The containers that could not be read at the last list.
-    unreadable: Vec<Unreadable>,
+    unreadable: Vec<UnreadableElement>,
     /// The details of the container that was inspected.
     details: Option<Details>,
     /// The container that was last inspected, whether or not that succeeded.
-    inspected: Option<String>,
+    last_inspected: Option<String>,
     /// The container whose inspection failed, and why; it is inspected again at the next list.
-    unanswered: Option<(String, String)>,
+    failed_inspection: Option<(String, String)>,
     inspection: Option<BoxFuture<'static, (String, Result<Details, Error>)>>,
 }
 
@@ -63,7 +63,7 @@ pub struct DockerSource {
     engine: Engine,
     /// The services whose containers are agents.
     services: Arc<[String]>,
-    images: Images,
+    images: ImageLabels,
 }
 
 impl Source for DockerSource {
@@ -98,12 +98,12 @@ impl Docker {
     /// Begins to follow `engine`. Containers of `services` are agents without a label.
     pub fn new(engine: Engine, services: Arc<[String]>, metrics: metrics::DiscoveryMetrics) -> Self {
         Self {
-            engine: Follower::new(DockerSource { engine, services, images: Images::default() }, metrics),
+            engine: Follower::new(DockerSource { engine, services, images: ImageLabels::default() }, metrics),
             containers: Vec::new(),
             unreadable: Vec::new(),
             details: None,
-            inspected: None,
-            unanswered: None,
+            last_inspected: None,
+            failed_inspection: None,
             inspection: None,
         }
     }
@@ -130,7 +130,7 @@ impl Docker {
 
     /// Returns whether the container with `id` was inspected, or can't be.
     pub fn was_inspected(&self, id: &str) -> bool {
-        self.inspected.as_deref() == Some(id)
+        self.last_inspected.as_deref() == Some(id)
     }
 
     /// Starts to inspect the container with `id`; [`Docker::changed`] resolves when that is done.
@@ -141,7 +141,7 @@ impl Docker {
         }
         let (engine, id) = (self.engine.source().engine.clone(), id.to_owned());
         self.inspection = Some(Box::pin(async move {
-            let details = engine.inspect(&id).await.map(|inspected| Details::of(id.clone(), inspected));
+            let details = engine.inspect(&id).await.map(|inspected| Details::from_inspection(id.clone(), inspected));
             (id, details)
         }));
         true
@@ -172,7 +172,7 @@ impl Docker {
                 self.report_unreadable(unreadable);
                 let changed = self.engine.record_list(containers.len()) || self.containers != containers;
                 self.containers = containers;
-                if let Some((id, _)) = self.unanswered.clone().filter(|(id, _)| self.container(id).is_some()) {
+                if let Some((id, _)) = self.failed_inspection.clone().filter(|(id, _)| self.container(id).is_some()) {
                     self.inspect(&id);
                 }
                 changed
@@ -190,8 +190,9 @@ impl Docker {
     }
 
     /// Logs each container that can't be read once.
-    fn report_unreadable(&mut self, unreadable: Vec<Unreadable>) {
-        for Unreadable { name, error } in unreadable.iter().filter(|one| !self.unreadable.contains(one)) {
+    fn report_unreadable(&mut self, unreadable: Vec<UnreadableElement>) {
+        for UnreadableElement { name, error } in unreadable.iter().filter(|element| !self.unreadable.contains(element))
+        {
             warn!(container = name, error, "can't read the engine's entry for this container; ignoring it");
         }
         self.unreadable = unreadable;
@@ -199,19 +200,19 @@ impl Docker {
 
     fn record_inspection(&mut self, id: &str, details: Result<Details, Error>) -> bool {
         self.inspection = None;
-        let first = !self.was_inspected(id);
-        self.inspected = Some(id.to_owned());
+        let is_first = !self.was_inspected(id);
+        self.last_inspected = Some(id.to_owned());
         match details {
             Ok(details) => {
-                self.unanswered = None;
+                self.failed_inspection = None;
                 let details = Some(details);
                 let changed = self.details != details;
                 self.details = details;
-                changed || first
+                changed || is_first
             }
             Err(error) => {
                 let failed = (id.to_owned(), one_line(&error_chain(&error)));
-                if self.unanswered.as_ref() != Some(&failed) {
+                if self.failed_inspection.as_ref() != Some(&failed) {
                     let error = &failed.1;
                     warn!(
                         container = id,
@@ -220,15 +221,15 @@ impl Docker {
                 }
                 // A filter's answer is final; any other failure may be over in a moment.
                 let is_final = matches!(error, Error::Refused { .. } | Error::NotFound { .. });
-                self.unanswered = Some(failed).filter(|_| !is_final);
-                first
+                self.failed_inspection = Some(failed).filter(|_| !is_final);
+                is_first
             }
         }
     }
 }
 
 impl Details {
-    fn of(id: String, inspected: ContainerInspection) -> Self {
+    fn from_inspection(id: String, inspected: ContainerInspection) -> Self {
         let networks = inspected.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         let names = |endpoint: EndpointSettings| [endpoint.aliases, endpoint.dns_names].into_iter().flatten().flatten();
         let aliases = networks.into_values().flatten().flat_map(names).collect();

@@ -36,12 +36,12 @@ pub struct ContainerSummary {
     pub mounts: Option<Vec<Mount>>,
     /// Whether its image has the same `loopgate.scopes`, as far as the two were compared.
     #[serde(skip)]
-    pub scopes_of_image: bool,
+    pub image_has_same_scopes: bool,
 }
 
 /// An element of a list that can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unreadable {
+pub struct UnreadableElement {
     /// Its name, or else its id.
     pub name: String,
     /// Why.
@@ -168,7 +168,7 @@ pub struct PathStat {
 }
 
 /// Reads the elements of a list one by one, so that one that can't be read costs no other.
-pub fn read_each<T: for<'de> Deserialize<'de>>(elements: Vec<Value>) -> (Vec<T>, Vec<Unreadable>) {
+pub fn read_each<T: for<'de> Deserialize<'de>>(elements: Vec<Value>) -> (Vec<T>, Vec<UnreadableElement>) {
     let (mut read, mut unreadable) = (Vec::with_capacity(elements.len()), Vec::new());
     for element in elements {
         match T::deserialize(&element) {
@@ -176,7 +176,8 @@ pub fn read_each<T: for<'de> Deserialize<'de>>(elements: Vec<Value>) -> (Vec<T>,
             Err(error) => {
                 let name =
                     element["Names"][0].as_str().map(|name| name.trim_start_matches('/')).or(element["Id"].as_str());
-                unreadable.push(Unreadable { name: name.unwrap_or("(no name)").to_owned(), error: error.to_string() });
+                unreadable
+                    .push(UnreadableElement { name: name.unwrap_or("(no name)").to_owned(), error: error.to_string() });
             }
         }
     }

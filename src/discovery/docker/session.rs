@@ -12,27 +12,27 @@ use bollard::models::{EventMessage, EventMessageTypeEnum};
 use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::time::{Instant, sleep_until};
 
-use super::container::{Container, Loss, running};
+use super::container::{Container, Loss, running_containers};
 use super::engine::{Engine, Events};
 use super::error::Error;
-use super::images::Images;
-use super::object::Unreadable;
+use super::images::ImageLabels;
+use super::object::UnreadableElement;
 use crate::discovery::agent::AgentKind;
-use crate::discovery::agent_labels::kind;
+use crate::discovery::agent_labels::parse_kind;
 
 /// Events come in bursts; one list, this long after the first, answers all of them.
-const SETTLE: Duration = Duration::from_millis(25);
+const SETTLE_DELAY: Duration = Duration::from_millis(25);
 /// How often to list anyway, in case an event was lost.
 const RESYNC: Duration = Duration::from_secs(30);
 /// How long after a session's first list it is repeated: engines send the head of `/events` a moment
 /// before they really subscribe.
-const CONFIRM: Duration = Duration::from_millis(500);
+const CONFIRM_DELAY: Duration = Duration::from_millis(500);
 /// How often to ask whether the engine still answers, while an address alone makes an agent.
-const CHECK: Duration = Duration::from_millis(1500);
-/// How long that answer may take. With [`CHECK`] it is less than
+const CHECK_INTERVAL: Duration = Duration::from_millis(1500);
+/// How long that answer may take. With [`CHECK_INTERVAL`] it is less than
 /// [`ADDRESS_GRACE`](crate::discovery::ADDRESS_GRACE), so that a frozen engine is noticed before
 /// its last answer is that old.
-const CHECK_ANSWER: Duration = Duration::from_secs(2);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pause after a list, as a multiple of the time that it took, so that no burst keeps the
 /// engine, or loopgate, busy with lists.
 const PAUSE_FACTOR: u32 = 4;
@@ -43,35 +43,35 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(300);
 #[derive(Debug, PartialEq, Eq)]
 pub enum SourceChange {
     /// Every running container, and those that can't be read.
-    Listed(Vec<Container>, Vec<Unreadable>),
+    Listed(Vec<Container>, Vec<UnreadableElement>),
     /// What a container has lost, before the list that will show it.
     Lost(Loss),
 }
 
 /// Every running container, and those that can't be read.
-type Listed = (Vec<Container>, Vec<Unreadable>);
+type ListResult = (Vec<Container>, Vec<UnreadableElement>);
 
 /// One subscription to the engine's events.
 pub struct Session {
     engine: Engine,
     services: Arc<[String]>,
-    images: Images,
+    images: ImageLabels,
     events: Subscription,
     listing: Option<Listing>,
     /// Whether there was a first list.
     listed_once: bool,
     /// When to list next, once subscribed.
-    due: Instant,
+    list_due: Instant,
     /// The earliest time of the next list.
     paused_until: Instant,
     /// Whether an address alone makes an agent, so that the engine must go on answering.
-    is_checked: bool,
+    needs_checks: bool,
     check: Option<BoxFuture<'static, Result<(), Error>>>,
     /// When the engine last answered a list or a check.
-    answered: Instant,
+    last_response: Instant,
     /// Losses that events reported and have not reversed. A list may not show them yet: engine 28
     /// takes a container off its networks before it is no longer running.
-    lost: BTreeSet<Loss>,
+    pending_losses: BTreeSet<Loss>,
     /// What was regained while a list was under way, which may show it as it was before the loss.
     regained: Vec<Loss>,
 }
@@ -82,13 +82,13 @@ enum Subscription {
 }
 
 struct Listing {
-    since: Instant,
-    answer: BoxFuture<'static, Result<Listed, Error>>,
+    started: Instant,
+    result: BoxFuture<'static, Result<ListResult, Error>>,
 }
 
 /// What an event means.
 #[derive(Debug, PartialEq, Eq)]
-enum Meaning {
+enum EventEffect {
     /// Nothing that a list shows may have changed.
     Nothing,
     /// Something has changed.
@@ -103,7 +103,7 @@ enum Meaning {
 
 impl Session {
     /// Begins to subscribe.
-    pub fn open(engine: &Engine, services: Arc<[String]>, images: Images) -> Self {
+    pub fn open(engine: &Engine, services: Arc<[String]>, images: ImageLabels) -> Self {
         let now = Instant::now();
         let subscriber = engine.clone();
         Self {
@@ -113,12 +113,12 @@ impl Session {
             events: Subscription::Opening(Box::pin(async move { subscriber.events().await })),
             listing: None,
             listed_once: false,
-            due: now,
+            list_due: now,
             paused_until: now,
-            is_checked: false,
+            needs_checks: false,
             check: None,
-            answered: now,
-            lost: BTreeSet::new(),
+            last_response: now,
+            pending_losses: BTreeSet::new(),
             regained: Vec::new(),
         }
     }
@@ -137,16 +137,16 @@ impl Session {
                 Subscription::Open(events) => events,
             };
             let may_list = self.listing.is_none();
-            let check_at = self.answered + CHECK;
-            let may_check = self.is_checked && self.check.is_none();
+            let check_at = self.last_response + CHECK_INTERVAL;
+            let may_check = self.needs_checks && self.check.is_none();
             let check: OptionFuture<_> = self.check.as_mut().into();
-            let listing: OptionFuture<_> = self.listing.as_mut().map(|listing| &mut listing.answer).into();
+            let listing: OptionFuture<_> = self.listing.as_mut().map(|listing| &mut listing.result).into();
             tokio::select! {
                 // Events first: they may take from a list that is just coming in.
                 biased;
                 event = events.next() => {
                     let event = event?;
-                    if let Some(loss) = self.handle(&event) {
+                    if let Some(loss) = self.handle_event(&event) {
                         return Ok(SourceChange::Lost(loss));
                     }
                 }
@@ -154,12 +154,12 @@ impl Session {
                 Some(checked) = check => {
                     self.check = None;
                     checked?;
-                    self.answered = Instant::now();
+                    self.last_response = Instant::now();
                 }
-                () = sleep_until(self.due.max(self.paused_until)), if may_list => self.list(),
+                () = sleep_until(self.list_due.max(self.paused_until)), if may_list => self.start_list(),
                 () = sleep_until(check_at), if may_check => {
                     let engine = self.engine.clone();
-                    self.check = Some(Box::pin(async move { engine.check(CHECK_ANSWER).await }));
+                    self.check = Some(Box::pin(async move { engine.check_responding(CHECK_TIMEOUT).await }));
                 }
             }
         }
@@ -168,62 +168,62 @@ impl Session {
     /// Returns since when the engine has been out of reach, where the session ended by `error`.
     pub fn lost_since(&self, error: &Error) -> Instant {
         match error {
-            Error::Timeout { .. } if self.is_checked => self.answered,
+            Error::Timeout { .. } if self.needs_checks => self.last_response,
             _ => Instant::now(),
         }
     }
 
-    fn list(&mut self) {
+    fn start_list(&mut self) {
         self.regained.clear();
         let (engine, services, images) = (self.engine.clone(), Arc::clone(&self.services), self.images.clone());
-        let answer = async move {
+        let list = async move {
             let (mut summaries, unreadable) = engine.list().await?;
             let origins = images.compare(&engine, &services, &mut summaries).await;
-            Ok((running(summaries, origins), unreadable))
+            Ok((running_containers(summaries, origins), unreadable))
         };
         let now = Instant::now();
-        self.listing = Some(Listing { since: now, answer: Box::pin(answer) });
-        self.due = now + if std::mem::replace(&mut self.listed_once, true) { RESYNC } else { CONFIRM };
+        self.listing = Some(Listing { started: now, result: Box::pin(list) });
+        self.list_due = now + if std::mem::replace(&mut self.listed_once, true) { RESYNC } else { CONFIRM_DELAY };
     }
 
-    fn apply_list(&mut self, listed: Result<Listed, Error>) -> Result<SourceChange, Error> {
+    fn apply_list(&mut self, listed: Result<ListResult, Error>) -> Result<SourceChange, Error> {
         let now = Instant::now();
         if let Some(listing) = self.listing.take() {
-            self.paused_until = now + ((now - listing.since) * PAUSE_FACTOR).min(LONGEST_PAUSE);
+            self.paused_until = now + ((now - listing.started) * PAUSE_FACTOR).min(LONGEST_PAUSE);
         }
         let (mut containers, unreadable) = listed?;
-        self.answered = now;
-        let by_address = |container: &Container| match &container.agent {
-            Some(label) => kind(label) == Ok(Some(AgentKind::Address)),
+        self.last_response = now;
+        let may_be_address_agent = |container: &Container| match &container.agent {
+            Some(label) => parse_kind(label) == Ok(Some(AgentKind::Address)),
             None => container.service.as_ref().is_some_and(|service| self.services.contains(service)),
         };
-        self.is_checked = containers.iter().any(by_address);
+        self.needs_checks = containers.iter().any(may_be_address_agent);
         // A container that is no longer listed never comes back without an event.
-        self.lost.retain(|loss| containers.iter().any(|container| container.id == *loss.container()));
-        for loss in self.lost.iter().chain(&self.regained) {
+        self.pending_losses.retain(|loss| containers.iter().any(|container| container.id == *loss.container()));
+        for loss in self.pending_losses.iter().chain(&self.regained) {
             loss.apply(&mut containers);
         }
         Ok(SourceChange::Listed(containers, unreadable))
     }
 
     /// Handles one event, and returns what it reports as lost.
-    fn handle(&mut self, event: &EventMessage) -> Option<Loss> {
-        let meaning = meaning(event);
-        if meaning != Meaning::Nothing {
-            self.due = self.due.min(Instant::now() + SETTLE);
+    fn handle_event(&mut self, event: &EventMessage) -> Option<Loss> {
+        let effect = effect(event);
+        if effect != EventEffect::Nothing {
+            self.list_due = self.list_due.min(Instant::now() + SETTLE_DELAY);
         }
-        match meaning {
-            Meaning::Nothing | Meaning::Change => None,
-            Meaning::Loss(loss) => {
-                self.lost.insert(loss.clone());
+        match effect {
+            EventEffect::Nothing | EventEffect::Change => None,
+            EventEffect::Loss(loss) => {
+                self.pending_losses.insert(loss.clone());
                 Some(loss)
             }
-            Meaning::Start(id) => {
-                self.regained.extend(self.lost.extract_if(.., |loss| *loss.container() == id));
+            EventEffect::Start(id) => {
+                self.regained.extend(self.pending_losses.extract_if(.., |loss| *loss.container() == id));
                 None
             }
-            Meaning::Gain(loss) => {
-                self.regained.extend(self.lost.take(&loss));
+            EventEffect::Gain(loss) => {
+                self.regained.extend(self.pending_losses.take(&loss));
                 None
             }
         }
@@ -231,13 +231,13 @@ impl Session {
 }
 
 /// Returns what `event` means.
-fn meaning(event: &EventMessage) -> Meaning {
+fn effect(event: &EventMessage) -> EventEffect {
     let action = event.action.as_deref().unwrap_or_default();
     let id = event.actor.as_ref().and_then(|actor| actor.id.clone());
     match event.typ {
         Some(EventMessageTypeEnum::CONTAINER) => match (action, id) {
-            ("die" | "died" | "destroy", Some(id)) => Meaning::Loss(Loss::Life(id)),
-            ("start", Some(id)) => Meaning::Start(id),
+            ("die" | "died" | "destroy", Some(id)) => EventEffect::Loss(Loss::Stopped(id)),
+            ("start", Some(id)) => EventEffect::Start(id),
             // Caused again and again by health checks, `docker exec` and loopgate's own enrolment.
             _ if [
                 "exec_",
@@ -252,21 +252,23 @@ fn meaning(event: &EventMessage) -> Meaning {
                 "commit",
             ]
             .iter()
-            .any(|noise| action.starts_with(noise)) =>
+            .any(|ignored| action.starts_with(ignored)) =>
             {
-                Meaning::Nothing
+                EventEffect::Nothing
             }
-            _ => Meaning::Change,
+            _ => EventEffect::Change,
         },
         Some(EventMessageTypeEnum::NETWORK) => {
             let container = || event.actor.as_ref()?.attributes.as_ref()?.get("container").cloned();
             match (action, id.zip(container())) {
-                ("disconnect", Some((network, container))) => Meaning::Loss(Loss::Network { container, network }),
-                ("connect", Some((network, container))) => Meaning::Gain(Loss::Network { container, network }),
-                _ => Meaning::Change,
+                ("disconnect", Some((network, container))) => {
+                    EventEffect::Loss(Loss::Disconnected { container, network })
+                }
+                ("connect", Some((network, container))) => EventEffect::Gain(Loss::Disconnected { container, network }),
+                _ => EventEffect::Change,
             }
         }
-        _ => Meaning::Nothing,
+        _ => EventEffect::Nothing,
     }
 }
 
@@ -283,27 +285,27 @@ mod tests {
 
     #[test]
     fn an_event_reports_a_change_or_a_loss_or_is_ignored() {
-        let life = || Meaning::Loss(Loss::Life("x".into()));
-        let network = || Loss::Network { container: "c".into(), network: "x".into() };
+        let life = || EventEffect::Loss(Loss::Stopped("x".into()));
+        let network = || Loss::Disconnected { container: "c".into(), network: "x".into() };
         for (kind, action, expected) in [
-            ("container", "start", Meaning::Start("x".into())),
-            ("container", "kill", Meaning::Change),
-            ("container", "pause", Meaning::Change),
-            ("container", "rename", Meaning::Change),
+            ("container", "start", EventEffect::Start("x".into())),
+            ("container", "kill", EventEffect::Change),
+            ("container", "pause", EventEffect::Change),
+            ("container", "rename", EventEffect::Change),
             ("container", "die", life()),
             ("container", "destroy", life()),
-            ("network", "connect", Meaning::Gain(network())),
-            ("network", "disconnect", Meaning::Loss(network())),
-            ("network", "create", Meaning::Change),
-            ("container", "exec_create: /bin/sh -c true", Meaning::Nothing),
-            ("container", "exec_die", Meaning::Nothing),
-            ("container", "health_status: healthy", Meaning::Nothing),
-            ("container", "top", Meaning::Nothing),
-            ("container", "archive-path", Meaning::Nothing),
-            ("volume", "mount", Meaning::Nothing),
-            ("image", "pull", Meaning::Nothing),
+            ("network", "connect", EventEffect::Gain(network())),
+            ("network", "disconnect", EventEffect::Loss(network())),
+            ("network", "create", EventEffect::Change),
+            ("container", "exec_create: /bin/sh -c true", EventEffect::Nothing),
+            ("container", "exec_die", EventEffect::Nothing),
+            ("container", "health_status: healthy", EventEffect::Nothing),
+            ("container", "top", EventEffect::Nothing),
+            ("container", "archive-path", EventEffect::Nothing),
+            ("volume", "mount", EventEffect::Nothing),
+            ("image", "pull", EventEffect::Nothing),
         ] {
-            assert_eq!(meaning(&event(kind, action)), expected, "{kind} {action}");
+            assert_eq!(effect(&event(kind, action)), expected, "{kind} {action}");
         }
     }
 }

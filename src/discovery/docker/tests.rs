@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::config::{Config, Engine};
 use crate::discovery::interface_watcher::InterfaceWatcher;
 use crate::discovery::{
-    AgentKind, EXIT_ORPHANED, Namespace, SourceState, View, WhyNot, engine_of, start, wait_until_ready,
+    AgentKind, EXIT_ORPHANED, Namespace, SourceState, View, WhyNotAgent, docker_engine, start, wait_until_ready,
 };
 use crate::metrics;
 use crate::shutdown::Shutdown;
@@ -39,12 +39,12 @@ impl Harness {
         let (shutdown, metrics) = (Shutdown::new(), metrics::DiscoveryMetrics::default());
         let mut config = Config::default();
         config.docker.engine = engine;
-        Self { view: start(&config, engine_of(&config, &shutdown), &metrics, &shutdown), metrics, shutdown }
+        Self { view: start(&config, docker_engine(&config, &shutdown), &metrics, &shutdown), metrics, shutdown }
     }
 
     /// Discovery with `docker`, in which a container `gateway` has the address of this namespace;
-    /// `None`, reported as report_skipped, if it has none.
-    fn with(docker: &FakeDocker) -> Option<Self> {
+    /// `None`, reported as skipped, if it has none.
+    fn start(docker: &FakeDocker) -> Option<Self> {
         let interfaces = InterfaceWatcher::open();
         let mut addresses =
             interfaces.latest().iter().flat_map(|interface| &interface.addresses).map(ipnet::IpNet::addr);
@@ -57,12 +57,12 @@ impl Harness {
     }
 
     /// Waits until the view is such.
-    async fn until(&mut self, what: &str, such: impl FnMut(&View) -> bool) -> Arc<View> {
-        let mut such = such;
-        let seen = timeout(TIMEOUT, self.view.wait_for(|view| such(view)))
+    async fn until(&mut self, what: &str, is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
+        let mut is_expected = is_expected;
+        let view = timeout(TIMEOUT, self.view.wait_for(|view| is_expected(view)))
             .await
             .map(|view| Arc::clone(&view.expect("discovery goes on")));
-        seen.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
+        view.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
     }
 
     async fn until_live(&mut self) -> Arc<View> {
@@ -95,7 +95,7 @@ fn is_agent(view: &View, id: &str) -> bool {
 #[tokio::test]
 async fn a_labelled_container_is_an_agent_from_its_start_to_its_death() {
     let docker = FakeDocker::start();
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     let view = harness.until_live().await;
     assert!(view.agents.is_empty() && view.own_names.contains("front-door"), "{view:?}");
 
@@ -113,7 +113,7 @@ async fn a_labelled_container_is_an_agent_from_its_start_to_its_death() {
 #[tokio::test]
 async fn an_unlabelled_container_that_gets_an_agents_address_is_no_agent() {
     let docker = FakeDocker::start();
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
     harness.until("the agent is known", |view| is_agent(view, "a")).await;
 
@@ -130,7 +130,7 @@ async fn an_unlabelled_container_that_gets_an_agents_address_is_no_agent() {
 #[tokio::test]
 async fn a_container_that_leaves_the_shared_network_is_no_agent() {
     let docker = FakeDocker::start();
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(container(
         "a",
         json!({"loopgate.agent": "true"}),
@@ -142,7 +142,7 @@ async fn a_container_that_leaves_the_shared_network_is_no_agent() {
     docker.event("network", "disconnect", "back", json!({"container": "a"}));
     docker.event("network", "disconnect", "front", json!({"container": "a"}));
     let view = harness.until("it is none", |view| view.agents.is_empty()).await;
-    assert_eq!(view.not_agents.get("a"), Some(&WhyNot::NoSharedNetwork));
+    assert_eq!(view.not_agents.get("a"), Some(&WhyNotAgent::NoSharedNetwork));
     harness.close().await;
 }
 
@@ -151,7 +151,7 @@ async fn a_label_that_the_image_has_too_is_not_the_operators() {
     let docker = FakeDocker::start();
     docker
         .image("sha256:hostile", json!({"loopgate.agent": "address", "com.docker.compose.project": "claws", "x": "y"}));
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     let mut hostile = container("hostile", json!({"loopgate.agent": "address"}), &[("front", "198.51.100.9")]);
     hostile["ImageID"] = "sha256:hostile".into();
     docker.put(hostile);
@@ -161,17 +161,17 @@ async fn a_label_that_the_image_has_too_is_not_the_operators() {
     docker.put(agent("a", AGENT));
     let view = harness.until("the agent is known", |view| is_agent(view, "a")).await;
     assert_eq!(view.agents.len(), 1, "{view:?}");
-    assert_eq!(view.not_agents["hostile"], WhyNot::ImageLabel("address".into()));
+    assert_eq!(view.not_agents["hostile"], WhyNotAgent::ImageLabel("address".into()));
     // The operator's label, but in a project that the image names.
-    assert!(matches!(view.not_agents["renamed"], WhyNot::OtherProject { theirs: None, .. }), "{view:?}");
+    assert!(matches!(view.not_agents["renamed"], WhyNotAgent::OtherProject { project: None, .. }), "{view:?}");
     harness.close().await;
 }
 
 #[tokio::test]
-async fn where_images_may_not_be_read_no_label_counts_until_they_may() {
+async fn no_label_counts_while_images_cant_be_read() {
     let docker = FakeDocker::start();
     docker.answer(&image(), 403, "no");
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
     let view = harness.until("it says why", |view| view.not_agents.contains_key("a")).await;
     assert!(view.agents.is_empty());
@@ -190,7 +190,7 @@ async fn where_images_may_not_be_read_no_label_counts_until_they_may() {
 #[tokio::test]
 async fn a_container_that_cant_be_read_is_ignored_and_discovery_goes_on() {
     let docker = FakeDocker::start();
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     let mut stopped = container("stopped", json!({"note": null}), &[]);
     (stopped["State"], stopped["Health"], stopped["NetworkSettings"]["Networks"]) =
         ("stopped".into(), "".into(), json!({"x": null}));
@@ -210,7 +210,7 @@ async fn a_container_that_cant_be_read_is_ignored_and_discovery_goes_on() {
 #[tokio::test]
 async fn a_container_that_lost_its_endpoint_stays_out_until_it_starts_or_connects_again() {
     let docker = FakeDocker::start();
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
     harness.until("the agent is known", |view| is_agent(view, "a")).await;
     for (kind, action, actor) in [("container", "start", "a"), ("network", "connect", "front")] {
@@ -247,7 +247,7 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_
         if !permitted {
             docker.answer("/containers/gateway/json", 403, "no");
         }
-        let Some(mut harness) = Harness::with(&docker) else { return };
+        let Some(mut harness) = Harness::start(&docker) else { return };
         wait_until_ready(&mut harness.view, TIMEOUT).await;
         for name in ["api", "0123456789ab"] {
             assert_eq!(harness.view.borrow().own_names.contains(name), permitted, "{name}");
@@ -266,9 +266,9 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_five_hundred_containers_that_come_and_go_the_right_ones_are_left() {
+async fn after_many_starts_and_stops_the_running_agents_are_known() {
     let docker = FakeDocker::start();
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     harness.until_live().await;
     let before = harness.metrics.lists_read.get();
     let address = |n: u16| IpAddr::from([10, 200, (n / 250) as u8, (n % 250) as u8 + 1]);
@@ -300,9 +300,9 @@ async fn of_five_hundred_containers_that_come_and_go_the_right_ones_are_left() {
 }
 
 /// Waits for something that no view shows.
-async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let wait = async {
-        while !so() {
+        while !is_so() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

@@ -9,7 +9,7 @@ use crate::config::AgentSourceKind;
 use crate::discovery::agent_labels;
 use crate::discovery::interface::Interface;
 use crate::discovery::view::View;
-use crate::discovery::why_not::WhyNot;
+use crate::discovery::why_not_agent::WhyNotAgent;
 
 impl View {
     /// Makes a view of the interfaces and of `pods`, which are all running pods with the label.
@@ -24,28 +24,28 @@ impl View {
         }
         for pod in pods {
             if let Some(scopes) = &pod.scopes {
-                let scopes = agent_labels::scopes(scopes);
+                let scopes = agent_labels::parse_scopes(scopes);
                 pod.addresses.iter().for_each(|ip| view.add_cap(*ip, &scopes, false));
             }
-            let kind = match agent_labels::kind(&pod.agent) {
+            let kind = match agent_labels::parse_kind(&pod.agent) {
                 Ok(Some(kind)) => kind,
                 Ok(None) => continue,
-                Err(agent_labels::Unreadable) => {
-                    view.not_agents.insert(pod.name.clone(), WhyNot::UnreadablePod(pod.agent.clone()));
+                Err(agent_labels::UnknownValue) => {
+                    view.not_agents.insert(pod.name.clone(), WhyNotAgent::UnknownPodLabelValue(pod.agent.clone()));
                     continue;
                 }
             };
             if pod.host_network {
-                view.not_agents.insert(pod.name.clone(), WhyNot::HostNetwork);
+                view.not_agents.insert(pod.name.clone(), WhyNotAgent::HostNetwork);
                 continue;
             }
             let agent = Arc::new(pod.agent(kind));
             for ip in &pod.addresses {
                 let doubtful = nodes.contains(ip) || claims.get(ip).is_some_and(|claimants| claimants.len() > 1);
-                if view.is_own(*ip) {
-                    view.not_agents.insert(pod.name.clone(), WhyNot::OwnNamespace);
+                if view.has_address(*ip) {
+                    view.not_agents.insert(pod.name.clone(), WhyNotAgent::OwnNamespace);
                 } else if doubtful {
-                    view.not_agents.insert(pod.name.clone(), WhyNot::AddressInDoubt(*ip));
+                    view.not_agents.insert(pod.name.clone(), WhyNotAgent::AmbiguousAddress(*ip));
                 } else {
                     view.agents.insert(*ip, Arc::clone(&agent));
                 }

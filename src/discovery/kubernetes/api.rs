@@ -27,8 +27,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::error::{Error, Rule};
-use super::object::{Event, List, Status, TokenOwner, TokenReview, TokenReviewRequest};
+use super::error::{Error, Permission};
+use super::object::{Event, PodList, Status, TokenOwner, TokenReview, TokenReviewRequest};
 use crate::config;
 use crate::discovery::agent_labels::POD_AGENT;
 use crate::discovery::body::{Lines, read_all};
@@ -37,19 +37,19 @@ use crate::http_client::{ResponseBody, send_request};
 use crate::secret::Secret;
 
 /// How long a connection may take, TLS included.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a whole answer may take, and the head of a watch.
-const ANSWER: Duration = Duration::from_secs(10);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the API server is asked to keep a watch open. It sends bookmarks meanwhile, about one a minute.
-const WATCH: Duration = Duration::from_secs(290);
+const WATCH_TIMEOUT: Duration = Duration::from_secs(290);
 /// After how long a silent connection is probed by the kernel, and how often.
-const PROBE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Pods in one answer.
-const PAGE: u32 = 250;
+const PAGE_SIZE: u32 = 250;
 /// The longest answer: more than a page of pods, each of which etcd limits to 1.5 MiB, and most of which have some KiB.
-const MAX_ANSWER: usize = 64 << 20;
+const MAX_RESPONSE: usize = 64 << 20;
 /// The longest event.
-const MAX_LINE: usize = 4 << 20;
+const MAX_EVENT: usize = 4 << 20;
 
 /// A client of one API server.
 #[derive(Clone, Debug)]
@@ -84,16 +84,16 @@ impl Api {
     ///
     /// No resource version is named, so the answer comes from etcd: a cache of the API server's
     /// could list pods that are gone.
-    pub(super) async fn list(&self, after: Option<&str>) -> Result<List, Error> {
-        self.page(after, PAGE).await
+    pub(super) async fn list(&self, after: Option<&str>) -> Result<PodList, Error> {
+        self.list_page(after, PAGE_SIZE).await
     }
 
-    async fn page(&self, after: Option<&str>, limit: u32) -> Result<List, Error> {
-        let mut query = format!("{}&limit={limit}", selector());
+    async fn list_page(&self, after: Option<&str>, limit: u32) -> Result<PodList, Error> {
+        let mut query = format!("{}&limit={limit}", label_selector());
         if let Some(after) = after {
             query = format!("{query}&continue={}", query_value(after));
         }
-        self.answer(Rule::List, Method::GET, &self.pods(&query).await?, Bytes::new()).await
+        self.request_json(Permission::List, Method::GET, &self.pods_path(&query).await?, Bytes::new()).await
     }
 
     /// Returns the uids of all pods with the label, whether they run or not.
@@ -115,17 +115,18 @@ impl Api {
 
     /// Watches labelled pods from `version` on.
     pub(super) async fn watch(&self, version: &str) -> Result<Events, Error> {
-        let response = self.watching(version, WATCH).await?;
-        Ok(events(response.into_body()))
+        let response = self.open_watch(version, WATCH_TIMEOUT).await?;
+        Ok(parse_events(response.into_body()))
     }
 
-    async fn watching(&self, version: &str, life: Duration) -> Result<Response<ResponseBody>, Error> {
-        let (selector, version, life) = (selector(), query_value(version), life.as_secs());
-        let query =
-            format!("{selector}&watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={life}");
-        let path = self.pods(&query).await?;
-        let response = timeout(ANSWER, self.send(Rule::Watch, Method::GET, &path, Bytes::new())).await;
-        response.map_err(|_| Error::Timeout(Rule::Watch.doing()))?
+    async fn open_watch(&self, version: &str, duration: Duration) -> Result<Response<ResponseBody>, Error> {
+        let (selector, version, duration) = (label_selector(), query_value(version), duration.as_secs());
+        let query = format!(
+            "{selector}&watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={duration}"
+        );
+        let path = self.pods_path(&query).await?;
+        let response = timeout(RESPONSE_TIMEOUT, self.send(Permission::Watch, Method::GET, &path, Bytes::new())).await;
+        response.map_err(|_| Error::Timeout(Permission::Watch.operation()))?
     }
 
     /// Has the API server review `token`; `None` where it is refused, or is bound to no pod, or is
@@ -137,8 +138,10 @@ impl Api {
         const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
         // Not through a `Value`, which would leave copies of the token in memory.
         let spec = TokenReviewRequest::new(token, &self.audience);
-        let body = Zeroizing::new(serde_json::to_vec(&spec).map_err(|_| Error::Malformed(Rule::Review.doing()))?);
-        let review: TokenReview = self.answer(Rule::Review, Method::POST, PATH, Bytes::copy_from_slice(&body)).await?;
+        let body =
+            Zeroizing::new(serde_json::to_vec(&spec).map_err(|_| Error::Malformed(Permission::Review.operation()))?);
+        let review: TokenReview =
+            self.request_json(Permission::Review, Method::POST, PATH, Bytes::copy_from_slice(&body)).await?;
         Ok(review.status.owner(&self.audience))
     }
 
@@ -146,94 +149,100 @@ impl Api {
     ///
     /// # Errors
     /// Why not.
-    pub async fn probe(&self, rule: Rule) -> Result<(), Error> {
-        match rule {
-            Rule::List => self.page(None, 1).await.map(drop),
-            Rule::Watch => {
-                let version = self.page(None, 1).await?.metadata.resource_version;
-                self.watching(&version, Duration::from_secs(1)).await.map(drop)
+    pub async fn probe(&self, permission: Permission) -> Result<(), Error> {
+        match permission {
+            Permission::List => self.list_page(None, 1).await.map(drop),
+            Permission::Watch => {
+                let version = self.list_page(None, 1).await?.metadata.resource_version;
+                self.open_watch(&version, Duration::from_secs(1)).await.map(drop)
             }
-            Rule::Review => self.review(&Secret::new("loopgate-check".to_owned())).await.map(drop),
+            Permission::Review => self.review(&Secret::new("loopgate-check".to_owned())).await.map(drop),
         }
     }
 
-    async fn pods(&self, query: &str) -> Result<String, Error> {
-        let namespace = self.file("namespace").await?;
+    async fn pods_path(&self, query: &str) -> Result<String, Error> {
+        let namespace = self.read_credential("namespace").await?;
         let namespace = namespace.trim();
         let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if namespace.is_empty() || !namespace.chars().all(legal) {
-            return Err(self.invalid("namespace", "not the name of a namespace"));
+            return Err(self.invalid_credential("namespace", "not the name of a namespace"));
         }
         Ok(format!("/api/v1/namespaces/{namespace}/pods?{query}"))
     }
 
-    async fn file(&self, name: &str) -> Result<Zeroizing<String>, Error> {
+    async fn read_credential(&self, name: &str) -> Result<Zeroizing<String>, Error> {
         let path = self.credentials.join(name);
         let text = tokio::fs::read_to_string(&path).await;
         text.map(Zeroizing::new).map_err(|source| Error::Credentials { path, source })
     }
 
-    fn invalid(&self, file: &str, why: &'static str) -> Error {
+    fn invalid_credential(&self, file: &str, why: &'static str) -> Error {
         Error::Credentials {
             path: self.credentials.join(file),
             source: io::Error::new(io::ErrorKind::InvalidData, why),
         }
     }
 
-    /// Sends a request, and reads the whole answer within [`ANSWER`].
-    async fn answer<T: DeserializeOwned>(
+    /// Sends a request, and reads the whole answer within [`RESPONSE_TIMEOUT`].
+    async fn request_json<T: DeserializeOwned>(
         &self,
-        rule: Rule,
+        permission: Permission,
         method: Method,
         path: &str,
         body: Bytes,
     ) -> Result<T, Error> {
         let answer = async {
-            let bytes = whole(rule, self.send(rule, method, path, body).await?).await?;
-            serde_json::from_slice(&bytes).map_err(|_| Error::Malformed(rule.doing()))
+            let bytes = read_body(permission, self.send(permission, method, path, body).await?).await?;
+            serde_json::from_slice(&bytes).map_err(|_| Error::Malformed(permission.operation()))
         };
-        timeout(ANSWER, answer).await.map_err(|_| Error::Timeout(rule.doing()))?
+        timeout(RESPONSE_TIMEOUT, answer).await.map_err(|_| Error::Timeout(permission.operation()))?
     }
 
     /// Sends a request, and turns every answer but a success into an error.
-    async fn send(&self, rule: Rule, method: Method, path: &str, body: Bytes) -> Result<Response<ResponseBody>, Error> {
-        let doing = rule.doing();
+    async fn send(
+        &self,
+        permission: Permission,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<ResponseBody>, Error> {
+        let operation = permission.operation();
         let server = self.server.clone().ok_or(Error::NoServer)?;
-        let token = self.file("token").await?;
+        let token = self.read_credential("token").await?;
         let bearer = Zeroizing::new(format!("Bearer {}", token.trim()));
         let mut bearer = HeaderValue::from_str(&bearer)
-            .map_err(|_| self.invalid("token", "the token has characters that no header can carry"))?;
+            .map_err(|_| self.invalid_credential("token", "the token has characters that no header can carry"))?;
         bearer.set_sensitive(true);
         let host = HeaderValue::from_str(&server).map_err(|_| Error::NoServer)?;
         let json = HeaderValue::from_static("application/json");
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
-        *request.uri_mut() = path.parse().map_err(|_| Error::Malformed(doing))?;
+        *request.uri_mut() = path.parse().map_err(|_| Error::Malformed(operation))?;
         let headers = request.headers_mut();
         headers.extend([(HOST, host), (AUTHORIZATION, bearer), (ACCEPT, json.clone()), (CONTENT_TYPE, json)]);
 
-        let connecting = timeout(CONNECT, self.connect(&server)).await.unwrap_or_else(|_| {
+        let connecting = timeout(CONNECT_TIMEOUT, self.connect(&server)).await.unwrap_or_else(|_| {
             let source = io::ErrorKind::TimedOut.into();
             Err(Error::Connect { server: server.clone(), source })
         });
-        let failed = |source| Error::Http { doing, source };
+        let failed = |source| Error::Http { operation, source };
         let response = send_request(connecting?, request).await.map_err(failed)?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
-        let body = whole(rule, response).await.unwrap_or_default();
+        let body = read_body(permission, response).await.unwrap_or_default();
         let message = serde_json::from_slice::<Status>(&body).map(|status| status.message).unwrap_or_default();
-        Err(refused(rule, status, one_line(&message)))
+        Err(error_of_status(permission, status, one_line(&message)))
     }
 
     async fn connect(&self, server: &str) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Error> {
-        let ca = self.file("ca.crt").await?;
+        let ca = self.read_credential("ca.crt").await?;
         let mut roots = RootCertStore::empty();
         let (added, _) =
             roots.add_parsable_certificates(CertificateDer::pem_slice_iter(ca.as_bytes()).filter_map(Result::ok));
         if added == 0 {
-            return Err(self.invalid("ca.crt", "there is no valid certificate in it"));
+            return Err(self.invalid_credential("ca.crt", "there is no valid certificate in it"));
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
@@ -247,57 +256,60 @@ impl Api {
         let name = ServerName::try_from(host.to_owned())
             .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
         let stream = TcpStream::connect(server).await.map_err(failed)?;
-        let keepalive = TcpKeepalive::new().with_time(PROBE).with_interval(PROBE).with_retries(3);
+        let keepalive =
+            TcpKeepalive::new().with_time(KEEPALIVE_INTERVAL).with_interval(KEEPALIVE_INTERVAL).with_retries(3);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(failed)?;
         TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(failed)
     }
 }
 
-fn selector() -> String {
+fn label_selector() -> String {
     format!("labelSelector={}", query_value(POD_AGENT))
 }
 
-fn refused(rule: Rule, status: StatusCode, message: String) -> Error {
+fn error_of_status(permission: Permission, status: StatusCode, message: String) -> Error {
     match status {
         StatusCode::UNAUTHORIZED => Error::Unauthorized(message),
-        StatusCode::FORBIDDEN => Error::Forbidden { rule, message },
+        StatusCode::FORBIDDEN => Error::Forbidden { permission, message },
         StatusCode::GONE => Error::Expired,
-        _ => Error::Refused { doing: rule.doing(), status: status.as_u16(), message },
+        _ => Error::Refused { operation: permission.operation(), status: status.as_u16(), message },
     }
 }
 
-async fn whole(rule: Rule, response: Response<ResponseBody>) -> Result<Vec<u8>, Error> {
-    read_all(response.into_body(), MAX_ANSWER).await.map_err(|source| Error::Body { doing: rule.doing(), source })
+async fn read_body(permission: Permission, response: Response<ResponseBody>) -> Result<Vec<u8>, Error> {
+    read_all(response.into_body(), MAX_RESPONSE)
+        .await
+        .map_err(|source| Error::Body { operation: permission.operation(), source })
 }
 
 /// Reads the lines of `body`, each of which is an event.
-fn events(body: ResponseBody) -> Events {
-    let lines = Lines::new(body, MAX_LINE);
+fn parse_events(body: ResponseBody) -> Events {
+    let lines = Lines::new(body, MAX_EVENT);
     let events = futures_util::stream::try_unfold(lines, |mut lines| async move {
-        let doing = Rule::Watch.doing();
-        match lines.next().await.map_err(|source| Error::Body { doing, source })? {
-            Some(line) => Ok(Some((event(&line)?, lines))),
+        let operation = Permission::Watch.operation();
+        match lines.next().await.map_err(|source| Error::Body { operation, source })? {
+            Some(line) => Ok(Some((parse_event(&line)?, lines))),
             None => Ok(None),
         }
     });
     events.boxed()
 }
 
-fn event(line: &[u8]) -> Result<Event, Error> {
+fn parse_event(line: &[u8]) -> Result<Event, Error> {
     #[derive(Deserialize)]
-    struct Failed {
+    struct ErrorEvent {
         object: Status,
     }
     #[derive(Deserialize)]
-    struct Kind {
+    struct EventKind {
         r#type: String,
     }
-    let malformed = |_| Error::Malformed(Rule::Watch.doing());
-    let kind: Kind = serde_json::from_slice(line).map_err(malformed)?;
+    let malformed = |_| Error::Malformed(Permission::Watch.operation());
+    let kind: EventKind = serde_json::from_slice(line).map_err(malformed)?;
     if kind.r#type == "ERROR" {
-        let Failed { object } = serde_json::from_slice(line).map_err(malformed)?;
+        let ErrorEvent { object } = serde_json::from_slice(line).map_err(malformed)?;
         let status = StatusCode::from_u16(object.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return Err(refused(Rule::Watch, status, one_line(&object.message)));
+        return Err(error_of_status(Permission::Watch, status, one_line(&object.message)));
     }
     serde_json::from_slice(line).map_err(malformed)
 }

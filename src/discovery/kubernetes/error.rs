@@ -32,10 +32,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The connection broke.
-    #[error("{doing} failed")]
+    #[error("{operation} failed")]
     Http {
         /// The operation.
-        doing: &'static str,
+        operation: &'static str,
         /// The cause.
         source: hyper::Error,
     },
@@ -46,10 +46,10 @@ pub enum Error {
     #[error("the API server does not accept loopgate's own service-account token (401): {0}")]
     Unauthorized(String),
     /// A rule is missing.
-    #[error("forbidden (403): loopgate's service account needs a {} ({message})", rule.remedy())]
+    #[error("forbidden (403): loopgate's service account needs a {} ({message})", permission.remedy())]
     Forbidden {
         /// Which.
-        rule: Rule,
+        permission: Permission,
         /// The API server's message.
         message: String,
     },
@@ -57,10 +57,10 @@ pub enum Error {
     #[error("the resource version of the watch is too old (410)")]
     Expired,
     /// Any other answer.
-    #[error("{doing} got status {status}: {message}")]
+    #[error("{operation} got status {status}: {message}")]
     Refused {
         /// The operation.
-        doing: &'static str,
+        operation: &'static str,
         /// The HTTP status.
         status: u16,
         /// The message in the response.
@@ -70,10 +70,10 @@ pub enum Error {
     #[error("the response to {0} is not the expected JSON")]
     Malformed(&'static str),
     /// A body that can't be read.
-    #[error("can't read the response to {doing}")]
+    #[error("can't read the response to {operation}")]
     Body {
         /// The operation.
-        doing: &'static str,
+        operation: &'static str,
         /// The cause.
         source: body::Error,
     },
@@ -91,7 +91,7 @@ impl Error {
 
 /// A request that loopgate needs to be permitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub enum Permission {
     /// `list pods`
     List,
     /// `watch pods`
@@ -100,8 +100,8 @@ pub enum Rule {
     Review,
 }
 
-impl Rule {
-    pub(super) fn doing(self) -> &'static str {
+impl Permission {
+    pub(super) fn operation(self) -> &'static str {
         match self {
             Self::List => "list pods",
             Self::Watch => "watch pods",

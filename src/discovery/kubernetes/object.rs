@@ -12,7 +12,7 @@ use crate::secret::Secret;
 
 /// A page of pods.
 #[derive(Debug, Deserialize)]
-pub struct List {
+pub struct PodList {
     pub metadata: ListMeta,
     #[serde(default)]
     pub items: Option<Vec<PodObject>>,
@@ -45,14 +45,14 @@ pub enum EventType {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct PodObject {
-    pub metadata: Meta,
-    spec: Spec,
+    pub metadata: ObjectMeta,
+    spec: PodSpec,
     status: PodStatus,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Meta {
+pub struct ObjectMeta {
     pub name: String,
     pub uid: String,
     namespace: String,
@@ -64,7 +64,7 @@ pub struct Meta {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Spec {
+struct PodSpec {
     host_network: Option<bool>,
     service_account_name: Option<String>,
 }
@@ -91,17 +91,17 @@ struct Ip {
 
 impl PodObject {
     /// Returns the pod, if it runs, has an address and carries the label.
-    pub fn running(self) -> Option<Pod> {
+    pub fn into_running_pod(self) -> Option<Pod> {
         let Self { metadata, spec, status } = self;
         // The addresses of a pod that has ended, or is about to, may be another's at any moment.
         let runs =
             matches!(status.phase.as_deref(), Some("Pending" | "Running")) && metadata.deletion_timestamp.is_none();
         let agent = metadata.labels.unwrap_or_default().remove(POD_AGENT)?;
-        let addresses = addresses(status.pod_ip, status.pod_ips);
+        let addresses = pod_addresses(status.pod_ip, status.pod_ips);
         if !runs || addresses.is_empty() || metadata.uid.is_empty() || metadata.name.is_empty() {
             return None;
         }
-        let hosts = addresses_of(status.host_ip, status.host_ips);
+        let hosts = parse_addresses(status.host_ip, status.host_ips);
         Some(Pod {
             host_network: spec.host_network == Some(true) || addresses.iter().any(|ip| hosts.contains(ip)),
             uid: metadata.uid,
@@ -116,12 +116,12 @@ impl PodObject {
     }
 }
 
-fn addresses(one: Option<String>, all: Option<Vec<Ip>>) -> Vec<IpAddr> {
-    addresses_of(one, all).into_iter().filter(|ip| !ip.is_unspecified()).collect()
+fn pod_addresses(first: Option<String>, all: Option<Vec<Ip>>) -> Vec<IpAddr> {
+    parse_addresses(first, all).into_iter().filter(|ip| !ip.is_unspecified()).collect()
 }
 
-fn addresses_of(one: Option<String>, all: Option<Vec<Ip>>) -> Vec<IpAddr> {
-    let texts = one.into_iter().chain(all.unwrap_or_default().into_iter().map(|ip| ip.ip));
+fn parse_addresses(first: Option<String>, all: Option<Vec<Ip>>) -> Vec<IpAddr> {
+    let texts = first.into_iter().chain(all.unwrap_or_default().into_iter().map(|ip| ip.ip));
     let mut addresses: Vec<IpAddr> = texts.filter_map(|text| text.parse().ok()).map(canonical).collect();
     addresses.sort_unstable();
     addresses.dedup();
@@ -198,15 +198,15 @@ impl ReviewStatus {
     /// Returns the owner of the token, if it is authenticated, for `audience`, and bound to a pod.
     pub fn owner(self, audience: &str) -> Option<TokenOwner> {
         // An API server that does not know audiences names none, and has not checked them.
-        let meant = self.audiences.unwrap_or_default().iter().any(|named| named == audience);
+        let has_audience = self.audiences.unwrap_or_default().iter().any(|named| named == audience);
         let mut extra = self.user.extra.unwrap_or_default();
-        let mut only = |key: &str| match extra.remove(key)?.as_slice() {
+        let mut sole_value = |key: &str| match extra.remove(key)?.as_slice() {
             [value] if !value.is_empty() => Some(value.clone()),
             _ => None,
         };
         let (pod, uid) =
-            (only("authentication.kubernetes.io/pod-name")?, only("authentication.kubernetes.io/pod-uid")?);
-        (self.authenticated && meant).then_some(TokenOwner { user: self.user.username, pod, uid })
+            (sole_value("authentication.kubernetes.io/pod-name")?, sole_value("authentication.kubernetes.io/pod-uid")?);
+        (self.authenticated && has_audience).then_some(TokenOwner { user: self.user.username, pod, uid })
     }
 }
 
@@ -226,7 +226,7 @@ mod tests {
                 "hostIP": "192.0.2.9", "hostIPs": [{"ip": "192.0.2.9"}]},
         });
         change(&mut pod);
-        serde_json::from_value::<PodObject>(pod).unwrap().running()
+        serde_json::from_value::<PodObject>(pod).unwrap().into_running_pod()
     }
 
     #[test]

@@ -37,7 +37,7 @@ impl Pod {
             project: Some(self.namespace.clone()),
             service: Some(self.service_account.clone()),
             kind,
-            scopes: self.scopes.as_deref().map(agent_labels::scopes),
+            scopes: self.scopes.as_deref().map(agent_labels::parse_scopes),
         }
     }
 }

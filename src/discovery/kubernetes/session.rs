@@ -15,7 +15,7 @@ use super::pod::Pod;
 /// address this is less than 90 s.
 pub(super) const SILENCE: Duration = Duration::from_secs(70);
 /// A watch that ends sooner than this did not end because its time was up.
-const SHORTEST: Duration = Duration::from_secs(1);
+const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
 /// What a session reports.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,29 +29,29 @@ pub enum SourceChange {
 /// The changes that a session reports, up to an error that ends it.
 pub type Session = BoxStream<'static, Result<SourceChange, Error>>;
 
-enum State {
+enum WatchState {
     New,
-    Watching { events: Events, version: String, begun: Instant },
+    Watching { events: Events, version: String, started: Instant },
 }
 
 /// Lists the pods, and watches them from there for as long as possible. A watch whose time is up is
 /// resumed where it ended.
 pub fn open(api: Api) -> Session {
-    futures_util::stream::try_unfold(State::New, move |state| {
+    futures_util::stream::try_unfold(WatchState::New, move |state| {
         let api = api.clone();
-        async move { next(&api, state).await.map(Some) }
+        async move { next_change(&api, state).await.map(Some) }
     })
     .boxed()
 }
 
-async fn next(api: &Api, state: State) -> Result<(SourceChange, State), Error> {
-    let (mut events, mut version, mut begun) = match state {
-        State::Watching { events, version, begun } => (events, version, begun),
-        State::New => {
-            let (pods, version) = list(api).await?;
+async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, WatchState), Error> {
+    let (mut events, mut version, mut started) = match state {
+        WatchState::Watching { events, version, started } => (events, version, started),
+        WatchState::New => {
+            let (pods, version) = list_all(api).await?;
             // A pod that can't be watched is not known to be there a moment later, so a list alone is not used.
             let events = api.watch(&version).await?;
-            return Ok((SourceChange::Listed(pods), State::Watching { events, version, begun: Instant::now() }));
+            return Ok((SourceChange::Listed(pods), WatchState::Watching { events, version, started: Instant::now() }));
         }
     };
     loop {
@@ -59,7 +59,7 @@ async fn next(api: &Api, state: State) -> Result<(SourceChange, State), Error> {
             Ok(event) => event,
             Err(_) => {
                 events = api.watch(&version).await?;
-                begun = Instant::now();
+                started = Instant::now();
                 continue;
             }
         };
@@ -74,26 +74,26 @@ async fn next(api: &Api, state: State) -> Result<(SourceChange, State), Error> {
                 let pod = match event.r#type {
                     EventType::Bookmark => continue,
                     EventType::Deleted => None,
-                    EventType::Added | EventType::Modified => event.object.running(),
+                    EventType::Added | EventType::Modified => event.object.into_running_pod(),
                 };
-                return Ok((SourceChange::Changed(name, pod), State::Watching { events, version, begun }));
+                return Ok((SourceChange::Changed(name, pod), WatchState::Watching { events, version, started }));
             }
-            None if begun.elapsed() < SHORTEST => return Err(Error::WatchEnded),
+            None if started.elapsed() < SHORTEST_WATCH => return Err(Error::WatchEnded),
             None => {
                 events = api.watch(&version).await?;
-                begun = Instant::now();
+                started = Instant::now();
             }
         }
     }
 }
 
 /// Reads every page of one list, and its version.
-async fn list(api: &Api) -> Result<(Vec<Pod>, String), Error> {
+async fn list_all(api: &Api) -> Result<(Vec<Pod>, String), Error> {
     let mut pods = Vec::new();
     let mut after: Option<String> = None;
     loop {
         let page = api.list(after.as_deref()).await?;
-        pods.extend(page.items.unwrap_or_default().into_iter().filter_map(PodObject::running));
+        pods.extend(page.items.unwrap_or_default().into_iter().filter_map(PodObject::into_running_pod));
         if page.metadata.r#continue.is_empty() {
             return Ok((pods, page.metadata.resource_version));
         }

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::{AgentSourceKind, Config};
 use crate::discovery::kubernetes::session::SILENCE;
-use crate::discovery::{ADDRESS_GRACE, AgentKind, SourceState, View, WhyNot, start};
+use crate::discovery::{ADDRESS_GRACE, AgentKind, SourceState, View, WhyNotAgent, start};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 use loopgate_test_support::fake_kubernetes::{FakeKubernetes, pod};
@@ -28,7 +28,7 @@ struct Harness {
 }
 
 impl Harness {
-    fn with(kubernetes: &FakeKubernetes) -> Self {
+    fn start(kubernetes: &FakeKubernetes) -> Self {
         let (shutdown, metrics) = (Shutdown::new(), metrics::DiscoveryMetrics::default());
         let mut config = Config { discovery: AgentSourceKind::Kubernetes, ..Config::default() };
         config.kubernetes.api = Some(kubernetes.address());
@@ -37,11 +37,11 @@ impl Harness {
     }
 
     /// Waits until the view is such.
-    async fn until(&mut self, what: &str, mut such: impl FnMut(&View) -> bool) -> Arc<View> {
-        let seen = timeout(TIMEOUT, self.view.wait_for(|view| such(view)))
+    async fn until(&mut self, what: &str, mut is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
+        let view = timeout(TIMEOUT, self.view.wait_for(|view| is_expected(view)))
             .await
             .map(|view| Arc::clone(&view.expect("discovery goes on")));
-        seen.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
+        view.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
     }
 
     async fn until_agents(&mut self, expected: &[&str]) -> Arc<View> {
@@ -75,7 +75,7 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("address"), &[AGENT, "2001:db8::7"]));
     kubernetes.put(pod("bystander", None, &["198.51.100.9"]));
-    let mut harness = Harness::with(&kubernetes);
+    let mut harness = Harness::start(&kubernetes);
     let view = harness.until_agents(&["a"]).await;
     let (v4, v6): (IpAddr, IpAddr) = (AGENT.parse().unwrap(), "2001:db8::7".parse().unwrap());
     assert_eq!(view.agents.keys().copied().collect::<Vec<_>>(), [v4, v6]);
@@ -116,7 +116,7 @@ async fn a_list_of_many_pages_is_read_to_its_end() {
     for (number, name) in names.iter().enumerate() {
         kubernetes.put(pod(name, Some("true"), &[&format!("198.51.100.{}", 20 + number)]));
     }
-    let mut harness = Harness::with(&kubernetes);
+    let mut harness = Harness::start(&kubernetes);
     harness.until_agents(&names).await;
     assert_eq!(kubernetes.asked("list pods"), 3);
     harness.close().await;
@@ -128,10 +128,10 @@ async fn a_pod_on_its_nodes_network_is_no_agent_and_the_view_has_the_reason() {
     let mut on_node = pod("node-exporter", Some("address"), &["192.0.2.99"]);
     on_node["spec"]["hostNetwork"] = true.into();
     kubernetes.put(on_node);
-    let mut harness = Harness::with(&kubernetes);
+    let mut harness = Harness::start(&kubernetes);
     let view = harness.until("followed", is_live).await;
     assert!(view.agents.is_empty());
-    assert_eq!(view.not_agents["node-exporter"], WhyNot::HostNetwork);
+    assert_eq!(view.not_agents["node-exporter"], WhyNotAgent::HostNetwork);
     assert!(view.not_agents["node-exporter"].to_string().contains("hostNetwork"));
     harness.close().await;
 }
@@ -140,7 +140,7 @@ async fn a_pod_on_its_nodes_network_is_no_agent_and_the_view_has_the_reason() {
 async fn a_watch_whose_time_is_up_is_resumed() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("true"), &[AGENT]));
-    let mut harness = Harness::with(&kubernetes);
+    let mut harness = Harness::start(&kubernetes);
     harness.until_agents(&["a"]).await;
     sleep(Duration::from_millis(1100)).await;
     kubernetes.end_watches();
@@ -156,7 +156,7 @@ async fn a_watch_that_is_too_old_is_replaced_and_brings_no_removed_pod_back() {
         let kubernetes = FakeKubernetes::start();
         kubernetes.put(pod("a", Some("address"), &[AGENT]));
         kubernetes.put(pod("b", Some("address"), &[OTHER]));
-        let mut harness = Harness::with(&kubernetes);
+        let mut harness = Harness::start(&kubernetes);
         harness.until_agents(&["a", "b"]).await;
         if silently {
             sleep(Duration::from_millis(1100)).await;
@@ -186,7 +186,7 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
     let mut kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("address"), &[AGENT]));
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
-    let mut harness = Harness::with(&kubernetes);
+    let mut harness = Harness::start(&kubernetes);
     harness.until_agents(&["a", "b"]).await;
     kubernetes.down().await;
     let view =
@@ -209,7 +209,7 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
 async fn a_token_that_was_rotated_is_read_again() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("true"), &[AGENT]));
-    let mut harness = Harness::with(&kubernetes);
+    let mut harness = Harness::start(&kubernetes);
     harness.until_agents(&["a"]).await;
     kubernetes.expire("own-token-2");
     kubernetes.forget();
@@ -228,7 +228,7 @@ async fn a_forbidden_request_is_named_with_the_missing_rule() {
         let kubernetes = FakeKubernetes::start();
         kubernetes.put(pod("a", Some("address"), &[AGENT]));
         kubernetes.forbid(what);
-        let mut harness = Harness::with(&kubernetes);
+        let mut harness = Harness::start(&kubernetes);
         let view = harness.until_error(rule).await;
         // Not even if the list may be read: no event would report the end of a pod on it.
         assert!(view.agents.is_empty() && view.last_known.is_empty());
@@ -243,7 +243,7 @@ async fn an_api_server_whose_certificate_is_not_of_the_ca_is_refused() {
     let (kubernetes, other) = (FakeKubernetes::start(), FakeKubernetes::start());
     kubernetes.put(pod("a", Some("address"), &[AGENT]));
     std::fs::copy(other.credentials().join("ca.crt"), kubernetes.credentials().join("ca.crt")).unwrap();
-    let mut harness = Harness::with(&kubernetes);
+    let mut harness = Harness::start(&kubernetes);
     let view = harness.until_error("can't reach the API server").await;
     assert!(view.agents.is_empty());
     // It has not even seen the token.
@@ -256,7 +256,7 @@ async fn a_silent_api_server_ends_agents_by_address_within_ninety_seconds() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("address"), &[AGENT]));
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
-    let mut harness = Harness::with(&kubernetes);
+    let mut harness = Harness::start(&kubernetes);
     harness.until_agents(&["a", "b"]).await;
     kubernetes.freeze();
     tokio::time::pause();
@@ -270,7 +270,7 @@ async fn a_silent_api_server_ends_agents_by_address_within_ninety_seconds() {
 async fn a_watch_without_a_bookmark_is_resumed_and_loses_nothing() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("true"), &[AGENT]));
-    let mut harness = Harness::with(&kubernetes);
+    let mut harness = Harness::start(&kubernetes);
     harness.until_agents(&["a"]).await;
     assert_eq!(kubernetes.asked("watch pods"), 1);
     tokio::time::pause();

@@ -329,9 +329,9 @@ fn a_cap_follows_its_container_to_the_external_lane() {
 #[test]
 fn every_basis_but_the_own_address_keeps_the_cap_of_its_container() {
     let mut view = view();
-    let cap = |scopes: &[&str], in_doubt| ScopeCap {
+    let cap = |scopes: &[&str], maybe_from_image| ScopeCap {
         scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
-        in_doubt,
+        maybe_from_image,
     };
     for peer in ["172.18.0.2", "172.18.0.3", "172.18.0.4", "172.18.0.9"] {
         view.caps.insert(peer.parse().unwrap(), cap(&["a", "b"], false));

@@ -9,18 +9,18 @@ use super::ContainerSources;
 use crate::config::AgentService;
 use crate::discovery::agent::AgentKind;
 use crate::discovery::docker::container::{Container, Endpoint};
-use crate::discovery::docker::images::Origin;
+use crate::discovery::docker::images::LabelOrigin;
 use crate::discovery::interface::Interface;
-use crate::discovery::owner::Hints;
+use crate::discovery::owner::OwnerHints;
 use crate::discovery::view::{ADDRESS_GRACE, ATTESTED_GRACE, View};
-use crate::discovery::why_not::WhyNot;
+use crate::discovery::why_not_agent::WhyNotAgent;
 
 fn container(id: &str, label: Option<&str>, addresses: &[(&str, &str)]) -> Container {
     let endpoint = |(network, ip): &(&str, &str)| Endpoint {
         network: (*network).into(),
         addresses: vec![ip.parse().unwrap()],
         gateways: vec![if ip.contains(':') { "fd00::1" } else { "172.18.0.1" }.parse().unwrap()],
-        interface: None,
+        podman_mac: None,
     };
     Container {
         id: id.into(),
@@ -32,8 +32,8 @@ fn container(id: &str, label: Option<&str>, addresses: &[(&str, &str)]) -> Conta
     }
 }
 
-fn joining(id: &str, label: Option<&str>, joins: &str) -> Container {
-    Container { joins: Some(joins.into()), ..container(id, label, &[]) }
+fn sharing(id: &str, label: Option<&str>, shares_namespace_of: &str) -> Container {
+    Container { shares_namespace_of: Some(shares_namespace_of.into()), ..container(id, label, &[]) }
 }
 
 fn gateway() -> Container {
@@ -55,7 +55,7 @@ fn view_of(containers: &[Container], change: impl FnOnce(&mut ContainerSources<'
         addresses: ["172.18.0.2/16", "fd00::2/64"].map(|net| net.parse().unwrap()).to_vec(),
     }];
     let aliases = BTreeSet::from(["api".to_owned()]);
-    let hints = Hints::default();
+    let hints = OwnerHints::default();
     let mut sources = ContainerSources {
         interfaces: &interfaces,
         containers,
@@ -80,16 +80,16 @@ fn summary(view: &View) -> String {
     });
     let others = view.not_agents.iter().map(|(name, why)| {
         let why = match why {
-            WhyNot::Unreadable(_) => "unreadable",
-            WhyNot::ImageLabel(_) => "image",
-            WhyNot::ImageUnknown(_) => "image unknown",
-            WhyNot::UnreadablePod(_) | WhyNot::HostNetwork => unreachable!("not of a pod"),
-            WhyNot::OwnerUnknown => "owner unknown",
-            WhyNot::OwnNamespace => "own",
-            WhyNot::OtherProject { .. } => "project",
-            WhyNot::NoSharedNetwork => "network",
-            WhyNot::AddressInDoubt(_) => "doubt",
-            WhyNot::Shares(_) => "shares",
+            WhyNotAgent::UnknownLabelValue(_) => "unreadable",
+            WhyNotAgent::ImageLabel(_) => "image",
+            WhyNotAgent::ImageLabelsUnreadable(_) => "image unknown",
+            WhyNotAgent::UnknownPodLabelValue(_) | WhyNotAgent::HostNetwork => unreachable!("not of a pod"),
+            WhyNotAgent::OwnerUnknown => "owner unknown",
+            WhyNotAgent::OwnNamespace => "own",
+            WhyNotAgent::OtherProject { .. } => "project",
+            WhyNotAgent::NoSharedNetwork => "network",
+            WhyNotAgent::AmbiguousAddress(_) => "doubt",
+            WhyNotAgent::SharesNamespace(_) => "shares",
         };
         format!("not {name}: {why}")
     });
@@ -128,15 +128,15 @@ fn a_labelled_container_on_a_shared_network_is_an_agent() {
             "not a: doubt",
         ),
         (vec![container("a", Some("address"), &front("172.18.0.2"))], "not a: doubt"),
-        (vec![joining("a", Some("address"), "gw")], "not a: own"),
-        (vec![joining("a", Some("address"), "gone")], "not a: network"),
-        (vec![container("x", None, &front("172.18.0.3")), joining("a", Some("address"), "x")], "172.18.0.3=a address"),
+        (vec![sharing("a", Some("address"), "gw")], "not a: own"),
+        (vec![sharing("a", Some("address"), "gone")], "not a: network"),
+        (vec![container("x", None, &front("172.18.0.3")), sharing("a", Some("address"), "x")], "172.18.0.3=a address"),
         (
-            vec![container("x", Some("address"), &front("172.18.0.3")), joining("a", Some("true"), "x")],
+            vec![container("x", Some("address"), &front("172.18.0.3")), sharing("a", Some("true"), "x")],
             "172.18.0.3=a attested, not x: shares",
         ),
         (
-            vec![container("x", Some("true"), &front("172.18.0.3")), joining("a", Some("true"), "x")],
+            vec![container("x", Some("true"), &front("172.18.0.3")), sharing("a", Some("true"), "x")],
             "172.18.0.3=x attested, not a: shares",
         ),
     ] {
@@ -147,9 +147,11 @@ fn a_labelled_container_on_a_shared_network_is_an_agent() {
 #[test]
 fn without_an_owner_no_container_is_an_agent() {
     let others = vec![container("a", Some("address"), &[("front", "172.18.0.3")])];
-    let lost = view_with(others, |sources| sources.interfaces = &[]);
-    assert_eq!(summary(&lost), "not a: owner unknown");
-    assert!(lost.bridge_gateways.is_empty() && lost.own_names.is_empty() && lost.owner.is_none());
+    let without_owner = view_with(others, |sources| sources.interfaces = &[]);
+    assert_eq!(summary(&without_owner), "not a: owner unknown");
+    assert!(
+        without_owner.bridge_gateways.is_empty() && without_owner.own_names.is_empty() && without_owner.owner.is_none()
+    );
 }
 
 #[test]
@@ -169,28 +171,28 @@ fn a_service_that_the_operator_names_is_an_agent_unless_its_label_is_false() {
     static SERVICES: LazyLock<[AgentService; 2]> = LazyLock::new(|| {
         [("builder", false), ("tester", true)].map(|(name, by_address)| AgentService { name: name.into(), by_address })
     });
-    let of = |service: &str, label: Option<&str>, origin: Origin| Container {
+    let container_of = |service: &str, label: Option<&str>, label_origin: LabelOrigin| Container {
         service: Some(service.into()),
-        origin,
+        label_origin,
         ..container("a", label, &[("front", "172.18.0.3")])
     };
-    let of_image = || Origin::OfImage("address".into());
-    let unknown = || Origin::Unknown("403".into());
+    let of_image = || LabelOrigin::Image("address".into());
+    let unknown = || LabelOrigin::Unknown("403".into());
     for (container, expected) in [
-        (of("builder", None, Origin::Compared), "172.18.0.3=a attested"),
-        (of("tester", None, Origin::Compared), "172.18.0.3=a address"),
-        (of("other", None, Origin::Compared), ""),
-        (of("builder", Some("false"), Origin::Compared), ""),
-        (of("tester", Some("true"), Origin::Compared), "172.18.0.3=a attested"),
+        (container_of("builder", None, LabelOrigin::Compared), "172.18.0.3=a attested"),
+        (container_of("tester", None, LabelOrigin::Compared), "172.18.0.3=a address"),
+        (container_of("other", None, LabelOrigin::Compared), ""),
+        (container_of("builder", Some("false"), LabelOrigin::Compared), ""),
+        (container_of("tester", Some("true"), LabelOrigin::Compared), "172.18.0.3=a attested"),
         // A label of the image does not count, nor does one that can't be compared with the image's.
-        (of("other", None, of_image()), "not a: image"),
-        (of("tester", None, Origin::OfImage("true".into())), "172.18.0.3=a attested"),
-        (of("builder", None, of_image()), "172.18.0.3=a attested"),
-        (of("builder", None, of_image()), "172.18.0.3=a attested"),
-        (of("other", Some("address"), unknown()), "not a: image unknown"),
-        (of("builder", None, unknown()), "not a: image unknown"),
-        (of("other", None, unknown()), ""),
-        (of("builder", Some("false"), unknown()), ""),
+        (container_of("other", None, of_image()), "not a: image"),
+        (container_of("tester", None, LabelOrigin::Image("true".into())), "172.18.0.3=a attested"),
+        (container_of("builder", None, of_image()), "172.18.0.3=a attested"),
+        (container_of("builder", None, of_image()), "172.18.0.3=a attested"),
+        (container_of("other", Some("address"), unknown()), "not a: image unknown"),
+        (container_of("builder", None, unknown()), "not a: image unknown"),
+        (container_of("other", None, unknown()), ""),
+        (container_of("builder", Some("false"), unknown()), ""),
     ] {
         assert_eq!(
             summary(&view_with(vec![container.clone()], |sources| sources.services = &*SERVICES)),
@@ -199,7 +201,7 @@ fn a_service_that_the_operator_names_is_an_agent_unless_its_label_is_false() {
         );
     }
     // The gateway's own project has to be the operator's word, too.
-    let gateway = Container { origin: unknown(), ..gateway() };
+    let gateway = Container { label_origin: unknown(), ..gateway() };
     let all = [gateway, container("a", Some("address"), &[("front", "172.18.0.3")])];
     assert_eq!(summary(&view_of(&all, |_| {})), "not a: project");
 }
@@ -227,33 +229,35 @@ fn an_agent_has_the_scope_cap_of_its_label() {
 fn every_container_with_a_scope_label_caps_its_addresses_whatever_it_is() {
     let capped = |scopes: &str, of: Container| Container { scopes: Some(scopes.into()), ..of };
     let front = |label: Option<&str>| container("a", label, &[("front", "172.18.0.3")]);
-    let in_doubt = |of: Container| Container { scopes_in_doubt: true, ..of };
-    let joined = |scopes: &str| vec![front(Some("true")), capped(scopes, joining("b", None, "a"))];
+    let maybe_from_image = |of: Container| Container { scopes_maybe_from_image: true, ..of };
+    let joined = |scopes: &str| vec![front(Some("true")), capped(scopes, sharing("b", None, "a"))];
     for (containers, expected) in [
         (vec![capped("r,w", front(Some("true")))], "172.18.0.3 r,w"),
         (vec![capped("r", front(Some("?")))], "172.18.0.3 r"),
         (vec![capped("r", front(None))], "172.18.0.3 r"),
         (vec![capped("", front(Some("false")))], "172.18.0.3 "),
         (vec![capped("r", Container { project: None, ..front(Some("true")) })], "172.18.0.3 r"),
-        (vec![capped("r", Container { origin: Origin::Unknown("403".into()), ..front(Some("true")) })], "172.18.0.3 r"),
-        (vec![in_doubt(capped("r", front(Some("true"))))], "172.18.0.3 r in doubt"),
+        (
+            vec![capped("r", Container { label_origin: LabelOrigin::Unknown("403".into()), ..front(Some("true")) })],
+            "172.18.0.3 r",
+        ),
+        (vec![maybe_from_image(capped("r", front(Some("true"))))], "172.18.0.3 r in doubt"),
         (joined("r"), "172.18.0.3 r"),
         (vec![capped("r,w", front(None)), capped("w,x", Container { id: "b".into(), ..front(None) })], "172.18.0.3 w"),
         (vec![front(Some("true"))], ""),
     ] {
         let view = view(containers);
-        let caps = view
-            .caps
-            .iter()
-            .map(|(ip, cap)| format!("{ip} {}{}", cap.scopes.join(","), if cap.in_doubt { " in doubt" } else { "" }));
+        let caps = view.caps.iter().map(|(ip, cap)| {
+            format!("{ip} {}{}", cap.scopes.join(","), if cap.maybe_from_image { " in doubt" } else { "" })
+        });
         assert_eq!(caps.collect::<Vec<_>>().join("; "), expected);
     }
 }
 
 #[test]
 fn a_lost_source_ends_admission_after_a_grace_and_leaves_established_connections() {
-    let by = |id: &str, label: &str, ip: &str| container(id, Some(label), &[("front", ip)]);
-    let seen = view(vec![by("a", "address", "172.18.0.3"), by("b", "true", "172.18.0.4")]);
+    let agent = |id: &str, label: &str, ip: &str| container(id, Some(label), &[("front", ip)]);
+    let before = view(vec![agent("a", "address", "172.18.0.3"), agent("b", "true", "172.18.0.4")]);
     let instant = Duration::from_millis(1);
     for (lost, expected) in [
         (Duration::ZERO, "172.18.0.3=a address, 172.18.0.4=b attested"),
@@ -261,9 +265,9 @@ fn a_lost_source_ends_admission_after_a_grace_and_leaves_established_connections
         (ADDRESS_GRACE, "172.18.0.4=b attested"),
         (ATTESTED_GRACE, ""),
     ] {
-        let mut later = seen.clone();
+        let mut later = before.clone();
         later.expire_agents(lost);
         assert_eq!(summary(&later), expected, "{lost:?}");
-        assert_eq!(Arc::new(later).for_established().agents, seen.agents, "{lost:?}");
+        assert_eq!(Arc::new(later).for_established().agents, before.agents, "{lost:?}");
     }
 }

@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test]
 async fn an_engine_that_freezes_ends_agents_by_address_in_five_seconds() {
     let docker = FakeDocker::start();
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
     docker.put(container("b", json!({"loopgate.agent": "true"}), &[("front", "198.51.100.8")]));
     harness.until("both are known", |view| view.agents.len() == 2).await;
@@ -28,11 +28,11 @@ async fn an_engine_that_freezes_ends_agents_by_address_in_five_seconds() {
 #[tokio::test]
 async fn events_of_health_checks_and_enrolment_cause_no_list() {
     let docker = FakeDocker::start();
-    let Some(harness) = Harness::with(&docker) else { return };
+    let Some(harness) = Harness::start(&docker) else { return };
     eventually("the first list is confirmed by a second one", || harness.metrics.lists_read.get() == 2).await;
     let before = harness.metrics.lists_read.get();
     for _ in 0..200 {
-        for noise in [
+        for ignored in [
             "exec_create: /bin/true",
             "exec_start: /bin/true",
             "exec_die",
@@ -40,7 +40,7 @@ async fn events_of_health_checks_and_enrolment_cause_no_list() {
             "top",
             "archive-path",
         ] {
-            docker.event("container", noise, "a", json!({}));
+            docker.event("container", ignored, "a", json!({}));
         }
         docker.event("volume", "mount", "v", json!({"container": "a"}));
     }
@@ -53,7 +53,7 @@ async fn events_of_health_checks_and_enrolment_cause_no_list() {
 #[tokio::test]
 async fn changes_while_a_filter_cuts_the_stream_are_found() {
     let docker = FakeDocker::start();
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
     harness.until("the agent is known", |view| is_agent(view, "a")).await;
     for round in 0..5 {
@@ -74,17 +74,17 @@ async fn changes_while_a_filter_cuts_the_stream_are_found() {
 #[tokio::test]
 async fn an_engine_that_restarts_is_followed_again_and_meanwhile_established_connections_stay() {
     let mut docker = FakeDocker::start();
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
     harness.until("the agent is known", |view| is_agent(view, "a")).await;
-    for tidy in [true, false] {
-        docker.down(tidy).await;
-        let expected = if tidy { "no socket at" } else { "nothing listens at" };
+    for removes_socket in [true, false] {
+        docker.down(removes_socket).await;
+        let expected = if removes_socket { "no socket at" } else { "nothing listens at" };
         let view = harness
             .until("Docker is lost", |view| view.source_state.error().is_some_and(|error| error.contains(expected)))
             .await;
         assert!(is_agent(&view.for_established(), "a"), "an established connection keeps its lane: {view:?}");
-        if !tidy {
+        if !removes_socket {
             std::fs::remove_file(docker.socket()).unwrap();
         }
         docker.up();
@@ -106,7 +106,7 @@ async fn a_refused_endpoint_is_named_and_requested_again() {
     for endpoint in ["/events", LIST] {
         let docker = FakeDocker::start();
         docker.answer(endpoint, 403, "<html>\n<h1>Forbidden</h1>\n</html>");
-        let Some(mut harness) = Harness::with(&docker) else { return };
+        let Some(mut harness) = Harness::start(&docker) else { return };
         docker.put(agent("a", AGENT));
         let view = harness.until("it says what is missing", |view| view.source_state.error().is_some()).await;
         let error = view.source_state.error().unwrap();
@@ -123,7 +123,7 @@ async fn a_refused_endpoint_is_named_and_requested_again() {
 async fn an_inspection_that_failed_is_repeated_at_the_next_list() {
     let docker = FakeDocker::start();
     docker.answer("/containers/gateway/json", 500, "busy");
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     wait_until_ready(&mut harness.view, TIMEOUT).await;
     assert!(!harness.view.borrow().own_names.contains("api"));
     docker
@@ -137,7 +137,7 @@ async fn an_inspection_that_failed_is_repeated_at_the_next_list() {
 #[tokio::test]
 async fn a_filter_may_be_reached_by_tcp() {
     let docker = FakeDocker::start();
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     let filter = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = filter.local_addr().unwrap().to_string();
     let (socket, relays) = (docker.socket(), harness.shutdown.clone());
@@ -164,7 +164,7 @@ async fn a_filter_may_be_reached_by_tcp() {
 async fn without_a_socket_there_is_no_agent_until_there_is_one() {
     let mut docker = FakeDocker::start();
     docker.down(true).await;
-    let Some(mut harness) = Harness::with(&docker) else { return };
+    let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
     wait_until_ready(&mut harness.view, TIMEOUT).await;
     let view = Arc::clone(&harness.view.borrow());

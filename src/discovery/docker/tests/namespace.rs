@@ -20,15 +20,16 @@ fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again(
             docker.put(gateway(own));
             let mut harness = Harness::new(Engine::Unix(docker.socket()));
             harness.until_live().await;
-            assert_eq!(harness.view.borrow().namespace, Namespace::Attached);
+            assert_eq!(harness.view.borrow().namespace, NamespaceState::Attached);
 
             docker.stop("gateway");
             ip("link delete eth0");
-            let view = harness.until("the namespace is an orphan", |view| view.namespace == Namespace::Orphaned).await;
+            let view =
+                harness.until("the namespace is an orphan", |view| view.namespace == NamespaceState::Orphaned).await;
             assert!(view.own_names.contains("gateway"), "names outlive the owner: {view:?}");
             lives("2026-01-01T00:01:00Z");
             docker.run(gateway(own));
-            harness.until("it is left", |view| view.namespace == Namespace::Replaced).await;
+            harness.until("it is left", |view| view.namespace == NamespaceState::Replaced).await;
             assert_eq!(EXIT_ORPHANED, 75);
             harness.close().await;
         },

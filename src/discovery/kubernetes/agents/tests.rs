@@ -5,7 +5,7 @@ use crate::discovery::agent::AgentKind;
 use crate::discovery::interface::Interface;
 use crate::discovery::kubernetes::pod::Pod;
 use crate::discovery::view::View;
-use crate::discovery::why_not::WhyNot;
+use crate::discovery::why_not_agent::WhyNotAgent;
 
 /// Returns the agents on one line: address, pod and proof of each, then the labelled pods that are none, and why.
 fn summary(view: &View) -> String {
@@ -14,10 +14,10 @@ fn summary(view: &View) -> String {
     });
     let others = view.not_agents.iter().map(|(name, why)| {
         let why = match why {
-            WhyNot::UnreadablePod(_) => "unreadable",
-            WhyNot::HostNetwork => "host network",
-            WhyNot::OwnNamespace => "own",
-            WhyNot::AddressInDoubt(_) => "doubt",
+            WhyNotAgent::UnknownPodLabelValue(_) => "unreadable",
+            WhyNotAgent::HostNetwork => "host network",
+            WhyNotAgent::OwnNamespace => "own",
+            WhyNotAgent::AmbiguousAddress(_) => "doubt",
             other => unreachable!("not of a pod: {other}"),
         };
         format!("not {name}: {why}")

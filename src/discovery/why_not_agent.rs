@@ -7,15 +7,15 @@ use super::agent_labels;
 
 /// Why a labelled container is not an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WhyNot {
+pub enum WhyNotAgent {
     /// The label's value is not one of those that loopgate knows.
-    Unreadable(String),
+    UnknownLabelValue(String),
     /// The label is the image's, with this value, and so not set by the operator.
     ImageLabel(String),
     /// Its labels can't be compared with those of its image, for this reason.
-    ImageUnknown(String),
+    ImageLabelsUnreadable(String),
     /// The value of a pod's label is not one of those that loopgate knows.
-    UnreadablePod(String),
+    UnknownPodLabelValue(String),
     /// It is a pod on its node's network, whose address every program on that node has.
     HostNetwork,
     /// It is not known which container owns this namespace, so not which networks the namespace is on.
@@ -25,35 +25,37 @@ pub enum WhyNot {
     /// It is not in the owner's compose project, and `docker.any_project` is off.
     OtherProject {
         /// Its project.
-        theirs: Option<String>,
+        project: Option<String>,
         /// The owner's project.
-        ours: Option<String>,
+        owner_project: Option<String>,
     },
     /// It has no address on a network that this namespace is on.
     NoSharedNetwork,
     /// Another container has this address too.
-    AddressInDoubt(IpAddr),
+    AmbiguousAddress(IpAddr),
     /// It shares its network namespace with this agent, so that their connections can't be distinguished.
-    Shares(String),
+    SharesNamespace(String),
 }
 
-impl fmt::Display for WhyNot {
+impl fmt::Display for WhyNotAgent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let project = |project: &Option<String>| {
+        let named = |project: &Option<String>| {
             project.as_ref().map_or_else(|| "no project".to_owned(), |name| format!("project {name:?}"))
         };
         let unreadable = |f: &mut fmt::Formatter<'_>, label: &str, value: &str| {
             write!(f, "its label {label}={value:?} is not understood: use true, attested, address or false")
         };
         match self {
-            Self::Unreadable(value) => unreadable(f, agent_labels::AGENT, value),
-            Self::UnreadablePod(value) => unreadable(f, agent_labels::POD_AGENT, value),
+            Self::UnknownLabelValue(value) => unreadable(f, agent_labels::AGENT, value),
+            Self::UnknownPodLabelValue(value) => unreadable(f, agent_labels::POD_AGENT, value),
             Self::ImageLabel(value) => write!(
                 f,
                 "its label {}={value} is that of its image, which does not count: name its service in agents.services",
                 agent_labels::AGENT
             ),
-            Self::ImageUnknown(error) => write!(f, "its labels can't be compared with those of its image: {error}"),
+            Self::ImageLabelsUnreadable(error) => {
+                write!(f, "its labels can't be compared with those of its image: {error}")
+            }
             Self::HostNetwork => f.write_str(
                 "it is on its node's network (hostNetwork), so every program on that node has its address: give it a \
                  certificate (agents.uris)",
@@ -62,20 +64,22 @@ impl fmt::Display for WhyNot {
                 f.write_str("the container that owns this network namespace is not known: name it by --container")
             }
             Self::OwnNamespace => f.write_str("it shares this network namespace: --own-addresses decides on it"),
-            Self::OtherProject { theirs: None, ours: None } => f.write_str(
+            Self::OtherProject { project: None, owner_project: None } => f.write_str(
                 "neither it nor the gateway is in a compose project or a stack: set docker.any_project to accept it",
             ),
-            Self::OtherProject { theirs, ours } => {
+            Self::OtherProject { project, owner_project } => {
                 write!(
                     f,
                     "it is in {}, the gateway in {}: set docker.any_project to accept it",
-                    project(theirs),
-                    project(ours)
+                    named(project),
+                    named(owner_project)
                 )
             }
             Self::NoSharedNetwork => f.write_str("it has no address on a network that this namespace is on"),
-            Self::AddressInDoubt(ip) => write!(f, "another container or pod has its address {ip} too"),
-            Self::Shares(agent) => write!(f, "it shares its network namespace with {agent}, which is the agent there"),
+            Self::AmbiguousAddress(ip) => write!(f, "another container or pod has its address {ip} too"),
+            Self::SharesNamespace(agent) => {
+                write!(f, "it shares its network namespace with {agent}, which is the agent there")
+            }
         }
     }
 }
