@@ -2,29 +2,29 @@
 
 use super::agent::AgentKind;
 
-/// Makes a container an agent; its value is how the container must prove that it is one.
+/// The label that makes a container an agent. Its value says how the container must prove itself.
 pub const AGENT: &str = "loopgate.agent";
-/// The same on a pod, where a label has a domain.
+/// The label that makes a pod an agent. By convention a pod's label has a domain.
 pub const POD_AGENT: &str = "loopgate.dev/agent";
-/// The same as [`SCOPES`] on a pod: an annotation, since a label holds no comma.
+/// The scope cap of a pod. It is an annotation, since the value of a pod's label can't contain a comma.
 pub const POD_SCOPES: &str = "loopgate.dev/scopes";
-/// The most that an agent may do: scopes, separated by commas.
+/// The scope cap of a container: the allowed scopes, separated by commas.
 pub const SCOPES: &str = "loopgate.scopes";
-/// Compose's own: the project.
+/// The label that Compose sets to the project's name.
 pub const PROJECT: &str = "com.docker.compose.project";
-/// Compose's own: the service.
+/// The label that Compose sets to the service's name.
 pub const SERVICE: &str = "com.docker.compose.service";
 /// Labels that Compose, and podman-compose, set on every container that they create, and on no image.
 pub const SET_BY_COMPOSE: [&str; 2] = ["com.docker.compose.config-hash", "com.docker.compose.container-number"];
-/// Swarm's own: the stack.
+/// The label that Swarm sets to the stack's name.
 pub const STACK: &str = "com.docker.stack.namespace";
-/// Swarm's own: the service, `STACK_SERVICE` in a stack.
+/// The label that Swarm sets to the service's name: `STACK_SERVICE` in a stack.
 pub const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
 
-/// Returns the kind of agent that the value of [`AGENT`] makes; `None` if it is `false`.
+/// Parses the value of [`AGENT`] or [`POD_AGENT`]; `None` if the value is `false`.
 ///
 /// # Errors
-/// The value is unknown. Its author may have meant the stricter or the looser kind, so it counts as none.
+/// The value is unknown. It can't be guessed whether the operator meant the stricter kind, so the label makes no agent.
 pub fn parse_kind(value: &str) -> Result<Option<AgentKind>, UnknownValue> {
     match value {
         "true" | "attested" => Ok(Some(AgentKind::Attested)),
@@ -38,7 +38,7 @@ pub fn parse_kind(value: &str) -> Result<Option<AgentKind>, UnknownValue> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownValue;
 
-/// Returns the scopes in the value of [`SCOPES`]. An empty value is a cap that allows no scope.
+/// Parses the value of [`SCOPES`] or [`POD_SCOPES`]. An empty value is a cap that allows no scope.
 pub fn parse_scopes(value: &str) -> Vec<String> {
     value.split(',').map(str::trim).filter(|scope| !scope.is_empty()).map(str::to_owned).collect()
 }

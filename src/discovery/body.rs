@@ -1,4 +1,4 @@
-//! Response bodies, read whole or line by line, with a limit.
+//! Reads response bodies whole or line by line, with a size limit.
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -19,7 +19,10 @@ pub enum Error {
     Truncated,
 }
 
-/// Reads the whole of `body`, of at most `limit` bytes.
+/// Reads the whole `body`.
+///
+/// # Errors
+/// The connection broke, or `body` is longer than `limit` bytes.
 pub async fn read_all(mut body: ResponseBody, limit: usize) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -31,10 +34,12 @@ pub async fn read_all(mut body: ResponseBody, limit: usize) -> Result<Vec<u8>, E
     Ok(bytes)
 }
 
-/// A body read line by line.
+/// A body that is read line by line.
 pub struct Lines {
     body: ResponseBody,
+    /// The bytes that were read after the last line that was returned.
     read: Vec<u8>,
+    /// The maximum length of a line, in bytes.
     limit: usize,
 }
 
@@ -44,7 +49,7 @@ impl Lines {
         Self { body, read: Vec::new(), limit }
     }
 
-    /// Waits for the next line; `None` at the end of the body. Nothing is lost when the future is dropped.
+    /// Waits for the next line; `None` at the end of the body. Cancel safe: dropping the future loses no data.
     ///
     /// # Errors
     /// See [`Error`].

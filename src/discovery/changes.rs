@@ -1,4 +1,4 @@
-//! Logs the differences between two views that an operator must know.
+//! Logs the differences between two views that an operator must know of.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use super::agent::Agent;
 use super::orphan::{EXIT_ORPHANED, NamespaceState};
 use super::view::View;
 
-/// Logs what is new in `after`.
+/// Logs how `after` differs from `before`: the owner, agents, reasons against agents, and the namespace's state.
 pub fn log(before: &View, after: &View) {
     if let Some(owner) = &after.owner
         && before.owner.as_ref().is_none_or(|before| before.id != owner.id)

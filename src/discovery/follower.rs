@@ -1,7 +1,7 @@
-//! Follows a source of agents without end: the state machine that Docker and Kubernetes share.
+//! Follows a source of agents: the state machine that Docker and Kubernetes share.
 //!
-//! A lost stream, a restarted source and a filter that cuts connections are all answered in one
-//! way: by a new session, which subscribes and lists again.
+//! After every failure (a lost stream, a restarted source, a filter that cuts connections) a new session subscribes and
+//! lists again.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -16,57 +16,57 @@ use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::metrics;
 
-/// The first pause between two attempts; the pauses grow from here.
+/// The first pause between two attempts. The pauses grow up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// After a session of this length the next one begins at once: filters cut streams every so often,
-/// and that is no failure.
+/// A session of at least this length is followed by the next one at once: that a filter cuts a long stream is no
+/// failure.
 const STEADY_SESSION: Duration = Duration::from_secs(5);
-/// How often the same failure is logged.
+/// The interval at which a repeated failure is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A source of agents that can be followed.
 pub trait Source {
-    /// Its name in log lines.
+    /// The source's name in log lines.
     const NAME: &'static str;
     /// One subscription to the source.
     type Session;
-    /// What a session reports.
+    /// A change that a session reports.
     type Change;
-    /// Why a session ends.
+    /// An error that ends a session.
     type Error: Error;
 
-    /// Returns where the source is, for log lines.
+    /// Returns the source's address, for log lines.
     fn endpoint(&self) -> String;
 
     /// Opens a session.
     fn open(&self) -> Self::Session;
 
-    /// Waits for the next change that `session` reports. Nothing is lost when the future is dropped.
+    /// Waits for the next change that `session` reports. Cancel safe: dropping the future loses no change.
     ///
     /// # Errors
-    /// The session is over.
+    /// The error that ended the session.
     fn next(session: &mut Self::Session) -> impl Future<Output = Result<Self::Change, Self::Error>> + Send;
 
-    /// Returns since when the source has been out of reach, after a session ended with `error`.
+    /// Returns since when the source can't be reached, after `error` ended the session.
     fn lost_since(_session: &Self::Session, _error: &Self::Error) -> Instant {
         Instant::now()
     }
 
-    /// Returns whether `error` means that the source is absent where its presence was only guessed.
+    /// Returns whether `error` means that there is no source, and none was configured.
     fn is_absent(&self, _error: &Self::Error) -> bool {
         false
     }
 }
 
-/// A source being followed, and its state.
+/// Follows a source, and holds its state.
 pub struct Follower<S: Source> {
     source: S,
     phase: Phase<S::Session>,
     backoff: Backoff,
     state: SourceState,
-    /// The failure that was logged last, and when.
+    /// The failure that was logged last, and the time.
     last_logged: Option<(String, Instant)>,
     metrics: metrics::DiscoveryMetrics,
 }
@@ -76,11 +76,11 @@ enum Phase<S> {
     Following { session: Box<S>, since: Instant },
 }
 
-/// What [`Follower::next`] reports.
+/// An update that [`Follower::next`] returns.
 pub enum Update<C> {
-    /// The source has changed.
+    /// The session reported this change.
     Change(C),
-    /// The session was lost, so the state has changed.
+    /// The session ended, and the state has changed.
     Lost,
 }
 
@@ -98,17 +98,17 @@ impl<S: Source> Follower<S> {
         }
     }
 
-    /// Returns what is followed.
+    /// Returns the source that is followed.
     pub fn source(&self) -> &S {
         &self.source
     }
 
-    /// Returns whether the source is followed, since when, and if not, why.
+    /// Returns whether the source can be reached, with the time of the last change or the error.
     pub fn state(&self) -> &SourceState {
         &self.state
     }
 
-    /// Waits for a change of the source, or of its state. Nothing is lost when the future is dropped.
+    /// Waits for a change of the source, or of its state. Cancel safe: dropping the future loses no change.
     pub async fn next(&mut self) -> Update<S::Change> {
         loop {
             match &mut self.phase {
@@ -132,14 +132,13 @@ impl<S: Source> Follower<S> {
         }
     }
 
-    /// Records that the source has just answered.
+    /// Records in the metrics that the source has answered now.
     pub fn record_answer(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.metrics.listed_at.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
     }
 
-    /// Records a list of `count` containers or pods. Returns whether the source is live from now
-    /// on, and was not before.
+    /// Records a list of `count` containers or pods. Returns whether this made the source live.
     pub fn record_list(&mut self, count: usize) -> bool {
         self.record_answer();
         self.metrics.lists_read.inc();
@@ -158,8 +157,9 @@ impl<S: Source> Follower<S> {
         connected
     }
 
-    /// Ends the session that began at `since`, and reached the source until `lost_since`. Returns
-    /// whether the state has changed.
+    /// Ends the session, and opens a new one at once or after a pause. Returns whether the state has changed.
+    ///
+    /// The session began at `since`. The source can't be reached since `lost_since`.
     fn end_session(&mut self, error: &S::Error, since: Instant, lost_since: Instant) -> bool {
         let now = Instant::now();
         let text = one_line(&error_chain(error));
@@ -183,10 +183,10 @@ impl<S: Source> Follower<S> {
         changed
     }
 
-    /// Logs why the source can't be followed: at once if the reason is new, else once in a while.
+    /// Logs why the source can't be followed: at once if the reason is new, else every [`LOG_INTERVAL`].
     fn log_failure(&mut self, error: &S::Error, text: &str, now: Instant) {
         let known = self.last_logged.as_ref().filter(|(before, _)| before == text);
-        // Where the operator configured no source and there is none, one line is enough.
+        // If the operator configured no source and there is none, one line is enough.
         let is_absent = self.source.is_absent(error);
         match known {
             Some((_, at)) if is_absent || now - *at < LOG_INTERVAL => {

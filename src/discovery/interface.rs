@@ -5,9 +5,9 @@ use ipnet::IpNet;
 /// A network interface that is up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// The kernel's name of it, such as `eth0`.
+    /// The kernel's name of the interface, such as `eth0`.
     pub name: String,
-    /// Its addresses, with their prefix lengths.
+    /// The interface's addresses, with their prefix lengths.
     pub addresses: Vec<IpNet>,
 }
 

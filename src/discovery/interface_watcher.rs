@@ -1,7 +1,7 @@
 //! Follows this namespace's network interfaces, their addresses, and the gateways of its routes.
 //!
-//! A message of rtnetlink(7) only causes a fresh list to be read. So no message is parsed, and a
-//! lost one costs nothing but time.
+//! A message of rtnetlink(7) only causes a new list to be read. So messages are not parsed, and a lost message only
+//! delays the list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,27 +22,28 @@ use tracing::{debug, info, warn};
 use super::interface::Interface;
 use super::routes;
 
-/// Changes come in bursts (link, then each address); the list is read this long after the first message.
+/// The delay from a message to the list that it causes. Messages come in bursts: one for the link, one for each
+/// address.
 const SETTLE_DELAY: Duration = Duration::from_millis(5);
-/// How often the list is read anyway, should a message have been lost.
+/// The interval of lists without a message, in case a message was lost.
 const RESYNC: Duration = Duration::from_secs(30);
-/// How often it is read where netlink can't be subscribed to (seccomp profiles, gVisor).
+/// The interval of lists if netlink can't be used (seccomp profiles, gVisor).
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// The buffer size of a message. The rest of a longer one is cut off, and is not needed.
+/// The size of the buffer for a message, in bytes. A longer message is truncated, which does no harm.
 const MESSAGE_BUFFER: usize = 4096;
 
-/// The interfaces of this namespace and the gateways of its routes, as last listed, and the subscription to changes.
+/// Watches the interfaces of this namespace and the gateways of its routes, and holds the latest lists.
 pub struct InterfaceWatcher {
     socket: Option<TokioSocket>,
     tick: Interval,
     latest: Vec<Interface>,
     gateways: BTreeSet<IpAddr>,
-    /// Whether a change was hinted at after `latest` was read.
+    /// Whether a message has arrived, or the interval has elapsed, since `latest` was read.
     stale: bool,
 }
 
 impl InterfaceWatcher {
-    /// Subscribes to changes, then lists, so that no change falls between. Never fails: without netlink it polls.
+    /// Subscribes to changes and then lists, so that no change is missed. Without netlink it polls.
     pub fn open() -> Self {
         let socket = subscribe()
             .inspect_err(
@@ -62,7 +63,7 @@ impl InterfaceWatcher {
         }
     }
 
-    /// Returns the latest list.
+    /// Returns the interfaces, as last listed.
     pub fn latest(&self) -> &[Interface] {
         &self.latest
     }
@@ -72,8 +73,7 @@ impl InterfaceWatcher {
         &self.gateways
     }
 
-    /// Waits until the list, or that of gateways, differs from the latest one. Nothing is lost when
-    /// the future is dropped.
+    /// Waits until the interfaces or the gateways have changed. Cancel safe: dropping the future loses no change.
     pub async fn changed(&mut self) {
         loop {
             if !self.stale {
@@ -117,7 +117,7 @@ impl InterfaceWatcher {
         };
         match received {
             Ok(()) => {}
-            // The kernel dropped messages: precisely a reason to look again.
+            // The kernel dropped messages, so a new list is needed.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => debug!("netlink messages were lost"),
             Err(error) => {
                 warn!(%error, "netlink failed; polling network interfaces once a second instead");
@@ -127,7 +127,7 @@ impl InterfaceWatcher {
         }
     }
 
-    /// Throws away the messages that the list about to be read answers.
+    /// Discards the received messages, since the list that is read next shows their changes.
     fn discard_messages(&self) {
         let Some(socket) = &self.socket else { return };
         let mut message = Vec::with_capacity(MESSAGE_BUFFER);
@@ -148,21 +148,21 @@ fn subscribe() -> io::Result<TokioSocket> {
 fn interval_from_now(period: Duration) -> Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first tick is due at once, and the list has just been read.
+    // Without the reset the first tick would be due at once, but the list has just been read.
     ticks.reset();
     ticks
 }
 
-/// Returns the gateways of this namespace's routes; `None`, which is logged, where they can't be read.
+/// Returns the gateways of this namespace's routes; `None` if they can't be read, which is logged.
 fn list_gateways() -> Option<BTreeSet<IpAddr>> {
     routes::gateways().inspect_err(|error| warn!(%error, "can't list routes; trying again")).ok()
 }
 
-/// Lists the interfaces that are up, in the order of their names, each with its addresses in order.
+/// Lists the interfaces that are up, sorted by name, each with its addresses sorted.
 fn list_interfaces() -> io::Result<Vec<Interface>> {
     let mut interfaces: BTreeMap<String, Vec<IpNet>> = BTreeMap::new();
     for entry in getifaddrs()?.filter(|entry| entry.flags.contains(InterfaceFlags::IFF_UP)) {
-        // An IPv4 address with a label (`eth0:1`, as old tools made them) is an address of `eth0`.
+        // An IPv4 address with a label (`eth0:1`, as old tools set it) is an address of `eth0`.
         let name = entry.interface_name.split(':').next().unwrap_or_default();
         let addresses = interfaces.entry(name.to_owned()).or_default();
         let network = entry.address.as_ref().and_then(ip_of).zip(entry.netmask.as_ref().and_then(ip_of));

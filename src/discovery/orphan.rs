@@ -1,9 +1,8 @@
 //! Detects that the owner of this network namespace stopped, which leaves the containers that share
 //! the namespace with nothing but loopback.
 //!
-//! Only a restart attaches a container to the owner's new namespace. But engines refuse to start
-//! it, and never try again, while the owner does not run. So this process exits only once the owner
-//! runs again.
+//! Only a restart attaches a container to the owner's new namespace. But while the owner does not run, engines refuse
+//! to start the container, and never try again. So this process exits only when the owner runs again.
 
 use std::time::Duration;
 
@@ -11,59 +10,59 @@ use tokio::time::Instant;
 
 /// The exit status after [`NamespaceState::Replaced`]: `EX_TEMPFAIL` of sysexits.h, "try again".
 pub const EXIT_ORPHANED: u8 = 75;
-/// How long the owner must have been running again, so that a crash loop does not stop it before
-/// the engine has restarted this process.
+/// The time for which the owner must have been running again. An owner that crashes sooner could stop before the engine
+/// has restarted this process.
 const STEADY_OWNER: Duration = Duration::from_secs(1);
-/// How long to wait where nothing is known of the owner.
+/// The time to wait if nothing is known of the owner.
 const UNKNOWN_OWNER_WAIT: Duration = Duration::from_secs(60);
 
-/// Whether this network namespace is still its owner's.
+/// Whether the owner of this network namespace still runs in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NamespaceState {
-    /// It is, as far as is known.
+    /// The owner runs in this namespace, or nothing shows that it does not.
     #[default]
     Attached,
-    /// Its interfaces are gone, as when its owner stopped. Exiting now would be final: engines
-    /// refuse to start a container whose network namespace has no running owner.
+    /// The interfaces are gone, which happens when the owner stops. Exiting now would be final: engines refuse to start
+    /// a container that joins the namespace of one that does not run.
     Orphaned,
-    /// Its owner runs again, in another namespace: exit with [`EXIT_ORPHANED`] to be restarted in that one.
+    /// The owner runs again, in another namespace. The process must exit with [`EXIT_ORPHANED`] to be restarted there.
     Replaced,
 }
 
 /// The observed state of a namespace and its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation<'a> {
-    /// Whether there is an interface besides loopback.
+    /// Whether the namespace has an interface besides loopback.
     pub has_interfaces: bool,
-    /// Whether this is a container's namespace at all: a machine that lost its network has no owner to wait for.
+    /// Whether the namespace is a container's. A machine that lost its network has no owner to wait for.
     pub is_container: bool,
-    /// The state of the owner.
+    /// Whether the owner runs.
     pub life: OwnerLife<'a>,
 }
 
 /// Whether the owner runs, according to the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnerLife<'a> {
-    /// It is not known.
+    /// The owner, or the engine's state, is not known.
     Unknown,
-    /// It has ended.
+    /// The owner does not run.
     Ended,
-    /// It runs.
+    /// The owner runs.
     Running {
-        /// When it was started, if that is known.
+        /// The time of the owner's last start, if it is known.
         started: Option<&'a str>,
     },
 }
 
-/// The state that is kept between observations.
+/// Detects from a series of observations that the namespace has lost its owner.
 #[derive(Debug, Default)]
 pub struct OrphanWatch {
-    /// Whether there ever was an interface: a namespace may begin without one.
+    /// Whether there ever was an interface besides loopback: a namespace may begin without one.
     had_interface: bool,
     orphaned_since: Option<Instant>,
-    /// When the container was started that owned this namespace.
+    /// The start time of the owner when the namespace last had interfaces.
     owner_started: Option<String>,
-    /// Whether that run of the owner was seen to end.
+    /// Whether the engine has reported since then that the owner ended.
     owner_ended: bool,
     /// Since when the owner has been running again.
     running_again_since: Option<Instant>,
@@ -75,7 +74,7 @@ impl OrphanWatch {
         self.orphaned_since.is_some()
     }
 
-    /// Takes one observation, and returns what follows from all of them.
+    /// Records one observation, and returns the namespace's state that follows from all observations.
     pub fn observe(&mut self, observation: &Observation<'_>, now: Instant) -> NamespaceState {
         if observation.life == OwnerLife::Ended {
             self.owner_ended = true;
@@ -129,8 +128,8 @@ mod tests {
         OwnerLife::Running { started: Some(started).filter(|started| !started.is_empty()) }
     }
 
-    /// Returns the namespace after each observation: at a second, with or without interfaces, and
-    /// at what life of the owner.
+    /// Returns the state of the namespace after each observation: the second, whether there are interfaces, and whether
+    /// the owner runs.
     fn namespaces(observations: &[(u64, bool, OwnerLife<'_>)]) -> Vec<NamespaceState> {
         let (mut watch, begin) = (OrphanWatch::default(), Instant::now());
         let observe = |&(at, has_interfaces, life): &(u64, bool, OwnerLife<'_>)| {

@@ -1,9 +1,8 @@
 //! Finds the container that owns the network namespace of this process.
 //!
-//! With `network_mode: "service:X"` that is X, not the container of this process. The kernel comes
-//! first: the addresses of this namespace are compared with those that the engine assigned.
-//! `/proc/self/cgroup` is not read (it says nothing on cgroup v2, and names the wrong container on
-//! v1).
+//! With `network_mode: "service:X"` the owner is X, and not the container of this process. The owner is found by the
+//! namespace's addresses, which are compared with those that the engine assigned. `/proc/self/cgroup` is not read: it
+//! names no container on cgroup v2, and the wrong one on v1.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -17,27 +16,27 @@ use super::docker::container::{Container, namespace_of};
 pub struct Owner {
     /// The full id.
     pub id: String,
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its compose project, if any.
+    /// The compose project or Swarm stack, if any.
     pub project: Option<String>,
-    /// Whether the engine was asked for its network aliases, and has answered or refused.
+    /// Whether the engine was asked for the owner's network aliases, and has answered or refused.
     pub inspected: bool,
 }
 
-/// What identifies the owner where its addresses do not.
+/// What identifies the owner if its addresses do not.
 #[derive(Clone, Debug, Default)]
 pub struct OwnerHints {
-    /// What the operator configured (`docker.container`): an id or a name.
+    /// The id or name that the operator configured (`docker.container`).
     pub configured: Option<String>,
-    /// The id in the mounts of `/etc/hosts` and `/etc/resolv.conf`, which are the owner's.
+    /// The id in the paths from which `/etc/hosts` and `/etc/resolv.conf` are mounted. The engine mounts the owner's.
     pub mounted_id: Option<String>,
-    /// The host name, which is the beginning of the owner's id unless someone chose another.
+    /// The host name. By default it is the beginning of the owner's id.
     pub hostname: Option<String>,
 }
 
 impl OwnerHints {
-    /// Reads what this process can see of itself.
+    /// Reads the mounts and the host name of this process.
     pub fn read(configured: Option<String>) -> Self {
         let mountinfo = std::fs::read_to_string(Path::new("/proc/self/mountinfo")).unwrap_or_default();
         let hints = Self {
@@ -49,17 +48,19 @@ impl OwnerHints {
         hints
     }
 
-    /// Returns whether this process seems to be in a container.
+    /// Returns whether this process seems to run in a container.
     pub fn is_container(&self) -> bool {
         self.mounted_id.is_some() || self.configured.is_some()
     }
 }
 
-/// Returns the container among `all` that owns the namespace with `addresses`, if exactly one does.
+/// Returns the container among `all` that owns the namespace with `addresses`; `None` if it can't be determined.
 ///
-/// The one that the operator configured counts alone. Else it is the only one that has one of `addresses`.
-/// If several have, or none has, it is the one among them, or among all, whose id the hints name; else
-/// the one that has the most of `addresses`.
+/// In this order:
+/// 1. If the operator configured a container, the owner of its namespace, and no other.
+/// 2. The only container that has one of `addresses`.
+/// 3. If several have one, the one of these whose id a hint names; if none has, the one of all.
+/// 4. If several have one and no hint names any of these, the one that has the most of `addresses`.
 pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerHints) -> Option<&'a Container> {
     if let Some(configured) = &hints.configured {
         return all
@@ -73,10 +74,11 @@ pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerHints) 
     if !has_address_match {
         candidates = all.iter().collect();
     }
-    // The same address on several networks, or none that is ours: an id tells, else the number of addresses.
+    // Several containers may have the same address on different networks, or none may have an address of this
+    // namespace.
     if !has_address_match || candidates.len() > 1 {
-        // The mounts are the owner's in every engine; the host name, in Podman, is that of this
-        // very container, and would name it as soon as the owner has ended and is listed no more.
+        // The mounts are preferred: they are the owner's in every engine. In Podman the host name is that of this
+        // process's own container, so it would identify the wrong one when the owner has ended and is no longer listed.
         let hint = hints.mounted_id.as_ref().or(hints.hostname.as_ref()).filter(|hint| hint.len() >= 12);
         let hinted =
             hint.and_then(|hint| candidates.iter().find(|container| container.id.starts_with(hint.as_str()))).copied();
@@ -95,11 +97,12 @@ pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerHints) 
     }
 }
 
-/// Returns the container id in a source of `/etc/hosts` or `/etc/resolv.conf` as proc_pid_mountinfo(5) lists mounts.
+/// Returns the container id in the path from which `/etc/hosts` or `/etc/resolv.conf` is mounted, in the format of
+/// proc_pid_mountinfo(5).
 ///
-/// Docker has `.../containers/<id>/hosts`, Podman `.../overlay-containers/<id>/userdata/hosts`.
-/// Layers of images are named by 64 digits too, so the whole path is checked. `/etc/hostname` is
-/// not used: in Podman it is a container's own.
+/// The path is `.../containers/<id>/hosts` with Docker, and `.../overlay-containers/<id>/userdata/hosts` with Podman.
+/// Layers of images are named by 64 digits too, so the whole path is checked. `/etc/hostname` is not used: with Podman
+/// it is mounted from the container's own directory, not from the owner's.
 fn container_id_in(mountinfo: &str) -> Option<String> {
     mountinfo.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(3);

@@ -1,4 +1,4 @@
-//! Puts together what every source reports, and publishes it as one [`View`] whenever something changed.
+//! Combines the reports of all sources into one [`View`], and publishes it whenever something has changed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,13 +23,12 @@ use crate::config::{self, AgentService, Config};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 
-/// How often to publish again while the passage of time alone may change something.
+/// The interval at which the view is built again while time alone may change it.
 const TICK: Duration = Duration::from_millis(250);
 
 /// Starts discovery; the first view already holds the interfaces. Must be called within a Tokio runtime.
 ///
-/// `engine` is the client of [`docker_engine`] for the configuration. A new view is published only when
-/// it differs from the one before.
+/// `engine` is the result of [`docker_engine`] for `config`. A new view is published only if it differs from the last.
 pub fn start(
     config: &Config,
     engine: Option<Engine>,
@@ -63,21 +62,23 @@ pub fn start(
     view
 }
 
-/// Returns the client of the engine where agents are looked up; `None` where that is not Docker.
+/// Returns a client of the Docker Engine; `None` if Docker is not the source of agents, or is off.
 pub fn docker_engine(config: &Config, shutdown: &Shutdown) -> Option<Engine> {
     let is_docker = config.discovery == config::AgentSourceKind::Docker;
     is_docker.then(|| Engine::new(&config.docker.engine, shutdown)).flatten()
 }
 
-/// Waits until the source of agents has listed them and the owner's names are known, or can't be:
-/// before that a view is incomplete. Waits no longer than `limit`.
+/// Waits until the view is complete, but no longer than `limit`.
+///
+/// A view is complete when the source has listed its containers or pods and the owner was inspected, or when one of
+/// these has failed.
 pub async fn wait_until_ready(view: &mut watch::Receiver<Arc<View>>, limit: Duration) {
     let is_ready = |view: &Arc<View>| match &view.source_state {
         SourceState::Connecting { error } => error.is_some(),
         SourceState::Live { .. } => view.owner.as_ref().is_none_or(|owner| owner.inspected),
         SourceState::Off | SourceState::Disconnected { .. } => true,
     };
-    // Either way the caller goes on with what there is.
+    // After the limit the caller continues with an incomplete view.
     let _ = timeout(limit, view.wait_for(is_ready)).await;
 }
 
@@ -106,7 +107,7 @@ async fn run(
     }
 }
 
-/// Where agents are looked up.
+/// The source of agents.
 enum AgentSource {
     Off,
     Docker(Docker),
@@ -138,16 +139,16 @@ impl AgentSource {
     }
 }
 
-/// Every source, and what has to be remembered of its reports.
+/// All sources of a view, and what is kept between two views.
 struct Sources {
     interfaces: InterfaceWatcher,
     agents: AgentSource,
     hints: OwnerHints,
     any_project: bool,
     services: Vec<AgentService>,
-    /// The owner as it was when it last ran, and the names it had.
+    /// The owner when it was last found, and its names.
     last_owner: Option<(Owner, BTreeSet<String>)>,
-    /// The owner as it was when it was last inspected.
+    /// The owner's container when its inspection was last started.
     inspected_owner: Option<Container>,
     orphan: OrphanWatch,
 }
@@ -162,14 +163,14 @@ impl Sources {
         }
     }
 
-    /// Puts together what all sources report now.
+    /// Builds a view of what all sources report now.
     fn view(&mut self) -> View {
         let mut view = match &self.agents {
             AgentSource::Kubernetes(kubernetes) => View::of_pods(self.interfaces.latest(), kubernetes.pods()),
             AgentSource::Docker(docker) => self.view_of_containers(docker),
             AgentSource::Off => View { interfaces: self.interfaces.latest().to_vec(), ..View::default() },
         };
-        // The kernel knows the bridge where no engine is asked.
+        // The kernel's routes name the bridge without an engine too.
         view.bridge_gateways.extend(self.interfaces.gateways());
         let now = Instant::now();
         view.source_state = self.agents.state().clone();
@@ -185,7 +186,7 @@ impl Sources {
         view
     }
 
-    /// Makes a view of what Docker reports now.
+    /// Builds a view of what Docker reports now.
     fn view_of_containers(&self, docker: &Docker) -> View {
         let no_aliases = BTreeSet::new();
         let details = self.last_owner.as_ref().and_then(|(owner, _)| docker.details(&owner.id));
@@ -199,7 +200,7 @@ impl Sources {
         })
     }
 
-    /// Keeps the owner and its names while it does not run.
+    /// Records the owner and its names, or, if the owner is not found now, puts the last ones into `view`.
     fn keep_owner(&mut self, view: &mut View) {
         match (&view.owner, &self.last_owner) {
             (Some(owner), _) => self.last_owner = Some((owner.clone(), view.own_names.clone())),
@@ -211,8 +212,8 @@ impl Sources {
         }
     }
 
-    /// Has the owner inspected, once for each life of it and each change of its networks: only an
-    /// inspection states its aliases.
+    /// Starts an inspection of the owner if its container has changed since the last one, for example by a restart.
+    /// Only an inspection states the owner's aliases.
     fn inspect_owner(&mut self, view: &View) {
         let AgentSource::Docker(docker) = &mut self.agents else { return };
         let owner = view.owner.as_ref().and_then(|owner| docker.container(&owner.id)).cloned();

@@ -1,5 +1,5 @@
-//! Reads the gateways of this namespace's routes from the kernel (proc_pid_net(5)): on a
-//! container's network the gateway is the bridge itself, and it is known without Docker.
+//! Reads the gateways of this namespace's routes from the kernel (proc_pid_net(5)). On a container's network the
+//! gateway is the bridge, so the bridge's address is known without Docker.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -7,21 +7,21 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use crate::addr::parse_kernel_address;
 
-/// `RTF_UP` and `RTF_GATEWAY` of `<linux/route.h>`.
+/// The flags `RTF_UP` and `RTF_GATEWAY` of `<linux/route.h>`.
 const VIA_GATEWAY: u32 = 0x1 | 0x2;
 
-/// Returns every gateway of a route, that of the default route included.
+/// Returns the gateways of all routes, the default route included.
 ///
 /// # Errors
 /// The kernel's lists can't be read.
 pub(super) fn gateways() -> io::Result<BTreeSet<IpAddr>> {
-    // The namespace of this thread is that of the process, except in tests.
+    // `thread-self` instead of `self`, since tests run threads in other network namespaces.
     let (v4, v6) =
         (read_if_exists("/proc/thread-self/net/route")?, read_if_exists("/proc/thread-self/net/ipv6_route")?);
     Ok(v4.lines().filter_map(gateway_v4).chain(v6.lines().filter_map(gateway_v6).map(IpAddr::V6)).collect())
 }
 
-/// Reads the file at `path`; empty where it does not exist, as where the kernel has no IPv6.
+/// Reads the file at `path`; empty if it does not exist, for example because the kernel has no IPv6.
 fn read_if_exists(path: &str) -> io::Result<String> {
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -29,16 +29,18 @@ fn read_if_exists(path: &str) -> io::Result<String> {
     }
 }
 
-/// Returns the gateway in a line of `net/route`: interface, destination, gateway, flags and so on.
+/// Returns the gateway in a line of `net/route`; `None` if the route has none.
+///
+/// The fields are interface, destination, gateway, flags and others.
 fn gateway_v4(line: &str) -> Option<IpAddr> {
     let mut fields = line.split_ascii_whitespace().skip(2);
     let (gateway, flags) = (fields.next()?, fields.next()?);
     if is_via_gateway(flags) { parse_kernel_address(gateway) } else { None }
 }
 
-/// Returns the gateway in a line of `net/ipv6_route`: destination, source, gateway (the fifth
-/// field) and so on, with the flags second to last. The bytes of these addresses are in their order
-/// on the network.
+/// Returns the gateway in a line of `net/ipv6_route`; `None` if the route has none.
+///
+/// The gateway is the fifth field, and the flags are the last but one. Addresses are in network byte order.
 fn gateway_v6(line: &str) -> Option<Ipv6Addr> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let [_, _, _, _, gateway, _, _, _, flags, _] = fields[..] else { return None };

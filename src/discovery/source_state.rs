@@ -13,14 +13,14 @@ pub enum SourceState {
         /// Why the last attempt failed; `None` before the end of the first one.
         error: Option<String>,
     },
-    /// The source is being followed.
+    /// The source answers, and reports changes.
     Live {
-        /// Since when.
+        /// The time at which this state began.
         since: Instant,
     },
-    /// The source was followed, and is out of reach now.
+    /// The source was live before, and can't be reached now.
     Disconnected {
-        /// Since when.
+        /// The time at which the source was lost.
         since: Instant,
         /// Why the last attempt failed.
         error: String,
@@ -38,7 +38,7 @@ impl SourceState {
         }
     }
 
-    /// Returns why the source can't be reached, if that is so.
+    /// Returns why the source can't be reached; `None` if it is off, live, or not tried yet.
     pub fn error(&self) -> Option<&str> {
         match self {
             Self::Off | Self::Live { .. } => None,
@@ -47,7 +47,7 @@ impl SourceState {
         }
     }
 
-    /// Returns whether the source is being followed.
+    /// Returns whether the source is live.
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Live { .. })
     }

@@ -1,13 +1,13 @@
-//! Text for log lines and queries.
+//! Formats text for log lines and URL queries.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// The longest text, in characters.
+/// The maximum length of text in a log line, in characters.
 const MAX_CHARS: usize = 400;
-/// Everything but these is encoded in a query.
+/// The characters that are percent-encoded in a query: all but letters, digits, `-`, `_` and `.`.
 const VERBATIM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
-/// Returns `text` on one line, shortened: filters answer with whole HTML pages.
+/// Returns `text` on one line, shortened to [`MAX_CHARS`]: filters answer with whole HTML pages.
 pub(super) fn one_line(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     words.join(" ").chars().take(MAX_CHARS).collect()

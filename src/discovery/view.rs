@@ -1,4 +1,4 @@
-//! What discovery knows at one moment.
+//! The view: what discovery knows at one moment.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,45 +16,43 @@ use super::source_state::SourceState;
 use super::why_not_agent::WhyNotAgent;
 use crate::config::AgentSourceKind;
 
-/// How long an agent by address still counts as one after its source was lost. Meanwhile its address
-/// might be given to another container, so it is just enough for a filter or an engine to be
-/// restarted.
+/// The time for which an agent by address still counts after the source was lost. Its address may be given to another
+/// container meanwhile, so the time only suffices for a restart of a filter or an engine.
 pub const ADDRESS_GRACE: Duration = Duration::from_secs(5);
-/// How long an attested agent still counts as one. Its certificate proves who it is; only that it is
-/// still labelled goes unconfirmed.
+/// The time for which an attested agent still counts after the source was lost. It is longer, since the certificate
+/// proves which container it is: only the label is unconfirmed.
 pub const ATTESTED_GRACE: Duration = Duration::from_secs(30);
 
-/// What is known at one moment; published whole and never changed afterwards.
+/// What discovery knows at one moment. A view is immutable once published.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
     /// The network interfaces of this namespace that are up, loopback included.
     pub interfaces: Vec<Interface>,
-    /// The agents, by each of their addresses on a network that this namespace is on.
+    /// The agents, by each of their addresses on a network of this namespace.
     pub agents: BTreeMap<IpAddr, Arc<Agent>>,
-    /// The agents at the source's last answer; kept while it is unreachable: see [`View::for_established`].
+    /// The agents at the source's last answer, kept while the source can't be reached. See [`View::for_established`].
     pub last_known: BTreeMap<IpAddr, Arc<Agent>>,
-    /// The caps by address of every container, or pod, that has one, whether or not it is an agent.
-    /// They outlast the source.
+    /// The scope caps by address, of agents and of other containers or pods. Kept while the source can't be reached.
     pub caps: BTreeMap<IpAddr, ScopeCap>,
-    /// Labelled containers that are not agents nevertheless, by name, and why not.
+    /// The reasons why labelled containers or pods are not agents, by name.
     pub not_agents: BTreeMap<String, WhyNotAgent>,
-    /// Addresses of the bridges themselves, as Docker and this namespace's routes state them:
-    /// published ports and the host arrive from them, so they identify no single client.
+    /// The addresses of the bridges, as Docker and this namespace's routes state them. Connections from the host and
+    /// through published ports come from these addresses, so they identify no single client.
     pub bridge_gateways: BTreeSet<IpAddr>,
-    /// Names by which others on shared networks reach this namespace: container name, network aliases, compose service.
+    /// The names by which other containers reach this namespace: container name, network aliases, compose service.
     pub own_names: BTreeSet<String>,
-    /// The container that owns this namespace, once it was found; kept while it does not run.
+    /// The container that owns this namespace; `None` before it is found. Kept while it does not run.
     pub owner: Option<Owner>,
-    /// Where agents are looked up.
+    /// The kind of source in which agents are looked up.
     pub source: AgentSourceKind,
-    /// Whether that source can be reached.
+    /// Whether the source can be reached.
     pub source_state: SourceState,
-    /// Whether this network namespace is still its owner's.
+    /// Whether the owner of this network namespace still runs in it.
     pub namespace: NamespaceState,
 }
 
 impl View {
-    /// Adds the cap of something with the address `ip`. What is capped twice may do only what both caps allow.
+    /// Adds the cap of a container or pod with the address `ip`. Several caps of one address are intersected.
     pub(super) fn add_cap(&mut self, ip: IpAddr, scopes: &[String], maybe_from_image: bool) {
         match self.caps.entry(ip) {
             Entry::Vacant(entry) => {
@@ -68,7 +66,7 @@ impl View {
         }
     }
 
-    /// Removes the agents that have gone unconfirmed for too long, after the source was lost for `disconnected`.
+    /// Removes the agents whose grace has elapsed, if the source has been lost for `disconnected`.
     pub fn expire_agents(&mut self, disconnected: Duration) {
         self.agents.retain(|_, agent| {
             disconnected
@@ -79,11 +77,10 @@ impl View {
         });
     }
 
-    /// Returns this view as it counts for a connection that was established before.
+    /// Returns this view for deciding on established connections again: agents whose grace has elapsed still count.
     ///
-    /// A source that is out of reach says nothing about a container, so an established connection
-    /// keeps what it has; only new connections are decided by the view as it is. When the source
-    /// reports that a container is gone, it is gone from here too.
+    /// That the source can't be reached says nothing about a container, so an established connection keeps its lane.
+    /// When the source reports that the container is gone, the agent is gone from this view too.
     #[must_use]
     pub fn for_established(self: &Arc<Self>) -> Arc<Self> {
         if self.agents == self.last_known {
@@ -92,7 +89,7 @@ impl View {
         Arc::new(Self { agents: self.last_known.clone(), ..(**self).clone() })
     }
 
-    /// Returns whether `ip` is one of this namespace's own addresses, loopback excluded.
+    /// Returns whether this namespace has the address `ip`, loopback excluded.
     pub fn has_address(&self, ip: IpAddr) -> bool {
         self.own_addresses().any(|own| own == ip)
     }

@@ -5,35 +5,35 @@ use std::net::IpAddr;
 
 use super::agent_labels;
 
-/// Why a labelled container is not an agent.
+/// Why a labelled container or pod is not an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WhyNotAgent {
-    /// The label's value is not one of those that loopgate knows.
+    /// The value of the container's label is unknown.
     UnknownLabelValue(String),
-    /// The label is the image's, with this value, and so not set by the operator.
+    /// The image has the same label, with this value, so the operator may not have set it.
     ImageLabel(String),
-    /// Its labels can't be compared with those of its image, for this reason.
+    /// The container's labels can't be compared with those of its image, for this reason.
     ImageLabelsUnreadable(String),
-    /// The value of a pod's label is not one of those that loopgate knows.
+    /// The value of the pod's label is unknown.
     UnknownPodLabelValue(String),
-    /// It is a pod on its node's network, whose address every program on that node has.
+    /// The pod is on its node's network, so every program on that node has its address.
     HostNetwork,
-    /// It is not known which container owns this namespace, so not which networks the namespace is on.
+    /// The owner of this namespace is unknown, and so are the networks that this namespace is on.
     OwnerUnknown,
-    /// It shares this very namespace.
+    /// The container or pod shares the network namespace of this process.
     OwnNamespace,
-    /// It is not in the owner's compose project, and `docker.any_project` is off.
+    /// The container is not in the owner's compose project, and `docker.any_project` is off.
     OtherProject {
-        /// Its project.
+        /// The container's project.
         project: Option<String>,
         /// The owner's project.
         owner_project: Option<String>,
     },
-    /// It has no address on a network that this namespace is on.
+    /// The container has no address on a network of this namespace.
     NoSharedNetwork,
-    /// Another container has this address too.
+    /// The address is not the container's or pod's alone: another one, a bridge or a node has it too.
     AmbiguousAddress(IpAddr),
-    /// It shares its network namespace with this agent, so that their connections can't be distinguished.
+    /// The container shares its network namespace with this agent, so their connections can't be distinguished.
     SharesNamespace(String),
 }
 

@@ -1,4 +1,4 @@
-//! Where the engine is: as configured, as `DOCKER_HOST` says, or at one of the places where engines have their socket.
+//! The address of the engine: the configured one, that of `DOCKER_HOST`, or one of the usual paths of engines' sockets.
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -19,28 +19,31 @@ const DOCKER_HOST: &str = "DOCKER_HOST";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
     location: Location,
-    /// Whether `DOCKER_HOST` states it.
+    /// Whether the address is from `DOCKER_HOST`.
     is_from_docker_host: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Location {
-    /// One of the usual sockets.
+    /// The first of the usual sockets that exists.
     Usual(Arc<UsualSockets>),
     Unix(PathBuf),
     Tcp(String),
-    /// A value of `DOCKER_HOST`, and why it can't be used.
+    /// A value of `DOCKER_HOST`, and the reason why it can't be used.
     Unusable(String, &'static str),
 }
 
-/// The usual sockets, in order. The first that exists is used; once there was a connection to it,
-/// it is used for good, so that a socket that appears later can't take its place.
+/// The usual paths of engines' sockets.
+///
+/// The first path that exists is used. After the first connection the choice is final, so that a socket that appears
+/// later can't replace the chosen one.
 #[derive(Debug, PartialEq, Eq)]
 struct UsualSockets {
+    /// The paths, in the order of preference.
     paths: Vec<PathBuf>,
-    /// The socket to which there was a connection.
+    /// The socket to which the first connection was made.
     chosen: OnceLock<PathBuf>,
-    /// The first better socket that appeared after the choice.
+    /// The socket with a higher preference that appeared after the choice and was reported.
     ignored_socket: OnceLock<PathBuf>,
 }
 
@@ -49,12 +52,13 @@ impl UsualSockets {
         Arc::new(Self { paths, chosen: OnceLock::new(), ignored_socket: OnceLock::new() })
     }
 
+    /// Returns the chosen socket, else the first that exists, else the path of Docker Engine's.
     fn socket(&self) -> &Path {
         let existing = || self.paths.iter().find(|path| path.exists());
         self.chosen.get().or_else(existing).map_or(Path::new(DOCKER_SOCKET), PathBuf::as_path)
     }
 
-    /// Chooses `connected` unless there is a choice already; returns whether it is the chosen one.
+    /// Chooses `connected` if no socket is chosen yet. Returns whether `connected` is the chosen socket.
     fn choose(&self, connected: &Path) -> bool {
         let chosen = self.chosen.get_or_init(|| {
             info!(socket = %connected.display(), "found the engine's socket; using it until loopgate is restarted");
@@ -63,7 +67,7 @@ impl UsualSockets {
         chosen == connected
     }
 
-    /// Warns once of a socket that would be the choice now.
+    /// Warns once if a socket with a higher preference than the chosen one exists.
     fn report_better(&self) {
         let Some(chosen) = self.chosen.get() else { return };
         let file_id = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
@@ -82,7 +86,7 @@ impl UsualSockets {
 }
 
 impl Address {
-    /// Returns the address for a configured engine and the variables of this process; `None` where Docker is off.
+    /// Returns the address for the configured `engine` and the environment variables; `None` if Docker is off.
     pub(super) fn from_config(engine: &config::Engine, variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
         let configured = |location| Some(Self { location, is_from_docker_host: false });
         match engine {
@@ -115,7 +119,7 @@ impl Address {
         Self { location: Location::Tcp(address.into()), is_from_docker_host: false }
     }
 
-    /// Returns the path of the socket, if the engine has one.
+    /// Returns the path of the engine's socket; `None` if the address is none of a socket.
     pub(super) fn socket(&self) -> Option<&Path> {
         match &self.location {
             Location::Usual(usual) => Some(usual.socket()),
@@ -124,30 +128,30 @@ impl Address {
         }
     }
 
-    /// Notes a connection to `socket`. Returns false if it must not be used, since another of the
-    /// usual sockets was chosen before.
+    /// Records a connection to `socket`. Returns false if another of the usual sockets was chosen before, so that the
+    /// connection must not be used.
     pub(super) fn choose_socket(&self, socket: &Path) -> bool {
         if let Location::Usual(usual) = &self.location { usual.choose(socket) } else { true }
     }
 
-    /// Warns once if another socket than the chosen one would be found now.
+    /// Warns once if one of the usual sockets exists that would have been preferred to the chosen one.
     pub(super) fn report_better_socket(&self) {
         if let Location::Usual(usual) = &self.location {
             usual.report_better();
         }
     }
 
-    /// Returns `host:port`, if the engine is reached by TCP.
+    /// Returns `host:port` if the engine is reached over TCP.
     pub(super) fn tcp_address(&self) -> Option<&str> {
         if let Location::Tcp(address) = &self.location { Some(address) } else { None }
     }
 
-    /// Returns why no engine can be reached by this address.
+    /// Returns why this address can't be used; `None` if it can.
     pub(super) fn why_unusable(&self) -> Option<&'static str> {
         if let Location::Unusable(_, why) = &self.location { Some(why) } else { None }
     }
 
-    /// Returns the URL, and where it comes from if it is not the configuration.
+    /// Returns the URL for log lines, followed by ` (DOCKER_HOST)` if it is from that variable.
     pub(super) fn name(&self) -> String {
         let url = match (&self.location, self.socket()) {
             (Location::Tcp(address), _) => format!("tcp://{address}"),
@@ -158,24 +162,25 @@ impl Address {
         if self.is_from_docker_host { format!("{url} ({DOCKER_HOST})") } else { url }
     }
 
-    /// Returns whether neither the configuration nor `DOCKER_HOST` states the address, and no
-    /// engine was found yet, so that there may well be none.
+    /// Returns whether the address is only a guess: it is not configured, and there was no connection to a usual socket
+    /// yet. Then there may be no engine at all.
     pub(super) fn is_guessed(&self) -> bool {
         matches!(&self.location, Location::Usual(usual) if usual.chosen.get().is_none())
     }
 
-    /// Returns `DOCKER_HOST` where the configuration names another engine.
+    /// Returns the value of `DOCKER_HOST` if the configured engine is another.
     pub(super) fn unused_docker_host(&self, variable: impl Fn(&str) -> Option<OsString>) -> Option<String> {
         let host = variable_text(variable, DOCKER_HOST).filter(|_| !self.is_from_docker_host)?;
         (parse_docker_host(host.clone(), false) != self.location).then_some(host)
     }
 }
 
+/// Returns the value of the environment variable `name`; `None` if it is unset or empty.
 fn variable_text(variable: impl Fn(&str) -> Option<OsString>, name: &str) -> Option<String> {
     variable(name).map(|value| value.to_string_lossy().into_owned()).filter(|value| !value.is_empty())
 }
 
-/// The address that `DOCKER_HOST` states.
+/// Parses the value of `DOCKER_HOST`. `tls` is whether `DOCKER_TLS_VERIFY` is set.
 fn parse_docker_host(host: String, tls: bool) -> Location {
     match parse::engine(&host) {
         Ok(config::Engine::Unix(path)) => Location::Unix(path),
@@ -189,7 +194,8 @@ fn parse_docker_host(host: String, tls: bool) -> Location {
     }
 }
 
-/// Where engines have their socket: Docker's, a rootless one's, Docker Desktop's, Colima's, OrbStack's and Podman's.
+/// Returns the usual paths of the sockets of Docker Engine, rootless Docker, Docker Desktop, Colima, OrbStack and
+/// Podman.
 fn usual_sockets(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let runtime = variable_text(&variable, "XDG_RUNTIME_DIR")
         .map_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()), Into::into);
@@ -300,7 +306,7 @@ mod tests {
         assert!(engine.is_guessed());
         engine.list().await.unwrap();
         std::os::unix::fs::symlink(other.socket(), &better).unwrap();
-        // A clone is the same client, as enrolment has it beside discovery.
+        // Clones share the choice: discovery and enrolment have a clone each.
         for engine in [engine.clone(), engine] {
             assert!(!engine.is_guessed());
             engine.list().await.unwrap();
@@ -309,7 +315,7 @@ mod tests {
             assert_eq!(usual.ignored_socket.get(), Some(&better));
         }
         assert_eq!((first.asked("/containers/json"), other.asked("/containers/json")), (3, 0));
-        // Nor when the first has ended, even without its socket.
+        // The other socket is not used after the first engine has ended and its socket is gone, either.
         first.down(true).await;
         let engine = Engine::at(Address::one_of(&[&better, &socket]), &Shutdown::new());
         assert!(engine.address().choose_socket(&socket));
@@ -317,7 +323,7 @@ mod tests {
             matches!(engine.list().await, Err(crate::discovery::docker::Error::NoSocket { path }) if path == socket)
         );
         assert_eq!(other.asked("/containers/json"), 0);
-        // A connection that was under way to another socket meanwhile is not used.
+        // A connection to another socket that was being opened at the same time is not used.
         assert!(!engine.address().choose_socket(&better));
     }
 }

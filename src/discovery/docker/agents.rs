@@ -21,9 +21,9 @@ pub struct ContainerSources<'a> {
     pub interfaces: &'a [Interface],
     /// Every running container.
     pub containers: &'a [Container],
-    /// What identifies this namespace's owner beyond addresses.
+    /// What identifies this namespace's owner besides its addresses.
     pub hints: &'a OwnerHints,
-    /// The owner's network aliases, as far as they are known.
+    /// The owner's network aliases; empty before the owner was inspected.
     pub aliases: &'a BTreeSet<String>,
     /// Whether labels count in every compose project.
     pub any_project: bool,
@@ -32,7 +32,7 @@ pub struct ContainerSources<'a> {
 }
 
 impl View {
-    /// Makes a view of the interfaces and of the running containers.
+    /// Builds a view of the interfaces and of the running containers.
     pub fn of_containers(sources: ContainerSources<'_>) -> Self {
         let mut view = Self { interfaces: sources.interfaces.to_vec(), ..Self::default() };
         let own_addresses: Vec<IpAddr> = view.own_addresses().collect();
@@ -47,7 +47,7 @@ impl View {
             let names = [Some(&owner.name), owner.service.as_ref()].into_iter().flatten().chain(sources.aliases);
             view.own_names = names.filter(|name| !name.is_empty()).cloned().collect();
         }
-        // The kernel decides: a network counts only where this namespace has the address that the engine says it has.
+        // A network counts only if the kernel confirms that this namespace has the address that the engine states.
         let is_confirmed = |endpoint: &&Endpoint| endpoint.addresses.iter().any(|ip| own_addresses.contains(ip));
         let shared: Vec<&Endpoint> = owner.iter().flat_map(|owner| &owner.endpoints).filter(is_confirmed).collect();
         view.bridge_gateways = shared.iter().flat_map(|endpoint| &endpoint.gateways).copied().collect();
@@ -63,10 +63,12 @@ impl View {
         view
     }
 
-    /// Adds the agents among the containers on `networks`, and which labelled containers are not agents, and why.
+    /// Adds the agents among the containers on `networks`, and the labelled containers that are not agents with the
+    /// reasons.
     fn add_agents(&mut self, sources: &ContainerSources<'_>, owner: Option<&Container>, networks: &BTreeSet<&str>) {
         let containers_by_address = containers_by_address(sources.containers, networks);
-        // By namespace: in each there is at most one agent, since its containers can't be distinguished by address.
+        // Candidates by the id of the container whose network namespace they share. Containers in one namespace can't
+        // be distinguished by address, so at most one of them is an agent.
         let mut namespaces: BTreeMap<&str, Vec<Candidate<'_>>> = BTreeMap::new();
         for container in sources.containers {
             match Candidate::new(container, sources, owner, networks) {
@@ -100,8 +102,8 @@ impl View {
     }
 }
 
-/// Returns the containers that have each address on `networks`; more than one is possible where
-/// subnets overlap, or after an engine's crash.
+/// Returns the ids of the containers that have each address on `networks`. An address may have several if subnets
+/// overlap, or after a crash of the engine.
 fn containers_by_address<'a>(
     containers: &'a [Container],
     networks: &BTreeSet<&str>,
@@ -120,8 +122,8 @@ fn addresses_on<'a>(container: &'a Container, networks: &'a BTreeSet<&str>) -> i
     on.flat_map(|endpoint| endpoint.addresses.iter().copied())
 }
 
-/// Returns the kind of agent that the operator makes of `container`, by its label or else by its service;
-/// `None` if it is to be no agent.
+/// Returns the kind of agent that the operator requests for `container`, by its label or by its service in
+/// `agents.services`; `None` if the operator requests no agent.
 ///
 /// | origin of its labels | label | service | result |
 /// | --- | --- | --- | --- |
@@ -149,7 +151,7 @@ fn requested_kind(container: &Container, services: &[AgentService]) -> Result<Op
             Err(WhyNotAgent::ImageLabelsUnreadable(error.clone()))
         }
         (LabelOrigin::Image(value), None) if by_service.is_none() => Err(WhyNotAgent::ImageLabel(value.clone())),
-        // The operator may have set the same label, and asked with it for more than with the service.
+        // The operator may have set the same label as the image. It is then stricter than the service, so it counts.
         (LabelOrigin::Image(value), None) if agent_labels::parse_kind(value) == Ok(Some(AgentKind::Attested)) => {
             Ok(Some(AgentKind::Attested))
         }
@@ -158,7 +160,7 @@ fn requested_kind(container: &Container, services: &[AgentService]) -> Result<Op
     }
 }
 
-/// Returns the project of `container`, if that is known to be the operator's word.
+/// Returns the project of `container`, unless the image may have set it.
 fn trusted_project(container: &Container) -> Option<&String> {
     container.project.as_ref().filter(|_| !matches!(container.label_origin, LabelOrigin::Unknown(_)))
 }
@@ -166,13 +168,16 @@ fn trusted_project(container: &Container) -> Option<&String> {
 /// A container that may be an agent.
 struct Candidate<'a> {
     container: &'a Container,
-    /// The container whose addresses it has.
+    /// The container whose network namespace it shares: itself, or the one that it joined.
     namespace: &'a Container,
     kind: AgentKind,
 }
 
 impl<'a> Candidate<'a> {
-    /// Reads what the label of `container` asks for; `None` if it asks for nothing.
+    /// Returns `container` as a candidate; `None` if the operator does not request an agent.
+    ///
+    /// # Errors
+    /// The operator requests an agent, but the container can't be one.
     fn new(
         container: &'a Container,
         sources: &ContainerSources<'a>,

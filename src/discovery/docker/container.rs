@@ -17,43 +17,43 @@ pub struct Container {
     pub id: String,
     /// The name, without Docker's leading slash.
     pub name: String,
-    /// When it was made, in seconds since the Unix epoch.
+    /// The time of creation, in seconds since the Unix epoch.
     pub created: i64,
-    /// The value of `loopgate.agent`.
+    /// The value of the label `loopgate.agent`.
     pub agent: Option<String>,
-    /// The value of `loopgate.scopes`.
+    /// The value of the label `loopgate.scopes`.
     pub scopes: Option<String>,
-    /// Whether that value may be the image's and not the operator's.
+    /// Whether the image, and not the operator, may have set the label `loopgate.scopes`.
     pub scopes_maybe_from_image: bool,
-    /// Its compose project, or its Swarm stack.
+    /// The compose project, or the Swarm stack.
     pub project: Option<String>,
-    /// Its compose service, or its Swarm service without the name of the stack.
+    /// The compose service, or the Swarm service without the prefix `STACK_`.
     pub service: Option<String>,
     /// The container whose network namespace it shares, by id or name.
     pub shares_namespace_of: Option<String>,
-    /// Whether these labels are the operator's.
+    /// Whether the operator, or the image, set these labels.
     pub label_origin: LabelOrigin,
-    /// Its endpoints on networks, in the order of the networks' ids.
+    /// The container's endpoints, sorted by the ids of the networks.
     pub endpoints: Vec<Endpoint>,
 }
 
-/// A container's place on one network.
+/// A container's attachment to one network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
     /// The network's id.
     pub network: String,
-    /// Its addresses there.
+    /// The container's addresses on this network.
     pub addresses: Vec<IpAddr>,
-    /// The addresses of the bridge itself.
+    /// The addresses of the network's bridge.
     pub gateways: Vec<IpAddr>,
-    /// The MAC address of its interface, where the engine does not call endpoints by an id (Podman).
+    /// The MAC address of the container's interface if the engine gives endpoints no id, as Podman does.
     pub podman_mac: Option<String>,
 }
 
-/// Something that a container has lost, as an event reports it; it only ever takes from what is known.
+/// A loss that an event reports. Applying it removes a container or an endpoint, and never adds anything.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
-    /// The container `0` no longer runs.
+    /// The container with this id no longer runs.
     Stopped(String),
     /// The container `container` has left `network`.
     Disconnected {
@@ -64,11 +64,12 @@ pub enum Loss {
     },
 }
 
-/// Returns every running container of a list; `origins` are those of the labels.
+/// Returns the running containers among `summaries`. `origins` has the origin of each summary's labels, in the same
+/// order.
 pub fn running_containers(summaries: Vec<ContainerSummary>, origins: Vec<LabelOrigin>) -> Vec<Container> {
     let mut summaries: Vec<_> = summaries.into_iter().zip(origins).collect();
-    // A container is never older than the one it joins. Within one second Podman's alias decides,
-    // which is the owner's short id.
+    // A container is never older than the one that it joins, so the owner of a namespace is sorted first. If both were
+    // created in the same second, the owner is the one whose short id Podman lists as an alias.
     summaries.sort_by_cached_key(|(summary, _)| (summary.created, !has_id_as_alias(summary), summary.id.clone()));
     let mut containers: Vec<Container> = summaries
         .into_iter()
@@ -78,6 +79,7 @@ pub fn running_containers(summaries: Vec<ContainerSummary>, origins: Vec<LabelOr
     containers
 }
 
+/// Returns whether one of the container's network aliases is its short id.
 fn has_id_as_alias(summary: &ContainerSummary) -> bool {
     let networks = summary.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
     let endpoints = networks.into_iter().flat_map(|networks| networks.values().flatten());
@@ -86,11 +88,12 @@ fn has_id_as_alias(summary: &ContainerSummary) -> bool {
     aliases.any(|alias| alias.len() >= 12 && id.starts_with(alias.as_str()))
 }
 
-/// Finds which container joined which in a list of Podman's, the older before the younger.
+/// Infers which containers of Podman share a network namespace, and sets `shares_namespace_of`. An owner comes before
+/// the containers that joined it.
 ///
-/// It lacks the network mode, and shows a container that joined another with the very endpoints of
-/// that one, MAC addresses included. Docker's MAC addresses derive from IP addresses, so that after
-/// an accident with those they'd prove nothing; but it has endpoint ids.
+/// Podman's list lacks the network mode, and shows a container that joined another with the endpoints of the other, MAC
+/// addresses included. In Docker equal MAC addresses would not prove this, since they derive from IP addresses.
+/// Docker's endpoints have ids, so its containers are skipped here.
 fn infer_podman_joins(containers: &mut [Container]) {
     let mut owners: BTreeMap<Vec<Endpoint>, String> = BTreeMap::new();
     for container in containers
@@ -113,10 +116,10 @@ fn infer_podman_joins(containers: &mut [Container]) {
 }
 
 impl Container {
-    /// Reads `summary`; `None` if the container does not run, or has no id.
+    /// Converts `summary`; `None` if the container does not run, or has no id.
     fn from_summary(summary: ContainerSummary, label_origin: LabelOrigin) -> Option<Self> {
-        // A paused container and one that is being stopped still have their addresses; a
-        // "restarting" one, though listed, has none.
+        // A paused container and one that is being stopped still have their addresses. One in the state "restarting" is
+        // listed too, but has none.
         if !matches!(summary.state.as_deref(), Some("running" | "paused" | "stopping")) {
             return None;
         }
@@ -145,22 +148,23 @@ impl Container {
         })
     }
 
-    /// Returns whether `reference` is this container's id, at least the first 12 digits of it, or its name.
+    /// Returns whether `reference` is this container's name, its id, or at least the first 12 digits of its id.
     pub fn is_named(&self, reference: &str) -> bool {
         let shortened = reference.len() >= 12 && self.id.starts_with(reference);
         !reference.is_empty() && (shortened || reference == self.id || reference == self.name)
     }
 
-    /// Returns every address of its own.
+    /// Returns the addresses of all endpoints.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied())
     }
 }
 
-/// Returns the container whose network namespace `container` is in: itself, or the one that it joined, if that runs.
+/// Returns the container that owns the network namespace of `container`: itself, or the one that it joined; `None` if
+/// that one does not run.
 pub fn namespace_of<'a>(container: &'a Container, all: &'a [Container]) -> Option<&'a Container> {
     let mut owner = container;
-    // Engines refuse chains of containers that join each other; the limit rules out an endless loop.
+    // Engines refuse chains of containers that join each other. The limit prevents an endless loop all the same.
     for _ in 0..4 {
         let Some(joined) = &owner.shares_namespace_of else { return Some(owner) };
         owner = all.iter().find(|other| other.is_named(joined))?;
@@ -176,7 +180,7 @@ impl Loss {
         }
     }
 
-    /// Removes from `containers` what was lost.
+    /// Removes the lost container or endpoint from `containers`.
     pub fn apply(&self, containers: &mut Vec<Container>) {
         match self {
             Self::Stopped(id) => containers.retain(|container| container.id != *id),
@@ -207,7 +211,7 @@ impl Endpoint {
     }
 }
 
-/// `/name` as `name`; a link's `/other/alias` is none of the container's own names.
+/// Returns the name in `/name`; `None` for `/other/alias`, the name that a link of another container gives.
 fn container_name(name: &str) -> Option<String> {
     let name = name.strip_prefix('/').unwrap_or(name);
     (!name.is_empty() && !name.contains('/')).then(|| name.to_owned())

@@ -1,15 +1,15 @@
-//! A client of the Docker Engine API: GET and HEAD on a few exact paths, over a unix socket or to a
-//! filter by TCP.
+//! A client of the Docker Engine API: GET and HEAD on a few exact paths, over a unix socket, or over TCP to a filter.
 //!
-//! [`bollard`] builds the requests, and the connections are made here. So an error is that of the
-//! socket itself, and it is known when the engine has begun to send events, which bollard's streams
-//! do not report before the first event. Lists and inspections of containers are parsed here as
-//! well: bollard's types follow the newest Docker, and one value that they do not know (Podman's
-//! state `stopped`, a network that is null) would make a whole list unreadable. The paths carry no
-//! version, so that every engine answers with its own.
+//! [`bollard`] builds most requests, and this module opens the connections, for two reasons. Errors of the socket
+//! itself can be reported. And the head of `/events` shows when the engine begins to send events; bollard's stream
+//! shows nothing before the first event.
 //!
-//! Workaround: delete the own connections when bollard reports both, and the own types when it reads
-//! lists element by element.
+//! This module also parses lists and inspections of containers. bollard's types follow the newest Docker, and one value
+//! that they do not know (Podman's state `stopped`, a network that is null) would make a whole list unreadable. The
+//! paths have no API version, so that every engine answers with its own.
+//!
+//! Workaround: delete the connections here when bollard reports errors of the socket and the beginning of events, and
+//! the types in [`object`](super::object) when it reads lists element by element.
 
 use std::collections::HashMap;
 use std::io;
@@ -45,50 +45,51 @@ use crate::discovery::text::{one_line, query_value};
 use crate::http_client::{ResponseBody, send_request};
 use crate::shutdown::Shutdown;
 
-/// How long a connection may take.
+/// The timeout of opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a whole answer may take, and the head of `/events`.
+/// The timeout of a whole response, and of the head of `/events`.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// After how long a silent TCP connection to a filter is probed, and how often. Events may be hours apart.
+/// The idle time before TCP keep-alive probes on a connection to a filter, and the interval between them. Events may be
+/// hours apart.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// The longest answer. A container takes some 2 KiB of a list.
+/// The maximum size of a response, in bytes. A list has about 2 KiB for each container.
 const MAX_RESPONSE: usize = 64 << 20;
-/// The longest event.
+/// The maximum size of the body of an error response, in bytes.
 const MAX_ERROR_RESPONSE: usize = 1 << 20;
-/// The header in which Podman names its own API, and Docker has none.
+/// A response header that Podman sends and Docker does not.
 const LIBPOD: HeaderName = HeaderName::from_static("libpod-api-version");
 
-/// A client of one engine. Each request has a connection of its own, so that a restarted engine needs no handling.
+/// A client of one engine. Each request opens a new connection, so a restart of the engine needs no handling.
 #[derive(Clone, Debug)]
 pub struct Engine {
     address: Address,
     shutdown: Shutdown,
 }
 
-/// How the engine answered a request.
+/// The response to [`Engine::probe`].
 #[derive(Clone, Debug)]
 pub struct ProbeResponse {
     /// The HTTP status.
     pub status: u16,
-    /// The `Date` of the answer.
+    /// The value of the `Date` header.
     pub date: Option<String>,
-    /// Whether the engine is Podman, as far as this answer tells.
+    /// Whether the response has Podman's header.
     pub is_podman: bool,
-    /// The text of a refusal.
+    /// The message in the response if its status is 4xx.
     pub refusal: Option<String>,
 }
 
-/// A stream of events that has begun.
+/// An open stream of events.
 pub struct Events {
     stream: BoxStream<'static, Result<EventMessage, ApiError>>,
-    /// An event that was received while the stream was opened.
+    /// The first event, if it was received while the stream was opened.
     first: Option<EventMessage>,
     engine: Engine,
 }
 
 impl Engine {
-    /// Returns a client of the configured engine; `None` where Docker is off. Its connections end
-    /// with `shutdown`. Clones share the choice among the usual sockets.
+    /// Returns a client of the configured engine; `None` if Docker is off. Connections are closed when `shutdown`
+    /// begins. Clones share the choice among the usual sockets.
     pub fn new(engine: &config::Engine, shutdown: &Shutdown) -> Option<Self> {
         Some(Self { address: Address::from_config(engine, |name| std::env::var_os(name))?, shutdown: shutdown.clone() })
     }
@@ -103,32 +104,32 @@ impl Engine {
         &self.address
     }
 
-    /// Returns the engine's URL, and whether it is that of `DOCKER_HOST`.
+    /// Returns the engine's URL for log lines, followed by ` (DOCKER_HOST)` if it is from that variable.
     pub fn name(&self) -> String {
         self.address.name()
     }
 
-    /// Returns whether the address is only a guess, so that there may well be no engine.
+    /// Returns whether the address is only a guess, so that there may be no engine.
     pub fn is_guessed(&self) -> bool {
         self.address.is_guessed()
     }
 
-    /// Warns once if another of the usual sockets would be found now than the one that is used.
+    /// Warns once if one of the usual sockets exists that would have been preferred to the one in use.
     pub fn report_better_socket(&self) {
         self.address.report_better_socket();
     }
 
-    /// Returns `DOCKER_HOST` where the configuration names another engine.
+    /// Returns the value of `DOCKER_HOST` if the configured engine is another.
     pub fn unused_docker_host(&self) -> Option<String> {
         self.address.unused_docker_host(|name| std::env::var_os(name))
     }
 
-    /// Returns whether the socket does not exist.
+    /// Returns whether the engine's address is a socket that does not exist.
     pub fn is_absent(&self) -> bool {
         self.address.socket().is_some_and(|path| !path.exists())
     }
 
-    /// Subscribes to events of containers and networks. Resolves once the engine has begun to send.
+    /// Subscribes to events of containers and networks. Resolves when the head of the response has arrived.
     ///
     /// # Errors
     /// See [`Error`].
@@ -154,7 +155,7 @@ impl Engine {
         Ok(Events { stream, first, engine: self.clone() })
     }
 
-    /// Lists the containers that run or are paused, and those of them that can't be read.
+    /// Lists the running and paused containers. Entries that can't be parsed are returned apart.
     ///
     /// # Errors
     /// See [`Error`].
@@ -166,7 +167,7 @@ impl Engine {
         Ok(read_each(elements))
     }
 
-    /// Checks that the engine answers within `limit`, by the shortest request that every filter permits.
+    /// Checks that the engine answers within `limit`. The request is the smallest that every filter permits.
     ///
     /// # Errors
     /// See [`Error`].
@@ -179,8 +180,8 @@ impl Engine {
             .map(drop)
     }
 
-    /// Inspects one container. The answer includes its environment, so inspect only what is needed,
-    /// and keep nothing else of it.
+    /// Inspects one container. The response has the container's environment, which may hold secrets, so only the needed
+    /// container is inspected, and only the needed fields are kept.
     ///
     /// # Errors
     /// See [`Error`].
@@ -201,7 +202,7 @@ impl Engine {
             .map_err(|error| not_found(error, id))
     }
 
-    /// Lists the processes of one container, with the engine's default columns: others would print environments.
+    /// Lists the processes of one container with the engine's default columns. Other columns could show environments.
     ///
     /// # Errors
     /// See [`Error`].
@@ -212,7 +213,8 @@ impl Engine {
         .await
     }
 
-    /// Returns what is at `path` in the container `id`, without following a link; `None` if there is nothing.
+    /// Returns the metadata of the file at `path` in the container `id`, without following a symbolic link; `None` if
+    /// there is no file.
     ///
     /// # Errors
     /// See [`Error`].
@@ -230,10 +232,11 @@ impl Engine {
         }
     }
 
-    /// Returns how the engine, or a filter in front of it, answers `GET path`. Only the body of a refusal is read.
+    /// Sends `GET path`, and returns the response of the engine, or of a filter in front of it. The body is read only
+    /// if the status is 4xx.
     ///
     /// # Errors
-    /// There is no answer.
+    /// There is no response in time.
     pub async fn probe(&self, path: &str) -> Result<ProbeResponse, Error> {
         const ENDPOINT: &str = "/_ping";
         let answer = async {
@@ -246,7 +249,7 @@ impl Engine {
         self.within_response_timeout(ENDPOINT, answer).await
     }
 
-    /// Reads the whole answer to `GET path`.
+    /// Sends `GET path`, and parses the whole response as JSON.
     async fn get_json<T: DeserializeOwned>(&self, endpoint: &'static str, path: &str) -> Result<T, Error> {
         let answer = async {
             let body = self.get(endpoint, path).await?.into_body();
@@ -257,7 +260,7 @@ impl Engine {
         self.within_response_timeout(endpoint, answer).await
     }
 
-    /// Sends `GET path`, and turns every answer but a success into an error.
+    /// Sends `GET path`, and turns every response but a success into an error.
     async fn get(&self, endpoint: &'static str, path: &str) -> Result<Response<ResponseBody>, Error> {
         let response = self.with_endpoint(endpoint, self.send_get(path).await)?;
         let status = response.status();
@@ -282,7 +285,7 @@ impl Engine {
         self.send(request.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?).await
     }
 
-    /// Lets bollard make a request, and waits for the whole answer; bollard's own deadline is for its head only.
+    /// Lets bollard send a request, and waits for the whole response. bollard's own timeout covers only the head.
     async fn request_by_bollard<T>(
         &self,
         endpoint: &'static str,
@@ -298,7 +301,8 @@ impl Engine {
         self.within_response_timeout(endpoint, answer).await
     }
 
-    /// Returns bollard over [`Self::send`]; `head_received` is notified when the head of a successful response has arrived.
+    /// Returns a bollard client that sends its requests by [`Self::send`]. `head_received` is notified when the head of
+    /// a successful response has arrived.
     fn bollard(&self, head_received: Option<Arc<Notify>>) -> Result<Docker, ApiError> {
         let engine = self.clone();
         let transport = move |request: BollardRequest| {
@@ -320,7 +324,7 @@ impl Engine {
         )
     }
 
-    /// Sends `request`, and drives its connection on a task: bollard takes the body alone.
+    /// Sends `request`, and polls its connection on a task, since bollard polls only the body.
     async fn send_detached(&self, request: BollardRequest) -> Result<Response<Incoming>, ApiError> {
         let response = self.send(request).await.map_err(|cause| match cause {
             Cause::Io(err) => ApiError::IOError { err },
@@ -342,7 +346,7 @@ impl Engine {
     }
 
     async fn send(&self, mut request: BollardRequest) -> Result<Response<ResponseBody>, Cause> {
-        // A client of one connection sends the target as it is, and HTTP/1.1 wants a path there.
+        // bollard gives an absolute URL, which hyper would send as the target, and the engine expects a path.
         let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
         *request.uri_mut() = target.parse::<Uri>().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         request.headers_mut().insert(HOST, HeaderValue::from_static("docker"));
@@ -377,10 +381,10 @@ impl Engine {
 }
 
 impl Events {
-    /// Waits for the next event. Nothing is lost when the future is dropped.
+    /// Waits for the next event. Cancel safe: dropping the future loses no event.
     ///
     /// # Errors
-    /// The stream is over.
+    /// The stream has ended.
     pub async fn next(&mut self) -> Result<EventMessage, Error> {
         if let Some(first) = self.first.take() {
             return Ok(first);
@@ -395,7 +399,7 @@ impl Events {
     }
 }
 
-/// Returns the message in a response that is not a success, on one line.
+/// Returns the message in the body of an error response, on one line.
 async fn error_message(response: Response<ResponseBody>) -> String {
     let body = read_all(response.into_body(), MAX_ERROR_RESPONSE).await.unwrap_or_default();
     let json = serde_json::from_slice::<Value>(&body).ok();

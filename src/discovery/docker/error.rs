@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::discovery::body;
 
-/// A failed request to the engine, with what to do about it.
+/// A failed request to the engine. The message says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no socket.
@@ -14,7 +14,7 @@ pub enum Error {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// The socket is not for this user.
+    /// This process has no permission to use the socket.
     #[error("no permission to use {}: run as a member of the socket's group (group_add in compose)", path.display())]
     NoPermission {
         /// The path of the socket.
@@ -30,7 +30,7 @@ pub enum Error {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// The path is a directory's.
+    /// The path is a directory, not a socket.
     #[error(
         "{} is a directory: name the socket in it; or, if a socket was to be mounted there, the host had none when the \
          container was created, and Docker made a directory: remove it, start the engine, and create the container \
@@ -41,7 +41,7 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
-    /// The engine expects TLS, as one on port 2376 does.
+    /// The engine expects TLS, as engines on port 2376 do.
     #[error(
         "{engine} expects TLS, which loopgate does not speak with an engine: name its socket, or a filter with plain \
          HTTP, by --docker"
@@ -50,35 +50,35 @@ pub enum Error {
         /// The engine's URL.
         engine: String,
     },
-    /// A filter, or the engine itself, does not permit the request.
+    /// A filter, or the engine itself, refuses the request with a status 4xx.
     #[error("{engine} refuses GET {endpoint} ({status}: {message}){}", advice(*status))]
     Refused {
         /// The engine's URL.
         engine: String,
-        /// The path.
+        /// The path of the request.
         endpoint: &'static str,
         /// The HTTP status.
         status: u16,
         /// The message in the response.
         message: String,
     },
-    /// There is no such container or image.
+    /// There is no container or image with this id.
     #[error("GET {endpoint}: there is no {id}")]
     NotFound {
-        /// The path.
+        /// The path of the request.
         endpoint: &'static str,
         /// The id in that path.
         id: String,
     },
-    /// No answer in time.
+    /// The engine did not answer in time.
     #[error("{engine} does not answer GET {endpoint}")]
     Timeout {
         /// The engine's URL.
         engine: String,
-        /// The path.
+        /// The path of the request.
         endpoint: &'static str,
     },
-    /// The event stream ended: the engine stops, or a filter cuts what lasts long.
+    /// The event stream ended: the engine stops, or a filter cuts long connections.
     #[error("the event stream of {engine} ended")]
     StreamEnded {
         /// The engine's URL.
@@ -89,34 +89,34 @@ pub enum Error {
     Request {
         /// The engine's URL.
         engine: String,
-        /// The path.
+        /// The path of the request.
         endpoint: &'static str,
-        /// Why.
+        /// The cause.
         source: Cause,
     },
 }
 
-/// Returns the advice that is appended to the error, if socket filters refuse with this `status`.
+/// Returns advice for the message if `status` is one with which socket filters refuse requests.
 fn advice(status: u16) -> &'static str {
     if matches!(status, 401 | 403 | 405) { ": permit exactly this path in the socket's filter" } else { "" }
 }
 
-/// Why a request failed.
+/// The cause of [`Error::Request`].
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {
     /// The address is not one that loopgate can use.
     #[error("{0}")]
     Unusable(&'static str),
-    /// There is no connection.
+    /// The connection could not be opened.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The connection broke, or the answer is not HTTP.
+    /// The connection broke, or the response is not HTTP.
     #[error(transparent)]
     Http(#[from] hyper::Error),
     /// The body can't be read.
     #[error(transparent)]
     Body(#[from] body::Error),
-    /// The engine failed.
+    /// The engine answered with a status that is neither a success nor 4xx.
     #[error("status {status}: {message}")]
     Status {
         /// The HTTP status.
@@ -124,7 +124,7 @@ pub enum Cause {
         /// The message in the response.
         message: String,
     },
-    /// The answer is not the expected JSON. The parser's message is left out: it may quote an environment.
+    /// The response is not the expected JSON. The parser's message is omitted, since it may quote an environment.
     #[error("the response is not the expected JSON")]
     Malformed,
 }

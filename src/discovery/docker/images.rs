@@ -1,5 +1,5 @@
-//! The labels of images. An engine merges them into those of the container, so a label that an
-//! image has too may not be the operator's.
+//! Compares the labels of containers with those of their images. An engine merges the image's labels into the
+//! container's, so the operator may not have set a label that the image has too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,26 +13,26 @@ use crate::discovery::agent_labels;
 use crate::discovery::text::one_line;
 use crate::error_chain::error_chain;
 
-/// Whether the labels of a container are the operator's.
+/// Whether the operator set the labels of a container, or its image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum LabelOrigin {
-    /// They were compared with the image's: labels that widen trust and that the image has too were removed.
+    /// The operator: labels that widen trust and that the image has too were removed, but `loopgate.agent` was not
+    /// among them. Also for containers on which no decision depends, which are not compared.
     #[default]
     Compared,
-    /// They were compared, and `loopgate.agent` with this value was removed.
+    /// The image has the same label `loopgate.agent`, with this value, so it was removed.
     Image(String),
-    /// The labels of the image can't be read, so none counts.
+    /// Unknown, since the image's labels can't be read for this reason. No label that widens trust counts.
     Unknown(String),
 }
 
-/// The labels of images that were read. An image's id is a digest of its content, so they never change.
+/// A cache of the labels of images, by the image's id. The id is a digest of the content, so the labels never change.
 #[derive(Clone, Debug, Default)]
 pub struct ImageLabels(Arc<Mutex<BTreeMap<String, Labels>>>);
 
 impl ImageLabels {
-    /// Compares the labels of `containers` with those of their images, and removes what widens
-    /// trust and the images have too. Returns the origin of the labels of each container, in the
-    /// order of the list.
+    /// Compares the labels of `containers` with those of their images, and removes labels that widen trust and that the
+    /// image has too. Returns the origin of the labels of each container, in the same order.
     ///
     /// Only containers on which a decision depends are compared: those that may be agents, by label
     /// or because their service is one of `services`, and all containers of the projects of these.
@@ -73,7 +73,7 @@ impl ImageLabels {
         containers.iter_mut().zip(is_compared).map(compared).collect()
     }
 
-    /// Returns the labels of each image, or why they can't be read; forgets all other images.
+    /// Returns the labels of each image, or the reason why they can't be read. Removes all other images from the cache.
     async fn labels_of_images(
         &self,
         engine: &Engine,
@@ -105,7 +105,7 @@ impl ImageLabels {
     }
 }
 
-/// Returns the labels that the containers of `image` are made with.
+/// Returns the labels that the engine gives to containers of `image`.
 fn labels_of(image: ImageInspect) -> Labels {
     let labels = image.config.and_then(|config| config.labels).unwrap_or_default();
     labels.into_iter().map(|(name, value)| (name, Some(value))).collect()
@@ -127,9 +127,9 @@ fn projects_of(container: &ContainerSummary) -> impl Iterator<Item = &str> {
 /// Removes from `container` the labels that can widen trust and that `the image` has with the same
 /// value: those that make it an agent, and those that say which project and service it is of.
 ///
-/// A label that only narrows stays, also if the image has it, since the operator may have set it
-/// too: `loopgate.agent=false`, and the cap. So do project and service where Compose created the
-/// container, since it sets both itself: an image that Compose has built has the same.
+/// Labels that narrow trust are kept, since the operator may have set them too: `loopgate.agent=false`, and the scope
+/// cap. Project and service are kept if Compose created the container: Compose sets both itself, and an image that
+/// Compose built has the same labels.
 fn remove_image_labels(container: &mut ContainerSummary, image_labels: &Labels) -> LabelOrigin {
     let Some(labels) = &mut container.labels else { return LabelOrigin::Compared };
     let is_shared =

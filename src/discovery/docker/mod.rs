@@ -1,4 +1,4 @@
-//! Docker as the source of agents: the running containers, by lists and events of the Docker Engine API.
+//! Docker as the source of agents: follows the running containers by lists and events of the Docker Engine API.
 
 mod address;
 pub mod agents;
@@ -36,32 +36,33 @@ use session::{Session, SourceChange};
 pub struct Docker {
     engine: Follower<DockerSource>,
     containers: Vec<Container>,
-    /// The containers that could not be read at the last list.
+    /// The entries of the last list that could not be parsed.
     unreadable: Vec<UnreadableElement>,
-    /// The details of the container that was inspected.
+    /// The result of the last successful inspection.
     details: Option<Details>,
-    /// The container that was last inspected, whether or not that succeeded.
+    /// The id of the container that was inspected last, successfully or not.
     last_inspected: Option<String>,
-    /// The container whose inspection failed, and why; it is inspected again at the next list.
+    /// The id of the container whose inspection failed, and the error. It is inspected again at the next list.
     failed_inspection: Option<(String, String)>,
+    /// The inspection in progress.
     inspection: Option<BoxFuture<'static, (String, Result<Details, Error>)>>,
 }
 
-/// What only the inspection of a container states.
+/// The details of a container that only an inspection states.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Details {
     /// The container's full id.
     pub id: String,
-    /// Its network aliases and other names that the engine's DNS resolves, on every network.
+    /// The network aliases and other names that the engine's DNS resolves, on all networks.
     pub aliases: BTreeSet<String>,
-    /// When its current life began, as the engine spells it.
+    /// The time of the container's last start, as the engine formats it.
     pub started: Option<String>,
 }
 
 /// An engine as a source of agents.
 pub struct DockerSource {
     engine: Engine,
-    /// The services whose containers are agents.
+    /// The services whose containers are agents without a label (`agents.services`).
     services: Arc<[String]>,
     images: ImageLabels,
 }
@@ -108,12 +109,12 @@ impl Docker {
         }
     }
 
-    /// Returns whether the engine is followed, since when, and if not, why.
+    /// Returns whether the engine can be reached, with the time of the last change or the error.
     pub fn state(&self) -> &SourceState {
         self.engine.state()
     }
 
-    /// Returns every running container, as the engine last reported them.
+    /// Returns the running containers, as the engine reported them last.
     pub fn containers(&self) -> &[Container] {
         &self.containers
     }
@@ -123,18 +124,18 @@ impl Docker {
         self.containers.iter().find(|container| container.id == id)
     }
 
-    /// Returns what is known of the container with `id` by inspection.
+    /// Returns the details of the container with `id`, if it was inspected last.
     pub fn details(&self, id: &str) -> Option<&Details> {
         self.details.as_ref().filter(|details| details.id == id)
     }
 
-    /// Returns whether the container with `id` was inspected, or can't be.
+    /// Returns whether an inspection of the container with `id` has ended, successfully or not.
     pub fn was_inspected(&self, id: &str) -> bool {
         self.last_inspected.as_deref() == Some(id)
     }
 
-    /// Starts to inspect the container with `id`; [`Docker::changed`] resolves when that is done.
-    /// Returns false while another inspection is under way.
+    /// Starts to inspect the container with `id`. [`Docker::changed`] resolves when the inspection has ended. Returns
+    /// false if another inspection is in progress.
     pub fn inspect(&mut self, id: &str) -> bool {
         if self.inspection.is_some() {
             return false;
@@ -147,7 +148,8 @@ impl Docker {
         true
     }
 
-    /// Waits until something has changed. Nothing is lost when the future is dropped.
+    /// Waits until the containers, the details or the state have changed. Cancel safe: dropping the future loses no
+    /// change.
     pub async fn changed(&mut self) {
         loop {
             let inspection: OptionFuture<_> = self.inspection.as_mut().into();
@@ -165,7 +167,7 @@ impl Docker {
         }
     }
 
-    /// Applies `change`; returns whether anything differs now.
+    /// Applies `change`. Returns whether the containers or the state have changed.
     fn apply(&mut self, change: SourceChange) -> bool {
         match change {
             SourceChange::Listed(containers, unreadable) => {
@@ -189,7 +191,7 @@ impl Docker {
         }
     }
 
-    /// Logs each container that can't be read once.
+    /// Logs each entry that can't be parsed, once.
     fn report_unreadable(&mut self, unreadable: Vec<UnreadableElement>) {
         for UnreadableElement { name, error } in unreadable.iter().filter(|element| !self.unreadable.contains(element))
         {
@@ -198,6 +200,8 @@ impl Docker {
         self.unreadable = unreadable;
     }
 
+    /// Records the result of an inspection. Returns whether the details have changed, or whether the container had not
+    /// been inspected before.
     fn record_inspection(&mut self, id: &str, details: Result<Details, Error>) -> bool {
         self.inspection = None;
         let is_first = !self.was_inspected(id);
@@ -219,7 +223,7 @@ impl Docker {
                         error, "can't inspect the owner of this network namespace: its network aliases are not known"
                     );
                 }
-                // A filter's answer is final; any other failure may be over in a moment.
+                // After a refusal another inspection would fail too. Any other failure may be temporary.
                 let is_final = matches!(error, Error::Refused { .. } | Error::NotFound { .. });
                 self.failed_inspection = Some(failed).filter(|_| !is_final);
                 is_first

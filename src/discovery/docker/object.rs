@@ -1,7 +1,6 @@
-//! The few fields that loopgate reads of the Docker Engine API's objects, where bollard's types are
-//! too strict (see [`super::engine`]).
+//! Types for the objects of the Docker Engine API for which bollard's types are too strict (see [`super::engine`]).
 //!
-//! Every field may be absent or null: engines differ, and a field that is not read can't make an object unreadable.
+//! They have only the fields that loopgate reads, and every field may be absent or null, since engines differ.
 
 use std::collections::BTreeMap;
 
@@ -19,32 +18,32 @@ pub struct ContainerSummary {
     pub id: Option<String>,
     /// The names, each with a leading slash.
     pub names: Option<Vec<String>>,
-    /// When it was made, in seconds since the Unix epoch.
+    /// The time of creation, in seconds since the Unix epoch.
     pub created: Option<i64>,
-    /// The id of its image.
+    /// The image's id.
     #[serde(rename = "ImageID")]
     pub image: Option<String>,
-    /// Its state, such as `running`. Podman has more states than Docker.
+    /// The state, such as `running`. Podman has more states than Docker.
     pub state: Option<String>,
-    /// Its labels, those of its image included.
+    /// The labels, those of the image included.
     pub labels: Option<Labels>,
-    /// Its network mode.
+    /// The host configuration; in lists only the network mode.
     pub host_config: Option<HostConfig>,
-    /// Its endpoints.
+    /// The endpoints on networks.
     pub network_settings: Option<NetworkSettings>,
-    /// Its mounts.
+    /// The mounts.
     pub mounts: Option<Vec<Mount>>,
-    /// Whether its image has the same `loopgate.scopes`, as far as the two were compared.
+    /// Whether the image has the same label `loopgate.scopes`. False before the labels are compared.
     #[serde(skip)]
     pub image_has_same_scopes: bool,
 }
 
-/// An element of a list that can't be read.
+/// An element of a list that could not be parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnreadableElement {
-    /// Its name, or else its id.
+    /// The container's name, else its id.
     pub name: String,
-    /// Why.
+    /// The parser's error.
     pub error: String,
 }
 
@@ -52,7 +51,7 @@ pub struct UnreadableElement {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Mount {
-    /// Where in the container.
+    /// The path in the container.
     pub destination: Option<String>,
 }
 
@@ -60,23 +59,23 @@ pub struct Mount {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct HostConfig {
-    /// Such as `bridge`, or `container:ID`.
+    /// The network mode, such as `bridge` or `container:ID`.
     pub network_mode: Option<String>,
-    /// Such as `container:ID`; empty or `private` where the container has a PID namespace of its own.
+    /// The PID mode, such as `container:ID`; empty or `private` if the container shares no PID namespace.
     pub pid_mode: Option<String>,
-    /// Whether it is privileged.
+    /// Whether the container is privileged.
     pub privileged: Option<bool>,
-    /// Capabilities beyond the default ones.
+    /// Capabilities added to the default ones.
     pub cap_add: Option<Vec<String>>,
-    /// Default capabilities that it has not.
+    /// Default capabilities that were dropped.
     pub cap_drop: Option<Vec<String>>,
 }
 
-/// A container's endpoints by the name of the network.
+/// A container's endpoints.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NetworkSettings {
-    /// Podman lists null for a network that it has just left.
+    /// The endpoints by the name of the network. Podman lists null for a network that the container has just left.
     pub networks: Option<BTreeMap<String, Option<EndpointSettings>>>,
 }
 
@@ -104,28 +103,28 @@ pub struct EndpointSettings {
     pub gateway_v6: Option<String>,
     /// The MAC address.
     pub mac_address: Option<String>,
-    /// Network aliases; null in lists of Docker.
+    /// The network aliases; null in Docker's lists.
     pub aliases: Option<Vec<String>>,
-    /// All names that the engine's DNS resolves (since API 1.44): aliases, container name, short id and host name.
+    /// All names that the engine's DNS resolves: aliases, container name, short id and host name. Since API 1.44.
     #[serde(rename = "DNSNames")]
     pub dns_names: Option<Vec<String>>,
 }
 
-/// The answer to `GET /containers/{id}/json`. It has the container's environment too; no secret in it is kept.
+/// The response to `GET /containers/{id}/json`. It has the container's environment too, of which no secret is kept.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerInspection {
-    /// Its state.
+    /// The container's state.
     pub state: Option<ContainerState>,
-    /// Its host configuration.
+    /// The host configuration.
     pub host_config: Option<HostConfig>,
-    /// Its endpoints.
+    /// The endpoints on networks.
     pub network_settings: Option<NetworkSettings>,
-    /// The program that it runs.
+    /// The program that the container runs.
     pub path: Option<String>,
     /// The arguments of that program.
     pub args: Option<Vec<String>>,
-    /// Its configuration.
+    /// The container's configuration.
     pub config: Option<ContainerConfig>,
 }
 
@@ -138,10 +137,10 @@ pub struct ContainerConfig {
     pub bind_variables: Vec<String>,
 }
 
-/// The variables that set where the gateway of an image listens.
+/// The environment variables with which images configure the gateway's bind address.
 const BIND_VARIABLES: [&str; 3] = ["OPENCLAW_GATEWAY_BIND", "CLAWDBOT_GATEWAY_BIND", "MOLTBOT_GATEWAY_BIND"];
 
-/// Keeps nothing else of an environment.
+/// Deserializes an environment, and keeps only [`BIND_VARIABLES`].
 fn bind_variables<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let mut variables = Option::<Vec<String>>::deserialize(deserializer)?.unwrap_or_default();
     variables.retain(|variable| variable.split_once('=').is_some_and(|(name, _)| BIND_VARIABLES.contains(&name)));
@@ -152,22 +151,22 @@ fn bind_variables<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<V
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerState {
-    /// When its current life began.
+    /// The time of the last start.
     pub started_at: Option<String>,
 }
 
-/// What is at a path in a container, as `HEAD /containers/{id}/archive` states it.
+/// The metadata of a file in a container, as `HEAD /containers/{id}/archive` states it.
 #[derive(Debug, Default)]
 pub struct PathStat {
     /// The size in bytes.
     pub size: i64,
-    /// Go's `os.FileMode`.
+    /// The mode, in the encoding of Go's `os.FileMode`.
     pub mode: u32,
-    /// RFC 3339.
+    /// The time of the last modification (RFC 3339).
     pub mtime: String,
 }
 
-/// Reads the elements of a list one by one, so that one that can't be read costs no other.
+/// Parses the elements of a list one by one, so that one malformed element does not make the others unreadable.
 pub fn read_each<T: for<'de> Deserialize<'de>>(elements: Vec<Value>) -> (Vec<T>, Vec<UnreadableElement>) {
     let (mut read, mut unreadable) = (Vec::with_capacity(elements.len()), Vec::new());
     for element in elements {

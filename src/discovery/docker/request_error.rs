@@ -1,4 +1,4 @@
-//! Turns what went wrong with a request to an engine into an [`Error`] that says what to do.
+//! Converts failures of requests to an engine into an [`Error`] that says what to do.
 
 use std::io;
 
@@ -9,11 +9,11 @@ use super::address::Address;
 use super::error::{Cause, Error};
 use crate::discovery::text::one_line;
 
-/// The answer of Go's TLS servers, and so of an engine with TLS, to plain HTTP.
+/// Part of the response of Go's TLS servers, and so of an engine with TLS, to plain HTTP.
 const TLS_EXPECTED: &str = "HTTP request to an HTTPS server";
 
 impl Address {
-    /// Returns the error of a response with a `status` that is no success.
+    /// Returns the error for a response whose `status` is not a success.
     pub fn status_error(&self, endpoint: &'static str, status: StatusCode, message: String) -> Error {
         let status_code = status.as_u16();
         if message.contains(TLS_EXPECTED) {
@@ -25,7 +25,7 @@ impl Address {
         }
     }
 
-    /// Returns the error of a request that bollard made.
+    /// Returns the error for a request that bollard sent.
     pub fn api_error(&self, endpoint: &'static str, error: ApiError) -> Error {
         match error {
             ApiError::IOError { err } => self.error(endpoint, err.into()),
@@ -35,12 +35,12 @@ impl Address {
                 Err(_) => self.error(endpoint, Cause::Malformed),
             },
             ApiError::RequestTimeoutError => Error::Timeout { engine: self.name(), endpoint },
-            // The others are about JSON, and may quote it.
+            // The other errors are about JSON. Their text is omitted, since it may quote an environment.
             _ => self.error(endpoint, Cause::Malformed),
         }
     }
 
-    /// Returns the error of a request to `endpoint` that failed with `cause`.
+    /// Returns the error for a request to `endpoint` that failed with `cause`.
     pub fn error(&self, endpoint: &'static str, cause: Cause) -> Error {
         let engine = self.name();
         match (cause, self.socket()) {
@@ -61,8 +61,8 @@ impl Address {
     }
 }
 
-/// Returns [`Error::NotFound`] where the engine says that there is no such thing; a filter may
-/// answer 404 to what it does not permit.
+/// Converts a refusal with status 404 to [`Error::NotFound`] if the message is the engine's "no such". A filter may
+/// answer 404 to requests that it does not permit.
 pub fn not_found(error: Error, id: &str) -> Error {
     match error {
         Error::Refused { endpoint, status: 404, message, .. } if message.to_ascii_lowercase().contains("no such ") => {

@@ -1,8 +1,7 @@
-//! One subscription to the engine's events, and the lists that they cause.
+//! A session: one subscription to the engine's events, and the lists that the events cause.
 //!
-//! It subscribes first, then lists, so that no change falls between. An event causes a list soon
-//! after; one that reports what a container has lost takes effect at once. Only a list ever adds
-//! anything.
+//! A session subscribes first and then lists, so that it misses no change. An event causes a list soon after. An event
+//! that reports a loss takes effect at once. Only a list can add containers or endpoints.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,35 +19,34 @@ use super::object::UnreadableElement;
 use crate::discovery::agent::AgentKind;
 use crate::discovery::agent_labels::parse_kind;
 
-/// Events come in bursts; one list, this long after the first, answers all of them.
+/// The delay from an event to the list that it causes. Events come in bursts, so one list serves many.
 const SETTLE_DELAY: Duration = Duration::from_millis(25);
-/// How often to list anyway, in case an event was lost.
+/// The interval of lists without an event, in case an event was lost.
 const RESYNC: Duration = Duration::from_secs(30);
-/// How long after a session's first list it is repeated: engines send the head of `/events` a moment
-/// before they really subscribe.
+/// The delay from a session's first list to the second. Engines send the head of `/events` a moment before they
+/// subscribe, so the first list may miss a change.
 const CONFIRM_DELAY: Duration = Duration::from_millis(500);
-/// How often to ask whether the engine still answers, while an address alone makes an agent.
+/// The interval of checks that the engine still answers, while there are agents by address alone.
 const CHECK_INTERVAL: Duration = Duration::from_millis(1500);
-/// How long that answer may take. With [`CHECK_INTERVAL`] it is less than
-/// [`ADDRESS_GRACE`](crate::discovery::ADDRESS_GRACE), so that a frozen engine is noticed before
-/// its last answer is that old.
+/// The timeout of such a check. Together with [`CHECK_INTERVAL`] it is less than
+/// [`ADDRESS_GRACE`](crate::discovery::ADDRESS_GRACE), so that a frozen engine is noticed in time.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
-/// The pause after a list, as a multiple of the time that it took, so that no burst keeps the
-/// engine, or loopgate, busy with lists.
+/// The pause after a list, as a multiple of the list's duration, so that a burst of events does not keep the engine or
+/// loopgate busy with lists.
 const PAUSE_FACTOR: u32 = 4;
-/// The longest such pause. A new agent waits for it, a loss does not.
+/// The maximum pause after a list. It delays the discovery of a new agent, but not a loss.
 const LONGEST_PAUSE: Duration = Duration::from_millis(300);
 
 /// What a session reports.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SourceChange {
-    /// Every running container, and those that can't be read.
+    /// The running containers, and the entries that could not be parsed.
     Listed(Vec<Container>, Vec<UnreadableElement>),
-    /// What a container has lost, before the list that will show it.
+    /// A loss that an event reported. The list that shows it comes later.
     Lost(Loss),
 }
 
-/// Every running container, and those that can't be read.
+/// The running containers, and the entries that could not be parsed.
 type ListResult = (Vec<Container>, Vec<UnreadableElement>);
 
 /// One subscription to the engine's events.
@@ -58,21 +56,22 @@ pub struct Session {
     images: ImageLabels,
     events: Subscription,
     listing: Option<Listing>,
-    /// Whether there was a first list.
+    /// Whether the first list was started.
     listed_once: bool,
-    /// When to list next, once subscribed.
+    /// When to list next.
     list_due: Instant,
-    /// The earliest time of the next list.
+    /// The earliest time of the next list, after the pause.
     paused_until: Instant,
-    /// Whether an address alone makes an agent, so that the engine must go on answering.
+    /// Whether there may be agents by address alone, so that checks are needed.
     needs_checks: bool,
     check: Option<BoxFuture<'static, Result<(), Error>>>,
-    /// When the engine last answered a list or a check.
+    /// When the engine answered a list or a check last.
     last_response: Instant,
-    /// Losses that events reported and have not reversed. A list may not show them yet: engine 28
-    /// takes a container off its networks before it is no longer running.
+    /// Losses that events have reported and no later event has reversed. A list may not show them yet: Docker Engine 28
+    /// disconnects a container from its networks before it stops to list it as running.
     pending_losses: BTreeSet<Loss>,
-    /// What was regained while a list was under way, which may show it as it was before the loss.
+    /// Losses that events reversed while a list was in progress. They are applied to this list too, since it may be
+    /// from before the loss.
     regained: Vec<Loss>,
 }
 
@@ -86,23 +85,23 @@ struct Listing {
     result: BoxFuture<'static, Result<ListResult, Error>>,
 }
 
-/// What an event means.
+/// The effect of an event on the session.
 #[derive(Debug, PartialEq, Eq)]
 enum EventEffect {
-    /// Nothing that a list shows may have changed.
+    /// None: the event concerns nothing that a list shows.
     Nothing,
-    /// Something has changed.
+    /// A list is needed.
     Change,
-    /// A container has lost something.
+    /// A container has stopped or left a network.
     Loss(Loss),
-    /// The container with this id has started.
+    /// The container with this id has started, which reverses its losses.
     Start(String),
-    /// A container has joined a network, which ends a loss of it.
+    /// A container has joined a network, which reverses this loss.
     Gain(Loss),
 }
 
 impl Session {
-    /// Begins to subscribe.
+    /// Starts to subscribe to events.
     pub fn open(engine: &Engine, services: Arc<[String]>, images: ImageLabels) -> Self {
         let now = Instant::now();
         let subscriber = engine.clone();
@@ -123,10 +122,10 @@ impl Session {
         }
     }
 
-    /// Waits for the next change. Nothing is lost when the future is dropped.
+    /// Waits for the next change. Cancel safe: dropping the future loses no change.
     ///
     /// # Errors
-    /// The session is over.
+    /// The error that ended the session.
     pub async fn next(&mut self) -> Result<SourceChange, Error> {
         loop {
             let events = match &mut self.events {
@@ -142,7 +141,7 @@ impl Session {
             let check: OptionFuture<_> = self.check.as_mut().into();
             let listing: OptionFuture<_> = self.listing.as_mut().map(|listing| &mut listing.result).into();
             tokio::select! {
-                // Events first: they may take from a list that is just coming in.
+                // Events first: a loss applies to a list that arrives at the same time.
                 biased;
                 event = events.next() => {
                     let event = event?;
@@ -165,7 +164,7 @@ impl Session {
         }
     }
 
-    /// Returns since when the engine has been out of reach, where the session ended by `error`.
+    /// Returns since when the engine can't be reached, after `error` ended the session.
     pub fn lost_since(&self, error: &Error) -> Instant {
         match error {
             Error::Timeout { .. } if self.needs_checks => self.last_response,
@@ -198,7 +197,7 @@ impl Session {
             None => container.service.as_ref().is_some_and(|service| self.services.contains(service)),
         };
         self.needs_checks = containers.iter().any(may_be_address_agent);
-        // A container that is no longer listed never comes back without an event.
+        // A loss of a container that is not listed needs no record: an event reports if the container starts again.
         self.pending_losses.retain(|loss| containers.iter().any(|container| container.id == *loss.container()));
         for loss in self.pending_losses.iter().chain(&self.regained) {
             loss.apply(&mut containers);
@@ -206,7 +205,7 @@ impl Session {
         Ok(SourceChange::Listed(containers, unreadable))
     }
 
-    /// Handles one event, and returns what it reports as lost.
+    /// Handles one event. Returns the loss that it reports, if any.
     fn handle_event(&mut self, event: &EventMessage) -> Option<Loss> {
         let effect = effect(event);
         if effect != EventEffect::Nothing {
@@ -230,7 +229,7 @@ impl Session {
     }
 }
 
-/// Returns what `event` means.
+/// Returns the effect of `event`.
 fn effect(event: &EventMessage) -> EventEffect {
     let action = event.action.as_deref().unwrap_or_default();
     let id = event.actor.as_ref().and_then(|actor| actor.id.clone());
@@ -238,7 +237,7 @@ fn effect(event: &EventMessage) -> EventEffect {
         Some(EventMessageTypeEnum::CONTAINER) => match (action, id) {
             ("die" | "died" | "destroy", Some(id)) => EventEffect::Loss(Loss::Stopped(id)),
             ("start", Some(id)) => EventEffect::Start(id),
-            // Caused again and again by health checks, `docker exec` and loopgate's own enrolment.
+            // Health checks, `docker exec` and loopgate's own enrolment cause these events frequently.
             _ if [
                 "exec_",
                 "health_status",

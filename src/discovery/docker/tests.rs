@@ -22,12 +22,12 @@ use loopgate_test_support::fake_docker::{FakeDocker, IMAGE, container};
 mod engine;
 mod namespace;
 
-/// How long anything may take before a test fails. Generous, since a test machine may be busy.
+/// The time limit of every wait in these tests. It is generous, since a test machine may be busy.
 const TIMEOUT: Duration = Duration::from_secs(20);
 const LIST: &str = "/containers/json";
 const AGENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 7));
 
-/// Discovery at work in this very namespace.
+/// Discovery that runs in the network namespace of this test.
 struct Harness {
     view: watch::Receiver<Arc<View>>,
     metrics: metrics::DiscoveryMetrics,
@@ -42,8 +42,8 @@ impl Harness {
         Self { view: start(&config, docker_engine(&config, &shutdown), &metrics, &shutdown), metrics, shutdown }
     }
 
-    /// Discovery with `docker`, in which a container `gateway` has the address of this namespace;
-    /// `None`, reported as skipped, if it has none.
+    /// Starts discovery with `docker`, in which a container `gateway` has the address of this namespace; `None`,
+    /// reported as skipped, if this namespace has no address.
     fn start(docker: &FakeDocker) -> Option<Self> {
         let interfaces = InterfaceWatcher::open();
         let mut addresses =
@@ -56,7 +56,7 @@ impl Harness {
         Some(Self::new(Engine::Unix(docker.socket())))
     }
 
-    /// Waits until the view is such.
+    /// Waits until the view is as expected.
     async fn until(&mut self, what: &str, is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
         let mut is_expected = is_expected;
         let view = timeout(TIMEOUT, self.view.wait_for(|view| is_expected(view)))
@@ -69,7 +69,7 @@ impl Harness {
         self.until("Docker is followed", |view| matches!(view.source_state, SourceState::Live { .. })).await
     }
 
-    /// Ends it all, and sees that nothing is left behind.
+    /// Stops discovery, and checks that all of its tasks end.
     async fn close(self) {
         self.shutdown.begin();
         assert_eq!(self.shutdown.wait(TIMEOUT).await, 0, "a task outlived discovery");
@@ -103,7 +103,7 @@ async fn a_labelled_container_is_an_agent_from_its_start_to_its_death() {
     let view = harness.until("the agent is known", |view| is_agent(view, "a")).await;
     assert_eq!(view.agents[&AGENT].kind, AgentKind::Address);
 
-    // No list will ever tell of it: the event does.
+    // No list is answered any more, so only the event can report the stop.
     docker.silence(LIST);
     docker.stop("a");
     harness.until("the agent is forgotten", |view| view.agents.is_empty() && view.last_known.is_empty()).await;
@@ -283,7 +283,7 @@ async fn after_many_starts_and_stops_the_running_agents_are_known() {
     for n in (0..500).filter(|n| n % 5 != 0) {
         docker.stop(&id(n));
         if n % 50 == 1 {
-            // Another one gets the address of one that has just ended.
+            // Another container gets the address of one that has just stopped.
             docker.run(container(&id(1000 + n), json!({}), &[("front", &address(n).to_string())]));
         }
     }
@@ -299,7 +299,7 @@ async fn after_many_starts_and_stops_the_running_agents_are_known() {
     harness.close().await;
 }
 
-/// Waits for something that no view shows.
+/// Waits until `is_so` returns true.
 async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let wait = async {
         while !is_so() {

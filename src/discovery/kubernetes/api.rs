@@ -1,9 +1,9 @@
 //! A client of the Kubernetes API: `list` and `watch` of labelled pods in one namespace, and `create` of token reviews.
 //!
-//! It is made of hyper and rustls, which loopgate needs anyway. The `kube` client would bring some
-//! sixty crates for these three requests, and hide what has to be reported: which rule is missing,
-//! and that a list has grown too old. Each request has a connection of its own and reads the
-//! credentials again, so a restarted server or a rotated token needs no handling.
+//! The client uses hyper and rustls, which loopgate needs anyway. The crate `kube` would add about sixty crates for
+//! these three requests, and hide what must be reported: which permission is missing, and that a list is too old. Each
+//! request opens a new connection and reads the credentials again, so a restarted server or a rotated token needs no
+//! handling.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -36,36 +36,38 @@ use crate::discovery::text::{one_line, query_value};
 use crate::http_client::{ResponseBody, send_request};
 use crate::secret::Secret;
 
-/// How long a connection may take, TLS included.
+/// The timeout of opening a connection, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a whole answer may take, and the head of a watch.
+/// The timeout of a whole response, and of the head of a watch.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the API server is asked to keep a watch open. It sends bookmarks meanwhile, about one a minute.
+/// The duration for which the API server is asked to keep a watch open. It sends about one bookmark a minute.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(290);
-/// After how long a silent connection is probed by the kernel, and how often.
+/// The idle time before TCP keep-alive probes, and the interval between them.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// Pods in one answer.
+/// The maximum number of pods in one response.
 const PAGE_SIZE: u32 = 250;
-/// The longest answer: more than a page of pods, each of which etcd limits to 1.5 MiB, and most of which have some KiB.
+/// The maximum size of a response, in bytes. A pod usually has some KiB, and etcd limits it to 1.5 MiB.
 const MAX_RESPONSE: usize = 64 << 20;
-/// The longest event.
+/// The maximum size of an event, in bytes.
 const MAX_EVENT: usize = 4 << 20;
 
 /// A client of one API server.
 #[derive(Clone, Debug)]
 pub struct Api {
-    /// `host:port`, if it is configured.
+    /// The API server as `host:port`; `None` if neither the configuration nor the environment names one.
     server: Option<String>,
+    /// The directory with the service account's token, CA and namespace.
     credentials: PathBuf,
+    /// The audience that agents' tokens must have.
     audience: String,
 }
 
-/// The events of a watch, as they arrive.
+/// The events of a watch.
 pub type Events = BoxStream<'static, Result<Event, Error>>;
 
 impl Api {
-    /// Returns a client of the API server that the configuration names, or else the variables that
-    /// Kubernetes sets in every pod.
+    /// Returns a client of the API server that the configuration names, or else of the one in the environment variables
+    /// that Kubernetes sets in every pod.
     pub fn new(config: &config::Kubernetes) -> Self {
         let server = config.api.clone().or_else(|| {
             let host = std::env::var("KUBERNETES_SERVICE_HOST").ok().filter(|host| !host.is_empty())?;
@@ -75,15 +77,15 @@ impl Api {
         Self { server, credentials: config.credentials.clone(), audience: config.audience.clone() }
     }
 
-    /// Returns the URL of the API server.
+    /// Returns the URL of the API server, for log lines.
     pub fn name(&self) -> String {
         self.server.as_ref().map_or_else(|| "the API server".into(), |server| format!("https://{server}"))
     }
 
-    /// Lists one page of the labelled pods: the first, or the one that the token `after` continues with.
+    /// Lists one page of the labelled pods: the first, or the one after the continue token `after`.
     ///
-    /// No resource version is named, so the answer comes from etcd: a cache of the API server's
-    /// could list pods that are gone.
+    /// The request has no resource version, so that the API server reads from etcd: its cache could list pods that are
+    /// gone.
     pub(super) async fn list(&self, after: Option<&str>) -> Result<PodList, Error> {
         self.list_page(after, PAGE_SIZE).await
     }
@@ -129,14 +131,13 @@ impl Api {
         response.map_err(|_| Error::Timeout(Permission::Watch.operation()))?
     }
 
-    /// Has the API server review `token`; `None` where it is refused, or is bound to no pod, or is
-    /// for another audience.
+    /// Has the API server review `token`; `None` if the token is refused, bound to no pod, or for another audience.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn review(&self, token: &Secret) -> Result<Option<TokenOwner>, Error> {
         const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
-        // Not through a `Value`, which would leave copies of the token in memory.
+        // Not serialized through a `Value`, which would leave copies of the token in memory.
         let spec = TokenReviewRequest::new(token, &self.audience);
         let body =
             Zeroizing::new(serde_json::to_vec(&spec).map_err(|_| Error::Malformed(Permission::Review.operation()))?);
@@ -145,10 +146,10 @@ impl Api {
         Ok(review.status.owner(&self.audience))
     }
 
-    /// Checks that the API server permits the request of `rule`, and answers it. Changes nothing.
+    /// Checks that the API server permits requests with `permission`, by sending one that changes nothing.
     ///
     /// # Errors
-    /// Why not.
+    /// See [`Error`].
     pub async fn probe(&self, permission: Permission) -> Result<(), Error> {
         match permission {
             Permission::List => self.list_page(None, 1).await.map(drop),
@@ -160,6 +161,7 @@ impl Api {
         }
     }
 
+    /// Returns the path of the pods in the service account's namespace, with `query`.
     async fn pods_path(&self, query: &str) -> Result<String, Error> {
         let namespace = self.read_credential("namespace").await?;
         let namespace = namespace.trim();
@@ -183,7 +185,7 @@ impl Api {
         }
     }
 
-    /// Sends a request, and reads the whole answer within [`RESPONSE_TIMEOUT`].
+    /// Sends a request, and parses the whole response as JSON, within [`RESPONSE_TIMEOUT`].
     async fn request_json<T: DeserializeOwned>(
         &self,
         permission: Permission,
@@ -198,7 +200,7 @@ impl Api {
         timeout(RESPONSE_TIMEOUT, answer).await.map_err(|_| Error::Timeout(permission.operation()))?
     }
 
-    /// Sends a request, and turns every answer but a success into an error.
+    /// Sends a request, and turns every response but a success into an error.
     async fn send(
         &self,
         permission: Permission,
@@ -282,7 +284,7 @@ async fn read_body(permission: Permission, response: Response<ResponseBody>) -> 
         .map_err(|source| Error::Body { operation: permission.operation(), source })
 }
 
-/// Reads the lines of `body`, each of which is an event.
+/// Returns the events in `body`, one in each line.
 fn parse_events(body: ResponseBody) -> Events {
     let lines = Lines::new(body, MAX_EVENT);
     let events = futures_util::stream::try_unfold(lines, |mut lines| async move {

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use crate::discovery::body;
 
-/// A failed request to the API server, with what to do about it.
+/// A failed request to the API server. The message says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its address is not configured.
+    /// The API server's address is not configured.
     #[error(
         "no API server is named: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, and neither is \
          --kubernetes-api"
@@ -18,15 +18,15 @@ pub enum Error {
     #[error("can't read service-account credentials in {}: mount the service account's token, ca.crt and \
              namespace", path.display())]
     Credentials {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// It can't be reached, or its certificate is not one of `ca.crt`.
+    /// The API server can't be reached, or the CA of `ca.crt` did not sign its certificate.
     #[error("can't reach the API server {server}")]
     Connect {
-        /// Its address.
+        /// The API server's address.
         server: String,
         /// The cause.
         source: io::Error,
@@ -39,24 +39,24 @@ pub enum Error {
         /// The cause.
         source: hyper::Error,
     },
-    /// No answer in time.
+    /// The API server did not answer in time.
     #[error("the API server does not answer: {0}")]
     Timeout(&'static str),
-    /// The service account's token is refused.
+    /// The API server refuses the service account's token.
     #[error("the API server does not accept loopgate's own service-account token (401): {0}")]
     Unauthorized(String),
-    /// A rule is missing.
+    /// The service account lacks a permission.
     #[error("forbidden (403): loopgate's service account needs a {} ({message})", permission.remedy())]
     Forbidden {
-        /// Which.
+        /// The missing permission.
         permission: Permission,
         /// The API server's message.
         message: String,
     },
-    /// The list that a watch is to go on from has grown too old.
+    /// The resource version from which to watch is too old.
     #[error("the resource version of the watch is too old (410)")]
     Expired,
-    /// Any other answer.
+    /// The API server answered with another status that is not a success.
     #[error("{operation} got status {status}: {message}")]
     Refused {
         /// The operation.
@@ -66,10 +66,10 @@ pub enum Error {
         /// The message in the response.
         message: String,
     },
-    /// An answer that is not the expected JSON. The parser's message is left out: it may quote a token.
+    /// The response is not the expected JSON. The parser's message is omitted, since it may quote a token.
     #[error("the response to {0} is not the expected JSON")]
     Malformed(&'static str),
-    /// A body that can't be read.
+    /// The body of the response can't be read.
     #[error("can't read the response to {operation}")]
     Body {
         /// The operation.
@@ -77,19 +77,19 @@ pub enum Error {
         /// The cause.
         source: body::Error,
     },
-    /// The watch ended sooner than it should.
+    /// The watch ended sooner than requested.
     #[error("the watch ended")]
     WatchEnded,
 }
 
 impl Error {
-    /// Returns whether the API server forbids the request.
+    /// Returns whether a missing permission is the cause.
     pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Forbidden { .. })
     }
 }
 
-/// A request that loopgate needs to be permitted.
+/// A permission that loopgate's service account needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Permission {
     /// `list pods`

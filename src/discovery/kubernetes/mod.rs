@@ -1,4 +1,5 @@
-//! Kubernetes as the source of agents: the labelled pods of one namespace, by lists and watches of the API server.
+//! Kubernetes as the source of agents: follows the labelled pods of one namespace by lists and watches of the API
+//! server.
 
 pub mod agents;
 pub mod api;
@@ -23,7 +24,7 @@ use session::{Session, SourceChange};
 /// The pods that the API server reports, and whether it can be reached.
 pub struct Kubernetes {
     api: Follower<Api>,
-    /// Every running pod with the label, as the API server last reported them, in the order of their names.
+    /// The running pods with the label, as the API server reported them last, sorted by name.
     pods: Vec<Pod>,
 }
 
@@ -52,17 +53,17 @@ impl Kubernetes {
         Self { api: Follower::new(api, metrics), pods: Vec::new() }
     }
 
-    /// Returns whether the API server is followed, since when, and if not, why.
+    /// Returns whether the API server can be reached, with the time of the last change or the error.
     pub fn state(&self) -> &SourceState {
         self.api.state()
     }
 
-    /// Returns every running pod with the label, as the API server last reported them.
+    /// Returns the running pods with the label, as the API server reported them last.
     pub fn pods(&self) -> &[Pod] {
         &self.pods
     }
 
-    /// Waits until something has changed. Nothing is lost when the future is dropped.
+    /// Waits until the pods or the state have changed. Cancel safe: dropping the future loses no change.
     pub async fn changed(&mut self) {
         loop {
             let changed = match self.api.next().await {
@@ -75,7 +76,7 @@ impl Kubernetes {
         }
     }
 
-    /// Applies `change`; returns whether anything differs now.
+    /// Applies `change`. Returns whether the pods or the state have changed.
     fn apply(&mut self, change: SourceChange) -> bool {
         match change {
             SourceChange::Listed(mut pods) => {

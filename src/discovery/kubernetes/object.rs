@@ -1,4 +1,4 @@
-//! The few fields of Kubernetes' objects that loopgate reads.
+//! Types for the objects of the Kubernetes API, with only the fields that loopgate reads.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use crate::addr::canonical;
 use crate::discovery::agent_labels::{POD_AGENT, POD_SCOPES};
 use crate::secret::Secret;
 
-/// A page of pods.
+/// A page of a list of pods.
 #[derive(Debug, Deserialize)]
 pub struct PodList {
     pub metadata: ListMeta,
@@ -25,7 +25,7 @@ pub struct ListMeta {
     pub r#continue: String,
 }
 
-/// A change of a pod.
+/// An event of a watch: a change of a pod, or a bookmark.
 #[derive(Debug, Deserialize)]
 pub struct Event {
     pub r#type: EventType,
@@ -90,10 +90,10 @@ struct Ip {
 }
 
 impl PodObject {
-    /// Returns the pod, if it runs, has an address and carries the label.
+    /// Converts the object; `None` if the pod does not run, or has no address or no label `loopgate.dev/agent`.
     pub fn into_running_pod(self) -> Option<Pod> {
         let Self { metadata, spec, status } = self;
-        // The addresses of a pod that has ended, or is about to, may be another's at any moment.
+        // A pod that has ended or is being deleted does not count, since its addresses may be given to another pod.
         let runs =
             matches!(status.phase.as_deref(), Some("Pending" | "Running")) && metadata.deletion_timestamp.is_none();
         let agent = metadata.labels.unwrap_or_default().remove(POD_AGENT)?;
@@ -128,7 +128,7 @@ fn parse_addresses(first: Option<String>, all: Option<Vec<Ip>>) -> Vec<IpAddr> {
     addresses
 }
 
-/// The API server's reason for an error.
+/// The body of an error response, and the object of an error event.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Status {
@@ -136,7 +136,7 @@ pub struct Status {
     pub code: u16,
 }
 
-/// A request for a token's review.
+/// The body of a request that asks for a token review.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenReviewRequest<'a> {
@@ -164,7 +164,7 @@ impl<'a> TokenReviewRequest<'a> {
 /// The owner of a token, as the API server states it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenOwner {
-    /// The user: `system:serviceaccount:NAMESPACE:NAME`.
+    /// The user name: `system:serviceaccount:NAMESPACE:NAME`.
     pub user: String,
     /// The name of the pod that the token is bound to.
     pub pod: String,
@@ -172,7 +172,7 @@ pub struct TokenOwner {
     pub uid: String,
 }
 
-/// A reviewed token. The answer repeats the token, which is not kept.
+/// The response to a token review. It repeats the token, which is not kept.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct TokenReview {
@@ -195,9 +195,9 @@ struct User {
 }
 
 impl ReviewStatus {
-    /// Returns the owner of the token, if it is authenticated, for `audience`, and bound to a pod.
+    /// Returns the owner of the token; `None` unless it is authenticated, for `audience`, and bound to a pod.
     pub fn owner(self, audience: &str) -> Option<TokenOwner> {
-        // An API server that does not know audiences names none, and has not checked them.
+        // An API server that does not support audiences names none, and has not checked them, so the token is refused.
         let has_audience = self.audiences.unwrap_or_default().iter().any(|named| named == audience);
         let mut extra = self.user.extra.unwrap_or_default();
         let mut sole_value = |key: &str| match extra.remove(key)?.as_slice() {

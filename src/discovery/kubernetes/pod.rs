@@ -8,28 +8,28 @@ use crate::discovery::agent_labels;
 /// A running pod with the label `loopgate.dev/agent`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
-    /// Its uid, which no other pod ever gets.
+    /// The uid, which no other pod ever gets.
     pub uid: String,
-    /// Its name, which a later pod may get again.
+    /// The name, which a later pod may get again.
     pub name: String,
-    /// Its namespace.
+    /// The Kubernetes namespace.
     pub namespace: String,
-    /// The service account that it runs as.
+    /// The service account that the pod runs as.
     pub service_account: String,
-    /// The value of the label.
+    /// The value of the label `loopgate.dev/agent`.
     pub agent: String,
     /// The value of the annotation `loopgate.dev/scopes`.
     pub scopes: Option<String>,
-    /// Every address of its own, of both families.
+    /// The pod's addresses, IPv4 and IPv6.
     pub addresses: Vec<IpAddr>,
-    /// Every address of its node.
+    /// The addresses of the pod's node.
     pub hosts: Vec<IpAddr>,
-    /// Whether it is on its node's network.
+    /// Whether the pod uses its node's network (`hostNetwork`), so that its addresses are the node's.
     pub host_network: bool,
 }
 
 impl Pod {
-    /// Returns the agent that the pod is.
+    /// Returns the pod as an agent of `kind`.
     pub fn agent(&self, kind: AgentKind) -> Agent {
         Agent {
             id: self.uid.clone(),

@@ -1,4 +1,4 @@
-//! One list of the pods, and the watch that continues from it.
+//! A session: one list of the pods, and the watch that continues from it.
 
 use std::time::Duration;
 
@@ -10,19 +10,19 @@ use super::error::Error;
 use super::object::{EventType, PodObject};
 use super::pod::Pod;
 
-/// After how long a silent watch is opened anew where it is. The API server sends a bookmark about
-/// once a minute, and a frozen one none. With the time for an answer and the grace of agents by
+/// After this time without an event the watch is opened again from the last version. The API server sends a bookmark
+/// about once a minute, so a silent one may be frozen. Together with the response timeout and the grace of agents by
 /// address this is less than 90 s.
 pub(super) const SILENCE: Duration = Duration::from_secs(70);
-/// A watch that ends sooner than this did not end because its time was up.
+/// A watch that ends sooner than this has failed: its requested duration can't have elapsed.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
-/// What a session reports.
+/// A change that a session reports.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SourceChange {
-    /// Every running pod; a watch reports changes from here on.
+    /// All running pods. Later changes come from a watch.
     Listed(Vec<Pod>),
-    /// The pod with this name has changed to this, or is no longer one that could be an agent.
+    /// The pod with this name has changed; `None` if it can't be an agent any more.
     Changed(String, Option<Pod>),
 }
 
@@ -34,8 +34,7 @@ enum WatchState {
     Watching { events: Events, version: String, started: Instant },
 }
 
-/// Lists the pods, and watches them from there for as long as possible. A watch whose time is up is
-/// resumed where it ended.
+/// Lists the pods, then watches them until an error. A watch whose requested duration has elapsed is resumed.
 pub fn open(api: Api) -> Session {
     futures_util::stream::try_unfold(WatchState::New, move |state| {
         let api = api.clone();
@@ -49,7 +48,7 @@ async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, Watc
         WatchState::Watching { events, version, started } => (events, version, started),
         WatchState::New => {
             let (pods, version) = list_all(api).await?;
-            // A pod that can't be watched is not known to be there a moment later, so a list alone is not used.
+            // A list alone is not used: without a watch no event would report the end of a pod.
             let events = api.watch(&version).await?;
             return Ok((SourceChange::Listed(pods), WatchState::Watching { events, version, started: Instant::now() }));
         }
@@ -87,7 +86,7 @@ async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, Watc
     }
 }
 
-/// Reads every page of one list, and its version.
+/// Reads all pages of one list. Returns the pods and the list's version.
 async fn list_all(api: &Api) -> Result<(Vec<Pod>, String), Error> {
     let mut pods = Vec::new();
     let mut after: Option<String> = None;

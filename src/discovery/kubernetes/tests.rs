@@ -15,12 +15,12 @@ use crate::metrics;
 use crate::shutdown::Shutdown;
 use loopgate_test_support::fake_kubernetes::{FakeKubernetes, pod};
 
-/// How long anything may take before a test fails. Generous, since a test machine may be busy.
+/// The time limit of every wait in these tests. It is generous, since a test machine may be busy.
 const TIMEOUT: Duration = Duration::from_secs(20);
 const AGENT: &str = "198.51.100.7";
 const OTHER: &str = "198.51.100.8";
 
-/// Discovery at work in this very namespace.
+/// Discovery that runs with a fake API server.
 struct Harness {
     view: watch::Receiver<Arc<View>>,
     metrics: metrics::DiscoveryMetrics,
@@ -36,7 +36,7 @@ impl Harness {
         Self { view: start(&config, None, &metrics, &shutdown), metrics, shutdown }
     }
 
-    /// Waits until the view is such.
+    /// Waits until the view is as expected.
     async fn until(&mut self, what: &str, mut is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
         let view = timeout(TIMEOUT, self.view.wait_for(|view| is_expected(view)))
             .await
@@ -52,7 +52,7 @@ impl Harness {
         self.until(words, |view| view.source_state.error().is_some_and(|error| error.contains(words))).await
     }
 
-    /// Ends it all, and sees that nothing is left behind.
+    /// Stops discovery, and checks that all of its tasks end.
     async fn close(self) {
         self.shutdown.begin();
         assert_eq!(self.shutdown.wait(TIMEOUT).await, 0, "a task outlived discovery");
@@ -81,7 +81,7 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     assert_eq!(view.agents.keys().copied().collect::<Vec<_>>(), [v4, v6]);
     assert_eq!((view.agents[&v4].kind, view.agents[&v4].id.as_str()), (AgentKind::Address, "uid-of-a"));
 
-    // One that starts has no address at first.
+    // A pod that is starting has no address at first.
     let mut starting = pod("b", Some("true"), &[]);
     starting["status"]["phase"] = "Pending".into();
     kubernetes.put(starting);
@@ -161,7 +161,7 @@ async fn a_watch_that_is_too_old_is_replaced_and_brings_no_removed_pod_back() {
         if silently {
             sleep(Duration::from_millis(1100)).await;
         }
-        // No event reports that this one is gone: its address may belong to another pod.
+        // No event reports that this pod is gone. Its address may belong to another pod by now.
         kubernetes.take("a");
         if silently {
             kubernetes.forget_silently()
@@ -197,7 +197,7 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
     assert!(since.elapsed() >= ADDRESS_GRACE - Duration::from_secs(1), "{:?}", since.elapsed());
     assert_eq!(view.last_known.len(), 2);
     assert_eq!(view.for_established().agents.len(), 2);
-    // Meanwhile one went away, which counts for those inside too.
+    // A pod that was deleted meanwhile no longer counts for established connections either.
     kubernetes.take("b");
     kubernetes.up();
     let view = harness.until_agents(&["a"]).await;
@@ -230,7 +230,7 @@ async fn a_forbidden_request_is_named_with_the_missing_rule() {
         kubernetes.forbid(what);
         let mut harness = Harness::start(&kubernetes);
         let view = harness.until_error(rule).await;
-        // Not even if the list may be read: no event would report the end of a pod on it.
+        // If only the watch is forbidden, the list alone is not used, since no event would report the end of a pod.
         assert!(view.agents.is_empty() && view.last_known.is_empty());
         kubernetes.permit(what);
         harness.until_agents(&["a"]).await;
@@ -246,7 +246,7 @@ async fn an_api_server_whose_certificate_is_not_of_the_ca_is_refused() {
     let mut harness = Harness::start(&kubernetes);
     let view = harness.until_error("can't reach the API server").await;
     assert!(view.agents.is_empty());
-    // It has not even seen the token.
+    // The API server did not receive the token.
     assert_eq!(kubernetes.asked("list pods"), 0);
     harness.close().await;
 }

@@ -72,8 +72,8 @@ fn view(others: Vec<Container>) -> View {
     view_with(others, |_| {})
 }
 
-/// Returns the agents on one line: address, container and proof of each, then the labelled
-/// containers that are none, and why.
+/// Returns a summary on one line: address, container and kind of each agent, then the labelled containers that are not
+/// agents, with the reasons.
 fn summary(view: &View) -> String {
     let agents = view.agents.iter().map(|(ip, agent)| {
         format!("{ip}={} {}", agent.id, if agent.kind == AgentKind::Address { "address" } else { "attested" })
@@ -200,7 +200,7 @@ fn a_service_that_the_operator_names_is_an_agent_unless_its_label_is_false() {
             "{container:#?}"
         );
     }
-    // The gateway's own project has to be the operator's word, too.
+    // The gateway's project does not count either if its image may have set it.
     let gateway = Container { label_origin: unknown(), ..gateway() };
     let all = [gateway, container("a", Some("address"), &[("front", "172.18.0.3")])];
     assert_eq!(summary(&view_of(&all, |_| {})), "not a: project");

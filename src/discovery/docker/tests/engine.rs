@@ -15,7 +15,7 @@ async fn an_engine_that_freezes_ends_agents_by_address_in_five_seconds() {
     let frozen = std::time::Instant::now();
     let view = harness.until("the address counts no longer", |view| !is_agent(view, "a")).await;
     let took = frozen.elapsed();
-    // 5 s, and what a busy machine adds.
+    // 5 s, and a margin for a busy machine.
     assert!(took > Duration::from_secs(3) && took < Duration::from_secs(10), "{took:?}");
     assert!(view.agents.len() == 1 && view.last_known.len() == 2, "{view:?}");
     for path in [LIST, "/events"] {
@@ -58,7 +58,7 @@ async fn changes_while_a_filter_cuts_the_stream_are_found() {
     harness.until("the agent is known", |view| is_agent(view, "a")).await;
     for round in 0..5 {
         docker.cut_events();
-        // Without an event: only a new list can tell.
+        // No event reports these changes: only a new list shows them.
         let (gone, came) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
         docker.take(gone);
         docker.put(agent(came, AGENT));

@@ -7,7 +7,8 @@ use crate::discovery::kubernetes::pod::Pod;
 use crate::discovery::view::View;
 use crate::discovery::why_not_agent::WhyNotAgent;
 
-/// Returns the agents on one line: address, pod and proof of each, then the labelled pods that are none, and why.
+/// Returns a summary on one line: address, pod and kind of each agent, then the labelled pods that are not agents, with
+/// the reasons.
 fn summary(view: &View) -> String {
     let agents = view.agents.iter().map(|(ip, agent)| {
         format!("{ip}={} {}", agent.id, if agent.kind == AgentKind::Address { "address" } else { "attested" })
@@ -52,7 +53,7 @@ fn a_labelled_pod_with_an_address_of_its_own_is_an_agent() {
         (vec![pod("a", "maybe", &["10.1.0.7"])], "not a: unreadable"),
         (vec![on_host("address")], "not a: host network"),
         (vec![on_host("true")], "not a: host network"),
-        // Another pod's node.
+        // This is the address of another pod's node.
         (vec![pod("a", "address", &["192.0.2.9"])], "not a: doubt"),
         (vec![pod("a", "address", &["10.1.0.7"]), pod("b", "address", &["10.1.0.7"])], "not a: doubt, not b: doubt"),
         (vec![pod("a", "address", &["10.1.0.7"]), pod("b", "false", &["10.1.0.7"])], "not a: doubt"),
