@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::config::{Config, Engine};
 use crate::discovery::interface_watcher::InterfaceWatcher;
 use crate::discovery::{
-    AgentKind, EXIT_ORPHANED, Namespace, SourceState, View, WhyNotAgent, docker_engine, start, wait_until_ready,
+    AgentKind, EXIT_ORPHANED, NamespaceState, SourceState, View, WhyNotAgent, docker_engine, start, wait_until_ready,
 };
 use crate::metrics;
 use crate::shutdown::Shutdown;

@@ -154,8 +154,8 @@ fn a_certificate_gets_its_lane_only_from_permitted_addresses() {
         c.agents.uris = vec!["spiffe://corp/robot".into()];
         c.agents.certificate_from = nets(&["172.18.0.9/32"]);
     });
-    let operator = |uri: &str| Certificate { issuer: Issuer::Operator, ..own(uri) };
-    let expired = Certificate { not_after: NOW, ..own("spiffe://loopgate.local/docker/p/s/bbb") };
+    let operator = |uri: &str| Certificate { issuer: Issuer::Operator, ..loopgate_certificate(uri) };
+    let expired = Certificate { not_after: NOW, ..loopgate_certificate("spiffe://loopgate.local/docker/p/s/bbb") };
     for (peer, certificate, expected) in [
         ("172.18.0.4", loopgate_certificate("spiffe://loopgate.local/docker/p/s/bbb"), "attested"),
         ("172.18.0.4", loopgate_certificate("spiffe://loopgate.local/docker/p/s/bbbb"), "external 172.18.0.4"),
@@ -186,7 +186,7 @@ fn a_certificate_gets_its_lane_only_from_permitted_addresses() {
 
 #[test]
 fn a_user_of_loopgates_ca_is_named_if_clients_are_asked_and_is_never_an_agent() {
-    let user = Certificate { uris: Vec::new(), user: Some("ann@example.com".into()), ..own("") };
+    let user = Certificate { uris: Vec::new(), user: Some("ann@example.com".into()), ..loopgate_certificate("") };
     let asked = policy(|c| c.agents.certificate_from = nets(&["172.18.0.9/32"]));
     let asking_all = policy(|c| c.tls.client_ca = Some("ca.pem".into()));
     let proxy = policy(|c| {
@@ -424,7 +424,7 @@ proptest! {
         });
         let issuer = if ours { Issuer::Loopgate } else { Issuer::Operator };
         let not_after = if expired { NOW } else { NOW + 1 };
-        let certificate = Certificate { issuer, not_after, ..own(&format!("spiffe://loopgate.local/{id}")) };
+        let certificate = Certificate { issuer, not_after, ..loopgate_certificate(&format!("spiffe://loopgate.local/{id}")) };
         let peer = if attested { "172.18.0.4" } else { "172.18.0.3" };
         let evidence = Evidence { certificate: shows.then_some(certificate), ..evidence_from(peer) };
         let why = why_external(&evidence, &view(), &policy, NOW);
