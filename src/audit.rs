@@ -34,14 +34,14 @@ use crate::token_bucket::{Rate, TokenBucket};
 /// The target of audit events.
 pub const TARGET: &str = "loopgate::audit";
 
-/// The rate limit of events with equal [`KEY`] fields.
-const RATE: Rate = Rate { burst: 200, interval: Duration::from_millis(20) };
+/// The rate limit of events with equal [`KEY_FIELDS`] fields.
+const EVENT_RATE: Rate = Rate { burst: 200, interval: Duration::from_millis(20) };
 /// The fields that distinguish events for the rate limit. None has a value that a client chooses.
-const KEY: [&str; 4] = ["kind", "reason", "lane", "outcome"];
+const KEY_FIELDS: [&str; 4] = ["kind", "reason", "lane", "outcome"];
 /// The most keys that have a limit of their own; further ones share the last.
 const MAX_KEYS: usize = 256;
 /// The most lines that wait for the disk; further ones are counted as left out.
-const QUEUE: usize = 1024;
+const QUEUE_LENGTH: usize = 1024;
 /// How often the counts of what was left out are written.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long [`AuditLog::flush`] waits for the disk.
@@ -68,8 +68,8 @@ impl AuditLog {
     /// If the file can't be opened or the thread can't be started.
     pub fn open(path: &Path) -> io::Result<Self> {
         let path = (path != Path::new("-")).then(|| path.to_owned());
-        let output = open(path.as_deref())?;
-        let (queue, messages) = sync_channel(QUEUE);
+        let output = open_output(path.as_deref())?;
+        let (queue, messages) = sync_channel(QUEUE_LENGTH);
         let limits = Arc::new(Mutex::new(EventLimits::default()));
         let writer = Writer { path, output, limits: Arc::clone(&limits) };
         std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&messages))?;
@@ -90,14 +90,14 @@ impl AuditLog {
     }
 
     fn record(&self, mut fields: Map<String, Value>, now: Instant) {
-        let key = KEY.map(|name| fields.get(name).and_then(Value::as_str).unwrap_or_default().to_owned());
+        let key = KEY_FIELDS.map(|name| fields.get(name).and_then(Value::as_str).unwrap_or_default().to_owned());
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         if !limits.allows(&key, now) {
             return;
         }
         fields.insert("time".into(), timestamp().into());
         if self.queue.try_send(Message::Line(Value::Object(fields).to_string())).is_err() {
-            limits.left_out(&key);
+            limits.count_left_out(&key);
         }
     }
 }
@@ -136,23 +136,23 @@ impl Visit for Fields {
 
 /// The rate limits, and how much each has left out since the last count was written.
 #[derive(Default)]
-struct EventLimits(BTreeMap<[String; KEY.len()], (Option<TokenBucket>, u64)>);
+struct EventLimits(BTreeMap<[String; KEY_FIELDS.len()], (Option<TokenBucket>, u64)>);
 
 impl EventLimits {
-    fn entry(&mut self, key: &[String; KEY.len()]) -> &mut (Option<TokenBucket>, u64) {
-        let is_own = self.0.contains_key(key) || self.0.len() < MAX_KEYS;
-        let key = if is_own { key.clone() } else { ["other", "", "", ""].map(str::to_owned) };
+    fn entry(&mut self, key: &[String; KEY_FIELDS.len()]) -> &mut (Option<TokenBucket>, u64) {
+        let has_own_limit = self.0.contains_key(key) || self.0.len() < MAX_KEYS;
+        let key = if has_own_limit { key.clone() } else { ["other", "", "", ""].map(str::to_owned) };
         self.0.entry(key).or_default()
     }
 
-    fn allows(&mut self, key: &[String; KEY.len()], now: Instant) -> bool {
+    fn allows(&mut self, key: &[String; KEY_FIELDS.len()], now: Instant) -> bool {
         let (bucket, left_out) = self.entry(key);
-        let admitted = bucket.get_or_insert_with(|| TokenBucket::full(now)).try_take(RATE, now);
+        let admitted = bucket.get_or_insert_with(|| TokenBucket::full(now)).try_take(EVENT_RATE, now);
         *left_out += u64::from(!admitted);
         admitted
     }
 
-    fn left_out(&mut self, key: &[String; KEY.len()]) {
+    fn count_left_out(&mut self, key: &[String; KEY_FIELDS.len()]) {
         self.entry(key).1 += 1;
     }
 
@@ -191,7 +191,7 @@ impl Writer {
             let message = messages.recv_timeout(left);
             let written = match message {
                 Ok(Message::Line(line)) => writeln!(self.output, "{line}"),
-                Ok(Message::Reopen) => open(self.path.as_deref()).map(|output| self.output = output),
+                Ok(Message::Reopen) => open_output(self.path.as_deref()).map(|output| self.output = output),
                 Ok(Message::Flush(done)) => {
                     let written = self.write_counts();
                     let _ = done.send(());
@@ -223,7 +223,7 @@ impl Writer {
     }
 }
 
-fn open(path: Option<&Path>) -> io::Result<Box<dyn Write + Send>> {
+fn open_output(path: Option<&Path>) -> io::Result<Box<dyn Write + Send>> {
     let Some(path) = path else { return Ok(Box::new(io::stdout())) };
     let file: File = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
     Ok(Box::new(file))

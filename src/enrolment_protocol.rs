@@ -40,11 +40,11 @@ pub const ALPN: &[u8] = b"loopgate-enrol/1";
 /// The longest line that either side accepts, in bytes.
 pub const MAX_LINE: u64 = 16 * 1024;
 /// How long a whole enrolment may take, and so how long a nonce lives.
-pub const DEADLINE: Duration = Duration::from_secs(15);
+pub const ENROLMENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// The name of the process that shows a proof, whatever the program's file is called.
-pub const SHOW_NAME: &str = "loopgate";
+pub const PROOF_PROCESS_NAME: &str = "loopgate";
 /// The hidden subcommand whose one argument is a proof: `loopgate attest-proof loopgate-proof-...`.
-pub const SHOW_COMMAND: &str = "attest-proof";
+pub const PROOF_SUBCOMMAND: &str = "attest-proof";
 /// The prefix of every proof.
 pub const PROOF_PREFIX: &str = "loopgate-proof-";
 
@@ -102,7 +102,7 @@ impl<'de> Deserialize<'de> for Nonce {
 
 /// The agent's first line.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Request {
+pub struct EnrolmentRequest {
     /// A PKCS#10 request in PEM, signed by the key that the certificate is for. Only its public key counts.
     pub csr: String,
     /// The service-account token of the agent's pod. Sent only to a sidecar whose certificate was verified.
@@ -135,8 +135,8 @@ pub enum ProofKind {
 /// The agent's second line: the proof can be seen now.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "shown", rename_all = "kebab-case")]
-pub enum Shown {
-    /// As the argument of [`SHOW_COMMAND`].
+pub enum ProofShown {
+    /// As the argument of [`PROOF_SUBCOMMAND`].
     Process,
     /// As the name of a file.
     File {
@@ -160,7 +160,7 @@ pub struct Enrolled {
 #[error("{message}")]
 pub struct EnrolmentRefused {
     /// The reason, for programs.
-    pub error: Reason,
+    pub error: RefusalReason,
     /// The message for people, with what the operator can do.
     pub message: String,
 }
@@ -168,7 +168,7 @@ pub struct EnrolmentRefused {
 /// Why an enrolment is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Reason {
+pub enum RefusalReason {
     /// No labelled container has the source address.
     NotAnAgent,
     /// The container is an agent by its address alone, and gets no certificate.
@@ -202,7 +202,7 @@ pub enum Reason {
     Unknown,
 }
 
-impl Reason {
+impl RefusalReason {
     /// Returns the reason in one word, as the metric names it.
     pub fn label(self) -> &'static str {
         match self {
@@ -254,9 +254,9 @@ pub enum Error {
 
 /// A stream on which lines of JSON go both ways.
 #[derive(Debug)]
-pub struct Lines<S>(BufReader<S>);
+pub struct JsonLines<S>(BufReader<S>);
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Lines<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> JsonLines<S> {
     /// Exchanges lines on `stream`.
     pub fn new(stream: S) -> Self {
         Self(BufReader::new(stream))
@@ -315,11 +315,11 @@ mod tests {
         let challenge = Challenge { nonce: Nonce([0; 32]), show: vec![ProofKind::Process, ProofKind::File] };
         let line = serde_json::to_string(&Reply::Granted(challenge)).unwrap();
         assert_eq!(line, format!(r#"{{"nonce":"{}","show":["process","file"]}}"#, "A".repeat(43)));
-        let shown: Shown = serde_json::from_str(r#"{"shown":"file","path":"/tmp/x"}"#).unwrap();
-        assert_eq!(shown, Shown::File { path: "/tmp/x".into() });
-        assert_eq!(serde_json::to_string(&Shown::Process).unwrap(), r#"{"shown":"process"}"#);
+        let shown: ProofShown = serde_json::from_str(r#"{"shown":"file","path":"/tmp/x"}"#).unwrap();
+        assert_eq!(shown, ProofShown::File { path: "/tmp/x".into() });
+        assert_eq!(serde_json::to_string(&ProofShown::Process).unwrap(), r#"{"shown":"process"}"#);
         let answer: Reply<Enrolled> = serde_json::from_str(r#"{"error":"too-clever","message":"no"}"#).unwrap();
-        assert!(matches!(answer, Reply::Refused(EnrolmentRefused { error: Reason::Unknown, .. })));
+        assert!(matches!(answer, Reply::Refused(EnrolmentRefused { error: RefusalReason::Unknown, .. })));
         let answer: Reply<Enrolled> = serde_json::from_str(r#"{"certificate":"PEM","token":"t"}"#).unwrap();
         assert!(matches!(answer, Reply::Granted(Enrolled { token: Some(_), .. })));
     }
@@ -329,7 +329,7 @@ mod tests {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let mut theirs = theirs;
         theirs.write_all(&[b'x'; 20 * 1024]).await.unwrap();
-        assert!(matches!(Lines::new(ours).receive::<Request>().await, Err(Error::TooLong)));
+        assert!(matches!(JsonLines::new(ours).receive::<EnrolmentRequest>().await, Err(Error::TooLong)));
     }
 
     #[tokio::test]
@@ -337,6 +337,6 @@ mod tests {
         let (ours, mut theirs) = tokio::io::duplex(1024);
         theirs.write_all(br#"{"csr":"x"}"#).await.unwrap();
         drop(theirs);
-        assert!(matches!(Lines::new(ours).receive::<Request>().await, Err(Error::Closed)));
+        assert!(matches!(JsonLines::new(ours).receive::<EnrolmentRequest>().await, Err(Error::Closed)));
     }
 }

@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::{Config, PathRule};
 use crate::discovery::View;
-use crate::enrolment_protocol::{self, Challenge, Enrolled, Lines, Reply, Shown};
+use crate::enrolment_protocol::{self, Challenge, Enrolled, JsonLines, ProofShown, Reply};
 use crate::labels::LaneKind;
 use crate::lane::{Evidence, GatewayHead, Lane, ProxyHeader, RequestRules, Target, decide, scrub_request_trailers};
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
@@ -185,16 +185,18 @@ pub fn proxy_header(data: &[u8]) {
 /// Nothing may panic.
 pub fn enrolment(data: &[u8]) {
     let stream = || tokio::io::join(data, tokio::io::sink());
-    let request =
-        Lines::new(stream()).receive::<enrolment_protocol::Request>().now_or_never().expect("all of it is there");
+    let request = JsonLines::new(stream())
+        .receive::<enrolment_protocol::EnrolmentRequest>()
+        .now_or_never()
+        .expect("all of it is there");
     if let Ok(request) = request {
-        let _ = crate::enrolment::parse(&request.csr);
+        let _ = crate::enrolment::parse_csr(&request.csr);
     }
-    let _ = Lines::new(stream()).receive::<Shown>().now_or_never().expect("all of it is there");
-    let _ = Lines::new(stream()).receive::<Reply<Challenge>>().now_or_never().expect("all of it is there");
-    let _ = Lines::new(stream()).receive::<Reply<Enrolled>>().now_or_never().expect("all of it is there");
+    let _ = JsonLines::new(stream()).receive::<ProofShown>().now_or_never().expect("all of it is there");
+    let _ = JsonLines::new(stream()).receive::<Reply<Challenge>>().now_or_never().expect("all of it is there");
+    let _ = JsonLines::new(stream()).receive::<Reply<Enrolled>>().now_or_never().expect("all of it is there");
     if let Ok(text) = std::str::from_utf8(data) {
-        let _ = crate::enrolment::parse(text);
+        let _ = crate::enrolment::parse_csr(text);
     }
 }
 

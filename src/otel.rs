@@ -30,11 +30,11 @@ use crate::labels;
 use crate::trace::{Recorder, Span};
 
 /// The default path of OTLP traces, for an endpoint without a path.
-const PATH: &str = "/v1/traces";
+const DEFAULT_PATH: &str = "/v1/traces";
 /// The time limit for one batch.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest response of a collector that is read, in bytes.
-const ANSWER: usize = 64 * 1024;
+const MAX_RESPONSE: usize = 64 * 1024;
 
 /// Why spans can't be sent.
 #[derive(Debug, thiserror::Error)]
@@ -63,16 +63,16 @@ impl Exporter {
     /// If the SDK rejects the endpoint.
     pub fn new(endpoint: &Uri) -> Result<Self, Error> {
         let url = if endpoint.path() == "/" {
-            format!("{}{PATH}", endpoint.to_string().trim_end_matches('/'))
+            format!("{}{DEFAULT_PATH}", endpoint.to_string().trim_end_matches('/'))
         } else {
             endpoint.to_string()
         };
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Client(Handle::current()))
+            .with_http_client(RuntimeHttpClient(Handle::current()))
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(url)
-            .with_timeout(TIMEOUT)
+            .with_timeout(BATCH_TIMEOUT)
             .build()?;
         let mut processor = BatchSpanProcessor::builder(exporter).build();
         let mut resource = Resource::builder();
@@ -90,7 +90,7 @@ impl Exporter {
 
     /// Sends the remaining spans, and stops.
     pub async fn stop(self: Arc<Self>) {
-        let ended = tokio::task::spawn_blocking(move || self.processor.shutdown_with_timeout(TIMEOUT)).await;
+        let ended = tokio::task::spawn_blocking(move || self.processor.shutdown_with_timeout(BATCH_TIMEOUT)).await;
         if let Ok(Err(error)) = ended {
             debug!(%error, "the last spans were not sent");
         }
@@ -105,7 +105,7 @@ impl Recorder for Exporter {
             return;
         }
         let trace = TraceId::from_hex(context.trace_id()).unwrap_or(TraceId::INVALID);
-        let id = |hex: &str| SpanId::from_hex(hex).unwrap_or(SpanId::INVALID);
+        let span_id = |hex: &str| SpanId::from_hex(hex).unwrap_or(SpanId::INVALID);
         let mut attributes = vec![
             KeyValue::new("http.request.method", span.method.to_owned()),
             KeyValue::new("url.path", span.path.to_owned()),
@@ -133,17 +133,17 @@ impl Recorder for Exporter {
         self.processor.on_end(SpanData {
             span_context: SpanContext::new(
                 trace,
-                id(context.span_id()),
+                span_id(context.span_id()),
                 TraceFlags::SAMPLED,
                 false,
                 TraceState::default(),
             ),
-            parent_span_id: span.trace.parent.as_ref().map_or(SpanId::INVALID, |parent| id(parent.span_id())),
+            parent_span_id: span.trace.parent.as_ref().map_or(SpanId::INVALID, |parent| span_id(parent.span_id())),
             parent_span_is_remote: span.trace.parent.is_some(),
             span_kind: SpanKind::Server,
-            name: name(span.method).into(),
-            start_time: span.began,
-            end_time: span.began + span.took,
+            name: span_name(span.method).into(),
+            start_time: span.started,
+            end_time: span.started + span.time_to_head,
             attributes,
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
@@ -155,16 +155,16 @@ impl Recorder for Exporter {
 }
 
 /// Returns a span's name from a bounded set, as the semantic conventions require.
-fn name(method: &str) -> &'static str {
+fn span_name(method: &str) -> &'static str {
     const KNOWN: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"];
     KNOWN.into_iter().find(|known| *known == method).unwrap_or("HTTP")
 }
 
 /// Posts the batches of the SDK's thread on the sidecar's runtime.
 #[derive(Debug)]
-struct Client(Handle);
+struct RuntimeHttpClient(Handle);
 
-impl HttpClient for Client {
+impl HttpClient for RuntimeHttpClient {
     fn send_bytes<'life0, 'async_trait>(
         &'life0 self,
         request: Request<Bytes>,
@@ -174,7 +174,7 @@ impl HttpClient for Client {
         Self: 'async_trait,
     {
         // The shutdown does not track this task: the SDK waits for it, and `Exporter::stop` stops the SDK.
-        let sent = self.0.spawn(async { tokio::time::timeout(TIMEOUT, send(request)).await });
+        let sent = self.0.spawn(async { tokio::time::timeout(BATCH_TIMEOUT, send(request)).await });
         Box::pin(async move { sent.await?? })
     }
 }
@@ -183,9 +183,9 @@ async fn send(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
     let (mut parts, body) = request.into_parts();
     let authority = parts.uri.authority().ok_or("there is no host in the endpoint")?.clone();
     parts.headers.insert(HOST, HeaderValue::from_str(authority.as_str())?);
-    parts.uri = Uri::from(parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static(PATH)));
+    parts.uri = Uri::from(parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static(DEFAULT_PATH)));
     let stream =
         TcpStream::connect((authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80))).await?;
     let (parts, body) = send_request(stream, Request::from_parts(parts, Full::new(body))).await?.into_parts();
-    Ok(Response::from_parts(parts, Limited::new(body, ANSWER).collect().await?.to_bytes()))
+    Ok(Response::from_parts(parts, Limited::new(body, MAX_RESPONSE).collect().await?.to_bytes()))
 }

@@ -9,7 +9,7 @@ use crate::labels::{LaneKind, Protocol};
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// `00-<32 digits>-<16 digits>-<2 digits>`; a later version may append more after a further dash.
-const LENGTH: usize = 55;
+const TRACEPARENT_LENGTH: usize = 55;
 
 /// A `traceparent` that is well-formed (Trace Context, section 3.2.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct Traceparent(HeaderValue);
 
 impl Traceparent {
     /// Returns the `traceparent` of `headers`, if there is exactly one and it is well-formed.
-    pub fn stated(headers: &HeaderMap) -> Option<Self> {
+    pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut stated = headers.get_all(TRACEPARENT).iter();
         stated.next().filter(|value| stated.next().is_none() && is_well_formed(value.as_bytes())).cloned().map(Self)
     }
@@ -26,36 +26,36 @@ impl Traceparent {
     ///
     /// # Panics
     /// If the system has no random bytes; without them there is no key either.
-    pub fn made() -> Self {
-        Self::of(&hex(&random::<16>()), "01")
+    pub fn random() -> Self {
+        Self::with_new_span(&hex(&random_id::<16>()), "01")
     }
 
     /// Creates the one for the next server: the same trace, and a new span below this one.
     pub fn child(&self) -> Self {
-        Self::of(self.trace_id(), if self.is_sampled() { "01" } else { "00" })
+        Self::with_new_span(self.trace_id(), if self.is_sampled() { "01" } else { "00" })
     }
 
-    fn of(trace_id: &str, flags: &str) -> Self {
-        let text = format!("00-{trace_id}-{}-{flags}", hex(&random::<8>()));
+    fn with_new_span(trace_id: &str, flags: &str) -> Self {
+        let text = format!("00-{trace_id}-{}-{flags}", hex(&random_id::<8>()));
         Self(HeaderValue::from_str(&text).expect("hexadecimal digits and dashes"))
     }
 
     /// Returns the trace id: 32 hexadecimal digits, the same for all spans of one request.
     pub fn trace_id(&self) -> &str {
-        self.part(3..35)
+        self.field(3..35)
     }
 
     /// Returns the span id: 16 hexadecimal digits.
     pub fn span_id(&self) -> &str {
-        self.part(36..52)
+        self.field(36..52)
     }
 
     /// Returns whether its creator records the trace.
     pub fn is_sampled(&self) -> bool {
-        u8::from_str_radix(self.part(53..55), 16).is_ok_and(|flags| flags & 1 == 1)
+        u8::from_str_radix(self.field(53..55), 16).is_ok_and(|flags| flags & 1 == 1)
     }
 
-    fn part(&self, range: std::ops::Range<usize>) -> &str {
+    fn field(&self, range: std::ops::Range<usize>) -> &str {
         self.0.to_str().ok().and_then(|text| text.get(range)).unwrap_or_default()
     }
 }
@@ -71,12 +71,12 @@ pub struct Trace {
 
 impl Trace {
     /// Continues the trace of `headers`, or begins a new one. With `spans`, loopgate adds a span of its own.
-    pub fn of(headers: &HeaderMap, spans: bool) -> Self {
-        let parent = Traceparent::stated(headers);
+    pub fn from_headers(headers: &HeaderMap, spans: bool) -> Self {
+        let parent = Traceparent::from_headers(headers);
         let forwarded = match &parent {
             Some(parent) if spans => parent.child(),
             Some(parent) => parent.clone(),
-            None => Traceparent::made(),
+            None => Traceparent::random(),
         };
         Self { parent, forwarded }
     }
@@ -96,9 +96,9 @@ pub struct Span<'a> {
     /// The trace that it belongs to.
     pub trace: &'a Trace,
     /// When its head was complete.
-    pub began: SystemTime,
+    pub started: SystemTime,
     /// How long the response head took.
-    pub took: Duration,
+    pub time_to_head: Duration,
     /// The method.
     pub method: &'a str,
     /// The path, without the query, which may hold a token.
@@ -126,20 +126,20 @@ pub trait Recorder: Send + Sync + std::fmt::Debug {
 }
 
 fn is_well_formed(value: &[u8]) -> bool {
-    let digits = |part: &[u8]| part.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-    let nought = |part: &[u8]| part.iter().all(|digit| *digit == b'0');
-    let Some((head, rest)) = value.split_at_checked(LENGTH) else { return false };
+    let are_digits = |part: &[u8]| part.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    let is_zero = |part: &[u8]| part.iter().all(|digit| *digit == b'0');
+    let Some((head, rest)) = value.split_at_checked(TRACEPARENT_LENGTH) else { return false };
     let (version, trace, span, flags) = (&head[..2], &head[3..35], &head[36..52], &head[53..]);
     let parts = [version, trace, span, flags];
-    parts.iter().all(|part| digits(part))
+    parts.iter().all(|part| are_digits(part))
         && [head[2], head[35], head[52]] == *b"---"
         && version != b"ff"
-        && !nought(trace)
-        && !nought(span)
+        && !is_zero(trace)
+        && !is_zero(span)
         && (rest.is_empty() || version != b"00" && rest[0] == b'-')
 }
 
-fn random<const N: usize>() -> [u8; N] {
+fn random_id<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).expect("the system gives random bytes");
     // An id of zeros is invalid.
@@ -161,7 +161,7 @@ mod tests {
 
     const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-    fn heads(values: &[&str]) -> HeaderMap {
+    fn headers_with(values: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(TRACEPARENT, HeaderValue::from_bytes(value.as_bytes()).unwrap());
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_well_formed_goes_on_and_everything_else_is_replaced() {
+    fn a_well_formed_traceparent_is_kept_and_any_other_is_replaced() {
         let later = format!("cc{}-what-comes", &GOOD[2..]);
         let table: [(&[&str], bool); 18] = [
             (&[GOOD], true),
@@ -194,8 +194,8 @@ mod tests {
             (&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902\u{e9}-01"], false),
         ];
         for (stated, kept) in table {
-            let mut headers = heads(stated);
-            let trace = Trace::of(&headers, false);
+            let mut headers = headers_with(stated);
+            let trace = Trace::from_headers(&headers, false);
             trace.write(&mut headers);
             let written = headers.get_all(TRACEPARENT).iter().collect::<Vec<_>>();
             assert_eq!(written.len(), 1, "{stated:?}");
@@ -211,15 +211,15 @@ mod tests {
     }
 
     #[test]
-    fn a_span_of_our_own_is_in_the_same_trace_below_its_parent() {
+    fn loopgates_span_is_in_the_clients_trace_below_its_parent() {
         for (flags, sampled) in [("01", true), ("00", false), ("03", true)] {
             let stated = format!("{}{flags}", &GOOD[..53]);
-            let trace = Trace::of(&heads(&[&stated]), true);
+            let trace = Trace::from_headers(&headers_with(&[&stated]), true);
             assert_eq!(trace.forwarded.trace_id(), &GOOD[3..35]);
             assert_ne!(trace.forwarded.span_id(), &GOOD[36..52]);
             assert_eq!(trace.forwarded.is_sampled(), sampled, "{flags}");
         }
-        let (one, other) = (Traceparent::made(), Traceparent::made());
+        let (one, other) = (Traceparent::random(), Traceparent::random());
         assert!(one.is_sampled() && one.trace_id() != other.trace_id() && one.span_id() != other.span_id());
     }
 }

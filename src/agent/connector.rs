@@ -23,7 +23,7 @@ use crate::enrolment_protocol;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After how long a silent connection is probed, and how long bytes may stay unacknowledged.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `host:port`; the host may be a name, an IPv4 address, or an IPv6 address in brackets.
@@ -109,12 +109,12 @@ pub struct Connector {
     trust: ServerTrust,
     /// The TLS configuration last used to forward, with the sessions it may resume: never those of
     /// other credentials or another CA.
-    carrying: Mutex<Option<Carrying>>,
+    cached_config: Mutex<Option<CachedConfig>>,
 }
 
 #[derive(Debug)]
-struct Carrying {
-    material: Vec<u8>,
+struct CachedConfig {
+    ca_pem: Vec<u8>,
     credentials: Arc<Credentials>,
     config: Arc<ClientConfig>,
 }
@@ -128,7 +128,7 @@ impl Connector {
     pub fn new(endpoint: Endpoint, server_name: Option<&str>, trust: ServerTrust) -> Result<Self, trust::Error> {
         let name = server_name.unwrap_or(&endpoint.host);
         let server_name = ServerName::try_from(name.to_owned()).map_err(|_| trust::Error::Name(name.to_owned()))?;
-        Ok(Self { endpoint, server_name, trust, carrying: Mutex::new(None) })
+        Ok(Self { endpoint, server_name, trust, cached_config: Mutex::new(None) })
     }
 
     /// Returns the sidecar's address.
@@ -140,9 +140,9 @@ impl Connector {
     ///
     /// # Errors
     /// If the sidecar can't be reached, isn't trusted, or doesn't offer enrolment.
-    pub async fn for_enrolment(&self) -> Result<TlsStream<TcpStream>, Error> {
-        let material = self.trust.material().await?;
-        let mut config = self.builder(&material)?.with_no_client_auth();
+    pub async fn connect_for_enrolment(&self) -> Result<TlsStream<TcpStream>, Error> {
+        let ca_pem = self.trust.ca_pem().await?;
+        let mut config = self.config_builder(&ca_pem)?.with_no_client_auth();
         config.alpn_protocols = vec![enrolment_protocol::ALPN.to_vec()];
         let stream = self.connect(Arc::new(config)).await?;
         if stream.get_ref().1.alpn_protocol() != Some(enrolment_protocol::ALPN) {
@@ -160,33 +160,33 @@ impl Connector {
     ///
     /// # Errors
     /// If the sidecar can't be reached or isn't trusted.
-    pub async fn for_client(&self, credentials: &Arc<Credentials>) -> Result<TlsStream<TcpStream>, Error> {
-        let material = self.trust.material().await?;
-        self.connect(self.carrying(material, credentials)?).await
+    pub async fn connect_for_client(&self, credentials: &Arc<Credentials>) -> Result<TlsStream<TcpStream>, Error> {
+        let ca_pem = self.trust.ca_pem().await?;
+        self.connect(self.forward_config(ca_pem, credentials)?).await
     }
 
-    fn carrying(&self, material: Vec<u8>, credentials: &Arc<Credentials>) -> Result<Arc<ClientConfig>, Error> {
-        let mut carrying = self.carrying.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*carrying {
-            Some(known) if known.material == material && Arc::ptr_eq(&known.credentials, credentials) => {
+    fn forward_config(&self, ca_pem: Vec<u8>, credentials: &Arc<Credentials>) -> Result<Arc<ClientConfig>, Error> {
+        let mut cached = self.cached_config.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*cached {
+            Some(known) if known.ca_pem == ca_pem && Arc::ptr_eq(&known.credentials, credentials) => {
                 Ok(known.config.clone())
             }
             _ => {
                 let resolver = SingleCertAndKey::from(credentials.certified_key.clone());
-                let mut config = self.builder(&material)?.with_client_cert_resolver(Arc::new(resolver));
+                let mut config = self.config_builder(&ca_pem)?.with_client_cert_resolver(Arc::new(resolver));
                 config.alpn_protocols = vec![b"http/1.1".to_vec()];
                 let config = Arc::new(config);
-                *carrying = Some(Carrying { material, credentials: credentials.clone(), config: config.clone() });
+                *cached = Some(CachedConfig { ca_pem, credentials: credentials.clone(), config: config.clone() });
                 Ok(config)
             }
         }
     }
 
-    fn builder(
+    fn config_builder(
         &self,
-        material: &[u8],
+        ca_pem: &[u8],
     ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, Error> {
-        let verifier = self.trust.verifier(material)?;
+        let verifier = self.trust.verifier(ca_pem)?;
         let builder = ClientConfig::builder_with_provider(trust::provider())
             .with_safe_default_protocol_versions()
             .expect("the provider has suites for TLS 1.3 and 1.2");
@@ -209,7 +209,7 @@ impl Connector {
         let mut failure = lookup(io::ErrorKind::NotFound.into());
         for address in addresses {
             let outcome = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-            match outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).and_then(tuned) {
+            match outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).and_then(with_socket_options) {
                 Ok(stream) => return Ok(stream),
                 Err(source) => failure = Error::Connect { address, source },
             }
@@ -219,10 +219,11 @@ impl Connector {
 }
 
 /// Sets `TCP_NODELAY`, keepalive and the user timeout on `stream`, so that a lost peer is noticed.
-fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
+fn with_socket_options(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(&stream);
-    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3))?;
+    socket
+        .set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_TIME / 3))?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     Ok(stream)
 }

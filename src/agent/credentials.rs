@@ -25,7 +25,7 @@ pub struct Credentials {
 
 /// What the agent has at one moment.
 #[derive(Clone, Debug, Default)]
-pub struct State {
+pub struct CredentialState {
     /// Its certificate and key, once there are any that have not expired.
     pub credentials: Option<Arc<Credentials>>,
     /// The gateway's token, if it was inherited.
@@ -79,7 +79,7 @@ impl Credentials {
     }
 
     /// Reads them from `files`.
-    async fn read(files: &CertificateFiles) -> Result<(Self, [Vec<u8>; 2]), Error> {
+    async fn read_files(files: &CertificateFiles) -> Result<(Self, [Vec<u8>; 2]), Error> {
         let read = async |path: &std::path::PathBuf| {
             tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source })
         };
@@ -90,38 +90,39 @@ impl Credentials {
 }
 
 /// How often the files are read. Polling works with bind mounts and Kubernetes secrets too.
-const POLL: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Publishes what `files` hold, now and whenever they change. A bad replacement is reported, and
 /// the old pair stays in use.
-pub(super) async fn follow(files: CertificateFiles, publish: watch::Sender<State>) {
-    let mut known = None;
-    let mut logged = None;
+pub(super) async fn follow_files(files: CertificateFiles, publish: watch::Sender<CredentialState>) {
+    let mut loaded = None;
+    let mut logged_failure = None;
     loop {
-        match Credentials::read(&files).await {
+        match Credentials::read_files(&files).await {
             Ok((credentials, contents)) => {
-                if known.as_ref() != Some(&contents) {
+                if loaded.as_ref() != Some(&contents) {
                     info!(chain = %files.chain.display(), expires = %credentials.not_after, "certificate loaded");
-                    known = Some(contents);
+                    loaded = Some(contents);
                     publish.send_modify(|state| {
-                        *state = State { credentials: Some(Arc::new(credentials)), ..State::default() }
+                        *state =
+                            CredentialState { credentials: Some(Arc::new(credentials)), ..CredentialState::default() }
                     });
-                } else if logged.is_some() {
+                } else if logged_failure.is_some() {
                     info!(chain = %files.chain.display(), "the certificate can be loaded again");
                     publish.send_modify(|state| state.failure = None);
                 }
-                logged = None;
+                logged_failure = None;
             }
             Err(error) => {
                 let failure = crate::error_chain::error_chain(&error);
-                if logged.as_ref() != Some(&failure) {
+                if logged_failure.as_ref() != Some(&failure) {
                     warn!(error = %failure, "can't load the certificate");
                     publish.send_modify(|state| state.failure = Some(failure.clone()));
-                    logged = Some(failure);
+                    logged_failure = Some(failure);
                 }
             }
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -132,18 +133,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_restored_file_ends_the_failure() {
         let directory = tempfile::tempdir().unwrap();
-        let [chain, key, away] = ["chain.pem", "key.pem", "away.pem"].map(|name| directory.path().join(name));
-        let made = rcgen::generate_simple_self_signed(["agent".to_owned()]).unwrap();
-        std::fs::write(&chain, made.cert.pem()).unwrap();
-        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        let (publish, mut state) = watch::channel(State::default());
+        let [chain, key, moved] = ["chain.pem", "key.pem", "moved.pem"].map(|name| directory.path().join(name));
+        let pair = rcgen::generate_simple_self_signed(["agent".to_owned()]).unwrap();
+        std::fs::write(&chain, pair.cert.pem()).unwrap();
+        std::fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
+        let (publish, mut state) = watch::channel(CredentialState::default());
         let shutdown = crate::shutdown::Shutdown::new();
         let files = CertificateFiles { chain: chain.clone(), key };
-        shutdown.spawn(follow(files, publish));
+        shutdown.spawn(follow_files(files, publish));
         state.wait_for(|state| state.credentials.is_some()).await.unwrap();
-        std::fs::rename(&chain, &away).unwrap();
+        std::fs::rename(&chain, &moved).unwrap();
         state.wait_for(|state| state.failure.is_some()).await.unwrap();
-        std::fs::rename(&away, &chain).unwrap();
+        std::fs::rename(&moved, &chain).unwrap();
         let back = state.wait_for(|state| state.failure.is_none()).await.unwrap();
         assert!(back.credentials.is_some());
     }

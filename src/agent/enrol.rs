@@ -12,7 +12,9 @@ use tokio::time::timeout;
 use super::connector::{self, Connector};
 use super::credentials::{self, Credentials};
 use super::show::ProofMethod;
-use crate::enrolment_protocol::{self, Challenge, DEADLINE, Enrolled, EnrolmentRefused, Lines, Reply, Request};
+use crate::enrolment_protocol::{
+    self, Challenge, ENROLMENT_TIMEOUT, Enrolled, EnrolmentRefused, EnrolmentRequest, JsonLines, Reply,
+};
 use crate::secret::Secret;
 
 /// How the agent proves who it is.
@@ -36,8 +38,8 @@ pub enum Error {
     /// The conversation failed.
     #[error("the enrolment failed")]
     Broken(#[from] enrolment_protocol::Error),
-    /// The enrolment did not end within [`DEADLINE`].
-    #[error("no enrolment within {} s", DEADLINE.as_secs())]
+    /// The enrolment did not end within [`ENROLMENT_TIMEOUT`].
+    #[error("no enrolment within {} s", ENROLMENT_TIMEOUT.as_secs())]
     Deadline,
     /// The sidecar does not accept this kind of proof.
     #[error("the sidecar does not accept proofs of this kind ({0:?}): see its option agents.proofs")]
@@ -70,28 +72,28 @@ pub(super) async fn enrol(
     attestation: &Attestation,
 ) -> Result<(Arc<Credentials>, Option<Secret>), Error> {
     let conversation = async {
-        let stream = connector.for_enrolment().await?;
+        let stream = connector.connect_for_enrolment().await?;
         match attestation {
-            Attestation::Show(method) => converse(stream, method).await,
-            Attestation::Token(file) => converse_by_token(stream, file).await,
+            Attestation::Show(method) => enrol_by_proof(stream, method).await,
+            Attestation::Token(file) => enrol_by_token(stream, file).await,
         }
     };
-    timeout(DEADLINE, conversation).await.map_err(|_| Error::Deadline)?
+    timeout(ENROLMENT_TIMEOUT, conversation).await.map_err(|_| Error::Deadline)?
 }
 
 /// Enrols on a connection that negotiated [`enrolment_protocol::ALPN`], by a shown proof.
 ///
 /// # Errors
 /// Those of [`Error`], except for the deadline.
-pub async fn converse<S>(stream: S, method: &ProofMethod) -> Result<(Arc<Credentials>, Option<Secret>), Error>
+pub async fn enrol_by_proof<S>(stream: S, method: &ProofMethod) -> Result<(Arc<Credentials>, Option<Secret>), Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let key = KeyPair::generate()?;
     let csr = CertificateParams::default().serialize_request(&key)?.pem()?;
-    let mut lines = Lines::new(stream);
-    lines.send(&Request { csr, token: None }).await?;
-    let challenge: Challenge = granted(lines.receive().await?)?;
+    let mut lines = JsonLines::new(stream);
+    lines.send(&EnrolmentRequest { csr, token: None }).await?;
+    let challenge: Challenge = into_granted(lines.receive().await?)?;
     if !challenge.show.contains(&method.kind()) {
         return Err(Error::Kind(method.kind()));
     }
@@ -105,14 +107,14 @@ where
     // Dropping it waits for the helper's end; the proof is gone before anything else happens.
     let _ = tokio::task::spawn_blocking(move || drop(visible)).await;
 
-    credentials(granted(answer?)?, &key)
+    to_credentials(into_granted(answer?)?, &key)
 }
 
 /// Enrols by the service-account token in `file`. The connection must be to a sidecar whose certificate was verified.
 ///
 /// # Errors
 /// Those of [`Error`], except for the deadline.
-pub async fn converse_by_token<S>(stream: S, file: &Path) -> Result<(Arc<Credentials>, Option<Secret>), Error>
+pub async fn enrol_by_token<S>(stream: S, file: &Path) -> Result<(Arc<Credentials>, Option<Secret>), Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -121,18 +123,18 @@ where
     let token = token.and_then(|token| token).map_err(|source| Error::Token { path: file.to_owned(), source })?;
     let key = KeyPair::generate()?;
     let csr = CertificateParams::default().serialize_request(&key)?.pem()?;
-    let mut lines = Lines::new(stream);
-    lines.send(&Request { csr, token: Some(token) }).await?;
-    credentials(granted(lines.receive().await?)?, &key)
+    let mut lines = JsonLines::new(stream);
+    lines.send(&EnrolmentRequest { csr, token: Some(token) }).await?;
+    to_credentials(into_granted(lines.receive().await?)?, &key)
 }
 
-fn credentials(enrolled: Enrolled, key: &KeyPair) -> Result<(Arc<Credentials>, Option<Secret>), Error> {
+fn to_credentials(enrolled: Enrolled, key: &KeyPair) -> Result<(Arc<Credentials>, Option<Secret>), Error> {
     let Enrolled { certificate, token } = enrolled;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     Ok((Arc::new(Credentials::new(certificate.as_bytes(), key)?), token))
 }
 
-fn granted<T>(answer: Reply<T>) -> Result<T, Error> {
+fn into_granted<T>(answer: Reply<T>) -> Result<T, Error> {
     match answer {
         Reply::Granted(granted) => Ok(granted),
         Reply::Refused(refused) => Err(Error::Refused(refused)),

@@ -13,7 +13,7 @@ use tokio_rustls::client::TlsStream;
 use tracing::{debug, warn};
 
 use super::connector::Connector;
-use super::credentials::{Credentials, State};
+use super::credentials::{CredentialState, Credentials};
 use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
@@ -27,25 +27,25 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug)]
 pub(super) struct LocalForwarder {
     pub(super) connector: Arc<Connector>,
-    pub(super) state: watch::Receiver<State>,
+    pub(super) state: watch::Receiver<CredentialState>,
     /// Notified when the sidecar refuses the certificate.
     pub(super) renew: Arc<Notify>,
     /// How long a local connection waits for credentials and for the sidecar.
-    pub(super) hold: Duration,
+    pub(super) wait_limit: Duration,
 }
 
 /// Why a local client gets no connection to the sidecar.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("no certificate yet{}", because(.0.as_ref()))]
+    #[error("no certificate yet{}", failure_suffix(.0.as_ref()))]
     NoCredentials(Option<String>),
-    #[error("the certificate has expired{}", because(.0.as_ref()))]
+    #[error("the certificate has expired{}", failure_suffix(.0.as_ref()))]
     Expired(Option<String>),
     #[error(transparent)]
     Connect(#[from] super::connector::Error),
 }
 
-fn because(failure: Option<&String>) -> String {
+fn failure_suffix(failure: Option<&String>) -> String {
     failure.map(|why| format!(": {why}")).unwrap_or_default()
 }
 
@@ -58,9 +58,9 @@ impl LocalForwarder {
                 let permit = permits.clone().acquire_owned().await.expect("never closed");
                 match listener.accept().await {
                     Ok((local, peer)) => {
-                        let (forward, stop) = (self.clone(), shutdown.clone());
+                        let (forwarder, stop) = (self.clone(), shutdown.clone());
                         shutdown.spawn(async move {
-                            tokio::select! { () = stop.begun() => {}, () = forward.carry(local, peer) => {} }
+                            tokio::select! { () = stop.begun() => {}, () = forwarder.forward(local, peer) => {} }
                             drop(permit);
                         });
                     }
@@ -74,7 +74,7 @@ impl LocalForwarder {
         tokio::select! { () = shutdown.begun() => {}, () = accept => {} }
     }
 
-    async fn carry(&self, mut local: TcpStream, peer: SocketAddr) {
+    async fn forward(&self, mut local: TcpStream, peer: SocketAddr) {
         let mut sidecar = match self.connect().await {
             Ok(sidecar) => sidecar,
             Err(error) => {
@@ -91,40 +91,43 @@ impl LocalForwarder {
         }
     }
 
-    /// Tries until there is a connection, or until the client has waited for [`LocalForwarder::hold`].
+    /// Tries until there is a connection, or until the client has waited for [`LocalForwarder::wait_limit`].
     async fn connect(&self) -> Result<TlsStream<TcpStream>, Error> {
-        let deadline = Instant::now() + self.hold;
+        let deadline = Instant::now() + self.wait_limit;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         loop {
             let credentials = self.credentials(deadline).await?;
-            let error = match self.connector.for_client(&credentials).await {
+            let error = match self.connector.connect_for_client(&credentials).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => error,
             };
             if let super::connector::Error::Handshake { source, .. } = &error {
                 self.renew_if_refused(source);
             }
-            let again = Instant::now() + backoff.pause();
-            if again > deadline {
+            let retry_at = Instant::now() + backoff.pause();
+            if retry_at > deadline {
                 return Err(error.into());
             }
             debug!(error = %error_chain(&error), "can't reach the sidecar yet");
-            sleep_until(again).await;
+            sleep_until(retry_at).await;
         }
     }
 
     /// Waits for valid credentials: with expired ones the sidecar would put the client on the external lane.
     async fn credentials(&self, deadline: Instant) -> Result<Arc<Credentials>, Error> {
         let now = OffsetDateTime::now_utc();
-        let valid = |credentials: &&Arc<Credentials>| !credentials.remaining(now).is_zero();
+        let is_valid = |credentials: &&Arc<Credentials>| !credentials.remaining(now).is_zero();
         let mut state = self.state.clone();
-        if state.borrow().credentials.as_ref().is_some_and(|credentials| !valid(&credentials)) {
+        if state.borrow().credentials.as_ref().is_some_and(|credentials| !is_valid(&credentials)) {
             // A machine that was suspended has missed the renewal, and reads its clock only now and then.
             self.renew.notify_one();
         }
-        let found =
-            timeout_at(deadline, state.wait_for(|state| state.credentials.as_ref().is_some_and(|c| valid(&c)))).await;
-        if let Some(credentials) = found.ok().and_then(Result::ok).and_then(|state| state.credentials.clone()) {
+        let state_with_valid =
+            timeout_at(deadline, state.wait_for(|state| state.credentials.as_ref().is_some_and(|c| is_valid(&c))))
+                .await;
+        if let Some(credentials) =
+            state_with_valid.ok().and_then(Result::ok).and_then(|state| state.credentials.clone())
+        {
             return Ok(credentials);
         }
         let state = self.state.borrow();

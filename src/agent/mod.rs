@@ -27,7 +27,7 @@ pub mod supervise;
 pub mod trust;
 
 pub use connector::{Connector, Endpoint};
-pub use credentials::{Credentials, State};
+pub use credentials::{CredentialState, Credentials};
 pub use show::ProofMethod;
 pub use trust::ServerTrust;
 
@@ -49,7 +49,7 @@ pub struct Settings {
     /// Where an inherited token is written, for other programs.
     pub token_out: Option<PathBuf>,
     /// How long a local connection waits for a sidecar that can't be reached.
-    pub hold: Duration,
+    pub wait_limit: Duration,
 }
 
 /// Where the agent's own certificate comes from.
@@ -69,15 +69,15 @@ pub struct Agent {
     /// Where it listens; the real port if port 0 was asked for.
     pub address: SocketAddr,
     /// Its current credentials.
-    pub state: watch::Receiver<State>,
+    pub state: watch::Receiver<CredentialState>,
 }
 
 impl Agent {
-    /// Returns the error for a gateway that has not answered within `patience`; `last` is the last attempt's error.
-    pub fn not_ready(&self, patience: Duration, last: ready::Error) -> Error {
+    /// Returns the error for a gateway that has not answered within `waited`; `last` is the last attempt's error.
+    pub fn not_ready(&self, waited: Duration, last: ready::Error) -> Error {
         match self.state.borrow().failure.clone() {
-            Some(failure) => Error::NoCredentials { patience, failure },
-            None => Error::NoGateway { patience, source: last },
+            Some(failure) => Error::NoCredentials { waited, failure },
+            None => Error::NoGateway { waited, source: last },
         }
     }
 }
@@ -102,18 +102,18 @@ pub enum Error {
     #[error(transparent)]
     Trust(#[from] trust::Error),
     /// There is still no certificate.
-    #[error("no certificate within {patience:?}: {failure}")]
+    #[error("no certificate within {waited:?}: {failure}")]
     NoCredentials {
         /// How long this process waited.
-        patience: Duration,
+        waited: Duration,
         /// Why the last attempt failed.
         failure: String,
     },
     /// The gateway still does not answer.
-    #[error("the gateway does not answer within {patience:?}")]
+    #[error("the gateway does not answer within {waited:?}")]
     NoGateway {
         /// How long this process waited.
-        patience: Duration,
+        waited: Duration,
         /// Why the last attempt failed.
         source: ready::Error,
     },
@@ -133,7 +133,7 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
     let address = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
     info!(%address, sidecar = %connector.endpoint(), "local clients may connect");
 
-    let (publish, state) = watch::channel(State::default());
+    let (publish, state) = watch::channel(CredentialState::default());
     let renew = Arc::new(tokio::sync::Notify::new());
     match settings.identity {
         identity @ (CredentialSource::Enrol(_) | CredentialSource::Token(_)) => {
@@ -156,11 +156,11 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
         CredentialSource::Files(files) => {
             let token = shutdown.token().clone();
             shutdown.spawn(async move {
-                tokio::select! { () = token.cancelled() => {}, () = credentials::follow(files, publish) => {} }
+                tokio::select! { () = token.cancelled() => {}, () = credentials::follow_files(files, publish) => {} }
             });
         }
     }
-    let forward = forward::LocalForwarder { connector, state: state.clone(), renew, hold: settings.hold };
+    let forward = forward::LocalForwarder { connector, state: state.clone(), renew, wait_limit: settings.wait_limit };
     let stop = shutdown.clone();
     shutdown.spawn(async move { forward.run(listener, stop).await });
     Ok(Agent { address, state })

@@ -11,18 +11,18 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::connector::Connector;
-use super::credentials::{Credentials, State};
+use super::credentials::{CredentialState, Credentials};
 use super::enrol::{self, Attestation};
 use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::secret::Secret;
 
 /// The shortest time between two enrolments.
-const SHORTEST: Duration = Duration::from_secs(5);
+const MIN_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the wall clock is read: the monotonic clock stands still while a laptop sleeps.
 const CLOCK_CHECK: Duration = Duration::from_secs(15);
 /// The longest pause between attempts that fail.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 /// What repeated enrolment needs.
 #[derive(Debug)]
@@ -37,31 +37,31 @@ pub(super) struct Renewal {
 
 impl Renewal {
     /// Publishes credentials without end, and withdraws them when they expire.
-    pub(super) async fn run(self, publish: watch::Sender<State>) {
-        let mut backoff = Backoff::new(Duration::from_millis(250), LONGEST_PAUSE);
-        let mut logged = None;
+    pub(super) async fn run(self, publish: watch::Sender<CredentialState>) {
+        let mut backoff = Backoff::new(Duration::from_millis(250), MAX_PAUSE);
+        let mut logged_failure = None;
         loop {
             match enrol::enrol(&self.connector, &self.attestation).await {
                 Ok((credentials, token)) => {
                     info!(expires = %credentials.not_after, token = token.is_some(), "enrolled");
-                    self.write_out(token.as_ref()).await;
+                    self.write_token(token.as_ref()).await;
                     publish.send_modify(|state| {
-                        *state = State { credentials: Some(credentials.clone()), token, failure: None }
+                        *state = CredentialState { credentials: Some(credentials.clone()), token, failure: None }
                     });
                     backoff.reset();
-                    logged = None;
-                    self.until_due(&credentials).await;
+                    logged_failure = None;
+                    self.wait_until_due(&credentials).await;
                 }
                 Err(error) => {
                     let failure = error_chain(&error);
                     let pause = backoff.pause();
-                    // The same failure is logged once.
-                    if logged.as_ref() == Some(&failure) {
+                    // The same failure is logged_failure once.
+                    if logged_failure.as_ref() == Some(&failure) {
                         debug!(error = %failure, ?pause, "enrolment failed again");
                     } else {
                         warn!(error = %failure, "enrolment failed; trying again");
                     }
-                    logged = Some(failure.clone());
+                    logged_failure = Some(failure.clone());
                     let now = OffsetDateTime::now_utc();
                     publish.send_modify(|state| {
                         state.failure = Some(failure);
@@ -76,9 +76,9 @@ impl Renewal {
     }
 
     /// Waits until half the life of `credentials` is over, or until the sidecar refuses them.
-    async fn until_due(&self, credentials: &Credentials) {
+    async fn wait_until_due(&self, credentials: &Credentials) {
         let half = credentials.remaining(OffsetDateTime::now_utc()) / 2;
-        sleep(SHORTEST).await;
+        sleep(MIN_INTERVAL).await;
         while credentials.remaining(OffsetDateTime::now_utc()) > half {
             tokio::select! {
                 () = self.refused.notified() => return info!("the sidecar refused the certificate; enrolling again"),
@@ -87,7 +87,7 @@ impl Renewal {
         }
     }
 
-    async fn write_out(&self, token: Option<&Secret>) {
+    async fn write_token(&self, token: Option<&Secret>) {
         let (Some(path), Some(token)) = (self.token_out.clone(), token.cloned()) else { return };
         let shown = path.display().to_string();
         let written = tokio::task::spawn_blocking(move || write_secret(&path, &token)).await;

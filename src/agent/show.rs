@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::enrolment_protocol::{PROOF_MODE, PROOF_MTIME, PROOF_PREFIX, ProofKind, SHOW_COMMAND, SHOW_NAME, Shown};
+use crate::enrolment_protocol::{
+    PROOF_MODE, PROOF_MTIME, PROOF_PREFIX, PROOF_PROCESS_NAME, PROOF_SUBCOMMAND, ProofKind, ProofShown,
+};
 
 /// How the proof is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +32,7 @@ impl ProofMethod {
     /// Shows `proof` for as long as the result lives. Blocks for a moment.
     pub(super) fn show(&self, proof: &str) -> io::Result<VisibleProof> {
         match self {
-            Self::Process => Helper::start(Path::new("/proc/self/exe"), proof).map(VisibleProof::Process),
+            Self::Process => ProofHelper::start(Path::new("/proc/self/exe"), proof).map(VisibleProof::Process),
             Self::File(directory) => VisibleProof::file(directory.join(proof)),
         }
     }
@@ -39,7 +41,7 @@ impl ProofMethod {
 /// A proof that can be seen.
 #[derive(Debug)]
 pub(super) enum VisibleProof {
-    Process(#[expect(dead_code, reason = "held for its drop")] Helper),
+    Process(#[expect(dead_code, reason = "held for its drop")] ProofHelper),
     File(PathBuf),
 }
 
@@ -50,19 +52,19 @@ impl VisibleProof {
         }
         let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&path)?;
         // From here on the file is removed when this is dropped.
-        let shown = Self::File(path);
+        let proof = Self::File(path);
         file.set_permissions(std::fs::Permissions::from_mode(PROOF_MODE))?;
         let (seconds, nanoseconds) = PROOF_MTIME;
         let mtime = UNIX_EPOCH + Duration::new(seconds.unsigned_abs(), nanoseconds);
         file.set_modified(mtime)?;
-        Ok(shown)
+        Ok(proof)
     }
 
     /// Returns what to report to the sidecar.
-    pub(super) fn shown(&self) -> Shown {
+    pub(super) fn shown(&self) -> ProofShown {
         match self {
-            Self::Process(_) => Shown::Process,
-            Self::File(path) => Shown::File { path: path.clone() },
+            Self::Process(_) => ProofShown::Process,
+            Self::File(path) => ProofShown::File { path: path.clone() },
         }
     }
 }
@@ -80,12 +82,12 @@ impl Drop for VisibleProof {
 /// It ends when its standard input does. So it needs no signal, which might reach another process
 /// once `exec` as PID 1 has reaped it, and it can't outlive its parent.
 #[derive(Debug)]
-pub(super) struct Helper(Child);
+pub(super) struct ProofHelper(Child);
 
-impl Helper {
+impl ProofHelper {
     fn start(program: &Path, proof: &str) -> io::Result<Self> {
         let mut command = Command::new(program);
-        command.arg0(SHOW_NAME).args([SHOW_COMMAND, proof]).env_clear();
+        command.arg0(PROOF_PROCESS_NAME).args([PROOF_SUBCOMMAND, proof]).env_clear();
         Self::spawn(command)
     }
 
@@ -100,16 +102,16 @@ impl Helper {
     }
 }
 
-impl Drop for Helper {
+impl Drop for ProofHelper {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
         let _ = self.0.wait();
     }
 }
 
-/// Runs the helper, the hidden subcommand [`SHOW_COMMAND`]: writes a byte, and waits until standard
+/// Runs the helper, the hidden subcommand [`PROOF_SUBCOMMAND`]: writes a byte, and waits until standard
 /// input ends. Returns false at once if `proof` is not a proof.
-pub fn hold_proof(proof: &str) -> bool {
+pub fn run_proof_helper(proof: &str) -> bool {
     if !proof.starts_with(PROOF_PREFIX) {
         return false;
     }
@@ -128,15 +130,15 @@ mod tests {
     #[test]
     fn a_proof_file_exists_while_it_is_shown() {
         let directory = tempfile::tempdir().unwrap();
-        let shows = ProofMethod::File(directory.path().to_owned()).show("loopgate-proof-x").unwrap();
+        let visible = ProofMethod::File(directory.path().to_owned()).show("loopgate-proof-x").unwrap();
         let path = directory.path().join("loopgate-proof-x");
-        assert_eq!(shows.shown(), Shown::File { path: path.clone() });
+        assert_eq!(visible.shown(), ProofShown::File { path: path.clone() });
         let metadata = std::fs::metadata(&path).unwrap();
         assert_eq!(
             (metadata.len(), metadata.mode() & 0o7777, (metadata.mtime(), metadata.mtime_nsec() as u32)),
             (0, PROOF_MODE, PROOF_MTIME)
         );
-        drop(shows);
+        drop(visible);
         assert!(!path.exists());
     }
 
@@ -144,8 +146,8 @@ mod tests {
     fn a_helper_has_the_proof_in_its_arguments_until_it_is_dropped() {
         // Like the helper, this shell writes a line once it runs, and ends with its standard input.
         let mut command = Command::new("sh");
-        command.args(["-c", "echo; read -r line", SHOW_COMMAND, "loopgate-proof-x"]);
-        let helper = Helper::spawn(command).unwrap();
+        command.args(["-c", "echo; read -r line", PROOF_SUBCOMMAND, "loopgate-proof-x"]);
+        let helper = ProofHelper::spawn(command).unwrap();
         let cmdline = format!("/proc/{}/cmdline", helper.0.id());
         let arguments = std::fs::read_to_string(&cmdline).unwrap();
         assert!(arguments.contains("attest-proof\0loopgate-proof-x"), "{arguments:?}");

@@ -39,15 +39,15 @@ impl Signals {
     /// # Errors
     /// If a handler can't be registered.
     pub fn new() -> io::Result<Self> {
-        let take = |signal: Signal| Ok((signal, unix::signal(SignalKind::from_raw(signal as i32))?));
-        let forwarded = FORWARDED.into_iter().map(take).collect::<io::Result<_>>()?;
+        let register = |signal: Signal| Ok((signal, unix::signal(SignalKind::from_raw(signal as i32))?));
+        let forwarded = FORWARDED.into_iter().map(register).collect::<io::Result<_>>()?;
         Ok(Self { forwarded, child: unix::signal(SignalKind::child())? })
     }
 
     /// Waits for a signal that ends a process without a child.
-    pub async fn asked_to_end(&mut self) -> Signal {
+    pub async fn wait_for_termination(&mut self) -> Signal {
         loop {
-            let signal = next(&mut self.forwarded).await;
+            let signal = next_signal(&mut self.forwarded).await;
             if matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT) {
                 return signal;
             }
@@ -56,7 +56,7 @@ impl Signals {
 }
 
 /// Returns the next of `signals`.
-async fn next(signals: &mut [(Signal, unix::Signal)]) -> Signal {
+async fn next_signal(signals: &mut [(Signal, unix::Signal)]) -> Signal {
     poll_fn(|context| {
         let ready =
             signals.iter_mut().find_map(|(signal, stream)| stream.poll_recv(context).is_ready().then_some(*signal));
@@ -66,7 +66,7 @@ async fn next(signals: &mut [(Signal, unix::Signal)]) -> Signal {
 }
 
 /// The exit status that shells give to a process which `signal` killed.
-pub fn status_of(signal: Signal) -> u8 {
+pub fn exit_status_of(signal: Signal) -> u8 {
     128_u8.saturating_add(signal as u8)
 }
 
@@ -100,11 +100,11 @@ pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -
     // Its environment is no longer needed here.
     drop(command);
     debug!(pid = %child, "started the command");
-    to_foreground(child);
+    give_terminal_to(child);
 
     let mut deadline = None;
     loop {
-        if let Some(status) = reap(child) {
+        if let Some(status) = reap_children(child) {
             return Ok(status);
         }
         let overdue = async {
@@ -115,7 +115,7 @@ pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -
         };
         tokio::select! {
             _ = signals.child.recv() => {}
-            signal = next(&mut signals.forwarded) => {
+            signal = next_signal(&mut signals.forwarded) => {
                 debug!(%signal, "passing a signal on to the command");
                 send(child, signal);
                 if signal == Signal::SIGTERM && deadline.is_none() {
@@ -138,12 +138,12 @@ fn send(group: Pid, signal: Signal) {
 }
 
 /// Takes the status of every child that has ended; returns that of `child`, if it is among them.
-fn reap(child: Pid) -> Option<u8> {
+fn reap_children(child: Pid) -> Option<u8> {
     let mut status = None;
     loop {
         match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
             Ok(WaitStatus::Exited(pid, code)) if pid == child => status = Some(u8::try_from(code).unwrap_or(u8::MAX)),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => status = Some(status_of(signal)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => status = Some(exit_status_of(signal)),
             Ok(WaitStatus::Stopped(pid, _)) if pid == child => stop_with_child(child),
             Ok(WaitStatus::StillAlive) => return status,
             Ok(_) | Err(Errno::EINTR) => {}
@@ -153,7 +153,7 @@ fn reap(child: Pid) -> Option<u8> {
 }
 
 /// Makes `child` the foreground process of the terminal, if this process is in the foreground of one.
-fn to_foreground(child: Pid) {
+fn give_terminal_to(child: Pid) {
     let stdin = io::stdin();
     if stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(getpgrp()) && tcsetpgrp(&stdin, child).is_ok() {
         // It may have tried to read before the terminal was its own, and been stopped for it.
@@ -167,6 +167,6 @@ fn stop_with_child(child: Pid) {
         return;
     }
     let _ = kill(getpid(), Signal::SIGSTOP);
-    to_foreground(child);
+    give_terminal_to(child);
     let _ = killpg(child, Signal::SIGCONT);
 }

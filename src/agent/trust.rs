@@ -48,21 +48,21 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 
 impl ServerTrust {
     /// Reads what a verifier is made of: the CA file's bytes, or nothing. When they change, a new verifier is needed.
-    pub(super) async fn material(&self) -> Result<Vec<u8>, Error> {
+    pub(super) async fn ca_pem(&self) -> Result<Vec<u8>, Error> {
         match self {
             Self::Ca(path) => tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source }),
             Self::Fingerprint(_) => Ok(Vec::new()),
         }
     }
 
-    /// Returns the verifier made of [`ServerTrust::material`].
-    pub(super) fn verifier(&self, material: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+    /// Returns the verifier made of [`ServerTrust::ca_pem`].
+    pub(super) fn verifier(&self, ca_pem: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, Error> {
         match self {
             Self::Fingerprint(fingerprint) => Ok(Arc::new(Pinned { fingerprint: *fingerprint, provider: provider() })),
             Self::Ca(path) => {
                 let no_ca = || Error::NoCa(path.clone());
                 let mut roots = RootCertStore::empty();
-                for certificate in CertificateDer::pem_slice_iter(material) {
+                for certificate in CertificateDer::pem_slice_iter(ca_pem) {
                     roots.add(certificate.map_err(|_| no_ca())?).map_err(|_| no_ca())?;
                 }
                 let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();

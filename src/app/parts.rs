@@ -103,6 +103,6 @@ pub(super) fn enrolment(
     let enrolment = Enrolment::new(config, view, pki.authority(), engine.map(DockerProofs::new));
     match config.discovery {
         AgentSourceKind::Docker => enrolment,
-        AgentSourceKind::Kubernetes => enrolment.with_pod_tokens(Api::new(&config.kubernetes)),
+        AgentSourceKind::Kubernetes => enrolment.with_token_reviewer(Api::new(&config.kubernetes)),
     }
 }

@@ -41,11 +41,11 @@ pub fn run(args: Args) -> Result<(), Error> {
                 answers = ready::wait(agent.address, patience) => {
                     answers.map_err(|error| agent.not_ready(patience, error))?;
                 }
-                _ = signals.asked_to_end() => return Ok(()),
+                _ = signals.wait_for_termination() => return Ok(()),
             }
             info!("the gateway answers");
         }
-        let signal = signals.asked_to_end().await;
+        let signal = signals.wait_for_termination().await;
         info!(%signal, "stopping");
         shutdown.begin();
         shutdown.wait(DRAIN).await;

@@ -147,7 +147,7 @@ impl Flags {
             trust,
             identity,
             token_out: value(self.token_out),
-            hold: value(self.hold).unwrap_or(Duration::from_secs(10)),
+            wait_limit: value(self.hold).unwrap_or(Duration::from_secs(10)),
         })
     }
 }

@@ -12,5 +12,5 @@ pub struct Args {
 
 /// Waits until standard input ends.
 pub fn run(args: &Args) -> ExitCode {
-    if show::hold_proof(&args.proof) { ExitCode::SUCCESS } else { ExitCode::from(2) }
+    if show::run_proof_helper(&args.proof) { ExitCode::SUCCESS } else { ExitCode::from(2) }
 }

@@ -12,7 +12,7 @@ use super::agent_flags::{Flags, MaybeEmpty, maybe_empty, runtime, value, wrong};
 use super::error::Error;
 use super::flags::refuse_unknown_variables;
 use super::log;
-use crate::agent::supervise::{self, Signals, status_of};
+use crate::agent::supervise::{self, Signals, exit_status_of};
 use crate::agent::{self, Agent};
 use crate::config::parse;
 use crate::error_chain::error_chain;
@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         let pair = !args.no_pair && !is_node_host(&args.command);
         tokio::select! {
             ready = wait_until_ready(&agent, patience, pair) => ready?,
-            signal = signals.asked_to_end() => return Ok(status_of(signal)),
+            signal = signals.wait_for_termination() => return Ok(exit_status_of(signal)),
         }
         let token = agent.state.borrow().token.clone();
         let command = command(&args.command, &args.variables, agent.address, token.as_ref());

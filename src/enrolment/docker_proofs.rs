@@ -6,7 +6,7 @@ use std::path::Path;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::proof_reader::{Entry, FileStat, ProofReader, ReadError, Surroundings};
+use super::proof_reader::{Entry, FileStat, ProofEnvironment, ProofReader, ReadError};
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::docker::error::Error;
 use crate::discovery::docker::object::{ContainerSummary, PathStat};
@@ -31,36 +31,42 @@ impl DockerProofs {
 }
 
 impl ProofReader for DockerProofs {
-    async fn container(&self, id: &str, kind: ProofKind) -> Result<Option<Surroundings>, ReadError> {
-        let (listed, unreadable) = self.engine.list().await.map_err(failed("/containers/json"))?;
+    async fn environment(&self, id: &str, kind: ProofKind) -> Result<Option<ProofEnvironment>, ReadError> {
+        let (listed, unreadable) = self.engine.list().await.map_err(read_error("/containers/json"))?;
         let is_agent = |container: &&ContainerSummary| container.id.as_deref() == Some(id);
-        let Some(own) = listed.iter().find(is_agent).filter(|own| own.state.as_deref() == Some("running")) else {
+        let Some(container) =
+            listed.iter().find(is_agent).filter(|container| container.state.as_deref() == Some("running"))
+        else {
             return Ok(None);
         };
-        let mounts =
-            own.mounts.iter().flatten().filter_map(|mount| mount.destination.as_deref().map(Into::into)).collect();
+        let mounts = container
+            .mounts
+            .iter()
+            .flatten()
+            .filter_map(|mount| mount.destination.as_deref().map(Into::into))
+            .collect();
         // A container that can't be read may be one that has joined the PID namespace.
         let shares_processes = kind == ProofKind::Process
             && self.is_podman().await?
             && (!unreadable.is_empty() || self.shares_processes(id, &listed).await?);
-        Ok(Some(Surroundings { mounts, shares_processes }))
+        Ok(Some(ProofEnvironment { mounts, shares_processes }))
     }
 
-    async fn processes(&self, id: &str) -> Result<Vec<String>, ReadError> {
-        let top = self.engine.top(id).await.map_err(failed("/containers/{id}/top"))?;
+    async fn command_lines(&self, id: &str) -> Result<Vec<String>, ReadError> {
+        let top = self.engine.top(id).await.map_err(read_error("/containers/{id}/top"))?;
         let titles = top.titles.unwrap_or_default();
         let column = titles.iter().position(|title| matches!(title.as_str(), "CMD" | "COMMAND" | "ARGS"));
         let line = |process: Vec<String>| process.get(column?).cloned();
         Ok(top.processes.unwrap_or_default().into_iter().filter_map(line).collect())
     }
 
-    async fn entry(&self, id: &str, path: &Path) -> Result<Option<Entry>, ReadError> {
+    async fn stat(&self, id: &str, path: &Path) -> Result<Option<Entry>, ReadError> {
         let stat = self
             .engine
             .path_stat(id, path.to_str().unwrap_or_default())
             .await
-            .map_err(failed("/containers/{id}/archive"))?;
-        Ok(stat.as_ref().map(entry))
+            .map_err(read_error("/containers/{id}/archive"))?;
+        Ok(stat.as_ref().map(to_entry))
     }
 }
 
@@ -68,12 +74,12 @@ impl DockerProofs {
     /// Returns whether the engine is Podman. Any status but 200 is a socket filter's answer and proves
     /// neither, so it is an error.
     async fn is_podman(&self) -> Result<bool, ReadError> {
-        let answer = self.engine.probe("/_ping").await.map_err(failed("/_ping"))?;
+        let answer = self.engine.probe("/_ping").await.map_err(read_error("/_ping"))?;
         if answer.status != 200 {
             let message = "whether it is Podman decides which proofs count".to_owned();
             let refused =
                 Error::Refused { engine: self.engine.name(), endpoint: "/_ping", status: answer.status, message };
-            return Err(failed("/_ping")(refused));
+            return Err(read_error("/_ping")(refused));
         }
         Ok(answer.is_podman)
     }
@@ -87,9 +93,10 @@ impl DockerProofs {
             if matches!(&inspected, Err(Error::NotFound { .. })) && other != id {
                 continue;
             }
-            let host_config = inspected.map_err(failed("/containers/{id}/json"))?.host_config.unwrap_or_default();
+            let host_config = inspected.map_err(read_error("/containers/{id}/json"))?.host_config.unwrap_or_default();
             let mode = host_config.pid_mode.unwrap_or_default();
-            let shares = if other == id { !matches!(mode.as_str(), "" | "private") } else { joins(&mode, id) };
+            let shares =
+                if other == id { !matches!(mode.as_str(), "" | "private") } else { joins_pid_namespace(&mode, id) };
             if shares {
                 return Ok(true);
             }
@@ -100,18 +107,18 @@ impl DockerProofs {
 
 /// Returns whether a container with this PID mode has joined the PID namespace of the container
 /// `id`. A mode that names a container otherwise than by its id may mean any.
-fn joins(mode: &str, id: &str) -> bool {
+fn joins_pid_namespace(mode: &str, id: &str) -> bool {
     let is_id = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     mode.strip_prefix("container:").is_some_and(|name| name == id || !is_id(name))
 }
 
-fn failed(endpoint: &'static str) -> impl Fn(Error) -> ReadError {
+fn read_error(endpoint: &'static str) -> impl Fn(Error) -> ReadError {
     move |error| ReadError { endpoint, source: error.into() }
 }
 
-fn entry(stat: &PathStat) -> Entry {
+fn to_entry(stat: &PathStat) -> Entry {
     match stat.mode & MODE_TYPE {
-        0 => Entry::File(FileStat { size: stat.size, mode: permissions(stat.mode), mtime: mtime(&stat.mtime) }),
+        0 => Entry::File(FileStat { size: stat.size, mode: permissions(stat.mode), mtime: parse_mtime(&stat.mtime) }),
         MODE_DIR => Entry::Directory,
         _ => Entry::Other,
     }
@@ -123,7 +130,7 @@ fn permissions(mode: u32) -> u32 {
     special.iter().filter(|(go, _)| mode & go != 0).fold(mode & 0o777, |bits, (_, unix)| bits | unix)
 }
 
-fn mtime(text: &str) -> (i64, u32) {
+fn parse_mtime(text: &str) -> (i64, u32) {
     let time = OffsetDateTime::parse(text, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     (time.unix_timestamp(), time.nanosecond())
 }
@@ -179,17 +186,17 @@ mod tests {
         ];
         let shutdown = Shutdown::new();
         let (_directory, proofs) = engine(answers, &shutdown);
-        assert_eq!(proofs.processes("abc").await.unwrap(), ["loopgate attest-proof x"]);
+        assert_eq!(proofs.command_lines("abc").await.unwrap(), ["loopgate attest-proof x"]);
         let stat = FileStat { size: 0, mode: 0o600, mtime: (0, 0) };
-        assert_eq!(proofs.entry("abc", Path::new("/tmp/x")).await.unwrap(), Some(Entry::File(stat)));
-        assert_eq!(proofs.entry("abc", Path::new("/tmp/y")).await.unwrap(), None);
-        assert_eq!(proofs.entry("abc", Path::new("/tmp/z")).await.unwrap_err().endpoint, "/containers/{id}/archive");
-        assert_eq!(proofs.processes("another").await.unwrap_err().endpoint, "/containers/{id}/top");
+        assert_eq!(proofs.stat("abc", Path::new("/tmp/x")).await.unwrap(), Some(Entry::File(stat)));
+        assert_eq!(proofs.stat("abc", Path::new("/tmp/y")).await.unwrap(), None);
+        assert_eq!(proofs.stat("abc", Path::new("/tmp/z")).await.unwrap_err().endpoint, "/containers/{id}/archive");
+        assert_eq!(proofs.command_lines("another").await.unwrap_err().endpoint, "/containers/{id}/top");
     }
 
     #[test]
     fn an_entry_is_read_from_gos_mode_and_time() {
-        let stat = |mode| entry(&PathStat { size: 3, mode, mtime: "2001-09-09T01:46:40.516041219Z".into() });
+        let stat = |mode| to_entry(&PathStat { size: 3, mode, mtime: "2001-09-09T01:46:40.516041219Z".into() });
         let file = |mode| Entry::File(FileStat { size: 3, mode, mtime: PROOF_MTIME });
         for (mode, expected) in [
             (0o600, file(0o600)),
@@ -216,7 +223,7 @@ mod tests {
             (format!("container:{other}"), false),
             ("container:a-name".into(), true),
         ] {
-            assert_eq!(joins(&mode, &id), expected, "{mode}");
+            assert_eq!(joins_pid_namespace(&mode, &id), expected, "{mode}");
         }
     }
 
@@ -240,14 +247,14 @@ mod tests {
             ];
             let shutdown = Shutdown::new();
             let (_directory, proofs) = engine(answers, &shutdown);
-            let found = proofs.container("a", ProofKind::Process).await.unwrap().unwrap();
-            assert_eq!(found.shares_processes, expected);
-            assert_eq!(proofs.container("c", ProofKind::Process).await.unwrap(), None);
+            let environment = proofs.environment("a", ProofKind::Process).await.unwrap().unwrap();
+            assert_eq!(environment.shares_processes, expected);
+            assert_eq!(proofs.environment("c", ProofKind::Process).await.unwrap(), None);
         }
     }
 
     #[tokio::test]
-    async fn no_proof_shown_as_a_process_counts_where_the_engine_or_a_container_is_not_known() {
+    async fn a_process_is_no_proof_if_the_engines_kind_or_a_container_is_unknown() {
         const LIST: &str =
             "GET /containers/json?all=true&filters=%7B%22status%22%3A%5B%22running%22%2C%22paused%22%5D%7D";
         const ONE: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[{\"Id\":\"a\",\"State\":\"running\"}]";
@@ -266,17 +273,17 @@ mod tests {
             let shutdown = Shutdown::new();
             let (_directory, proofs) =
                 engine([(LIST, list), ("GET /_ping", ping), ("GET /containers/a/json", PRIVATE)], &shutdown);
-            let found = proofs.container("a", ProofKind::Process).await;
+            let environment = proofs.environment("a", ProofKind::Process).await;
             match expected {
-                Some(shares) => assert_eq!(found.unwrap().unwrap().shares_processes, shares, "{list} {ping}"),
+                Some(shares) => assert_eq!(environment.unwrap().unwrap().shares_processes, shares, "{list} {ping}"),
                 None => {
-                    let error = found.unwrap_err();
+                    let error = environment.unwrap_err();
                     assert_eq!(error.endpoint, "/_ping");
                     assert!(error.source.to_string().contains("refuses GET /_ping (403"), "{}", error.source);
                 }
             }
             assert!(
-                proofs.container("a", ProofKind::File).await.is_ok(),
+                proofs.environment("a", ProofKind::File).await.is_ok(),
                 "a proof shown as a file does not depend on it"
             );
         }

@@ -2,7 +2,7 @@
 
 use super::proof_reader::ReadError;
 use crate::discovery::kubernetes::error::Error as ApiError;
-use crate::enrolment_protocol::{self, EnrolmentRefused, Reason};
+use crate::enrolment_protocol::{self, EnrolmentRefused, RefusalReason};
 
 /// Why a conversation ended without a certificate.
 #[derive(Debug, thiserror::Error)]
@@ -21,14 +21,14 @@ pub(super) enum Error {
     Broken(#[from] enrolment_protocol::Error),
 }
 
-pub(super) fn refused(error: Reason, message: &str) -> EnrolmentRefused {
+pub(super) fn refusal(error: RefusalReason, message: &str) -> EnrolmentRefused {
     EnrolmentRefused { error, message: message.to_owned() }
 }
 
-pub(super) fn refuse(error: Reason, message: &str) -> Error {
-    Error::Refused(refused(error, message))
+pub(super) fn refusal_error(error: RefusalReason, message: &str) -> Error {
+    Error::Refused(refusal(error, message))
 }
 
-pub(super) fn gone() -> Error {
-    refuse(Reason::AgentGone, "the container or pod has stopped, or lost its label or its address")
+pub(super) fn agent_gone() -> Error {
+    refusal_error(RefusalReason::AgentGone, "the container or pod has stopped, or lost its label or its address")
 }

@@ -14,32 +14,32 @@ use crate::token_bucket::{Rate, TokenBucket};
 const RATE: Rate = Rate { burst: 10, interval: Duration::from_secs(3) };
 
 /// Full buckets are looked for and forgotten when there are at least this many.
-const MIN_TABLE: usize = 1024;
+const MIN_CLEANUP_SIZE: usize = 1024;
 
 /// A token bucket for each client.
 #[derive(Debug)]
-pub(super) struct Limiter(Mutex<Buckets>);
+pub(super) struct AttemptLimiter(Mutex<Buckets>);
 
 #[derive(Debug)]
 struct Buckets {
     clients: HashMap<IpAddr, TokenBucket>,
-    clean_at: usize,
+    cleanup_size: usize,
 }
 
-impl Default for Limiter {
+impl Default for AttemptLimiter {
     fn default() -> Self {
-        Self(Mutex::new(Buckets { clients: HashMap::new(), clean_at: MIN_TABLE }))
+        Self(Mutex::new(Buckets { clients: HashMap::new(), cleanup_size: MIN_CLEANUP_SIZE }))
     }
 }
 
-impl Limiter {
+impl AttemptLimiter {
     /// Returns whether `ip` may try now, and counts the attempt if so.
-    pub(super) fn allows(&self, ip: IpAddr) -> bool {
+    pub(super) fn try_attempt(&self, ip: IpAddr) -> bool {
         let now = Instant::now();
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.clients.len() >= buckets.clean_at {
+        if buckets.clients.len() >= buckets.cleanup_size {
             buckets.clients.retain(|_, bucket| !bucket.is_full(now));
-            buckets.clean_at = MIN_TABLE.max(2 * buckets.clients.len());
+            buckets.cleanup_size = MIN_CLEANUP_SIZE.max(2 * buckets.clients.len());
         }
         buckets.clients.entry(client_key(ip)).or_insert(TokenBucket::full(now)).try_take(RATE, now)
     }
@@ -51,26 +51,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_gets_its_burst_and_then_one_attempt_at_a_time() {
-        let limiter = Limiter::default();
+        let limiter = AttemptLimiter::default();
         let (one, other) = ("172.18.0.3".parse().unwrap(), "172.18.0.4".parse().unwrap());
-        assert_eq!((0..20).filter(|_| limiter.allows(one)).count(), 10);
-        assert!(limiter.allows(other));
+        assert_eq!((0..20).filter(|_| limiter.try_attempt(one)).count(), 10);
+        assert!(limiter.try_attempt(other));
         tokio::time::advance(RATE.interval).await;
-        assert_eq!((0..20).filter(|_| limiter.allows(one)).count(), 1);
+        assert_eq!((0..20).filter(|_| limiter.try_attempt(one)).count(), 1);
         tokio::time::advance(RATE.interval * RATE.burst).await;
-        assert!(limiter.allows(other));
+        assert!(limiter.try_attempt(other));
     }
 
     #[tokio::test(start_paused = true)]
     async fn addresses_of_one_ipv6_network_are_one_client_and_full_buckets_are_forgotten() {
-        let limiter = Limiter::default();
+        let limiter = AttemptLimiter::default();
         let from = |network: usize, host: usize| format!("fd00:0:0:{network:x}::{host:x}").parse().unwrap();
-        assert_eq!((0..20).filter(|host| limiter.allows(from(0, *host))).count(), 10);
-        assert!((1..MIN_TABLE).all(|network| limiter.allows(from(network, 1))));
+        assert_eq!((0..20).filter(|host| limiter.try_attempt(from(0, *host))).count(), 10);
+        assert!((1..MIN_CLEANUP_SIZE).all(|network| limiter.try_attempt(from(network, 1))));
         let held = || limiter.0.lock().unwrap().clients.len();
-        assert_eq!(held(), MIN_TABLE);
+        assert_eq!(held(), MIN_CLEANUP_SIZE);
         tokio::time::advance(RATE.interval * RATE.burst).await;
-        assert!(limiter.allows(from(0, 1)));
+        assert!(limiter.try_attempt(from(0, 1)));
         assert_eq!(held(), 1);
     }
 }

@@ -32,7 +32,7 @@ use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
 pub use crate::agent_id::{AgentId, WorkloadKind};
 pub use docker_proofs::DockerProofs;
-pub use proof_reader::{Entry, FileStat, ProofReader, ReadError, Surroundings};
+pub use proof_reader::{Entry, FileStat, ProofEnvironment, ProofReader, ReadError};
 
 use crate::addr::PeerAddr;
 use crate::audit;
@@ -40,41 +40,42 @@ use crate::config::{AgentSourceKind, Config};
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{Agent, AgentKind, View, agent_labels};
 use crate::enrolment_protocol::{
-    self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Reply, Request, Shown,
+    self, Challenge, ENROLMENT_TIMEOUT, Enrolled, EnrolmentRequest, JsonLines, Nonce, ProofKind, ProofShown,
+    RefusalReason, Reply,
 };
 use crate::error_chain::error_chain;
 use crate::metrics::enrolment::EnrolmentMetrics;
 use crate::metrics::traffic::count;
 use crate::pki::{self, CertificateAuthority};
 use crate::secret::Secret;
-use error::{Error, gone, refuse, refused};
-use limiter::Limiter;
+use error::{Error, agent_gone, refusal, refusal_error};
+use limiter::AttemptLimiter;
 
 /// Proofs that are read, and tokens that are reviewed, at the same time. Others wait.
-const MAX_CHECKS: usize = 32;
+const MAX_CONCURRENT_CHECKS: usize = 32;
 /// How long discovery may take to find a new container.
 const DISCOVERY_DELAY: Duration = Duration::from_secs(1);
 /// How long the last line may take to be sent.
-const CLOSING: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Signs certificates for agents that prove which container they are.
 pub struct Enrolment<P = DockerProofs> {
     view: watch::Receiver<Arc<View>>,
     authority: Option<Arc<CertificateAuthority>>,
     proofs: Option<P>,
-    /// The kinds of proof that count.
-    kinds: Vec<ProofKind>,
+    /// The accepted_kinds of proof that count.
+    accepted_kinds: Vec<ProofKind>,
     /// Where a proof may be shown as a file.
     proof_directory: PathBuf,
     /// Reviews the tokens of pods, where agents are pods.
-    tokens: Option<Api>,
+    token_reviewer: Option<Api>,
     trust_domain: String,
     certificate_life: Duration,
     /// The gateway's token for agents that inherit it.
     inherits_token: bool,
     token_file: Option<PathBuf>,
-    limiter: Limiter,
-    permits: Semaphore,
+    limiter: AttemptLimiter,
+    check_permits: Semaphore,
     metrics: EnrolmentMetrics,
 }
 
@@ -91,23 +92,23 @@ impl<P: ProofReader> Enrolment<P> {
             view,
             authority,
             proofs,
-            kinds: config.agents.proofs.clone(),
+            accepted_kinds: config.agents.proofs.clone(),
             proof_directory: enrolment_protocol::PROOF_DIRECTORY.into(),
-            tokens: None,
+            token_reviewer: None,
             trust_domain: config.agents.trust_domain.clone(),
             certificate_life: config.agents.certificate_life,
             inherits_token: config.agents.inherit_token,
             token_file: config.gateway.token_file.clone(),
-            limiter: Limiter::default(),
-            permits: Semaphore::new(MAX_CHECKS),
+            limiter: AttemptLimiter::default(),
+            check_permits: Semaphore::new(MAX_CONCURRENT_CHECKS),
             metrics: EnrolmentMetrics::default(),
         }
     }
 
     /// Makes it enrol agents that are pods, whose tokens `api` reviews.
     #[must_use]
-    pub fn with_pod_tokens(self, api: Api) -> Self {
-        Self { tokens: Some(api), ..self }
+    pub fn with_token_reviewer(self, api: Api) -> Self {
+        Self { token_reviewer: Some(api), ..self }
     }
 
     /// Returns the metrics of enrolment.
@@ -120,12 +121,14 @@ impl<P: ProofReader> Enrolment<P> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let mut lines = Lines::new(stream);
-        let outcome = timeout(DEADLINE, self.converse(&mut lines, peer)).await;
-        let error = match outcome.unwrap_or_else(|_| Err(refuse(Reason::Expired, "no proof was shown in time"))) {
+        let mut lines = JsonLines::new(stream);
+        let outcome = timeout(ENROLMENT_TIMEOUT, self.converse(&mut lines, peer)).await;
+        let error = match outcome
+            .unwrap_or_else(|_| Err(refusal_error(RefusalReason::Expired, "no proof was shown in time")))
+        {
             Ok(()) => {
                 self.metrics.issued.inc();
-                let _ = timeout(CLOSING, lines.shutdown()).await;
+                let _ = timeout(CLOSE_TIMEOUT, lines.shutdown()).await;
                 return;
             }
             Err(error) => error,
@@ -133,18 +136,18 @@ impl<P: ProofReader> Enrolment<P> {
         let refused = match &error {
             Error::Refused(refused) => refused.clone(),
             Error::Read(_) => {
-                refused(Reason::Docker, "can't read the proof through Docker; the sidecar's log has the reason")
+                refusal(RefusalReason::Docker, "can't read the proof through Docker; the sidecar's log has the reason")
             }
-            Error::Review(error) if error.is_forbidden() => refused(
-                Reason::Kubernetes,
+            Error::Review(error) if error.is_forbidden() => refusal(
+                RefusalReason::Kubernetes,
                 "the API server forbids the sidecar to review tokens; its log names the missing rule",
             ),
-            Error::Review(_) => refused(
-                Reason::Kubernetes,
+            Error::Review(_) => refusal(
+                RefusalReason::Kubernetes,
                 "can't have the token reviewed by the API server; the sidecar's log has the reason",
             ),
             Error::Broken(enrolment_protocol::Error::Syntax | enrolment_protocol::Error::TooLong) => {
-                refused(Reason::Malformed, "the line is not what the protocol expects")
+                refusal(RefusalReason::Malformed, "the line is not what the protocol expects")
             }
             Error::Broken(broken) => {
                 count(&self.metrics.refused, "broken");
@@ -157,9 +160,13 @@ impl<P: ProofReader> Enrolment<P> {
         info!(target: audit::TARGET, kind = "enrolment", outcome = "refused", %peer, reason, "enrolment refused");
         match refused.error {
             // Any client on the network can cause these, with each connection.
-            Reason::NotAnAgent | Reason::TooMany => debug!(%peer, reason, error = why(), "enrolment refused"),
+            RefusalReason::NotAnAgent | RefusalReason::TooMany => {
+                debug!(%peer, reason, error = why(), "enrolment refused")
+            }
             // Any labelled container can cause these.
-            Reason::AddressAgent | Reason::Malformed => info!(%peer, reason, error = why(), "enrolment refused"),
+            RefusalReason::AddressAgent | RefusalReason::Malformed => {
+                info!(%peer, reason, error = why(), "enrolment refused")
+            }
             _ => warn!(%peer, reason, error = why(), "enrolment refused"),
         }
         let closing = async {
@@ -167,58 +174,73 @@ impl<P: ProofReader> Enrolment<P> {
                 let _ = lines.shutdown().await;
             }
         };
-        let _ = timeout(CLOSING, closing).await;
+        let _ = timeout(CLOSE_TIMEOUT, closing).await;
     }
 
-    async fn converse<S>(&self, lines: &mut Lines<S>, peer: PeerAddr) -> Result<(), Error>
+    async fn converse<S>(&self, lines: &mut JsonLines<S>, peer: PeerAddr) -> Result<(), Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         // First of all, since it takes time to find out that a client is not an agent.
-        if !self.limiter.allows(peer.ip()) {
-            return Err(refuse(Reason::TooMany, "too many attempts from this address; wait for some seconds"));
+        if !self.limiter.try_attempt(peer.ip()) {
+            return Err(refusal_error(
+                RefusalReason::TooMany,
+                "too many attempts from this address; wait for some seconds",
+            ));
         }
         let agent = self.await_agent_at(peer).await?;
-        let Some(authority) = self.authority.as_ref().filter(|_| self.proofs.is_some() || self.tokens.is_some()) else {
-            return Err(refuse(
-                Reason::Docker,
+        let Some(authority) =
+            self.authority.as_ref().filter(|_| self.proofs.is_some() || self.token_reviewer.is_some())
+        else {
+            return Err(refusal_error(
+                RefusalReason::Docker,
                 "this sidecar can't attest agents: it has no access to Docker or Kubernetes, or no CA of its own",
             ));
         };
 
-        let Request { csr, token } = lines.receive().await?;
-        let (csr, public_key) =
-            parse(&csr).ok_or_else(|| refuse(Reason::BadRequest, "the request is not a certificate request in PEM"))?;
-        match (&self.tokens, token, &self.proofs) {
+        let EnrolmentRequest { csr, token } = lines.receive().await?;
+        let (csr, public_key) = parse_csr(&csr).ok_or_else(|| {
+            refusal_error(RefusalReason::BadRequest, "the request is not a certificate request in PEM")
+        })?;
+        match (&self.token_reviewer, token, &self.proofs) {
             (Some(api), Some(token), _) => {
-                let _permit = self.permits.acquire().await;
-                review(api, &agent, &token).await?;
+                let _permit = self.check_permits.acquire().await;
+                check_pod_token(api, &agent, &token).await?;
             }
             (Some(_), None, _) => {
-                return Err(refuse(Reason::WrongProof, "agents are pods here: give --kubernetes-token FILE"));
+                return Err(refusal_error(
+                    RefusalReason::WrongProof,
+                    "agents are pods here: give --kubernetes-token FILE",
+                ));
             }
             (None, None, Some(proofs)) => self.read_proof(lines, &public_key, proofs, &agent).await?,
             (None, _, _) => {
-                return Err(refuse(Reason::WrongProof, "agents are containers here: leave --kubernetes-token away"));
+                return Err(refusal_error(
+                    RefusalReason::WrongProof,
+                    "agents are containers here: leave --kubernetes-token away",
+                ));
             }
         }
 
         // Discovery may have changed meanwhile: the container that proved itself must still have the address.
-        if self.agent_at(peer).map_err(|_| gone())?.id != agent.id {
-            return Err(gone());
+        if self.agent_at(peer).map_err(|_| agent_gone())?.id != agent.id {
+            return Err(agent_gone());
         }
         let id = AgentId {
             trust_domain: self.trust_domain.clone(),
-            kind: if self.tokens.is_some() { WorkloadKind::Pod } else { WorkloadKind::Container },
+            kind: if self.token_reviewer.is_some() { WorkloadKind::Pod } else { WorkloadKind::Container },
             project: agent.project.clone(),
             service: agent.service.clone(),
             workload: agent.id.clone(),
         };
         let chain = authority.issue_client(&csr, &id.to_string(), self.certificate_life).map_err(|error| {
             warn!(%peer, agent = agent.name, error = error_chain(&error), "can't sign the certificate");
-            refuse(Reason::BadRequest, "the request can't be signed: it takes a P-256 key and a signature by it")
+            refusal_error(
+                RefusalReason::BadRequest,
+                "the request can't be signed: it takes a P-256 key and a signature by it",
+            )
         })?;
-        let token = self.token().await;
+        let token = self.inherited_token().await;
         info!(%peer, agent = agent.name, container = agent.id, token = token.is_some(), "enrolled");
         let (agent_name, container, has_token) = (&agent.name, &agent.id, token.is_some());
         info!(
@@ -232,7 +254,7 @@ impl<P: ProofReader> Enrolment<P> {
     /// Has the agent show a proof in its container, and reads it there.
     async fn read_proof<S>(
         &self,
-        lines: &mut Lines<S>,
+        lines: &mut JsonLines<S>,
         public_key: &[u8],
         proofs: &P,
         agent: &Agent,
@@ -242,16 +264,16 @@ impl<P: ProofReader> Enrolment<P> {
     {
         let nonce = Nonce::random();
         let proof = enrolment_protocol::proof(&nonce, public_key);
-        lines.send(&Reply::Granted(Challenge { nonce, show: self.kinds.clone() })).await?;
-        let shown: Shown = lines.receive().await?;
-        if !self.kinds.contains(&proof::kind(&shown)) {
-            return Err(refuse(
-                Reason::WrongProof,
+        lines.send(&Reply::Granted(Challenge { nonce, show: self.accepted_kinds.clone() })).await?;
+        let shown: ProofShown = lines.receive().await?;
+        if !self.accepted_kinds.contains(&proof::kind_of(&shown)) {
+            return Err(refusal_error(
+                RefusalReason::WrongProof,
                 "this sidecar does not accept proofs of this kind: see its option agents.proofs",
             ));
         }
         // Not held before: agents that say nothing would keep others from enrolling.
-        let _permit = self.permits.acquire().await;
+        let _permit = self.check_permits.acquire().await;
         proof::find(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
     }
 
@@ -267,21 +289,21 @@ impl<P: ProofReader> Enrolment<P> {
         let view = self.view.borrow();
         match view.agents.get(&peer.ip()) {
             None => {
-                let (what, label) = words(view.source);
+                let (what, label) = noun_and_label(view.source);
                 let message = format!("no running {what} with the label {label} has the address {}", peer.ip());
-                Err(refuse(Reason::NotAnAgent, &message))
+                Err(refusal_error(RefusalReason::NotAnAgent, &message))
             }
             Some(agent) if agent.kind == AgentKind::Attested => Ok(Arc::clone(agent)),
             Some(_) => {
-                let (what, label) = words(view.source);
+                let (what, label) = noun_and_label(view.source);
                 let message =
                     format!("this {what} is admitted by its address alone; to enrol it needs the label {label}=true");
-                Err(refuse(Reason::AddressAgent, &message))
+                Err(refusal_error(RefusalReason::AddressAgent, &message))
             }
         }
     }
 
-    async fn token(&self) -> Option<Secret> {
+    async fn inherited_token(&self) -> Option<Secret> {
         if !self.inherits_token {
             return None;
         }
@@ -301,7 +323,7 @@ impl<P: ProofReader> Enrolment<P> {
 }
 
 /// Returns the noun for an agent, and its label.
-fn words(source: AgentSourceKind) -> (&'static str, &'static str) {
+fn noun_and_label(source: AgentSourceKind) -> (&'static str, &'static str) {
     match source {
         AgentSourceKind::Docker => ("container", agent_labels::AGENT),
         AgentSourceKind::Kubernetes => ("pod", agent_labels::POD_AGENT),
@@ -309,28 +331,28 @@ fn words(source: AgentSourceKind) -> (&'static str, &'static str) {
 }
 
 /// Has `token` reviewed, which must be that of the very pod that `agent` is.
-async fn review(api: &Api, agent: &Agent, token: &Secret) -> Result<(), Error> {
+async fn check_pod_token(api: &Api, agent: &Agent, token: &Secret) -> Result<(), Error> {
     let Some(owner) = api.review(token).await? else {
         let message = "the API server does not accept the token as a pod's for this audience: project one with that \
                        audience into the pod";
-        return Err(refuse(Reason::BadToken, message));
+        return Err(refusal_error(RefusalReason::BadToken, message));
     };
     let account = |field: &Option<String>| field.clone().unwrap_or_default();
     let user = format!("system:serviceaccount:{}:{}", account(&agent.project), account(&agent.service));
     if owner.uid != agent.id || owner.pod != agent.name || owner.user != user {
-        return Err(refuse(Reason::BadToken, "the token is not that of the pod that has this address"));
+        return Err(refusal_error(RefusalReason::BadToken, "the token is not that of the pod that has this address"));
     }
     Ok(())
 }
 
 /// Parses a request, and returns it with its SubjectPublicKeyInfo. Its signature is verified when
 /// the certificate is issued.
-pub(crate) fn parse(pem: &str) -> Option<(CertificateSigningRequestDer<'static>, Vec<u8>)> {
+pub(crate) fn parse_csr(pem: &str) -> Option<(CertificateSigningRequestDer<'static>, Vec<u8>)> {
     let csr = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).ok()?;
     let (rest, parsed) = X509CertificationRequest::from_der(&csr).ok()?;
     let public_key = parsed.certification_request_info.subject_pki.raw.to_vec();
-    let alone = rest.is_empty();
-    alone.then_some((csr, public_key))
+    let is_whole = rest.is_empty();
+    is_whole.then_some((csr, public_key))
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::error::{Error, gone, refuse};
-use super::proof_reader::{Entry, FileStat, ProofReader, Surroundings};
-use crate::enrolment_protocol::{PROOF_MODE, PROOF_MTIME, ProofKind, Reason, SHOW_COMMAND, SHOW_NAME, Shown};
+use super::error::{Error, agent_gone, refusal_error};
+use super::proof_reader::{Entry, FileStat, ProofEnvironment, ProofReader};
+use crate::enrolment_protocol::{
+    PROOF_MODE, PROOF_MTIME, PROOF_PROCESS_NAME, PROOF_SUBCOMMAND, ProofKind, ProofShown, RefusalReason,
+};
 
 /// Finds `proof`, shown as `shown` says, in the container `agent`. A container that shares its
 /// network namespace proves nothing for it.
@@ -12,51 +14,55 @@ pub(super) async fn find<P: ProofReader>(
     reader: &P,
     agent: &str,
     proof: &str,
-    shown: &Shown,
+    shown: &ProofShown,
     directory: &Path,
 ) -> Result<(), Error> {
-    let Some(Surroundings { mounts, shares_processes }) = reader.container(agent, kind(shown)).await? else {
-        return Err(gone());
+    let Some(ProofEnvironment { mounts, shares_processes }) = reader.environment(agent, kind_of(shown)).await? else {
+        return Err(agent_gone());
     };
     let found = match shown {
-        Shown::Process if shares_processes => {
+        ProofShown::Process if shares_processes => {
             let why =
                 "the container shares its PID namespace, so the engine shows other containers' processes as its own";
-            return Err(refuse(Reason::ProofMisplaced, why));
+            return Err(refusal_error(RefusalReason::ProofMisplaced, why));
         }
-        Shown::Process => reader.processes(agent).await?.iter().any(|line| shows(line, proof)),
-        Shown::File { path } => {
-            let directories = directories_of_valid(path, &directory.join(proof), &mounts)
-                .map_err(|why| refuse(Reason::ProofMisplaced, why))?;
-            is_proof(reader, agent, &directories, path).await?
+        ProofShown::Process => reader.command_lines(agent).await?.iter().any(|line| is_proof_helper(line, proof)),
+        ProofShown::File { path } => {
+            let directories = checked_directories(path, &directory.join(proof), &mounts)
+                .map_err(|why| refusal_error(RefusalReason::ProofMisplaced, why))?;
+            is_proof_file(reader, agent, &directories, path).await?
         }
     };
     if found {
         Ok(())
     } else {
-        Err(refuse(Reason::ProofNotFound, "the proof is not visible in the container that has this address"))
+        Err(refusal_error(
+            RefusalReason::ProofNotFound,
+            "the proof is not visible in the container that has this address",
+        ))
     }
 }
 
 /// Returns the kind of proof that was shown.
-pub(super) fn kind(shown: &Shown) -> ProofKind {
+pub(super) fn kind_of(shown: &ProofShown) -> ProofKind {
     match shown {
-        Shown::Process => ProofKind::Process,
-        Shown::File { .. } => ProofKind::File,
+        ProofShown::Process => ProofKind::Process,
+        ProofShown::File { .. } => ProofKind::File,
     }
 }
 
 /// Returns whether the command line is that of the agent's helper with `proof`, and not one that
 /// merely contains the text: containers fetch, search and print text from elsewhere.
-fn shows(command_line: &str, proof: &str) -> bool {
+fn is_proof_helper(command_line: &str, proof: &str) -> bool {
     let mut words = command_line.split_whitespace();
-    let is_ours = words.next().is_some_and(|program| Path::new(program).file_name() == Some(SHOW_NAME.as_ref()));
-    is_ours && words.eq([SHOW_COMMAND, proof])
+    let is_loopgate =
+        words.next().is_some_and(|program| Path::new(program).file_name() == Some(PROOF_PROCESS_NAME.as_ref()));
+    is_loopgate && words.eq([PROOF_SUBCOMMAND, proof])
 }
 
 /// Returns the directories that lead to `path`, outermost first, if it is the `expected` one, and
 /// only the container itself could have put a file there.
-fn directories_of_valid(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
+fn checked_directories(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
     if path.as_os_str() != expected.as_os_str() {
         return Err("a proof is shown as a file only in /var/lib/loopgate-proof");
     }
@@ -71,14 +77,19 @@ fn directories_of_valid(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Res
 
 /// Returns whether `path` is a file that `loopgate` itself made, below real directories: a link
 /// among them could lead onto a mount.
-async fn is_proof<P: ProofReader>(reader: &P, id: &str, directories: &[PathBuf], path: &Path) -> Result<bool, Error> {
+async fn is_proof_file<P: ProofReader>(
+    reader: &P,
+    id: &str,
+    directories: &[PathBuf],
+    path: &Path,
+) -> Result<bool, Error> {
     for directory in directories {
-        if reader.entry(id, directory).await? != Some(Entry::Directory) {
+        if reader.stat(id, directory).await? != Some(Entry::Directory) {
             return Ok(false);
         }
     }
-    let made = FileStat { size: 0, mode: PROOF_MODE, mtime: PROOF_MTIME };
-    Ok(reader.entry(id, path).await? == Some(Entry::File(made)))
+    let expected = FileStat { size: 0, mode: PROOF_MODE, mtime: PROOF_MTIME };
+    Ok(reader.stat(id, path).await? == Some(Entry::File(expected)))
 }
 
 #[cfg(test)]
@@ -100,7 +111,7 @@ mod tests {
             ("attest-proof loopgate-proof-abc", false),
             ("", false),
         ] {
-            assert_eq!(shows(line, proof), expected, "{line}");
+            assert_eq!(is_proof_helper(line, proof), expected, "{line}");
         }
     }
 
@@ -121,7 +132,7 @@ mod tests {
             ("tmp/p", "/tmp", Err("a proof is shown as a file only in")),
             ("/tmp/q", "/tmp", Err("a proof is shown as a file only in")),
         ] {
-            match (directories_of_valid(Path::new(path), &Path::new(directory).join("p"), &mounts), expected) {
+            match (checked_directories(Path::new(path), &Path::new(directory).join("p"), &mounts), expected) {
                 (Ok(directories), Ok(expected)) => {
                     assert_eq!(directories, expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{path}")
                 }

@@ -8,20 +8,20 @@ use crate::enrolment_protocol::ProofKind;
 pub trait ProofReader: Send + Sync {
     /// Returns what of the container `id` decides whether a proof of `kind` counts; `None` if the
     /// container does not run.
-    fn container(
+    fn environment(
         &self,
         id: &str,
         kind: ProofKind,
-    ) -> impl Future<Output = Result<Option<Surroundings>, ReadError>> + Send;
+    ) -> impl Future<Output = Result<Option<ProofEnvironment>, ReadError>> + Send;
     /// Returns the command lines of the processes in the container `id`.
-    fn processes(&self, id: &str) -> impl Future<Output = Result<Vec<String>, ReadError>> + Send;
+    fn command_lines(&self, id: &str) -> impl Future<Output = Result<Vec<String>, ReadError>> + Send;
     /// Returns what is at `path` in the container `id`, without following it if it is a link.
-    fn entry(&self, id: &str, path: &Path) -> impl Future<Output = Result<Option<Entry>, ReadError>> + Send;
+    fn stat(&self, id: &str, path: &Path) -> impl Future<Output = Result<Option<Entry>, ReadError>> + Send;
 }
 
 /// What of a container decides whether its processes and files prove anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct ProofEnvironment {
     /// Where volumes and the like are mounted in it.
     pub mounts: Vec<PathBuf>,
     /// Whether the engine's list of its processes holds those of other containers, or of the host.

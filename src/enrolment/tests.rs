@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
-use crate::agent::enrol::{self, converse};
+use crate::agent::enrol::{self, enrol_by_proof};
 use crate::agent::show::ProofMethod;
 use crate::enrolment_protocol::{PROOF_MODE, PROOF_MTIME};
 use crate::shutdown::Shutdown;
@@ -26,27 +26,27 @@ struct Containers {
     /// By id; a container that is not here does not run.
     processes: Mutex<HashMap<String, Vec<String>>>,
     /// The one that has this machine's files.
-    with_files: Option<String>,
+    container_with_files: Option<String>,
     mounts: Vec<PathBuf>,
     shares_processes: bool,
-    broken: bool,
+    fails: bool,
 }
 
 impl ProofReader for Arc<Containers> {
-    async fn container(&self, id: &str, _kind: ProofKind) -> Result<Option<Surroundings>, ReadError> {
-        if self.broken {
+    async fn environment(&self, id: &str, _kind: ProofKind) -> Result<Option<ProofEnvironment>, ReadError> {
+        if self.fails {
             return Err(ReadError { endpoint: "/containers/json", source: "no socket".into() });
         }
         let runs = self.processes.lock().unwrap().contains_key(id);
-        Ok(runs.then(|| Surroundings { mounts: self.mounts.clone(), shares_processes: self.shares_processes }))
+        Ok(runs.then(|| ProofEnvironment { mounts: self.mounts.clone(), shares_processes: self.shares_processes }))
     }
 
-    async fn processes(&self, id: &str) -> Result<Vec<String>, ReadError> {
+    async fn command_lines(&self, id: &str) -> Result<Vec<String>, ReadError> {
         Ok(self.processes.lock().unwrap()[id].clone())
     }
 
-    async fn entry(&self, id: &str, path: &Path) -> Result<Option<Entry>, ReadError> {
-        if self.with_files.as_deref() != Some(id) {
+    async fn stat(&self, id: &str, path: &Path) -> Result<Option<Entry>, ReadError> {
+        if self.container_with_files.as_deref() != Some(id) {
             return Ok(None);
         }
         Ok(std::fs::symlink_metadata(path).ok().map(|metadata| match metadata.file_type() {
@@ -107,7 +107,7 @@ impl Harness {
     }
 
     /// The same, where proofs may be shown as files in `directory`.
-    fn for_files(containers: Containers, directory: &Path, configure: impl Fn(&mut Config)) -> Self {
+    fn with_file_proofs(containers: Containers, directory: &Path, configure: impl Fn(&mut Config)) -> Self {
         let mut harness = Self::new(containers, |config| {
             config.agents.proofs = vec![ProofKind::File];
             configure(config);
@@ -116,12 +116,12 @@ impl Harness {
         harness
     }
 
-    fn of_four() -> Self {
+    fn with_four_containers() -> Self {
         Self::new(Containers::running(&["a", "a-sibling", "b", "c"]), |_| {})
     }
 
-    fn connect(&self, from: &str) -> Lines<DuplexStream> {
-        Lines::new(self.connection(from))
+    fn connect(&self, from: &str) -> JsonLines<DuplexStream> {
+        JsonLines::new(self.connection(from))
     }
 
     fn connection(&self, from: &str) -> DuplexStream {
@@ -151,8 +151,8 @@ impl Csr {
     }
 
     /// Sends the request and returns the proof that is asked for.
-    async fn ask(&self, lines: &mut Lines<DuplexStream>) -> String {
-        lines.send(&Request { csr: self.pem(), token: None }).await.unwrap();
+    async fn request(&self, lines: &mut JsonLines<DuplexStream>) -> String {
+        lines.send(&EnrolmentRequest { csr: self.pem(), token: None }).await.unwrap();
         match lines.receive().await.unwrap() {
             Reply::Granted(Challenge { nonce, .. }) => {
                 enrolment_protocol::proof(&nonce, &self.key.subject_public_key_info())
@@ -163,15 +163,15 @@ impl Csr {
 }
 
 /// Sends that the proof is shown, and returns the response.
-async fn shown(lines: &mut Lines<DuplexStream>) -> Result<Enrolled, Reason> {
-    lines.send(&Shown::Process).await.unwrap();
+async fn report_shown(lines: &mut JsonLines<DuplexStream>) -> Result<Enrolled, RefusalReason> {
+    lines.send(&ProofShown::Process).await.unwrap();
     match lines.receive().await.unwrap() {
         Reply::Granted(enrolled) => Ok(enrolled),
         Reply::Refused(refused) => Err(refused.error),
     }
 }
 
-async fn refusal(lines: &mut Lines<DuplexStream>) -> Reason {
+async fn refusal(lines: &mut JsonLines<DuplexStream>) -> RefusalReason {
     match lines.receive::<Reply<Challenge>>().await.unwrap() {
         Reply::Refused(refused) => refused.error,
         Reply::Granted(challenge) => panic!("{challenge:?}"),
@@ -180,12 +180,12 @@ async fn refusal(lines: &mut Lines<DuplexStream>) -> Reason {
 
 #[tokio::test]
 async fn a_proof_shown_in_the_container_itself_gets_a_certificate() {
-    let harness = Harness::of_four();
-    for place in ["a"; 2] {
+    let harness = Harness::with_four_containers();
+    for container in ["a"; 2] {
         let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
-        let proof = csr.ask(&mut lines).await;
-        harness.containers.show(place, &proof);
-        let enrolled = shown(&mut lines).await.unwrap();
+        let proof = csr.request(&mut lines).await;
+        harness.containers.show(container, &proof);
+        let enrolled = report_shown(&mut lines).await.unwrap();
         assert!(enrolled.token.is_none());
 
         let chain: Vec<_> =
@@ -206,50 +206,50 @@ async fn a_proof_shown_in_the_container_itself_gets_a_certificate() {
 
 #[tokio::test]
 async fn a_proof_shown_anywhere_else_is_not_found() {
-    let harness = Harness::of_four();
+    let harness = Harness::with_four_containers();
     // The sibling shares the agent's network namespace, and so its address, without a label.
-    for place in ["a-sibling", "b", "c"] {
+    for container in ["a-sibling", "b", "c"] {
         let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
-        let proof = csr.ask(&mut lines).await;
-        harness.containers.show(place, &proof);
-        assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::ProofNotFound, "{place}");
+        let proof = csr.request(&mut lines).await;
+        harness.containers.show(container, &proof);
+        assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::ProofNotFound, "{container}");
     }
     assert_eq!(harness.refused("proof_not_found"), 3);
 }
 
 #[tokio::test]
-async fn where_processes_of_other_containers_are_shown_as_the_agents_no_process_is_a_proof() {
+async fn no_process_is_a_proof_if_the_engine_also_lists_processes_of_other_containers() {
     let harness = Harness::new(Containers { shares_processes: true, ..Containers::running(&["a"]) }, |_| {});
     let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
-    let proof = csr.ask(&mut lines).await;
+    let proof = csr.request(&mut lines).await;
     harness.containers.show("a", &proof);
-    assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::ProofMisplaced);
+    assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::ProofMisplaced);
 }
 
 #[tokio::test]
 async fn a_replayed_nonce_and_another_key_get_no_certificate() {
-    let harness = Harness::of_four();
+    let harness = Harness::with_four_containers();
     let (csr, mut first) = (Csr::new(), harness.connect(ADDRESS));
-    let proof = csr.ask(&mut first).await;
+    let proof = csr.request(&mut first).await;
     harness.containers.show("a", &proof);
-    shown(&mut first).await.unwrap();
+    report_shown(&mut first).await.unwrap();
     // The proof is still to be seen. The same key on another connection has another nonce, and so needs another one.
     let mut second = harness.connect(ADDRESS);
-    assert_ne!(csr.ask(&mut second).await, proof);
-    assert_eq!(shown(&mut second).await.unwrap_err(), Reason::ProofNotFound);
+    assert_ne!(csr.request(&mut second).await, proof);
+    assert_eq!(report_shown(&mut second).await.unwrap_err(), RefusalReason::ProofNotFound);
     // A neighbour that forges the address while the agent enrols has a nonce and a key of its own;
     // the agent's proof is not for them.
     let (mut third, mut forger) = (harness.connect(ADDRESS), harness.connect(ADDRESS));
-    let proof = csr.ask(&mut third).await;
-    Csr::new().ask(&mut forger).await;
+    let proof = csr.request(&mut third).await;
+    Csr::new().request(&mut forger).await;
     harness.containers.show("a", &proof);
-    assert_eq!(shown(&mut forger).await.unwrap_err(), Reason::ProofNotFound);
-    shown(&mut third).await.unwrap();
+    assert_eq!(report_shown(&mut forger).await.unwrap_err(), RefusalReason::ProofNotFound);
+    report_shown(&mut third).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_container_that_is_discovered_a_moment_later_is_waited_for() {
-    let harness = Harness::of_four();
+    let harness = Harness::with_four_containers();
     harness.view.send_replace(view(&[]));
     let mut lines = harness.connect(ADDRESS);
     let (csr, publish) = (Csr::new(), harness.view.clone());
@@ -257,70 +257,70 @@ async fn a_container_that_is_discovered_a_moment_later_is_waited_for() {
         tokio::time::sleep(DISCOVERY_DELAY / 2).await;
         publish.send_replace(view(&[("172.18.0.3", agent("a", AgentKind::Attested))]));
     });
-    csr.ask(&mut lines).await;
+    csr.request(&mut lines).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn only_an_attested_agents_address_is_given_a_nonce() {
-    let harness = Harness::of_four();
+    let harness = Harness::with_four_containers();
     for (from, reason) in [
-        ("172.18.0.9:1", Reason::NotAnAgent),
-        ("127.0.0.1:1", Reason::NotAnAgent),
-        ("172.18.0.4:1", Reason::AddressAgent),
+        ("172.18.0.9:1", RefusalReason::NotAnAgent),
+        ("127.0.0.1:1", RefusalReason::NotAnAgent),
+        ("172.18.0.4:1", RefusalReason::AddressAgent),
     ] {
         assert_eq!(refusal(&mut harness.connect(from)).await, reason, "{from}");
     }
     harness.view.send_replace(view(&[]));
-    assert_eq!(refusal(&mut harness.connect(ADDRESS)).await, Reason::NotAnAgent);
+    assert_eq!(refusal(&mut harness.connect(ADDRESS)).await, RefusalReason::NotAnAgent);
 }
 
 #[tokio::test]
-async fn an_agent_that_has_ended_before_its_proof_gets_nothing() {
+async fn an_agent_that_stops_before_its_proof_is_read_gets_no_certificate() {
     let another = [("172.18.0.3", agent("c", AgentKind::Attested))];
     let unlabelled_later = [("172.18.0.3", agent("a", AgentKind::Address))];
     for agents in [&[] as &[_], &another, &unlabelled_later] {
-        let harness = Harness::of_four();
+        let harness = Harness::with_four_containers();
         let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
-        let proof = csr.ask(&mut lines).await;
+        let proof = csr.request(&mut lines).await;
         harness.containers.show("a", &proof);
         harness.view.send_replace(view(agents));
-        assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::AgentGone, "{agents:?}");
+        assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::AgentGone, "{agents:?}");
     }
     let harness = Harness::new(Containers::running(&["b"]), |_| {});
     let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
-    csr.ask(&mut lines).await;
-    assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::AgentGone, "Docker knows it no more");
+    csr.request(&mut lines).await;
+    assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::AgentGone, "Docker knows it no more");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_nonce_expires() {
-    let harness = Harness::of_four();
+    let harness = Harness::with_four_containers();
     let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
-    let proof = csr.ask(&mut lines).await;
-    tokio::time::advance(DEADLINE).await;
-    assert_eq!(refusal(&mut lines).await, Reason::Expired);
+    let proof = csr.request(&mut lines).await;
+    tokio::time::advance(ENROLMENT_TIMEOUT).await;
+    assert_eq!(refusal(&mut lines).await, RefusalReason::Expired);
     harness.containers.show("a", &proof);
     assert!(lines.receive::<Reply<Enrolled>>().await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn attempts_from_one_address_are_limited() {
-    let harness = Harness::of_four();
+    let harness = Harness::with_four_containers();
     for _ in 0..10 {
-        Csr::new().ask(&mut harness.connect(ADDRESS)).await;
+        Csr::new().request(&mut harness.connect(ADDRESS)).await;
     }
-    assert_eq!(refusal(&mut harness.connect(ADDRESS)).await, Reason::TooMany);
+    assert_eq!(refusal(&mut harness.connect(ADDRESS)).await, RefusalReason::TooMany);
     assert_eq!(harness.refused("too_many"), 1);
     // Strangers, too, and before it takes time to find out that they are.
     let mut strangers: Vec<_> = (0..11).map(|_| harness.connect("172.18.0.9:1")).collect();
     let refusals = futures_util::future::join_all(strangers.iter_mut().map(refusal)).await;
-    assert_eq!(refusals.iter().filter(|reason| **reason == Reason::NotAnAgent).count(), 10);
-    assert!(refusals.contains(&Reason::TooMany));
+    assert_eq!(refusals.iter().filter(|reason| **reason == RefusalReason::NotAnAgent).count(), 10);
+    assert!(refusals.contains(&RefusalReason::TooMany));
 }
 
 #[tokio::test]
-async fn agents_that_say_nothing_keep_no_other_from_enrolling() {
-    let harness = Harness::of_four();
+async fn silent_agents_do_not_keep_others_from_enrolling() {
+    let harness = Harness::with_four_containers();
     let ids: Vec<String> = (0..8).map(|number| format!("silent-{number}")).collect();
     let addresses: Vec<String> = (0..8).map(|number| format!("172.18.1.{number}")).collect();
     let silent = addresses.iter().zip(&ids).map(|(ip, id)| (ip.as_str(), agent(id, AgentKind::Attested)));
@@ -331,32 +331,32 @@ async fn agents_that_say_nothing_keep_no_other_from_enrolling() {
     for ip in &addresses {
         for _ in 0..10 {
             let mut lines = harness.connect(&format!("{ip}:1"));
-            Csr::new().ask(&mut lines).await;
+            Csr::new().request(&mut lines).await;
             silent.push(lines);
         }
     }
     let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
-    let proof = csr.ask(&mut lines).await;
+    let proof = csr.request(&mut lines).await;
     harness.containers.show("a", &proof);
-    shown(&mut lines).await.unwrap();
+    report_shown(&mut lines).await.unwrap();
     drop(silent);
 }
 
 #[tokio::test]
 async fn malformed_requests_are_refused() {
-    let harness = Harness::of_four();
+    let harness = Harness::with_four_containers();
     let mut lines = harness.connect(ADDRESS);
     lines
-        .send(&Request {
+        .send(&EnrolmentRequest {
             csr: "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into(),
             token: None,
         })
         .await
         .unwrap();
-    assert_eq!(refusal(&mut lines).await, Reason::BadRequest);
+    assert_eq!(refusal(&mut lines).await, RefusalReason::BadRequest);
     let mut stream = harness.connection(ADDRESS);
     stream.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
-    assert_eq!(refusal(&mut Lines::new(stream)).await, Reason::Malformed);
+    assert_eq!(refusal(&mut JsonLines::new(stream)).await, RefusalReason::Malformed);
 
     // A request with the agent's public key, signed by another key.
     let (csr, another, mut lines) = (Csr::new(), Csr::new(), harness.connect(ADDRESS));
@@ -372,17 +372,17 @@ async fn malformed_requests_are_refused() {
         let base64 = base64::prelude::BASE64_STANDARD.encode(forged);
         format!("-----BEGIN CERTIFICATE REQUEST-----\n{base64}\n-----END CERTIFICATE REQUEST-----\n")
     };
-    lines.send(&Request { csr: forged, token: None }).await.unwrap();
+    lines.send(&EnrolmentRequest { csr: forged, token: None }).await.unwrap();
     let Reply::Granted(Challenge { nonce, .. }) = lines.receive().await.unwrap() else { panic!("refused") };
     harness.containers.show("a", &enrolment_protocol::proof(&nonce, &csr.key.subject_public_key_info()));
-    assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::BadRequest);
+    assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::BadRequest);
 }
 
 #[tokio::test]
 async fn without_docker_no_agent_enrols() {
-    let harness = Harness::new(Containers { broken: true, ..Containers::running(&["a"]) }, |_| {});
+    let harness = Harness::new(Containers { fails: true, ..Containers::running(&["a"]) }, |_| {});
     let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
-    csr.ask(&mut lines).await;
-    assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::Docker);
+    csr.request(&mut lines).await;
+    assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::Docker);
     assert_eq!(harness.refused("docker"), 1);
 }

@@ -25,7 +25,7 @@ use crate::openclaw::devices::Devices;
 use crate::shutdown::Shutdown;
 use crate::tls;
 
-/// Takes over a connection that negotiated [`tls::ENROL`] instead of HTTP, until it ends.
+/// Takes over a connection that negotiated [`tls::ENROLMENT_ALPN`] instead of HTTP, until it ends.
 pub type Enrol = Box<dyn Fn(tls::Stream<TcpStream>, PeerAddr) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// What a connection takes from the configuration when it is accepted, and keeps.

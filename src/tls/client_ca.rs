@@ -45,17 +45,17 @@ impl ClientAuthorities {
     /// # Errors
     /// The bundle can't be read or used; the error names the file.
     pub fn new(
-        own: Option<CertificateDer<'static>>,
+        loopgate_ca: Option<CertificateDer<'static>>,
         operator: Option<&Path>,
         revoked: Arc<Revoked>,
     ) -> Result<Self, Error> {
-        let operator = operator.map(read).transpose()?.unwrap_or_default();
-        let verifier = ClientVerifier::new(own.as_ref(), &operator, Arc::clone(&revoked))?.map(Arc::new);
+        let operator = operator.map(read_bundle).transpose()?.unwrap_or_default();
+        let verifier = ClientVerifier::new(loopgate_ca.as_ref(), &operator, Arc::clone(&revoked))?.map(Arc::new);
         Ok(Self { operator, verifier, revoked })
     }
 
     /// Returns whether both trust the same certificates of `tls.client_ca`.
-    pub(super) fn same_operator(&self, other: &Self) -> bool {
+    pub(super) fn has_same_operator_cas(&self, other: &Self) -> bool {
         self.operator == other.operator
     }
 
@@ -65,7 +65,7 @@ impl ClientAuthorities {
     }
 
     /// Returns whether both revoke the same certificates.
-    pub(super) fn same_revoked(&self, other: &Self) -> bool {
+    pub(super) fn has_same_revocations(&self, other: &Self) -> bool {
         self.revoked == other.revoked
     }
 
@@ -81,7 +81,7 @@ impl ClientAuthorities {
     }
 
     /// Returns the contents and the issuer of the leaf of a verified `chain`.
-    pub(super) fn identify(&self, chain: &[CertificateDer<'static>]) -> Option<Certificate> {
+    pub(super) fn leaf_certificate(&self, chain: &[CertificateDer<'static>]) -> Option<Certificate> {
         let leaf = chain.first()?;
         let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
         let names = parsed.subject_alternative_name().ok()??;
@@ -94,12 +94,17 @@ impl ClientAuthorities {
                 _ => {}
             }
         }
-        let own = self.verifier.as_ref().is_some_and(|verifier| verifier.is_own(parsed.issuer().as_raw()));
+        let is_loopgates =
+            self.verifier.as_ref().is_some_and(|verifier| verifier.is_loopgate_ca(parsed.issuer().as_raw()));
         Some(Certificate {
-            issuer: if own { Issuer::Loopgate } else { Issuer::Operator },
+            issuer: if is_loopgates { Issuer::Loopgate } else { Issuer::Operator },
             // loopgate's own CA names people by e-mail address alone, and such a certificate has no
             // URI that could make an agent.
-            user: if own { mail.filter(|_| uris.is_empty()) } else { mail.or_else(|| uris.first().cloned()).or(dns) },
+            user: if is_loopgates {
+                mail.filter(|_| uris.is_empty())
+            } else {
+                mail.or_else(|| uris.first().cloned()).or(dns)
+            },
             uris,
             serial: parsed.raw_serial().to_vec(),
             not_after: parsed.validity().not_after.timestamp(),
@@ -107,7 +112,7 @@ impl ClientAuthorities {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+fn read_bundle(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let certificates = pki::offline::read_certificates(path).map_err(Error::Read)?;
     let mut store = RootCertStore::empty();
     for certificate in &certificates {

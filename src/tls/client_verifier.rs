@@ -31,7 +31,7 @@ mod tests;
 /// The most intermediates of a chain.
 const MAX_INTERMEDIATES: usize = 3;
 /// The largest chain, in bytes of DER.
-const MAX_CHAIN: usize = 16 * 1024;
+const MAX_CHAIN_BYTES: usize = 16 * 1024;
 
 /// The signatures checked in client certificates, of all connections of this process.
 static SIGNATURE_CHECKS: LazyLock<Counter> = LazyLock::new(Counter::default);
@@ -55,7 +55,7 @@ pub fn signature_checks() -> u64 {
 enum ChainRefused {
     #[error("the client's certificate chain has {0} intermediates, more than {MAX_INTERMEDIATES}")]
     Intermediates(usize),
-    #[error("the client's certificate chain has {0} bytes, more than {MAX_CHAIN}")]
+    #[error("the client's certificate chain has {0} bytes, more than {MAX_CHAIN_BYTES}")]
     Size(usize),
 }
 
@@ -75,8 +75,8 @@ impl From<ChainRefused> for rustls::Error {
 /// Verifies client certificates of loopgate's own CA and of `tls.client_ca`.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
-    own: Option<Verifier>,
-    operator: Option<Verifier>,
+    loopgate_ca: Option<Verifier>,
+    operator_cas: Option<Verifier>,
     hints: Vec<DistinguishedName>,
     revoked: Arc<Revoked>,
 }
@@ -112,23 +112,23 @@ impl ClientVerifier {
     /// Returns a verifier that trusts `own`, loopgate's CA, and `operator`, the CAs of
     /// `tls.client_ca`; `None` if there is no CA at all.
     pub(super) fn new(
-        own: Option<&CertificateDer<'static>>,
-        operator: &[CertificateDer<'static>],
+        loopgate_ca: Option<&CertificateDer<'static>>,
+        operator_cas: &[CertificateDer<'static>],
         revoked: Arc<Revoked>,
     ) -> Result<Option<Self>, VerifierBuilderError> {
-        let own = own.map(|own| Verifier::new(std::slice::from_ref(own))).transpose()?.flatten();
-        let operator = Verifier::new(operator)?;
+        let loopgate_ca = loopgate_ca.map(|ca| Verifier::new(std::slice::from_ref(ca))).transpose()?.flatten();
+        let operator_cas = Verifier::new(operator_cas)?;
         let mut hints: Vec<_> =
-            own.iter().chain(&operator).flat_map(|verifier| verifier.subjects.iter().cloned()).collect();
+            loopgate_ca.iter().chain(&operator_cas).flat_map(|verifier| verifier.subjects.iter().cloned()).collect();
         // `tls.client_ca` may name loopgate's own CA.
         hints.dedup_by(|a, b| a.as_ref() == b.as_ref());
-        Ok((!hints.is_empty()).then_some(Self { own, operator, hints, revoked }))
+        Ok((!hints.is_empty()).then_some(Self { loopgate_ca, operator_cas, hints, revoked }))
     }
 
     /// Returns whether `issuer` (a DER name) is loopgate's own CA. Only that CA can have signed a
     /// verified certificate with this issuer.
-    pub(super) fn is_own(&self, issuer: &[u8]) -> bool {
-        self.own.as_ref().is_some_and(|own| own.has_subject(issuer))
+    pub(super) fn is_loopgate_ca(&self, issuer: &[u8]) -> bool {
+        self.loopgate_ca.as_ref().is_some_and(|ca| ca.has_subject(issuer))
     }
 }
 
@@ -151,18 +151,18 @@ impl ClientCertVerifier for ClientVerifier {
             return Err(ChainRefused::Intermediates(intermediates.len()).into());
         }
         let size = leaf.len() + intermediates.iter().map(|certificate| certificate.len()).sum::<usize>();
-        if size > MAX_CHAIN {
+        if size > MAX_CHAIN_BYTES {
             return Err(ChainRefused::Size(size).into());
         }
-        let Names { issuer, serial, .. } = parse(leaf)?;
-        if let Some(own) = self.own.as_ref().filter(|own| own.has_subject(&issuer)) {
+        let CertificateNames { issuer, serial, .. } = parse_names(leaf)?;
+        if let Some(ca) = self.loopgate_ca.as_ref().filter(|ca| ca.has_subject(&issuer)) {
             if self.revoked.contains(&serial) {
                 return Err(CertificateError::Revoked.into());
             }
-            return own.webpki.verify_client_cert(leaf, &[], now);
+            return ca.webpki.verify_client_cert(leaf, &[], now);
         }
-        let Some(operator) = &self.operator else { return Err(CertificateError::UnknownIssuer.into()) };
-        operator.webpki.verify_client_cert(leaf, &path(issuer, intermediates, operator)?, now)
+        let Some(operator_cas) = &self.operator_cas else { return Err(CertificateError::UnknownIssuer.into()) };
+        operator_cas.webpki.verify_client_cert(leaf, &issuer_path(issuer, intermediates, operator_cas)?, now)
     }
 
     fn verify_tls12_signature(
@@ -199,15 +199,15 @@ impl ClientCertVerifier for ClientVerifier {
 }
 
 /// The names and the serial number of a certificate, as DER.
-struct Names {
+struct CertificateNames {
     subject: Vec<u8>,
     issuer: Vec<u8>,
     serial: Vec<u8>,
 }
 
-fn parse(certificate: &CertificateDer<'_>) -> Result<Names, rustls::Error> {
+fn parse_names(certificate: &CertificateDer<'_>) -> Result<CertificateNames, rustls::Error> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
-    Ok(Names {
+    Ok(CertificateNames {
         subject: parsed.subject().as_raw().to_vec(),
         issuer: parsed.issuer().as_raw().to_vec(),
         serial: parsed.raw_serial().to_vec(),
@@ -216,24 +216,24 @@ fn parse(certificate: &CertificateDer<'_>) -> Result<Names, rustls::Error> {
 
 /// Returns the path from `issuer` towards a CA of `anchors`: each certificate once, no name twice,
 /// no self-issued certificate.
-fn path<'a>(
+fn issuer_path<'a>(
     mut issuer: Vec<u8>,
     intermediates: &[CertificateDer<'a>],
     anchors: &Verifier,
 ) -> Result<Vec<CertificateDer<'a>>, rustls::Error> {
-    let mut left = intermediates
+    let mut remaining = intermediates
         .iter()
-        .map(|certificate| Ok((parse(certificate)?, certificate)))
+        .map(|certificate| Ok((parse_names(certificate)?, certificate)))
         .collect::<Result<Vec<_>, rustls::Error>>()?;
-    left.retain(|(names, _)| names.subject != names.issuer);
+    remaining.retain(|(names, _)| names.subject != names.issuer);
     let mut path = Vec::new();
     loop {
-        let candidates = || left.iter().enumerate().filter(|(_, (names, _))| names.subject == issuer);
+        let candidates = || remaining.iter().enumerate().filter(|(_, (names, _))| names.subject == issuer);
         // Of cross-signed certificates the one that a trusted CA signed.
         let signed_by_anchor = candidates().find(|(_, (names, _))| anchors.has_subject(&names.issuer));
         let Some((index, _)) = signed_by_anchor.or_else(|| candidates().next()) else { return Ok(path) };
-        let (next, certificate) = left.swap_remove(index);
-        left.retain(|(names, _)| names.subject != issuer);
+        let (next, certificate) = remaining.swap_remove(index);
+        remaining.retain(|(names, _)| names.subject != issuer);
         path.push(certificate.clone());
         issuer = next.issuer;
     }
@@ -242,14 +242,15 @@ fn path<'a>(
 /// The crypto provider whose algorithms count in [`SIGNATURE_CHECKS`].
 fn counting_provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
-        let counted = |algorithm| Box::leak(Box::new(Counted(algorithm))) as &dyn SignatureVerificationAlgorithm;
+        let counting =
+            |algorithm| Box::leak(Box::new(CountingAlgorithm(algorithm))) as &dyn SignatureVerificationAlgorithm;
         let provider = provider();
         // Leaked once in the life of the process, since rustls wants static references.
         let all = provider
             .signature_verification_algorithms
             .all
             .iter()
-            .map(|algorithm| counted(*algorithm))
+            .map(|algorithm| counting(*algorithm))
             .collect::<Vec<_>>();
         let mapping = provider.signature_verification_algorithms.mapping;
         let algorithms = WebPkiSupportedAlgorithms { all: Vec::leak(all), mapping };
@@ -259,15 +260,15 @@ fn counting_provider() -> Arc<CryptoProvider> {
 }
 
 /// An algorithm that counts its uses.
-struct Counted(&'static dyn SignatureVerificationAlgorithm);
+struct CountingAlgorithm(&'static dyn SignatureVerificationAlgorithm);
 
-impl fmt::Debug for Counted {
+impl fmt::Debug for CountingAlgorithm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl SignatureVerificationAlgorithm for Counted {
+impl SignatureVerificationAlgorithm for CountingAlgorithm {
     fn verify_signature(&self, public_key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
         SIGNATURE_CHECKS.inc();
         self.0.verify_signature(public_key, message, signature)

@@ -13,4 +13,4 @@ pub use client_ca::{ClientAuthorities, Error as ClientCaError};
 pub use client_verifier::{register, signature_checks};
 pub(crate) use provider::provider;
 pub use read_ahead::ReadAhead;
-pub use server::{ENROL, Error, Handshake, Stream, TlsServerConfig, accept};
+pub use server::{ENROLMENT_ALPN, Error, Handshake, Stream, TlsServerConfig, accept};

@@ -21,29 +21,29 @@ const BUSY_READ: usize = 4096;
 thread_local! {
     /// A buffer that the connections of this thread share: taken for a read ahead, returned once
     /// its bytes are consumed.
-    static SPARE: Cell<Option<BytesMut>> = const { Cell::new(None) };
+    static SPARE_BUFFER: Cell<Option<BytesMut>> = const { Cell::new(None) };
 }
 
 /// A byte stream that reads ahead while much data arrives, and holds no buffer while it is idle.
 #[derive(Debug)]
 pub struct ReadAhead<S> {
     inner: S,
-    ahead: BytesMut,
+    buffer: BytesMut,
     /// Whether the last read filled its buffer, so that more data is likely.
-    more: bool,
+    expects_more: bool,
 }
 
 impl<S> ReadAhead<S> {
     pub(super) fn new(inner: S) -> Self {
-        Self { inner, ahead: BytesMut::new(), more: false }
+        Self { inner, buffer: BytesMut::new(), expects_more: false }
     }
 
-    fn take_ahead(&mut self, buf: &mut ReadBuf<'_>) {
-        let count = self.ahead.len().min(buf.remaining());
-        buf.put_slice(&self.ahead[..count]);
-        self.ahead.advance(count);
-        if self.ahead.is_empty() {
-            SPARE.set(Some(std::mem::take(&mut self.ahead)));
+    fn read_from_buffer(&mut self, buf: &mut ReadBuf<'_>) {
+        let count = self.buffer.len().min(buf.remaining());
+        buf.put_slice(&self.buffer[..count]);
+        self.buffer.advance(count);
+        if self.buffer.is_empty() {
+            SPARE_BUFFER.set(Some(std::mem::take(&mut self.buffer)));
         }
     }
 }
@@ -51,22 +51,22 @@ impl<S> ReadAhead<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.ahead.is_empty() {
-            this.take_ahead(buf);
+        if !this.buffer.is_empty() {
+            this.read_from_buffer(buf);
             return Poll::Ready(Ok(()));
         }
-        if !this.more || buf.remaining() >= READ_SIZE {
+        if !this.expects_more || buf.remaining() >= READ_SIZE {
             let wanted = buf.remaining();
             ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-            this.more = wanted >= BUSY_READ && buf.remaining() == 0;
+            this.expects_more = wanted >= BUSY_READ && buf.remaining() == 0;
             return Poll::Ready(Ok(()));
         }
-        let mut ahead = SPARE.take().unwrap_or_default();
-        ahead.reserve(READ_SIZE);
-        let poll = poll_read_buf(Pin::new(&mut this.inner), cx, &mut ahead);
-        this.more = matches!(poll, Poll::Ready(Ok(count)) if count >= BUSY_READ);
-        this.ahead = ahead;
-        this.take_ahead(buf);
+        let mut buffer = SPARE_BUFFER.take().unwrap_or_default();
+        buffer.reserve(READ_SIZE);
+        let poll = poll_read_buf(Pin::new(&mut this.inner), cx, &mut buffer);
+        this.expects_more = matches!(poll, Poll::Ready(Ok(count)) if count >= BUSY_READ);
+        this.buffer = buffer;
+        this.read_from_buffer(buf);
         poll.map_ok(|_| ())
     }
 }
@@ -106,14 +106,14 @@ mod tests {
     use super::*;
 
     /// Yields `data` in pieces of these sizes, where 0 means pending once; then stays pending, or ends.
-    struct Script {
+    struct ScriptedReader {
         data: Vec<u8>,
         pieces: VecDeque<usize>,
         ends: bool,
         asked: Vec<usize>,
     }
 
-    impl AsyncRead for Script {
+    impl AsyncRead for ScriptedReader {
         fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
             self.asked.push(buf.remaining());
             let piece = match self.pieces.pop_front() {
@@ -136,10 +136,11 @@ mod tests {
     /// source was asked for.
     fn read(pieces: &[usize], ends: bool) -> (Vec<u8>, Vec<u8>, Vec<usize>) {
         let data: Vec<u8> = (0..pieces.iter().sum()).map(|at: usize| (at % 251) as u8).collect();
-        let script = Script { data: data.clone(), pieces: pieces.iter().copied().collect(), ends, asked: Vec::new() };
-        let mut stream = ReadAhead::new(script);
+        let reader =
+            ScriptedReader { data: data.clone(), pieces: pieces.iter().copied().collect(), ends, asked: Vec::new() };
+        let mut stream = ReadAhead::new(reader);
         let mut received = Vec::new();
-        let (waker, mut moments) = (noop_waker(), pieces.iter().filter(|piece| **piece == 0).count() + 1);
+        let (waker, mut polls_left) = (noop_waker(), pieces.iter().filter(|piece| **piece == 0).count() + 1);
         loop {
             let mut block = [0; 4096];
             let mut block = ReadBuf::new(&mut block);
@@ -152,9 +153,9 @@ mod tests {
                     received.extend_from_slice(block.filled());
                 }
                 Poll::Pending => {
-                    assert_eq!(stream.ahead.capacity(), 0, "an idle stream holds memory");
-                    moments -= 1;
-                    if moments == 0 {
+                    assert_eq!(stream.buffer.capacity(), 0, "an idle stream holds memory");
+                    polls_left -= 1;
+                    if polls_left == 0 {
                         break;
                     }
                 }

@@ -21,7 +21,7 @@ use crate::lane::Certificate;
 use crate::pki::{ServedCa, ServerIdentity, SubjectName};
 
 /// The ALPN protocol by which an agent enrols.
-pub const ENROL: &[u8] = crate::enrolment_protocol::ALPN;
+pub const ENROLMENT_ALPN: &[u8] = crate::enrolment_protocol::ALPN;
 
 /// A downstream connection after its handshake. Boxed, since it is larger than a kilobyte and is moved often.
 pub type Stream<S> = Box<TlsStream<ReadAhead<S>>>;
@@ -70,9 +70,9 @@ impl Error {
 #[derive(Clone)]
 pub struct TlsServerConfig {
     /// For clients that are not asked for a certificate.
-    anonymous: Arc<ServerConfig>,
+    without_client_auth: Arc<ServerConfig>,
     /// For clients that are asked for one; `None` if no CA is trusted.
-    asking: Option<Arc<ServerConfig>>,
+    with_client_auth: Option<Arc<ServerConfig>>,
     authorities: Arc<ClientAuthorities>,
     names: BTreeSet<SubjectName>,
     served_ca: Option<Arc<ServedCa>>,
@@ -86,12 +86,12 @@ impl TlsServerConfig {
 
     /// Returns whether both trust the same CAs of `tls.client_ca`.
     pub fn trusts_same_client_cas(&self, other: &Self) -> bool {
-        self.authorities.same_operator(&other.authorities)
+        self.authorities.has_same_operator_cas(&other.authorities)
     }
 
     /// Returns whether both accept the same client certificates.
     pub fn accepts_same_certificates(&self, other: &Self) -> bool {
-        self.trusts_same_client_cas(other) && self.authorities.same_revoked(&other.authorities)
+        self.trusts_same_client_cas(other) && self.authorities.has_same_revocations(&other.authorities)
     }
 
     /// Returns whether `certificate` is one of loopgate's own CA that is revoked.
@@ -113,10 +113,11 @@ impl TlsServerConfig {
         authorities: Arc<ClientAuthorities>,
         further_names: impl IntoIterator<Item = SubjectName>,
     ) -> Result<Self, Error> {
-        let anonymous = server_config(identity, None)?;
-        let asking = authorities.verifier().map(|verifier| server_config(identity, Some(verifier))).transpose()?;
+        let without_client_auth = server_config(identity, None)?;
+        let with_client_auth =
+            authorities.verifier().map(|verifier| server_config(identity, Some(verifier))).transpose()?;
         let names = identity.names.iter().cloned().chain(further_names).collect();
-        Ok(Self { anonymous, asking, authorities, names, served_ca: None })
+        Ok(Self { without_client_auth, with_client_auth, authorities, names, served_ca: None })
     }
 
     /// Adds the CA that signed the certificate, for clients to install (`external.serve_ca`).
@@ -134,7 +135,7 @@ impl TlsServerConfig {
     /// `may_have_certificate`, or if `tls.client_ca` is set.
     fn for_client(&self, may_have_certificate: bool) -> &Arc<ServerConfig> {
         let ask = may_have_certificate || self.authorities.has_operator_cas();
-        self.asking.as_ref().filter(|_| ask).unwrap_or(&self.anonymous)
+        self.with_client_auth.as_ref().filter(|_| ask).unwrap_or(&self.without_client_auth)
     }
 }
 
@@ -150,7 +151,7 @@ fn server_config(
     };
     let resolver = rustls::sign::SingleCertAndKey::from(Arc::clone(&identity.certified_key));
     let mut config = builder.with_cert_resolver(Arc::new(resolver));
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ENROL.to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ENROLMENT_ALPN.to_vec()];
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 2;
@@ -182,7 +183,7 @@ pub async fn accept(
     // Boxed, so that the memory of the handshake is freed when it is over.
     let handshake = Box::pin(async {
         if plain::is_http(&io).await {
-            plain::refuse(io).await;
+            plain::respond_and_close(io).await;
             return Err(Error::PlainHttp);
         }
         TlsAcceptor::from(Arc::clone(config.for_client(may_have_certificate)))
@@ -192,6 +193,6 @@ pub async fn accept(
     });
     let stream = Box::new(tokio::time::timeout(deadline, handshake).await.map_err(|_| Error::Slow(deadline))??);
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let certificate = config.authorities.identify(chain);
+    let certificate = config.authorities.leaf_certificate(chain);
     Ok(Handshake { stream, certificate })
 }

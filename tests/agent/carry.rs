@@ -26,7 +26,7 @@ fn settings(authority: &TestCa, sidecar: SocketAddr, trust: ServerTrust) -> Sett
         trust,
         identity: CredentialSource::Files(CertificateFiles { chain, key }),
         token_out: None,
-        hold: Duration::from_secs(10),
+        wait_limit: Duration::from_secs(10),
     }
 }
 
@@ -93,7 +93,7 @@ async fn only_a_sidecar_with_the_right_ca_and_name_or_fingerprint_is_trusted() {
     ];
     for (settings, trusted) in table {
         let case = format!("{:?} {:?}", settings.trust, settings.server_name);
-        let agent = agent::start(Settings { hold: Duration::ZERO, ..settings }, &shutdown).await.unwrap();
+        let agent = agent::start(Settings { wait_limit: Duration::ZERO, ..settings }, &shutdown).await.unwrap();
         let mut state = agent.state.clone();
         state.wait_for(|state| state.credentials.is_some()).await.unwrap();
         let answer = exchange(&agent, b"hello").await;
@@ -132,7 +132,7 @@ async fn with_an_expired_certificate_a_client_waits_for_its_replacement() {
     let (authority, shutdown) = (TestCa::new(), Shutdown::new());
     let sidecar = Sidecar::start(&authority, ANY_PORT.parse().unwrap(), &shutdown).await;
     let settings = Settings {
-        hold: Duration::from_secs(30),
+        wait_limit: Duration::from_secs(30),
         ..settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()))
     };
     authority.client_until("agent", Some(OffsetDateTime::now_utc() - Duration::from_secs(60)));

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 
-use loopgate::enrolment_protocol::Reason;
+use loopgate::enrolment_protocol::RefusalReason;
 use rcgen::KeyPair;
 use tempfile::TempDir;
 
@@ -146,13 +146,13 @@ fn only_a_fresh_proof_in_the_agents_own_container_is_accepted() {
     let key = KeyPair::generate().unwrap();
 
     let refused = Conversation::begin(&unlabelled).request(&key).unwrap_err();
-    assert_eq!(refused.error, Reason::NotAnAgent);
+    assert_eq!(refused.error, RefusalReason::NotAnAgent);
 
     for wrong_container in [&unlabelled, &other] {
         let mut conversation = Conversation::begin(&agent);
         let proof = conversation.request(&key).unwrap();
         let _shown = ShownIn::new(wrong_container, &proof);
-        assert_eq!(conversation.claim().unwrap_err().error, Reason::ProofNotFound, "{}", wrong_container.name());
+        assert_eq!(conversation.claim().unwrap_err().error, RefusalReason::ProofNotFound, "{}", wrong_container.name());
     }
 
     let mut first = Conversation::begin(&agent);
@@ -163,7 +163,7 @@ fn only_a_fresh_proof_in_the_agents_own_container_is_accepted() {
     assert_ne!(replay.request(&key).unwrap(), proof, "the nonce of another connection");
     assert_eq!(
         replay.claim().unwrap_err().error,
-        Reason::ProofNotFound,
+        RefusalReason::ProofNotFound,
         "the first connection's proof, which is still shown"
     );
     deployment.wait_for_metric("loopgate_enrolments_total 1");

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use loopgate::enrolment_protocol::{self, Challenge, Enrolled, EnrolmentRefused, Reply, Request, SHOW_COMMAND, Shown};
+use loopgate::enrolment_protocol::{self, Challenge, Enrolled, EnrolmentRefused, Reply, EnrolmentRequest, PROOF_SUBCOMMAND, ProofShown};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -30,14 +30,14 @@ impl Conversation {
     /// Requests a certificate for `key`; returns the proof that has to be shown.
     pub fn request(&mut self, key: &KeyPair) -> Result<String, EnrolmentRefused> {
         let csr = CertificateParams::default().serialize_request(key).unwrap().pem().unwrap();
-        self.send(&Request { csr, token: None });
+        self.send(&EnrolmentRequest { csr, token: None });
         let challenge: Challenge = self.receive()?;
         Ok(enrolment_protocol::proof(&challenge.nonce, &key.subject_public_key_info()))
     }
 
     /// Claims that the proof is shown as a process, and returns the sidecar's reply.
     pub fn claim(&mut self) -> Result<Enrolled, EnrolmentRefused> {
-        self.send(&Shown::Process);
+        self.send(&ProofShown::Process);
         self.receive()
     }
 
@@ -69,7 +69,7 @@ pub struct ShownIn(Child);
 impl ShownIn {
     /// Shows `proof` in `container` with loopgate's own command.
     pub fn new(container: &Running, proof: &str) -> Self {
-        let mut process = interactive(container, &["/loopgate", SHOW_COMMAND, proof]);
+        let mut process = interactive(container, &["/loopgate", PROOF_SUBCOMMAND, proof]);
         process.stdout.take().unwrap().read_exact(&mut [0]).expect("the process reports its start");
         Self(process)
     }

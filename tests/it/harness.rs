@@ -7,7 +7,7 @@ use loopgate::agent::Credentials;
 use loopgate::agent::enrol::{Error, converse_by_token};
 use loopgate::app::Sidecar;
 use loopgate::config::{Config, Engine, ListenAddresses, ListenOn};
-use loopgate::enrolment_protocol::{ALPN, Reason};
+use loopgate::enrolment_protocol::{ALPN, RefusalReason};
 use loopgate_test_support::fake_gateway::FakeGateway;
 use loopgate_test_support::raw_http::RawHttp;
 use loopgate_test_support::sidecar::{Launch, SidecarWithGateway};
@@ -88,7 +88,7 @@ pub async fn enrol(client: &TlsClient, source: &str, token: &str) -> Result<Arc<
 }
 
 /// Enrols from `source` with `token`, and returns why that is refused.
-pub async fn refusal(client: &TlsClient, source: &str, token: &str) -> Reason {
+pub async fn refusal(client: &TlsClient, source: &str, token: &str) -> RefusalReason {
     match enrol(client, source, token).await {
         Err(Error::Refused(refused)) => refused.error,
         other => panic!("{other:?}"),

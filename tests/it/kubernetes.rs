@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use loopgate::config::AgentSourceKind;
-use loopgate::enrolment_protocol::Reason;
+use loopgate::enrolment_protocol::RefusalReason;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -70,11 +70,11 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     let kubernetes = FakeKubernetes::start();
     let harness = harness(&kubernetes).await;
     for (source, token, expected) in [
-        (BUILDER, "forged", Reason::BadToken),
-        (BUILDER, "others-token", Reason::BadToken),
-        (BUILDER, "for-the-api", Reason::BadToken),
-        (OTHER, "builders-token", Reason::BadToken),
-        (UNLABELLED, "builders-token", Reason::NotAnAgent),
+        (BUILDER, "forged", RefusalReason::BadToken),
+        (BUILDER, "others-token", RefusalReason::BadToken),
+        (BUILDER, "for-the-api", RefusalReason::BadToken),
+        (OTHER, "builders-token", RefusalReason::BadToken),
+        (UNLABELLED, "builders-token", RefusalReason::NotAnAgent),
     ] {
         assert_eq!(refusal(&harness, source, token).await, expected, "{token} from {source}");
     }
@@ -83,19 +83,19 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     let mut namesake = pod("builder", Some("true"), &[BUILDER]);
     namesake["metadata"]["uid"] = "another".into();
     kubernetes.put(namesake);
-    assert_eq!(refusal(&harness, BUILDER, "builders-token").await, Reason::BadToken);
+    assert_eq!(refusal(&harness, BUILDER, "builders-token").await, RefusalReason::BadToken);
     kubernetes.change("other", |pod| pod["spec"]["serviceAccountName"] = "someone".into());
     harness.ask(PROTOCOLS[0], OTHER, "GET /", &[]).await;
-    assert_eq!(refusal(&harness, OTHER, "others-token").await, Reason::BadToken);
+    assert_eq!(refusal(&harness, OTHER, "others-token").await, RefusalReason::BadToken);
     // One that is admitted by its address gets no certificate.
     kubernetes.change("other", |pod| pod["metadata"]["labels"] = json!({"loopgate.dev/agent": "address"}));
-    let refused = async { while refusal(&harness, OTHER, "others-token").await != Reason::AddressAgent {} };
+    let refused = async { while refusal(&harness, OTHER, "others-token").await != RefusalReason::AddressAgent {} };
     timeout(Duration::from_secs(10), refused).await.unwrap();
     // Enrolment is refused while reviews are forbidden too.
     kubernetes.put(pod("third", Some("true"), &[UNLABELLED]));
     kubernetes.token("thirds-token", "third", AUDIENCE);
     kubernetes.forbid("create tokenreviews");
-    assert_eq!(refusal(&harness, UNLABELLED, "thirds-token").await, Reason::Kubernetes);
+    assert_eq!(refusal(&harness, UNLABELLED, "thirds-token").await, RefusalReason::Kubernetes);
     kubernetes.permit("create tokenreviews");
     enrol(&harness, UNLABELLED, "thirds-token").await.unwrap();
 }
@@ -251,7 +251,7 @@ async fn without_the_api_server_connections_stay_and_enrolment_is_refused() {
     let credentials = enrol(&harness, BUILDER, "builders-token").await.unwrap();
     let mut wire = harness.with_certified_key(credentials.certified_key.clone()).h1(BUILDER).await;
     kubernetes.down().await;
-    assert_eq!(refusal(&harness, OTHER, "others-token").await, Reason::Kubernetes);
+    assert_eq!(refusal(&harness, OTHER, "others-token").await, RefusalReason::Kubernetes);
     wire.ask(request("GET /", "")).await;
     assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
 }
@@ -266,7 +266,7 @@ async fn no_token_is_ever_logged() {
     let flags = ["--discovery=kubernetes", &format!("--kubernetes-api={api}"), &credentials, "--log-level=trace"];
     let sidecar = process(&flags, "").await;
     enrol(&sidecar, BUILDER, "builders-token").await.unwrap();
-    assert_eq!(refusal(&sidecar, BUILDER, "forged-token").await, Reason::BadToken);
+    assert_eq!(refusal(&sidecar, BUILDER, "forged-token").await, RefusalReason::BadToken);
     sidecar.process().wait_for_log("bad_token").await;
     let log = sidecar.process().log().join("\n");
     assert!(log.contains("enrolled") && log.contains("bad_token"), "{log}");

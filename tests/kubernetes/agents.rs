@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use loopgate::enrolment_protocol::Reason;
+use loopgate::enrolment_protocol::RefusalReason;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -89,18 +89,18 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
         (&sidecars, "the sidecar's own"),
         (ADMIN, "an administrator's"),
     ] {
-        assert_eq!(refusal(&release.sidecar, BUILDER, token).await, Reason::BadToken, "{which}");
+        assert_eq!(refusal(&release.sidecar, BUILDER, token).await, RefusalReason::BadToken, "{which}");
     }
-    assert_eq!(refusal(&release.sidecar, OTHER, &good).await, Reason::BadToken, "from another address");
+    assert_eq!(refusal(&release.sidecar, OTHER, &good).await, RefusalReason::BadToken, "from another address");
     let of_unlabelled = cluster.token("builder", Some(&unlabelled), Some(AUDIENCE)).await;
-    assert_eq!(refusal(&release.sidecar, UNLABELLED, &of_unlabelled).await, Reason::NotAnAgent);
+    assert_eq!(refusal(&release.sidecar, UNLABELLED, &of_unlabelled).await, RefusalReason::NotAnAgent);
     enrol(&release.sidecar, BUILDER, &good).await.unwrap();
 
     // A new pod with the same name and address is another pod.
     release.delete("other").await;
     release.run(&pod("other", Some("true")), OTHER).await;
     release.until_agents(&["builder", "other"]).await;
-    assert_eq!(refusal(&release.sidecar, OTHER, &others).await, Reason::BadToken);
+    assert_eq!(refusal(&release.sidecar, OTHER, &others).await, RefusalReason::BadToken);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +170,7 @@ async fn tokens_must_have_the_audience_of_the_charts_values() {
     let release = ChartRelease::start(cluster, &["agents.attested=true", "agents.audience=https://claw.example"]).await;
     let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
     let token = release.cluster.token("builder", Some(&builder), Some(AUDIENCE)).await;
-    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, Reason::BadToken);
+    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, RefusalReason::BadToken);
     let token = release.cluster.token("builder", Some(&builder), Some("https://claw.example")).await;
     enrol(&release.sidecar, BUILDER, &token).await.unwrap();
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use loopgate::agent::Credentials;
 use loopgate::agent::enrol::{Error, converse_by_token};
-use loopgate::enrolment_protocol::{ALPN, Reason};
+use loopgate::enrolment_protocol::{ALPN, RefusalReason};
 use loopgate_test_support::tls_client::TlsClient;
 
 /// Enrols from `source` with `token`.
@@ -16,7 +16,7 @@ pub async fn enrol(client: &TlsClient, source: &str, token: &str) -> Result<Arc<
 }
 
 /// Enrols from `source` with `token`, which must be refused, and returns the reason.
-pub async fn refusal(client: &TlsClient, source: &str, token: &str) -> Reason {
+pub async fn refusal(client: &TlsClient, source: &str, token: &str) -> RefusalReason {
     match enrol(client, source, token).await {
         Err(Error::Refused(refused)) => refused.error,
         other => panic!("{other:?}"),

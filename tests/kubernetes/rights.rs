@@ -1,6 +1,6 @@
 //! What the chart's service account may do, and what loopgate reports if a right is missing.
 
-use loopgate::enrolment_protocol::Reason;
+use loopgate::enrolment_protocol::RefusalReason;
 use serde_json::{Value, json};
 
 use crate::chart_release::{ChartRelease, NAME, rule};
@@ -74,7 +74,7 @@ async fn a_missing_right_is_named_and_an_upgrade_adds_it() {
 
     // The upgrade removes the right.
     release.upgrade(&["agents.attested=false"]).await;
-    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, Reason::Kubernetes);
+    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, RefusalReason::Kubernetes);
     release
         .sidecar
         .process()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use loopgate::enrolment_protocol::Reason;
+use loopgate::enrolment_protocol::RefusalReason;
 use tokio::time::timeout;
 
 use crate::chart_release::{ACCESS, ChartRelease};
@@ -34,7 +34,7 @@ async fn agents_stay_connected_while_the_api_server_restarts_and_pods_are_watche
     release.until_error("can't be reached").await;
     wire.ask(request("GET /", "")).await;
     assert_local(&release.sidecar.gateway.requests().pop().unwrap(), &release.sidecar.gateway);
-    assert_eq!(refusal(&release.sidecar, OTHER, &others).await, Reason::Kubernetes);
+    assert_eq!(refusal(&release.sidecar, OTHER, &others).await, RefusalReason::Kubernetes);
 
     release.cluster.up().await;
     release.until_agents(&["builder", "other"]).await;
@@ -82,7 +82,7 @@ async fn a_rotated_token_is_used_at_once() {
     release.cluster.down().await;
     release.cluster.up().await;
     release.until_error("does not accept loopgate's own service-account token (401)").await;
-    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, Reason::Kubernetes);
+    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, RefusalReason::Kubernetes);
 
     again["metadata"] = serde_json::json!({"name": again["metadata"]["name"], "labels": again["metadata"]["labels"]});
     let pod = release.cluster.run(&again, "192.0.2.5").await;

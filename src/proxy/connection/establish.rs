@@ -67,7 +67,7 @@ impl Error {
 pub enum Established {
     /// It speaks HTTP, and has a lane.
     Http(Box<Registered>),
-    /// An agent asks for its certificate, by [`tls::ENROL`].
+    /// An agent asks for its certificate, by [`tls::ENROLMENT_ALPN`].
     Enrolment(tls::Stream<TcpStream>),
 }
 
@@ -229,7 +229,7 @@ impl Handshaken {
     }
 
     fn wants_enrolment(&self) -> bool {
-        self.alpn() == Some(tls::ENROL)
+        self.alpn() == Some(tls::ENROLMENT_ALPN)
     }
 
     fn assign_lane(self, shared: &Shared) -> Result<Assigned, Error> {

@@ -68,7 +68,7 @@ impl RequestRecord {
         Arc::new(Self {
             guard: context.activity.begin(),
             started: Instant::now(),
-            trace: needs_trace.then(|| Trace::of(headers, has_recorder)),
+            trace: needs_trace.then(|| Trace::from_headers(headers, has_recorder)),
             access_log,
             target: is_recorded.then(|| (request.method().clone(), request.uri().path().to_owned())),
             began_at: has_recorder.then(SystemTime::now),
@@ -256,8 +256,8 @@ impl RequestRecord {
         let request_id = self.access_log.as_ref().map(|log| log.request_id.as_str()).or(request_id.as_deref());
         recorder.record(&Span {
             trace,
-            began,
-            took: self.time_to_head(),
+            started: began,
+            time_to_head: self.time_to_head(),
             method: method.as_str(),
             path,
             status: self.status.load(Ordering::Relaxed),

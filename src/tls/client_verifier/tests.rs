@@ -59,7 +59,7 @@ impl Signer {
 }
 
 /// A chain without a path to any CA, whose names promise many.
-fn hostile(names: &[&str], issuer: &str, intermediates: usize) -> Vec<CertificateDer<'static>> {
+fn hostile_chain(names: &[&str], issuer: &str, intermediates: usize) -> Vec<CertificateDer<'static>> {
     let signers = (0..intermediates).map(|i| root(issuer).intermediate(names[i % names.len()]).certificate);
     std::iter::once(root(names[0]).leaf()).chain(signers).collect()
 }
@@ -116,7 +116,7 @@ fn each_chain_is_judged_at_a_bounded_cost() {
         for names in [&["operator"][..], &["own"], &["operator", "other"], &["hub"], &["hub", "own"], &["x", "y", "z"]]
         {
             for issuer in ["operator", "own", "hub"] {
-                let chain = hostile(names, issuer, intermediates);
+                let chain = hostile_chain(names, issuer, intermediates);
                 let before = signature_checks();
                 assert!(verify(&verifier, &chain).is_err());
                 let checked = signature_checks() - before;
@@ -187,12 +187,12 @@ fn chains_that_are_signed_but_not_valid_are_refused() {
 }
 
 #[test]
-fn a_chain_above_16_kib_is_refused_unread() {
+fn a_chain_above_16_kib_is_refused_before_it_is_parsed() {
     let own = root("own");
     let verifier = ClientVerifier::new(Some(&own.certificate), &[], Arc::default()).unwrap().unwrap();
     let leaf = own.leaf();
     let with = |bytes: usize| [leaf.clone(), CertificateDer::from(vec![0; bytes - leaf.len()])];
-    verify(&verifier, &with(MAX_CHAIN)).unwrap();
-    let error = verify(&verifier, &with(MAX_CHAIN + 1)).unwrap_err().to_string();
+    verify(&verifier, &with(MAX_CHAIN_BYTES)).unwrap();
+    let error = verify(&verifier, &with(MAX_CHAIN_BYTES + 1)).unwrap_err().to_string();
     assert!(error.contains("more than 16384"), "{error}");
 }
