@@ -1,14 +1,11 @@
-//! The audit log (`--audit-log`): enrolments, lane decisions and refusals, one JSON object a line.
+//! The audit log (`--audit-log`): enrolments, lane decisions and refusals, one JSON object in each line.
 //!
-//! Modules emit audit events as `tracing` events with the target [`TARGET`] and the fields `kind`
-//! (`enrolment`, `lane` or `refusal`) and, for a refusal, `reason`. [`AuditLog`] writes them to a
-//! file or to standard output. The filter of log lines excludes the target, and no filter applies
-//! here, so `log.level` has no influence. No event carries a secret, a path or a header of a
-//! request.
+//! Modules emit audit events as `tracing` events with the target [`TARGET`], the field `kind` (`enrolment`, `lane` or
+//! `refusal`) and, for a refusal, the field `reason`. [`AuditLog`] writes the events to a file or to standard output,
+//! whatever `log.level` is. Log lines exclude the target. No event has a secret, or a path or header of a request.
 //!
-//! Each kind, reason, lane and outcome has a rate limit, so that a flood of some events neither
-//! fills the disk nor hides others. What it leaves out is counted, and the counts are written
-//! within ten seconds.
+//! Each combination of kind, reason, lane and outcome has a rate limit, so that a flood of some events neither fills
+//! the disk nor hides others. Events above the limit are counted, and the counts are written within ten seconds.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,15 +33,15 @@ pub const TARGET: &str = "loopgate::audit";
 
 /// The rate limit of events with equal [`KEY_FIELDS`] fields.
 const EVENT_RATE: Rate = Rate { burst: 200, interval: Duration::from_millis(20) };
-/// The fields that distinguish events for the rate limit. None has a value that a client chooses.
+/// The fields by which events are grouped for the rate limit. A client can't choose their values.
 const KEY_FIELDS: [&str; 4] = ["kind", "reason", "lane", "outcome"];
-/// The most keys that have a limit of their own; further ones share the last.
+/// The maximum number of groups with a separate limit. Further groups share one limit.
 const MAX_KEYS: usize = 256;
-/// The most lines that wait for the disk; further ones are counted as left out.
+/// The maximum number of lines that wait to be written. Further ones are counted as left out.
 const QUEUE_LENGTH: usize = 1024;
-/// How often the counts of what was left out are written.
+/// The interval at which the counts of events that were left out are written.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
-/// How long [`AuditLog::flush`] waits for the disk.
+/// The time for which [`AuditLog::flush`] waits at most.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An open audit log. Clones write to the same file.
@@ -61,11 +58,11 @@ enum Message {
 }
 
 impl AuditLog {
-    /// Opens the file at `path` to append to it, with mode 0600 if it is new; `-` means standard
-    /// output. Lines are written by a thread of its own, so that no caller waits for the disk.
+    /// Opens the file at `path` for appending; `-` means standard output. A new file has mode 0600. A separate thread
+    /// writes the lines, so that no caller waits for the disk.
     ///
     /// # Errors
-    /// If the file can't be opened or the thread can't be started.
+    /// The file can't be opened, or the thread can't be started.
     pub fn open(path: &Path) -> io::Result<Self> {
         let path = (path != Path::new("-")).then(|| path.to_owned());
         let output = open_output(path.as_deref())?;
@@ -81,7 +78,7 @@ impl AuditLog {
         let _ = self.queue.try_send(Message::Reopen);
     }
 
-    /// Waits until everything so far is written, for at most a second.
+    /// Waits until all earlier events are written, for at most [`FLUSH_TIMEOUT`].
     pub fn flush(&self) {
         let (send, written) = channel();
         if self.queue.try_send(Message::Flush(send)).is_ok() {
@@ -89,6 +86,7 @@ impl AuditLog {
         }
     }
 
+    /// Queues a line with `fields`, unless its group is above the rate limit or the queue is full.
     fn record(&self, mut fields: Map<String, Value>, now: Instant) {
         let key = KEY_FIELDS.map(|name| fields.get(name).and_then(Value::as_str).unwrap_or_default().to_owned());
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
@@ -134,7 +132,7 @@ impl Visit for Fields {
     }
 }
 
-/// The rate limits, and how much each has left out since the last count was written.
+/// For each group of events, its rate limit, and the number of events that were left out since the last count.
 #[derive(Default)]
 struct EventLimits(BTreeMap<[String; KEY_FIELDS.len()], (Option<TokenBucket>, u64)>);
 
@@ -156,7 +154,7 @@ impl EventLimits {
         self.entry(key).1 += 1;
     }
 
-    /// Returns the lines that state how much was left out, and starts counting anew.
+    /// Returns a line for each group of which events were left out, and resets the counts.
     fn take_counts(&mut self) -> Vec<String> {
         let counted = self.0.iter_mut().filter(|(_, (_, left_out))| *left_out > 0);
         counted
@@ -175,7 +173,7 @@ impl EventLimits {
     }
 }
 
-/// Writes lines on a thread of its own.
+/// The thread that writes the lines.
 struct Writer {
     path: Option<PathBuf>,
     output: Box<dyn Write + Send>,
@@ -249,7 +247,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("audit.jsonl");
         let log = AuditLog::open(&path).unwrap();
-        // Log lines are off, which must not matter.
+        // Log lines are off, which must not affect the audit log.
         let lines = tracing_subscriber::fmt::layer().with_writer(io::sink).with_filter(LevelFilter::OFF);
         let subscriber = tracing_subscriber::registry().with(lines).with(log.clone());
         subscriber::with_default(subscriber, || test(&log, &path));

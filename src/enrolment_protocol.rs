@@ -1,6 +1,7 @@
-//! The enrolment protocol, and the proof that both sides derive.
+//! The messages of the enrolment protocol, and the proof that agent and sidecar derive.
 //!
-//! On a TLS connection that negotiated [`ALPN`], one JSON object a line, [`MAX_LINE`] bytes at most:
+//! The protocol runs on a TLS connection that negotiated [`ALPN`]. Each line is a JSON object of at most [`MAX_LINE`]
+//! bytes:
 //!
 //! ```text
 //! agent    {"csr": "-----BEGIN CERTIFICATE REQUEST-----\n..."}
@@ -9,18 +10,16 @@
 //! sidecar  {"certificate": "-----BEGIN CERTIFICATE-----\n...", "token": "..."}
 //! ```
 //!
-//! On Kubernetes nothing is shown: the agent's first line carries its pod's service-account token
-//! with the request, and the sidecar, which has the API server review the token, answers with the
-//! certificate at once.
+//! On Kubernetes no proof is shown. The agent's first line has the service-account token of its pod too. The sidecar
+//! has the API server review the token, and answers with the certificate at once.
 //!
 //! ```text
 //! agent    {"csr": "-----BEGIN CERTIFICATE REQUEST-----\n...", "token": "eyJ..."}
 //! sidecar  {"certificate": "-----BEGIN CERTIFICATE-----\n...", "token": "..."}
 //! ```
 //!
-//! Instead of any of its lines the sidecar may send `{"error": "proof-not-found", "message":
-//! "..."}`, and closes. There is no renewal: an agent enrols again, so a stolen certificate can't
-//! be prolonged.
+//! In place of any line the sidecar may send a refusal such as `{"error": "proof-not-found", "message": "..."}`, and
+//! close the connection. There is no renewal: an agent enrols again, so a stolen certificate can't be renewed.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,31 +36,32 @@ use crate::secret::Secret;
 
 /// The protocol's name in the TLS handshake (RFC 7301).
 pub const ALPN: &[u8] = b"loopgate-enrol/1";
-/// The longest line that either side accepts, in bytes.
+/// The maximum length of a line, in bytes.
 pub const MAX_LINE: u64 = 16 * 1024;
-/// How long a whole enrolment may take, and so how long a nonce lives.
+/// The timeout of a whole enrolment, and so the lifetime of a nonce.
 pub const ENROLMENT_TIMEOUT: Duration = Duration::from_secs(15);
-/// The name of the process that shows a proof, whatever the program's file is called.
+/// The first argument (`argv[0]`) of the helper process that shows a proof, whatever the program's file is called.
 pub const PROOF_PROCESS_NAME: &str = "loopgate";
-/// The hidden subcommand whose one argument is a proof: `loopgate attest-proof loopgate-proof-...`.
+/// The hidden subcommand of the helper process. Its only argument is a proof:
+/// `loopgate attest-proof loopgate-proof-...`.
 pub const PROOF_SUBCOMMAND: &str = "attest-proof";
 /// The prefix of every proof.
 pub const PROOF_PREFIX: &str = "loopgate-proof-";
 
-/// The directory in which a proof is shown as a file, in the agent's container. It must belong to
-/// the container's own file system.
+/// The directory in the agent's container in which a proof is shown as a file. It must be on the container's own file
+/// system, and not on a mount.
 pub const PROOF_DIRECTORY: &str = "/var/lib/loopgate-proof";
-/// The mode of such a file: the sticky bit, and readable by its owner. Programs that save what they
-/// fetch don't make such files.
+/// The mode of a proof file: the sticky bit, and readable by its owner. Programs that save fetched files don't set this
+/// mode.
 pub const PROOF_MODE: u32 = 0o1400;
-/// The modification time of such a file: seconds since the Unix epoch, and nanoseconds. A time from
-/// an HTTP header has whole seconds.
+/// The modification time of a proof file: seconds since the Unix epoch, and nanoseconds. Programs that take the time
+/// from an HTTP header set whole seconds.
 pub const PROOF_MTIME: (i64, u32) = (1_000_000_000, 516_041_219);
 
-/// Returns the proof that the agent must show, derived from the sidecar's nonce and the agent's
-/// public key: it serves no other key.
+/// Returns the proof that the agent must show. It is derived from the sidecar's nonce and the agent's public key, so it
+/// is valid for no other key.
 ///
-/// `public_key` is the DER of the SubjectPublicKeyInfo. The proof is a valid file name: letters, digits, `-` and `_`.
+/// `public_key` is the SubjectPublicKeyInfo in DER. The proof is a valid file name: letters, digits, `-` and `_`.
 pub fn proof(nonce: &Nonce, public_key: &[u8]) -> String {
     let mut digest = Context::new(&SHA256);
     digest.update(b"loopgate-proof v1\0");
@@ -100,57 +100,57 @@ impl<'de> Deserialize<'de> for Nonce {
     }
 }
 
-/// The agent's first line.
+/// The agent's first line: the request for a certificate.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct EnrolmentRequest {
-    /// A PKCS#10 request in PEM, signed by the key that the certificate is for. Only its public key counts.
+    /// The PKCS#10 request in PEM, signed by the key that the certificate is for. Only the public key in it is used.
     pub csr: String,
     /// The service-account token of the agent's pod. Sent only to a sidecar whose certificate was verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
 }
 
-/// The sidecar's first line.
+/// The sidecar's first line: the demand for a proof.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Challenge {
-    /// The nonce of this conversation.
+    /// The nonce of this enrolment.
     pub nonce: Nonce,
     /// The kinds of proof that the sidecar accepts.
     pub show: Vec<ProofKind>,
 }
 
-/// A kind of proof.
+/// The way in which a proof is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProofKind {
-    /// The argument of a process, seen through `GET /containers/{id}/top`.
+    /// As the argument of a process, which the sidecar reads by `GET /containers/{id}/top`.
     Process,
-    /// The name of a file, seen through `HEAD /containers/{id}/archive`.
+    /// As the name of a file, which the sidecar reads by `HEAD /containers/{id}/archive`.
     File,
-    /// A kind that a newer sidecar added.
+    /// A kind of a newer version.
     #[serde(other)]
     Unknown,
 }
 
-/// The agent's second line: the proof can be seen now.
+/// The agent's second line: how the proof is shown now.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "shown", rename_all = "kebab-case")]
 pub enum ProofShown {
-    /// As the argument of [`PROOF_SUBCOMMAND`].
+    /// As the argument of a process with the subcommand [`PROOF_SUBCOMMAND`].
     Process,
     /// As the name of a file.
     File {
-        /// Its path in the agent's container.
+        /// The file's path in the agent's container.
         path: PathBuf,
     },
 }
 
-/// The sidecar's last line.
+/// The sidecar's last line: the certificate.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Enrolled {
-    /// The chain in PEM, leaf first.
+    /// The certificate chain in PEM, leaf first.
     pub certificate: String,
-    /// The gateway's token, where the operator lets attested agents inherit it.
+    /// The gateway's token, if the operator lets attested agents inherit it (`agents.inherit_token`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
 }
@@ -161,7 +161,7 @@ pub struct Enrolled {
 pub struct EnrolmentRefused {
     /// The reason, for programs.
     pub error: RefusalReason,
-    /// The message for people, with what the operator can do.
+    /// The reason in words, and what the operator can do.
     pub message: String,
 }
 
@@ -171,39 +171,39 @@ pub struct EnrolmentRefused {
 pub enum RefusalReason {
     /// No labelled container has the source address.
     NotAnAgent,
-    /// The container is an agent by its address alone, and gets no certificate.
+    /// The container is an agent by its address alone, and such agents get no certificate.
     AddressAgent,
-    /// Too many attempts from this address.
+    /// There were too many attempts from this address.
     TooMany,
-    /// A line is not what the protocol expects.
+    /// A line is not the expected JSON object.
     Malformed,
-    /// The request is not signed by its own key, or of a kind that can't be certified.
+    /// The certificate request is malformed, is not signed by its own key, or has a kind of key that is not supported.
     BadRequest,
     /// No proof was shown in time.
     Expired,
     /// The container does not show the proof.
     ProofNotFound,
-    /// The proof is where other containers could have put it.
+    /// The proof is at a place where other containers could have put it.
     ProofMisplaced,
-    /// The container stopped, or lost its label or its address, meanwhile.
+    /// The container stopped, or lost its label or its address, during the enrolment.
     AgentGone,
     /// Docker can't be reached.
     Docker,
-    /// The kind of proof does not fit the sidecar's source of agents.
+    /// The sidecar does not accept this kind of proof, or needs a token instead, or no token.
     WrongProof,
-    /// The token is not accepted, or is another pod's.
+    /// The API server does not accept the token, or it is bound to another pod.
     BadToken,
     /// The Kubernetes API server can't be reached.
     Kubernetes,
     /// The sidecar can't sign or read what it needs.
     Internal,
-    /// A kind that a newer sidecar added.
+    /// A reason of a newer sidecar.
     #[serde(other)]
     Unknown,
 }
 
 impl RefusalReason {
-    /// Returns the reason in one word, as the metric names it.
+    /// Returns the reason as the metric's label.
     pub fn label(self) -> &'static str {
         match self {
             Self::NotAnAgent => "not_an_agent",
@@ -231,33 +231,33 @@ impl RefusalReason {
 pub enum Reply<T> {
     /// The enrolment is refused.
     Refused(EnrolmentRefused),
-    /// The step was granted; holds what the agent needs for the next one.
+    /// The message of the next step.
     Granted(T),
 }
 
-/// Why a conversation failed.
+/// Why a line could not be sent or received.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The connection failed.
     #[error("the connection failed")]
     Io(#[from] std::io::Error),
-    /// It ended before the line did.
+    /// The connection was closed before the end of the line.
     #[error("the connection was closed")]
     Closed,
     /// The line is longer than [`MAX_LINE`].
     #[error("a line is longer than {MAX_LINE} bytes")]
     TooLong,
-    /// The line is not the expected JSON object. The parser's message is left out: it may quote a token.
+    /// The line is not the expected JSON object. The parser's message is omitted, since it may quote a token.
     #[error("malformed line in the enrolment protocol")]
     Syntax,
 }
 
-/// A stream on which lines of JSON go both ways.
+/// A stream on which both sides send JSON objects, one in each line.
 #[derive(Debug)]
 pub struct JsonLines<S>(BufReader<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> JsonLines<S> {
-    /// Exchanges lines on `stream`.
+    /// Returns a reader and writer of JSON lines on `stream`.
     pub fn new(stream: S) -> Self {
         Self(BufReader::new(stream))
     }
@@ -265,7 +265,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> JsonLines<S> {
     /// Sends `message` as one line.
     ///
     /// # Errors
-    /// If the connection fails.
+    /// The connection failed.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), Error> {
         let mut line = Zeroizing::new(serde_json::to_vec(message).map_err(|_| Error::Syntax)?);
         line.push(b'\n');
@@ -276,7 +276,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> JsonLines<S> {
     /// Receives one line.
     ///
     /// # Errors
-    /// If the connection fails or ends, or the line is too long or not a `T`.
+    /// The connection failed or was closed, or the line is too long or not a `T`.
     pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
         let mut line = Zeroizing::new(Vec::new());
         (&mut self.0).take(MAX_LINE).read_until(b'\n', &mut line).await?;
@@ -287,10 +287,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> JsonLines<S> {
         }
     }
 
-    /// Closes the sending side.
+    /// Shuts down the sending side of the connection.
     ///
     /// # Errors
-    /// If the connection fails.
+    /// The connection failed.
     pub async fn shutdown(&mut self) -> std::io::Result<()> {
         self.0.shutdown().await
     }

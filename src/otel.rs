@@ -1,8 +1,7 @@
 //! Sends a span for each request to an OpenTelemetry collector, by OTLP over HTTP.
 //!
-//! The SDK collects spans and sends them in batches, on a thread of its own, and drops what it
-//! can't send in time. Its variables (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`,
-//! `OTEL_BSP_*`) apply.
+//! The OpenTelemetry SDK collects spans and sends them in batches on a separate thread. It drops spans that it can't
+//! send in time. The SDK's environment variables apply (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`).
 
 use std::fmt;
 use std::future::Future;
@@ -31,9 +30,9 @@ use crate::trace::{Recorder, Span};
 
 /// The default path of OTLP traces, for an endpoint without a path.
 const DEFAULT_PATH: &str = "/v1/traces";
-/// The time limit for one batch.
+/// The timeout of sending one batch.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest response of a collector that is read, in bytes.
+/// The maximum size of a collector's response, in bytes.
 const MAX_RESPONSE: usize = 64 * 1024;
 
 /// Why spans can't be sent.
@@ -57,10 +56,10 @@ impl fmt::Debug for Exporter {
 }
 
 impl Exporter {
-    /// Creates an exporter that sends to `endpoint`. Must be called within a Tokio runtime.
+    /// Returns an exporter that sends to `endpoint`. Must be called within a Tokio runtime.
     ///
     /// # Errors
-    /// If the SDK rejects the endpoint.
+    /// The SDK rejects the endpoint.
     pub fn new(endpoint: &Uri) -> Result<Self, Error> {
         let url = if endpoint.path() == "/" {
             format!("{}{DEFAULT_PATH}", endpoint.to_string().trim_end_matches('/'))
@@ -100,7 +99,7 @@ impl Exporter {
 impl Recorder for Exporter {
     fn record(&self, span: &Span<'_>) {
         let context = &span.trace.forwarded;
-        // The client that began the trace decides whether it is sampled.
+        // The client that began the trace decides by the sampled flag whether it is recorded.
         if !context.is_sampled() {
             return;
         }
@@ -123,8 +122,8 @@ impl Recorder for Exporter {
             attributes.push(KeyValue::new("http.response.status_code", i64::from(span.status)));
         }
         attributes.extend(span.error.map(|error| KeyValue::new("error.type", error)));
-        // The semantic conventions for servers: a 4xx status is not an error of the span. What
-        // broke off after a response head is one, whatever its status, and so is a 5xx of the gateway.
+        // By the semantic conventions for servers a 4xx status is not an error of the span. A response that broke off
+        // after its head is an error, whatever its status, and so is a 5xx of the gateway.
         let status = match span.error {
             Some(error) if !(400..500).contains(&span.status) => Status::error(error),
             None if span.status >= 500 => Status::error(""),
@@ -154,13 +153,14 @@ impl Recorder for Exporter {
     }
 }
 
-/// Returns a span's name from a bounded set, as the semantic conventions require.
+/// Returns the name of the span for a request: the method, or `HTTP` for an unknown one, since the semantic conventions
+/// require a bounded set.
 fn span_name(method: &str) -> &'static str {
     const KNOWN: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"];
     KNOWN.into_iter().find(|known| *known == method).unwrap_or("HTTP")
 }
 
-/// Posts the batches of the SDK's thread on the sidecar's runtime.
+/// An HTTP client for the SDK, which sends the requests of the SDK's thread on the sidecar's runtime.
 #[derive(Debug)]
 struct RuntimeHttpClient(Handle);
 
@@ -173,7 +173,7 @@ impl HttpClient for RuntimeHttpClient {
         'life0: 'async_trait,
         Self: 'async_trait,
     {
-        // The shutdown does not track this task: the SDK waits for it, and `Exporter::stop` stops the SDK.
+        // Not spawned by `Shutdown`: the SDK waits for this task, and `Exporter::stop` waits for the SDK.
         let sent = self.0.spawn(async { tokio::time::timeout(BATCH_TIMEOUT, send(request)).await });
         Box::pin(async move { sent.await?? })
     }

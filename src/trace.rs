@@ -1,4 +1,4 @@
-//! W3C Trace Context: the identifiers that a request keeps across servers.
+//! W3C Trace Context: reads, writes and creates the identifiers that a request keeps across servers.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,29 +8,29 @@ use crate::labels::{LaneKind, Protocol};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-/// `00-<32 digits>-<16 digits>-<2 digits>`; a later version may append more after a further dash.
+/// The length of `00-<32 digits>-<16 digits>-<2 digits>`. Later versions may append a dash and more fields.
 const TRACEPARENT_LENGTH: usize = 55;
 
-/// A `traceparent` that is well-formed (Trace Context, section 3.2.2).
+/// A well-formed `traceparent` (Trace Context, section 3.2.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traceparent(HeaderValue);
 
 impl Traceparent {
-    /// Returns the `traceparent` of `headers`, if there is exactly one and it is well-formed.
+    /// Returns the `traceparent` of `headers`; `None` unless there is exactly one and it is well-formed.
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut stated = headers.get_all(TRACEPARENT).iter();
         stated.next().filter(|value| stated.next().is_none() && is_well_formed(value.as_bytes())).cloned().map(Self)
     }
 
-    /// Creates one for a new trace, which is sampled.
+    /// Returns a `traceparent` for a new trace with random ids, which is sampled.
     ///
     /// # Panics
-    /// If the system has no random bytes; without them there is no key either.
+    /// The system has no random bytes. Without them loopgate could make no key either.
     pub fn random() -> Self {
         Self::with_new_span(&hex(&random_id::<16>()), "01")
     }
 
-    /// Creates the one for the next server: the same trace, and a new span below this one.
+    /// Returns a `traceparent` with a new span in the same trace, for the next server.
     pub fn child(&self) -> Self {
         Self::with_new_span(self.trace_id(), if self.is_sampled() { "01" } else { "00" })
     }
@@ -50,7 +50,7 @@ impl Traceparent {
         self.field(36..52)
     }
 
-    /// Returns whether its creator records the trace.
+    /// Returns whether the sampled flag is set: the client may have recorded the trace.
     pub fn is_sampled(&self) -> bool {
         u8::from_str_radix(self.field(53..55), 16).is_ok_and(|flags| flags & 1 == 1)
     }
@@ -70,7 +70,8 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Continues the trace of `headers`, or begins a new one. With `spans`, loopgate adds a span of its own.
+    /// Continues the trace of `headers`, or begins a new one. If `spans` is true, loopgate records spans, so the
+    /// forwarded `traceparent` names a new span.
     pub fn from_headers(headers: &HeaderMap, spans: bool) -> Self {
         let parent = Traceparent::from_headers(headers);
         let forwarded = match &parent {
@@ -81,7 +82,8 @@ impl Trace {
         Self { parent, forwarded }
     }
 
-    /// Writes it to `headers`, and removes the `tracestate` of a rejected `traceparent` (section 3.3).
+    /// Writes the forwarded `traceparent` to `headers`. Removes the `tracestate` if the client's `traceparent` was
+    /// rejected (section 3.3).
     pub fn write(&self, headers: &mut HeaderMap) {
         headers.insert(TRACEPARENT, self.forwarded.0.clone());
         if self.parent.is_none() {
@@ -90,30 +92,30 @@ impl Trace {
     }
 }
 
-/// One request, as a [`Recorder`] gets it.
+/// The span of one request, for a [`Recorder`].
 #[derive(Debug)]
 pub struct Span<'a> {
-    /// The trace that it belongs to.
+    /// The trace to which the request belongs.
     pub trace: &'a Trace,
-    /// When its head was complete.
+    /// When the request's head was complete.
     pub started: SystemTime,
-    /// How long the response head took.
+    /// The time from the request's head to the response's head.
     pub time_to_head: Duration,
-    /// The method.
+    /// The request's method.
     pub method: &'a str,
-    /// The path, without the query, which may hold a token.
+    /// The request's path without the query, which may hold a token.
     pub path: &'a str,
-    /// The status of the response.
+    /// The status of the response; 0 if there was none.
     pub status: u16,
     /// The lane on which the request was forwarded.
     pub lane: LaneKind,
     /// The client's protocol.
     pub protocol: Protocol,
-    /// Whether it came over TLS.
+    /// Whether the request came over TLS.
     pub is_encrypted: bool,
     /// The client's address.
     pub peer: std::net::IpAddr,
-    /// The request id that an error response states.
+    /// The request id, if the request ended with an error or the gateway cut it off.
     pub request_id: Option<&'a str>,
     /// The kind of error, as the metrics label it.
     pub error: Option<&'static str>,
@@ -121,10 +123,11 @@ pub struct Span<'a> {
 
 /// Records spans.
 pub trait Recorder: Send + Sync + std::fmt::Debug {
-    /// Records one span. Must not block.
+    /// Records one span. Implementations must not block.
     fn record(&self, span: &Span<'_>);
 }
 
+/// Returns whether `value` is a `traceparent` of version 00, or of a later version with the same fields.
 fn is_well_formed(value: &[u8]) -> bool {
     let are_digits = |part: &[u8]| part.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
     let is_zero = |part: &[u8]| part.iter().all(|digit| *digit == b'0');

@@ -1,4 +1,4 @@
-//! Connections to the sidecar: look it up, connect, and verify its certificate.
+//! Opens connections to the sidecar: resolves its name, connects, and verifies its certificate.
 
 use std::fmt;
 use std::io;
@@ -19,14 +19,15 @@ use super::credentials::Credentials;
 use super::trust::{self, ServerTrust};
 use crate::enrolment_protocol;
 
-/// Per address.
+/// The timeout of connecting to one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// After how long a silent connection is probed, and how long bytes may stay unacknowledged.
+/// The idle time before TCP keep-alive probes.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
+/// The time for which sent bytes may stay unacknowledged (`TCP_USER_TIMEOUT`).
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// `host:port`; the host may be a name, an IPv4 address, or an IPv6 address in brackets.
+/// An address of the form `host:port`. The host is a name, an IPv4 address, or an IPv6 address in brackets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The host, without brackets.
@@ -35,7 +36,7 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// A text that is not `host:port`.
+/// The error for text that is not `host:port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected host:port")]
 pub struct EndpointError;
@@ -69,15 +70,15 @@ impl fmt::Display for Endpoint {
 /// Why there is no connection to the sidecar.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its name can't be resolved.
+    /// The sidecar's name can't be resolved.
     #[error("can't look {endpoint} up")]
     Lookup {
-        /// What was looked up.
+        /// The address whose host was looked up.
         endpoint: Endpoint,
         /// The cause.
         source: io::Error,
     },
-    /// It can't be connected to.
+    /// None of the sidecar's addresses accepts a connection.
     #[error("can't connect to {address}")]
     Connect {
         /// The last address that was tried.
@@ -101,14 +102,14 @@ pub enum Error {
     Trust(#[from] trust::Error),
 }
 
-/// Makes connections to one sidecar.
+/// Opens connections to one sidecar.
 #[derive(Debug)]
 pub struct Connector {
     endpoint: Endpoint,
     server_name: ServerName<'static>,
     trust: ServerTrust,
-    /// The TLS configuration last used to forward, with the sessions it may resume: never those of
-    /// other credentials or another CA.
+    /// The last TLS configuration for forwarding. It is reused to resume sessions, but only with the same credentials
+    /// and the same CA.
     cached_config: Mutex<Option<CachedConfig>>,
 }
 
@@ -120,26 +121,26 @@ struct CachedConfig {
 }
 
 impl Connector {
-    /// Creates a connector to `endpoint`, whose certificate must carry `server_name` (or else the
-    /// endpoint's host) and satisfy `trust`.
+    /// Returns a connector to `endpoint`. The sidecar's certificate must satisfy `trust`, and have the name
+    /// `server_name`, or by default the endpoint's host.
     ///
     /// # Errors
-    /// If the name is not a valid name in a certificate.
+    /// The name is neither a DNS name nor an IP address.
     pub fn new(endpoint: Endpoint, server_name: Option<&str>, trust: ServerTrust) -> Result<Self, trust::Error> {
         let name = server_name.unwrap_or(&endpoint.host);
         let server_name = ServerName::try_from(name.to_owned()).map_err(|_| trust::Error::Name(name.to_owned()))?;
         Ok(Self { endpoint, server_name, trust, cached_config: Mutex::new(None) })
     }
 
-    /// Returns the sidecar's address.
+    /// Returns the sidecar's host and port.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Connects in order to enrol: without a certificate.
+    /// Opens a connection for an enrolment, without a client certificate.
     ///
     /// # Errors
-    /// If the sidecar can't be reached, isn't trusted, or doesn't offer enrolment.
+    /// The sidecar can't be reached, isn't trusted, or doesn't offer enrolment.
     pub async fn connect_for_enrolment(&self) -> Result<TlsStream<TcpStream>, Error> {
         let ca_pem = self.trust.ca_pem().await?;
         let mut config = self.config_builder(&ca_pem)?.with_no_client_auth();
@@ -156,15 +157,16 @@ impl Connector {
         Ok(stream)
     }
 
-    /// Connects in order to forward a client's bytes, as the agent with these `credentials`.
+    /// Opens a connection to forward a local client's bytes, with `credentials` as the client certificate.
     ///
     /// # Errors
-    /// If the sidecar can't be reached or isn't trusted.
+    /// The sidecar can't be reached or isn't trusted.
     pub async fn connect_for_client(&self, credentials: &Arc<Credentials>) -> Result<TlsStream<TcpStream>, Error> {
         let ca_pem = self.trust.ca_pem().await?;
         self.connect(self.forward_config(ca_pem, credentials)?).await
     }
 
+    /// Returns the TLS configuration for forwarding: the cached one if credentials and CA are the same, else a new one.
     fn forward_config(&self, ca_pem: Vec<u8>, credentials: &Arc<Credentials>) -> Result<Arc<ClientConfig>, Error> {
         let mut cached = self.cached_config.lock().unwrap_or_else(PoisonError::into_inner);
         match &*cached {
@@ -202,6 +204,7 @@ impl Connector {
         outcome.map_err(|source| Error::Handshake { address, source })
     }
 
+    /// Resolves the sidecar's name, and connects to the first address that accepts.
     async fn dial(&self) -> Result<TcpStream, Error> {
         let lookup = |source| Error::Lookup { endpoint: self.endpoint.clone(), source };
         let addresses =
@@ -218,7 +221,7 @@ impl Connector {
     }
 }
 
-/// Sets `TCP_NODELAY`, keepalive and the user timeout on `stream`, so that a lost peer is noticed.
+/// Sets `TCP_NODELAY`, and keep-alive and `TCP_USER_TIMEOUT`, so that a lost peer is noticed.
 fn with_socket_options(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(&stream);

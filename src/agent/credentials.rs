@@ -1,4 +1,4 @@
-//! The agent's own certificate and key, and the token beside them.
+//! The agent's certificate and key, and the gateway's token.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,23 +14,23 @@ use super::trust;
 use crate::config::CertificateFiles;
 use crate::secret::Secret;
 
-/// The agent's certificate, with its key.
+/// The agent's certificate and key.
 #[derive(Debug)]
 pub struct Credentials {
     /// The chain, leaf first, and its signing key.
     pub certified_key: Arc<CertifiedKey>,
-    /// Until when the certificate is valid.
+    /// The end of the certificate's validity.
     pub not_after: OffsetDateTime,
 }
 
-/// What the agent has at one moment.
+/// The agent's current credentials and token, or why there are none.
 #[derive(Clone, Debug, Default)]
 pub struct CredentialState {
-    /// Its certificate and key, once there are any that have not expired.
+    /// The certificate and key; `None` before the first enrolment, and after their expiry if enrolment fails.
     pub credentials: Option<Arc<Credentials>>,
-    /// The gateway's token, if it was inherited.
+    /// The gateway's token, if the agent inherited it.
     pub token: Option<Secret>,
-    /// Why the last attempt to get credentials failed, if it did.
+    /// The error of the last attempt to get credentials; `None` if it succeeded.
     pub failure: Option<String>,
 }
 
@@ -40,30 +40,30 @@ pub enum Error {
     /// A file can't be read.
     #[error("can't read {path}")]
     Read {
-        /// Which file.
+        /// The file.
         path: std::path::PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The file is not PEM.
     #[error("no PEM certificate or key")]
     Pem(#[from] rustls_pki_types::pem::Error),
-    /// There is no certificate.
+    /// The file has no certificate.
     #[error("there is no certificate")]
     Empty,
     /// The leaf is not an X.509 certificate.
     #[error("the certificate can't be parsed")]
     Certificate,
-    /// The key is not the certificate's, or of an unknown kind.
+    /// The key does not belong to the certificate, or has an unknown kind.
     #[error("the key does not belong to the certificate")]
     Key(#[from] rustls::Error),
 }
 
 impl Credentials {
-    /// Combines a PEM chain and a key.
+    /// Returns the credentials of a certificate chain in PEM and its key.
     ///
     /// # Errors
-    /// If one of them can't be parsed, or they don't belong together.
+    /// One of them can't be parsed, or they don't belong together.
     pub fn new(chain: &[u8], key: PrivateKeyDer<'static>) -> Result<Self, Error> {
         let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>()?;
         let leaf = chain.first().ok_or(Error::Empty)?;
@@ -73,12 +73,12 @@ impl Credentials {
         Ok(Self { certified_key: Arc::new(certified_key), not_after })
     }
 
-    /// Returns how long the certificate is still valid at `now`.
+    /// Returns the time from `now` to the end of the certificate's validity; zero if it has expired.
     pub fn remaining(&self, now: OffsetDateTime) -> Duration {
         (self.not_after - now).try_into().unwrap_or(Duration::ZERO)
     }
 
-    /// Reads them from `files`.
+    /// Reads credentials from `files`. Returns the contents of the files too, to detect changes.
     async fn read_files(files: &CertificateFiles) -> Result<(Self, [Vec<u8>; 2]), Error> {
         let read = async |path: &std::path::PathBuf| {
             tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source })
@@ -89,11 +89,11 @@ impl Credentials {
     }
 }
 
-/// How often the files are read. Polling works with bind mounts and Kubernetes secrets too.
+/// The interval at which the files are read. Unlike inotify, polling works with bind mounts and Kubernetes secrets.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Publishes what `files` hold, now and whenever they change. A bad replacement is reported, and
-/// the old pair stays in use.
+/// Publishes the credentials in `files`, now and whenever they change. If the new files can't be used, this is logged,
+/// and the old credentials stay in use.
 pub(super) async fn follow_files(files: CertificateFiles, publish: watch::Sender<CredentialState>) {
     let mut loaded = None;
     let mut logged_failure = None;

@@ -1,4 +1,4 @@
-//! One enrolment, from the agent's side: a new key, a request, a proof shown, a certificate.
+//! One enrolment, the agent's side: makes a key and a certificate request, shows a proof, and receives the certificate.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,12 +17,12 @@ use crate::enrolment_protocol::{
 };
 use crate::secret::Secret;
 
-/// How the agent proves who it is.
+/// How the agent proves which container or pod it is.
 #[derive(Clone, Debug)]
 pub enum Attestation {
-    /// By showing a proof in its container.
+    /// By a proof that it shows in its container.
     Show(ProofMethod),
-    /// By the service-account token of its pod in this file, which the kubelet rotates.
+    /// By the service-account token of its pod, which the kubelet writes to this file and rotates.
     Token(PathBuf),
 }
 
@@ -32,10 +32,10 @@ pub enum Error {
     /// The sidecar can't be reached or isn't trusted.
     #[error(transparent)]
     Connect(#[from] connector::Error),
-    /// The sidecar refuses.
+    /// The sidecar refuses the enrolment.
     #[error("the sidecar refuses: {0}")]
     Refused(EnrolmentRefused),
-    /// The conversation failed.
+    /// The connection failed, or the sidecar sent a malformed line.
     #[error("the enrolment failed")]
     Broken(#[from] enrolment_protocol::Error),
     /// The enrolment did not end within [`ENROLMENT_TIMEOUT`].
@@ -58,15 +58,15 @@ pub enum Error {
     /// The key or the certificate request can't be made.
     #[error("can't make a certificate request")]
     Key(#[from] rcgen::Error),
-    /// The sidecar's answer is not a certificate for the key.
+    /// The sidecar's last line has no certificate for the key.
     #[error("the sidecar sent an unusable certificate")]
     Certificate(#[from] credentials::Error),
 }
 
-/// Enrols once with the sidecar.
+/// Enrols once with the sidecar. Returns the credentials, and the gateway's token if the agent inherits it.
 ///
 /// # Errors
-/// If there is no certificate in the end; see [`Error`].
+/// See [`Error`].
 pub(super) async fn enrol(
     connector: &Connector,
     attestation: &Attestation,
@@ -81,10 +81,10 @@ pub(super) async fn enrol(
     timeout(ENROLMENT_TIMEOUT, conversation).await.map_err(|_| Error::Deadline)?
 }
 
-/// Enrols on a connection that negotiated [`enrolment_protocol::ALPN`], by a shown proof.
+/// Enrols by a shown proof, on a connection that negotiated [`enrolment_protocol::ALPN`].
 ///
 /// # Errors
-/// Those of [`Error`], except for the deadline.
+/// See [`Error`]; never [`Error::Deadline`].
 pub async fn enrol_by_proof<S>(stream: S, method: &ProofMethod) -> Result<(Arc<Credentials>, Option<Secret>), Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -104,16 +104,17 @@ where
     let visible = visible.and_then(|visible| visible).map_err(Error::Show)?;
     lines.send(&visible.shown()).await?;
     let answer = lines.receive().await;
-    // Dropping it waits for the helper's end; the proof is gone before anything else happens.
+    // The proof is removed before the reply is used. The drop blocks, since it waits for the helper process to exit.
     let _ = tokio::task::spawn_blocking(move || drop(visible)).await;
 
     to_credentials(into_granted(answer?)?, &key)
 }
 
-/// Enrols by the service-account token in `file`. The connection must be to a sidecar whose certificate was verified.
+/// Enrols by the service-account token in `file`. The sidecar's certificate must have been verified, so that no one
+/// else gets the token.
 ///
 /// # Errors
-/// Those of [`Error`], except for the deadline.
+/// See [`Error`]; never [`Error::Deadline`].
 pub async fn enrol_by_token<S>(stream: S, file: &Path) -> Result<(Arc<Credentials>, Option<Secret>), Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,

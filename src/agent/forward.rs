@@ -1,4 +1,4 @@
-//! Carries local connections to the sidecar, byte by byte.
+//! Forwards the bytes of local connections to the sidecar.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,19 +18,19 @@ use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
 
-/// Concurrent local connections; the next one waits in the kernel's queue.
+/// The maximum number of concurrent local connections. Further ones wait in the kernel's accept queue.
 const MAX_CONNECTIONS: usize = 1024;
-/// After a failed accept, which is nearly always a full file-descriptor table.
+/// The pause after a failed accept, whose cause is nearly always a full file-descriptor table.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Carries local connections to the sidecar.
+/// Forwards local connections to the sidecar.
 #[derive(Clone, Debug)]
 pub(super) struct LocalForwarder {
     pub(super) connector: Arc<Connector>,
     pub(super) state: watch::Receiver<CredentialState>,
     /// Notified when the sidecar refuses the certificate.
     pub(super) renew: Arc<Notify>,
-    /// How long a local connection waits for credentials and for the sidecar.
+    /// The time for which a local connection waits for credentials and for the sidecar (`--hold`).
     pub(super) wait_limit: Duration,
 }
 
@@ -50,7 +50,7 @@ fn failure_suffix(failure: Option<&String>) -> String {
 }
 
 impl LocalForwarder {
-    /// Accepts until `shutdown` begins; connections end with it.
+    /// Accepts local connections until `shutdown` begins, which also closes the open ones.
     pub(super) async fn run(self, listener: TcpListener, shutdown: Shutdown) {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let accept = async {
@@ -91,7 +91,7 @@ impl LocalForwarder {
         }
     }
 
-    /// Tries until there is a connection, or until the client has waited for [`LocalForwarder::wait_limit`].
+    /// Tries to connect to the sidecar until it succeeds, or until [`LocalForwarder::wait_limit`] has elapsed.
     async fn connect(&self) -> Result<TlsStream<TcpStream>, Error> {
         let deadline = Instant::now() + self.wait_limit;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
@@ -119,7 +119,8 @@ impl LocalForwarder {
         let is_valid = |credentials: &&Arc<Credentials>| !credentials.remaining(now).is_zero();
         let mut state = self.state.clone();
         if state.borrow().credentials.as_ref().is_some_and(|credentials| !is_valid(&credentials)) {
-            // A machine that was suspended has missed the renewal, and reads its clock only now and then.
+            // After a suspension of the machine the renewal is overdue, and it would be noticed only at the next check
+            // of the clock.
             self.renew.notify_one();
         }
         let state_with_valid =
@@ -135,7 +136,8 @@ impl LocalForwarder {
         Err(if state.credentials.is_some() { Error::Expired(why) } else { Error::NoCredentials(why) })
     }
 
-    /// Asks for new credentials if `error` shows that the sidecar refused these: its CA may have changed.
+    /// Requests new credentials if `error` is a TLS alert: the sidecar refused the certificate, perhaps because its CA
+    /// has changed.
     fn renew_if_refused(&self, error: &io::Error) {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         if matches!(tls, Some(rustls::Error::AlertReceived(_))) {

@@ -1,8 +1,7 @@
-//! The agent side: `ws://127.0.0.1` in, mTLS to the sidecar out.
+//! The agent side: forwards local connections (`ws://127.0.0.1`) to the sidecar over mTLS.
 //!
-//! [`start`] opens a loopback listener and, beside it, keeps a certificate current: its own by
-//! enrolment, which Docker attests, or the operator's files. Each local connection becomes one TLS
-//! connection to the sidecar, byte for byte.
+//! [`start`] opens a loopback listener and keeps a client certificate current, by enrolment or from the operator's
+//! files. Each local connection is forwarded byte for byte over one TLS connection to the sidecar.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,46 +33,46 @@ pub use trust::ServerTrust;
 /// The settings of [`start`].
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The address on which it listens for local clients.
+    /// The address of the listener for local clients.
     pub listen: SocketAddr,
-    /// Whether `listen` may be something else than loopback (`--unsafe-listen`).
+    /// Whether `listen` may be an address other than loopback (`--unsafe-listen`).
     pub unsafe_listen: bool,
-    /// The sidecar's address; its name is resolved for every connection.
+    /// The sidecar's host and port. The host's name is resolved for every connection.
     pub sidecar: Endpoint,
-    /// The name that the sidecar's certificate must carry, if not the sidecar's host.
+    /// The name that the sidecar's certificate must have; `None` means the sidecar's host.
     pub server_name: Option<String>,
     /// How the sidecar's certificate is verified.
     pub trust: ServerTrust,
-    /// Where the agent's own certificate comes from.
+    /// The source of the agent's certificate.
     pub identity: CredentialSource,
-    /// Where an inherited token is written, for other programs.
+    /// The file to which an inherited token is written, for other programs (`--token-out`).
     pub token_out: Option<PathBuf>,
-    /// How long a local connection waits for a sidecar that can't be reached.
+    /// The time for which a local connection waits for a sidecar that can't be reached (`--hold`).
     pub wait_limit: Duration,
 }
 
-/// Where the agent's own certificate comes from.
+/// The source of the agent's certificate.
 #[derive(Clone, Debug)]
 pub enum CredentialSource {
-    /// Enrolment, with the proof shown in this way.
+    /// Enrolment with a proof that is shown in this way.
     Enrol(ProofMethod),
-    /// Enrolment, by the service-account token of this pod in this file.
+    /// Enrolment with the pod's service-account token in this file.
     Token(PathBuf),
-    /// The operator's files, read again when they change.
+    /// The operator's files, which are read again when they change.
     Files(CertificateFiles),
 }
 
 /// An agent that runs until its shutdown begins.
 #[derive(Debug)]
 pub struct Agent {
-    /// Where it listens; the real port if port 0 was asked for.
+    /// The listener's address, with the actual port if the requested one was 0.
     pub address: SocketAddr,
-    /// Its current credentials.
+    /// The agent's current credentials.
     pub state: watch::Receiver<CredentialState>,
 }
 
 impl Agent {
-    /// Returns the error for a gateway that has not answered within `waited`; `last` is the last attempt's error.
+    /// Returns the error for a gateway that has not answered within `waited`. `last` is the error of the last attempt.
     pub fn not_ready(&self, waited: Duration, last: ready::Error) -> Error {
         match self.state.borrow().failure.clone() {
             Some(failure) => Error::NoCredentials { waited, failure },
@@ -85,7 +84,7 @@ impl Agent {
 /// Why the agent can't start, or is not ready in time.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The listener would face the network.
+    /// The listener's address is not loopback, so clients on the network could reach it.
     #[error(
         "{0} is not a loopback address: every client that reaches it becomes this agent (--unsafe-listen allows it)"
     )]
@@ -101,28 +100,28 @@ pub enum Error {
     /// The sidecar's certificate can't be verified.
     #[error(transparent)]
     Trust(#[from] trust::Error),
-    /// There is still no certificate.
+    /// There is no certificate in time.
     #[error("no certificate within {waited:?}: {failure}")]
     NoCredentials {
-        /// How long this process waited.
+        /// The time for which this process waited.
         waited: Duration,
-        /// Why the last attempt failed.
+        /// The error of the last attempt.
         failure: String,
     },
-    /// The gateway still does not answer.
+    /// The gateway does not answer in time.
     #[error("the gateway does not answer within {waited:?}")]
     NoGateway {
-        /// How long this process waited.
+        /// The time for which this process waited.
         waited: Duration,
-        /// Why the last attempt failed.
+        /// The error of the last attempt.
         source: ready::Error,
     },
 }
 
-/// Opens the listener and begins to get credentials. The sidecar need not run yet.
+/// Opens the listener, and starts to get credentials. The sidecar need not run yet.
 ///
 /// # Errors
-/// If the listener can't be opened.
+/// The listener can't be opened, or a setting is invalid.
 pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Error> {
     let address = settings.listen;
     if !address.ip().to_canonical().is_loopback() && !settings.unsafe_listen {

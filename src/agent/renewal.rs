@@ -1,5 +1,5 @@
-//! Keeps the agent enrolled: enrols again at half the certificate's life, when the sidecar refuses
-//! it, and repeatedly while it fails.
+//! Keeps the agent enrolled: enrols again after half the certificate's life, when the sidecar refuses the certificate,
+//! and after failures.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,26 +17,27 @@ use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::secret::Secret;
 
-/// The shortest time between two enrolments.
+/// The minimum time between two successful enrolments.
 const MIN_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the wall clock is read: the monotonic clock stands still while a laptop sleeps.
+/// The interval at which the wall clock is read. The monotonic clock stops while a machine is suspended.
 const CLOCK_CHECK: Duration = Duration::from_secs(15);
-/// The longest pause between attempts that fail.
+/// The maximum pause after a failed attempt.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// What repeated enrolment needs.
+/// Enrols repeatedly.
 #[derive(Debug)]
 pub(super) struct Renewal {
     pub(super) connector: Arc<Connector>,
     pub(super) attestation: Attestation,
-    /// Where an inherited token is written.
+    /// The file to which an inherited token is written.
     pub(super) token_out: Option<PathBuf>,
     /// Notified when the sidecar refuses the certificate.
     pub(super) refused: Arc<Notify>,
 }
 
 impl Renewal {
-    /// Publishes credentials without end, and withdraws them when they expire.
+    /// Enrols and publishes the credentials, again and again. If they expire before the next success, publishes that
+    /// there are none.
     pub(super) async fn run(self, publish: watch::Sender<CredentialState>) {
         let mut backoff = Backoff::new(Duration::from_millis(250), MAX_PAUSE);
         let mut logged_failure = None;
@@ -55,7 +56,7 @@ impl Renewal {
                 Err(error) => {
                     let failure = error_chain(&error);
                     let pause = backoff.pause();
-                    // The same failure is logged_failure once.
+                    // A repeated failure is logged only at debug.
                     if logged_failure.as_ref() == Some(&failure) {
                         debug!(error = %failure, ?pause, "enrolment failed again");
                     } else {
@@ -75,7 +76,7 @@ impl Renewal {
         }
     }
 
-    /// Waits until half the life of `credentials` is over, or until the sidecar refuses them.
+    /// Waits until half the life of `credentials` has elapsed, or until the sidecar refuses them.
     async fn wait_until_due(&self, credentials: &Credentials) {
         let half = credentials.remaining(OffsetDateTime::now_utc()) / 2;
         sleep(MIN_INTERVAL).await;
@@ -87,6 +88,7 @@ impl Renewal {
         }
     }
 
+    /// Writes an inherited token to `token_out`. A failure is only logged.
     async fn write_token(&self, token: Option<&Secret>) {
         let (Some(path), Some(token)) = (self.token_out.clone(), token.cloned()) else { return };
         let shown = path.display().to_string();
@@ -97,11 +99,11 @@ impl Renewal {
     }
 }
 
-/// Writes `secret` to the file at `path`, mode 0600, atomically.
+/// Writes `secret` atomically to the file at `path` with mode 0600.
 fn write_secret(path: &Path, secret: &Secret) -> std::io::Result<()> {
     use std::io::Write;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A temporary file of this crate has mode 0600.
+    // `tempfile` creates files with mode 0600.
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     file.write_all(secret.expose().as_bytes())?;
     file.as_file().sync_all()?;

@@ -1,4 +1,5 @@
-//! Shows a proof inside this very container, where only Docker can see it, and nothing on the network.
+//! Shows a proof inside the agent's container, where the sidecar can read it through Docker, but no client on the
+//! network.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -14,9 +15,9 @@ use crate::enrolment_protocol::{
 /// How the proof is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProofMethod {
-    /// As the argument of a process: works on a read-only root file system too.
+    /// As the argument of a process. This works on a read-only root file system too.
     Process,
-    /// As the name of a file in this directory, which must belong to this container alone: no volume, no tmpfs.
+    /// As the name of a file in this directory, which must not be on a volume or another mount.
     File(PathBuf),
 }
 
@@ -29,7 +30,10 @@ impl ProofMethod {
         }
     }
 
-    /// Shows `proof` for as long as the result lives. Blocks for a moment.
+    /// Shows `proof` until the result is dropped. Blocks until the proof is visible.
+    ///
+    /// # Errors
+    /// The helper process or the file can't be created.
     pub(super) fn show(&self, proof: &str) -> io::Result<VisibleProof> {
         match self {
             Self::Process => ProofHelper::start(Path::new("/proc/self/exe"), proof).map(VisibleProof::Process),
@@ -38,7 +42,7 @@ impl ProofMethod {
     }
 }
 
-/// A proof that can be seen.
+/// A proof that is shown until this value is dropped.
 #[derive(Debug)]
 pub(super) enum VisibleProof {
     Process(#[expect(dead_code, reason = "held for its drop")] ProofHelper),
@@ -51,7 +55,7 @@ impl VisibleProof {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         }
         let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&path)?;
-        // From here on the file is removed when this is dropped.
+        // From here on `Drop` removes the file, also after an error.
         let proof = Self::File(path);
         file.set_permissions(std::fs::Permissions::from_mode(PROOF_MODE))?;
         let (seconds, nanoseconds) = PROOF_MTIME;
@@ -60,7 +64,7 @@ impl VisibleProof {
         Ok(proof)
     }
 
-    /// Returns what to report to the sidecar.
+    /// Returns the message that tells the sidecar how the proof is shown.
     pub(super) fn shown(&self) -> ProofShown {
         match self {
             Self::Process(_) => ProofShown::Process,
@@ -77,10 +81,10 @@ impl Drop for VisibleProof {
     }
 }
 
-/// A child process of this program, which does nothing but have the proof in its arguments.
+/// A child process that has the proof in its arguments and does nothing else.
 ///
-/// It ends when its standard input does. So it needs no signal, which might reach another process
-/// once `exec` as PID 1 has reaped it, and it can't outlive its parent.
+/// The child exits when its standard input ends. So it can't outlive its parent, and needs no signal to end it: if
+/// `loopgate exec` is PID 1 and has already reaped the child, a signal could reach another process with the same id.
 #[derive(Debug)]
 pub(super) struct ProofHelper(Child);
 
@@ -91,8 +95,8 @@ impl ProofHelper {
         Self::spawn(command)
     }
 
-    /// Returns once the arguments are visible. The return of `spawn` is not enough: the kernel sets
-    /// them a moment later.
+    /// Starts `command`, and waits for its first byte of output, since the arguments are not visible before the program
+    /// runs.
     fn spawn(mut command: Command) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut helper = Self(command.spawn()?);
@@ -109,8 +113,8 @@ impl Drop for ProofHelper {
     }
 }
 
-/// Runs the helper, the hidden subcommand [`PROOF_SUBCOMMAND`]: writes a byte, and waits until standard
-/// input ends. Returns false at once if `proof` is not a proof.
+/// Runs the hidden subcommand [`PROOF_SUBCOMMAND`] in the helper process: writes a byte to standard output, and waits
+/// until standard input ends. Returns false at once if `proof` is not a proof.
 pub fn run_proof_helper(proof: &str) -> bool {
     if !proof.starts_with(PROOF_PREFIX) {
         return false;
@@ -144,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_helper_has_the_proof_in_its_arguments_until_it_is_dropped() {
-        // Like the helper, this shell writes a line once it runs, and ends with its standard input.
+        // Like the helper, this shell writes a line when it runs, and exits when its standard input ends.
         let mut command = Command::new("sh");
         command.args(["-c", "echo; read -r line", PROOF_SUBCOMMAND, "loopgate-proof-x"]);
         let helper = ProofHelper::spawn(command).unwrap();

@@ -1,4 +1,5 @@
-//! A small init: runs one child, forwards signals to it, returns its exit status, and reaps orphaned processes.
+//! A minimal init process: runs one child, forwards signals to it, returns its exit status, and reaps orphaned
+//! processes.
 
 use std::future::poll_fn;
 use std::io::{self, IsTerminal};
@@ -26,7 +27,7 @@ const FORWARDED: [Signal; 7] = [
     Signal::SIGWINCH,
 ];
 
-/// The signals that this process handles, in place of their default actions.
+/// Handlers of the forwarded signals and of SIGCHLD, which replace the default actions.
 #[derive(Debug)]
 pub struct Signals {
     forwarded: Vec<(Signal, unix::Signal)>,
@@ -37,14 +38,14 @@ impl Signals {
     /// Registers the signal handlers.
     ///
     /// # Errors
-    /// If a handler can't be registered.
+    /// A handler can't be registered.
     pub fn new() -> io::Result<Self> {
         let register = |signal: Signal| Ok((signal, unix::signal(SignalKind::from_raw(signal as i32))?));
         let forwarded = FORWARDED.into_iter().map(register).collect::<io::Result<_>>()?;
         Ok(Self { forwarded, child: unix::signal(SignalKind::child())? })
     }
 
-    /// Waits for a signal that ends a process without a child.
+    /// Waits for a signal that should end this process: SIGTERM, SIGINT, SIGHUP or SIGQUIT.
     pub async fn wait_for_termination(&mut self) -> Signal {
         loop {
             let signal = next_signal(&mut self.forwarded).await;
@@ -55,7 +56,7 @@ impl Signals {
     }
 }
 
-/// Returns the next of `signals`.
+/// Waits for one of `signals`, and returns it.
 async fn next_signal(signals: &mut [(Signal, unix::Signal)]) -> Signal {
     poll_fn(|context| {
         let ready =
@@ -65,12 +66,12 @@ async fn next_signal(signals: &mut [(Signal, unix::Signal)]) -> Signal {
     .await
 }
 
-/// The exit status that shells give to a process which `signal` killed.
+/// Returns the exit status that shells report for a process that `signal` killed.
 pub fn exit_status_of(signal: Signal) -> u8 {
     128_u8.saturating_add(signal as u8)
 }
 
-/// The command can't be run.
+/// The error of a command that can't be run.
 #[derive(Debug, thiserror::Error)]
 #[error("can't run {program}")]
 pub struct SpawnError {
@@ -79,25 +80,25 @@ pub struct SpawnError {
 }
 
 impl SpawnError {
-    /// The exit status that shells and `env` give: 127 if there is no such program, 126 if it can't be run.
+    /// The exit status that shells report: 127 if the program does not exist, 126 if it can't be run.
     pub fn status(&self) -> u8 {
         if self.source.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
     }
 }
 
-/// Runs `command` as the leader of a process group of its own, and returns its exit status.
+/// Runs `command` as the leader of a new process group, and returns its exit status.
 ///
-/// Every signal is passed on to the group; `grace` after the first SIGTERM it is killed. Orphans
-/// that this process inherits as PID 1 are reaped.
+/// Signals are forwarded to the group. The group is killed if the command still runs `grace` after the first SIGTERM.
+/// As PID 1 this process also reaps the orphans that it inherits.
 ///
 /// # Errors
-/// If the command can't be run at all.
+/// The command can't be run.
 pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -> Result<u8, SpawnError> {
     let child = command.process_group(0).spawn();
     let program = command.get_program().to_string_lossy().into_owned();
     let child = child.map_err(|source| SpawnError { program, source })?;
     let child = Pid::from_raw(i32::try_from(child.id()).expect("process ids are small"));
-    // Its environment is no longer needed here.
+    // The command's environment may hold secrets, and is no longer needed.
     drop(command);
     debug!(pid = %child, "started the command");
     give_terminal_to(child);
@@ -137,7 +138,8 @@ fn send(group: Pid, signal: Signal) {
     }
 }
 
-/// Takes the status of every child that has ended; returns that of `child`, if it is among them.
+/// Reaps all children that have exited, and returns the exit status of `child` if it is among them. If `child` was
+/// stopped, stops this process too.
 fn reap_children(child: Pid) -> Option<u8> {
     let mut status = None;
     loop {
@@ -156,12 +158,13 @@ fn reap_children(child: Pid) -> Option<u8> {
 fn give_terminal_to(child: Pid) {
     let stdin = io::stdin();
     if stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(getpgrp()) && tcsetpgrp(&stdin, child).is_ok() {
-        // It may have tried to read before the terminal was its own, and been stopped for it.
+        // The child may have been stopped because it read from the terminal while it was in the background.
         let _ = killpg(child, Signal::SIGCONT);
     }
 }
 
-/// On a terminal, a stopped child (Ctrl-Z) means that the parent shell must get its prompt back.
+/// Stops this process after its child was stopped on a terminal (Ctrl-Z), so that the shell shows its prompt. When the
+/// shell continues this process, continues the child.
 fn stop_with_child(child: Pid) {
     if getpid().as_raw() == 1 || !io::stdin().is_terminal() {
         return;

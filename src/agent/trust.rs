@@ -1,4 +1,4 @@
-//! Verification of the sidecar's certificate: by a CA file or by a pinned fingerprint, and never on first use.
+//! Verifies the sidecar's certificate by a CA file or by a pinned fingerprint. There is no trust on first use.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,12 +13,13 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::fingerprint::Fingerprint;
 
-/// What the sidecar's certificate is verified by.
+/// How the sidecar's certificate is verified.
 #[derive(Clone, Debug)]
 pub enum ServerTrust {
-    /// It is issued by a CA in this PEM file, for the sidecar's name. The file is read again for each connection.
+    /// A CA in this PEM file issued the certificate, for the sidecar's name. The file is read again for each
+    /// connection.
     Ca(PathBuf),
-    /// It is this very certificate, whatever its names and dates.
+    /// The certificate has this fingerprint. Its names and dates are not checked.
     Fingerprint(Fingerprint),
 }
 
@@ -28,12 +29,12 @@ pub enum Error {
     /// The CA file can't be read.
     #[error("can't read the CA file {path}")]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The CA file holds no certificate that can be trusted.
+    /// The CA file has no certificate, or an unusable one.
     #[error("the CA file {0} holds no usable certificate")]
     NoCa(PathBuf),
     /// The sidecar's name is neither a DNS name nor an IP address.
@@ -41,13 +42,13 @@ pub enum Error {
     Name(String),
 }
 
-/// Returns the cryptography that every handshake of the agent uses.
+/// Returns the crypto provider of the agent's handshakes.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
 }
 
 impl ServerTrust {
-    /// Reads what a verifier is made of: the CA file's bytes, or nothing. When they change, a new verifier is needed.
+    /// Reads the CA file; empty for a fingerprint. If the content changes, a new verifier is needed.
     pub(super) async fn ca_pem(&self) -> Result<Vec<u8>, Error> {
         match self {
             Self::Ca(path) => tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source }),
@@ -55,7 +56,7 @@ impl ServerTrust {
         }
     }
 
-    /// Returns the verifier made of [`ServerTrust::ca_pem`].
+    /// Returns a verifier for `ca_pem`, the result of [`ServerTrust::ca_pem`].
     pub(super) fn verifier(&self, ca_pem: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, Error> {
         match self {
             Self::Fingerprint(fingerprint) => Ok(Arc::new(Pinned { fingerprint: *fingerprint, provider: provider() })),
@@ -72,7 +73,7 @@ impl ServerTrust {
     }
 }
 
-/// Accepts one certificate, whatever its issuer.
+/// Accepts only the certificate with one fingerprint, whatever its issuer.
 #[derive(Debug)]
 struct Pinned {
     fingerprint: Fingerprint,

@@ -12,19 +12,19 @@ use crate::discovery::docker::error::Error;
 use crate::discovery::docker::object::{ContainerSummary, PathStat};
 use crate::enrolment_protocol::ProofKind;
 
-/// Bits of Go's `os.FileMode`, in which the engine states what a path leads to.
+/// The directory bit of Go's `os.FileMode`, the encoding in which the engine states the type of a file.
 const MODE_DIR: u32 = 1 << 31;
-/// Every bit of Go's `os.ModeType`: what has none of them is a regular file.
+/// All bits of Go's `os.ModeType`. A regular file has none of them.
 const MODE_TYPE: u32 = MODE_DIR | 1 << 27 | 1 << 26 | 1 << 25 | 1 << 24 | 1 << 21 | 1 << 19;
 
-/// Reads proofs through an engine.
+/// A [`ProofReader`] that reads through the Docker Engine API.
 #[derive(Clone, Debug)]
 pub struct DockerProofs {
     engine: Engine,
 }
 
 impl DockerProofs {
-    /// Reads proofs through `engine`.
+    /// Returns a reader that reads proofs through `engine`.
     pub fn new(engine: Engine) -> Self {
         Self { engine }
     }
@@ -45,7 +45,7 @@ impl ProofReader for DockerProofs {
             .flatten()
             .filter_map(|mount| mount.destination.as_deref().map(Into::into))
             .collect();
-        // A container that can't be read may be one that has joined the PID namespace.
+        // A container whose entry can't be parsed may have joined the PID namespace.
         let shares_processes = kind == ProofKind::Process
             && self.is_podman().await?
             && (!unreadable.is_empty() || self.shares_processes(id, &listed).await?);
@@ -71,8 +71,10 @@ impl ProofReader for DockerProofs {
 }
 
 impl DockerProofs {
-    /// Returns whether the engine is Podman. Any status but 200 is a socket filter's answer and proves
-    /// neither, so it is an error.
+    /// Returns whether the engine is Podman.
+    ///
+    /// # Errors
+    /// The request fails, or the status is not 200: then a socket filter answered, and the engine's kind is unknown.
     async fn is_podman(&self) -> Result<bool, ReadError> {
         let answer = self.engine.probe("/_ping").await.map_err(read_error("/_ping"))?;
         if answer.status != 200 {
@@ -86,7 +88,8 @@ impl DockerProofs {
 
     /// Returns whether the container `id` shares its PID namespace with the host or one of `listed`.
     ///
-    /// Docker lists the processes of a container's control group; Podman those of its PID namespace.
+    /// This matters for Podman, which lists the processes of a container's PID namespace. Docker lists those of its
+    /// control group.
     async fn shares_processes(&self, id: &str, listed: &[ContainerSummary]) -> Result<bool, ReadError> {
         for other in listed.iter().filter_map(|container| container.id.as_deref()) {
             let inspected = self.engine.inspect(other).await;
@@ -105,8 +108,8 @@ impl DockerProofs {
     }
 }
 
-/// Returns whether a container with this PID mode has joined the PID namespace of the container
-/// `id`. A mode that names a container otherwise than by its id may mean any.
+/// Returns whether a container with the PID mode `mode` may have joined the PID namespace of the container `id`. A mode
+/// that names a container, but not by its full id, may mean any container.
 fn joins_pid_namespace(mode: &str, id: &str) -> bool {
     let is_id = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     mode.strip_prefix("container:").is_some_and(|name| name == id || !is_id(name))
@@ -124,7 +127,7 @@ fn to_entry(stat: &PathStat) -> Entry {
     }
 }
 
-/// Returns the permission bits in Go's `os.FileMode`, as `chmod` takes them.
+/// Converts the permission bits of Go's `os.FileMode` to those of `chmod`.
 fn permissions(mode: u32) -> u32 {
     let special = [(1 << 23, 0o4000), (1 << 22, 0o2000), (1 << 20, 0o1000)];
     special.iter().filter(|(go, _)| mode & go != 0).fold(mode & 0o777, |bits, (_, unix)| bits | unix)
@@ -145,7 +148,7 @@ mod tests {
     use crate::enrolment_protocol::{PROOF_MODE, PROOF_MTIME};
     use crate::shutdown::Shutdown;
 
-    /// An engine that answers each request line as `answers` say, and the reader that asks it.
+    /// Starts a fake engine that sends the response in `answers` for each request line, and returns a reader for it.
     fn engine<const N: usize>(
         answers: [(&'static str, &'static str); N],
         shutdown: &Shutdown,

@@ -1,22 +1,22 @@
-//! Why a conversation ends without a certificate.
+//! The errors of an enrolment on the sidecar's side.
 
 use super::proof_reader::ReadError;
 use crate::discovery::kubernetes::error::Error as ApiError;
 use crate::enrolment_protocol::{self, EnrolmentRefused, RefusalReason};
 
-/// Why a conversation ended without a certificate.
+/// Why an enrolment ended without a certificate.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// The agent receives the reason.
+    /// The enrolment was refused. The agent receives this refusal.
     #[error(transparent)]
     Refused(#[from] EnrolmentRefused),
-    /// The agent learns that Docker can't be reached, but not why.
+    /// Docker can't be reached, or refuses a request. The agent learns this, but not the cause.
     #[error("can't read the proof through Docker")]
     Read(#[from] ReadError),
-    /// The same of the API server.
+    /// The API server did not review the token. The agent learns this, but not the cause.
     #[error("can't have the token reviewed by the API server")]
     Review(#[from] ApiError),
-    /// The connection broke, or a line on it is malformed.
+    /// The connection broke, or the agent sent a malformed line.
     #[error(transparent)]
     Broken(#[from] enrolment_protocol::Error),
 }

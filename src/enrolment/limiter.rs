@@ -10,13 +10,13 @@ use tokio::time::Instant;
 use crate::addr::client_key;
 use crate::token_bucket::{Rate, TokenBucket};
 
-/// Ten attempts at once, and one more every three seconds.
+/// The rate limit of one client: ten attempts at once, and one more every three seconds.
 const RATE: Rate = Rate { burst: 10, interval: Duration::from_secs(3) };
 
-/// Full buckets are looked for and forgotten when there are at least this many.
+/// The minimum number of buckets at which full ones are removed.
 const MIN_CLEANUP_SIZE: usize = 1024;
 
-/// A token bucket for each client.
+/// Limits the attempts of each client by a token bucket. An IPv6 client is a network (see [`client_key`]).
 #[derive(Debug)]
 pub(super) struct AttemptLimiter(Mutex<Buckets>);
 
@@ -33,7 +33,7 @@ impl Default for AttemptLimiter {
 }
 
 impl AttemptLimiter {
-    /// Returns whether `ip` may try now, and counts the attempt if so.
+    /// Takes a token for an attempt from `ip`. Returns whether the attempt is allowed.
     pub(super) fn try_attempt(&self, ip: IpAddr) -> bool {
         let now = Instant::now();
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);

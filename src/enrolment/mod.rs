@@ -1,16 +1,16 @@
-//! Attested enrolment: reads a certificate request, reads a proof through Docker, and issues a
-//! short-lived certificate.
+//! Attested enrolment, the sidecar's side: receives a certificate request, verifies a proof, and issues a short-lived
+//! certificate. [`crate::enrolment_protocol`] describes the protocol.
 //!
-//! On Kubernetes the proof is a service-account token that is bound to the pod, which the API
-//! server reviews: only the kubelet can issue such a token. It must be that of the very pod that
-//! discovery knows by the source address.
+//! With Docker the agent shows a proof in its container, and the sidecar reads it there:
+//! - The proof is derived from a nonce and from the requested public key, so it is valid for no other key.
+//! - The nonce exists only in the task of one connection. So it is bound to that connection and its source address,
+//!   can't be used twice, and expires with the enrolment.
+//! - The proof is read only in the container that discovery found at the source address, and in no other that shares
+//!   its network namespace. A neighbour that forges the address receives a nonce, but can't place a proof in that
+//!   container.
 //!
-//! [`crate::enrolment_protocol`] has the protocol. A nonce lives only in the task of the connection
-//! that it was made for. So it is bound to that connection and its source address, can't be used
-//! twice, and expires with the conversation. The proof is derived from the nonce and the requested
-//! public key, so it serves no other key. loopgate looks for it only in the container that
-//! discovery knows by the source address, and in no other one that shares its network namespace: a
-//! neighbour that forges the address sees the nonce, but can't place a proof in that container.
+//! On Kubernetes the proof is a service-account token that is bound to a pod: only the kubelet gets such a token. The
+//! API server reviews it, and the pod must be the one that discovery found at the source address.
 
 mod docker_proofs;
 mod error;
@@ -51,27 +51,27 @@ use crate::secret::Secret;
 use error::{Error, agent_gone, refusal, refusal_error};
 use limiter::AttemptLimiter;
 
-/// Proofs that are read, and tokens that are reviewed, at the same time. Others wait.
+/// The maximum number of proofs and tokens that are checked at the same time. Others wait.
 const MAX_CONCURRENT_CHECKS: usize = 32;
-/// How long discovery may take to find a new container.
+/// The time to wait for discovery to find a new container.
 const DISCOVERY_DELAY: Duration = Duration::from_secs(1);
-/// How long the last line may take to be sent.
+/// The timeout of sending the last line and closing.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Signs certificates for agents that prove which container they are.
+/// Issues certificates to agents that prove which container or pod they are.
 pub struct Enrolment<P = DockerProofs> {
     view: watch::Receiver<Arc<View>>,
     authority: Option<Arc<CertificateAuthority>>,
     proofs: Option<P>,
-    /// The accepted_kinds of proof that count.
+    /// The kinds of proof that are accepted (`agents.proofs`).
     accepted_kinds: Vec<ProofKind>,
-    /// Where a proof may be shown as a file.
+    /// The directory in the agent's container in which a proof may be shown as a file.
     proof_directory: PathBuf,
-    /// Reviews the tokens of pods, where agents are pods.
+    /// The API that reviews tokens; `None` if agents are containers.
     token_reviewer: Option<Api>,
     trust_domain: String,
     certificate_life: Duration,
-    /// The gateway's token for agents that inherit it.
+    /// Whether agents inherit the gateway's token (`agents.inherit_token`).
     inherits_token: bool,
     token_file: Option<PathBuf>,
     limiter: AttemptLimiter,
@@ -80,8 +80,8 @@ pub struct Enrolment<P = DockerProofs> {
 }
 
 impl<P: ProofReader> Enrolment<P> {
-    /// Enrols the agents in `view`, with certificates of `authority`. Without an authority, or
-    /// without both a proof reader and a token reviewer, every enrolment is refused.
+    /// Returns an enrolment of the agents in `view`, with certificates of `authority`. Without an authority, or without
+    /// both a proof reader and a token reviewer, every enrolment is refused.
     pub fn new(
         config: &Config,
         view: watch::Receiver<Arc<View>>,
@@ -105,18 +105,18 @@ impl<P: ProofReader> Enrolment<P> {
         }
     }
 
-    /// Makes it enrol agents that are pods, whose tokens `api` reviews.
+    /// Enrols pods instead of containers: `api` reviews their tokens.
     #[must_use]
     pub fn with_token_reviewer(self, api: Api) -> Self {
         Self { token_reviewer: Some(api), ..self }
     }
 
-    /// Returns the metrics of enrolment.
+    /// Returns the metrics of enrolments.
     pub fn metrics(&self) -> &EnrolmentMetrics {
         &self.metrics
     }
 
-    /// Holds the conversation with `peer` on a connection that negotiated [`enrolment_protocol::ALPN`], to its end.
+    /// Serves one enrolment of `peer` on a connection that negotiated [`enrolment_protocol::ALPN`], and closes it.
     pub async fn serve<S>(&self, stream: S, peer: PeerAddr)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -177,11 +177,12 @@ impl<P: ProofReader> Enrolment<P> {
         let _ = timeout(CLOSE_TIMEOUT, closing).await;
     }
 
+    /// Speaks the protocol with the agent until it has a certificate.
     async fn converse<S>(&self, lines: &mut JsonLines<S>, peer: PeerAddr) -> Result<(), Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        // First of all, since it takes time to find out that a client is not an agent.
+        // The limit comes first, since finding out that a client is not an agent takes time.
         if !self.limiter.try_attempt(peer.ip()) {
             return Err(refusal_error(
                 RefusalReason::TooMany,
@@ -222,7 +223,7 @@ impl<P: ProofReader> Enrolment<P> {
             }
         }
 
-        // Discovery may have changed meanwhile: the container that proved itself must still have the address.
+        // The view may have changed meanwhile. The container that proved itself must still have the address.
         if self.agent_at(peer).map_err(|_| agent_gone())?.id != agent.id {
             return Err(agent_gone());
         }
@@ -251,7 +252,7 @@ impl<P: ProofReader> Enrolment<P> {
         Ok(lines.send(&Reply::Granted(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
     }
 
-    /// Has the agent show a proof in its container, and reads it there.
+    /// Sends a challenge, waits until the agent shows the proof, and reads it in the agent's container.
     async fn read_proof<S>(
         &self,
         lines: &mut JsonLines<S>,
@@ -272,12 +273,13 @@ impl<P: ProofReader> Enrolment<P> {
                 "this sidecar does not accept proofs of this kind: see its option agents.proofs",
             ));
         }
-        // Not held before: agents that say nothing would keep others from enrolling.
+        // Acquired only now: silent agents that held a permit would keep others from enrolling.
         let _permit = self.check_permits.acquire().await;
         proof::find(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
     }
 
-    /// Returns [`Self::agent_at`], but waits for a container that started a moment ago to be discovered.
+    /// Returns the agent that may enrol from `peer`, like [`Self::agent_at`], but first waits up to [`DISCOVERY_DELAY`]
+    /// for its discovery.
     async fn await_agent_at(&self, peer: PeerAddr) -> Result<Arc<Agent>, Error> {
         let mut view = self.view.clone();
         let _ = timeout(DISCOVERY_DELAY, view.wait_for(|view| view.agents.contains_key(&peer.ip()))).await;
@@ -285,6 +287,9 @@ impl<P: ProofReader> Enrolment<P> {
     }
 
     /// Returns the agent that may enrol from `peer`.
+    ///
+    /// # Errors
+    /// No agent has the address, or the agent has the kind `address`.
     fn agent_at(&self, peer: PeerAddr) -> Result<Arc<Agent>, Error> {
         let view = self.view.borrow();
         match view.agents.get(&peer.ip()) {
@@ -303,6 +308,7 @@ impl<P: ProofReader> Enrolment<P> {
         }
     }
 
+    /// Returns the gateway's token if agents inherit it and it can be read.
     async fn inherited_token(&self) -> Option<Secret> {
         if !self.inherits_token {
             return None;
@@ -322,7 +328,7 @@ impl<P: ProofReader> Enrolment<P> {
     }
 }
 
-/// Returns the noun for an agent, and its label.
+/// Returns the words "container" or "pod", and the name of the label that makes one an agent.
 fn noun_and_label(source: AgentSourceKind) -> (&'static str, &'static str) {
     match source {
         AgentSourceKind::Docker => ("container", agent_labels::AGENT),
@@ -330,7 +336,7 @@ fn noun_and_label(source: AgentSourceKind) -> (&'static str, &'static str) {
     }
 }
 
-/// Has `token` reviewed, which must be that of the very pod that `agent` is.
+/// Checks by a token review that `token` is bound to the pod `agent`.
 async fn check_pod_token(api: &Api, agent: &Agent, token: &Secret) -> Result<(), Error> {
     let Some(owner) = api.review(token).await? else {
         let message = "the API server does not accept the token as a pod's for this audience: project one with that \
@@ -345,8 +351,8 @@ async fn check_pod_token(api: &Api, agent: &Agent, token: &Secret) -> Result<(),
     Ok(())
 }
 
-/// Parses a request, and returns it with its SubjectPublicKeyInfo. Its signature is verified when
-/// the certificate is issued.
+/// Parses a certificate request in PEM, and returns it with its SubjectPublicKeyInfo; `None` if it is malformed. The
+/// signature is verified later, when the certificate is issued.
 pub(crate) fn parse_csr(pem: &str) -> Option<(CertificateSigningRequestDer<'static>, Vec<u8>)> {
     let csr = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).ok()?;
     let (rest, parsed) = X509CertificationRequest::from_der(&csr).ok()?;

@@ -1,4 +1,4 @@
-//! Looks for a proof where only its container could have put it.
+//! Verifies that a proof is visible in a container, at a place where only this container could have put it.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,11 @@ use crate::enrolment_protocol::{
     PROOF_MODE, PROOF_MTIME, PROOF_PROCESS_NAME, PROOF_SUBCOMMAND, ProofKind, ProofShown, RefusalReason,
 };
 
-/// Finds `proof`, shown as `shown` says, in the container `agent`. A container that shares its
-/// network namespace proves nothing for it.
+/// Checks that the container `agent` shows `proof` in the way that `shown` states. Other containers in its network
+/// namespace are not read.
+///
+/// # Errors
+/// The container does not run, does not show the proof, or others could have put it there.
 pub(super) async fn find<P: ProofReader>(
     reader: &P,
     agent: &str,
@@ -43,7 +46,7 @@ pub(super) async fn find<P: ProofReader>(
     }
 }
 
-/// Returns the kind of proof that was shown.
+/// Returns the kind of proof in the agent's message.
 pub(super) fn kind_of(shown: &ProofShown) -> ProofKind {
     match shown {
         ProofShown::Process => ProofKind::Process,
@@ -51,8 +54,8 @@ pub(super) fn kind_of(shown: &ProofShown) -> ProofKind {
     }
 }
 
-/// Returns whether the command line is that of the agent's helper with `proof`, and not one that
-/// merely contains the text: containers fetch, search and print text from elsewhere.
+/// Returns whether `command_line` is that of the agent's helper process for `proof`. It is not enough that it contains
+/// the proof, since containers fetch, search and print text from elsewhere.
 fn is_proof_helper(command_line: &str, proof: &str) -> bool {
     let mut words = command_line.split_whitespace();
     let is_loopgate =
@@ -60,8 +63,11 @@ fn is_proof_helper(command_line: &str, proof: &str) -> bool {
     is_loopgate && words.eq([PROOF_SUBCOMMAND, proof])
 }
 
-/// Returns the directories that lead to `path`, outermost first, if it is the `expected` one, and
-/// only the container itself could have put a file there.
+/// Checks that `path` is the `expected` one and not on a mount, and returns the directories that lead to it, outermost
+/// first.
+///
+/// # Errors
+/// The reason why others could have put a file there, for the refusal.
 fn checked_directories(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
     if path.as_os_str() != expected.as_os_str() {
         return Err("a proof is shown as a file only in /var/lib/loopgate-proof");
@@ -75,8 +81,8 @@ fn checked_directories(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Resu
     Ok(directories)
 }
 
-/// Returns whether `path` is a file that `loopgate` itself made, below real directories: a link
-/// among them could lead onto a mount.
+/// Returns whether `path` is a file with the properties that `loopgate agent` sets, and all `directories` are real
+/// ones: a symbolic link could lead onto a mount.
 async fn is_proof_file<P: ProofReader>(
     reader: &P,
     id: &str,

@@ -1,12 +1,12 @@
-//! What of a container is read to find a proof in it.
+//! The interface by which proofs in containers are read.
 
 use std::path::{Path, PathBuf};
 
 use crate::enrolment_protocol::ProofKind;
 
-/// Reads containers from outside, through the engine; tests have their own.
+/// Reads processes and files of containers through the engine. Tests have a fake implementation.
 pub trait ProofReader: Send + Sync {
-    /// Returns what of the container `id` decides whether a proof of `kind` counts; `None` if the
+    /// Returns the properties of the container `id` on which the validity of a proof of `kind` depends; `None` if the
     /// container does not run.
     fn environment(
         &self,
@@ -15,16 +15,17 @@ pub trait ProofReader: Send + Sync {
     ) -> impl Future<Output = Result<Option<ProofEnvironment>, ReadError>> + Send;
     /// Returns the command lines of the processes in the container `id`.
     fn command_lines(&self, id: &str) -> impl Future<Output = Result<Vec<String>, ReadError>> + Send;
-    /// Returns what is at `path` in the container `id`, without following it if it is a link.
+    /// Returns the type of the file at `path` in the container `id`, without following a symbolic link; `None` if there
+    /// is no file.
     fn stat(&self, id: &str, path: &Path) -> impl Future<Output = Result<Option<Entry>, ReadError>> + Send;
 }
 
-/// What of a container decides whether its processes and files prove anything.
+/// The properties of a container that decide whether its processes and files prove anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProofEnvironment {
-    /// Where volumes and the like are mounted in it.
+    /// The paths of volumes and other mounts in the container.
     pub mounts: Vec<PathBuf>,
-    /// Whether the engine's list of its processes holds those of other containers, or of the host.
+    /// Whether the engine's list of the container's processes includes those of other containers or of the host.
     pub shares_processes: bool,
 }
 
@@ -39,7 +40,7 @@ pub enum Entry {
     Other,
 }
 
-/// What distinguishes a proof from a file that was fetched from elsewhere.
+/// The properties that distinguish a proof from a file that was fetched from elsewhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileStat {
     /// The size in bytes.
@@ -54,8 +55,8 @@ pub struct FileStat {
 #[derive(Debug, thiserror::Error)]
 #[error("the request to {endpoint} failed")]
 pub struct ReadError {
-    /// The path, such as `/containers/{id}/top`.
+    /// The path of the request, such as `/containers/{id}/top`.
     pub endpoint: &'static str,
-    /// Why.
+    /// The cause.
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }

@@ -20,12 +20,12 @@ mod file_proof;
 
 const ADDRESS: &str = "172.18.0.3:4711";
 
-/// Fake containers, whose processes the test states, and whose files are this machine's.
+/// Fake containers. Tests set their processes. The files of one container are those of the test machine.
 #[derive(Default)]
 struct Containers {
-    /// By id; a container that is not here does not run.
+    /// The command lines in each running container, by its id.
     processes: Mutex<HashMap<String, Vec<String>>>,
-    /// The one that has this machine's files.
+    /// The id of the container that has the files of the test machine.
     container_with_files: Option<String>,
     mounts: Vec<PathBuf>,
     shares_processes: bool,
@@ -72,7 +72,7 @@ impl Containers {
     }
 }
 
-/// An enrolment that is served, and what it is made of.
+/// A running enrolment with fake containers.
 struct Harness {
     enrolment: Arc<Enrolment<Arc<Containers>>>,
     containers: Arc<Containers>,
@@ -93,7 +93,8 @@ fn view(agents: &[(&str, Arc<Agent>)]) -> Arc<View> {
 }
 
 impl Harness {
-    /// `a` has the label and 172.18.0.3; `a-sibling` shares its namespace; `b` has the label `address`; `c` has none.
+    /// Starts with the agents `a`, attested at 172.18.0.3, and `b`, by address at 172.18.0.4. `a-sibling` shares the
+    /// network namespace of `a`, and `c` has no label.
     fn new(containers: Containers, configure: impl Fn(&mut Config)) -> Self {
         let mut config = Config::default();
         configure(&mut config);
@@ -106,7 +107,7 @@ impl Harness {
         Self { enrolment, containers, view: publish, authority, shutdown: Shutdown::new(), _state_dir: state_dir }
     }
 
-    /// The same, where proofs may be shown as files in `directory`.
+    /// Like [`Self::new`], with proofs shown as files in `directory`.
     fn with_file_proofs(containers: Containers, directory: &Path, configure: impl Fn(&mut Config)) -> Self {
         let mut harness = Self::new(containers, |config| {
             config.agents.proofs = vec![ProofKind::File];
@@ -136,7 +137,7 @@ impl Harness {
     }
 }
 
-/// A key, and a request signed by it.
+/// A key, and certificate requests signed by it.
 struct Csr {
     key: KeyPair,
 }
@@ -150,7 +151,7 @@ impl Csr {
         CertificateParams::default().serialize_request(&self.key).unwrap().pem().unwrap()
     }
 
-    /// Sends the request and returns the proof that is asked for.
+    /// Sends the request, and returns the proof that the sidecar demands.
     async fn request(&self, lines: &mut JsonLines<DuplexStream>) -> String {
         lines.send(&EnrolmentRequest { csr: self.pem(), token: None }).await.unwrap();
         match lines.receive().await.unwrap() {
@@ -162,7 +163,7 @@ impl Csr {
     }
 }
 
-/// Sends that the proof is shown, and returns the response.
+/// Reports that the proof is shown by a process, and returns the sidecar's reply.
 async fn report_shown(lines: &mut JsonLines<DuplexStream>) -> Result<Enrolled, RefusalReason> {
     lines.send(&ProofShown::Process).await.unwrap();
     match lines.receive().await.unwrap() {
@@ -233,12 +234,13 @@ async fn a_replayed_nonce_and_another_key_get_no_certificate() {
     let proof = csr.request(&mut first).await;
     harness.containers.show("a", &proof);
     report_shown(&mut first).await.unwrap();
-    // The proof is still to be seen. The same key on another connection has another nonce, and so needs another one.
+    // The first proof is still visible. The same key on another connection gets another nonce, and so needs another
+    // proof.
     let mut second = harness.connect(ADDRESS);
     assert_ne!(csr.request(&mut second).await, proof);
     assert_eq!(report_shown(&mut second).await.unwrap_err(), RefusalReason::ProofNotFound);
-    // A neighbour that forges the address while the agent enrols has a nonce and a key of its own;
-    // the agent's proof is not for them.
+    // A neighbour that forges the address while the agent enrols has another nonce and another key, for which the
+    // agent's proof is not valid.
     let (mut third, mut forger) = (harness.connect(ADDRESS), harness.connect(ADDRESS));
     let proof = csr.request(&mut third).await;
     Csr::new().request(&mut forger).await;
@@ -311,7 +313,7 @@ async fn attempts_from_one_address_are_limited() {
     }
     assert_eq!(refusal(&mut harness.connect(ADDRESS)).await, RefusalReason::TooMany);
     assert_eq!(harness.refused("too_many"), 1);
-    // Strangers, too, and before it takes time to find out that they are.
+    // The limit also applies to clients that are not agents, before discovery is awaited.
     let mut strangers: Vec<_> = (0..11).map(|_| harness.connect("172.18.0.9:1")).collect();
     let refusals = futures_util::future::join_all(strangers.iter_mut().map(refusal)).await;
     assert_eq!(refusals.iter().filter(|reason| **reason == RefusalReason::NotAnAgent).count(), 10);

@@ -11,13 +11,13 @@ use super::client_verifier::ClientVerifier;
 use crate::lane::{Certificate, Issuer};
 use crate::pki::{self, Revoked};
 
-/// Why the client CA bundle can't be used.
+/// Why the client CA bundle (`tls.client_ca`) can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file can't be read, is no PEM, or holds no certificate.
+    /// The file can't be read, is not PEM, or has no certificate.
     #[error("can't read the client CA (tls.client_ca)")]
     Read(#[source] pki::Error),
-    /// A certificate in it can't be used as a trust anchor.
+    /// A certificate in the file can't be used as a trust anchor.
     #[error("no valid CA certificate in client CA {path} (tls.client_ca)")]
     Anchor {
         /// The file.
@@ -39,11 +39,11 @@ pub struct ClientAuthorities {
 }
 
 impl ClientAuthorities {
-    /// Trusts `own`, loopgate's own CA, and the certificates of the PEM bundle `operator` (`tls.client_ca`), except the
-    /// `revoked` ones of its own.
+    /// Trusts client certificates of loopgate's CA, except the `revoked` ones, and those of the CAs in the PEM bundle
+    /// `operator` (`tls.client_ca`).
     ///
     /// # Errors
-    /// The bundle can't be read or used; the error names the file.
+    /// The bundle can't be read or used. The error names the file.
     pub fn new(
         loopgate_ca: Option<CertificateDer<'static>>,
         operator: Option<&Path>,
@@ -54,12 +54,12 @@ impl ClientAuthorities {
         Ok(Self { operator, verifier, revoked })
     }
 
-    /// Returns whether both trust the same certificates of `tls.client_ca`.
+    /// Returns whether both trust the same CAs of `tls.client_ca`.
     pub(super) fn has_same_operator_cas(&self, other: &Self) -> bool {
         self.operator == other.operator
     }
 
-    /// Returns whether `certificate` is one of loopgate's own CA that is revoked.
+    /// Returns whether `certificate` was issued by loopgate's CA and is revoked.
     pub(super) fn revokes(&self, certificate: &Certificate) -> bool {
         certificate.issuer == Issuer::Loopgate && self.revoked.contains(&certificate.serial)
     }
@@ -69,18 +69,19 @@ impl ClientAuthorities {
         self.revoked == other.revoked
     }
 
-    /// Returns whether there are CAs of `tls.client_ca`, so that every client is asked for a certificate.
+    /// Returns whether `tls.client_ca` is set, so that every client is asked for a certificate.
     pub(super) fn has_operator_cas(&self) -> bool {
         !self.operator.is_empty()
     }
 
-    /// Returns the verifier of client certificates; `None` if no CA is trusted, so that no client
-    /// is asked for a certificate.
+    /// Returns the verifier of client certificates; `None` if no CA is trusted. Then no client is asked for a
+    /// certificate.
     pub(super) fn verifier(&self) -> Option<Arc<ClientVerifier>> {
         self.verifier.clone()
     }
 
-    /// Returns the contents and the issuer of the leaf of a verified `chain`.
+    /// Returns the issuer and the contents of the leaf of a verified `chain`; `None` if the chain is empty, or the leaf
+    /// has no subject alternative name.
     pub(super) fn leaf_certificate(&self, chain: &[CertificateDer<'static>]) -> Option<Certificate> {
         let leaf = chain.first()?;
         let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
@@ -98,8 +99,8 @@ impl ClientAuthorities {
             self.verifier.as_ref().is_some_and(|verifier| verifier.is_loopgate_ca(parsed.issuer().as_raw()));
         Some(Certificate {
             issuer: if is_loopgates { Issuer::Loopgate } else { Issuer::Operator },
-            // loopgate's own CA names people by e-mail address alone, and such a certificate has no
-            // URI that could make an agent.
+            // A certificate of loopgate's CA names a user only by an e-mail address, and if it has no URI, which would
+            // name an agent.
             user: if is_loopgates {
                 mail.filter(|_| uris.is_empty())
             } else {

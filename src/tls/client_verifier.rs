@@ -1,10 +1,10 @@
-//! Verifies client certificates, with a bound on the work that a hostile chain can cause.
+//! Verifies client certificates with a bound on the work that a hostile chain can cause.
 //!
-//! webpki searches for a path through all certificates of a chain, whose number and names the
-//! client chooses: ten intermediates with one name cost 82 ms. So a chain is limited in number and
-//! size first. A certificate of loopgate's own CA is then checked against that CA alone, which
-//! takes one signature. For `tls.client_ca` at most one certificate for each name is passed on, in
-//! the order of issuers, so that there is a single path.
+//! webpki searches for a path through all certificates of a chain, and the client chooses their number and names: ten
+//! intermediates with the same name cost 82 ms. So this module first limits the number and the size of the
+//! certificates. A certificate of loopgate's CA is then verified against this CA alone, which takes one signature
+//! check. For the CAs of `tls.client_ca` webpki gets at most one certificate for each name, in the order of the path,
+//! so there is nothing to search.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -28,12 +28,12 @@ use crate::pki::Revoked;
 #[cfg(test)]
 mod tests;
 
-/// The most intermediates of a chain.
+/// The maximum number of intermediates in a chain.
 const MAX_INTERMEDIATES: usize = 3;
-/// The largest chain, in bytes of DER.
+/// The maximum size of a chain, in bytes of DER.
 const MAX_CHAIN_BYTES: usize = 16 * 1024;
 
-/// The signatures checked in client certificates, of all connections of this process.
+/// The number of signatures that were checked in client certificates since the start of the process.
 static SIGNATURE_CHECKS: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Registers the metrics of client certificates.
@@ -45,7 +45,7 @@ pub fn register(registry: &mut Registry) {
     );
 }
 
-/// Returns the number of signatures checked in client certificates since the start of the process.
+/// Returns the number of signatures that were checked in client certificates since the start of the process.
 pub fn signature_checks() -> u64 {
     SIGNATURE_CHECKS.get()
 }
@@ -59,7 +59,7 @@ enum ChainRefused {
     Size(usize),
 }
 
-/// As rustls prints it in its own message.
+// rustls prints the `Debug` form in its error message.
 impl fmt::Debug for ChainRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -81,7 +81,7 @@ pub(super) struct ClientVerifier {
     revoked: Arc<Revoked>,
 }
 
-/// A webpki verifier and the subjects of the CAs that it trusts, as DER.
+/// A webpki verifier, and the subjects of the CAs that it trusts in DER.
 #[derive(Debug)]
 struct Verifier {
     subjects: Vec<DistinguishedName>,
@@ -109,8 +109,8 @@ impl Verifier {
 }
 
 impl ClientVerifier {
-    /// Returns a verifier that trusts `own`, loopgate's CA, and `operator`, the CAs of
-    /// `tls.client_ca`; `None` if there is no CA at all.
+    /// Returns a verifier that trusts loopgate's CA and the CAs of `tls.client_ca`, `operator_cas`; `None` if there is
+    /// no CA at all.
     pub(super) fn new(
         loopgate_ca: Option<&CertificateDer<'static>>,
         operator_cas: &[CertificateDer<'static>],
@@ -120,13 +120,13 @@ impl ClientVerifier {
         let operator_cas = Verifier::new(operator_cas)?;
         let mut hints: Vec<_> =
             loopgate_ca.iter().chain(&operator_cas).flat_map(|verifier| verifier.subjects.iter().cloned()).collect();
-        // `tls.client_ca` may name loopgate's own CA.
+        // `tls.client_ca` may contain loopgate's CA too.
         hints.dedup_by(|a, b| a.as_ref() == b.as_ref());
         Ok((!hints.is_empty()).then_some(Self { loopgate_ca, operator_cas, hints, revoked }))
     }
 
-    /// Returns whether `issuer` (a DER name) is loopgate's own CA. Only that CA can have signed a
-    /// verified certificate with this issuer.
+    /// Returns whether `issuer`, a name in DER, is that of loopgate's CA. If so, a verified certificate with this
+    /// issuer was signed by loopgate's CA.
     pub(super) fn is_loopgate_ca(&self, issuer: &[u8]) -> bool {
         self.loopgate_ca.as_ref().is_some_and(|ca| ca.has_subject(issuer))
     }
@@ -198,7 +198,7 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// The names and the serial number of a certificate, as DER.
+/// The names of a certificate in DER, and its serial number.
 struct CertificateNames {
     subject: Vec<u8>,
     issuer: Vec<u8>,
@@ -214,8 +214,8 @@ fn parse_names(certificate: &CertificateDer<'_>) -> Result<CertificateNames, rus
     })
 }
 
-/// Returns the path from `issuer` towards a CA of `anchors`: each certificate once, no name twice,
-/// no self-issued certificate.
+/// Returns the intermediates on the path from the name `issuer` towards a CA of `anchors`. No subject occurs twice, and
+/// self-issued certificates are left out.
 fn issuer_path<'a>(
     mut issuer: Vec<u8>,
     intermediates: &[CertificateDer<'a>],
@@ -229,7 +229,7 @@ fn issuer_path<'a>(
     let mut path = Vec::new();
     loop {
         let candidates = || remaining.iter().enumerate().filter(|(_, (names, _))| names.subject == issuer);
-        // Of cross-signed certificates the one that a trusted CA signed.
+        // Among certificates with the same subject (cross-signed ones) the one that a trusted CA signed is preferred.
         let signed_by_anchor = candidates().find(|(_, (names, _))| anchors.has_subject(&names.issuer));
         let Some((index, _)) = signed_by_anchor.or_else(|| candidates().next()) else { return Ok(path) };
         let (next, certificate) = remaining.swap_remove(index);
@@ -239,13 +239,13 @@ fn issuer_path<'a>(
     }
 }
 
-/// The crypto provider whose algorithms count in [`SIGNATURE_CHECKS`].
+/// Returns a crypto provider that counts signature checks in [`SIGNATURE_CHECKS`].
 fn counting_provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         let counting =
             |algorithm| Box::leak(Box::new(CountingAlgorithm(algorithm))) as &dyn SignatureVerificationAlgorithm;
         let provider = provider();
-        // Leaked once in the life of the process, since rustls wants static references.
+        // Leaked once for each process, since rustls needs static references.
         let all = provider
             .signature_verification_algorithms
             .all
@@ -259,7 +259,7 @@ fn counting_provider() -> Arc<CryptoProvider> {
     Arc::clone(&PROVIDER)
 }
 
-/// An algorithm that counts its uses.
+/// A signature algorithm that counts its checks in [`SIGNATURE_CHECKS`].
 struct CountingAlgorithm(&'static dyn SignatureVerificationAlgorithm);
 
 impl fmt::Debug for CountingAlgorithm {

@@ -1,6 +1,7 @@
-//! TLS of downstream connections: the server configuration, and the handshake with its deadline.
+//! TLS on downstream connections: the server configuration, and the handshake with its deadline.
 //!
-//! It reads the names in a client certificate. What they mean for a connection is decided by [`crate::lane`].
+//! This module verifies client certificates and reads their names. [`crate::lane`] decides which lane follows from
+//! them.
 
 mod client_ca;
 mod client_verifier;

@@ -1,11 +1,11 @@
-//! Answers clients that speak plain HTTP to a TLS port, since they would not understand a TLS alert.
+//! Answers clients that speak plain HTTP on a TLS port. They would not understand a TLS alert.
 
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// The same answer as nginx gives. The connection is closed after it.
+/// The response to plain HTTP, with the same status as nginx's.
 const RESPONSE: &str = "HTTP/1.1 400 Bad Request\r\n\
     Content-Type: text/plain\r\n\
     Content-Length: 46\r\n\
@@ -17,14 +17,14 @@ const LINGER_TIME: Duration = Duration::from_secs(1);
 /// The maximum size of the request data that is read after the response, in bytes.
 const LINGER_BYTES: u64 = 64 * 1024;
 
-/// Returns whether the first byte begins an HTTP method. A TLS record begins with its type, which
-/// is no letter (RFC 8446, section 5.1).
+/// Returns whether the first byte is that of an HTTP method, an upper-case letter. A TLS record begins with its type,
+/// which is no letter (RFC 8446, section 5.1).
 pub(super) async fn is_http(stream: &TcpStream) -> bool {
     let mut first = [0];
     matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase()
 }
 
-/// Answers and closes the connection. Failures are ignored.
+/// Sends [`RESPONSE`] and closes the connection. Failures are ignored.
 pub(super) async fn respond_and_close(mut stream: TcpStream) {
     let _ = stream.write_all(RESPONSE.as_bytes()).await;
     let _ = stream.shutdown().await;

@@ -1,4 +1,4 @@
-//! The cryptography that all TLS connections use.
+//! The rustls crypto provider of all TLS connections.
 
 use std::sync::Arc;
 

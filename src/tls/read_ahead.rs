@@ -1,8 +1,7 @@
-//! Reads ahead from a socket while much data arrives.
+//! Reads larger blocks from a socket than rustls asks for, while much data arrives.
 //!
-//! Workaround: rustls 0.23 reads 4 KiB at a time
-//! ([rustls#2960](https://github.com/rustls/rustls/pull/2960)), which would be four system calls for
-//! each TLS record of an upload. Delete when it takes larger reads.
+//! Workaround: rustls 0.23 reads 4 KiB at a time ([rustls#2960](https://github.com/rustls/rustls/pull/2960)), which
+//! would be four system calls for each TLS record of an upload. Delete when rustls does larger reads.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -15,12 +14,13 @@ use tokio_util::io::poll_read_buf;
 
 /// The size of a read ahead, in bytes: two TLS records.
 const READ_SIZE: usize = 32 * 1024;
-/// A read of at least this many bytes that fills its buffer starts reading ahead.
+/// The minimum size of a read, in bytes, after which more data is expected. A smaller one, even if it fills the
+/// caller's buffer, does not start reading ahead.
 const BUSY_READ: usize = 4096;
 
 thread_local! {
-    /// A buffer that the connections of this thread share: taken for a read ahead, returned once
-    /// its bytes are consumed.
+    /// A buffer that the connections of this thread share. A connection takes it to read ahead, and returns it when all
+    /// bytes are consumed.
     static SPARE_BUFFER: Cell<Option<BytesMut>> = const { Cell::new(None) };
 }
 
@@ -29,7 +29,7 @@ thread_local! {
 pub struct ReadAhead<S> {
     inner: S,
     buffer: BytesMut,
-    /// Whether the last read filled its buffer, so that more data is likely.
+    /// Whether the last read was large, so that more data is likely.
     expects_more: bool,
 }
 
@@ -105,7 +105,7 @@ mod tests {
 
     use super::*;
 
-    /// Yields `data` in pieces of these sizes, where 0 means pending once; then stays pending, or ends.
+    /// Yields `data` in pieces of these sizes; 0 means pending once. After the last piece it ends, or stays pending.
     struct ScriptedReader {
         data: Vec<u8>,
         pieces: VecDeque<usize>,
@@ -132,8 +132,8 @@ mod tests {
         }
     }
 
-    /// Reads `pieces` 4 KiB at a time. Returns the data sent, the data read, and the sizes that the
-    /// source was asked for.
+    /// Reads `pieces` 4 KiB at a time. Returns the data sent, the data read, and the sizes of the reads from the
+    /// source.
     fn read(pieces: &[usize], ends: bool) -> (Vec<u8>, Vec<u8>, Vec<usize>) {
         let data: Vec<u8> = (0..pieces.iter().sum()).map(|at: usize| (at % 251) as u8).collect();
         let reader =

@@ -1,4 +1,4 @@
-//! The server configuration and the handshake.
+//! The TLS server configuration, and the handshake.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,25 +20,25 @@ use super::read_ahead::ReadAhead;
 use crate::lane::Certificate;
 use crate::pki::{ServedCa, ServerIdentity, SubjectName};
 
-/// The ALPN protocol by which an agent enrols.
+/// The ALPN protocol with which agents enrol.
 pub const ENROLMENT_ALPN: &[u8] = crate::enrolment_protocol::ALPN;
 
-/// A downstream connection after its handshake. Boxed, since it is larger than a kilobyte and is moved often.
+/// A downstream connection after its handshake. It is boxed, since it is larger than a kilobyte and is moved often.
 pub type Stream<S> = Box<TlsStream<ReadAhead<S>>>;
 
-/// Why there is no TLS configuration, or why a handshake failed.
+/// Why a TLS configuration can't be built, or why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The identity or the client CAs make no usable configuration.
+    /// rustls rejects the identity or the client CAs.
     #[error("no TLS configuration can be made from the certificate and client CAs")]
     Config(#[from] rustls::Error),
     /// The client CA bundle can't be used.
     #[error(transparent)]
     Authorities(#[from] client_ca::Error),
-    /// The client did not finish in time.
+    /// The client did not finish the handshake in time.
     #[error("the TLS handshake took longer than {0:?}")]
     Slow(Duration),
-    /// The client sent HTTP without TLS, and got an HTTP response that reports it.
+    /// The client sent HTTP without TLS. It got an HTTP response with status 400.
     #[error("the client speaks HTTP without TLS")]
     PlainHttp,
     /// The client sent invalid TLS, or closed the connection.
@@ -69,9 +69,9 @@ impl Error {
 /// The TLS configuration of new connections.
 #[derive(Clone)]
 pub struct TlsServerConfig {
-    /// For clients that are not asked for a certificate.
+    /// The configuration for clients that are not asked for a certificate.
     without_client_auth: Arc<ServerConfig>,
-    /// For clients that are asked for one; `None` if no CA is trusted.
+    /// The configuration for clients that are asked for a certificate; `None` if no CA is trusted.
     with_client_auth: Option<Arc<ServerConfig>>,
     authorities: Arc<ClientAuthorities>,
     names: BTreeSet<SubjectName>,
@@ -79,7 +79,8 @@ pub struct TlsServerConfig {
 }
 
 impl TlsServerConfig {
-    /// Returns the names by which clients may address loopgate: those in the certificate, and those configured besides.
+    /// Returns the names by which clients may address loopgate: those in the certificate and those of the
+    /// configuration.
     pub fn names(&self) -> &BTreeSet<SubjectName> {
         &self.names
     }
@@ -94,20 +95,18 @@ impl TlsServerConfig {
         self.trusts_same_client_cas(other) && self.authorities.has_same_revocations(&other.authorities)
     }
 
-    /// Returns whether `certificate` is one of loopgate's own CA that is revoked.
+    /// Returns whether `certificate` was issued by loopgate's CA and is revoked.
     pub fn revokes(&self, certificate: &Certificate) -> bool {
         self.authorities.revokes(certificate)
     }
 
-    /// Returns a configuration with TLS 1.3 and 1.2, ALPN, optional client certificates, stateless
-    /// tickets and no early data. `further_names` are names of loopgate that are not in the
-    /// certificate.
+    /// Returns a configuration with TLS 1.3 and 1.2, ALPN, optional client certificates, stateless tickets and no early
+    /// data. `further_names` are names of loopgate that are not in the certificate.
     ///
-    /// Each configuration has its own ticket keys, so that no session is resumed that was opened
-    /// while other client CAs were trusted.
+    /// Each configuration has new ticket keys, so that a session can't be resumed after the client CAs have changed.
     ///
     /// # Errors
-    /// The crypto provider can't use the identity, or a client CA is unusable.
+    /// The crypto provider can't use the identity.
     pub fn new(
         identity: &ServerIdentity,
         authorities: Arc<ClientAuthorities>,
@@ -120,19 +119,19 @@ impl TlsServerConfig {
         Ok(Self { without_client_auth, with_client_auth, authorities, names, served_ca: None })
     }
 
-    /// Adds the CA that signed the certificate, for clients to install (`external.serve_ca`).
+    /// Sets the CA certificate that clients may download and install (`external.serve_ca`).
     #[must_use]
     pub fn with_served_ca(self, served_ca: Option<ServedCa>) -> Self {
         Self { served_ca: served_ca.map(Arc::new), ..self }
     }
 
-    /// Returns the CA that clients may download; `None` if it is not served.
+    /// Returns the CA certificate that clients may download; `None` if it is not served.
     pub fn served_ca(&self) -> Option<&Arc<ServedCa>> {
         self.served_ca.as_ref()
     }
 
-    /// Returns the configuration for a client. It is asked for a certificate if it
-    /// `may_have_certificate`, or if `tls.client_ca` is set.
+    /// Returns the configuration for a client, which is asked for a certificate if `may_have_certificate` is true or
+    /// `tls.client_ca` is set.
     fn for_client(&self, may_have_certificate: bool) -> &Arc<ServerConfig> {
         let ask = may_have_certificate || self.authorities.has_operator_cas();
         self.with_client_auth.as_ref().filter(|_| ask).unwrap_or(&self.without_client_auth)
@@ -155,7 +154,7 @@ fn server_config(
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 2;
-    // The server's order counts, AES-256 first: scanners rate a server without an order as weak.
+    // The server's order of cipher suites decides, AES-256 first: scanners rate a server without an order as weak.
     config.ignore_client_order = true;
     debug_assert!(config.ticketer.enabled() && config.max_early_data_size == 0);
     Ok(Arc::new(config))
@@ -169,8 +168,10 @@ pub struct Handshake<S> {
     pub certificate: Option<Certificate>,
 }
 
-/// Makes the handshake on `io`, within `deadline`. A client that can't have a certificate that
-/// counts is not asked for one, so that it can't cause the work of verifying it.
+/// Performs the TLS handshake on `io` within `deadline`.
+///
+/// If `may_have_certificate` is false, the client can't have a certificate that counts. It is then not asked for one,
+/// so that it can't cause the work of verifying it.
 ///
 /// # Errors
 /// The client is too slow, closes the connection, or sends invalid TLS.
@@ -180,7 +181,7 @@ pub async fn accept(
     may_have_certificate: bool,
     deadline: Duration,
 ) -> Result<Handshake<TcpStream>, Error> {
-    // Boxed, so that the memory of the handshake is freed when it is over.
+    // Boxed, so that the memory for the handshake is freed at its end.
     let handshake = Box::pin(async {
         if plain::is_http(&io).await {
             plain::respond_and_close(io).await;

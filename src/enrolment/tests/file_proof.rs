@@ -1,4 +1,4 @@
-//! Proofs that are files, for engines that show no processes.
+//! Proofs that are shown as files.
 
 use super::*;
 
@@ -87,7 +87,7 @@ async fn a_file_is_no_proof_unless_agents_proofs_names_it() {
     let method = ProofMethod::File(directory.path().to_owned());
     let refused = enrol_by_proof(harness.connection(ADDRESS), &method).await.unwrap_err();
     assert!(matches!(refused, enrol::Error::Kind(ProofKind::File)), "{refused:?}");
-    // One that does not ask is refused as well.
+    // An agent that ignores the challenge's kinds is refused as well.
     let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
     let path = PathBuf::from(enrolment_protocol::PROOF_DIRECTORY).join(csr.request(&mut lines).await);
     lines.send(&ProofShown::File { path }).await.unwrap();

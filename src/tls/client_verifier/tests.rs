@@ -1,4 +1,4 @@
-//! Chains of client certificates, and what verifying them costs.
+//! Verifies chains of client certificates, and counts the signature checks that each causes.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
@@ -7,7 +7,7 @@ use rcgen::{
 
 use super::*;
 
-/// A certificate and the means to sign others with it.
+/// A CA certificate and its key.
 struct Signer {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
@@ -58,7 +58,7 @@ impl Signer {
     }
 }
 
-/// A chain without a path to any CA, whose names promise many.
+/// Returns a chain with many possible paths by name, none of which leads to a trusted CA.
 fn hostile_chain(names: &[&str], issuer: &str, intermediates: usize) -> Vec<CertificateDer<'static>> {
     let signers = (0..intermediates).map(|i| root(issuer).intermediate(names[i % names.len()]).certificate);
     std::iter::once(root(names[0]).leaf()).chain(signers).collect()
@@ -68,7 +68,7 @@ fn verify(verifier: &ClientVerifier, chain: &[CertificateDer<'static>]) -> Resul
     verifier.verify_client_cert(&chain[0], &chain[1..], UnixTime::now()).map(drop)
 }
 
-/// One test, since the counter is the process's.
+/// These cases are in one test, since the counter is global to the process.
 #[test]
 fn each_chain_is_judged_at_a_bounded_cost() {
     let (own, operator, other) = (root("own"), root("operator"), root("other"));
@@ -130,7 +130,7 @@ fn each_chain_is_judged_at_a_bounded_cost() {
     }
 }
 
-/// Changes of a certificate that RFC 5280 does not allow in a client's chain.
+/// Chains with correct signatures that RFC 5280 forbids.
 #[test]
 fn chains_that_are_signed_but_not_valid_are_refused() {
     let (own, operator) = (root("own"), root("operator"));
@@ -175,7 +175,7 @@ fn chains_that_are_signed_but_not_valid_are_refused() {
         (vec![sub.leaf(), sub.certificate.clone(), alone.certificate.clone()], false),
         (named("x.a.example"), true),
         (named("b.example"), false),
-        // A certificate twice costs nothing and changes nothing.
+        // A certificate that occurs twice makes no difference.
         (vec![alone.leaf(), alone.certificate.clone(), alone.certificate.clone()], true),
         (vec![operator.leaf(), operator.leaf(), operator.certificate.clone()], true),
     ]
