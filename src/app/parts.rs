@@ -13,7 +13,7 @@ use crate::discovery::docker::engine::Engine;
 use crate::discovery::kubernetes::api::Api;
 use crate::enrolment::{DockerProofs, Enrolment};
 use crate::openclaw::devices::Devices;
-use crate::openclaw::files::{self, Unreadable};
+use crate::openclaw::files::{self, UnreadableFile};
 use crate::openclaw::keep_paired::KeepPaired;
 use crate::pki::{self, Pki};
 use crate::proxy::Enrol;
@@ -22,7 +22,7 @@ use crate::tls::{self, ClientAuthorities};
 
 /// Warns of files of the gateway's that are configured and can't be read yet.
 pub(super) fn warn_of_unreadable_files(config: &Config) {
-    for Unreadable { key, path, error } in files::unreadable(&config.gateway) {
+    for UnreadableFile { key, path, error } in files::unreadable_files(&config.gateway) {
         warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
     }
 }
@@ -30,7 +30,7 @@ pub(super) fn warn_of_unreadable_files(config: &Config) {
 /// Verifies that `tls.client_ca` can be used, before a CA of loopgate's own is created. It may be
 /// that CA, which is then verified when it is opened.
 pub(super) fn verify_client_ca(config: &Config) -> Result<(), Error> {
-    let foreign = config.tls.client_ca.as_deref().filter(|file| !pki::is_own_authority(file, &config.state_dir));
+    let foreign = config.tls.client_ca.as_deref().filter(|file| !pki::is_ca_file(file, &config.state_dir));
     ClientAuthorities::new(None, foreign, Arc::default()).map_err(tls::Error::from)?;
     Ok(())
 }

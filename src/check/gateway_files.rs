@@ -2,11 +2,11 @@
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
-use crate::openclaw::files::Unreadable;
+use crate::openclaw::files::UnreadableFile;
 
 /// Adds a finding for each file that can't be read.
-pub fn judge(unreadable: &[Unreadable], report: &mut Report) {
-    for Unreadable { key, path, error } in unreadable {
+pub fn judge(unreadable: &[UnreadableFile], report: &mut Report) {
+    for UnreadableFile { key, path, error } in unreadable {
         let remedy = Remedy::words(format!("mount it, readable for this user, or give {key} another path"));
         report.find(&kind::GATEWAY_FILES, format!("{key} {}: {error}", path.display()), remedy);
     }
@@ -18,7 +18,7 @@ mod tests {
 
     #[test]
     fn each_unreadable_file_is_a_finding() {
-        let of = |key| Unreadable { key, path: "/nope".into(), error: "No such file or directory".into() };
+        let of = |key| UnreadableFile { key, path: "/nope".into(), error: "No such file or directory".into() };
         let mut report = Report::default();
         judge(&[of("gateway.token_file"), of("gateway.state_dir")], &mut report);
         assert_eq!(report.ids(), ["gateway-files", "gateway-files"]);

@@ -119,11 +119,11 @@ async fn examine_gateway(
     if seen.server == Server::Old {
         let directory = file.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
         let kept = config.gateway.state_dir.is_some();
-        let scopes = directory.and_then(files::own_device_scopes);
+        let scopes = directory.and_then(files::gateway_device_scopes);
         own_device::judge(&own_device::Observation { kept, scopes }, report);
     }
     forwards::judge(&forwards::probe(config).await, report);
-    gateway_files::judge(&files::unreadable(&config.gateway), report);
+    gateway_files::judge(&files::unreadable_files(&config.gateway), report);
     if let Some(openclaw) = &openclaw {
         let wanted = openclaw_config::Wanted {
             gateway: config.gateway.address,
@@ -171,7 +171,7 @@ fn plan(
     probe::Plan {
         address: config.gateway.address,
         external_source: config.gateway.external_source.into(),
-        own: dialled(view),
+        namespace_addresses: dialled(view),
         sidecar: fingerprint.and_then(|fingerprint| fingerprint.parse::<Fingerprint>().ok()),
         origins: origins(config, &allowed),
         allowed,

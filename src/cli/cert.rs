@@ -66,7 +66,7 @@ pub enum Command {
         #[command(flatten)]
         flags: Flags<Files>,
         /// The certificate's serial number, as `cert issue` prints it
-        #[arg(long, value_name = "HEX", value_parser = |text: &str| offline::serial(text).map(Serial))]
+        #[arg(long, value_name = "HEX", value_parser = |text: &str| offline::parse_serial(text).map(Serial))]
         serial: Option<Serial>,
         /// The certificate's file (PEM)
         #[arg(long, value_name = "FILE")]

@@ -105,12 +105,14 @@ async fn wait_until_ready(agent: &Agent, patience: Duration, pair: bool) -> Resu
 
 /// Pairs OpenClaw's device in advance. A failure is only logged, since not every command needs the pairing.
 async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
-    let Some(place) = device::Place::of(|name| std::env::var_os(name).filter(|value| !value.is_empty())) else {
+    let Some(location) =
+        device::IdentityLocation::find(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
+    else {
         return;
     };
-    let device = match place {
-        device::Place::There(path) => tokio::task::spawn_blocking(move || Device::read(&path)).await,
-        device::Place::ToCreate(path) => tokio::task::spawn_blocking(move || Device::create(&path)).await,
+    let device = match location {
+        device::IdentityLocation::Existing(path) => tokio::task::spawn_blocking(move || Device::read(&path)).await,
+        device::IdentityLocation::ToCreate(path) => tokio::task::spawn_blocking(move || Device::create(&path)).await,
     };
     let device = match device.expect("reading a file does not panic") {
         Ok(device) => device,

@@ -19,7 +19,7 @@ use crate::secret::Secret;
 
 /// How often a device is approved. 2026.2.19 hands back a pending request as it is, so the first
 /// approval may be for fewer scopes than were asked for this time.
-const ROUNDS: usize = 3;
+const MAX_APPROVALS: usize = 3;
 
 /// Pairs `device` as [`pair::pair`] does. If it needs an approval, a second device, which exists
 /// for that time only, gives it.
@@ -27,7 +27,7 @@ const ROUNDS: usize = 3;
 /// # Errors
 /// If the gateway does not accept the device with all scopes.
 pub async fn pair_and_approve(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Paired, Error> {
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_APPROVALS {
         match pair::pair(address, device, token).await {
             Err(needed @ Error::NeedsApproval { .. }) => {
                 // The gateway takes this for a remote client: a human has to approve.
@@ -48,7 +48,7 @@ async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Resul
         let listed = connection.call("device.pair.list", json!({})).await?;
         let pending = listed["pending"].as_array().into_iter().flatten();
         let requests: Vec<_> =
-            pending.filter(|request| request["deviceId"] == id && is_ours(request)).cloned().collect();
+            pending.filter(|request| request["deviceId"] == id && could_be_loopgates(request)).cloned().collect();
         for request in requests {
             connection.call("device.pair.approve", json!({ "requestId": request["requestId"] })).await?;
             info!(device = id, scopes = %request["scopes"], "approved a device's request, with a second device made for this");
@@ -62,13 +62,13 @@ async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Resul
 
 /// Returns whether a pending request is one that [`pair::pair`] could have made. Others with the same
 /// key, such as for the role of a node, are for a human to judge.
-fn is_ours(request: &Value) -> bool {
-    let within = |field: &str, allowed: &[&str]| {
+fn could_be_loopgates(request: &Value) -> bool {
+    let has_only = |field: &str, allowed: &[&str]| {
         let mut values = request[field].as_array().into_iter().flatten();
         values.all(|value| value.as_str().is_some_and(|value| allowed.contains(&value)))
     };
     let role = &request["role"];
-    (role.is_null() || role == "operator") && within("roles", &["operator"]) && within("scopes", &pair::SCOPES)
+    (role.is_null() || role == "operator") && has_only("roles", &["operator"]) && has_only("scopes", &pair::SCOPES)
 }
 
 /// Returns what to do about a device that needs an approval, given the file of its identity. Blocks.
@@ -78,7 +78,7 @@ pub fn advice(identity: &Path, request: Option<&str>) -> String {
     let scopes = pending.as_ref().map(|pending| format!(" for {}", pending.scopes.join(", "))).unwrap_or_default();
     let id = request.map(Into::into).or(pending.map(|pending| pending.id)).unwrap_or_else(|| "REQUEST".into());
     if files::is_gateways_state(state_dir)
-        && !files::own_device_scopes(state_dir)
+        && !files::gateway_device_scopes(state_dir)
             .is_some_and(|scopes| scopes.iter().any(|scope| scope == "operator.pairing"))
     {
         format!(

@@ -15,9 +15,9 @@ use crate::http_client::send_request;
 
 /// The client address that probes on the external lane state (TEST-NET-2, RFC 5737). The gateway's rate
 /// limit for failed logins then affects no real client.
-pub(super) const CLIENT: &str = "198.51.100.7";
+pub(super) const PROBE_CLIENT: &str = "198.51.100.7";
 /// The time limit for a connection, and for a response.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest response body that is read, in bytes.
 const MAX_BODY: usize = 1 << 20;
 
@@ -27,12 +27,12 @@ pub(super) async fn connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<
     if let Some(from) = from {
         socket.bind(SocketAddr::new(from, 0))?;
     }
-    within(socket.connect(to)).await
+    within_timeout(socket.connect(to)).await
 }
 
 /// Runs `work` with the time limit of a probe.
-pub(super) async fn within<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout(TIMEOUT, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+pub(super) async fn within_timeout<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(PROBE_TIMEOUT, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// A response to a GET request.
@@ -68,5 +68,5 @@ pub(super) async fn get(
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(io::Error::other)?.to_bytes();
         Ok(Response { status, is_json, body: String::from_utf8_lossy(&body).into_owned() })
     };
-    within(exchange).await
+    within_timeout(exchange).await
 }

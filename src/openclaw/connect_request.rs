@@ -43,7 +43,7 @@ impl ConnectRequest {
 
 impl ParsedMessage {
     /// Reads a whole message.
-    pub fn read(message: &[u8]) -> Self {
+    pub fn parse(message: &[u8]) -> Self {
         // Only an object can be a request, and JSON knows no other white space.
         let first = message.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
         if first.is_none_or(|first| *first != b'{') {
@@ -53,15 +53,15 @@ impl ParsedMessage {
         if request.get("method").and_then(Value::as_str) != Some("connect") {
             return Self::Other;
         }
-        connect(&request).map_or(Self::Malformed, Self::Connect)
+        parse_connect(&request).map_or(Self::Malformed, Self::Connect)
     }
 }
 
-fn connect(request: &Map<String, Value>) -> Option<ConnectRequest> {
+fn parse_connect(request: &Map<String, Value>) -> Option<ConnectRequest> {
     // The response is found by it, so it must have but one spelling.
-    let plain =
+    let has_one_spelling =
         |id: &&str| id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\');
-    let id = request.get("id")?.as_str().filter(plain)?.to_owned();
+    let id = request.get("id")?.as_str().filter(has_one_spelling)?.to_owned();
     let params = request.get("params")?.as_object()?;
     let scopes = match params.get("scopes") {
         None => Vec::new(),
@@ -146,7 +146,7 @@ impl<'de> Visitor<'de> for UnambiguousVisitor {
 mod tests {
     use super::*;
 
-    fn asks(scopes: &[&str], device: Option<&str>) -> ParsedMessage {
+    fn connect_for(scopes: &[&str], device: Option<&str>) -> ParsedMessage {
         let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
         ParsedMessage::Connect(ConnectRequest {
             id: "1".into(),
@@ -162,10 +162,16 @@ mod tests {
         for (message, expected) in [
             (
                 r#"{"type":"req","id":"1","method":"connect","params":{"scopes":["operator.read"]}}"#,
-                asks(&["operator.read"], None),
+                connect_for(&["operator.read"], None),
             ),
-            (r#"{"type":"req","id":"1","method":"connect","params":{"device":{"id":"d"}}}"#, asks(&[], Some("d"))),
-            (r#" {"id":"1","method":"conn\u0065ct","params":{"scop\u0065s":["a"],"device":null}}"#, asks(&["a"], None)),
+            (
+                r#"{"type":"req","id":"1","method":"connect","params":{"device":{"id":"d"}}}"#,
+                connect_for(&[], Some("d")),
+            ),
+            (
+                r#" {"id":"1","method":"conn\u0065ct","params":{"scop\u0065s":["a"],"device":null}}"#,
+                connect_for(&["a"], None),
+            ),
             (r#"{"id":"1","method":"connect","params":{"scopes":["a"],"scopes":["b"]}}"#, Malformed),
             (r#"{"id":"1","method":"connect","params":{"scopes":["a"],"scop\u0065s":["b"]}}"#, Malformed),
             (r#"{"id":"1","method":"connect","params":{"device":{"id":"a","id":"b"}}}"#, Malformed),
@@ -188,11 +194,11 @@ mod tests {
             ("RFB 003.008\n", Other),
             ("", Other),
         ] {
-            assert_eq!(ParsedMessage::read(message.as_bytes()), expected, "{message}");
+            assert_eq!(ParsedMessage::parse(message.as_bytes()), expected, "{message}");
         }
-        assert_eq!(ParsedMessage::read(b"{\"a\":\"\xff\"}"), Malformed);
+        assert_eq!(ParsedMessage::parse(b"{\"a\":\"\xff\"}"), Malformed);
         let deep =
             [r#"{"id":"1","method":"connect","params":{"x":"#, &"[".repeat(5_000), &"]".repeat(5_000), "}}"].concat();
-        assert_eq!(ParsedMessage::read(deep.as_bytes()), Malformed);
+        assert_eq!(ParsedMessage::parse(deep.as_bytes()), Malformed);
     }
 }

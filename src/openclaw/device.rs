@@ -51,20 +51,20 @@ pub enum Error {
 
 /// Where OpenClaw keeps, or would create, its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum IdentityLocation {
     /// The file exists.
-    There(PathBuf),
+    Existing(PathBuf),
     /// It does not exist, but OpenClaw is in use here and will create it.
     ToCreate(PathBuf),
 }
 
 /// Earlier names of the directory `.openclaw`, which OpenClaw still uses where they exist.
-const LEGACY: [&str; 3] = [".clawdbot", ".moldbot", ".moltbot"];
+const LEGACY_DIRECTORIES: [&str; 3] = [".clawdbot", ".moldbot", ".moltbot"];
 
-impl Place {
+impl IdentityLocation {
     /// Finds the file by OpenClaw's own rules, from the variables that `variable` returns; `None`
     /// if there is no sign of OpenClaw. Blocks.
-    pub fn of(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
+    pub fn find(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
         let home = variable("OPENCLAW_HOME").or_else(|| variable("HOME")).map(PathBuf::from);
         let state_dir =
             match variable("OPENCLAW_STATE_DIR").or_else(|| variable("CLAWDBOT_STATE_DIR")).map(PathBuf::from) {
@@ -75,7 +75,7 @@ impl Place {
                 None => {
                     let home = home?;
                     let new = home.join(".openclaw");
-                    let legacy = || LEGACY.iter().map(|name| home.join(name)).find(|path| path.exists());
+                    let legacy = || LEGACY_DIRECTORIES.iter().map(|name| home.join(name)).find(|path| path.exists());
                     if new.exists() { new } else { legacy().unwrap_or(new) }
                 }
             };
@@ -83,7 +83,7 @@ impl Place {
         let installed =
             || std::env::split_paths(&variable("PATH")?).find(|directory| directory.join("openclaw").exists());
         if identity.exists() {
-            Some(Self::There(identity))
+            Some(Self::Existing(identity))
         } else if state_dir.exists() || installed().is_some() {
             Some(Self::ToCreate(identity))
         } else {
@@ -95,7 +95,7 @@ impl Place {
 /// The file's fields, in OpenClaw's order.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Stored {
+struct IdentityJson {
     version: u32,
     device_id: String,
     public_key_pem: String,
@@ -110,7 +110,7 @@ impl Device {
     /// If it can't be read or is not an identity.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let read = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let stored: Stored =
+        let stored: IdentityJson =
             serde_json::from_slice(&Zeroizing::new(read)).map_err(|_| Error::Syntax(path.to_owned()))?;
         if stored.version != 1 {
             return Err(Error::Syntax(path.to_owned()));
@@ -136,7 +136,7 @@ impl Device {
     pub fn create(path: &Path) -> Result<Self, Error> {
         let create = |source| Error::Create { path: path.to_owned(), source };
         let device = Self::generate().map_err(create)?;
-        let text = device.stored(path)?;
+        let text = device.to_json(path)?;
         let directory = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(directory).map_err(create)?;
         let written = tempfile::NamedTempFile::new_in(directory).and_then(|mut file| {
@@ -151,12 +151,12 @@ impl Device {
         }
     }
 
-    fn stored(&self, path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+    fn to_json(&self, path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
         // RFC 8410 version 1, as Node exports it: without the public key.
         let pkcs8 = self.key.to_pkcs8v1().map_err(|_| Error::Key(path.to_owned()))?;
         let public = AsDer::as_der(self.key.public_key()).map_err(|_| Error::Key(path.to_owned()))?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let stored = Stored {
+        let stored = IdentityJson {
             version: 1,
             device_id: self.id(),
             public_key_pem: pem("PUBLIC KEY", public.as_ref()),
@@ -231,10 +231,10 @@ mod tests {
     fn a_new_identity_looks_like_openclaws_and_is_kept() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("identity/device.json");
-        let made = Device::create(&path).unwrap();
+        let created = Device::create(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(Device::read(&path).unwrap().id(), made.id());
-        assert_eq!(Device::create(&path).unwrap().id(), made.id());
+        assert_eq!(Device::read(&path).unwrap().id(), created.id());
+        assert_eq!(Device::create(&path).unwrap().id(), created.id());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         let lines =
             |text: &str| text.lines().map(|line| line.split(':').next().unwrap().to_owned()).collect::<Vec<_>>();
@@ -250,30 +250,36 @@ mod tests {
     fn the_identity_is_looked_for_where_openclaw_keeps_it() {
         let root = tempfile::tempdir().unwrap();
         let path = |path: &str| root.path().join(path);
-        let place = |variables: &[(&str, &str)]| {
-            Place::of(|name| {
+        let find = |variables: &[(&str, &str)]| {
+            IdentityLocation::find(|name| {
                 let value = variables.iter().find(|(known, _)| *known == name)?.1;
                 Some(if value.starts_with('~') { value.into() } else { path(value).into() })
             })
         };
-        assert_eq!(place(&[]), None);
-        assert_eq!(place(&[("HOME", "home"), ("PATH", "bin")]), None);
+        assert_eq!(find(&[]), None);
+        assert_eq!(find(&[("HOME", "home"), ("PATH", "bin")]), None);
         std::fs::create_dir_all(path("bin")).unwrap();
         std::fs::write(path("bin/openclaw"), "").unwrap();
         let new = path("home/.openclaw/identity/device.json");
-        assert_eq!(place(&[("HOME", "home"), ("PATH", "bin")]), Some(Place::ToCreate(new.clone())));
+        assert_eq!(find(&[("HOME", "home"), ("PATH", "bin")]), Some(IdentityLocation::ToCreate(new.clone())));
         std::fs::create_dir_all(path("home/.moltbot")).unwrap();
         let legacy = path("home/.moltbot/identity/device.json");
-        assert_eq!(place(&[("HOME", "home")]), Some(Place::ToCreate(legacy)));
+        assert_eq!(find(&[("HOME", "home")]), Some(IdentityLocation::ToCreate(legacy)));
         Device::create(&new).unwrap();
-        assert_eq!(place(&[("HOME", "home")]), Some(Place::There(new.clone())));
-        assert_eq!(place(&[("HOME", "elsewhere"), ("OPENCLAW_HOME", "home")]), Some(Place::There(new.clone())));
-        assert_eq!(place(&[("HOME", "home"), ("OPENCLAW_STATE_DIR", "~/.openclaw")]), Some(Place::There(new)));
-        assert_eq!(place(&[("OPENCLAW_STATE_DIR", "nowhere")]), None);
+        assert_eq!(find(&[("HOME", "home")]), Some(IdentityLocation::Existing(new.clone())));
+        assert_eq!(
+            find(&[("HOME", "elsewhere"), ("OPENCLAW_HOME", "home")]),
+            Some(IdentityLocation::Existing(new.clone()))
+        );
+        assert_eq!(
+            find(&[("HOME", "home"), ("OPENCLAW_STATE_DIR", "~/.openclaw")]),
+            Some(IdentityLocation::Existing(new))
+        );
+        assert_eq!(find(&[("OPENCLAW_STATE_DIR", "nowhere")]), None);
     }
 
     #[test]
-    fn what_is_no_identity_is_refused() {
+    fn a_file_that_is_no_identity_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for text in [
             "",

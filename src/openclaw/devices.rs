@@ -30,7 +30,7 @@ const MAX_ID: usize = 128;
 
 /// A remembered device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct DeviceEntry {
     /// The agent that it is bound to; `None` if it was first used on the external lane, or was released.
     pub agent: Option<String>,
     /// When it was first accepted, in seconds since the Unix epoch.
@@ -41,7 +41,7 @@ pub struct Entry {
     pub containers: Vec<String>,
 }
 
-impl Entry {
+impl DeviceEntry {
     /// Adds a container that uses the device; returns whether that changes the entry.
     fn add_container(&mut self, container: Option<&str>) -> bool {
         let Some(container) = container.filter(|container| self.containers.last().is_none_or(|last| last != container))
@@ -67,13 +67,13 @@ pub struct DeviceUser {
 }
 
 /// The devices that are remembered, by id.
-pub type Table = BTreeMap<String, Entry>;
+pub type DeviceTable = BTreeMap<String, DeviceEntry>;
 
 /// The device may not be used on this lane.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceRefusal {
     /// It is bound to an agent.
-    #[error("this device is bound to agent {agent:?} (loopgate devices release {})", short(.device))]
+    #[error("this device is bound to agent {agent:?} (loopgate devices release {})", short_id(.device))]
     Bound {
         /// The device's id.
         device: String,
@@ -97,15 +97,15 @@ pub struct Devices {
     directory: PathBuf,
     /// The gateway's state directory, whose own device is never bound.
     gateway_state: Option<PathBuf>,
-    known: Mutex<Known>,
+    state: Mutex<DevicesState>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    table: Table,
+struct DevicesState {
+    table: DeviceTable,
     stamp: Option<(u64, i64, i64, u64)>,
     /// Entries that are not in the file yet, or could not be written.
-    unsaved: Table,
+    unsaved: DeviceTable,
     /// Devices that are bound until the gateway answers, and how many connections wait for that.
     provisional: BTreeMap<String, usize>,
     /// Devices that are being removed from the file, unless they are bound again before.
@@ -117,9 +117,9 @@ struct Known {
 pub struct ProvisionalBinding {
     devices: Arc<Devices>,
     device: String,
-    entry: Entry,
+    entry: DeviceEntry,
     /// Whether a refusal was taken into account.
-    is_settled: bool,
+    is_resolved: bool,
 }
 
 impl Devices {
@@ -128,13 +128,13 @@ impl Devices {
     /// # Errors
     /// If the file can't be read: without it, no device would be bound.
     pub fn open(directory: &Path, gateway_state: Option<&Path>) -> io::Result<Self> {
-        let known = Known { stamp: stamp(directory), table: read(directory)?, ..Known::default() };
-        Ok(Self { directory: directory.into(), gateway_state: gateway_state.map(Into::into), known: Mutex::new(known) })
+        let state = DevicesState { stamp: file_stamp(directory), table: read(directory)?, ..DevicesState::default() };
+        Ok(Self { directory: directory.into(), gateway_state: gateway_state.map(Into::into), state: Mutex::new(known) })
     }
 
     /// Reads the file again if it has changed. If it can't be read, the devices stay as they are.
-    fn refresh(&self, known: &mut Known) {
-        let Some(stamp) = stamp(&self.directory) else { return };
+    fn refresh(&self, known: &mut DevicesState) {
+        let Some(stamp) = file_stamp(&self.directory) else { return };
         if known.stamp == Some(stamp) {
             return;
         }
@@ -169,11 +169,11 @@ impl Devices {
         let mut known = self.lock();
         self.refresh(&mut known);
         match (known.table.get(device), agent) {
-            (Some(Entry { agent: Some(bound), .. }), None) => {
+            (Some(DeviceEntry { agent: Some(bound), .. }), None) => {
                 Err(DeviceRefusal::Bound { device: device.into(), agent: bound.clone() })
             }
             (None, Some(agent))
-                if known.table.len() >= MAX_DEVICES || of_agent(&known.table, agent) >= MAX_PER_AGENT =>
+                if known.table.len() >= MAX_DEVICES || count_of_agent(&known.table, agent) >= MAX_PER_AGENT =>
             {
                 Err(DeviceRefusal::TooMany)
             }
@@ -181,20 +181,20 @@ impl Devices {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, DevicesState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_own(&self, device: &str) -> bool {
-        self.gateway_state.as_deref().and_then(own_device).is_some_and(|own| own == device)
+    fn is_gateways_device(&self, device: &str) -> bool {
+        self.gateway_state.as_deref().and_then(gateways_device).is_some_and(|gateways| gateways == device)
     }
 
     /// Remembers a device that the gateway has accepted on the external lane. Blocks.
     pub fn remember_external(&self, device: &str) {
-        if self.is_own(device) {
+        if self.is_gateways_device(device) {
             return;
         }
-        let entry = Entry { agent: None, since: now(), containers: Vec::new() };
+        let entry = DeviceEntry { agent: None, since: now(), containers: Vec::new() };
         {
             let mut known = self.lock();
             if known.table.contains_key(device) || known.table.len() >= MAX_DEVICES {
@@ -209,11 +209,11 @@ impl Devices {
     /// Binds a device to the agent lane until the gateway has answered its `connect`; `None` if the
     /// device is known already. Blocks.
     pub fn bind(self: &Arc<Self>, device: &str, agent: &DeviceUser) -> Option<ProvisionalBinding> {
-        if self.is_own(device) {
+        if self.is_gateways_device(device) {
             return None;
         }
         let (agent, container) = (agent.name.as_str(), agent.container.as_deref());
-        let mut entry = Entry {
+        let mut entry = DeviceEntry {
             agent: Some(agent.into()),
             since: now(),
             containers: container.map(Into::into).into_iter().collect(),
@@ -232,19 +232,19 @@ impl Devices {
                 }
                 return None;
             } else {
-                info!(device = short(device), agent, "device bound to the agent lane");
+                info!(device = short_id(device), agent, "device bound to the agent lane");
                 known.provisional.insert(device.into(), 1);
             }
             known.table.insert(device.into(), entry.clone());
             known.unsaved.insert(device.into(), entry.clone());
         }
         self.save(device, entry.clone());
-        Some(ProvisionalBinding { devices: Arc::clone(self), device: device.into(), entry, is_settled: false })
+        Some(ProvisionalBinding { devices: Arc::clone(self), device: device.into(), entry, is_resolved: false })
     }
 
     /// Writes that `container` uses a device that is bound.
     fn save_container(&self, device: &str, container: Option<&str>) {
-        let written = change(&self.directory, |table| {
+        let written = update_file(&self.directory, |table| {
             if let Some(entry) = table.get_mut(device).filter(|entry| entry.agent.is_some()) {
                 entry.add_container(container);
             }
@@ -263,7 +263,7 @@ impl Devices {
         let bound = known.table.iter().filter(|(_, entry)| entry.agent.is_some() && !entry.containers.is_empty());
         let bound: Vec<_> = bound.map(|(device, entry)| (device.clone(), entry.containers.clone())).collect();
         drop(known);
-        bound.into_iter().filter(|(device, _)| !self.is_own(device)).collect()
+        bound.into_iter().filter(|(device, _)| !self.is_gateways_device(device)).collect()
     }
 
     /// Forgets that the containers `gone` used any device. Blocks.
@@ -271,13 +271,13 @@ impl Devices {
     /// # Errors
     /// If the file can't be written.
     pub fn forget_containers(&self, gone: &BTreeSet<String>) -> io::Result<()> {
-        let forget = |table: &mut Table| {
+        let forget = |table: &mut DeviceTable| {
             for entry in table.values_mut() {
                 entry.containers.retain(|container| !gone.contains(container));
             }
         };
         forget(&mut self.lock().table);
-        change(&self.directory, |table| {
+        update_file(&self.directory, |table| {
             forget(table);
             Ok(())
         })
@@ -285,8 +285,8 @@ impl Devices {
     }
 
     /// Writes an entry without holding up those who check devices.
-    fn save(&self, device: &str, entry: Entry) {
-        let written = change(&self.directory, |table| {
+    fn save(&self, device: &str, entry: DeviceEntry) {
+        let written = update_file(&self.directory, |table| {
             table.entry(device.into()).or_insert(entry);
             Ok(())
         });
@@ -306,7 +306,7 @@ impl ProvisionalBinding {
     /// Frees the device, since the gateway has refused the `connect`; not if another connection has
     /// used it since. Blocks.
     pub fn remove(mut self) {
-        self.is_settled = true;
+        self.is_resolved = true;
         {
             let mut known = self.devices.lock();
             match known.provisional.get_mut(&self.device) {
@@ -322,7 +322,7 @@ impl ProvisionalBinding {
             known.unsaved.remove(&self.device);
             known.removing.insert(self.device.clone());
         }
-        let removed = change(&self.devices.directory, |table| {
+        let removed = update_file(&self.devices.directory, |table| {
             if self.devices.lock().removing.contains(&self.device) && table.get(&self.device) == Some(&self.entry) {
                 table.remove(&self.device);
             }
@@ -341,7 +341,7 @@ impl ProvisionalBinding {
 impl Drop for ProvisionalBinding {
     fn drop(&mut self) {
         // Accepted, or unanswered: it may be paired.
-        if !self.is_settled {
+        if !self.is_resolved {
             self.devices.lock().provisional.remove(&self.device);
         }
     }
@@ -352,32 +352,32 @@ fn now() -> u64 {
 }
 
 /// Returns the first characters of an id, which are enough to name a device.
-fn short(device: &str) -> &str {
+fn short_id(device: &str) -> &str {
     device.get(..12).unwrap_or(device)
 }
 
-fn of_agent(table: &Table, agent: &str) -> usize {
+fn count_of_agent(table: &DeviceTable, agent: &str) -> usize {
     table.values().filter(|entry| entry.agent.as_deref() == Some(agent)).count()
 }
 
-fn own_device(state_dir: &Path) -> Option<String> {
+fn gateways_device(state_dir: &Path) -> Option<String> {
     let text = std::fs::read(state_dir.join("identity/device.json")).ok()?;
     let identity: serde_json::Value = serde_json::from_slice(&text).ok()?;
     Some(identity.get("deviceId")?.as_str()?.to_owned())
 }
 
-fn stamp(directory: &Path) -> Option<(u64, i64, i64, u64)> {
-    let about = std::fs::metadata(directory.join(FILE)).ok()?;
-    Some((about.ino(), about.mtime(), about.mtime_nsec(), about.size()))
+fn file_stamp(directory: &Path) -> Option<(u64, i64, i64, u64)> {
+    let metadata = std::fs::metadata(directory.join(FILE)).ok()?;
+    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size()))
 }
 
 /// Reads the devices remembered in `directory`; there are none if there is no file. Blocks.
 ///
 /// # Errors
 /// If the file can't be read, or holds something else.
-pub fn read(directory: &Path) -> io::Result<Table> {
+pub fn read(directory: &Path) -> io::Result<DeviceTable> {
     let file = match std::fs::File::open(directory.join(FILE)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Table::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(DeviceTable::new()),
         file => file?,
     };
     let mut text = Vec::new();
@@ -390,10 +390,11 @@ pub fn read(directory: &Path) -> io::Result<Table> {
 /// # Errors
 /// If an id names none or several, or the file can't be read or written.
 pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
-    change(directory, |table| {
+    update_file(directory, |table| {
         for id in ids {
-            let bound =
-                |(device, entry): &(&String, &mut Entry)| device.starts_with(id.as_str()) && entry.agent.is_some();
+            let bound = |(device, entry): &(&String, &mut DeviceEntry)| {
+                device.starts_with(id.as_str()) && entry.agent.is_some()
+            };
             let mut named = table.iter_mut().filter(bound);
             match (named.next(), named.next()) {
                 (Some((_, entry)), None) => (entry.agent, entry.containers) = (None, Vec::new()),
@@ -411,7 +412,7 @@ pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
 }
 
 /// Changes the file atomically, under a lock against other processes.
-fn change(directory: &Path, edit: impl FnOnce(&mut Table) -> io::Result<()>) -> io::Result<Table> {
+fn update_file(directory: &Path, edit: impl FnOnce(&mut DeviceTable) -> io::Result<()>) -> io::Result<DeviceTable> {
     let lock =
         std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join(".devices.lock"))?;
     lock.lock()?;

@@ -54,7 +54,7 @@ pub fn token(config: &Value) -> Option<Secret> {
 
 /// A configured file or directory of the gateway that can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unreadable {
+pub struct UnreadableFile {
     /// The configuration key.
     pub key: &'static str,
     /// The configured path.
@@ -64,20 +64,20 @@ pub struct Unreadable {
 }
 
 /// Returns which of the token file and the state directory can't be read.
-pub fn unreadable(gateway: &Gateway) -> Vec<Unreadable> {
+pub fn unreadable_files(gateway: &Gateway) -> Vec<UnreadableFile> {
     let token = |path: &PathBuf| Secret::read_file(path).err().map(|error| ("gateway.token_file", path.clone(), error));
     let state = |path: &PathBuf| std::fs::read_dir(path).err().map(|error| ("gateway.state_dir", path.clone(), error));
     let unreadable = [gateway.token_file.as_ref().and_then(token), gateway.state_dir.as_ref().and_then(state)];
     unreadable
         .into_iter()
         .flatten()
-        .map(|(key, path, error)| Unreadable { key, path, error: error.to_string() })
+        .map(|(key, path, error)| UnreadableFile { key, path, error: error.to_string() })
         .collect()
 }
 
 /// Returns the scopes for which the gateway has paired its own device, from the state directory
 /// `directory`; `None` if the files are missing or hold no such device.
-pub fn own_device_scopes(directory: &Path) -> Option<Vec<String>> {
+pub fn gateway_device_scopes(directory: &Path) -> Option<Vec<String>> {
     let read =
         |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };
     let device = read("identity/device.json")?;
@@ -120,7 +120,7 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn the_token_of_a_configuration_is_a_text_of_its_own() {
+    fn a_token_that_refers_to_a_variable_is_not_read() {
         for (config, expected) in [
             (r#"{gateway: {auth: {token: " a-token "}}}"#, Some("a-token")),
             (r#"{gateway: {auth: {token: "${OPENCLAW_GATEWAY_TOKEN}"}}}"#, None),
@@ -155,7 +155,7 @@ mod tests {
         ];
         for (token_file, state_dir, expected) in table {
             let gateway = Gateway { token_file, state_dir, ..Config::default().gateway };
-            let keys: Vec<_> = unreadable(&gateway).iter().map(|unreadable| unreadable.key).collect();
+            let keys: Vec<_> = unreadable_files(&gateway).iter().map(|unreadable| unreadable.key).collect();
             assert_eq!(keys, expected, "{gateway:?}");
         }
     }
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn the_scopes_of_the_gateways_own_device_are_read() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(own_device_scopes(dir.path()), None);
+        assert_eq!(gateway_device_scopes(dir.path()), None);
         for (name, text) in [
             ("identity/device.json", r#"{"deviceId": "a"}"#),
             ("devices/paired.json", r#"{"b": {"scopes": ["operator.admin"]}, "a": {"scopes": ["operator.read"]}}"#),
@@ -172,6 +172,6 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        assert_eq!(own_device_scopes(dir.path()), Some(vec!["operator.read".to_owned()]));
+        assert_eq!(gateway_device_scopes(dir.path()), Some(vec!["operator.read".to_owned()]));
     }
 }

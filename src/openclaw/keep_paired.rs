@@ -27,7 +27,7 @@ pub struct KeepPaired {
 }
 
 /// How often the identity is read again: if an operator deletes the gateway's state, the gateway has a new one.
-const INTERVAL: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// How long to wait for the gateway before logging that it does not answer.
 const READY_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -49,28 +49,28 @@ impl KeepPaired {
     /// gateway needs no pre-pairing.
     pub async fn run(self) {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-        let (mut paired, mut logged) = (None, None);
+        let (mut paired, mut logged_failure) = (None, None);
         loop {
             match self.pair_if_needed(paired.as_deref()).await {
                 Ok(Outcome::NotNeeded) => return debug!("this version of the gateway needs no pairing in advance"),
                 Ok(Outcome::Waiting) => {
                     backoff.reset();
-                    sleep(INTERVAL).await;
+                    sleep(POLL_INTERVAL).await;
                 }
                 Ok(Outcome::Paired(device)) => {
                     info!(device, "the gateway's own device is paired for every scope");
                     let again = paired.as_ref() == Some(&device);
-                    (paired, logged) = (Some(device), None);
+                    (paired, logged_failure) = (Some(device), None);
                     if again {
                         sleep(backoff.pause()).await;
                     }
                 }
                 Err(error) => {
                     let failure = error_chain(&error);
-                    if logged.as_ref() != Some(&failure) {
+                    if logged_failure.as_ref() != Some(&failure) {
                         warn!(error = failure, "the gateway's own device is not paired: its sub-agents may be refused");
                     }
-                    logged = Some(failure);
+                    logged_failure = Some(failure);
                     sleep(backoff.pause()).await;
                 }
             }
@@ -95,8 +95,8 @@ impl KeepPaired {
 
     async fn identity(&self, may_create: bool) -> Result<Option<Device>, Error> {
         let state_dir = self.state_dir.clone();
-        let found = tokio::task::spawn_blocking(move || identity(&state_dir, may_create)).await;
-        Ok(found.expect("reading a file does not panic")?)
+        let identity = tokio::task::spawn_blocking(move || read_or_create_identity(&state_dir, may_create)).await;
+        Ok(identity.expect("reading a file does not panic")?)
     }
 
     /// Returns whether the gateway's record of its device has fewer scopes than it was paired for. OpenClaw
@@ -104,7 +104,7 @@ impl KeepPaired {
     /// the same moment, overwrites it.
     async fn has_lost_scopes(&self) -> bool {
         let state_dir = self.state_dir.clone();
-        let recorded = tokio::task::spawn_blocking(move || files::own_device_scopes(&state_dir)).await;
+        let recorded = tokio::task::spawn_blocking(move || files::gateway_device_scopes(&state_dir)).await;
         let recorded = recorded.expect("reading a file does not panic");
         recorded.is_some_and(|recorded| !pair::SCOPES.iter().all(|scope| recorded.iter().any(|has| has == scope)))
     }
@@ -133,13 +133,13 @@ enum Outcome {
 /// Reads the gateway's identity. A new state directory has none, and the gateway would pair the
 /// identity that it creates for the scopes of its first request only. So it is created here, if
 /// this user owns the directory: the gateway could not read a file of another owner.
-fn identity(state_dir: &Path, may_create: bool) -> Result<Option<Device>, device::Error> {
+fn read_or_create_identity(state_dir: &Path, may_create: bool) -> Result<Option<Device>, device::Error> {
     let path = state_dir.join("identity/device.json");
     if path.exists() {
         return Device::read(&path).map(Some);
     }
-    let ours = |metadata: std::fs::Metadata| metadata.uid() == nix::unistd::geteuid().as_raw();
-    let may_create = may_create && std::fs::metadata(state_dir).is_ok_and(ours);
+    let is_owned = |metadata: std::fs::Metadata| metadata.uid() == nix::unistd::geteuid().as_raw();
+    let may_create = may_create && std::fs::metadata(state_dir).is_ok_and(is_owned);
     // A read-only directory is not an error: the gateway will create its identity later.
     Ok(may_create.then(|| Device::create(&path).ok()).flatten())
 }
@@ -150,7 +150,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::openclaw::pair::tests::gateway_of;
+    use crate::openclaw::pair::tests::gateway_with_answers;
     use crate::shutdown::Shutdown;
 
     #[tokio::test]
@@ -158,7 +158,7 @@ mod tests {
         let shutdown = Shutdown::new();
         let state_dir = tempfile::tempdir().unwrap();
         let hello = json!({"ok": true, "payload": {"type": "hello-ok"}});
-        let gateway = gateway_of(vec![hello], &shutdown).await;
+        let gateway = gateway_with_answers(vec![hello], &shutdown).await;
         let keep = KeepPaired { gateway, state_dir: state_dir.path().to_owned(), token_file: None };
         let Outcome::Paired(device) = keep.pair_if_needed(None).await.unwrap() else { panic!("not paired") };
         assert_eq!(Device::read(&state_dir.path().join("identity/device.json")).unwrap().id(), device);
@@ -170,7 +170,7 @@ mod tests {
         let shutdown = Shutdown::new();
         let state_dir = tempfile::tempdir().unwrap();
         let hello = json!({"ok": true, "payload": {"type": "hello-ok"}});
-        let gateway = gateway_of(vec![hello.clone(), hello], &shutdown).await;
+        let gateway = gateway_with_answers(vec![hello.clone(), hello], &shutdown).await;
         let keep = KeepPaired { gateway, state_dir: state_dir.path().to_owned(), token_file: None };
         let Outcome::Paired(device) = keep.pair_if_needed(None).await.unwrap() else { panic!("not paired") };
         std::fs::create_dir(state_dir.path().join("devices")).unwrap();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gateway_that_needs_none_is_left_alone() {
+    async fn a_gateway_that_needs_no_pairing_in_advance_gets_none() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let shutdown = Shutdown::new();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

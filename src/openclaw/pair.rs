@@ -25,10 +25,10 @@ pub const SCOPES: [&str; 5] =
     ["operator.admin", "operator.approvals", "operator.pairing", "operator.read", "operator.write"];
 
 /// The time limit for pairing. The gateway's own limit for one handshake is 10 s.
-const DEADLINE: Duration = Duration::from_secs(30);
+const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause between attempts while the gateway is starting.
-const PAUSE: Duration = Duration::from_millis(500);
-const CLIENT: &str = "cli";
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+const CLIENT_ID: &str = "cli";
 const ROLE: &str = "operator";
 const REQUEST_ID: &str = "loopgate-pair";
 
@@ -56,7 +56,7 @@ pub enum Error {
     #[error("the WebSocket to the gateway failed")]
     WebSocket(#[from] tungstenite::Error),
     /// There was no answer in time.
-    #[error("no answer within {} s", DEADLINE.as_secs())]
+    #[error("no answer within {} s", PAIR_TIMEOUT.as_secs())]
     Timeout,
     /// The gateway takes the device for a remote one, or the device asks for more than it was paired with.
     #[error(
@@ -86,7 +86,7 @@ pub enum Error {
 pub async fn pair(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Paired, Error> {
     let mut connection = connect(address, device, token).await?;
     let _ = connection.socket.close(None).await;
-    Ok(granted(device, &connection.hello))
+    Ok(to_paired(device, &connection.hello))
 }
 
 /// A connection on which the gateway has accepted a device.
@@ -105,14 +105,14 @@ pub(super) async fn connect(address: SocketAddr, device: &Device, token: Option<
         loop {
             let stream = TcpStream::connect(address).await.map_err(|source| Error::Connect { address, source })?;
             let (mut socket, _) = client_async(format!("ws://{address}/"), stream).await?;
-            match shake_hands(&mut socket, device, token).await {
-                Err(Error::Starting) => sleep(PAUSE).await,
+            match handshake(&mut socket, device, token).await {
+                Err(Error::Starting) => sleep(RETRY_PAUSE).await,
                 Ok(hello) => return Ok(Connection { socket, hello }),
                 Err(error) => return Err(error),
             }
         }
     };
-    timeout(DEADLINE, connected).await.map_err(|_| Error::Timeout)?
+    timeout(PAIR_TIMEOUT, connected).await.map_err(|_| Error::Timeout)?
 }
 
 impl Connection {
@@ -128,13 +128,13 @@ impl Connection {
                 let Message::Text(text) = message? else { continue };
                 match serde_json::from_str(&text) {
                     Ok(Frame::Res { id, ok: true, payload, .. }) if id == method => return Ok(payload),
-                    Ok(Frame::Res { id, error, .. }) if id == method => return Err(refused(&error)),
+                    Ok(Frame::Res { id, error, .. }) if id == method => return Err(error_of_response(&error)),
                     _ => {}
                 }
             }
             Err(Error::Protocol("it closed the WebSocket"))
         };
-        timeout(DEADLINE, called).await.map_err(|_| Error::Timeout)?
+        timeout(PAIR_TIMEOUT, called).await.map_err(|_| Error::Timeout)?
     }
 }
 
@@ -160,11 +160,7 @@ enum Frame {
 }
 
 /// Answers the gateway's challenge; returns the payload of its answer.
-async fn shake_hands<S>(
-    socket: &mut WebSocketStream<S>,
-    device: &Device,
-    token: Option<&Secret>,
-) -> Result<Value, Error>
+async fn handshake<S>(socket: &mut WebSocketStream<S>, device: &Device, token: Option<&Secret>) -> Result<Value, Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -172,7 +168,7 @@ where
         let text = match message? {
             Message::Text(text) => text,
             Message::Close(close) => {
-                return Err(closed(close.map(|close| close.reason.to_string()).unwrap_or_default()));
+                return Err(error_of_close(close.map(|close| close.reason.to_string()).unwrap_or_default()));
             }
             _ => continue,
         };
@@ -185,7 +181,7 @@ where
             Frame::Res { id, ok: true, payload, .. } if id == REQUEST_ID => return Ok(payload),
             Frame::Res { id, error, .. } if id == REQUEST_ID => {
                 let _ = socket.close(None).await;
-                return Err(refused(&error));
+                return Err(error_of_response(&error));
             }
             _ => {}
         }
@@ -198,14 +194,14 @@ fn connect_request(device: &Device, token: Option<&Secret>, nonce: &str, now: Sy
     let signed_at = u64::try_from(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or_default();
     let (id, secret) = (device.id(), token.map(Secret::expose).unwrap_or_default());
     let signed = zeroize::Zeroizing::new(format!(
-        "v2|{id}|{CLIENT}|{CLIENT}|{ROLE}|{}|{signed_at}|{secret}|{nonce}",
+        "v2|{id}|{CLIENT_ID}|{CLIENT_ID}|{ROLE}|{}|{signed_at}|{secret}|{nonce}",
         SCOPES.join(",")
     ));
     let mut params = json!({
         "minProtocol": 3,
         "maxProtocol": 4,
-        "client": { "id": CLIENT, "version": env!("CARGO_PKG_VERSION"), "platform": std::env::consts::OS,
-            "mode": CLIENT },
+        "client": { "id": CLIENT_ID, "version": env!("CARGO_PKG_VERSION"), "platform": std::env::consts::OS,
+            "mode": CLIENT_ID },
         "role": ROLE,
         "scopes": SCOPES,
         "caps": [],
@@ -223,12 +219,12 @@ fn connect_request(device: &Device, token: Option<&Secret>, nonce: &str, now: Sy
     json!({ "type": "req", "id": REQUEST_ID, "method": "connect", "params": params })
 }
 
-fn granted(device: &Device, payload: &Value) -> Paired {
+fn to_paired(device: &Device, payload: &Value) -> Paired {
     let scopes = payload["auth"]["scopes"].as_array().into_iter().flatten();
     Paired { device: device.id(), scopes: scopes.filter_map(Value::as_str).map(str::to_owned).collect() }
 }
 
-fn refused(error: &Value) -> Error {
+fn error_of_response(error: &Value) -> Error {
     let request = error["details"]["requestId"].as_str().map(str::to_owned);
     match error["code"].as_str() {
         Some("NOT_PAIRED") => Error::NeedsApproval { request },
@@ -237,7 +233,7 @@ fn refused(error: &Value) -> Error {
     }
 }
 
-fn closed(reason: String) -> Error {
+fn error_of_close(reason: String) -> Error {
     if reason.starts_with("pairing required") { Error::NeedsApproval { request: None } } else { Error::Refused(reason) }
 }
 
@@ -259,11 +255,11 @@ pub(super) mod tests {
 
     /// A gateway that challenges with the nonce `n-1`, checks the signature as OpenClaw does, and gives `answer`.
     async fn gateway(answer: Value, shutdown: &Shutdown) -> SocketAddr {
-        gateway_of(vec![answer], shutdown).await
+        gateway_with_answers(vec![answer], shutdown).await
     }
 
     /// One that gives each connection the next of `answers`; to plain HTTP it answers as 2026.2.19 does.
-    pub(in crate::openclaw) async fn gateway_of(answers: Vec<Value>, shutdown: &Shutdown) -> SocketAddr {
+    pub(in crate::openclaw) async fn gateway_with_answers(answers: Vec<Value>, shutdown: &Shutdown) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         shutdown.spawn(async move {
@@ -283,7 +279,7 @@ pub(super) mod tests {
                 socket.send(Message::text(challenge.to_string())).await.unwrap();
                 let request: Value =
                     serde_json::from_str(socket.next().await.unwrap().unwrap().to_text().unwrap()).unwrap();
-                let answer = if signed(&request["params"]) {
+                let answer = if has_valid_signature(&request["params"]) {
                     answer
                 } else {
                     json!({"ok": false, "error": {"message": "bad signature"}})
@@ -297,7 +293,7 @@ pub(super) mod tests {
         address
     }
 
-    fn signed(params: &Value) -> bool {
+    fn has_valid_signature(params: &Value) -> bool {
         let device = &params["device"];
         let bytes = |field: &str| BASE64_URL_SAFE_NO_PAD.decode(device[field].as_str().unwrap()).unwrap();
         let scopes: Vec<&str> = params["scopes"].as_array().unwrap().iter().map(|s| s.as_str().unwrap()).collect();
@@ -329,12 +325,12 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_gateway_that_is_starting_is_asked_again() {
+    async fn a_gateway_that_is_starting_is_tried_again() {
         let shutdown = Shutdown::new();
         let starting =
             json!({"ok": false, "error": {"code": "UNAVAILABLE", "message": "gateway starting; retry shortly"}});
         let hello = json!({"ok": true, "payload": {"type": "hello-ok"}});
-        assert!(pair(gateway_of(vec![starting, hello], &shutdown).await, &device(), None).await.is_ok());
+        assert!(pair(gateway_with_answers(vec![starting, hello], &shutdown).await, &device(), None).await.is_ok());
     }
 
     #[tokio::test]
@@ -350,7 +346,7 @@ pub(super) mod tests {
         let error = pair(gateway(refuse, &shutdown).await, &device, None).await.unwrap_err();
         assert_eq!(error.to_string(), "the gateway refused to pair the device: unauthorized: gateway token mismatch");
         assert!(matches!(
-            closed("pairing required: device is not approved yet".into()),
+            error_of_close("pairing required: device is not approved yet".into()),
             Error::NeedsApproval { request: None }
         ));
     }

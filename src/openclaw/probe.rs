@@ -13,13 +13,13 @@ use http::HeaderName;
 use http::header::HOST;
 use serde_json::Value;
 
-use super::connect::{CLIENT, Response, connect, get};
+use super::connect::{PROBE_CLIENT, Response, connect, get};
 use super::server_certificate::server_certificate;
 use super::websocket::{allows_origin, sends_challenge};
 use crate::fingerprint::Fingerprint;
 
-const STARTUPZ: &str = "/startupz";
-const CANVAS: &str = "/__openclaw__/canvas/";
+const STARTUPZ_PATH: &str = "/startupz";
+const CANVAS_PATH: &str = "/__openclaw__/canvas/";
 /// A loopback address that no gateway should trust as a proxy.
 const UNTRUSTED_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
 
@@ -31,7 +31,7 @@ pub struct Plan {
     /// The source address of the external lane.
     pub external_source: IpAddr,
     /// This namespace's own addresses.
-    pub own: Vec<IpAddr>,
+    pub namespace_addresses: Vec<IpAddr>,
     /// The fingerprint of the sidecar's certificate, by which the sidecar is distinguished from the gateway.
     pub sidecar: Option<Fingerprint>,
     /// Origins of browsers that should be allowed.
@@ -96,53 +96,57 @@ pub enum Client {
 /// Sends the probes of `plan`.
 pub async fn probe(plan: &Plan) -> Observation {
     let Plan { address, external_source, .. } = *plan;
-    let mut seen = Observation {
+    let mut observation = Observation {
         address,
         external_source,
-        server: server(address).await,
-        exposed: exposed(plan).await,
+        server: detect_server(address).await,
+        exposed: exposed_addresses(plan).await,
         local: Client::Unclear("nothing".into()),
         external: Client::Unclear("nothing".into()),
         trusts: Vec::new(),
         origins: Vec::new(),
         allowed: plan.allowed.clone(),
     };
-    let modern = matches!(seen.server, Server::Modern(_));
+    let modern = matches!(observation.server, Server::Modern(_));
     // Lanes exist only for a gateway on loopback.
-    if !(modern || seen.server == Server::Old) || !address.ip().is_loopback() {
-        return seen;
+    if !(modern || observation.server == Server::Old) || !address.ip().is_loopback() {
+        return observation;
     }
     let sources: BTreeSet<IpAddr> = [Ipv4Addr::LOCALHOST.into(), UNTRUSTED_SOURCE, external_source]
         .into_iter()
-        .chain(plan.own.iter().copied().filter(|ip| ip.is_ipv4() == address.is_ipv4()))
+        .chain(plan.namespace_addresses.iter().copied().filter(|ip| ip.is_ipv4() == address.is_ipv4()))
         .collect();
     if modern {
-        seen.local = as_modern(&get(address, None, STARTUPZ, &[]).await);
-        seen.external = as_modern(&get(address, Some(external_source), STARTUPZ, &forwarded(CLIENT)).await);
+        observation.local = classified_by_modern(&get(address, None, STARTUPZ_PATH, &[]).await);
+        observation.external = classified_by_modern(
+            &get(address, Some(external_source), STARTUPZ_PATH, &forwarding_headers(PROBE_CLIENT)).await,
+        );
     } else {
-        seen.local = as_old(&get(address, None, CANVAS, &[]).await);
-        seen.external = as_old(&get(address, Some(external_source), CANVAS, &forwarded(CLIENT)).await);
+        observation.local = classified_by_old(&get(address, None, CANVAS_PATH, &[]).await);
+        observation.external = classified_by_old(
+            &get(address, Some(external_source), CANVAS_PATH, &forwarding_headers(PROBE_CLIENT)).await,
+        );
     }
     for source in sources {
         let trusted = if modern {
-            trusted_by_modern(&get(address, Some(source), STARTUPZ, &forwarded(CLIENT)).await)
+            trusted_by_modern(&get(address, Some(source), STARTUPZ_PATH, &forwarding_headers(PROBE_CLIENT)).await)
         } else {
-            trusted_by_old(&get(address, Some(source), CANVAS, &claiming_local()).await)
+            trusted_by_old(&get(address, Some(source), CANVAS_PATH, &loopback_claim()).await)
         };
-        seen.trusts.extend(trusted.map(|trusted| (source, trusted)));
+        observation.trusts.extend(trusted.map(|trusted| (source, trusted)));
     }
     for origin in &plan.origins {
         let allowed = allows_origin(address, external_source, origin).await;
-        seen.origins.extend(allowed.map(|allowed| (origin.clone(), allowed)));
+        observation.origins.extend(allowed.map(|allowed| (origin.clone(), allowed)));
     }
-    seen
+    observation
 }
 
-async fn server(address: SocketAddr) -> Server {
+async fn detect_server(address: SocketAddr) -> Server {
     if let Err(error) = connect(address, None).await {
         return Server::Unreachable(error.to_string());
     }
-    let answer = match get(address, None, STARTUPZ, &[]).await {
+    let answer = match get(address, None, STARTUPZ_PATH, &[]).await {
         Ok(answer) => answer,
         Err(error) => {
             return if server_certificate(address).await.is_some() {
@@ -153,22 +157,22 @@ async fn server(address: SocketAddr) -> Server {
         }
     };
     let status = answer.status;
-    match started(&answer) {
+    match parse_startupz(&answer) {
         Some(json) => Server::Modern(json["version"].as_str().map(Into::into)),
         None if status == 503 => Server::Starting,
         // It does not trust 127.0.0.1 as a local client, but it is an OpenClaw gateway.
-        None if is_attribution(&answer) => Server::Modern(None),
+        None if is_untrusted_proxy_refusal(&answer) => Server::Modern(None),
         None if sends_challenge(address).await => Server::Old,
         // Some TLS servers answer plain HTTP with an HTTP error.
         None if server_certificate(address).await.is_some() => Server::Tls,
-        None => Server::Other(format!("GET {STARTUPZ} with {status}, and sends no connect.challenge")),
+        None => Server::Other(format!("GET {STARTUPZ_PATH} with {status}, and sends no connect.challenge")),
     }
 }
 
 /// Returns the other addresses of this namespace where the gateway answers on its port.
-async fn exposed(plan: &Plan) -> Vec<(SocketAddr, bool)> {
+async fn exposed_addresses(plan: &Plan) -> Vec<(SocketAddr, bool)> {
     let mut exposed = Vec::new();
-    for ip in &plan.own {
+    for ip in &plan.namespace_addresses {
         let address = SocketAddr::new(*ip, plan.address.port());
         if address == plan.address || connect(address, None).await.is_err() {
             continue;
@@ -177,7 +181,7 @@ async fn exposed(plan: &Plan) -> Vec<(SocketAddr, bool)> {
         match server_certificate(address).await {
             Some(leaf) if plan.sidecar == Some(Fingerprint::of(&leaf)) => {}
             Some(_) => exposed.push((address, true)),
-            None if get(address, None, STARTUPZ, &[]).await.is_ok() => exposed.push((address, false)),
+            None if get(address, None, STARTUPZ_PATH, &[]).await.is_ok() => exposed.push((address, false)),
             None => {}
         }
     }
@@ -185,7 +189,7 @@ async fn exposed(plan: &Plan) -> Vec<(SocketAddr, bool)> {
 }
 
 /// The headers of the external lane, for a client at `client`.
-fn forwarded(client: &'static str) -> [(HeaderName, &'static str); 4] {
+fn forwarding_headers(client: &'static str) -> [(HeaderName, &'static str); 4] {
     const HOST_NAME: &str = "loopgate-check.invalid";
     [
         (HOST, HOST_NAME),
@@ -196,26 +200,26 @@ fn forwarded(client: &'static str) -> [(HeaderName, &'static str); 4] {
 }
 
 /// Headers that claim a local client, which older versions believe from a trusted proxy.
-fn claiming_local() -> [(HeaderName, &'static str); 1] {
+fn loopback_claim() -> [(HeaderName, &'static str); 1] {
     [(HeaderName::from_static("x-forwarded-for"), "127.0.0.1")]
 }
 
 /// Parses the answer of `/startupz`.
-fn started(answer: &Response) -> Option<Value> {
+fn parse_startupz(answer: &Response) -> Option<Value> {
     let json: Value = Some(&answer.body)
         .filter(|_| answer.status == 200 && answer.is_json)
         .and_then(|body| serde_json::from_str(body).ok())?;
     (json["ok"] == true && json["status"].is_string()).then_some(json)
 }
 
-fn is_attribution(answer: &Response) -> bool {
+fn is_untrusted_proxy_refusal(answer: &Response) -> bool {
     answer.status == 403 && answer.body.contains("proxy_attribution_required")
 }
 
-fn as_modern(answer: &std::io::Result<Response>) -> Client {
+fn classified_by_modern(answer: &std::io::Result<Response>) -> Client {
     match answer {
-        Ok(answer) if is_attribution(answer) => Client::Refused,
-        Ok(answer) => match started(answer) {
+        Ok(answer) if is_untrusted_proxy_refusal(answer) => Client::Refused,
+        Ok(answer) => match parse_startupz(answer) {
             Some(json) if json["version"].is_string() => Client::Local,
             Some(_) => Client::Remote,
             None => Client::Unclear(answer.status.to_string()),
@@ -224,7 +228,7 @@ fn as_modern(answer: &std::io::Result<Response>) -> Client {
     }
 }
 
-fn as_old(answer: &std::io::Result<Response>) -> Client {
+fn classified_by_old(answer: &std::io::Result<Response>) -> Client {
     match answer {
         Ok(answer) if answer.status == 401 => Client::Remote,
         Ok(answer) if is_canvas(answer) => Client::Local,
@@ -238,7 +242,7 @@ fn is_canvas(answer: &Response) -> bool {
 }
 
 fn trusted_by_modern(answer: &std::io::Result<Response>) -> Option<bool> {
-    match as_modern(answer) {
+    match classified_by_modern(answer) {
         Client::Refused => Some(false),
         Client::Remote => Some(true),
         Client::Local | Client::Unclear(_) => None,
@@ -246,7 +250,7 @@ fn trusted_by_modern(answer: &std::io::Result<Response>) -> Option<bool> {
 }
 
 fn trusted_by_old(answer: &std::io::Result<Response>) -> Option<bool> {
-    match as_old(answer) {
+    match classified_by_old(answer) {
         Client::Local => Some(true),
         Client::Remote => Some(false),
         Client::Refused | Client::Unclear(_) => None,
@@ -278,14 +282,14 @@ mod tests {
             (answer(200, UI), Client::Unclear("200".into()), None),
             (answer(503, ""), Client::Unclear("503".into()), None),
         ] {
-            assert_eq!((as_modern(&answer), trusted_by_modern(&answer)), (believed, trusted), "{answer:?}");
+            assert_eq!((classified_by_modern(&answer), trusted_by_modern(&answer)), (believed, trusted), "{answer:?}");
         }
         for (answer, believed, trusted) in [
             (answer(200, CANVAS_PAGE), Client::Local, Some(true)),
             (answer(401, UNAUTHORIZED), Client::Remote, Some(false)),
             (answer(200, UI), Client::Unclear("200, without the canvas page".into()), None),
         ] {
-            assert_eq!((as_old(&answer), trusted_by_old(&answer)), (believed, trusted), "{answer:?}");
+            assert_eq!((classified_by_old(&answer), trusted_by_old(&answer)), (believed, trusted), "{answer:?}");
         }
     }
 }

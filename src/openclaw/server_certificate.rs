@@ -9,7 +9,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureSch
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::TlsConnector;
 
-use super::connect::{connect, within};
+use super::connect::{connect, within_timeout};
 
 /// Returns the certificate that the server at `to` shows; `None` if there is no TLS server. Nothing
 /// is ever sent over such a connection.
@@ -21,7 +21,7 @@ pub(super) async fn server_certificate(to: SocketAddr) -> Option<CertificateDer<
     let config = config.dangerous().with_custom_certificate_verifier(Arc::clone(&recorder) as _).with_no_client_auth();
     let stream = connect(to, None).await.ok()?;
     // The handshake always fails, since the verifier rejects every certificate.
-    let _ = within(TlsConnector::from(Arc::new(config)).connect(ServerName::from(to.ip()), stream)).await;
+    let _ = within_timeout(TlsConnector::from(Arc::new(config)).connect(ServerName::from(to.ip()), stream)).await;
     recorder.0.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 

@@ -18,9 +18,9 @@ pub const PROBLEM: &str =
     "the gateway speaks TLS, and loopgate speaks plain HTTP to it; set gateway.tls.enabled to false in openclaw.json";
 
 /// The time limit of a handshake. On loopback it takes milliseconds.
-const TIMEOUT: Duration = Duration::from_secs(1);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The least time between two handshakes that broken answers cause.
-const INTERVAL: Duration = Duration::from_secs(1);
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Finds out whether the gateway speaks TLS, with as few handshakes as possible: a gateway that
 /// speaks plain HTTP answers each with an error.
@@ -29,12 +29,12 @@ pub struct TlsDetector {
     gateway: SocketAddr,
     /// Whether something happened since the last handshake that may mean TLS.
     is_suspected: AtomicBool,
-    last: Mutex<Last>,
+    last: Mutex<LastHandshake>,
 }
 
 /// The last handshake.
 #[derive(Debug, Default)]
-struct Last {
+struct LastHandshake {
     at: Option<Instant>,
     speaks_tls: bool,
 }
@@ -54,7 +54,7 @@ impl TlsDetector {
     pub async fn speaks_tls(&self) -> bool {
         let mut last = self.last.lock().await;
         if self.is_suspected.load(Ordering::Relaxed) || last.speaks_tls {
-            self.ask(&mut last).await;
+            self.try_handshake(&mut last).await;
         }
         last.speaks_tls
     }
@@ -64,14 +64,14 @@ impl TlsDetector {
     pub async fn explains_broken_answer(&self) -> bool {
         self.suspect();
         let mut last = self.last.lock().await;
-        if last.at.is_none_or(|at| at.elapsed() >= INTERVAL) {
-            self.ask(&mut last).await;
+        if last.at.is_none_or(|at| at.elapsed() >= MIN_INTERVAL) {
+            self.try_handshake(&mut last).await;
         }
         last.speaks_tls
     }
 
-    async fn ask(&self, last: &mut Last) {
-        let answer = timeout(TIMEOUT, server_certificate(self.gateway)).await;
+    async fn try_handshake(&self, last: &mut LastHandshake) {
+        let answer = timeout(HANDSHAKE_TIMEOUT, server_certificate(self.gateway)).await;
         // A gateway that is too busy to answer is asked again.
         self.is_suspected.store(answer.is_err(), Ordering::Relaxed);
         let speaks_tls = answer.map_or(last.speaks_tls, |certificate| certificate.is_some());
@@ -80,7 +80,7 @@ impl TlsDetector {
             (true, false) => info!(gateway = %self.gateway, "the gateway no longer speaks TLS"),
             _ => {}
         }
-        *last = Last { at: Some(Instant::now()), speaks_tls };
+        *last = LastHandshake { at: Some(Instant::now()), speaks_tls };
     }
 }
 
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gateway_with_plain_http_is_asked_only_when_tls_is_suspected() {
+    async fn a_gateway_gets_a_handshake_only_if_tls_is_suspected() {
         let shutdown = Shutdown::new();
         let (address, count) = plain_server(&shutdown).await;
         let detector = TlsDetector::new(address);

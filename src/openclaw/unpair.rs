@@ -32,7 +32,7 @@ impl TemporaryDevice {
 
     /// Removes its own pairing.
     pub async fn remove(mut self) {
-        if let Err(error) = self.connection.call(REMOVE, json!({ "deviceId": self.id })).await {
+        if let Err(error) = self.connection.call(REMOVE_METHOD, json!({ "deviceId": self.id })).await {
             info!(
                 device = self.id, %error,
                 "a one-time device stays paired; its key was never stored, so nobody can use it"
@@ -42,7 +42,7 @@ impl TemporaryDevice {
 }
 
 /// The gateway's method.
-const REMOVE: &str = "device.pair.remove";
+const REMOVE_METHOD: &str = "device.pair.remove";
 
 /// Removes the pairing of `devices` at the gateway at `address`, a loopback address of this network
 /// namespace. Those that it does not know count as removed.
@@ -53,7 +53,7 @@ pub async fn unpair(address: SocketAddr, devices: &[String], token: Option<&Secr
     let mut remover = TemporaryDevice::connect(address, token).await?;
     let removed = async {
         for device in devices {
-            match remover.connection.call(REMOVE, json!({ "deviceId": device })).await {
+            match remover.connection.call(REMOVE_METHOD, json!({ "deviceId": device })).await {
                 Ok(_) => info!(device, "removed the pairing of a device at the gateway"),
                 Err(Error::Refused(reason)) if is_unknown(&reason) => {
                     info!(device, "the device is not paired any more")
@@ -78,7 +78,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::openclaw::approve::tests::{Devices, gateway};
+    use crate::openclaw::approve::tests::{FakeDevices, gateway};
     use crate::openclaw::pair::SCOPES;
     use crate::shutdown::Shutdown;
 
@@ -86,9 +86,9 @@ mod tests {
     async fn only_the_named_devices_are_removed_and_the_remover_too() {
         let shutdown = Shutdown::new();
         let paired = |id: &str| (id.to_owned(), SCOPES.map(str::to_owned).to_vec());
-        let devices = Arc::new(Mutex::new(Devices {
+        let devices = Arc::new(Mutex::new(FakeDevices {
             paired: [paired("one"), paired("two"), paired("other")].into(),
-            ..Devices::default()
+            ..FakeDevices::default()
         }));
         let address = gateway(&devices, &shutdown).await;
         let named: Vec<String> = ["one", "gone", "two"].map(str::to_owned).into();

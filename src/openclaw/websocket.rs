@@ -11,7 +11,7 @@ use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::connect::{CLIENT, connect, within};
+use super::connect::{PROBE_CLIENT, connect, within_timeout};
 
 /// Returns whether the server sends `connect.challenge`, with which every version of the gateway begins.
 pub(super) async fn sends_challenge(gateway: SocketAddr) -> bool {
@@ -21,7 +21,7 @@ pub(super) async fn sends_challenge(gateway: SocketAddr) -> bool {
         let first = socket.next().await.transpose().map_err(io::Error::other)?;
         Ok(first.is_some_and(|message| is_challenge(&message)))
     };
-    within(handshake).await.unwrap_or(false)
+    within_timeout(handshake).await.unwrap_or(false)
 }
 
 /// Returns whether a page of `origin` may connect through the external lane; `None` if the answers do not show it.
@@ -33,12 +33,12 @@ pub(super) async fn allows_origin(gateway: SocketAddr, source: IpAddr, origin: &
         let host = uri.authority().map(ToString::to_string).unwrap_or_default();
         let mut request = format!("ws://{gateway}/").into_client_request().map_err(io::Error::other)?;
         let headers = request.headers_mut();
-        let text = |text: &str| HeaderValue::from_str(text).map_err(io::Error::other);
-        headers.insert(HOST, text(&host)?);
-        headers.insert(ORIGIN, text(origin)?);
-        headers.insert("x-forwarded-for", text(CLIENT)?);
-        headers.insert("x-forwarded-proto", text("https")?);
-        headers.insert("x-forwarded-host", text(&host)?);
+        let header_value = |text: &str| HeaderValue::from_str(text).map_err(io::Error::other);
+        headers.insert(HOST, header_value(&host)?);
+        headers.insert(ORIGIN, header_value(origin)?);
+        headers.insert("x-forwarded-for", header_value(PROBE_CLIENT)?);
+        headers.insert("x-forwarded-proto", header_value("https")?);
+        headers.insert("x-forwarded-host", header_value(&host)?);
         let (mut socket, _) =
             client_async(request, connect(gateway, Some(source)).await?).await.map_err(io::Error::other)?;
         while let Some(message) = socket.next().await.transpose().map_err(io::Error::other)? {
@@ -47,13 +47,13 @@ pub(super) async fn allows_origin(gateway: SocketAddr, source: IpAddr, origin: &
                     .send(Message::Text(Utf8Bytes::from(connect_request().to_string())))
                     .await
                     .map_err(io::Error::other)?;
-            } else if let Some(answer) = frame(&message).filter(|answer| answer["type"] == "res") {
+            } else if let Some(answer) = parse_frame(&message).filter(|answer| answer["type"] == "res") {
                 return Ok(Some(is_origin_allowed(&answer)));
             }
         }
         Ok(None)
     };
-    within(handshake).await.ok().flatten()
+    within_timeout(handshake).await.ok().flatten()
 }
 
 /// The `connect` request of the Control UI, without a token and without a device.
@@ -64,12 +64,12 @@ fn connect_request() -> Value {
     }})
 }
 
-fn frame(message: &Message) -> Option<Value> {
+fn parse_frame(message: &Message) -> Option<Value> {
     serde_json::from_str(message.to_text().ok()?).ok()
 }
 
 fn is_challenge(message: &Message) -> bool {
-    frame(message).is_some_and(|frame| frame["event"] == "connect.challenge")
+    parse_frame(message).is_some_and(|frame| frame["event"] == "connect.challenge")
 }
 
 /// Any other error means that the origin was accepted, since it is checked first.

@@ -11,11 +11,11 @@ use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::{OffsetDateTime, macros::datetime};
 use zeroize::Zeroizing;
 
-use super::certificate::Facts;
+use super::certificate::CertificateFields;
 use super::error::{Error, InvalidFile};
 use super::name::SubjectName;
 use super::pem;
-use super::state_dir::{Access, Lock, StateDir};
+use super::state_dir::{Access, DirLock, StateDir};
 use super::template::{self, Validity};
 
 pub(super) const CA_CERTIFICATE: &str = "ca.pem";
@@ -23,7 +23,7 @@ pub(super) const CA_KEY: &str = "ca.key";
 
 /// loopgate did not exist before this date. An earlier clock was never set, and a CA with its date
 /// would be invalid once it is.
-const EARLIEST: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
+const EARLIEST_CLOCK: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
 /// The CA with its key.
 #[derive(Debug)]
@@ -56,22 +56,22 @@ impl CertificateAuthority {
     /// Each step leaves a state that the next start completes: first the key, then its certificate.
     pub(super) fn load_or_create_in(
         dir: &StateDir,
-        lock: &Lock,
+        lock: &DirLock,
         constrain: Option<&BTreeSet<SubjectName>>,
         now: OffsetDateTime,
     ) -> Result<Self, Error> {
-        dir.sweep(lock);
+        dir.remove_temporary_files(lock);
         if dir.read(CA_KEY, Access::Secret)?.is_none() && dir.read(CA_CERTIFICATE, Access::Public)?.is_some() {
             return Err(Error::Missing { path: dir.file(CA_KEY), partner: dir.file(CA_CERTIFICATE) });
         }
         if dir.read(CA_CERTIFICATE, Access::Public)?.is_none() {
-            if now < EARLIEST {
+            if now < EARLIEST_CLOCK {
                 return Err(Error::Clock { now });
             }
             let key = load_or_create_key(dir, CA_KEY)?;
             let params = template::ca(&key, constrain, Validity::of(now, template::CA_LIFE))?;
-            let made = params.self_signed(&key).map_err(Error::Issue)?;
-            let pem = pem::encode_certificates(&[made.der().clone()]);
+            let certificate = params.self_signed(&key).map_err(Error::Issue)?;
+            let pem = pem::encode_certificates(&[certificate.der().clone()]);
             if dir.write_new(CA_CERTIFICATE, pem.as_bytes(), Access::Public)? {
                 tracing::info!(path = %dir.file(CA_CERTIFICATE).display(), "created a certificate authority");
             }
@@ -201,25 +201,25 @@ impl CertificateAuthority {
 /// Returns the SPIFFE ID of an agent with a certificate of `loopgate cert issue`. Each part is
 /// checked to be a single path segment.
 pub(super) fn agent_uri(trust_domain: &str, name: &str) -> Result<String, Error> {
-    let plain = |text: &str| {
+    let is_segment = |text: &str| {
         (1..=63).contains(&text.len())
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
     };
-    match [trust_domain, name].into_iter().find(|part| !plain(part)) {
+    match [trust_domain, name].into_iter().find(|part| !is_segment(part)) {
         Some(part) => Err(Error::SpiffeId { part: part.to_owned() }),
         None => Ok(format!("spiffe://{trust_domain}/agent/{name}")),
     }
 }
 
 /// Returns whether `file` is the certificate of loopgate's own CA in `state_dir`, which need not exist.
-pub fn is_own_authority(file: &Path, state_dir: &Path) -> bool {
+pub fn is_ca_file(file: &Path, state_dir: &Path) -> bool {
     file == state_dir.join(CA_CERTIFICATE)
 }
 
 /// Checks that `text` is an e-mail address that may stand in a certificate, a header and a file's name.
 pub(super) fn user_name(text: &str) -> Result<String, Error> {
-    let of = |part: &str, further: &str| {
+    let is_valid = |part: &str, further: &str| {
         !part.is_empty()
             && !part.starts_with(['.', '-'])
             && !part.ends_with('.')
@@ -227,7 +227,9 @@ pub(super) fn user_name(text: &str) -> Result<String, Error> {
             && part.chars().all(|c| c.is_ascii_alphanumeric() || further.contains(c))
     };
     match text.split_once('@') {
-        Some((name, domain)) if text.len() <= 254 && name.len() <= 64 && of(name, "._+-") && of(domain, ".-") => {
+        Some((name, domain))
+            if text.len() <= 254 && name.len() <= 64 && is_valid(name, "._+-") && is_valid(domain, ".-") =>
+        {
             Ok(text.to_owned())
         }
         _ => Err(Error::User { text: text.to_owned() }),
@@ -235,14 +237,14 @@ pub(super) fn user_name(text: &str) -> Result<String, Error> {
 }
 
 /// Loads `ca.pem`, which must contain a CA certificate.
-pub(super) fn load_certificate(dir: &StateDir) -> Result<(CertificateDer<'static>, Facts), Error> {
+pub(super) fn load_certificate(dir: &StateDir) -> Result<(CertificateDer<'static>, CertificateFields), Error> {
     let path = dir.file(CA_CERTIFICATE);
     let Some(content) = dir.read(CA_CERTIFICATE, Access::Public)? else {
         return Err(Error::NoAuthority { dir: dir.path().to_owned() });
     };
     let read = || {
         let certificate = pem::certificates(&content)?.swap_remove(0);
-        let facts = Facts::of(&certificate)?;
+        let facts = CertificateFields::parse(&certificate)?;
         if facts.is_ca { Ok((certificate, facts)) } else { Err(InvalidFile::NotACa) }
     };
     read().map_err(Error::unusable(path))

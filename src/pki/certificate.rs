@@ -18,13 +18,13 @@ use super::template::Validity;
 
 /// The fields of a certificate that loopgate uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct CertificateFields {
     /// The DNS names and IP addresses in its SAN.
     pub(super) names: BTreeSet<SubjectName>,
     /// The URIs in its SAN, such as an agent's SPIFFE ID.
     pub(super) uris: Vec<String>,
     /// The e-mail addresses in its SAN, such as a user's.
-    pub(super) mails: Vec<String>,
+    pub(super) emails: Vec<String>,
     /// Its validity.
     pub(super) validity: Validity,
     /// Whether it is a CA certificate that may sign certificates.
@@ -45,9 +45,9 @@ pub(super) struct Facts {
     pub(super) key_problem: Option<String>,
 }
 
-impl Facts {
+impl CertificateFields {
     /// Parses `certificate`, without verifying it.
-    pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<Self, InvalidFile> {
+    pub(super) fn parse(certificate: &CertificateDer<'_>) -> Result<Self, InvalidFile> {
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| match error {
             x509_parser::nom::Err::Error(error) | x509_parser::nom::Err::Failure(error) => {
                 InvalidFile::Certificate(error)
@@ -59,16 +59,16 @@ impl Facts {
         let date = |date: x509_parser::time::ASN1Time| {
             OffsetDateTime::from_unix_timestamp(date.timestamp()).map_err(|_| InvalidFile::Dates)
         };
-        let alternative = parsed.subject_alternative_name().map_err(InvalidFile::Certificate)?;
+        let alternative_names = parsed.subject_alternative_name().map_err(InvalidFile::Certificate)?;
         let may_sign = match parsed.key_usage().map_err(InvalidFile::Certificate)? {
             Some(usage) => usage.value.key_cert_sign(),
             None => true,
         };
-        let alternative = || alternative.iter().flat_map(|names| &names.value.general_names);
+        let alternative = || alternative_names.iter().flat_map(|names| &names.value.general_names);
         Ok(Self {
             names: alternative().filter_map(subject_name).collect(),
             uris: alternative().filter_map(uri).collect(),
-            mails: alternative().filter_map(mail).collect(),
+            emails: alternative().filter_map(email).collect(),
             validity: Validity {
                 not_before: date(parsed.validity().not_before)?,
                 not_after: date(parsed.validity().not_after)?,
@@ -133,9 +133,9 @@ fn uri(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-fn mail(name: &GeneralName<'_>) -> Option<String> {
+fn email(name: &GeneralName<'_>) -> Option<String> {
     match name {
-        GeneralName::RFC822Name(mail) => Some((*mail).to_owned()),
+        GeneralName::RFC822Name(email) => Some((*email).to_owned()),
         _ => None,
     }
 }

@@ -2,7 +2,7 @@
 
 use rustls_pki_types::CertificateDer;
 
-use super::certificate::Facts;
+use super::certificate::CertificateFields;
 use super::error::InvalidFile;
 
 /// A chain in order: the leaf, then the issuer of each certificate before it.
@@ -25,7 +25,7 @@ pub(super) fn order(
     chain: &[CertificateDer<'static>],
     public_key: Option<&[u8]>,
 ) -> Result<Option<OrderedChain>, InvalidFile> {
-    let facts = chain.iter().map(Facts::of).collect::<Result<Vec<_>, _>>()?;
+    let facts = chain.iter().map(CertificateFields::parse).collect::<Result<Vec<_>, _>>()?;
     let leaf = match public_key {
         Some(key) => facts.iter().position(|facts| facts.public_key == key),
         None => facts.iter().position(|facts| !facts.is_ca).or((!facts.is_empty()).then_some(0)),

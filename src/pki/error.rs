@@ -29,7 +29,7 @@ pub enum Error {
     },
     /// A file of the provided pair can't be used.
     #[error("{key}")]
-    Given {
+    Provided {
         /// The configuration key that names the file, and the flag.
         key: &'static str,
         /// What is wrong with it.
@@ -151,8 +151,8 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
-    pub(super) fn given(key: &'static str) -> impl FnOnce(Self) -> Self {
-        move |error| Self::Given { key, source: Box::new(error) }
+    pub(super) fn provided(key: &'static str) -> impl FnOnce(Self) -> Self {
+        move |error| Self::Provided { key, source: Box::new(error) }
     }
 
     pub(super) fn unusable(path: impl Into<PathBuf>) -> impl FnOnce(InvalidFile) -> Self {

@@ -7,7 +7,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls_pki_types::CertificateDer;
 
-use super::certificate::Facts;
+use super::certificate::CertificateFields;
 use super::error::{Error, InvalidFile};
 use super::identity::ServerIdentity;
 use super::state_dir::read_file;
@@ -29,12 +29,12 @@ pub(super) struct LoadedIdentity {
 pub(super) type FilesDigest = [u8; 32];
 
 /// Combines a chain with the key of its leaf.
-pub(super) fn identity(
+pub(super) fn server_identity(
     chain: Vec<CertificateDer<'static>>,
     key: Arc<dyn SigningKey>,
     ca: Option<CertificateDer<'static>>,
 ) -> Result<ServerIdentity, InvalidFile> {
-    let Facts { names, validity, .. } = Facts::of(&chain[0])?;
+    let CertificateFields { names, validity, .. } = CertificateFields::parse(&chain[0])?;
     Ok(ServerIdentity {
         certified_key: Arc::new(CertifiedKey::new(chain, key)),
         ca,

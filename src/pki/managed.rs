@@ -11,13 +11,13 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::authority::{CA_CERTIFICATE, CertificateAuthority, load_key, load_or_create_key};
-use super::certificate::{Facts, verify_before_publishing};
+use super::certificate::{CertificateFields, verify_before_publishing};
 use super::constraints::Constraints;
 use super::error::{Error, InvalidFile};
-use super::loaded::{FilesDigest, LoadedIdentity, files_digest, identity};
+use super::loaded::{FilesDigest, LoadedIdentity, files_digest, server_identity};
 use super::name::SubjectName;
-use super::revocation::REVOKED;
-use super::state_dir::{Access, Lock, StateDir};
+use super::revocation::REVOKED_FILE;
+use super::state_dir::{Access, DirLock, StateDir};
 use super::{pem, plan};
 
 pub(super) const SERVER_CERTIFICATE: &str = "server.pem";
@@ -78,7 +78,7 @@ impl Managed {
 
     /// Returns the names that a leaf should have in place of one with the names `current`: the
     /// `wanted` ones that the CA may sign for, or `current` itself if names are not followed.
-    pub(super) fn names(
+    pub(super) fn leaf_names(
         &self,
         current: Option<&BTreeSet<SubjectName>>,
         wanted: &BTreeSet<SubjectName>,
@@ -96,26 +96,26 @@ impl Managed {
 
     /// Returns the digest of the server's files.
     pub(super) fn files_digest(&self) -> FilesDigest {
-        files_digest([&self.dir.file(SERVER_CERTIFICATE), &self.dir.file(SERVER_KEY), &self.dir.file(REVOKED)])
+        files_digest([&self.dir.file(SERVER_CERTIFICATE), &self.dir.file(SERVER_KEY), &self.dir.file(REVOKED_FILE)])
     }
 
     /// Returns the server's certificate, renewed if it is due. A CA or a key that vanishes while
     /// running is an error; no new one is created.
     pub(super) fn load(&self, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let lock = self.dir.lock()?;
-        let key = self.key()?;
-        let current = self.current(&key, &lock)?;
-        let wanted = &self.names(current.as_ref().map(|(_, facts)| &facts.names), wanted);
+        let key = self.read_key()?;
+        let current = self.read_current(&key, &lock)?;
+        let wanted = &self.leaf_names(current.as_ref().map(|(_, facts)| &facts.names), wanted);
         let Some(names) = plan::due(current.as_ref().map(|(_, facts)| (&facts.names, facts.validity)), wanted, now)
         else {
             let (chain, _) = current.expect("without a leaf one is due");
-            return self.loaded(chain, &key, None);
+            return self.to_loaded(chain, &key, None);
         };
         match (self.issue(&key, &names, now), current) {
-            (Ok(chain), _) => self.loaded(chain, &key, None),
+            (Ok(chain), _) => self.to_loaded(chain, &key, None),
             // The old certificate is served until it expires.
             (Err(error), Some((chain, facts))) if now <= facts.validity.not_after => {
-                self.loaded(chain, &key, Some(error))
+                self.to_loaded(chain, &key, Some(error))
             }
             (Err(error), _) => Err(error),
         }
@@ -124,34 +124,38 @@ impl Managed {
     /// Replaces the leaf, due or not.
     pub(super) fn rotate(&self, rotate_key: RotateKey, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let lock = self.dir.lock()?;
-        let key = self.key()?;
-        let names = self.current(&key, &lock)?.map(|(_, facts)| facts.names);
+        let key = self.read_key()?;
+        let names = self.read_current(&key, &lock)?.map(|(_, facts)| facts.names);
         // Without a leaf only a running sidecar knows the names; it adds them when it notices the new leaf.
         let names = names.unwrap_or_else(|| [SubjectName::Dns("localhost".into())].into());
         match rotate_key {
             RotateKey::Keep => {
                 let chain = self.issue(&key, &names, now)?;
-                self.loaded(chain, &key, None)
+                self.to_loaded(chain, &key, None)
             }
             RotateKey::Replace => {
                 let key = KeyPair::generate().map_err(Error::Issue)?;
-                let chain = self.signed(&key, &names, now)?;
+                let chain = self.sign_verified(&key, &names, now)?;
                 self.dir.replace(NEXT_CERTIFICATE, pem::encode_certificates(&chain).as_bytes(), Access::Public)?;
                 self.dir.replace(SERVER_KEY, Zeroizing::new(key.serialize_pem()).as_bytes(), Access::Secret)?;
                 self.dir.rename(NEXT_CERTIFICATE, SERVER_CERTIFICATE)?;
-                self.loaded(chain, &key, None)
+                self.to_loaded(chain, &key, None)
             }
         }
     }
 
-    fn key(&self) -> Result<KeyPair, Error> {
+    fn read_key(&self) -> Result<KeyPair, Error> {
         let missing = || Error::Missing { path: self.dir.file(SERVER_KEY), partner: self.dir.file(SERVER_CERTIFICATE) };
         load_key(&self.dir, SERVER_KEY)?.ok_or_else(missing)
     }
 
     /// Returns the chain in the directory. It must be for `key` and signed by our CA, but may be expired or lack names.
-    fn current(&self, key: &KeyPair, _lock: &Lock) -> Result<Option<(Vec<CertificateDer<'static>>, Facts)>, Error> {
-        match (self.read(SERVER_CERTIFICATE, key), self.read(NEXT_CERTIFICATE, key)) {
+    fn read_current(
+        &self,
+        key: &KeyPair,
+        _lock: &DirLock,
+    ) -> Result<Option<(Vec<CertificateDer<'static>>, CertificateFields)>, Error> {
+        match (self.read_chain(SERVER_CERTIFICATE, key), self.read_chain(NEXT_CERTIFICATE, key)) {
             (Err(Error::Unusable { reason: InvalidFile::KeyMismatch, .. }) | Ok(None), Ok(Some(next))) => {
                 self.dir.rename(NEXT_CERTIFICATE, SERVER_CERTIFICATE)?;
                 Ok(Some(next))
@@ -160,11 +164,15 @@ impl Managed {
         }
     }
 
-    fn read(&self, name: &str, key: &KeyPair) -> Result<Option<(Vec<CertificateDer<'static>>, Facts)>, Error> {
+    fn read_chain(
+        &self,
+        name: &str,
+        key: &KeyPair,
+    ) -> Result<Option<(Vec<CertificateDer<'static>>, CertificateFields)>, Error> {
         let Some(content) = self.dir.read(name, Access::Public)? else { return Ok(None) };
         let check = || {
             let chain = pem::certificates(&content)?;
-            let facts = Facts::of(&chain[0])?;
+            let facts = CertificateFields::parse(&chain[0])?;
             if facts.public_key != key.subject_public_key_info() {
                 return Err(InvalidFile::KeyMismatch);
             }
@@ -183,13 +191,13 @@ impl Managed {
         names: &BTreeSet<SubjectName>,
         now: OffsetDateTime,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
-        let chain = self.signed(key, names, now)?;
+        let chain = self.sign_verified(key, names, now)?;
         self.dir.replace(SERVER_CERTIFICATE, pem::encode_certificates(&chain).as_bytes(), Access::Public)?;
         Ok(chain)
     }
 
     /// Issues a new leaf and verifies it.
-    fn signed(
+    fn sign_verified(
         &self,
         key: &KeyPair,
         names: &BTreeSet<SubjectName>,
@@ -200,7 +208,7 @@ impl Managed {
         Ok(chain)
     }
 
-    fn loaded(
+    fn to_loaded(
         &self,
         chain: Vec<CertificateDer<'static>>,
         key: &KeyPair,
@@ -209,7 +217,7 @@ impl Managed {
         let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
         let key = any_supported_type(&key)
             .map_err(|error| Error::unusable(self.dir.file(SERVER_KEY))(InvalidFile::TlsKey(error)))?;
-        let identity = identity(chain, key, Some(self.authority.certificate().clone()));
+        let identity = server_identity(chain, key, Some(self.authority.certificate().clone()));
         Ok(LoadedIdentity { identity: identity.map_err(Error::unusable(self.dir.file(SERVER_CERTIFICATE)))?, problem })
     }
 }

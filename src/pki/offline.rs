@@ -12,12 +12,12 @@ use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
 use super::authority::{self, CertificateAuthority, load_or_create_key};
-use super::certificate::Facts;
+use super::certificate::CertificateFields;
 use super::error::{Error, InvalidFile};
 use super::managed::{Managed, RotateKey, SERVER_CERTIFICATE};
 use super::pin::public_key_pin;
 pub use super::pkcs12::{Encryption, generate_password, read_password};
-pub use super::revocation::serial;
+pub use super::revocation::parse_serial;
 use super::state_dir::{Access, StateDir, read_file};
 use super::{chain, pem, pkcs12, revocation};
 use crate::fingerprint::Fingerprint;
@@ -90,11 +90,11 @@ pub fn export(state_dir: &Path) -> Result<String, Error> {
 
 /// Writes the CA's certificate to a file that every user may read, for images without a shell.
 pub fn export_to(state_dir: &Path, file: &Path) -> Result<(), Error> {
-    write(file, export(state_dir)?.as_bytes(), Access::Public)
+    write_atomically(file, export(state_dir)?.as_bytes(), Access::Public)
 }
 
 /// Writes `file` as a whole or not at all.
-fn write(file: &Path, content: &[u8], access: Access) -> Result<(), Error> {
+fn write_atomically(file: &Path, content: &[u8], access: Access) -> Result<(), Error> {
     let Some(name) = file.file_name().and_then(|name| name.to_str()) else {
         return Err(Error::io("write", file)(std::io::ErrorKind::InvalidFilename.into()));
     };
@@ -191,7 +191,7 @@ pub fn issue_user(
 /// # Errors
 /// The file can't be written.
 pub fn write_secret(file: &Path, content: &[u8]) -> Result<(), Error> {
-    write(file, content, Access::Secret)
+    write_atomically(file, content, Access::Secret)
 }
 
 /// Revokes the certificate with this serial number; returns whether it was not revoked before. A
@@ -212,7 +212,7 @@ pub fn revoke(state_dir: &Path, serial: &[u8]) -> Result<bool, Error> {
 /// The file can't be read or contains no certificate.
 pub fn serial_of(file: &Path) -> Result<Vec<u8>, Error> {
     let certificate = read_certificates(file)?.swap_remove(0);
-    serial(&Facts::of(&certificate).map_err(Error::unusable(file))?.serial)
+    parse_serial(&CertificateFields::parse(&certificate).map_err(Error::unusable(file))?.serial)
 }
 
 /// Prints a serial number as [`Description::serial`] does.
@@ -222,12 +222,12 @@ pub fn serial_text(serial: &[u8]) -> String {
 }
 
 fn describe(file: PathBuf, certificate: &CertificateDer<'_>) -> Result<Description, Error> {
-    let facts = Facts::of(certificate).map_err(Error::unusable(&file))?;
+    let facts = CertificateFields::parse(certificate).map_err(Error::unusable(&file))?;
     let date = |date: OffsetDateTime| date.format(&Rfc3339).unwrap_or_else(|_| date.to_string());
     Ok(Description {
         file,
         subject: facts.subject,
-        names: facts.names.iter().map(ToString::to_string).chain(facts.uris).chain(facts.mails).collect(),
+        names: facts.names.iter().map(ToString::to_string).chain(facts.uris).chain(facts.emails).collect(),
         not_before: date(facts.validity.not_before),
         not_after: date(facts.validity.not_after),
         days_left: (facts.validity.not_after - OffsetDateTime::now_utc()).whole_days(),

@@ -38,14 +38,14 @@ pub fn encode_certificates(chain: &[CertificateDer<'_>]) -> String {
 
 /// A text without byte order marks; wiped from memory if it had to be copied.
 enum Text<'a> {
-    Given(&'a [u8]),
+    Borrowed(&'a [u8]),
     Copied(Zeroizing<Vec<u8>>),
 }
 
 impl Text<'_> {
     fn as_bytes(&self) -> &[u8] {
         match self {
-            Self::Given(text) => text,
+            Self::Borrowed(text) => text,
             Self::Copied(text) => text,
         }
     }
@@ -54,7 +54,7 @@ impl Text<'_> {
 /// Removes byte order marks, also those within a file that was joined from several.
 fn without_bom(pem: &[u8]) -> Text<'_> {
     if !contains(pem, BOM) {
-        return Text::Given(pem);
+        return Text::Borrowed(pem);
     }
     let mut text = Zeroizing::new(Vec::with_capacity(pem.len()));
     let mut rest = pem;

@@ -16,16 +16,16 @@ use super::error::Error;
 use crate::fingerprint::Fingerprint;
 
 /// The rounds of each key derivation. Windows refuses a file with more than 600 000 in all; there are three.
-const ROUNDS: u32 = 100_000;
+const KDF_ROUNDS: u32 = 100_000;
 
 /// The fewest characters of a password that a user chooses. A holder of the file can try passwords.
 const MIN_PASSWORD: usize = 12;
 const MAX_PASSWORD: usize = 128;
 
 /// 32 characters that look like no other.
-const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+const PASSWORD_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 /// A generated password has 25 of them, which is 125 bits, in groups for those who type it on a phone.
-const GROUPS: usize = 5;
+const PASSWORD_GROUPS: usize = 5;
 
 /// How a file is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +47,14 @@ impl Encryption {
 
 /// Returns a random password.
 pub fn generate_password() -> Result<Zeroizing<String>, Error> {
-    let mut bytes = Zeroizing::new([0; GROUPS * 5]);
+    let mut bytes = Zeroizing::new([0; PASSWORD_GROUPS * 5]);
     rand::fill(bytes.as_mut_slice()).map_err(|_| Error::Random)?;
-    let mut password = Zeroizing::new(String::with_capacity(GROUPS * 6));
+    let mut password = Zeroizing::new(String::with_capacity(PASSWORD_GROUPS * 6));
     for (index, byte) in bytes.iter().enumerate() {
         if index > 0 && index % 5 == 0 {
             password.push('-');
         }
-        password.push(char::from(ALPHABET[usize::from(byte % 32)]));
+        password.push(char::from(PASSWORD_ALPHABET[usize::from(byte % 32)]));
     }
     Ok(password)
 }
@@ -70,8 +70,8 @@ pub fn read_password(path: &Path) -> Result<Zeroizing<String>, Error> {
     let password = content.trim_end_matches(['\r', '\n']);
     let characters = password.chars().count();
     // The file states the password in UTF-16 without surrogates.
-    let valid = |c: char| !c.is_control() && u32::from(c) <= 0xffff;
-    if (MIN_PASSWORD..=MAX_PASSWORD).contains(&characters) && password.chars().all(valid) {
+    let is_valid = |c: char| !c.is_control() && u32::from(c) <= 0xffff;
+    if (MIN_PASSWORD..=MAX_PASSWORD).contains(&characters) && password.chars().all(is_valid) {
         Ok(Zeroizing::new(password.to_owned()))
     } else {
         Err(Error::Password { path: path.to_owned() })
@@ -96,8 +96,8 @@ pub(super) fn encode(
         let mut store = KeyStore::new();
         store.add_entry(name, KeyStoreEntry::PrivateKeyChain(PrivateKeyChain::new(id, key, certificates)));
         let (encryption, mac) = encryption.algorithms();
-        let writer = store.writer(password).encryption_algorithm(encryption).encryption_iterations(ROUNDS);
-        writer.mac_algorithm(mac).mac_iterations(ROUNDS).write()
+        let writer = store.writer(password).encryption_algorithm(encryption).encryption_iterations(KDF_ROUNDS);
+        writer.mac_algorithm(mac).mac_iterations(KDF_ROUNDS).write()
     };
     encoded().map_err(|error| Error::Pkcs12(Box::new(error)))
 }

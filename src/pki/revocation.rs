@@ -7,7 +7,7 @@ use super::error::{Error, InvalidFile};
 use super::state_dir::{Access, StateDir};
 
 /// One serial number a line, in hexadecimal; `#` begins a comment.
-pub(super) const REVOKED: &str = "revoked";
+pub(super) const REVOKED_FILE: &str = "revoked";
 
 /// The most bytes of a serial number (RFC 5280 section 4.1.2.2).
 const MAX_SERIAL: usize = 20;
@@ -27,7 +27,7 @@ impl Revoked {
 ///
 /// # Errors
 /// `text` is no serial number.
-pub fn serial(text: &str) -> Result<Vec<u8>, Error> {
+pub fn parse_serial(text: &str) -> Result<Vec<u8>, Error> {
     let invalid = || Error::Serial { text: text.to_owned() };
     let bytes = hex::decode(text.trim().replace(':', "")).map_err(|_| invalid())?;
     let serial = without_zeros(&bytes);
@@ -37,18 +37,19 @@ pub fn serial(text: &str) -> Result<Vec<u8>, Error> {
 /// Reads the list. A missing file is an empty list; a file that can't be read or understood is an
 /// error, so that no certificate is accepted again by accident.
 pub(super) fn read(dir: &StateDir) -> Result<Revoked, Error> {
-    let content = match dir.read(REVOKED, Access::Public) {
+    let content = match dir.read(REVOKED_FILE, Access::Public) {
         Ok(content) => content,
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotADirectory => None,
         Err(error) => return Err(error),
     };
     let Some(content) = content else { return Ok(Revoked::default()) };
-    let unusable = |line: usize| Error::unusable(dir.file(REVOKED))(InvalidFile::RevokedLine(line));
+    let unusable = |line: usize| Error::unusable(dir.file(REVOKED_FILE))(InvalidFile::RevokedLine(line));
     let text = std::str::from_utf8(&content).map_err(|_| unusable(1))?;
     let lines = text.trim_start_matches('\u{feff}').lines().enumerate();
-    let given = lines.map(|(number, line)| (number + 1, line.split('#').next().unwrap_or_default().trim()));
-    let serials =
-        given.filter(|(_, line)| !line.is_empty()).map(|(number, line)| serial(line).map_err(|_| unusable(number)));
+    let numbered = lines.map(|(number, line)| (number + 1, line.split('#').next().unwrap_or_default().trim()));
+    let serials = numbered
+        .filter(|(_, line)| !line.is_empty())
+        .map(|(number, line)| parse_serial(line).map_err(|_| unusable(number)));
     Ok(Revoked(serials.collect::<Result<_, _>>()?))
 }
 
@@ -58,12 +59,12 @@ pub(super) fn add(dir: &StateDir, serial: &[u8], comment: &str) -> Result<bool, 
     if read(dir)?.contains(serial) {
         return Ok(false);
     }
-    let mut content = dir.read(REVOKED, Access::Public)?.map(|content| content.to_vec()).unwrap_or_default();
+    let mut content = dir.read(REVOKED_FILE, Access::Public)?.map(|content| content.to_vec()).unwrap_or_default();
     if content.last().is_some_and(|last| *last != b'\n') {
         content.push(b'\n');
     }
     content.extend(format!("{} # {comment}\n", hex::encode(without_zeros(serial))).bytes());
-    dir.replace(REVOKED, &content, Access::Public)?;
+    dir.replace(REVOKED_FILE, &content, Access::Public)?;
     Ok(true)
 }
 
@@ -79,10 +80,10 @@ mod tests {
     #[test]
     fn serial_numbers_are_parsed_in_every_common_spelling() {
         for text in ["0a1b2c", "0A:1B:2C", " 0a1b2c\n", "000a1b2c"] {
-            assert_eq!(serial(text).unwrap(), [0x0a, 0x1b, 0x2c], "{text}");
+            assert_eq!(parse_serial(text).unwrap(), [0x0a, 0x1b, 0x2c], "{text}");
         }
         for text in ["", "00", "xyz", "0a1", &"11".repeat(21)] {
-            assert!(serial(text).is_err(), "{text}");
+            assert!(parse_serial(text).is_err(), "{text}");
         }
     }
 
@@ -91,14 +92,14 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let dir = StateDir::at(home.path());
         assert_eq!(read(&dir).unwrap(), Revoked::default());
-        std::fs::write(home.path().join(REVOKED), "# by hand\r\n0A:01\r\n\r\n0b02 # robot").unwrap();
+        std::fs::write(home.path().join(REVOKED_FILE), "# by hand\r\n0A:01\r\n\r\n0b02 # robot").unwrap();
         assert!(add(&dir, &[0x0c, 3], "other").unwrap());
         assert!(!add(&dir, &[0, 0x0a, 1], "again").unwrap());
         let revoked = read(&dir).unwrap();
         assert!(
             [[0x0a, 1], [0x0b, 2], [0x0c, 3]].iter().all(|serial| revoked.contains(serial)) && !revoked.contains(&[1])
         );
-        std::fs::write(home.path().join(REVOKED), "0a01\nrobot\n").unwrap();
+        std::fs::write(home.path().join(REVOKED_FILE), "0a01\nrobot\n").unwrap();
         let error = crate::error_chain::error_chain(&read(&dir).unwrap_err());
         assert!(error.contains("revoked") && error.contains("line 2"), "{error}");
     }

@@ -19,10 +19,10 @@ use super::name::SubjectName;
 use super::source::Source;
 
 /// The time between two checks of files and clock. It is short, since the wall clock may jump at any time.
-const POLL: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The time before a retry after a failure that no change of a file resolves, such as a full disk.
-pub(super) const RETRY: Duration = Duration::from_secs(60);
+pub(super) const RETRY_DELAY: Duration = Duration::from_secs(60);
 
 /// The task that owns the certificate.
 pub(super) struct Rotation {
@@ -42,7 +42,7 @@ pub(super) struct RotationState {
     /// The files as last read, valid or not.
     pub(super) digest: FilesDigest,
     /// Files that were invalid at the first check: another process may be replacing them right now.
-    pub(super) suspect: Option<FilesDigest>,
+    pub(super) invalid_once: Option<FilesDigest>,
     /// The time of the next retry after a failure.
     pub(super) retry_at: Option<Instant>,
 }
@@ -50,7 +50,7 @@ pub(super) struct RotationState {
 impl Rotation {
     /// Runs until `shutdown` begins.
     pub(super) async fn run(mut self, shutdown: Shutdown) {
-        let mut tick = tokio::time::interval(POLL);
+        let mut tick = tokio::time::interval(POLL_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut names_may_change = true;
         loop {
@@ -65,15 +65,15 @@ impl Rotation {
                 }
                 _ = tick.tick() => false,
             };
-            self.check(requested).await;
+            self.check_once(requested).await;
         }
     }
 
     /// Checks files, names and clock once, and renews or reloads the certificate if necessary.
-    async fn check(&mut self, requested: bool) {
+    async fn check_once(&mut self, requested: bool) {
         let source = Arc::clone(&self.source);
         let served = Arc::clone(&self.identity.borrow());
-        let wanted = wanted(&self.fixed_names, &self.names.borrow_and_update());
+        let wanted = wanted_names(&self.fixed_names, &self.names.borrow_and_update());
         let last = self.state.digest;
         let may_renew = self.state.retry_at.is_none_or(|at| at <= Instant::now());
         let retry = self.state.retry_at.is_some() && may_renew;
@@ -95,10 +95,10 @@ impl Rotation {
     }
 
     fn apply(&mut self, requested: bool, digest: FilesDigest, result: Result<LoadedIdentity, Error>) {
-        let half_written =
-            result.is_err() && !requested && digest != self.state.digest && self.state.suspect != Some(digest);
-        self.state.suspect = half_written.then_some(digest);
-        if half_written {
+        let may_be_half_written =
+            result.is_err() && !requested && digest != self.state.digest && self.state.invalid_once != Some(digest);
+        self.state.invalid_once = may_be_half_written.then_some(digest);
+        if may_be_half_written {
             return;
         }
         self.state.digest = digest;
@@ -109,8 +109,8 @@ impl Rotation {
             }
             Err(error) => Some(error),
         };
-        self.state.retry_at = problem.is_some().then(|| Instant::now() + RETRY);
-        self.report(problem);
+        self.state.retry_at = problem.is_some().then(|| Instant::now() + RETRY_DELAY);
+        self.report_problem(problem);
     }
 
     /// Serves `identity` from now on, unless it is the one that is served, or has expired while the served one has not.
@@ -132,7 +132,7 @@ impl Rotation {
     }
 
     /// Logs and publishes a problem, once.
-    fn report(&self, problem: Option<Error>) {
+    fn report_problem(&self, problem: Option<Error>) {
         self.problem.send_if_modified(|known| {
             let changed = match (&*known, &problem) {
                 (None, None) => false,
@@ -154,7 +154,7 @@ impl Rotation {
 /// Logs why the served certificate is not the wanted one.
 pub(super) fn warn_of_problem(error: &Error) {
     tracing::warn!(
-        error = error as &dyn std::error::Error, retry_in = ?RETRY,
+        error = error as &dyn std::error::Error, retry_in = ?RETRY_DELAY,
         "can't load or renew the certificate; still serving the old one; trying again"
     );
 }
@@ -171,7 +171,7 @@ pub(super) fn log_identity(identity: &ServerIdentity) {
 
 /// Returns the names for the leaf. A name that is not valid in a certificate (a network alias may
 /// be any text) is left out.
-pub(super) fn wanted(fixed: &BTreeSet<SubjectName>, found: &BTreeSet<SubjectName>) -> BTreeSet<SubjectName> {
+pub(super) fn wanted_names(fixed: &BTreeSet<SubjectName>, found: &BTreeSet<SubjectName>) -> BTreeSet<SubjectName> {
     let checked = found.iter().filter_map(|name| match name.checked() {
         Ok(name) => Some(name),
         Err(error) => {

@@ -14,7 +14,7 @@ use crate::fingerprint::Fingerprint;
 use crate::token_bucket::{Rate, TokenBucket};
 
 /// How many QR codes are drawn in a second. Each takes a fraction of a millisecond, and every client may ask for one.
-const CODES_PER_SECOND: u32 = 20;
+const QR_CODES_PER_SECOND: u32 = 20;
 
 /// The CA's certificate in each form in which clients install it. All are made once, so that a
 /// request costs a copy of a pointer; only a QR code is drawn for a request.
@@ -25,7 +25,7 @@ pub struct ServedCa {
     der: Bytes,
     profile: Bytes,
     page: Bytes,
-    codes: Mutex<TokenBucket>,
+    qr_code_budget: Mutex<TokenBucket>,
 }
 
 impl ServedCa {
@@ -38,7 +38,7 @@ impl ServedCa {
             der: Bytes::copy_from_slice(certificate),
             profile: profile::render(certificate, &fingerprint).into(),
             page: page::render(&fingerprint, None).into(),
-            codes: Mutex::new(TokenBucket::full(Instant::now())),
+            qr_code_budget: Mutex::new(TokenBucket::full(Instant::now())),
         }
     }
 
@@ -60,8 +60,9 @@ impl ServedCa {
     /// Returns the page that leads to the other forms. It has a QR code of `url`, its own address,
     /// unless too many are asked for.
     pub fn page(&self, url: Option<&str>) -> Bytes {
-        let rate = Rate::per_second(CODES_PER_SECOND);
-        let may_draw = || self.codes.lock().unwrap_or_else(PoisonError::into_inner).try_take(rate, Instant::now());
+        let rate = Rate::per_second(QR_CODES_PER_SECOND);
+        let may_draw =
+            || self.qr_code_budget.lock().unwrap_or_else(PoisonError::into_inner).try_take(rate, Instant::now());
         match url.filter(|_| may_draw()) {
             Some(url) => page::render(&self.fingerprint, Some(url)).into(),
             None => self.page.clone(),
@@ -79,7 +80,7 @@ mod tests {
         let has_code = |url| ca.page(url).windows(4).any(|part| part == b"<svg");
         assert!(!has_code(None));
         let drawn = (0..100).filter(|_| has_code(Some("https://gateway.example/"))).count();
-        assert_eq!(drawn, CODES_PER_SECOND as usize);
+        assert_eq!(drawn, QR_CODES_PER_SECOND as usize);
         tokio::time::advance(std::time::Duration::from_secs(1)).await;
         assert!(has_code(Some("https://gateway.example/")));
     }

@@ -64,7 +64,7 @@ pub fn open(
 ) -> Result<Pki, Error> {
     let now = OffsetDateTime::now_utc();
     let fixed_names = fixed_names(&tls.names)?;
-    let wanted = rotation::wanted(&fixed_names, &names.borrow());
+    let wanted = rotation::wanted_names(&fixed_names, &names.borrow());
     let constrain = Some(&wanted).filter(|_| tls.constrain_names);
     let (source, authority) = match &tls.provided {
         None => {
@@ -89,18 +89,18 @@ pub fn open(
     let digest = source.files_digest();
     let loaded = source.load(&wanted, now)?;
     rotation::log_identity(&loaded.identity);
-    let retry_at = loaded.problem.is_some().then(|| tokio::time::Instant::now() + rotation::RETRY);
+    let retry_at = loaded.problem.is_some().then(|| tokio::time::Instant::now() + rotation::RETRY_DELAY);
     if let Some(problem) = &loaded.problem {
         tracing::warn!(
-            error = problem as &dyn std::error::Error, retry_in = ?rotation::RETRY,
+            error = problem as &dyn std::error::Error, retry_in = ?rotation::RETRY_DELAY,
             "serving a certificate that has expired or could not be renewed"
         );
     }
 
-    let (identity, served) = watch::channel(Arc::new(loaded.identity));
-    let (problem, observed) = watch::channel(loaded.problem.map(Arc::new));
+    let (identity, served_identity) = watch::channel(Arc::new(loaded.identity));
+    let (problem, current_problem) = watch::channel(loaded.problem.map(Arc::new));
     let reload = Arc::new(Notify::new());
-    let state = RotationState { digest, suspect: None, retry_at };
+    let state = RotationState { digest, invalid_once: None, retry_at };
     let rotation = Rotation {
         source: Arc::new(source),
         fixed_names,
@@ -111,7 +111,7 @@ pub fn open(
         state,
     };
     shutdown.spawn(rotation.run(shutdown.clone()));
-    Ok(Pki { identity: served, problem: observed, authority, reload })
+    Ok(Pki { identity: served_identity, problem: current_problem, authority, reload })
 }
 
 /// Returns loopgate's CA, if there can be one. Agents can't enrol without it, but the provided pair

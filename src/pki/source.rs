@@ -38,7 +38,7 @@ impl Source {
         let validity = Validity { not_before: served.not_before, not_after: served.not_after };
         match self {
             Self::Managed(managed) => {
-                let wanted = managed.names(Some(&served.names), wanted);
+                let wanted = managed.leaf_names(Some(&served.names), wanted);
                 plan::due(Some((&served.names, validity)), &wanted, now).is_some()
             }
             Self::Provided(_) => false,

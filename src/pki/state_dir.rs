@@ -24,7 +24,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
 const LOCK_FILE: &str = ".lock";
-const TEMPORARY: &str = ".new-";
+const TEMPORARY_PREFIX: &str = ".new-";
 
 /// The readers of a file of the state directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(super) struct StateDir {
 
 /// Keeps other processes from writing while it exists. `None` if the file system has no locks.
 #[derive(Debug)]
-pub(super) struct Lock(Option<File>);
+pub(super) struct DirLock(Option<File>);
 
 impl StateDir {
     /// Returns `path`, which need not exist.
@@ -83,22 +83,22 @@ impl StateDir {
     }
 
     /// Takes the lock. Waits for other processes, at most [`LOCK_WAIT`].
-    pub(super) fn lock(&self) -> Result<Lock, Error> {
+    pub(super) fn lock(&self) -> Result<DirLock, Error> {
         let path = self.file(LOCK_FILE);
         // flock(2) needs no write access, so that a read-only or full directory can still be used.
         let opened =
             OpenOptions::new().write(true).create(true).truncate(false).open(&path).or_else(|_| File::open(&path));
-        let Ok(file) = opened else { return Ok(Lock(None)) };
+        let Ok(file) = opened else { return Ok(DirLock(None)) };
         let start = Instant::now();
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Lock(Some(file))),
+                Ok(()) => return Ok(DirLock(Some(file))),
                 Err(TryLockError::Error(error)) => {
                     tracing::debug!(
                         error = &error as &dyn std::error::Error, path = %path.display(),
                         "no locks on this file system"
                     );
-                    return Ok(Lock(None));
+                    return Ok(DirLock(None));
                 }
                 Err(TryLockError::WouldBlock) if start.elapsed() > LOCK_WAIT => return Err(Error::Locked { path }),
                 Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_POLL),
@@ -107,13 +107,13 @@ impl StateDir {
     }
 
     /// Removes the temporary files of killed writers. The lock proves that no writer is active.
-    pub(super) fn sweep(&self, lock: &Lock) {
+    pub(super) fn remove_temporary_files(&self, lock: &DirLock) {
         if lock.0.is_none() {
             return;
         }
         let Ok(entries) = self.path.read_dir() else { return };
         for entry in entries.flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+            if entry.file_name().as_encoded_bytes().starts_with(TEMPORARY_PREFIX.as_bytes()) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
@@ -137,8 +137,8 @@ impl StateDir {
     /// Writes `name` unless the file exists; returns whether it was written.
     pub(super) fn write_new(&self, name: &str, content: &[u8], access: Access) -> Result<bool, Error> {
         let path = self.file(name);
-        match self.temporary(name, content, access)?.persist_noclobber(&path) {
-            Ok(_) => self.sync().map(|()| true),
+        match self.write_temporary(name, content, access)?.persist_noclobber(&path) {
+            Ok(_) => self.sync_directory().map(|()| true),
             Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(Error::io("create", path)(error.error)),
         }
@@ -147,26 +147,26 @@ impl StateDir {
     /// Writes `name`, and replaces an existing file.
     pub(super) fn replace(&self, name: &str, content: &[u8], access: Access) -> Result<(), Error> {
         let path = self.file(name);
-        self.temporary(name, content, access)?
+        self.write_temporary(name, content, access)?
             .persist(&path)
             .map_err(|error| Error::io("replace", path)(error.error))?;
-        self.sync()
+        self.sync_directory()
     }
 
     /// Renames `from` to `to`.
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
         std::fs::rename(self.file(from), self.file(to)).map_err(Error::io("replace", self.file(to)))?;
-        self.sync()
+        self.sync_directory()
     }
 
-    fn temporary(&self, name: &str, content: &[u8], access: Access) -> Result<NamedTempFile, Error> {
+    fn write_temporary(&self, name: &str, content: &[u8], access: Access) -> Result<NamedTempFile, Error> {
         let mode = match access {
             Access::Secret => 0o600,
             Access::Public => 0o644,
         };
         let write = || {
             let mut file = tempfile::Builder::new()
-                .prefix(TEMPORARY)
+                .prefix(TEMPORARY_PREFIX)
                 .suffix(&format!("-{name}"))
                 .permissions(std::fs::Permissions::from_mode(mode))
                 .tempfile_in(&self.path)?;
@@ -178,7 +178,7 @@ impl StateDir {
     }
 
     /// Syncs the directory, so that the names of files are durable too.
-    fn sync(&self) -> Result<(), Error> {
+    fn sync_directory(&self) -> Result<(), Error> {
         File::open(&self.path).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", &self.path))
     }
 }
@@ -186,18 +186,18 @@ impl StateDir {
 /// Reads a regular file of at most [`MAX_FILE`] bytes; returns its content and permission bits.
 pub(super) fn read_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), Error> {
     // Checked before opening, since opening a pipe waits for a writer.
-    let about = std::fs::metadata(path).map_err(Error::io("read", path))?;
-    if !about.is_file() {
+    let metadata = std::fs::metadata(path).map_err(Error::io("read", path))?;
+    if !metadata.is_file() {
         return Err(Error::unusable(path)(InvalidFile::NotAFile));
     }
     // The full capacity at once: a buffer that grows leaves copies of a key in memory.
-    let mut content = Zeroizing::new(Vec::with_capacity(about.len().min(MAX_FILE) as usize + 1));
+    let mut content = Zeroizing::new(Vec::with_capacity(metadata.len().min(MAX_FILE) as usize + 1));
     let file = File::open(path).map_err(Error::io("read", path))?;
     file.take(MAX_FILE + 1).read_to_end(&mut content).map_err(Error::io("read", path))?;
     if content.len() as u64 > MAX_FILE {
         return Err(Error::unusable(path)(InvalidFile::TooLarge(MAX_FILE)));
     }
-    Ok((content, about.permissions().mode() & 0o7777))
+    Ok((content, metadata.permissions().mode() & 0o7777))
 }
 
 /// Returns who besides `us` and root may write to a directory of `owner` with this mode. Group
@@ -275,9 +275,9 @@ mod tests {
     fn temporary_files_are_removed_only_under_the_lock() {
         let (_home, dir) = dir();
         std::fs::write(dir.file(".new-x-ca.key"), b"half").unwrap();
-        dir.sweep(&Lock(None));
+        dir.remove_temporary_files(&DirLock(None));
         assert!(dir.file(".new-x-ca.key").exists());
-        dir.sweep(&dir.lock().unwrap());
+        dir.remove_temporary_files(&dir.lock().unwrap());
         assert!(!dir.file(".new-x-ca.key").exists());
     }
 

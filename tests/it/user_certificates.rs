@@ -86,7 +86,7 @@ async fn a_users_revoked_certificate_is_refused() {
     let serial = issued(&harness, &ann, Encryption::TripleDes);
     issued(&harness, &other, Encryption::TripleDes);
     assert!(curl(&harness, OUTSIDER, Some(&ann), &[]).await.0);
-    assert!(offline::revoke(harness.state.path(), &offline::serial(&serial).unwrap()).unwrap());
+    assert!(offline::revoke(harness.state.path(), &offline::parse_serial(&serial).unwrap()).unwrap());
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while curl(&harness, OUTSIDER, Some(&ann), &[]).await.0 {
         assert!(tokio::time::Instant::now() < deadline, "20 s after its revocation the certificate is still accepted");

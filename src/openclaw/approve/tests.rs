@@ -15,7 +15,7 @@ use crate::shutdown::Shutdown;
 
 /// What such a gateway knows about devices. Each device has at most one pending request.
 #[derive(Debug, Default)]
-pub(in crate::openclaw) struct Devices {
+pub(in crate::openclaw) struct FakeDevices {
     /// The scopes of paired devices.
     pub paired: BTreeMap<String, Vec<String>>,
     /// The scopes that are waited for, by device; `request-of-DEVICE` is the request's id.
@@ -24,8 +24,8 @@ pub(in crate::openclaw) struct Devices {
     pub remote: bool,
 }
 
-impl Devices {
-    fn answer(&mut self, of: &mut Vec<String>, request: &Value) -> Result<Value, Value> {
+impl FakeDevices {
+    fn answer(&mut self, granted_scopes: &mut Vec<String>, request: &Value) -> Result<Value, Value> {
         let params = &request["params"];
         let texts = |list: &Value| -> Vec<String> {
             list.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
@@ -38,7 +38,7 @@ impl Devices {
                 self.paired.insert(id.clone(), scopes.clone());
             }
             if self.paired.get(&id).is_some_and(may) {
-                *of = scopes;
+                *granted_scopes = scopes;
                 return Ok(json!({"type": "hello-ok"}));
             }
             // An older request is handed back as it is.
@@ -46,7 +46,7 @@ impl Devices {
             return Err(json!({"code": "NOT_PAIRED", "message": "pairing required",
                     "details": {"requestId": format!("request-of-{id}")}}));
         }
-        assert!(of.iter().any(|scope| scope == "operator.pairing"), "{method} needs a scope");
+        assert!(granted_scopes.iter().any(|scope| scope == "operator.pairing"), "{method} needs a scope");
         match method {
             "device.pair.list" => {
                 let pending = self.pending.iter().map(
@@ -70,7 +70,7 @@ impl Devices {
     }
 }
 
-pub(in crate::openclaw) async fn gateway(devices: &Arc<Mutex<Devices>>, shutdown: &Shutdown) -> SocketAddr {
+pub(in crate::openclaw) async fn gateway(devices: &Arc<Mutex<FakeDevices>>, shutdown: &Shutdown) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let devices = Arc::clone(devices);
@@ -99,11 +99,11 @@ fn scopes(list: &[&str]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_device_that_nobody_may_approve_is_approved_by_a_second_one() {
+async fn a_device_that_may_not_approve_itself_is_approved_by_a_second_one() {
     let shutdown = Shutdown::new();
     let device = Device::generate().unwrap();
     // As after one failed spawn: paired for the first request's scope, and a request for another one waits.
-    let devices = Arc::new(Mutex::new(Devices {
+    let devices = Arc::new(Mutex::new(FakeDevices {
         paired: [(device.id(), scopes(&["operator.admin"]))].into(),
         pending: [(device.id(), scopes(&["operator.write"])), ("another".into(), scopes(&["operator.admin"]))].into(),
         remote: false,
@@ -121,7 +121,7 @@ async fn a_device_that_nobody_may_approve_is_approved_by_a_second_one() {
 async fn a_remote_client_still_needs_a_human() {
     let shutdown = Shutdown::new();
     let device = Device::generate().unwrap();
-    let devices = Arc::new(Mutex::new(Devices { remote: true, ..Devices::default() }));
+    let devices = Arc::new(Mutex::new(FakeDevices { remote: true, ..FakeDevices::default() }));
     let address = gateway(&devices, &shutdown).await;
     let error = pair_and_approve(address, &device, None).await.unwrap_err();
     let own = format!("request-of-{}", device.id());
@@ -138,7 +138,7 @@ fn only_requests_that_loopgate_could_have_made_are_approved() {
         (json!({"role": "operator", "roles": ["operator", "node"]}), false),
         (json!({"role": "operator", "scopes": ["operator.read", "operator.other"]}), false),
     ] {
-        assert_eq!(is_ours(&request), ours, "{request}");
+        assert_eq!(could_be_loopgates(&request), ours, "{request}");
     }
 }
 

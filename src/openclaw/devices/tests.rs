@@ -71,8 +71,8 @@ fn the_gateways_own_device_is_never_bound() {
 #[test]
 fn an_agent_with_too_many_devices_gets_no_further_one() {
     let directory = tempfile::tempdir().unwrap();
-    let table: Table = (0..MAX_PER_AGENT)
-        .map(|n| (format!("d{n}"), Entry { agent: Some("a".into()), since: 0, containers: Vec::new() }))
+    let table: DeviceTable = (0..MAX_PER_AGENT)
+        .map(|n| (format!("d{n}"), DeviceEntry { agent: Some("a".into()), since: 0, containers: Vec::new() }))
         .collect();
     std::fs::write(directory.path().join(FILE), serde_json::to_vec(&table).unwrap()).unwrap();
     let devices = Arc::new(Devices::open(directory.path(), None).unwrap());

@@ -38,7 +38,7 @@ pub(super) fn render(fingerprint: &Fingerprint, url: Option<&str>) -> String {
             dt { a href="ca.pem" { "Firefox, Linux, Node.js: certificate (PEM)" } }
             dd { "For OpenClaw's CLI and nodes: " code { "NODE_EXTRA_CA_CERTS=ca.pem" } }
         }
-        @if let Some(code) = url.and_then(code) {
+        @if let Some(code) = url.and_then(qr_code) {
             h2 { "This page on another device" }
             (code)
             @if let Some(url) = url { p .quiet { (url) } }
@@ -48,7 +48,7 @@ pub(super) fn render(fingerprint: &Fingerprint, url: Option<&str>) -> String {
 }
 
 /// Returns a QR code of `text` as SVG; `None` if it is too long for one.
-fn code(text: &str) -> Option<Markup> {
+fn qr_code(text: &str) -> Option<Markup> {
     let code = QrCode::with_error_correction_level(text, EcLevel::M).ok()?;
     let (width, colors) = (code.width(), code.to_colors());
     let mut path = String::new();
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_of_an_address_is_escaped() {
+    fn the_address_is_escaped() {
         let fingerprint = Fingerprint::of(&CertificateDer::from(vec![1, 2, 3]));
         assert!(!render(&fingerprint, Some("https://a\"><script>")).contains("<script"));
     }

@@ -68,13 +68,13 @@ mod tests {
 
     #[test]
     fn identifiers_follow_from_the_certificate() {
-        let of = |byte: u8| {
+        let profile_of = |byte: u8| {
             let certificate = CertificateDer::from(vec![byte; 40]);
             render(&certificate, &Fingerprint::of(&certificate))
         };
-        assert_eq!(of(1), of(1));
-        assert_ne!(of(1), of(2));
-        let profile = of(1);
+        assert_eq!(profile_of(1), profile_of(1));
+        assert_ne!(profile_of(1), profile_of(2));
+        let profile = profile_of(1);
         let ids: Vec<&str> = profile.lines().filter(|line| line.matches('-').count() == 4).collect();
         assert_eq!(ids.len(), 2, "{profile}");
         for id in ids {

@@ -12,7 +12,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, UnixTime};
 
 use super::super::CertificateAuthority;
-use super::super::certificate::{Facts, verify_before_publishing};
+use super::super::certificate::{CertificateFields, verify_before_publishing};
 use super::super::offline::{self, Agent};
 use super::{error_chain, files, home, names, now};
 
@@ -39,7 +39,7 @@ fn a_users_certificate_has_an_e_mail_address_and_no_other_name() {
     let authority = CertificateAuthority::load_or_create(&home.state).unwrap();
     let chain =
         authority.issue_user(&KeyPair::generate().unwrap(), "ann@example.com", Duration::from_secs(3600)).unwrap();
-    let facts = Facts::of(&chain[0]).unwrap();
+    let facts = CertificateFields::parse(&chain[0]).unwrap();
     assert_eq!((facts.mails, facts.uris, facts.names.len()), (vec!["ann@example.com".to_owned()], Vec::new(), 0));
     assert!(!facts.is_ca);
 }
@@ -72,7 +72,7 @@ fn only_the_key_of_a_request_is_used() {
     let ca = CertificateAuthority::load_or_create(&home().state).unwrap();
     let key = KeyPair::generate().unwrap();
     let chain = ca.issue_client(&request(&key), URI, HOUR).unwrap();
-    let facts = Facts::of(&chain[0]).unwrap();
+    let facts = CertificateFields::parse(&chain[0]).unwrap();
     assert_eq!(facts.uris, [URI]);
     assert!(facts.names.is_empty() && !facts.is_ca);
     assert_eq!(facts.public_key, key.subject_public_key_info());

@@ -45,7 +45,7 @@ pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<
     let (connection, peer) = (context.number, context.peer);
     let objects_only = cap.is_none();
     let check = move |message: &[u8]| {
-        let request = ParsedMessage::read(message);
+        let request = ParsedMessage::parse(message);
         let checked =
             cap.as_ref().map_or(Ok(()), |cap| within_cap(&request, cap)).and_then(|()| match (request, device_check) {
                 (ParsedMessage::Connect(request), Some(check)) => check.check(request, &pending).map(Checked::Connect),
