@@ -1,9 +1,9 @@
-//! Approves the pending request of a device by a second one.
+//! Approves the pending request of a device by means of a second device.
 //!
-//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. A
-//! gateway whose own device made that request for fewer than it needs is stuck: further scopes have
-//! to be approved, and no paired device has `operator.pairing`. A new local device is paired
-//! silently for what it asks, and may approve.
+//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. If the gateway's own
+//! device asked for too few scopes, it can't get more: they need an approval, and no paired device has
+//! `operator.pairing`. But a new local device is paired silently for all scopes that it asks for, and may then approve
+//! the request.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,20 +17,19 @@ use super::pair::{self, Error, Paired};
 use super::unpair::TemporaryDevice;
 use crate::secret::Secret;
 
-/// How often a device is approved. 2026.2.19 hands back a pending request as it is, so the first
-/// approval may be for fewer scopes than were asked for this time.
+/// The maximum number of approvals of a device. 2026.2.19 does not update a pending request, so the first approval may
+/// be for fewer scopes than loopgate asks for.
 const MAX_APPROVALS: usize = 3;
 
-/// Pairs `device` as [`pair::pair`] does. If it needs an approval, a second device, which exists
-/// for that time only, gives it.
+/// Pairs `device` like [`pair::pair`]. If the device needs an approval, a temporary second device approves it.
 ///
 /// # Errors
-/// If the gateway does not accept the device with all scopes.
+/// The gateway does not accept the device with all scopes.
 pub async fn pair_and_approve(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Paired, Error> {
     for _ in 0..MAX_APPROVALS {
         match pair::pair(address, device, token).await {
             Err(needed @ Error::NeedsApproval { .. }) => {
-                // The gateway takes this for a remote client: a human has to approve.
+                // If this fails, the gateway regards loopgate as a remote client, and a human has to approve.
                 let Ok(()) = approve(address, &device.id(), token).await else { return Err(needed) };
             }
             paired => return paired,
@@ -39,8 +38,7 @@ pub async fn pair_and_approve(address: SocketAddr, device: &Device, token: Optio
     pair::pair(address, device, token).await
 }
 
-/// Approves what the device with `id` has asked for as an operator, within the scopes that it is to
-/// have; nothing else, and nothing of another device.
+/// Approves the pending requests of the device `id` that loopgate could have made, and no others.
 async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Result<(), Error> {
     let mut approver = TemporaryDevice::connect(address, token).await?;
     let approved = async {
@@ -60,8 +58,8 @@ async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Resul
     approved
 }
 
-/// Returns whether a pending request is one that [`pair::pair`] could have made. Others with the same
-/// key, such as for the role of a node, are for a human to judge.
+/// Returns whether [`pair::pair`] could have made a pending request. A human must judge other requests with the same
+/// key, for example for the role of a node.
 fn could_be_loopgates(request: &Value) -> bool {
     let has_only = |field: &str, allowed: &[&str]| {
         let mut values = request[field].as_array().into_iter().flatten();
@@ -71,7 +69,8 @@ fn could_be_loopgates(request: &Value) -> bool {
     (role.is_null() || role == "operator") && has_only("roles", &["operator"]) && has_only("scopes", &pair::SCOPES)
 }
 
-/// Returns what to do about a device that needs an approval, given the file of its identity. Blocks.
+/// Returns what the operator can do about a device that needs an approval. `identity` is the file of the device's
+/// identity. Blocks.
 pub fn advice(identity: &Path, request: Option<&str>) -> String {
     let state_dir = identity.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
     let pending = files::pending_request(state_dir);

@@ -1,4 +1,4 @@
-//! Connections to the gateway from a chosen source address, and single GET requests on them.
+//! Opens connections to the gateway from a chosen source address, and sends single GET requests.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,15 +13,15 @@ use tokio::time::timeout;
 
 use crate::http_client::send_request;
 
-/// The client address that probes on the external lane state (TEST-NET-2, RFC 5737). The gateway's rate
-/// limit for failed logins then affects no real client.
+/// The client address in the forwarding headers of probes (TEST-NET-2, RFC 5737). With it the gateway's rate limit for
+/// failed logins affects no real client.
 pub(super) const PROBE_CLIENT: &str = "198.51.100.7";
-/// The time limit for a connection, and for a response.
+/// The timeout of opening a connection, and of a response.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest response body that is read, in bytes.
+/// The maximum size of a response body, in bytes.
 const MAX_BODY: usize = 1 << 20;
 
-/// Opens a connection to `to` from the address `from`.
+/// Opens a connection to `to`. `from` is the source address; `None` lets the kernel choose.
 pub(super) async fn connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(from) = from {
@@ -30,12 +30,12 @@ pub(super) async fn connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<
     within_timeout(socket.connect(to)).await
 }
 
-/// Runs `work` with the time limit of a probe.
+/// Waits for `work`, but no longer than [`PROBE_TIMEOUT`].
 pub(super) async fn within_timeout<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     timeout(PROBE_TIMEOUT, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// A response to a GET request.
+/// The response to a GET request.
 #[derive(Clone, Debug)]
 pub(super) struct Response {
     pub status: u16,
@@ -43,7 +43,7 @@ pub(super) struct Response {
     pub body: String,
 }
 
-/// Sends `GET path` to `to` from the address `from` with `headers`. `Host` is `to` unless `headers` has one.
+/// Sends `GET path` with `headers` to `to` from the address `from`. `Host` is `to` unless `headers` has another.
 pub(super) async fn get(
     to: SocketAddr,
     from: Option<IpAddr>,

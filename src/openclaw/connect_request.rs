@@ -1,4 +1,4 @@
-//! Reads the first message of a client of the gateway: the `connect` request (OpenClaw `gateway/protocol/handshake`).
+//! Parses the first message of a client of the gateway: the `connect` request (OpenClaw `gateway/protocol/handshake`).
 
 use std::fmt;
 
@@ -7,32 +7,32 @@ use serde_json::{Map, Value};
 
 use super::device::public_key_id;
 
-/// What a client's first message is.
+/// A client's first message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParsedMessage {
-    /// A request to connect.
+    /// A `connect` request.
     Connect(ConnectRequest),
-    /// Something that the gateway can't read as a request to connect.
+    /// A message that the gateway can't parse as a `connect` request.
     Other,
     /// A JSON object that two parsers could read differently, or a `connect` with malformed fields.
     Malformed,
 }
 
-/// What a `connect` asks for.
+/// The fields of a `connect` request that loopgate checks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectRequest {
     /// The request's id, which the response repeats.
     pub id: String,
-    /// The scopes that it asks for.
+    /// The requested scopes.
     pub scopes: Vec<String>,
-    /// The id of the device that it is signed by, if any.
+    /// The id of the device that signed the request, if any.
     pub device: Option<String>,
-    /// The device's public key, if any: an ed25519 key in base64url or PEM.
+    /// The device's public key, if the request has one: an ed25519 key in base64url or PEM.
     pub public_key: Option<String>,
 }
 
 impl ConnectRequest {
-    /// Returns whether the device's id is that of its public key, if the request has one.
+    /// Returns whether the device's id belongs to the public key. True if the request lacks one of them.
     pub fn has_matching_id(&self) -> bool {
         match (&self.device, &self.public_key) {
             (Some(device), Some(key)) => public_key_id(key).as_ref() == Some(device),
@@ -42,9 +42,9 @@ impl ConnectRequest {
 }
 
 impl ParsedMessage {
-    /// Reads a whole message.
+    /// Parses a whole message.
     pub fn parse(message: &[u8]) -> Self {
-        // Only an object can be a request, and JSON knows no other white space.
+        // Only an object can be a request. These are all white space characters of JSON.
         let first = message.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
         if first.is_none_or(|first| *first != b'{') {
             return Self::Other;
@@ -58,7 +58,7 @@ impl ParsedMessage {
 }
 
 fn parse_connect(request: &Map<String, Value>) -> Option<ConnectRequest> {
-    // The response is found by it, so it must have but one spelling.
+    // The response is recognized by the id, so the id must have only one spelling in JSON.
     let has_one_spelling =
         |id: &&str| id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\');
     let id = request.get("id")?.as_str().filter(has_one_spelling)?.to_owned();

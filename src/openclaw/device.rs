@@ -1,4 +1,5 @@
-//! An OpenClaw device identity (`identity/device.json` in its state directory), as OpenClaw 2026.2.19 writes it.
+//! Reads and creates device identities (`identity/device.json` in OpenClaw's state directory), in the format of
+//! OpenClaw 2026.2.19.
 
 use std::ffi::OsString;
 use std::io;
@@ -16,16 +17,16 @@ use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 
-/// A device's ed25519 key, by which the gateway knows it.
+/// A device: an ed25519 key, by which the gateway identifies it.
 #[derive(Debug)]
 pub struct Device {
     key: Ed25519KeyPair,
 }
 
-/// The device identity can't be used.
+/// Why a device identity can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It can't be read.
+    /// The file can't be read.
     #[error("can't read the device identity {path}")]
     Read {
         /// The file.
@@ -33,7 +34,7 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
-    /// The file is malformed. The parser's message is left out, since it may quote the key.
+    /// The file is malformed. The parser's message is omitted, since it may quote the key.
     #[error("{0} is not an OpenClaw device identity (version 1, with privateKeyPem)")]
     Syntax(PathBuf),
     /// The key is not an ed25519 key.
@@ -49,21 +50,21 @@ pub enum Error {
     },
 }
 
-/// Where OpenClaw keeps, or would create, its identity.
+/// The file in which OpenClaw keeps, or will create, its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IdentityLocation {
     /// The file exists.
     Existing(PathBuf),
-    /// It does not exist, but OpenClaw is in use here and will create it.
+    /// The file does not exist, but OpenClaw is installed or was used here, and will create it.
     ToCreate(PathBuf),
 }
 
-/// Earlier names of the directory `.openclaw`, which OpenClaw still uses where they exist.
+/// Earlier names of the directory `.openclaw`, which OpenClaw still uses if they exist.
 const LEGACY_DIRECTORIES: [&str; 3] = [".clawdbot", ".moldbot", ".moltbot"];
 
 impl IdentityLocation {
-    /// Finds the file by OpenClaw's own rules, from the variables that `variable` returns; `None`
-    /// if there is no sign of OpenClaw. Blocks.
+    /// Finds the file by OpenClaw's rules; `None` if there is no sign of OpenClaw. `variable` returns the value of an
+    /// environment variable. Blocks.
     pub fn find(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
         let home = variable("OPENCLAW_HOME").or_else(|| variable("HOME")).map(PathBuf::from);
         let state_dir =
@@ -104,10 +105,10 @@ struct IdentityJson {
 }
 
 impl Device {
-    /// Reads an identity; the file is never written. Blocks.
+    /// Reads an identity. The file is never changed. Blocks.
     ///
     /// # Errors
-    /// If it can't be read or is not an identity.
+    /// The file can't be read or is not an identity.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let read = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         let stored: IdentityJson =
@@ -120,19 +121,19 @@ impl Device {
         key.map(|key| Self { key }).ok_or_else(|| Error::Key(path.to_owned()))
     }
 
-    /// Creates an identity that is stored nowhere.
+    /// Returns a new identity that is not stored in a file.
     ///
     /// # Errors
-    /// If there are no random bytes.
+    /// The system has no random bytes.
     pub fn generate() -> io::Result<Self> {
         Ed25519KeyPair::generate().map(|key| Self { key }).map_err(|_| io::Error::other("no random bytes"))
     }
 
-    /// Creates a new identity and its directories, exactly as OpenClaw itself would on its first
-    /// connection. An identity that exists by then is read and not changed. Blocks.
+    /// Creates the file with a new identity, and its directory, like OpenClaw on its first connection. If the file
+    /// exists already, its identity is returned. Blocks.
     ///
     /// # Errors
-    /// If it can't be written.
+    /// The file can't be written, or the existing one can't be read.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let create = |source| Error::Create { path: path.to_owned(), source };
         let device = Self::generate().map_err(create)?;
@@ -151,8 +152,9 @@ impl Device {
         }
     }
 
+    /// Returns the content of the identity's file.
     fn to_json(&self, path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
-        // RFC 8410 version 1, as Node exports it: without the public key.
+        // PKCS#8 version 1, without the public key, as Node.js exports the key (RFC 8410).
         let pkcs8 = self.key.to_pkcs8v1().map_err(|_| Error::Key(path.to_owned()))?;
         let public = AsDer::as_der(self.key.public_key()).map_err(|_| Error::Key(path.to_owned()))?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -184,12 +186,12 @@ impl Device {
     }
 }
 
-/// Returns the id of the device that has `key`, an ed25519 public key in base64url or PEM, as the
-/// gateway derives it; `None` if it is no such key.
+/// Returns the device id that the gateway derives from `key`, an ed25519 public key in base64url or PEM; `None` if it
+/// is no such key.
 pub(super) fn public_key_id(key: &str) -> Option<String> {
     if key.contains("BEGIN") {
         let der = SubjectPublicKeyInfoDer::from_pem_slice(key.as_bytes()).ok()?;
-        // RFC 8410: a prefix of 12 bytes, and the key.
+        // A prefix of 12 bytes, followed by the key (RFC 8410).
         return der.as_ref().get(12..).filter(|raw| raw.len() == 32).map(key_id);
     }
     let plain: String = key.trim_end_matches('=').replace('+', "-").replace('/', "_");
@@ -201,7 +203,7 @@ fn key_id(raw: &[u8]) -> String {
     digest(&SHA256, raw).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Returns an ed25519 key in PEM. One line of base64 holds it.
+/// Encodes an ed25519 key in PEM. It fits in one line of base64.
 fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", BASE64_STANDARD.encode(der))
 }
@@ -210,7 +212,7 @@ fn pem(label: &str, der: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// As `loadOrCreateDeviceIdentity` of OpenClaw 2026.2.19 writes it.
+    /// An identity that `loadOrCreateDeviceIdentity` of OpenClaw 2026.2.19 wrote.
     const BY_OPENCLAW: &str = include_str!("../../tests/data/device.json");
 
     #[test]

@@ -1,9 +1,10 @@
-//! Remembers on which lane a device was first used, so that a device of an agent can't be used from outside.
+//! Binds devices to the lane on which they were first used, so that an agent's device can't be used by external
+//! clients.
 //!
-//! The gateway pairs an agent's device silently, and from then on accepts the device's own token
-//! from any address. So a device that an agent was the first to use is bound to the agent lane:
-//! before the gateway gets the `connect`, since it may pair the device and yet be unable to say so.
-//! Only if the gateway refuses the `connect` is the device freed again.
+//! The gateway pairs an agent's device silently, and then accepts the device's token from any address. So a device
+//! whose first user is an agent is bound to the agent lane. The binding is made before the gateway gets the `connect`,
+//! since the gateway may pair the device without being able to answer. It is removed only if the gateway refuses the
+//! `connect`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -15,34 +16,35 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-/// The file in the state directory.
+/// The name of the file in the state directory.
 pub const FILE: &str = "devices.json";
-/// The most devices that are remembered.
+/// The maximum number of devices in the file.
 const MAX_DEVICES: usize = 8192;
-/// The most devices of one agent. More are refused: dropping an old entry would unbind that device.
+/// The maximum number of devices of one agent. Further ones are refused, since dropping an old entry would unbind its
+/// device.
 const MAX_PER_AGENT: usize = 1024;
-/// The largest file that is read, in bytes.
+/// The maximum size of the file, in bytes.
 const MAX_FILE: u64 = 8 << 20;
-/// The most containers that are remembered of one device.
+/// The maximum number of containers in the entry of a device.
 const MAX_CONTAINERS: usize = 16;
-/// The longest device id; OpenClaw's have 64 characters.
+/// The maximum length of a device id, in bytes. OpenClaw's have 64 characters.
 const MAX_ID: usize = 128;
 
-/// A remembered device.
+/// What is recorded of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceEntry {
-    /// The agent that it is bound to; `None` if it was first used on the external lane, or was released.
+    /// The agent to which the device is bound; `None` if it was first used on the external lane, or was released.
     pub agent: Option<String>,
-    /// When it was first accepted, in seconds since the Unix epoch.
+    /// When the entry was made, in seconds since the Unix epoch.
     pub since: u64,
-    /// The ids of the agent's containers that used it, the last one at the end; none once its
-    /// pairing was removed.
+    /// The ids of the agent's containers that used the device, the last user at the end. Empty after the pairing was
+    /// removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<String>,
 }
 
 impl DeviceEntry {
-    /// Adds a container that uses the device; returns whether that changes the entry.
+    /// Records that `container` uses the device. Returns whether this changes the entry.
     fn add_container(&mut self, container: Option<&str>) -> bool {
         let Some(container) = container.filter(|container| self.containers.last().is_none_or(|last| last != container))
         else {
@@ -60,19 +62,19 @@ impl DeviceEntry {
 /// An agent that uses a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceUser {
-    /// Its name, which its devices are bound to.
+    /// The agent's name, to which its devices are bound.
     pub name: String,
-    /// The id of its container, or the uid of its pod, if it has one.
+    /// The container's id, or the pod's uid; `None` for an agent that discovery does not know.
     pub container: Option<String>,
 }
 
-/// The devices that are remembered, by id.
+/// The recorded devices, by id.
 pub type DeviceTable = BTreeMap<String, DeviceEntry>;
 
-/// The device may not be used on this lane.
+/// Why a device may not be used on a lane.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceRefusal {
-    /// It is bound to an agent.
+    /// The device is bound to an agent, and was used on the external lane.
     #[error("this device is bound to agent {agent:?} (loopgate devices release {})", short_id(.device))]
     Bound {
         /// The device's id.
@@ -83,15 +85,15 @@ pub enum DeviceRefusal {
     /// The agent has too many devices.
     #[error("this agent has too many devices; release one with loopgate devices release")]
     TooMany,
-    /// The id is not one that OpenClaw makes.
+    /// The id has another form than OpenClaw's ids.
     #[error("the device id is malformed")]
     Malformed,
-    /// The id is not that of the request's public key, so it may be another client's.
+    /// The id does not belong to the request's public key, so it may be another client's.
     #[error("the device id does not belong to the public key")]
     Mismatch,
 }
 
-/// The devices of a running sidecar. Commands change the same file, which is read again when it has changed.
+/// The devices of a running sidecar. `loopgate devices` changes the same file, which is read again when it has changed.
 #[derive(Debug)]
 pub struct Devices {
     directory: PathBuf,
@@ -104,35 +106,37 @@ pub struct Devices {
 struct DevicesState {
     table: DeviceTable,
     stamp: Option<(u64, i64, i64, u64)>,
-    /// Entries that are not in the file yet, or could not be written.
+    /// Entries that were not written to the file yet, or could not be.
     unsaved: DeviceTable,
-    /// Devices that are bound until the gateway answers, and how many connections wait for that.
+    /// Devices whose `connect` the gateway has not answered yet, with the number of connections that wait for the
+    /// answer.
     provisional: BTreeMap<String, usize>,
-    /// Devices that are being removed from the file, unless they are bound again before.
+    /// Devices that are being removed from the file. If one is bound again meanwhile, it is not removed.
     removing: BTreeSet<String>,
 }
 
-/// A binding made before the gateway answered the `connect`. Dropping it keeps the binding.
+/// A binding that was made before the gateway answered the `connect`. It is kept if this value is dropped, and removed
+/// by [`ProvisionalBinding::remove`].
 #[derive(Debug)]
 pub struct ProvisionalBinding {
     devices: Arc<Devices>,
     device: String,
     entry: DeviceEntry,
-    /// Whether a refusal was taken into account.
+    /// Whether [`ProvisionalBinding::remove`] was called.
     is_resolved: bool,
 }
 
 impl Devices {
-    /// Remembers devices in `directory`. Blocks.
+    /// Opens the devices in the state directory `directory`. `gateway_state` is the gateway's state directory. Blocks.
     ///
     /// # Errors
-    /// If the file can't be read: without it, no device would be bound.
+    /// The file can't be read. Continuing without it would unbind all devices.
     pub fn open(directory: &Path, gateway_state: Option<&Path>) -> io::Result<Self> {
         let state = DevicesState { stamp: file_stamp(directory), table: read(directory)?, ..DevicesState::default() };
         Ok(Self { directory: directory.into(), gateway_state: gateway_state.map(Into::into), state: Mutex::new(known) })
     }
 
-    /// Reads the file again if it has changed. If it can't be read, the devices stay as they are.
+    /// Reads the file again if it has changed. If it can't be read, the known devices are kept.
     fn refresh(&self, known: &mut DevicesState) {
         let Some(stamp) = file_stamp(&self.directory) else { return };
         if known.stamp == Some(stamp) {
@@ -155,10 +159,10 @@ impl Devices {
         }
     }
 
-    /// Checks a device that connects on the external lane, or on the agent lane as `agent`.
+    /// Checks whether a device may connect on the agent lane as `agent`, or, if that is `None`, on the external lane.
     ///
     /// # Errors
-    /// Why it may not be used there.
+    /// The reason why the device may not be used on this lane.
     pub fn check(&self, device: &str, agent: Option<&str>) -> Result<(), DeviceRefusal> {
         if device.is_empty()
             || device.len() > MAX_ID
@@ -185,11 +189,12 @@ impl Devices {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns whether `device` is the gateway's own device, which is never bound.
     fn is_gateways_device(&self, device: &str) -> bool {
         self.gateway_state.as_deref().and_then(gateways_device).is_some_and(|gateways| gateways == device)
     }
 
-    /// Remembers a device that the gateway has accepted on the external lane. Blocks.
+    /// Records a device that the gateway has accepted on the external lane, so that it is not bound later. Blocks.
     pub fn remember_external(&self, device: &str) {
         if self.is_gateways_device(device) {
             return;
@@ -206,8 +211,8 @@ impl Devices {
         self.save(device, entry);
     }
 
-    /// Binds a device to the agent lane until the gateway has answered its `connect`; `None` if the
-    /// device is known already. Blocks.
+    /// Binds a device to the agent lane provisionally, until the gateway answers its `connect`; `None` if the device is
+    /// recorded already, or is the gateway's own. Blocks.
     pub fn bind(self: &Arc<Self>, device: &str, agent: &DeviceUser) -> Option<ProvisionalBinding> {
         if self.is_gateways_device(device) {
             return None;
@@ -242,7 +247,7 @@ impl Devices {
         Some(ProvisionalBinding { devices: Arc::clone(self), device: device.into(), entry, is_resolved: false })
     }
 
-    /// Writes that `container` uses a device that is bound.
+    /// Records in the file that `container` uses a bound device.
     fn save_container(&self, device: &str, container: Option<&str>) {
         let written = update_file(&self.directory, |table| {
             if let Some(entry) = table.get_mut(device).filter(|entry| entry.agent.is_some()) {
@@ -255,8 +260,8 @@ impl Devices {
         }
     }
 
-    /// Returns the bound devices that containers used, with the ids of those containers; not the
-    /// gateway's own device.
+    /// Returns the bound devices that were used by containers, with the ids of these containers. The gateway's own
+    /// device is left out.
     pub fn by_container(&self) -> Vec<(String, Vec<String>)> {
         let mut known = self.lock();
         self.refresh(&mut known);
@@ -266,10 +271,10 @@ impl Devices {
         bound.into_iter().filter(|(device, _)| !self.is_gateways_device(device)).collect()
     }
 
-    /// Forgets that the containers `gone` used any device. Blocks.
+    /// Removes the containers `gone` from the entries of all devices. Blocks.
     ///
     /// # Errors
-    /// If the file can't be written.
+    /// The file can't be written.
     pub fn forget_containers(&self, gone: &BTreeSet<String>) -> io::Result<()> {
         let forget = |table: &mut DeviceTable| {
             for entry in table.values_mut() {
@@ -284,7 +289,7 @@ impl Devices {
         .map(drop)
     }
 
-    /// Writes an entry without holding up those who check devices.
+    /// Adds an entry to the file, without holding the lock on the state meanwhile.
     fn save(&self, device: &str, entry: DeviceEntry) {
         let written = update_file(&self.directory, |table| {
             table.entry(device.into()).or_insert(entry);
@@ -303,8 +308,8 @@ impl Devices {
 }
 
 impl ProvisionalBinding {
-    /// Frees the device, since the gateway has refused the `connect`; not if another connection has
-    /// used it since. Blocks.
+    /// Removes the binding after the gateway has refused the `connect`, unless another connection uses the device.
+    /// Blocks.
     pub fn remove(mut self) {
         self.is_resolved = true;
         {
@@ -340,7 +345,7 @@ impl ProvisionalBinding {
 
 impl Drop for ProvisionalBinding {
     fn drop(&mut self) {
-        // Accepted, or unanswered: it may be paired.
+        // The gateway accepted the `connect`, or did not answer it. The device may be paired, so the binding is kept.
         if !self.is_resolved {
             self.devices.lock().provisional.remove(&self.device);
         }
@@ -351,7 +356,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Returns the first characters of an id, which are enough to name a device.
+/// Returns the first 12 characters of an id, which suffice to identify a device in messages.
 fn short_id(device: &str) -> &str {
     device.get(..12).unwrap_or(device)
 }
@@ -371,10 +376,10 @@ fn file_stamp(directory: &Path) -> Option<(u64, i64, i64, u64)> {
     Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size()))
 }
 
-/// Reads the devices remembered in `directory`; there are none if there is no file. Blocks.
+/// Reads the devices recorded in `directory`. Without a file there are none. Blocks.
 ///
 /// # Errors
-/// If the file can't be read, or holds something else.
+/// The file can't be read or is malformed.
 pub fn read(directory: &Path) -> io::Result<DeviceTable> {
     let file = match std::fs::File::open(directory.join(FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(DeviceTable::new()),
@@ -385,10 +390,10 @@ pub fn read(directory: &Path) -> io::Result<DeviceTable> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Frees the bound devices that `ids` name. Each is the beginning of a device's id, and must match exactly one. Blocks.
+/// Releases the bound devices whose ids begin with one of `ids`. Each must match exactly one device. Blocks.
 ///
 /// # Errors
-/// If an id names none or several, or the file can't be read or written.
+/// An id matches no bound device or several, or the file can't be read or written.
 pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
     update_file(directory, |table| {
         for id in ids {
@@ -411,7 +416,7 @@ pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
     .map(drop)
 }
 
-/// Changes the file atomically, under a lock against other processes.
+/// Changes the file atomically by `edit`, under a lock against other processes. Returns the new devices.
 fn update_file(directory: &Path, edit: impl FnOnce(&mut DeviceTable) -> io::Result<()>) -> io::Result<DeviceTable> {
     let lock =
         std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join(".devices.lock"))?;

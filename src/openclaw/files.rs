@@ -8,10 +8,10 @@ use serde_json::Value;
 use crate::config::Gateway;
 use crate::secret::Secret;
 
-/// The gateway's configuration file can't be used.
+/// Why the gateway's configuration file can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It can't be read.
+    /// The file can't be read.
     #[error("can't read {path}")]
     Read {
         /// The file.
@@ -19,7 +19,7 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
-    /// It is not JSON5.
+    /// The file is not JSON5.
     #[error("{path} is not JSON5")]
     Parse {
         /// The file.
@@ -29,9 +29,9 @@ pub enum Error {
     },
 }
 
-/// Returns the database in which a newer gateway (2026.9) keeps the device identity, if the state
-/// directory of `identity` (`STATE/identity/device.json`) has one. Such a gateway does not start
-/// where the file and the database hold different identities.
+/// Returns the database in which a newer gateway (2026.9) keeps the device identity; `None` if the state directory of
+/// `identity` (`STATE/identity/device.json`) has no database. Such a gateway does not start if the file and the
+/// database have different identities.
 pub fn newer_state(identity: &Path) -> Option<PathBuf> {
     let database = identity.parent()?.parent()?.join("state/openclaw.sqlite");
     database.exists().then_some(database)
@@ -40,13 +40,13 @@ pub fn newer_state(identity: &Path) -> Option<PathBuf> {
 /// Reads `openclaw.json`, which is JSON5.
 ///
 /// # Errors
-/// If the file can't be read or is not JSON5.
+/// The file can't be read or is not JSON5.
 pub fn read_config(path: &Path) -> Result<Value, Error> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
     json5::from_str(&text).map_err(|source| Error::Parse { path: path.into(), source })
 }
 
-/// Returns `gateway.auth.token` of the gateway's configuration, unless it refers to a variable.
+/// Returns `gateway.auth.token` of the gateway's configuration; `None` if it is missing or refers to a variable.
 pub fn token(config: &Value) -> Option<Secret> {
     let token = config["gateway"]["auth"]["token"].as_str()?.trim();
     (!token.is_empty() && !token.contains("${")).then(|| Secret::new(token.to_owned()))
@@ -63,7 +63,7 @@ pub struct UnreadableFile {
     pub error: String,
 }
 
-/// Returns which of the token file and the state directory can't be read.
+/// Returns those of the configured token file and state directory that can't be read.
 pub fn unreadable_files(gateway: &Gateway) -> Vec<UnreadableFile> {
     let token = |path: &PathBuf| Secret::read_file(path).err().map(|error| ("gateway.token_file", path.clone(), error));
     let state = |path: &PathBuf| std::fs::read_dir(path).err().map(|error| ("gateway.state_dir", path.clone(), error));
@@ -75,8 +75,8 @@ pub fn unreadable_files(gateway: &Gateway) -> Vec<UnreadableFile> {
         .collect()
 }
 
-/// Returns the scopes for which the gateway has paired its own device, from the state directory
-/// `directory`; `None` if the files are missing or hold no such device.
+/// Returns the scopes for which the gateway has paired its own device, from the state directory `directory`; `None` if
+/// the files are missing, or the device is not paired.
 pub fn gateway_device_scopes(directory: &Path) -> Option<Vec<String>> {
     let read =
         |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };
@@ -86,12 +86,12 @@ pub fn gateway_device_scopes(directory: &Path) -> Option<Vec<String>> {
     Some(scopes.iter().filter_map(Value::as_str).map(Into::into).collect())
 }
 
-/// A request of a device that waits for an approval.
+/// A device's request that needs an approval.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PendingRequest {
-    /// Its id.
+    /// The request's id.
     pub id: String,
-    /// The scopes that it asks for.
+    /// The requested scopes.
     pub scopes: Vec<String>,
 }
 

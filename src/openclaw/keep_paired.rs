@@ -1,4 +1,4 @@
-//! Keeps the gateway's own device paired with itself, so that its sub-agents and tools may use every scope.
+//! Keeps the gateway's own device paired with the gateway, so that its sub-agents and tools may use every scope.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,23 +15,24 @@ use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::secret::Secret;
 
-/// The gateway's device and its token.
+/// The task that keeps the gateway's own device paired.
 #[derive(Clone, Debug)]
 pub struct KeepPaired {
     /// The gateway's address.
     pub gateway: SocketAddr,
-    /// Its state directory.
+    /// The gateway's state directory.
     pub state_dir: PathBuf,
-    /// The file that holds its token.
+    /// The file with the gateway's token.
     pub token_file: Option<PathBuf>,
 }
 
-/// How often the identity is read again: if an operator deletes the gateway's state, the gateway has a new one.
+/// The interval at which the identity is read again. After an operator deletes the gateway's state, the identity is a
+/// new one.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
-/// How long to wait for the gateway before logging that it does not answer.
+/// The time to wait for the gateway before logging that it does not answer.
 const READY_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// The device could not be paired this time.
+/// Why the device could not be paired this time.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("the gateway does not answer")]
@@ -45,8 +46,8 @@ enum Error {
 }
 
 impl KeepPaired {
-    /// Pairs the device whenever it is not known to be paired. Returns if this version of the
-    /// gateway needs no pre-pairing.
+    /// Pairs the device, and again whenever the gateway has lost the pairing or the device is a new one. Returns only
+    /// if this version of the gateway needs no pre-pairing.
     pub async fn run(self) {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         let (mut paired, mut logged_failure) = (None, None);
@@ -77,6 +78,7 @@ impl KeepPaired {
         }
     }
 
+    /// Pairs the device unless it is the one with the id `paired` and has all scopes.
     async fn pair_if_needed(&self, paired: Option<&str>) -> Result<Outcome, Error> {
         if paired.is_some() && paired == self.identity(false).await?.map(|device| device.id()).as_deref() {
             if !self.has_lost_scopes().await {
@@ -99,9 +101,10 @@ impl KeepPaired {
         Ok(identity.expect("reading a file does not panic")?)
     }
 
-    /// Returns whether the gateway's record of its device has fewer scopes than it was paired for. OpenClaw
-    /// 2026.2.19 reads, changes and writes that record for each request: a request of its own for one scope, at
-    /// the same moment, overwrites it.
+    /// Returns whether the gateway's record of its device has fewer scopes than it was paired for.
+    ///
+    /// OpenClaw 2026.2.19 reads, changes and writes this record for each request, without a lock. So the gateway's own
+    /// request for one scope at the same moment overwrites the record.
     async fn has_lost_scopes(&self) -> bool {
         let state_dir = self.state_dir.clone();
         let recorded = tokio::task::spawn_blocking(move || files::gateway_device_scopes(&state_dir)).await;
@@ -109,7 +112,7 @@ impl KeepPaired {
         recorded.is_some_and(|recorded| !pair::SCOPES.iter().all(|scope| recorded.iter().any(|has| has == scope)))
     }
 
-    /// Returns the token as every command reads it, else the one of the gateway's own configuration.
+    /// Returns the gateway's token from the environment or `token_file`, else from the gateway's configuration.
     async fn token(&self) -> Result<Option<Secret>, Error> {
         let (file, config) = (self.token_file.clone(), self.state_dir.join("openclaw.json"));
         let read = tokio::task::spawn_blocking(move || match Secret::gateway_token(file.as_deref())? {
@@ -122,7 +125,7 @@ impl KeepPaired {
 }
 
 enum Outcome {
-    /// There is no identity yet, or it is paired already.
+    /// There is no identity yet, or the device is paired already.
     Waiting,
     /// This version of the gateway needs no pre-pairing.
     NotNeeded,
@@ -130,9 +133,11 @@ enum Outcome {
     Paired(String),
 }
 
-/// Reads the gateway's identity. A new state directory has none, and the gateway would pair the
-/// identity that it creates for the scopes of its first request only. So it is created here, if
-/// this user owns the directory: the gateway could not read a file of another owner.
+/// Reads the gateway's identity, or creates it if `may_create` is true.
+///
+/// A new state directory has no identity, and the gateway would pair the one that it creates only for the scopes of its
+/// first request. So the identity is created here, but only if this user owns the directory: the gateway could not read
+/// a file of another owner.
 fn read_or_create_identity(state_dir: &Path, may_create: bool) -> Result<Option<Device>, device::Error> {
     let path = state_dir.join("identity/device.json");
     if path.exists() {

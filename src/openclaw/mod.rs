@@ -1,8 +1,8 @@
-//! The one place that knows the OpenClaw gateway: its files, its device identities, its WebSocket
-//! handshake, and what its answers mean.
+//! What is specific to the OpenClaw gateway: its files, its device identities, its WebSocket handshake, and the meaning
+//! of its responses.
 //!
-//! OpenClaw changes between versions. Everything here names the version on which it was measured;
-//! `check` and `app` use the results and do not interpret an answer of the gateway themselves.
+//! OpenClaw changes between versions, so comments here name the version with which a behaviour was observed. `check`
+//! and `app` use the results of this module, and do not interpret the gateway's responses themselves.
 
 pub mod approve;
 pub mod connect;

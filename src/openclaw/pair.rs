@@ -1,8 +1,7 @@
 //! Pre-pairing: one handshake that asks the gateway for all operator scopes at once.
 //!
-//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request; each
-//! further scope needs a human. So the first request must ask for everything. Pairing again changes
-//! nothing.
+//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request; a human must approve each
+//! further scope. So the first request must ask for all scopes. Pairing a paired device again changes nothing.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,7 +23,7 @@ use crate::secret::Secret;
 pub const SCOPES: [&str; 5] =
     ["operator.admin", "operator.approvals", "operator.pairing", "operator.read", "operator.write"];
 
-/// The time limit for pairing. The gateway's own limit for one handshake is 10 s.
+/// The timeout of pairing, and of a call. The gateway's own timeout of one handshake is 10 s.
 const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause between attempts while the gateway is starting.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -37,11 +36,11 @@ const REQUEST_ID: &str = "loopgate-pair";
 pub struct Paired {
     /// The device's id.
     pub device: String,
-    /// The granted scopes, if the gateway states them.
+    /// The granted scopes; empty if the gateway does not state them.
     pub scopes: Vec<String>,
 }
 
-/// The device is not paired.
+/// Why the device could not be paired, or a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The connection could not be opened.
@@ -52,25 +51,25 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
-    /// The gateway, or the sidecar in its place, does not accept the WebSocket, or it breaks off.
+    /// The WebSocket could not be opened, or was cut off.
     #[error("the WebSocket to the gateway failed")]
     WebSocket(#[from] tungstenite::Error),
-    /// There was no answer in time.
+    /// The gateway did not answer in time.
     #[error("no answer within {} s", PAIR_TIMEOUT.as_secs())]
     Timeout,
-    /// The gateway takes the device for a remote one, or the device asks for more than it was paired with.
+    /// The gateway regards the device as remote, or the device asked for more scopes than it was paired for.
     #[error(
         "the gateway wants a human to approve the device: run `openclaw devices approve{}` beside it, once",
         .request.as_ref().map(|id| format!(" {id}")).unwrap_or_default()
     )]
     NeedsApproval {
-        /// The request that waits for approval.
+        /// The id of the pending request, if the gateway states it.
         request: Option<String>,
     },
-    /// The gateway listens, but does not pair yet.
+    /// The gateway is starting, and does not pair devices yet.
     #[error("the gateway is still starting and can't pair yet; try again in a moment")]
     Starting,
-    /// The gateway refuses for another reason, such as a wrong token.
+    /// The gateway refuses with this message, for example because the token is wrong.
     #[error("the gateway refused to pair the device: {0}")]
     Refused(String),
     /// The server is not an OpenClaw gateway.
@@ -78,11 +77,11 @@ pub enum Error {
     Protocol(&'static str),
 }
 
-/// Pairs `device` with the gateway behind `address`, a loopback address of this network namespace.
-/// A gateway that is starting is asked again until the deadline.
+/// Pairs `device` with the gateway behind `address`, a loopback address of this network namespace. While the gateway is
+/// starting, this is tried again until [`PAIR_TIMEOUT`].
 ///
 /// # Errors
-/// If the gateway does not accept the device with all scopes.
+/// The gateway does not accept the device with all scopes.
 pub async fn pair(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Paired, Error> {
     let mut connection = connect(address, device, token).await?;
     let _ = connection.socket.close(None).await;
@@ -92,14 +91,14 @@ pub async fn pair(address: SocketAddr, device: &Device, token: Option<&Secret>) 
 /// A connection on which the gateway has accepted a device.
 pub(super) struct Connection {
     socket: WebSocketStream<TcpStream>,
-    /// The payload of its answer to `connect`.
+    /// The payload of the gateway's response to `connect`.
     hello: Value,
 }
 
-/// Connects `device` with all operator scopes.
+/// Opens a connection on which `device` has all operator scopes.
 ///
 /// # Errors
-/// If the gateway does not accept it.
+/// The gateway does not accept the device.
 pub(super) async fn connect(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Connection, Error> {
     let connected = async {
         loop {
@@ -116,10 +115,10 @@ pub(super) async fn connect(address: SocketAddr, device: &Device, token: Option<
 }
 
 impl Connection {
-    /// Calls `method` of the gateway; returns the payload of its answer.
+    /// Calls `method` of the gateway, and returns the payload of the response.
     ///
     /// # Errors
-    /// If the gateway refuses the call, or does not answer in time.
+    /// The gateway refuses the call, or does not answer in time.
     pub(super) async fn call(&mut self, method: &str, params: Value) -> Result<Value, Error> {
         let request = json!({ "type": "req", "id": method, "method": method, "params": params });
         let called = async {
@@ -159,7 +158,7 @@ enum Frame {
     Other,
 }
 
-/// Answers the gateway's challenge; returns the payload of its answer.
+/// Sends `connect` in answer to the gateway's challenge, and returns the payload of the response.
 async fn handshake<S>(socket: &mut WebSocketStream<S>, device: &Device, token: Option<&Secret>) -> Result<Value, Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -258,7 +257,7 @@ pub(super) mod tests {
         gateway_with_answers(vec![answer], shutdown).await
     }
 
-    /// One that gives each connection the next of `answers`; to plain HTTP it answers as 2026.2.19 does.
+    /// Like [`gateway`], but gives each connection the next of `answers`. It answers plain HTTP like 2026.2.19.
     pub(in crate::openclaw) async fn gateway_with_answers(answers: Vec<Value>, shutdown: &Shutdown) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

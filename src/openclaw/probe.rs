@@ -1,10 +1,9 @@
-//! Finds out which gateway answers, and how it classifies the clients of each lane.
+//! Finds out which version of the gateway answers, and how it classifies the clients of each lane.
 //!
-//! Probes carry no token and change nothing. The answers show whether the gateway takes a
-//! client for local. Newer versions (2026.4 and later) state their version on `/startupz` to local
-//! clients only, and answer 403 to a request forwarded by an untrusted proxy. Older versions serve
-//! `/__openclaw__/canvas/` to local clients only, and believe a trusted proxy even when it states
-//! `127.0.0.1`.
+//! Probes have no token and change nothing. The responses show whether the gateway regards a client as local. Newer
+//! versions (2026.4 and later) state their version on `/startupz` to local clients only, and answer 403 to a request
+//! that an untrusted proxy forwards. Older versions serve `/__openclaw__/canvas/` to local clients only, and believe a
+//! trusted proxy even if it states the client `127.0.0.1`.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,20 +22,20 @@ const CANVAS_PATH: &str = "/__openclaw__/canvas/";
 /// A loopback address that no gateway should trust as a proxy.
 const UNTRUSTED_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
 
-/// What to probe.
+/// The settings of [`probe`].
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The configured address of the gateway.
     pub address: SocketAddr,
     /// The source address of the external lane.
     pub external_source: IpAddr,
-    /// This namespace's own addresses.
+    /// The addresses of this network namespace.
     pub namespace_addresses: Vec<IpAddr>,
-    /// The fingerprint of the sidecar's certificate, by which the sidecar is distinguished from the gateway.
+    /// The fingerprint of the sidecar's certificate, which distinguishes the sidecar from the gateway.
     pub sidecar: Option<Fingerprint>,
-    /// Origins of browsers that should be allowed.
+    /// The origins of web pages that the gateway should accept.
     pub origins: Vec<String>,
-    /// Origins that the gateway's own configuration allows.
+    /// The origins that the gateway's configuration file allows.
     pub allowed: Vec<String>,
 }
 
@@ -47,23 +46,23 @@ pub struct Observation {
     pub address: SocketAddr,
     /// The source address of the external lane.
     pub external_source: IpAddr,
-    /// What answers there.
+    /// The server that answers at the gateway's address.
     pub server: Server,
-    /// Other addresses where the gateway answers, and whether with TLS.
+    /// Other addresses at which the gateway answers, and whether with TLS.
     pub exposed: Vec<(SocketAddr, bool)>,
-    /// How it classifies a client at 127.0.0.1 that sends no forwarding headers.
+    /// How the gateway classifies a client at 127.0.0.1 without forwarding headers.
     pub local: Client,
-    /// How it classifies a client of the external lane.
+    /// How the gateway classifies a client of the external lane.
     pub external: Client,
     /// The source addresses that were tried, and whether the gateway trusts each as a proxy.
     pub trusts: Vec<(IpAddr, bool)>,
-    /// The origins that were tried, and whether the gateway accepts a page from each.
+    /// The origins that were tried, and whether the gateway accepts a page of each.
     pub origins: Vec<(String, bool)>,
     /// The origins that the gateway's configuration file allows, if it was read.
     pub allowed: Vec<String>,
 }
 
-/// What answers at the gateway's address.
+/// The server that answers at the gateway's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Server {
     /// Nothing: the connection failed with this error.
@@ -72,11 +71,11 @@ pub enum Server {
     Tls,
     /// A gateway that is starting.
     Starting,
-    /// A gateway with health endpoints (2026.4 and later), and its version if it states it.
+    /// A gateway with health endpoints (2026.4 and later), and the version if it states one.
     Modern(Option<String>),
     /// A gateway without health endpoints (before 2026.4).
     Old,
-    /// Something else.
+    /// Another server, with this response or error.
     Other(String),
 }
 
@@ -87,9 +86,9 @@ pub enum Client {
     Local,
     /// As a remote client.
     Remote,
-    /// As a client of a proxy that it does not trust, which it refuses.
+    /// As a client of an untrusted proxy, which the gateway refuses.
     Refused,
-    /// The answer does not show it.
+    /// The response, described here, does not show it.
     Unclear(String),
 }
 
@@ -160,7 +159,7 @@ async fn detect_server(address: SocketAddr) -> Server {
     match parse_startupz(&answer) {
         Some(json) => Server::Modern(json["version"].as_str().map(Into::into)),
         None if status == 503 => Server::Starting,
-        // It does not trust 127.0.0.1 as a local client, but it is an OpenClaw gateway.
+        // This gateway does not regard 127.0.0.1 as a local client, but it is OpenClaw.
         None if is_untrusted_proxy_refusal(&answer) => Server::Modern(None),
         None if sends_challenge(address).await => Server::Old,
         // Some TLS servers answer plain HTTP with an HTTP error.
@@ -169,7 +168,7 @@ async fn detect_server(address: SocketAddr) -> Server {
     }
 }
 
-/// Returns the other addresses of this namespace where the gateway answers on its port.
+/// Returns the other addresses of this namespace at which the gateway answers on its port, and whether with TLS.
 async fn exposed_addresses(plan: &Plan) -> Vec<(SocketAddr, bool)> {
     let mut exposed = Vec::new();
     for ip in &plan.namespace_addresses {
@@ -188,7 +187,7 @@ async fn exposed_addresses(plan: &Plan) -> Vec<(SocketAddr, bool)> {
     exposed
 }
 
-/// The headers of the external lane, for a client at `client`.
+/// Returns the forwarding headers of the external lane for a client at `client`.
 fn forwarding_headers(client: &'static str) -> [(HeaderName, &'static str); 4] {
     const HOST_NAME: &str = "loopgate-check.invalid";
     [
@@ -199,12 +198,12 @@ fn forwarding_headers(client: &'static str) -> [(HeaderName, &'static str); 4] {
     ]
 }
 
-/// Headers that claim a local client, which older versions believe from a trusted proxy.
+/// Returns the header that states a client on loopback, which older versions believe from a trusted proxy.
 fn loopback_claim() -> [(HeaderName, &'static str); 1] {
     [(HeaderName::from_static("x-forwarded-for"), "127.0.0.1")]
 }
 
-/// Parses the answer of `/startupz`.
+/// Parses the response of `/startupz`; `None` if it is another response.
 fn parse_startupz(answer: &Response) -> Option<Value> {
     let json: Value = Some(&answer.body)
         .filter(|_| answer.status == 200 && answer.is_json)

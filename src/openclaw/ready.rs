@@ -1,4 +1,4 @@
-//! Asks the gateway, as one of its clients, whether it answers and whether it needs pre-pairing.
+//! Finds out by a request whether the gateway answers, and whether it needs pre-pairing.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,30 +12,29 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::backoff::Backoff;
 use crate::http_client::send_request;
 
-/// The time limit of one request. A sidecar holds a request for some seconds while the gateway starts.
+/// The timeout of one request. A sidecar holds a request for some seconds while the gateway starts.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// The largest response body that is read, in bytes; the expected one is smaller.
+/// The maximum size of a response body, in bytes. The expected one is smaller.
 const MAX_BODY: usize = 64 * 1024;
 
 /// A gateway that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ready {
-    /// Whether it pairs a device silently only for the scopes of its first request, as OpenClaw
-    /// 2026.2.19 does. Such a gateway does not know `/startupz`. Pre-pairing with another version
-    /// does no harm.
+    /// Whether the gateway pairs a device silently only for the scopes of its first request, like OpenClaw 2026.2.19.
+    /// This is inferred from a missing `/startupz`. Pre-pairing with another version does no harm.
     pub needs_prepairing: bool,
 }
 
-/// The gateway does not answer.
+/// Why the gateway is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The connection could not be opened.
     #[error("can't connect")]
     Connect(#[from] std::io::Error),
-    /// The connection was closed, as it is when an agent can't reach the sidecar.
+    /// The connection was closed. `loopgate agent` does this if it can't reach the sidecar.
     #[error("the gateway closed the connection without an answer")]
     Http(#[from] hyper::Error),
-    /// There was no response in time.
+    /// The gateway did not answer in time.
     #[error("no response within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
     /// The gateway, or the sidecar in its place, answers that it is not ready.
@@ -46,7 +45,7 @@ pub enum Error {
 /// Sends one request to the gateway behind `address`.
 ///
 /// # Errors
-/// If it does not answer, or answers that it is not ready.
+/// The gateway does not answer, or answers that it is not ready.
 pub async fn ask(address: SocketAddr) -> Result<Ready, Error> {
     timeout(REQUEST_TIMEOUT, request_startupz(address)).await.map_err(|_| Error::Timeout)?
 }
@@ -73,7 +72,7 @@ async fn request_startupz(address: SocketAddr) -> Result<Ready, Error> {
 /// Waits until the gateway behind `address` answers, for at most `limit`.
 ///
 /// # Errors
-/// The error of the last request, if it never answered.
+/// The error of the last request.
 pub async fn wait(address: SocketAddr, limit: Duration) -> Result<Ready, Error> {
     let deadline = Instant::now() + limit;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));

@@ -11,8 +11,8 @@ use tokio_rustls::TlsConnector;
 
 use super::connect::{connect, within_timeout};
 
-/// Returns the certificate that the server at `to` shows; `None` if there is no TLS server. Nothing
-/// is ever sent over such a connection.
+/// Returns the certificate that the server at `to` shows; `None` if there is no TLS server. No application data is
+/// sent.
 pub(super) async fn server_certificate(to: SocketAddr) -> Option<CertificateDer<'static>> {
     let recorder = Arc::new(CertificateRecorder::default());
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -25,7 +25,7 @@ pub(super) async fn server_certificate(to: SocketAddr) -> Option<CertificateDer<
     recorder.0.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// Records the certificate and rejects it.
+/// A verifier that records the server's certificate and rejects it.
 #[derive(Debug, Default)]
 struct CertificateRecorder(Mutex<Option<CertificateDer<'static>>>);
 

@@ -1,7 +1,7 @@
-//! Detects a gateway that speaks TLS itself, where loopgate speaks plain HTTP to it.
+//! Detects a gateway that speaks TLS, while loopgate sends plain HTTP to it.
 //!
-//! Node.js closes a TLS connection on which plain HTTP arrives without a byte in answer, so such a
-//! gateway accepts connections and answers no request. Only a TLS handshake shows what is wrong.
+//! If plain HTTP arrives on a TLS port, Node.js closes the connection without a response. So such a gateway accepts
+//! connections and answers no request, and only a TLS handshake shows the cause.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,26 +13,26 @@ use tracing::{error, info};
 
 use super::server_certificate::server_certificate;
 
-/// What is wrong with a gateway that speaks TLS, and what to do about it.
+/// The message for a gateway that speaks TLS, with the remedy.
 pub const PROBLEM: &str =
     "the gateway speaks TLS, and loopgate speaks plain HTTP to it; set gateway.tls.enabled to false in openclaw.json";
 
-/// The time limit of a handshake. On loopback it takes milliseconds.
+/// The timeout of a handshake, which takes milliseconds on loopback.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The least time between two handshakes that broken answers cause.
+/// The minimum time between two handshakes in [`TlsDetector::explains_broken_answer`].
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Finds out whether the gateway speaks TLS, with as few handshakes as possible: a gateway that
-/// speaks plain HTTP answers each with an error.
+/// Finds out whether the gateway speaks TLS. It makes as few handshakes as possible, since a gateway with plain HTTP
+/// sees each as a malformed request.
 #[derive(Debug)]
 pub struct TlsDetector {
     gateway: SocketAddr,
-    /// Whether something happened since the last handshake that may mean TLS.
+    /// Whether the gateway was restarted, or did not answer, since the last handshake.
     is_suspected: AtomicBool,
     last: Mutex<LastHandshake>,
 }
 
-/// The last handshake.
+/// The time and the result of the last handshake.
 #[derive(Debug, Default)]
 struct LastHandshake {
     at: Option<Instant>,
@@ -40,17 +40,18 @@ struct LastHandshake {
 }
 
 impl TlsDetector {
-    /// Creates a detector for the server at `gateway`, which has not been asked yet.
+    /// Returns a detector for the server at `gateway`. It makes no handshake yet.
     pub fn new(gateway: SocketAddr) -> Self {
         Self { gateway, is_suspected: AtomicBool::new(true), last: Mutex::default() }
     }
 
-    /// Notes that the gateway was restarted, or that it did not answer: it may speak TLS now.
+    /// Records that the gateway was restarted, or did not answer, so that it may speak TLS now.
     pub fn suspect(&self) {
         self.is_suspected.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether the gateway speaks TLS. It is asked if that is suspected, and again for as long as it is so.
+    /// Returns whether the gateway speaks TLS. Makes a handshake if TLS is suspected, or was spoken at the last
+    /// handshake.
     pub async fn speaks_tls(&self) -> bool {
         let mut last = self.last.lock().await;
         if self.is_suspected.load(Ordering::Relaxed) || last.speaks_tls {
@@ -59,8 +60,8 @@ impl TlsDetector {
         last.speaks_tls
     }
 
-    /// Returns whether that is why the gateway closed a connection instead of answering. It is
-    /// asked at most once a second.
+    /// Returns whether the gateway speaks TLS, after it closed a connection without a response. Makes a handshake at
+    /// most every [`MIN_INTERVAL`].
     pub async fn explains_broken_answer(&self) -> bool {
         self.suspect();
         let mut last = self.last.lock().await;
@@ -72,7 +73,7 @@ impl TlsDetector {
 
     async fn try_handshake(&self, last: &mut LastHandshake) {
         let answer = timeout(HANDSHAKE_TIMEOUT, server_certificate(self.gateway)).await;
-        // A gateway that is too busy to answer is asked again.
+        // If the gateway was too busy to answer, the next call makes a handshake again.
         self.is_suspected.store(answer.is_err(), Ordering::Relaxed);
         let speaks_tls = answer.map_or(last.speaks_tls, |certificate| certificate.is_some());
         match (last.speaks_tls, speaks_tls) {

@@ -1,7 +1,7 @@
 //! Removes the pairing of devices at the gateway.
 //!
-//! `device.pair.remove` revokes the device's token and closes its connections. A device that is
-//! made for that time only, local to the gateway and so paired silently, calls it.
+//! The gateway's method `device.pair.remove` revokes the device's token and closes its connections. A temporary device
+//! calls the method: as a local one it is paired silently.
 
 use std::net::SocketAddr;
 
@@ -12,25 +12,25 @@ use super::device::Device;
 use super::pair::{self, Connection, Error};
 use crate::secret::Secret;
 
-/// A device that exists for a few calls of the gateway, connected with every scope of an operator.
+/// A device that exists only for a few calls of the gateway, connected with all operator scopes.
 pub(super) struct TemporaryDevice {
     id: String,
-    /// Its connection.
+    /// The device's connection to the gateway.
     pub connection: Connection,
 }
 
 impl TemporaryDevice {
-    /// Makes and connects one.
+    /// Creates a device and connects it to the gateway.
     ///
     /// # Errors
-    /// If the gateway does not pair it silently, because it takes it for a remote one or refuses the token.
+    /// The gateway does not pair the device silently, because it regards it as remote or refuses the token.
     pub async fn connect(address: SocketAddr, token: Option<&Secret>) -> Result<Self, Error> {
         let device = Device::generate().map_err(|source| Error::Connect { address, source })?;
-        // With every scope: later versions let no device approve or remove more than it has.
+        // All scopes are needed, since in later versions a device can approve or remove only scopes that it has.
         Ok(Self { id: device.id(), connection: pair::connect(address, &device, token).await? })
     }
 
-    /// Removes its own pairing.
+    /// Removes the pairing of this device.
     pub async fn remove(mut self) {
         if let Err(error) = self.connection.call(REMOVE_METHOD, json!({ "deviceId": self.id })).await {
             info!(
@@ -41,14 +41,14 @@ impl TemporaryDevice {
     }
 }
 
-/// The gateway's method.
+/// The gateway's method that removes a pairing.
 const REMOVE_METHOD: &str = "device.pair.remove";
 
-/// Removes the pairing of `devices` at the gateway at `address`, a loopback address of this network
-/// namespace. Those that it does not know count as removed.
+/// Removes the pairing of `devices` at the gateway at `address`, a loopback address of this network namespace. Devices
+/// that the gateway does not know count as removed.
 ///
 /// # Errors
-/// If a pairing may be left.
+/// A pairing may not have been removed.
 pub async fn unpair(address: SocketAddr, devices: &[String], token: Option<&Secret>) -> Result<(), Error> {
     let mut remover = TemporaryDevice::connect(address, token).await?;
     let removed = async {

@@ -1,4 +1,4 @@
-//! A WebSocket handshake with the gateway, up to the point where a token would be needed.
+//! Probes the gateway by WebSocket handshakes that end before a token is needed.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::connect::{PROBE_CLIENT, connect, within_timeout};
 
-/// Returns whether the server sends `connect.challenge`, with which every version of the gateway begins.
+/// Returns whether the server sends `connect.challenge`, the first message of every version of the gateway.
 pub(super) async fn sends_challenge(gateway: SocketAddr) -> bool {
     let handshake = async {
         let request = format!("ws://{gateway}/").into_client_request().map_err(io::Error::other)?;
@@ -24,9 +24,9 @@ pub(super) async fn sends_challenge(gateway: SocketAddr) -> bool {
     within_timeout(handshake).await.unwrap_or(false)
 }
 
-/// Returns whether a page of `origin` may connect through the external lane; `None` if the answers do not show it.
+/// Returns whether a page of `origin` may connect through the external lane; `None` if the responses do not show it.
 ///
-/// It connects without a token: both versions check the origin before the token.
+/// The probe has no token, since both versions check the origin before the token.
 pub(super) async fn allows_origin(gateway: SocketAddr, source: IpAddr, origin: &str) -> Option<bool> {
     let handshake = async {
         let uri: Uri = origin.parse().map_err(io::Error::other)?;
@@ -56,7 +56,7 @@ pub(super) async fn allows_origin(gateway: SocketAddr, source: IpAddr, origin: &
     within_timeout(handshake).await.ok().flatten()
 }
 
-/// The `connect` request of the Control UI, without a token and without a device.
+/// Returns the `connect` request of the Control UI, without a token and without a device.
 fn connect_request() -> Value {
     json!({"type": "req", "id": "check", "method": "connect", "params": {
         "minProtocol": 3, "maxProtocol": 10, "role": "operator", "scopes": [],
@@ -72,7 +72,7 @@ fn is_challenge(message: &Message) -> bool {
     parse_frame(message).is_some_and(|frame| frame["event"] == "connect.challenge")
 }
 
-/// Any other error means that the origin was accepted, since it is checked first.
+/// Returns whether the gateway accepted the origin. It checks the origin first, so any other error means that it did.
 fn is_origin_allowed(answer: &Value) -> bool {
     !answer["error"]["message"].as_str().unwrap_or_default().starts_with("origin not allowed")
 }

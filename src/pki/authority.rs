@@ -1,4 +1,4 @@
-//! loopgate's own CA: created once, and the certificates that it signs.
+//! loopgate's CA: creates and loads it, and signs certificates with it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ use super::template::{self, Validity};
 pub(super) const CA_CERTIFICATE: &str = "ca.pem";
 pub(super) const CA_KEY: &str = "ca.key";
 
-/// loopgate did not exist before this date. An earlier clock was never set, and a CA with its date
-/// would be invalid once it is.
+/// The earliest date of a plausible clock, before the first release of loopgate. An earlier clock was never set, and a
+/// CA with its date could be invalid when it is set.
 const EARLIEST_CLOCK: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
 /// The CA with its key.
@@ -35,15 +35,17 @@ pub struct CertificateAuthority {
 }
 
 impl CertificateAuthority {
-    /// Loads the CA in `state_dir`, or creates one if there is none. Two processes that do so at once get the same CA.
+    /// Loads the CA in `state_dir`, or creates one if there is none. Two processes that do this at once get the same
+    /// CA.
     ///
     /// # Errors
-    /// The files can't be read or written, or are invalid; the error names the file.
+    /// The files can't be read or written, or are invalid. The error names the file.
     pub fn load_or_create(state_dir: &Path) -> Result<Self, Error> {
         Self::load_or_create_for(state_dir, None)
     }
 
-    /// Loads or creates the CA like [`Self::load_or_create`]; a new one is constrained to the names in `constrain`.
+    /// Loads or creates the CA like [`Self::load_or_create`]. A new CA gets name constraints that permit only
+    /// `constrain`.
     pub(super) fn load_or_create_for(
         state_dir: &Path,
         constrain: Option<&BTreeSet<SubjectName>>,
@@ -53,7 +55,8 @@ impl CertificateAuthority {
         Self::load_or_create_in(&dir, &lock, constrain, OffsetDateTime::now_utc())
     }
 
-    /// Each step leaves a state that the next start completes: first the key, then its certificate.
+    /// Loads or creates the CA in `dir`, under `lock`. The key is written before the certificate. If the process is
+    /// killed in between, the next start creates the certificate.
     pub(super) fn load_or_create_in(
         dir: &StateDir,
         lock: &DirLock,
@@ -103,9 +106,9 @@ impl CertificateAuthority {
         pem::encode_certificates(std::slice::from_ref(&self.certificate))
     }
 
-    /// Signs a client certificate for the key of `request`, which must be a P-256 key and have
-    /// signed the request. Nothing else of the request is used: the certificate is for `uri` (a
-    /// SPIFFE ID), and valid for `life`.
+    /// Signs a client certificate with the SPIFFE ID `uri` for the key of `request`, valid for `life`.
+    ///
+    /// The key must be a P-256 key and have signed the request. Nothing else of the request is used.
     ///
     /// # Errors
     /// The request or `life` is invalid, or the CA is not valid now.
@@ -119,7 +122,7 @@ impl CertificateAuthority {
         let request = CertificateSigningRequestParams::from_der(request)
             .map_err(|error| unacceptable(InvalidFile::Request(error)))?;
         let key = request.public_key;
-        // rcgen reports the algorithm of the signature, not of the key; the length of the point identifies the curve.
+        // rcgen reports the algorithm of the signature, not of the key. The length of the point identifies the curve.
         if PublicKeyData::algorithm(&key) != &PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != 65 {
             return Err(unacceptable(InvalidFile::KeyKind));
         }
@@ -198,8 +201,10 @@ impl CertificateAuthority {
     }
 }
 
-/// Returns the SPIFFE ID of an agent with a certificate of `loopgate cert issue`. Each part is
-/// checked to be a single path segment.
+/// Returns the SPIFFE ID of an agent with a certificate of `loopgate cert issue`.
+///
+/// # Errors
+/// The trust domain or the name is not a single path segment of a SPIFFE ID.
 pub(super) fn agent_uri(trust_domain: &str, name: &str) -> Result<String, Error> {
     let is_segment = |text: &str| {
         (1..=63).contains(&text.len())
@@ -212,12 +217,15 @@ pub(super) fn agent_uri(trust_domain: &str, name: &str) -> Result<String, Error>
     }
 }
 
-/// Returns whether `file` is the certificate of loopgate's own CA in `state_dir`, which need not exist.
+/// Returns whether `file` is the path of the CA certificate in `state_dir`. The file need not exist.
 pub fn is_ca_file(file: &Path, state_dir: &Path) -> bool {
     file == state_dir.join(CA_CERTIFICATE)
 }
 
-/// Checks that `text` is an e-mail address that may stand in a certificate, a header and a file's name.
+/// Returns `text` if it is an e-mail address with characters that are safe in a certificate, a header and a file name.
+///
+/// # Errors
+/// It is none.
 pub(super) fn user_name(text: &str) -> Result<String, Error> {
     let is_valid = |part: &str, further: &str| {
         !part.is_empty()
@@ -250,7 +258,7 @@ pub(super) fn load_certificate(dir: &StateDir) -> Result<(CertificateDer<'static
     read().map_err(Error::unusable(path))
 }
 
-/// Loads the private key in `name`.
+/// Loads the private key in the file `name`; `None` if there is no file.
 pub(super) fn load_key(dir: &StateDir, name: &str) -> Result<Option<KeyPair>, Error> {
     let Some(content) = dir.read(name, Access::Secret)? else { return Ok(None) };
     let read = || {
@@ -260,8 +268,8 @@ pub(super) fn load_key(dir: &StateDir, name: &str) -> Result<Option<KeyPair>, Er
     read().map(Some).map_err(Error::unusable(dir.file(name)))
 }
 
-/// Loads the private key in `name`, or creates one if there is none. Of two processes at once, both
-/// get the key of the first.
+/// Loads the private key in the file `name`, or creates one if there is none. Two processes that do this at once get
+/// the same key.
 pub(super) fn load_or_create_key(dir: &StateDir, name: &str) -> Result<KeyPair, Error> {
     if let Some(key) = load_key(dir, name)? {
         return Ok(key);

@@ -16,32 +16,32 @@ use super::error::InvalidFile;
 use super::name::SubjectName;
 use super::template::Validity;
 
-/// The fields of a certificate that loopgate uses.
+/// The fields of a certificate that loopgate reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CertificateFields {
-    /// The DNS names and IP addresses in its SAN.
+    /// The DNS names and IP addresses in the SAN.
     pub(super) names: BTreeSet<SubjectName>,
-    /// The URIs in its SAN, such as an agent's SPIFFE ID.
+    /// The URIs in the SAN, such as an agent's SPIFFE ID.
     pub(super) uris: Vec<String>,
-    /// The e-mail addresses in its SAN, such as a user's.
+    /// The e-mail addresses in the SAN, such as a user's.
     pub(super) emails: Vec<String>,
-    /// Its validity.
+    /// The validity.
     pub(super) validity: Validity,
-    /// Whether it is a CA certificate that may sign certificates.
+    /// Whether this is a CA certificate that may sign certificates.
     pub(super) is_ca: bool,
-    /// Its SubjectPublicKeyInfo, DER.
+    /// The SubjectPublicKeyInfo in DER.
     pub(super) public_key: Vec<u8>,
-    /// Its serial number, `0a:1b:..`.
+    /// The serial number in the form `0a:1b:..`.
     pub(super) serial: String,
-    /// Its subject, as `CN=..`.
+    /// The subject in the form `CN=..`.
     pub(super) subject: String,
-    /// Its issuer, as `CN=..`.
+    /// The issuer in the form `CN=..`.
     pub(super) issuer: String,
-    /// Its subject, DER.
+    /// The subject in DER.
     pub(super) raw_subject: Vec<u8>,
-    /// Its issuer, DER.
+    /// The issuer in DER.
     pub(super) raw_issuer: Vec<u8>,
-    /// Why TLS can't use its key, if it can't.
+    /// Why TLS can't use the key; `None` if it can.
     pub(super) key_problem: Option<String>,
 }
 
@@ -90,7 +90,7 @@ impl CertificateFields {
     }
 }
 
-/// Returns why TLS can't use a key: it is too short or too long, or of an unsupported kind.
+/// Returns why TLS can't use a key: its length or its kind is not supported. `None` if TLS can use it.
 fn key_problem(key: &SubjectPublicKeyInfo<'_>) -> Option<String> {
     const ED25519: &str = "1.3.101.112";
     const CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
@@ -140,8 +140,8 @@ fn email(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// Verifies a server chain as a client would: signed by `ca`, for TLS servers, valid `at` that
-/// time, for each of `names`.
+/// Verifies a server chain like a client: it must be signed by `ca`, for TLS servers, valid at the time `at`, and for
+/// each of `names`.
 pub(super) fn verify_before_publishing<'a>(
     chain: &[CertificateDer<'_>],
     ca: &CertificateDer<'_>,
@@ -161,7 +161,7 @@ pub(super) fn verify_before_publishing<'a>(
     Ok(())
 }
 
-/// Returns a name to connect to that matches `name` in a certificate.
+/// Returns the name of a server that matches `name` in a certificate. `*` is replaced by a label.
 fn server_name(name: &SubjectName) -> Result<ServerName<'static>, rustls::Error> {
     match name {
         SubjectName::Ip(address) => Ok(ServerName::from(*address)),

@@ -5,22 +5,22 @@ use rustls_pki_types::CertificateDer;
 use super::certificate::CertificateFields;
 use super::error::InvalidFile;
 
-/// A chain in order: the leaf, then the issuer of each certificate before it.
+/// An ordered chain: the leaf first, and each certificate followed by its issuer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OrderedChain {
     /// The chain. Certificates that are not the issuer of another follow at the end.
     pub(super) certificates: Vec<CertificateDer<'static>>,
-    /// Whether the order was another one.
+    /// Whether the file had another order.
     pub(super) was_unordered: bool,
-    /// The leaf's issuer, if its certificate is not in the chain and the leaf is not self-signed.
-    /// Clients that don't trust that issuer itself can't verify the leaf.
+    /// The name of the leaf's issuer, if its certificate is not in the chain and the leaf is not self-issued. Clients
+    /// that don't trust this issuer itself can't verify the leaf.
     pub(super) missing_issuer: Option<String>,
 }
 
-/// Orders `chain`, whose leaf is the certificate for `public_key` (a SubjectPublicKeyInfo); without
-/// one, the first that is no CA's.
+/// Orders `chain`; `None` if it has no leaf.
 ///
-/// Returns `None` if no certificate is for `public_key`.
+/// The leaf is the certificate for `public_key` (a SubjectPublicKeyInfo). Without a key it is the first certificate
+/// that is not a CA's, else the first of all.
 pub(super) fn order(
     chain: &[CertificateDer<'static>],
     public_key: Option<&[u8]>,

@@ -10,16 +10,17 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::error::InvalidFile;
 use super::name::SubjectName;
 
-/// The DNS names (with their subdomains) and addresses that a CA may sign server certificates for;
-/// `None` in each where all are allowed.
+/// The DNS names (with their subdomains) and IP addresses for which a CA may sign server certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Constraints {
+    /// The permitted DNS names; `None` if all are permitted.
     dns: Option<Vec<String>>,
+    /// The permitted networks, each as address and mask; `None` if all addresses are permitted.
     addresses: Option<Vec<Vec<u8>>>,
 }
 
 impl Constraints {
-    /// Reads the constraints of a CA certificate.
+    /// Parses the name constraints of a CA certificate.
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<Self, InvalidFile> {
         let (_, parsed) = X509Certificate::from_der(certificate)
             .map_err(|_| InvalidFile::Certificate(x509_parser::error::X509Error::InvalidCertificate))?;
@@ -60,7 +61,7 @@ impl Constraints {
     }
 }
 
-/// Returns constraints that permit `names` only, for a new CA.
+/// Returns name constraints that permit only `names`, for a new CA.
 pub(super) fn permitting(names: &BTreeSet<SubjectName>) -> NameConstraints {
     let subtree = |name: &SubjectName| match name {
         SubjectName::Dns(name) => GeneralSubtree::DnsName(name.strip_prefix("*.").unwrap_or(name).to_owned()),
@@ -68,7 +69,7 @@ pub(super) fn permitting(names: &BTreeSet<SubjectName>) -> NameConstraints {
         SubjectName::Ip(IpAddr::V6(v6)) => GeneralSubtree::IpAddress(CidrSubnet::V6(v6.octets(), [0xff; 16])),
     };
     let mut permitted: Vec<_> = names.iter().map(subtree).collect();
-    // Without an address in the list all addresses would be permitted.
+    // A list without an address would permit all addresses.
     if !names.iter().any(|name| matches!(name, SubjectName::Ip(_))) {
         permitted.push(GeneralSubtree::IpAddress(CidrSubnet::V4([127, 0, 0, 1], [0xff; 4])));
     }

@@ -1,11 +1,11 @@
-//! Errors of certificates and their files. Each names the file, and the remedy where there is a known one.
+//! Errors of certificates and their files. Messages name the file, and the remedy if one is known.
 
 use std::io;
 use std::path::PathBuf;
 
 use time::OffsetDateTime;
 
-/// Why there is no certificate, or no new one.
+/// Why a certificate can't be loaded or issued.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused an operation.
@@ -27,15 +27,15 @@ pub enum Error {
         #[source]
         reason: InvalidFile,
     },
-    /// A file of the provided pair can't be used.
+    /// A file of the operator's pair can't be used.
     #[error("{key}")]
     Provided {
-        /// The configuration key that names the file, and the flag.
+        /// The configuration key and the flag that name the file.
         key: &'static str,
-        /// What is wrong with it.
+        /// The reason.
         source: Box<Error>,
     },
-    /// One file of a pair is missing, which a crash of loopgate can't cause.
+    /// One file of a pair is missing. A crash of loopgate can't cause this.
     #[error("{} is missing, but {} exists{}", path.display(), partner.display(), remedy(path))]
     Missing {
         /// The missing file.
@@ -55,7 +55,7 @@ pub enum Error {
     Exposed {
         /// The file of the key.
         path: PathBuf,
-        /// Its permission bits.
+        /// The file's permission bits.
         mode: u32,
     },
     /// Another process holds the state directory's lock.
@@ -64,7 +64,7 @@ pub enum Error {
         /// The lock file.
         path: PathBuf,
     },
-    /// The clock is so wrong that a certificate issued now would be invalid.
+    /// The clock is before the first release of loopgate, so a certificate issued now would be invalid.
     #[error(
         "the clock says {now}, which is before the first release of loopgate; set it, since a certificate issued now \
          would be invalid"
@@ -78,9 +78,9 @@ pub enum Error {
     CaNotValid {
         /// The CA certificate's file.
         path: PathBuf,
-        /// The start of its validity.
+        /// The start of the CA's validity.
         not_before: OffsetDateTime,
-        /// The end of its validity.
+        /// The end of the CA's validity.
         not_after: OffsetDateTime,
         /// The time of the clock.
         now: OffsetDateTime,
@@ -100,7 +100,7 @@ pub enum Error {
         /// The part as given.
         part: String,
     },
-    /// A text that is no e-mail address, or one with characters that a file name or header should not have.
+    /// Text that is not an e-mail address, or has characters that a file name or header should not have.
     #[error(
         "{text:?} is no e-mail address: expected NAME@DOMAIN of letters, digits and `.`, `_`, `+`, `-`, at most 254 \
          characters"
@@ -118,7 +118,7 @@ pub enum Error {
     /// A PKCS#12 file can't be encoded.
     #[error("can't encode a PKCS#12 file")]
     Pkcs12(#[source] Box<p12_keystore::error::Error>),
-    /// A text that is no serial number of a certificate.
+    /// Text that is not the serial number of a certificate.
     #[error("{text:?} is no serial number: expected 1 to 20 bytes in hexadecimal, as `loopgate cert issue` prints it")]
     Serial {
         /// The text as given.
@@ -164,31 +164,31 @@ impl Error {
 /// Why the content of a file is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidFile {
-    /// The file has no bytes.
+    /// The file is empty.
     #[error("it is empty")]
     Empty,
-    /// It is a directory, a device or a pipe.
+    /// The file is a directory, a device or a pipe.
     #[error("it is not a regular file")]
     NotAFile,
-    /// It is larger than any certificate chain or key.
+    /// The file is larger than any certificate chain or key.
     #[error("it is larger than {0} bytes")]
     TooLarge(u64),
-    /// It is no PEM, or ends within a section.
+    /// The file is not PEM, or ends within a section.
     #[error("it is no valid PEM, or truncated")]
     Pem(#[source] rustls_pki_types::pem::Error),
-    /// It contains no certificate.
+    /// The file contains no certificate.
     #[error("it contains no certificate")]
     NoCertificate,
-    /// It contains no private key.
+    /// The file contains no private key.
     #[error("it contains no private key")]
     NoKey,
-    /// A certificate in it can't be parsed.
+    /// A certificate in the file can't be parsed.
     #[error("it contains a malformed certificate")]
     Certificate(#[source] x509_parser::error::X509Error),
     /// The dates of a certificate are out of range.
     #[error("a certificate's dates are out of range")]
     Dates,
-    /// The key in it can't be parsed.
+    /// The key in the file can't be parsed.
     #[error("it contains a malformed private key, or one of an unsupported kind")]
     Key(#[source] rcgen::Error),
     /// The private key is encrypted.
@@ -197,10 +197,10 @@ pub enum InvalidFile {
          OLD -out NEW`"
     )]
     EncryptedKey,
-    /// It is text in UTF-16, as some Windows programs write it.
+    /// The file is text in UTF-16, which some Windows programs write.
     #[error("it is UTF-16 text; save it as UTF-8")]
     Utf16,
-    /// It is DER or PKCS#12.
+    /// The file is DER or PKCS#12.
     #[error("it is a binary file (DER or PKCS#12); convert it to PEM with openssl")]
     Binary,
     /// The key is too weak, or of a kind that TLS clients don't accept.
@@ -209,7 +209,7 @@ pub enum InvalidFile {
     /// The TLS library rejects the private key.
     #[error("the TLS library can't use its private key")]
     TlsKey(#[source] rustls::Error),
-    /// The key is not that of any certificate in the other file.
+    /// The key belongs to no certificate in the other file.
     #[error("it is not the key of a certificate in {}", .0.display())]
     NotKeyOf(PathBuf),
     /// The certificate is not a CA certificate.

@@ -1,4 +1,4 @@
-//! The certificate that is served.
+//! The server certificate that is served.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use time::OffsetDateTime;
 use super::name::SubjectName;
 use super::revocation::Revoked;
 
-/// What the TLS listener serves. Key, chain and CA are replaced together.
+/// The certificate, key and CA that the TLS listeners use. They are replaced together.
 #[derive(Clone, Debug)]
 pub struct ServerIdentity {
     /// The chain (leaf first) and its signing key.
     pub certified_key: Arc<CertifiedKey>,
-    /// loopgate's own CA, which signs agents' certificates; `None` with a provided pair and no usable state directory.
+    /// loopgate's CA, which signs agents' certificates; `None` with the operator's pair and no usable state directory.
     pub ca: Option<CertificateDer<'static>>,
-    /// The certificates of that CA which are no longer accepted.
+    /// The revoked certificates of this CA.
     pub revoked: Arc<Revoked>,
     /// The names in the leaf.
     pub names: BTreeSet<SubjectName>,

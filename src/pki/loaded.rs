@@ -1,4 +1,4 @@
-//! A certificate read from files, and the digest by which changes of files are noticed.
+//! A certificate that was read from files, and the digest that shows changes of the files.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,23 +12,23 @@ use super::error::{Error, InvalidFile};
 use super::identity::ServerIdentity;
 use super::state_dir::read_file;
 
-/// A certificate to serve.
+/// The result of loading or issuing a certificate.
 #[derive(Debug)]
 pub(super) struct LoadedIdentity {
     /// The certificate and key to serve.
     pub(super) identity: ServerIdentity,
-    /// Why a newer certificate could not be loaded or issued.
+    /// Why a newer certificate could not be loaded or issued; `None` if `identity` is the wanted one.
     pub(super) problem: Option<Error>,
 }
 
 /// A digest of the contents of files.
 ///
-/// Contents are compared every few seconds, instead of modification times or inotify events. That
-/// treats an edit in place, a rename and Kubernetes' swap of a symlink two directories up alike,
-/// and works on file systems without events (gVisor, Docker Desktop).
+/// Contents are compared every few seconds, instead of modification times or inotify events. This detects an edit in
+/// place, a rename, and Kubernetes' swap of a symbolic link two directories above, and works on file systems without
+/// events (gVisor, Docker Desktop).
 pub(super) type FilesDigest = [u8; 32];
 
-/// Combines a chain with the key of its leaf.
+/// Returns the identity of a chain, the key of its leaf, and loopgate's CA.
 pub(super) fn server_identity(
     chain: Vec<CertificateDer<'static>>,
     key: Arc<dyn SigningKey>,
@@ -45,7 +45,7 @@ pub(super) fn server_identity(
     })
 }
 
-/// Returns the digest of `files`. A file that can't be read differs from an empty one.
+/// Returns the digest of `files`. A file that can't be read has another digest than an empty one.
 pub(super) fn files_digest<const N: usize>(files: [&Path; N]) -> FilesDigest {
     let mut context = Context::new(&SHA256);
     for file in files {

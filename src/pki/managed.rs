@@ -1,4 +1,4 @@
-//! The server certificate that loopgate issues itself, in the state directory.
+//! The server certificate that loopgate issues, in the state directory.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,8 +23,9 @@ use super::{pem, plan};
 pub(super) const SERVER_CERTIFICATE: &str = "server.pem";
 pub(super) const SERVER_KEY: &str = "server.key";
 
-/// The chain for a key that is about to replace the present one. Two files can't be renamed at
-/// once: the next start that finds this file beside the key it belongs to completes the rotation.
+/// The chain for a new key, during a rotation of the key. Chain and key can't be renamed at once. If the process is
+/// killed after the key was replaced, the next start finds that this chain belongs to the key, and completes the
+/// rotation.
 const NEXT_CERTIFICATE: &str = "server.pem.next";
 
 /// A state directory with a CA and a server key.
@@ -36,12 +37,12 @@ pub(super) struct Managed {
     follow_names: bool,
 }
 
-/// The key for a new leaf.
+/// Whether a rotation keeps the server's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RotateKey {
-    /// The present key, so that pins on the public key stay valid.
+    /// Keeps the key, so that pins on the public key stay valid.
     Keep,
-    /// A new key, if the old one may have leaked.
+    /// Replaces the key, for example because it may have leaked.
     Replace,
 }
 
@@ -51,8 +52,8 @@ impl Managed {
         Self::open_with(state_dir, None, true, now)
     }
 
-    /// Opens `state_dir` like [`Self::open`]. A new CA is constrained to the names in `constrain`;
-    /// unless `follow_names`, the names of an existing leaf stay.
+    /// Opens `state_dir` like [`Self::open`]. A new CA gets name constraints that permit only `constrain`. If
+    /// `follow_names` is false, the names of an existing leaf are kept.
     pub(super) fn open_with(
         state_dir: &Path,
         constrain: Option<&BTreeSet<SubjectName>>,
@@ -76,8 +77,8 @@ impl Managed {
         &self.authority
     }
 
-    /// Returns the names that a leaf should have in place of one with the names `current`: the
-    /// `wanted` ones that the CA may sign for, or `current` itself if names are not followed.
+    /// Returns the names for the next leaf: those of `wanted` for which the CA may sign, or the names `current` of the
+    /// present leaf if names are not followed.
     pub(super) fn leaf_names(
         &self,
         current: Option<&BTreeSet<SubjectName>>,
@@ -99,8 +100,8 @@ impl Managed {
         files_digest([&self.dir.file(SERVER_CERTIFICATE), &self.dir.file(SERVER_KEY), &self.dir.file(REVOKED_FILE)])
     }
 
-    /// Returns the server's certificate, renewed if it is due. A CA or a key that vanishes while
-    /// running is an error; no new one is created.
+    /// Loads the server's certificate, and issues a new one if it is due. If the CA or the key has vanished meanwhile,
+    /// this is an error, and no new one is created.
     pub(super) fn load(&self, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let lock = self.dir.lock()?;
         let key = self.read_key()?;
@@ -121,12 +122,12 @@ impl Managed {
         }
     }
 
-    /// Replaces the leaf, due or not.
+    /// Replaces the leaf, whether or not it is due.
     pub(super) fn rotate(&self, rotate_key: RotateKey, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let lock = self.dir.lock()?;
         let key = self.read_key()?;
         let names = self.read_current(&key, &lock)?.map(|(_, facts)| facts.names);
-        // Without a leaf only a running sidecar knows the names; it adds them when it notices the new leaf.
+        // Without a leaf only a running sidecar knows the names. It adds them when it notices the new leaf.
         let names = names.unwrap_or_else(|| [SubjectName::Dns("localhost".into())].into());
         match rotate_key {
             RotateKey::Keep => {
@@ -149,7 +150,8 @@ impl Managed {
         load_key(&self.dir, SERVER_KEY)?.ok_or_else(missing)
     }
 
-    /// Returns the chain in the directory. It must be for `key` and signed by our CA, but may be expired or lack names.
+    /// Returns the chain in the directory, and completes an interrupted rotation. The chain must be for `key` and
+    /// signed by loopgate's CA, but may be expired or lack names.
     fn read_current(
         &self,
         key: &KeyPair,
@@ -196,7 +198,7 @@ impl Managed {
         Ok(chain)
     }
 
-    /// Issues a new leaf and verifies it.
+    /// Signs a new leaf, and verifies the chain like a client.
     fn sign_verified(
         &self,
         key: &KeyPair,

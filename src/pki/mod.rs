@@ -1,18 +1,18 @@
-//! Certificates: loopgate's own CA with a server certificate that it manages, or the pair that the
-//! operator provides. Either is published as one [`ServerIdentity`].
+//! Certificates: loopgate's CA and the server certificate that it signs, or the certificate and key that the operator
+//! provides. Both are published as one [`ServerIdentity`].
 //!
-//! | files, from the top | do |
+//! | files, upper layers first | contents |
 //! | --- | --- |
-//! | `offline`, `service` | what `loopgate cert` does with the files; the certificate of a running sidecar |
-//! | `rotation`, `source` | renew the certificate when it is due, and follow changes of its files |
+//! | `offline`, `service` | the operations of `loopgate cert` on files; the certificate of a running sidecar |
+//! | `rotation`, `source` | renewing the certificate, and following changes of its files |
 //! | `managed`, `provided`, `plan` | the certificate that loopgate issues; the operator's pair; when to issue a new one |
 //! | `authority`, `template`, `constraints`, `revocation` | the CA, the contents of certificates, name constraints, revoked serial numbers |
-//! | `served_ca` | the CA's certificate in the forms in which devices install it |
-//! | `state_dir`, `pem`, `pkcs12` | files: atomic writes and locks, their formats |
-//! | `certificate`, `chain`, `name`, `pin`, `identity`, `loaded`, `error` | values, and what is read from a certificate |
+//! | `served_ca` | the CA's certificate in the formats in which devices install it |
+//! | `state_dir`, `pem`, `pkcs12` | atomic writes and locks; file formats |
+//! | `certificate`, `chain`, `name`, `pin`, `identity`, `loaded`, `error` | values, and parsing of certificates |
 //!
-//! Only this module, enrolment and `loopgate cert` use the CA's key. Functions that access files
-//! block; they are called before the runtime starts or on its blocking threads.
+//! Only this module, enrolment and `loopgate cert` use the CA's key. Functions that access files block. They are called
+//! before the runtime starts, or on its blocking threads.
 
 mod authority;
 mod certificate;

@@ -11,20 +11,20 @@ use super::error::Error;
 /// A subject alternative name of a server leaf (RFC 5280 section 4.2.1.6).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SubjectName {
-    /// A DNS name, lower case.
+    /// A DNS name in lower case.
     Dns(String),
     /// An IP address.
     Ip(IpAddr),
 }
 
 impl SubjectName {
-    /// Returns the name in the form for a certificate: lower case, no final dot, `*` only as the whole first label.
+    /// Returns the name in its form in a certificate: lower case, no final dot, `*` only as the whole first label.
     ///
     /// # Errors
     /// The name is not valid in a certificate.
     pub fn checked(&self) -> Result<Self, Error> {
         match self {
-            // Canonical: a client compares it with the address that it connected to, which is never IPv4-mapped.
+            // A client compares the address with the one that it connected to, which is never IPv4-mapped.
             Self::Ip(address) => Ok(Self::Ip(address.to_canonical())),
             Self::Dns(name) => {
                 let lower = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();

@@ -1,4 +1,4 @@
-//! The operations of `loopgate cert` on the files. A running sidecar notices changes within two seconds.
+//! The operations of `loopgate cert` on files. A running sidecar notices changes within two seconds.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,27 +22,27 @@ use super::state_dir::{Access, StateDir, read_file};
 use super::{chain, pem, pkcs12, revocation};
 use crate::fingerprint::Fingerprint;
 
-/// A certificate as `loopgate cert show` prints it.
+/// The description of a certificate that `loopgate cert show` prints.
 #[derive(Clone, Debug, Serialize)]
 pub struct Description {
-    /// Its file.
+    /// The certificate's file.
     pub file: PathBuf,
-    /// Its subject.
+    /// The subject.
     pub subject: String,
-    /// The names in its SAN.
+    /// The names in the SAN.
     pub names: Vec<String>,
-    /// The start of its validity, RFC 3339.
+    /// The start of the validity (RFC 3339).
     pub not_before: String,
-    /// The end of its validity, RFC 3339.
+    /// The end of the validity (RFC 3339).
     pub not_after: String,
-    /// Whole days until then; negative afterwards.
+    /// The whole days until the end of the validity; negative afterwards.
     pub days_left: i64,
-    /// Its serial number, in hexadecimal.
+    /// The serial number in hexadecimal.
     pub serial: String,
-    /// SHA-256 of the certificate, `AA:BB:..`, as OpenClaw pins it.
+    /// SHA-256 of the certificate in the form `AA:BB:..`, which OpenClaw pins.
     pub fingerprint: String,
-    /// SHA-256 of its public key in base64, the same after renewals; `curl --pinnedpubkey` takes it
-    /// prefixed with `sha256//`.
+    /// SHA-256 of the public key in base64, which stays the same after renewals. `curl --pinnedpubkey` expects it with
+    /// the prefix `sha256//`.
     pub public_key: String,
 }
 
@@ -51,7 +51,7 @@ pub struct Description {
 pub struct Report {
     /// The server certificate.
     pub server: Description,
-    /// loopgate's own CA; none beside an operator's pair without state directory.
+    /// loopgate's CA; `None` with the operator's pair and no usable state directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<Description>,
     /// The issuer of a provided certificate, if its own certificate is not in the file.
@@ -59,7 +59,8 @@ pub struct Report {
     pub missing_issuer: Option<String>,
 }
 
-/// Describes what is served out of `state_dir`, or the operator's `own_chain`. Nothing is changed, and no key is read.
+/// Describes the server certificate in `state_dir`, or the operator's `own_chain`, and the CA. Changes nothing, and
+/// reads no key.
 pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<Report, Error> {
     let dir = StateDir::at(state_dir);
     let (server, ca) = match own_chain {
@@ -74,10 +75,10 @@ pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<Report, Error>
     Ok(Report { server: describe(server, &chain.certificates[0])?, ca, missing_issuer: chain.missing_issuer })
 }
 
-/// Reads all certificates of a PEM file; at least one. Blocks.
+/// Reads all certificates in a PEM file. Blocks.
 ///
 /// # Errors
-/// The file can't be read, or is no PEM with a certificate in it.
+/// The file can't be read, is not PEM, or has no certificate.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     pem::certificates(&read_file(path)?.0).map_err(Error::unusable(path))
 }
@@ -88,12 +89,12 @@ pub fn export(state_dir: &Path) -> Result<String, Error> {
     Ok(pem::encode_certificates(&[certificate]))
 }
 
-/// Writes the CA's certificate to a file that every user may read, for images without a shell.
+/// Writes the CA's certificate to a file that every user may read. Images without a shell can't redirect output.
 pub fn export_to(state_dir: &Path, file: &Path) -> Result<(), Error> {
     write_atomically(file, export(state_dir)?.as_bytes(), Access::Public)
 }
 
-/// Writes `file` as a whole or not at all.
+/// Writes `file` atomically.
 fn write_atomically(file: &Path, content: &[u8], access: Access) -> Result<(), Error> {
     let Some(name) = file.file_name().and_then(|name| name.to_str()) else {
         return Err(Error::io("write", file)(std::io::ErrorKind::InvalidFilename.into()));
@@ -102,9 +103,9 @@ fn write_atomically(file: &Path, content: &[u8], access: Access) -> Result<(), E
     StateDir::at(directory).replace(name, content, access)
 }
 
-/// Replaces the server's leaf, due or not.
+/// Replaces the server's leaf, whether or not it is due.
 pub fn rotate(state_dir: &Path, rotate_key: RotateKey) -> Result<Report, Error> {
-    // A mistyped directory must not get a CA.
+    // Fails if there is no CA, so that a mistyped directory does not get one.
     authority::load_certificate(&StateDir::at(state_dir))?;
     let now = OffsetDateTime::now_utc();
     Managed::open(state_dir, now)?.rotate(rotate_key, now)?;
@@ -116,9 +117,9 @@ pub fn rotate(state_dir: &Path, rotate_key: RotateKey) -> Result<Report, Error> 
 pub struct Agent<'a> {
     /// The SPIFFE trust domain.
     pub trust_domain: &'a str,
-    /// Its name, the last part of its SPIFFE ID.
+    /// The agent's name, the last part of its SPIFFE ID.
     pub name: &'a str,
-    /// The life of its certificate; at most 397 days.
+    /// The lifetime of the certificate; at most 397 days.
     pub life: Duration,
 }
 
@@ -130,10 +131,10 @@ pub fn agent_name(text: &str) -> Result<String, Error> {
     authority::agent_uri("loopgate.local", text).map(|_| text.to_owned())
 }
 
-/// Writes `agent.pem`, `agent.key` and `ca.pem` to `out`. An existing key is kept, so that a
-/// running agent only reloads one file.
+/// Issues a certificate for an agent, and writes `agent.pem`, `agent.key` and `ca.pem` to the directory `out`. An
+/// existing key is kept, so that a running agent reloads only one file.
 pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Description, Error> {
-    // Checked before any file is created, since the name may also be the directory's.
+    // Checked before any file is created, since `out` may be named after the agent.
     authority::agent_uri(agent.trust_domain, agent.name)?;
     let authority = CertificateAuthority::load_or_create(state_dir)?;
     let out = StateDir::create(out)?;
@@ -153,25 +154,25 @@ pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Descript
 pub struct User<'a> {
     /// The e-mail address, the only name in the certificate.
     pub mail: &'a str,
-    /// The life of the certificate; at most 397 days.
+    /// The lifetime of the certificate; at most 397 days.
     pub life: Duration,
-    /// How the file is encrypted.
+    /// How the PKCS#12 file is encrypted.
     pub encryption: Encryption,
 }
 
 /// Parses a user's e-mail address.
 ///
 /// # Errors
-/// `text` is none, or has characters that are not accepted here.
+/// `text` is not an e-mail address, or has characters that are not accepted here.
 pub fn user_name(text: &str) -> Result<String, Error> {
     authority::user_name(text)
 }
 
-/// Issues a certificate for a person. Returns the PKCS#12 file with its key, which is kept nowhere
-/// else, and what `file` will contain.
+/// Issues a certificate for a person. Returns the content of a PKCS#12 file with the certificate and its key, which is
+/// stored nowhere else, and the description of the certificate in `file`.
 ///
 /// # Errors
-/// The user or the life is invalid, or there is no usable CA.
+/// The user or the lifetime is invalid, or there is no usable CA.
 pub fn issue_user(
     state_dir: &Path,
     user: &User<'_>,
@@ -186,7 +187,7 @@ pub fn issue_user(
     Ok((Zeroizing::new(encoded), describe(file.to_owned(), &chain[0])?))
 }
 
-/// Writes a file that only its owner may read, as a whole or not at all.
+/// Writes a file atomically that only its owner may read.
 ///
 /// # Errors
 /// The file can't be written.
@@ -194,8 +195,7 @@ pub fn write_secret(file: &Path, content: &[u8]) -> Result<(), Error> {
     write_atomically(file, content, Access::Secret)
 }
 
-/// Revokes the certificate with this serial number; returns whether it was not revoked before. A
-/// running sidecar notices within two seconds.
+/// Revokes the certificate with this serial number. Returns false if it was revoked already.
 ///
 /// # Errors
 /// There is no CA in `state_dir`, or the list can't be read or written.
@@ -215,7 +215,7 @@ pub fn serial_of(file: &Path) -> Result<Vec<u8>, Error> {
     parse_serial(&CertificateFields::parse(&certificate).map_err(Error::unusable(file))?.serial)
 }
 
-/// Prints a serial number as [`Description::serial`] does.
+/// Formats a serial number like [`Description::serial`].
 pub fn serial_text(serial: &[u8]) -> String {
     let digits = hex::encode(serial);
     digits.as_bytes().chunks(2).map(String::from_utf8_lossy).collect::<Vec<_>>().join(":")

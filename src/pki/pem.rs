@@ -7,10 +7,13 @@ use zeroize::Zeroizing;
 
 use super::error::InvalidFile;
 
-/// The UTF-8 byte order mark that Windows editors put first, which hides the first section from parsers.
+/// The UTF-8 byte order mark, which Windows editors put at the beginning. It hides the first section from PEM parsers.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// Returns all certificates in `pem`, in the order of the file; at least one.
+/// Returns all certificates in `pem`, in the order of the file.
+///
+/// # Errors
+/// There is no certificate, or a section is malformed.
 pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, InvalidFile> {
     check_encoding(pem)?;
     let text = without_bom(pem);
@@ -36,7 +39,7 @@ pub fn encode_certificates(chain: &[CertificateDer<'_>]) -> String {
     chain.iter().map(|certificate| pem::encode_config(&Pem::new("CERTIFICATE", certificate.as_ref()), config)).collect()
 }
 
-/// A text without byte order marks; wiped from memory if it had to be copied.
+/// Text without byte order marks. A copy is wiped from memory when it is dropped, since it may be a key.
 enum Text<'a> {
     Borrowed(&'a [u8]),
     Copied(Zeroizing<Vec<u8>>),
@@ -51,7 +54,7 @@ impl Text<'_> {
     }
 }
 
-/// Removes byte order marks, also those within a file that was joined from several.
+/// Removes byte order marks, also those inside a file that was joined from several files.
 fn without_bom(pem: &[u8]) -> Text<'_> {
     if !contains(pem, BOM) {
         return Text::Borrowed(pem);
@@ -70,7 +73,7 @@ fn without_bom(pem: &[u8]) -> Text<'_> {
     Text::Copied(text)
 }
 
-/// Refuses files that are no text, with the format that they seem to have.
+/// Returns an error with the apparent format if `pem` is not text.
 fn check_encoding(pem: &[u8]) -> Result<(), InvalidFile> {
     match pem {
         [] => Err(InvalidFile::Empty),

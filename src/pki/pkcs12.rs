@@ -15,24 +15,26 @@ use zeroize::Zeroizing;
 use super::error::Error;
 use crate::fingerprint::Fingerprint;
 
-/// The rounds of each key derivation. Windows refuses a file with more than 600 000 in all; there are three.
+/// The number of rounds of each of the three key derivations. Windows refuses a file with more than 600 000 in total.
 const KDF_ROUNDS: u32 = 100_000;
 
-/// The fewest characters of a password that a user chooses. A holder of the file can try passwords.
+/// The minimum length of a password, in characters. It must be long, since passwords can be tried on a stolen file.
 const MIN_PASSWORD: usize = 12;
+/// The maximum length of a password, in characters.
 const MAX_PASSWORD: usize = 128;
 
-/// 32 characters that look like no other.
+/// The 32 characters of generated passwords, which are easy to tell apart.
 const PASSWORD_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
-/// A generated password has 25 of them, which is 125 bits, in groups for those who type it on a phone.
+/// The number of groups of five characters in a generated password. It has 125 bits. Groups make typing on a phone
+/// easier.
 const PASSWORD_GROUPS: usize = 5;
 
 /// How a file is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encryption {
-    /// Triple DES and SHA-1, which every system imports. The file is as safe as its password.
+    /// Triple DES and SHA-1, which every system can import. The file is as safe as its password.
     TripleDes,
-    /// AES-256 and SHA-256, for systems that refuse the former.
+    /// AES-256 and SHA-256, for systems that refuse Triple DES.
     Aes256,
 }
 
@@ -59,17 +61,17 @@ pub fn generate_password() -> Result<Zeroizing<String>, Error> {
     Ok(password)
 }
 
-/// Reads a password from a file or pipe, without the end of its line.
+/// Reads a password from a file or pipe. A line break at the end is removed.
 ///
 /// # Errors
-/// The file can't be read, or its content is no password of 12 to 128 characters.
+/// The file can't be read, or its content is not one line of 12 to 128 characters.
 pub fn read_password(path: &Path) -> Result<Zeroizing<String>, Error> {
     let mut content = Zeroizing::new(String::with_capacity(1024));
     let file = File::open(path).map_err(Error::io("read", path))?;
     file.take(1024).read_to_string(&mut content).map_err(Error::io("read", path))?;
     let password = content.trim_end_matches(['\r', '\n']);
     let characters = password.chars().count();
-    // The file states the password in UTF-16 without surrogates.
+    // PKCS#12 encodes passwords in UTF-16 without surrogates.
     let is_valid = |c: char| !c.is_control() && u32::from(c) <= 0xffff;
     if (MIN_PASSWORD..=MAX_PASSWORD).contains(&characters) && password.chars().all(is_valid) {
         Ok(Zeroizing::new(password.to_owned()))
@@ -78,7 +80,7 @@ pub fn read_password(path: &Path) -> Result<Zeroizing<String>, Error> {
     }
 }
 
-/// Encodes `chain` (leaf first) and the leaf's key as a file that importers show as `name`.
+/// Encodes `chain` (leaf first) and the leaf's key as a PKCS#12 file. Importers show `name`.
 pub(super) fn encode(
     chain: &[CertificateDer<'_>],
     key: &KeyPair,

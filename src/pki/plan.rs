@@ -7,14 +7,14 @@ use time::OffsetDateTime;
 use super::name::SubjectName;
 use super::template::Validity;
 
-/// With more names than this, vanished names are dropped at once, so that a leaf can't grow without bound.
+/// The maximum number of names with which vanished names are kept, so that a leaf can't grow without bound.
 const MAX_NAMES: usize = 100;
 
 /// Returns the names of the leaf to issue now; `None` if `leaf` can still be used.
 ///
-/// A name that vanishes does not replace the leaf, and a new name is added to the old ones: a
-/// container that changes networks may come back, and each new leaf breaks the pins on the
-/// fingerprint of the old one. Vanished names are dropped when the leaf is renewed.
+/// A new name causes a new leaf, which has the old names too. A vanished name does not: the container may return to the
+/// network, and each new leaf breaks pins on the fingerprint of the old one. Vanished names are dropped when the leaf
+/// is renewed.
 pub(super) fn due(
     leaf: Option<(&BTreeSet<SubjectName>, Validity)>,
     wanted: &BTreeSet<SubjectName>,
@@ -31,7 +31,7 @@ pub(super) fn due(
     Some(if all.len() > MAX_NAMES { wanted.clone() } else { all })
 }
 
-/// Returns the time at which two thirds of a leaf's life are over.
+/// Returns the time at which two thirds of a leaf's validity have elapsed.
 pub(super) fn renew_at(validity: Validity) -> OffsetDateTime {
     validity.not_before + (validity.not_after - validity.not_before) * 2 / 3
 }

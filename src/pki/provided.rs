@@ -1,4 +1,4 @@
-//! A certificate and key that the operator provides; reloaded when the files change.
+//! The certificate and key that the operator provides. They are reloaded when the files change.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use super::state_dir::{StateDir, read_file};
 const CHAIN_OPTION: &str = "tls.cert (--tls-cert)";
 const KEY_OPTION: &str = "tls.key (--tls-key)";
 
-/// The provided pair, and loopgate's own CA, which signs agents' certificates.
+/// The operator's pair, and loopgate's CA, which signs agents' certificates.
 #[derive(Debug)]
 pub(super) struct Provided {
     /// The files of the pair.
     pub(super) files: CertificateFiles,
-    /// Where the list of revoked certificates is.
+    /// The state directory, which has the list of revoked certificates.
     pub(super) state_dir: StateDir,
-    /// loopgate's own CA, if there is one.
+    /// loopgate's CA, if there is one.
     pub(super) ca: Option<CertificateDer<'static>>,
 }
 
@@ -39,8 +39,8 @@ impl Provided {
         files_digest([&self.files.chain, &self.files.key, &self.state_dir.file(REVOKED_FILE)])
     }
 
-    /// Reads the pair and checks that key and certificate belong together. The mode of the key file
-    /// is not checked, since Kubernetes and Docker mount secrets readable for everyone.
+    /// Loads the pair, and checks that key and certificate belong together. The mode of the key file is not checked,
+    /// since Kubernetes and Docker mount secrets that every user can read.
     pub(super) fn load(&self, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let (chain, key) = self.read_pair()?;
         warn_of_chain_problems(&chain, &self.files.chain);
@@ -51,7 +51,10 @@ impl Provided {
         Ok(LoadedIdentity { identity, problem })
     }
 
-    /// Returns why the pair can't be served, if it can't.
+    /// Checks that the pair can be served.
+    ///
+    /// # Errors
+    /// The reason why it can't.
     pub(super) fn check(&self) -> Result<(), Error> {
         self.read_pair().map(drop)
     }
@@ -74,7 +77,7 @@ impl Provided {
     }
 }
 
-/// Warns about a chain that is served although some clients may not verify it.
+/// Warns of a chain that is served, but that was not in order or that some clients can't verify.
 fn warn_of_chain_problems(chain: &OrderedChain, path: &Path) {
     let path = path.display();
     if chain.was_unordered {

@@ -6,18 +6,18 @@ use std::io::ErrorKind;
 use super::error::{Error, InvalidFile};
 use super::state_dir::{Access, StateDir};
 
-/// One serial number a line, in hexadecimal; `#` begins a comment.
+/// The file with the revoked serial numbers, one in each line, in hexadecimal. `#` begins a comment.
 pub(super) const REVOKED_FILE: &str = "revoked";
 
-/// The most bytes of a serial number (RFC 5280 section 4.1.2.2).
+/// The maximum length of a serial number, in bytes (RFC 5280 section 4.1.2.2).
 const MAX_SERIAL: usize = 20;
 
-/// The serial numbers of certificates of loopgate's own CA that are no longer accepted.
+/// The serial numbers of revoked certificates of loopgate's CA.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Revoked(BTreeSet<Vec<u8>>);
 
 impl Revoked {
-    /// Returns whether `serial`, as a certificate encodes it, is revoked.
+    /// Returns whether `serial` is revoked. Leading zeros make no difference.
     pub fn contains(&self, serial: &[u8]) -> bool {
         self.0.contains(without_zeros(serial))
     }
@@ -26,7 +26,7 @@ impl Revoked {
 /// Parses a serial number in hexadecimal, with or without colons.
 ///
 /// # Errors
-/// `text` is no serial number.
+/// `text` is not a serial number.
 pub fn parse_serial(text: &str) -> Result<Vec<u8>, Error> {
     let invalid = || Error::Serial { text: text.to_owned() };
     let bytes = hex::decode(text.trim().replace(':', "")).map_err(|_| invalid())?;
@@ -34,8 +34,10 @@ pub fn parse_serial(text: &str) -> Result<Vec<u8>, Error> {
     if serial.is_empty() || serial.len() > MAX_SERIAL { Err(invalid()) } else { Ok(serial.to_vec()) }
 }
 
-/// Reads the list. A missing file is an empty list; a file that can't be read or understood is an
-/// error, so that no certificate is accepted again by accident.
+/// Reads the list. Without a file the list is empty.
+///
+/// # Errors
+/// The file can't be read or parsed. It is not ignored, so that no revoked certificate is accepted by accident.
 pub(super) fn read(dir: &StateDir) -> Result<Revoked, Error> {
     let content = match dir.read(REVOKED_FILE, Access::Public) {
         Ok(content) => content,
@@ -53,7 +55,7 @@ pub(super) fn read(dir: &StateDir) -> Result<Revoked, Error> {
     Ok(Revoked(serials.collect::<Result<_, _>>()?))
 }
 
-/// Adds `serial` to the list; returns whether it was not in it.
+/// Adds `serial` to the list. Returns false if the list has it already.
 pub(super) fn add(dir: &StateDir, serial: &[u8], comment: &str) -> Result<bool, Error> {
     let _lock = dir.lock()?;
     if read(dir)?.contains(serial) {

@@ -1,4 +1,4 @@
-//! Keeps the certificate up to date while the process runs: renews it when due, and follows changes of its files.
+//! Keeps the certificate up to date in a running process: renews it when it is due, and follows changes of its files.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,16 +18,17 @@ use super::loaded::{FilesDigest, LoadedIdentity};
 use super::name::SubjectName;
 use super::source::Source;
 
-/// The time between two checks of files and clock. It is short, since the wall clock may jump at any time.
+/// The interval of checks of the files and the clock. It is short, since the wall clock may jump at any time.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The time before a retry after a failure that no change of a file resolves, such as a full disk.
+/// The delay of a retry after a failure. A change of the files is noticed sooner, but other causes, such as a full
+/// disk, are not.
 pub(super) const RETRY_DELAY: Duration = Duration::from_secs(60);
 
 /// The task that owns the certificate.
 pub(super) struct Rotation {
     pub(super) source: Arc<Source>,
-    /// Names that are always wanted.
+    /// The names that a leaf always has: `localhost` and `tls.names`.
     pub(super) fixed_names: BTreeSet<SubjectName>,
     pub(super) names: watch::Receiver<BTreeSet<SubjectName>>,
     pub(super) identity: watch::Sender<Arc<ServerIdentity>>,
@@ -36,12 +37,13 @@ pub(super) struct Rotation {
     pub(super) state: RotationState,
 }
 
-/// What the task remembers from one check to the next.
+/// The state that is kept between two checks.
 #[derive(Debug)]
 pub(super) struct RotationState {
-    /// The files as last read, valid or not.
+    /// The digest of the files that were loaded last, valid or not.
     pub(super) digest: FilesDigest,
-    /// Files that were invalid at the first check: another process may be replacing them right now.
+    /// The digest of files that were invalid at one check. Another process may have been replacing them, so the error
+    /// is reported only if they are still the same at the next check.
     pub(super) invalid_once: Option<FilesDigest>,
     /// The time of the next retry after a failure.
     pub(super) retry_at: Option<Instant>,
@@ -113,7 +115,8 @@ impl Rotation {
         self.report_problem(problem);
     }
 
-    /// Serves `identity` from now on, unless it is the one that is served, or has expired while the served one has not.
+    /// Publishes `identity`, unless it is already served, or has expired while the served one has not. Publishes its
+    /// list of revoked certificates in any case.
     fn publish(&self, identity: ServerIdentity) {
         let now = OffsetDateTime::now_utc();
         self.identity.send_if_modified(|served| {
@@ -131,7 +134,7 @@ impl Rotation {
         });
     }
 
-    /// Logs and publishes a problem, once.
+    /// Publishes `problem`, and logs it if it has changed.
     fn report_problem(&self, problem: Option<Error>) {
         self.problem.send_if_modified(|known| {
             let changed = match (&*known, &problem) {
@@ -151,7 +154,7 @@ impl Rotation {
     }
 }
 
-/// Logs why the served certificate is not the wanted one.
+/// Logs that the certificate could not be loaded or renewed.
 pub(super) fn warn_of_problem(error: &Error) {
     tracing::warn!(
         error = error as &dyn std::error::Error, retry_in = ?RETRY_DELAY,
@@ -159,7 +162,7 @@ pub(super) fn warn_of_problem(error: &Error) {
     );
 }
 
-/// Logs the certificate that was loaded. The TLS reloader logs when it is served.
+/// Logs a certificate that was loaded. The TLS reloader logs when it is served.
 pub(super) fn log_identity(identity: &ServerIdentity) {
     let leaf = &identity.certified_key.cert[0];
     let names: Vec<_> = identity.names.iter().map(ToString::to_string).collect();
@@ -169,8 +172,8 @@ pub(super) fn log_identity(identity: &ServerIdentity) {
     );
 }
 
-/// Returns the names for the leaf. A name that is not valid in a certificate (a network alias may
-/// be any text) is left out.
+/// Returns the wanted names of the leaf: `fixed`, and those of `found` that are valid in a certificate. A network alias
+/// may be any text.
 pub(super) fn wanted_names(fixed: &BTreeSet<SubjectName>, found: &BTreeSet<SubjectName>) -> BTreeSet<SubjectName> {
     let checked = found.iter().filter_map(|name| match name.checked() {
         Ok(name) => Some(name),

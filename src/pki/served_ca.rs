@@ -1,4 +1,4 @@
-//! loopgate's own CA certificate as clients install it (`external.serve_ca`). Only the certificate, never a key.
+//! loopgate's CA certificate in the formats in which clients install it (`external.serve_ca`).
 
 mod page;
 mod profile;
@@ -13,11 +13,12 @@ use super::pem;
 use crate::fingerprint::Fingerprint;
 use crate::token_bucket::{Rate, TokenBucket};
 
-/// How many QR codes are drawn in a second. Each takes a fraction of a millisecond, and every client may ask for one.
+/// The maximum number of QR codes that are drawn in a second. Drawing one takes a fraction of a millisecond, and every
+/// client may request one.
 const QR_CODES_PER_SECOND: u32 = 20;
 
-/// The CA's certificate in each form in which clients install it. All are made once, so that a
-/// request costs a copy of a pointer; only a QR code is drawn for a request.
+/// The CA's certificate in each format in which clients install it. The formats are rendered once, so that a request
+/// costs little. Only QR codes are drawn for each request.
 #[derive(Debug)]
 pub struct ServedCa {
     fingerprint: Fingerprint,
@@ -29,7 +30,7 @@ pub struct ServedCa {
 }
 
 impl ServedCa {
-    /// Makes the forms of `certificate`.
+    /// Renders `certificate` in all formats.
     pub fn new(certificate: &CertificateDer<'_>) -> Self {
         let fingerprint = Fingerprint::of(certificate);
         Self {
@@ -42,23 +43,23 @@ impl ServedCa {
         }
     }
 
-    /// Returns it as PEM.
+    /// Returns the certificate as PEM.
     pub fn pem(&self) -> Bytes {
         self.pem.clone()
     }
 
-    /// Returns it as DER.
+    /// Returns the certificate as DER.
     pub fn der(&self) -> Bytes {
         self.der.clone()
     }
 
-    /// Returns it as a configuration profile of Apple's systems.
+    /// Returns the certificate as a configuration profile for Apple's systems.
     pub fn profile(&self) -> Bytes {
         self.profile.clone()
     }
 
-    /// Returns the page that leads to the other forms. It has a QR code of `url`, its own address,
-    /// unless too many are asked for.
+    /// Returns the HTML page with links to the other formats. It has a QR code of `url`, the page's address, unless
+    /// [`QR_CODES_PER_SECOND`] is exceeded.
     pub fn page(&self, url: Option<&str>) -> Bytes {
         let rate = Rate::per_second(QR_CODES_PER_SECOND);
         let may_draw =

@@ -19,7 +19,7 @@ use super::state_dir::StateDir;
 use crate::config::Tls;
 use crate::shutdown::Shutdown;
 
-/// The running certificate, which changes as files, names and time require.
+/// The server certificate of a running sidecar. It is replaced when it is due, or when files or names change.
 #[derive(Clone, Debug)]
 pub struct Pki {
     identity: watch::Receiver<Arc<ServerIdentity>>,
@@ -29,33 +29,35 @@ pub struct Pki {
 }
 
 impl Pki {
-    /// Returns the certificate to serve.
+    /// Returns a receiver of the certificate to serve.
     pub fn identity(&self) -> watch::Receiver<Arc<ServerIdentity>> {
         self.identity.clone()
     }
 
-    /// Returns why the served certificate is not a newer one; `None` if nothing is wrong.
+    /// Returns a receiver of the reason why the certificate could not be loaded or renewed; `None` if there is no
+    /// problem.
     pub fn problem(&self) -> watch::Receiver<Option<Arc<Error>>> {
         self.problem.clone()
     }
 
-    /// Returns the CA, for enrolment; `None` with a provided pair and no usable state directory.
+    /// Returns loopgate's CA, for enrolment; `None` with the operator's pair and no usable state directory.
     pub fn authority(&self) -> Option<Arc<CertificateAuthority>> {
         self.authority.clone()
     }
 
-    /// Checks the files now (SIGHUP) instead of within the next two seconds.
+    /// Checks the files now, for example after SIGHUP, instead of within two seconds.
     pub fn reload(&self) {
         self.reload.notify_one();
     }
 }
 
-/// Loads or issues the certificate, and keeps it up to date until `shutdown`. `names` are the names
-/// found by discovery; `localhost` and `tls.names` are added to them. Blocks on files, and must be
+/// Loads or issues the certificate, and keeps it up to date until `shutdown` begins.
+///
+/// `names` are the names that discovery finds; `localhost` and `tls.names` are added. Blocks on files, and must be
 /// called within a Tokio runtime.
 ///
 /// # Errors
-/// There is no certificate that can be served.
+/// There is no usable certificate.
 pub fn open(
     tls: &Tls,
     state_dir: &Path,
@@ -73,11 +75,11 @@ pub fn open(
             (Source::Managed(managed), Some(authority))
         }
         Some(files) => {
-            // An unusable pair refuses the start before a CA is created.
+            // The pair is checked before a CA is created, so that a start that fails leaves no CA.
             let mut pair = Provided { files: files.clone(), state_dir: StateDir::at(state_dir), ca: None };
             pair.check()?;
             let authority = authority_beside_provided_pair(state_dir, constrain);
-            // Without its key it signs nothing, but what it signed before stays its own.
+            // If only the CA's key can't be used, the certificates that the CA signed before are still accepted.
             let certificate =
                 || authority::load_certificate(&StateDir::at(state_dir)).ok().map(|(certificate, _)| certificate);
             pair.ca = authority.as_ref().map(|authority| authority.certificate().clone()).or_else(certificate);
@@ -114,8 +116,8 @@ pub fn open(
     Ok(Pki { identity: served_identity, problem: current_problem, authority, reload })
 }
 
-/// Returns loopgate's CA, if there can be one. Agents can't enrol without it, but the provided pair
-/// is served nevertheless.
+/// Loads or creates loopgate's CA beside the operator's pair; `None`, which is logged, if that fails. Agents then can't
+/// enrol, but the pair is served.
 fn authority_beside_provided_pair(
     state_dir: &Path,
     constrain: Option<&BTreeSet<SubjectName>>,

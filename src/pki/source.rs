@@ -1,4 +1,4 @@
-//! The source of the server's certificate: the state directory, or files of the operator.
+//! The source of the server's certificate: the state directory, or the operator's files.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use super::provided::Provided;
 use super::revocation;
 use super::template::Validity;
 
-/// Where the certificate comes from. The methods block on files.
+/// The source of the server's certificate. The methods block on files.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// loopgate issues it.
+    /// loopgate issues the certificate.
     Managed(Managed),
-    /// The operator provides it.
+    /// The operator provides the certificate.
     Provided(Provided),
 }
 
 impl Source {
-    /// Returns a digest that changes with the files.
+    /// Returns the digest of the source's files.
     pub(super) fn files_digest(&self) -> FilesDigest {
         match self {
             Self::Managed(managed) => managed.files_digest(),
@@ -33,7 +33,7 @@ impl Source {
         }
     }
 
-    /// Returns whether `served` should be replaced although no file has changed.
+    /// Returns whether `served` must be replaced because of its age or its names.
     pub(super) fn is_due(&self, served: &ServerIdentity, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> bool {
         let validity = Validity { not_before: served.not_before, not_after: served.not_after };
         match self {
@@ -45,7 +45,7 @@ impl Source {
         }
     }
 
-    /// Reads the files. Issues a new certificate if one is due and loopgate manages it.
+    /// Loads the certificate from the files. If loopgate issues it, issues a new one if that is due.
     pub(super) fn load(&self, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let (mut loaded, dir) = match self {
             Self::Managed(managed) => (managed.load(wanted, now)?, managed.dir()),

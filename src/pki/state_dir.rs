@@ -1,9 +1,9 @@
-//! The state directory: atomic writes, one writer at a time, and no file overwritten that loopgate can't parse.
+//! The state directory: atomic writes by one writer at a time.
 //!
-//! A write goes to a temporary file in the same directory, is synced, and is renamed to its target,
-//! so that `kill -9` or a power failure leaves the old file or the new one. A lock file serialises
-//! writers. On file systems without locks (read-only, some network file systems) a file that must
-//! be created once is still never replaced, since it is named by `RENAME_NOREPLACE` or `link`.
+//! A write goes to a temporary file in the same directory, which is synced and then renamed to its target. So `kill -9`
+//! or a power failure leaves the old file or the new one. A lock file serialises writers. On file systems without locks
+//! (read-only ones, some network file systems) a file that must be created once is still never replaced, since
+//! `RENAME_NOREPLACE` or `link` gives it its name.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
@@ -16,22 +16,22 @@ use zeroize::Zeroizing;
 
 use super::error::{Error, InvalidFile};
 
-/// The largest file that is read, far larger than any chain or key.
+/// The maximum size of a file, in bytes, far larger than any chain or key.
 const MAX_FILE: u64 = 1 << 20;
 
-/// The longest wait for the lock, which other processes hold for milliseconds.
+/// The maximum wait for the lock. Other processes hold it for milliseconds.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
 const LOCK_FILE: &str = ".lock";
 const TEMPORARY_PREFIX: &str = ".new-";
 
-/// The readers of a file of the state directory.
+/// The users that may read a file of the state directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Its owner only (0600).
+    /// Only the owner (mode 0600).
     Secret,
-    /// Everyone (0644, less the umask).
+    /// All users (mode 0644, reduced by the umask).
     Public,
 }
 
@@ -41,17 +41,17 @@ pub(super) struct StateDir {
     path: PathBuf,
 }
 
-/// Keeps other processes from writing while it exists. `None` if the file system has no locks.
+/// The lock against other writers, held until this value is dropped. `None` if the file system has no locks.
 #[derive(Debug)]
 pub(super) struct DirLock(Option<File>);
 
 impl StateDir {
-    /// Returns `path`, which need not exist.
+    /// Returns the directory at `path`, which need not exist.
     pub(super) fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
-    /// Returns `path`, created with mode 0700 if it is missing.
+    /// Returns the directory at `path`, and creates it with mode 0700 if it is missing.
     pub(super) fn create(path: impl Into<PathBuf>) -> Result<Self, Error> {
         let dir = Self::at(path);
         if !dir.path.is_dir() {
@@ -60,7 +60,7 @@ impl StateDir {
         Ok(dir)
     }
 
-    /// Warns if other users could replace the keys in it.
+    /// Warns if other users could replace the keys in the directory.
     pub(super) fn warn_if_writable_by_others(&self) {
         let Ok(metadata) = self.path.metadata() else { return };
         let us = nix::unistd::geteuid().as_raw();
@@ -72,7 +72,7 @@ impl StateDir {
         }
     }
 
-    /// Returns its path.
+    /// Returns the directory's path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -82,10 +82,10 @@ impl StateDir {
         self.path.join(name)
     }
 
-    /// Takes the lock. Waits for other processes, at most [`LOCK_WAIT`].
+    /// Acquires the lock. Waits for other processes for at most [`LOCK_WAIT`].
     pub(super) fn lock(&self) -> Result<DirLock, Error> {
         let path = self.file(LOCK_FILE);
-        // flock(2) needs no write access, so that a read-only or full directory can still be used.
+        // flock(2) needs no write access, so the lock also works in a read-only or full directory.
         let opened =
             OpenOptions::new().write(true).create(true).truncate(false).open(&path).or_else(|_| File::open(&path));
         let Ok(file) = opened else { return Ok(DirLock(None)) };
@@ -106,7 +106,7 @@ impl StateDir {
         }
     }
 
-    /// Removes the temporary files of killed writers. The lock proves that no writer is active.
+    /// Removes the temporary files of killed writers. Holding the lock means that no other writer is active.
     pub(super) fn remove_temporary_files(&self, lock: &DirLock) {
         if lock.0.is_none() {
             return;
@@ -134,7 +134,7 @@ impl StateDir {
         }
     }
 
-    /// Writes `name` unless the file exists; returns whether it was written.
+    /// Writes the file `name` unless it exists. Returns whether it was written.
     pub(super) fn write_new(&self, name: &str, content: &[u8], access: Access) -> Result<bool, Error> {
         let path = self.file(name);
         match self.write_temporary(name, content, access)?.persist_noclobber(&path) {
@@ -144,7 +144,7 @@ impl StateDir {
         }
     }
 
-    /// Writes `name`, and replaces an existing file.
+    /// Writes the file `name`, and replaces an existing one.
     pub(super) fn replace(&self, name: &str, content: &[u8], access: Access) -> Result<(), Error> {
         let path = self.file(name);
         self.write_temporary(name, content, access)?
@@ -185,12 +185,12 @@ impl StateDir {
 
 /// Reads a regular file of at most [`MAX_FILE`] bytes; returns its content and permission bits.
 pub(super) fn read_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), Error> {
-    // Checked before opening, since opening a pipe waits for a writer.
+    // Checked before the file is opened, since opening a pipe waits for a writer.
     let metadata = std::fs::metadata(path).map_err(Error::io("read", path))?;
     if !metadata.is_file() {
         return Err(Error::unusable(path)(InvalidFile::NotAFile));
     }
-    // The full capacity at once: a buffer that grows leaves copies of a key in memory.
+    // The full capacity is reserved at once: a buffer that grows leaves copies of a key in memory.
     let mut content = Zeroizing::new(Vec::with_capacity(metadata.len().min(MAX_FILE) as usize + 1));
     let file = File::open(path).map_err(Error::io("read", path))?;
     file.take(MAX_FILE + 1).read_to_end(&mut content).map_err(Error::io("read", path))?;
@@ -200,8 +200,8 @@ pub(super) fn read_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), Error>
     Ok((content, metadata.permissions().mode() & 0o7777))
 }
 
-/// Returns who besides `us` and root may write to a directory of `owner` with this mode. Group
-/// access is ignored, since Kubernetes mounts volumes with it.
+/// Returns which users besides `us` and root may write to a directory of `owner` with this mode; `None` if no others
+/// may. Group access is ignored, since Kubernetes mounts volumes with it.
 fn other_writers(mode: u32, owner: u32, us: u32) -> Option<String> {
     if mode & 0o002 != 0 {
         Some(format!("every user may write to the state directory (mode {:04o})", mode & 0o7777))
@@ -212,8 +212,8 @@ fn other_writers(mode: u32, owner: u32, us: u32) -> Option<String> {
     }
 }
 
-/// Refuses a key that every user can access. Access by the group is only logged: with an `fsGroup`
-/// the kubelet makes every file of a volume group-readable and -writable at each mount.
+/// Refuses a key that every user can access. Group access is only logged, since with an `fsGroup` the kubelet makes
+/// every file of a volume readable and writable by the group at each mount.
 fn check_mode(path: &Path, mode: u32) -> Result<(), Error> {
     if mode & 0o007 != 0 {
         return Err(Error::Exposed { path: path.to_owned(), mode });

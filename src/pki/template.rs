@@ -1,8 +1,8 @@
 //! The contents of each kind of certificate.
 //!
-//! They follow the rules of browsers and platforms: a random serial number for each (rcgen would
-//! derive it from the key, and Firefox refuses a repeated serial number of one issuer), names in
-//! the SAN only, an EKU, fewer than 398 days, a start in the past.
+//! Certificates follow the rules of browsers and platforms: names in the SAN only, an EKU, less than 398 days, a start
+//! in the past, and a random serial number. rcgen would derive the serial number from the key, and Firefox refuses two
+//! certificates of one issuer with the same serial number.
 
 use std::collections::BTreeSet;
 
@@ -17,16 +17,17 @@ use super::constraints;
 use super::error::Error;
 use super::name::SubjectName;
 
-/// The life of a CA. Clients limit the life of leaves only, and a new CA must be installed on every client.
+/// The lifetime of a CA. It is long, since a new CA must be installed on every client, and clients limit only the
+/// lifetime of leaves.
 pub(super) const CA_LIFE: Duration = Duration::days(3650);
 
-/// The life of a server leaf.
+/// The lifetime of a server leaf.
 pub(super) const SERVER_LIFE: Duration = Duration::days(90);
 
-/// The longest life of a leaf: browsers and Apple's platforms refuse 398 days or more.
+/// The maximum lifetime of a leaf. Browsers and Apple's platforms refuse 398 days or more.
 pub(super) const MAX_LIFE: Duration = Duration::days(397);
 
-/// How far the start of a certificate lies in the past, for peers with a slow clock.
+/// The time by which the start of a certificate is backdated, for peers whose clock is slow.
 pub(super) const BACKDATE: Duration = Duration::HOUR;
 
 /// The validity of a certificate.
@@ -37,17 +38,17 @@ pub(super) struct Validity {
 }
 
 impl Validity {
-    /// Returns the validity from an hour before `now` until `life` after it.
+    /// Returns the validity from [`BACKDATE`] before `now` until `life` after `now`.
     pub(super) fn of(now: OffsetDateTime, life: Duration) -> Self {
         Self { not_before: now - BACKDATE, not_after: now + life }
     }
 
-    /// Returns the moment at which half of the validity has passed.
+    /// Returns the time in the middle of the validity.
     pub(super) fn middle(self) -> OffsetDateTime {
         self.not_before + (self.not_after - self.not_before) / 2
     }
 
-    /// Returns the part within the validity of `issuer`, since some verifiers require that.
+    /// Returns the part of this validity that is within that of `issuer`: some verifiers refuse other certificates.
     pub(super) fn within(self, issuer: Self) -> Self {
         Self { not_before: self.not_before.max(issuer.not_before), not_after: self.not_after.min(issuer.not_after) }
     }

@@ -13,14 +13,14 @@ use super::*;
 use crate::openclaw::pair::SCOPES;
 use crate::shutdown::Shutdown;
 
-/// What such a gateway knows about devices. Each device has at most one pending request.
+/// The devices of a fake gateway. Each device has at most one pending request.
 #[derive(Debug, Default)]
 pub(in crate::openclaw) struct FakeDevices {
     /// The scopes of paired devices.
     pub paired: BTreeMap<String, Vec<String>>,
-    /// The scopes that are waited for, by device; `request-of-DEVICE` is the request's id.
+    /// The scopes of pending requests, by device. A request's id is `request-of-DEVICE`.
     pub pending: BTreeMap<String, Vec<String>>,
-    /// Whether clients are taken for remote ones.
+    /// Whether the gateway regards clients as remote.
     pub remote: bool,
 }
 
@@ -41,7 +41,7 @@ impl FakeDevices {
                 *granted_scopes = scopes;
                 return Ok(json!({"type": "hello-ok"}));
             }
-            // An older request is handed back as it is.
+            // An older request is not updated.
             self.pending.entry(id.clone()).or_insert(scopes);
             return Err(json!({"code": "NOT_PAIRED", "message": "pairing required",
                     "details": {"requestId": format!("request-of-{id}")}}));
@@ -102,7 +102,7 @@ fn scopes(list: &[&str]) -> Vec<String> {
 async fn a_device_that_may_not_approve_itself_is_approved_by_a_second_one() {
     let shutdown = Shutdown::new();
     let device = Device::generate().unwrap();
-    // As after one failed spawn: paired for the first request's scope, and a request for another one waits.
+    // As after a sub-agent failed: the device is paired for the first scope, and a request for another one is pending.
     let devices = Arc::new(Mutex::new(FakeDevices {
         paired: [(device.id(), scopes(&["operator.admin"]))].into(),
         pending: [(device.id(), scopes(&["operator.write"])), ("another".into(), scopes(&["operator.admin"]))].into(),

@@ -1,4 +1,4 @@
-//! The page on which people find the CA's certificate: without scripts and without anything that is loaded.
+//! The HTML page from which people download the CA's certificate. It has no scripts and loads no other resources.
 
 use std::fmt::Write;
 
@@ -9,10 +9,10 @@ use crate::fingerprint::Fingerprint;
 use crate::html_page::html_page;
 
 const STYLE: &str = include_str!("page.css");
-/// The light modules around a QR code (ISO/IEC 18004 section 6.3.8).
+/// The width of the margin around a QR code, in modules (ISO/IEC 18004 section 6.3.8).
 const QUIET_ZONE: usize = 4;
 
-/// Renders the page, with a QR code of `url` if that is given.
+/// Renders the page, with a QR code of `url` if it is given.
 pub(super) fn render(fingerprint: &Fingerprint, url: Option<&str>) -> String {
     let body = html! {
         h1 { "The certificate authority of this gateway" }
@@ -47,7 +47,7 @@ pub(super) fn render(fingerprint: &Fingerprint, url: Option<&str>) -> String {
     html_page("certificate authority", STYLE, &html! {}, &body)
 }
 
-/// Returns a QR code of `text` as SVG; `None` if it is too long for one.
+/// Draws a QR code of `text` as SVG; `None` if the text is too long.
 fn qr_code(text: &str) -> Option<Markup> {
     let code = QrCode::with_error_correction_level(text, EcLevel::M).ok()?;
     let (width, colors) = (code.width(), code.to_colors());

@@ -7,8 +7,8 @@ use rustls_pki_types::CertificateDer;
 
 use crate::fingerprint::Fingerprint;
 
-/// Returns the profile with `certificate`, unsigned. Its identifiers follow from the `fingerprint`, so
-/// that a later download replaces an earlier one instead of being added to it.
+/// Renders an unsigned profile with `certificate`. Its identifiers are derived from the `fingerprint`, so that a device
+/// replaces an earlier download by a later one.
 pub(super) fn render(certificate: &CertificateDer<'_>, fingerprint: &Fingerprint) -> String {
     let digits = fingerprint.to_string().replace(':', "");
     let (profile, payload) = digits.split_at(32);
@@ -57,7 +57,7 @@ pub(super) fn render(certificate: &CertificateDer<'_>, fingerprint: &Fingerprint
     )
 }
 
-/// Returns 32 hexadecimal digits as a UUID of version 8 (RFC 9562 section 5.8).
+/// Formats 32 hexadecimal digits as a UUID of version 8 (RFC 9562 section 5.8).
 fn uuid(digits: &str) -> String {
     format!("{}-{}-8{}-8{}-{}", &digits[..8], &digits[8..12], &digits[13..16], &digits[17..20], &digits[20..32])
 }
