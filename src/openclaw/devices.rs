@@ -133,7 +133,7 @@ impl Devices {
     /// The file can't be read. Continuing without it would unbind all devices.
     pub fn open(directory: &Path, gateway_state: Option<&Path>) -> io::Result<Self> {
         let state = DevicesState { stamp: file_stamp(directory), table: read(directory)?, ..DevicesState::default() };
-        Ok(Self { directory: directory.into(), gateway_state: gateway_state.map(Into::into), state: Mutex::new(known) })
+        Ok(Self { directory: directory.into(), gateway_state: gateway_state.map(Into::into), state: Mutex::new(state) })
     }
 
     /// Reads the file again if it has changed. If it can't be read, the known devices are kept.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use loopgate::agent::Credentials;
-use loopgate::agent::enrol::{Error, converse_by_token};
+use loopgate::agent::enrol::{Error, enrol_by_token};
 use loopgate::enrolment_protocol::{ALPN, RefusalReason};
 use loopgate_test_support::tls_client::TlsClient;
 
@@ -12,7 +12,7 @@ pub async fn enrol(client: &TlsClient, source: &str, token: &str) -> Result<Arc<
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), token).unwrap();
     let stream = client.handshake(client.tcp(source).await, std::str::from_utf8(ALPN).unwrap()).await.unwrap();
-    converse_by_token(stream, file.path()).await.map(|(credentials, _)| credentials)
+    enrol_by_token(stream, file.path()).await.map(|(credentials, _)| credentials)
 }
 
 /// Enrols from `source` with `token`, which must be refused, and returns the reason.

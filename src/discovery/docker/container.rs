@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn in_podman_an_interface_that_two_have_is_the_older_ones() {
+    fn podman_containers_with_one_interface_share_the_namespace_of_the_older() {
         let list = |endpoint: &str, mac: &str| {
             let summary = |id: &str, created: i64, mac: &str| {
                 format!(
