@@ -118,21 +118,21 @@ pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -
             _ = signals.child.recv() => {}
             signal = next_signal(&mut signals.forwarded) => {
                 debug!(%signal, "passing a signal on to the command");
-                send(child, signal);
+                signal_group(child, signal);
                 if signal == Signal::SIGTERM && deadline.is_none() {
                     deadline = Some(Instant::now() + grace);
                 }
             }
             () = overdue => {
                 warn!(?grace, "the command did not end after SIGTERM; killing it");
-                send(child, Signal::SIGKILL);
+                signal_group(child, Signal::SIGKILL);
                 deadline = None;
             }
         }
     }
 }
 
-fn send(group: Pid, signal: Signal) {
+fn signal_group(group: Pid, signal: Signal) {
     if let Err(error) = killpg(group, signal) {
         warn!(%signal, %error, "can't pass a signal on to the command");
     }

@@ -219,7 +219,7 @@ impl Sources {
         let owner = view.owner.as_ref().and_then(|owner| docker.container(&owner.id)).cloned();
         if owner != self.inspected_owner && view.source_state.is_live() {
             match &owner {
-                Some(container) if !docker.inspect(&container.id) => {}
+                Some(container) if !docker.start_inspection(&container.id) => {}
                 _ => self.inspected_owner = owner,
             }
         }

@@ -72,7 +72,7 @@ impl CertificateAuthority {
                 return Err(Error::Clock { now });
             }
             let key = load_or_create_key(dir, CA_KEY)?;
-            let params = template::ca(&key, constrain, Validity::of(now, template::CA_LIFE))?;
+            let params = template::ca_params(&key, constrain, Validity::of(now, template::CA_LIFE))?;
             let certificate = params.self_signed(&key).map_err(Error::Issue)?;
             let pem = pem::encode_certificates(&[certificate.der().clone()]);
             if dir.write_new(CA_CERTIFICATE, pem.as_bytes(), Access::Public)? {
@@ -154,7 +154,7 @@ impl CertificateAuthority {
         life: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let validity = self.client_validity(OffsetDateTime::now_utc(), life)?;
-        self.sign(template::user(&user_name(user)?, validity)?, key)
+        self.sign(template::user_params(&user_name(user)?, validity)?, key)
     }
 
     fn sign_client(
@@ -164,7 +164,7 @@ impl CertificateAuthority {
         life: Duration,
         now: OffsetDateTime,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
-        self.sign(template::client(uri, self.client_validity(now, life)?)?, key)
+        self.sign(template::client_params(uri, self.client_validity(now, life)?)?, key)
     }
 
     fn client_validity(&self, now: OffsetDateTime, life: Duration) -> Result<Validity, Error> {
@@ -188,7 +188,7 @@ impl CertificateAuthority {
         names: &BTreeSet<SubjectName>,
         now: OffsetDateTime,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
-        self.sign(template::server(names, self.validity(now, template::SERVER_LIFE)?)?, key)
+        self.sign(template::server_params(names, self.validity(now, template::SERVER_LIFE)?)?, key)
     }
 
     /// Returns the validity of a certificate signed `now`. Fails if the CA is not valid now.

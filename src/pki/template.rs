@@ -54,25 +54,25 @@ impl Validity {
     }
 }
 
-/// Returns a CA that signs leaves only. Its name contains a digest of the key, for clients that
-/// trust several CAs. It signs server certificates only for the names in `constrain`, if given.
-pub(super) fn ca(
+/// Returns the parameters of a CA that signs only leaves. If `constrain` is given, it signs server certificates only
+/// for these names. The CA's name contains a digest of the key, so that clients can distinguish several CAs.
+pub(super) fn ca_params(
     key: &KeyPair,
     constrain: Option<&BTreeSet<SubjectName>>,
     validity: Validity,
 ) -> Result<CertificateParams, Error> {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &key.subject_public_key_info());
     let short = hex::encode(&digest.as_ref()[..4]);
-    let mut params = base(&format!("loopgate CA {short}"), validity)?;
+    let mut params = base_params(&format!("loopgate CA {short}"), validity)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.name_constraints = constrain.map(constraints::permitting);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
 }
 
-/// Returns a server leaf for `names`.
-pub(super) fn server(names: &BTreeSet<SubjectName>, validity: Validity) -> Result<CertificateParams, Error> {
-    let mut params = leaf("loopgate", ExtendedKeyUsagePurpose::ServerAuth, validity)?;
+/// Returns the parameters of a server leaf for `names`.
+pub(super) fn server_params(names: &BTreeSet<SubjectName>, validity: Validity) -> Result<CertificateParams, Error> {
+    let mut params = leaf_params("loopgate", ExtendedKeyUsagePurpose::ServerAuth, validity)?;
     for name in names {
         params.subject_alt_names.push(match name {
             SubjectName::Dns(name) => SanType::DnsName(name.as_str().try_into().map_err(Error::Issue)?),
@@ -82,23 +82,27 @@ pub(super) fn server(names: &BTreeSet<SubjectName>, validity: Validity) -> Resul
     Ok(params)
 }
 
-/// Returns a client leaf for a person, with the e-mail address `user` as its only name. Browsers
-/// list certificates by the common name.
-pub(super) fn user(user: &str, validity: Validity) -> Result<CertificateParams, Error> {
-    let mut params = leaf(user, ExtendedKeyUsagePurpose::ClientAuth, validity)?;
+/// Returns the parameters of a client leaf for a person, with the e-mail address `user` as its only SAN. It is the
+/// common name too, by which browsers list certificates.
+pub(super) fn user_params(user: &str, validity: Validity) -> Result<CertificateParams, Error> {
+    let mut params = leaf_params(user, ExtendedKeyUsagePurpose::ClientAuth, validity)?;
     params.subject_alt_names.push(SanType::Rfc822Name(user.try_into().map_err(Error::Issue)?));
     Ok(params)
 }
 
-/// Returns a client leaf with `uri` (a SPIFFE ID) as its only name.
-pub(super) fn client(uri: &str, validity: Validity) -> Result<CertificateParams, Error> {
-    let mut params = leaf("loopgate agent", ExtendedKeyUsagePurpose::ClientAuth, validity)?;
+/// Returns the parameters of a client leaf with `uri`, a SPIFFE ID, as its only SAN.
+pub(super) fn client_params(uri: &str, validity: Validity) -> Result<CertificateParams, Error> {
+    let mut params = leaf_params("loopgate agent", ExtendedKeyUsagePurpose::ClientAuth, validity)?;
     params.subject_alt_names.push(SanType::URI(uri.try_into().map_err(Error::Issue)?));
     Ok(params)
 }
 
-fn leaf(common_name: &str, usage: ExtendedKeyUsagePurpose, validity: Validity) -> Result<CertificateParams, Error> {
-    let mut params = base(common_name, validity)?;
+fn leaf_params(
+    common_name: &str,
+    usage: ExtendedKeyUsagePurpose,
+    validity: Validity,
+) -> Result<CertificateParams, Error> {
+    let mut params = base_params(common_name, validity)?;
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![usage];
@@ -106,18 +110,18 @@ fn leaf(common_name: &str, usage: ExtendedKeyUsagePurpose, validity: Validity) -
     Ok(params)
 }
 
-fn base(common_name: &str, validity: Validity) -> Result<CertificateParams, Error> {
+fn base_params(common_name: &str, validity: Validity) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
-    params.serial_number = Some(serial()?);
+    params.serial_number = Some(random_serial()?);
     params.not_before = validity.not_before;
     params.not_after = validity.not_after;
     Ok(params)
 }
 
 /// Returns 126 random bits as a positive number of constant length (RFC 5280 section 4.1.2.2).
-fn serial() -> Result<SerialNumber, Error> {
+fn random_serial() -> Result<SerialNumber, Error> {
     let mut bytes = [0; 16];
     rand::fill(&mut bytes).map_err(|_| Error::Random)?;
     bytes[0] = bytes[0] & 0x3f | 0x40;

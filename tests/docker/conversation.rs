@@ -3,7 +3,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use loopgate::enrolment_protocol::{self, Challenge, Enrolled, EnrolmentRefused, Reply, EnrolmentRequest, PROOF_SUBCOMMAND, ProofShown};
+use loopgate::enrolment_protocol::{
+    self, Challenge, Enrolled, EnrolmentRefused, EnrolmentRequest, PROOF_SUBCOMMAND, ProofShown, Reply,
+};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

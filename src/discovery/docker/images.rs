@@ -46,7 +46,7 @@ impl ImageLabels {
             let service =
                 label(container, agent_labels::SERVICE).or_else(|| label(container, agent_labels::SWARM_SERVICE));
             label(container, agent_labels::AGENT).is_some()
-                || service.is_some_and(|service| services.iter().any(|wanted| is_service(service, wanted)))
+                || service.is_some_and(|service| services.iter().any(|wanted| matches_service(service, wanted)))
         };
         let projects: BTreeSet<&str> =
             containers.iter().filter(|container| may_be_agent(container)).flat_map(projects_of).collect();
@@ -112,7 +112,7 @@ fn labels_of(image: ImageInspect) -> Labels {
 }
 
 /// Returns whether `service` is `wanted`, or, in a Swarm stack, `STACK_wanted`.
-fn is_service(service: &str, wanted: &str) -> bool {
+fn matches_service(service: &str, wanted: &str) -> bool {
     service.strip_suffix(wanted).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
 }
 

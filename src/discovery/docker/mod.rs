@@ -136,7 +136,7 @@ impl Docker {
 
     /// Starts to inspect the container with `id`. [`Docker::changed`] resolves when the inspection has ended. Returns
     /// false if another inspection is in progress.
-    pub fn inspect(&mut self, id: &str) -> bool {
+    pub fn start_inspection(&mut self, id: &str) -> bool {
         if self.inspection.is_some() {
             return false;
         }
@@ -175,7 +175,7 @@ impl Docker {
                 let changed = self.engine.record_list(containers.len()) || self.containers != containers;
                 self.containers = containers;
                 if let Some((id, _)) = self.failed_inspection.clone().filter(|(id, _)| self.container(id).is_some()) {
-                    self.inspect(&id);
+                    self.start_inspection(&id);
                 }
                 changed
             }

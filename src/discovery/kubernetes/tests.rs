@@ -103,7 +103,7 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     kubernetes.delete("d");
     let view = harness.until_agents(&[]).await;
     assert!(view.last_known.is_empty());
-    // The watch alone reported all of it.
+    // All changes came from the watch, without another list.
     assert_eq!((harness.metrics.lists_read.get(), kubernetes.asked("list pods")), (lists, 1));
     harness.close().await;
 }

@@ -175,7 +175,7 @@ fn a_certificate_gets_its_lane_only_from_permitted_addresses() {
         let evidence = Evidence { certificate: Some(certificate.clone()), ..evidence_from(peer) };
         assert_eq!(lane_label(&evidence, &policy), expected, "{peer} {certificate:?}");
     }
-    // Every client is asked for a certificate then.
+    // With `tls.client_ca` every client is asked for a certificate.
     let asking_all = self::policy(|c| c.tls.client_ca = Some("ca.pem".into()));
     let evidence = Evidence {
         certificate: Some(loopgate_certificate("spiffe://loopgate.local/agent/robot")),
@@ -301,7 +301,7 @@ fn a_cap_follows_its_container_to_the_external_lane() {
         |id: &str, kind| Arc::new(Agent { scopes: Some(vec!["operator.read".into()]), ..(*agent(id, kind)).clone() });
     view.agents.insert("172.18.0.3".parse().unwrap(), capped("aaa", AgentKind::Address));
     view.agents.insert("172.18.0.4".parse().unwrap(), capped("bbb", AgentKind::Attested));
-    // Docker is unreachable, so that this container is no agent for now.
+    // As if Docker were unreachable: this container is no agent at present.
     view.last_known.insert("172.18.0.5".parse().unwrap(), capped("ccc", AgentKind::Address));
     let scopes = |list: &[&str]| list.iter().map(|scope| (*scope).to_owned()).collect::<Vec<_>>();
     let free = policy(|_| {});
@@ -358,10 +358,10 @@ fn every_basis_but_the_own_address_keeps_the_cap_of_its_container() {
         ("172.18.0.8", robot(), with("", robots), "certificate", None),
         ("172.18.0.4", attested(), with("", |_| {}), "attested", Some("a,b")),
         ("172.18.0.3", None, with("", |_| {}), "address", Some("a,b")),
-        // The image may have set the label, so it does not beat the common cap.
+        // The image may have set the label, so the label does not replace `agents.scopes`.
         ("172.18.0.5", None, with("b,c", |_| {}), "address", Some("b")),
         ("172.18.0.2", None, with("c", own_agent), "own-address", Some("c")),
-        // No agent, but labelled.
+        // A container that is no agent, but has the label `loopgate.scopes`.
         ("172.18.0.9", None, with("c", |_| {}), "external", Some("a,b")),
     ] {
         let evidence = Evidence { certificate, ..evidence_from(peer) };

@@ -1,4 +1,4 @@
-//! What the gateway receives by listeners other than those of `listen.on`.
+//! The requests that the gateway receives through listeners of `listen.forward` and `listen.plain`.
 
 use http::Request;
 

@@ -1,4 +1,4 @@
-//! The header rules as a table: what comes in on a lane, and what the gateway receives.
+//! The header rules as tables: the request of a client, and the request that the gateway receives.
 
 use std::sync::Arc;
 
@@ -98,7 +98,7 @@ fn forged_headers_are_removed_on_both_lanes() {
         assert!(source.starts_with("127.77."), "{source}");
         assert_eq!(lines, agent, "{forged:?}");
     }
-    // A client whose address can't be stated is still a remote one.
+    // For a client on loopback a placeholder is stated, so that the gateway regards it as remote.
     assert_eq!(received("127.0.0.1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
     assert_eq!(received("::1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
     assert_eq!(received("fd00::9", &rules, &[]), ("127.0.0.2".into(), external("fd00::9")));
@@ -120,7 +120,7 @@ fn headers_without_a_special_meaning_pass() {
             assert!(lines.contains(&format!("{name}: {value}")), "{peer} {name}");
         }
     }
-    // `Connection` can't talk away what the request means.
+    // A client can't remove these headers by listing them in `Connection`.
     let (_, lines) = received(
         "172.18.0.3",
         &rules,
@@ -141,7 +141,7 @@ fn a_header_that_carries_an_identity_passes_only_if_it_is_kept() {
         assert_eq!(sent(&rules(|_| {})), ["x-openclaw-webhook-secret: s"], "{peer}");
         assert_eq!(sent(&kept), ["x-openclaw-webhook-secret: s", "x-team-role: owner"], "{peer}");
     }
-    // An identity header of trusted proxies is theirs alone, even if it is kept.
+    // Only trusted proxies can set an identity header, even if `external.keep_headers` lists it too.
     let both = rules(|config| config.external.keep_headers = vec![HeaderName::from_static("x-auth-user")]);
     let lines = received("172.18.0.9", &both, &[("x-auth-user", "root")]).1;
     assert!(!lines.iter().any(|line| line.starts_with("x-auth-user")), "{lines:?}");
@@ -175,7 +175,7 @@ fn a_page_on_an_agents_connection_is_external() {
         assert_eq!(source, "127.0.0.2");
         assert!(lines.contains(&"x-forwarded-for: 172.18.0.3".into()), "{lines:?}");
     }
-    // Node's own fetch sends this too, and is not a browser.
+    // The built-in fetch of Node.js, which is not a browser, sends these headers too.
     for fields in [&[("sec-fetch-mode", "cors")][..], &[("referer", "https://GW.example:8443/chat?a=b")]] {
         assert!(received("172.18.0.3", &rules, fields).0.starts_with("127.77."), "{fields:?}");
     }
@@ -194,7 +194,7 @@ fn a_request_for_a_foreign_host_is_external() {
         (&attested, "127.0.0.1:18789", LaneKind::Agent),
         (&attested, "gw.example:18789", LaneKind::Agent),
         (&attested, "evil.example:18789", LaneKind::External),
-        // Without a plain-text listener of its own, no client connects under a name that is not in the certificate.
+        // An agent by address connects over TLS, where the certificate check prevents other names.
         (&by_address, "evil.example:18789", LaneKind::Agent),
     ] {
         let (parts, ()) = Request::builder().uri("/").header("host", host).body(()).unwrap().into_parts();
@@ -249,8 +249,8 @@ fn only_a_trusted_proxy_may_state_the_client() {
         "x-forwarded-proto: http",
     ];
     assert_eq!(lines, expected);
-    // A loopback client is never stated, not even for a trusted proxy; a malformed value leaves the
-    // proxy as the client.
+    // A loopback address is never stated, even if a trusted proxy names it. If the value is malformed, the proxy itself
+    // is the client.
     for (value, client) in [
         ("127.0.0.1", "192.0.2.1"),
         ("::1", "192.0.2.1"),
@@ -261,7 +261,7 @@ fn only_a_trusted_proxy_may_state_the_client() {
         let (_, lines) = received("10.0.0.5", &rules, &[("x-forwarded-for", value)]);
         assert!(lines.contains(&format!("x-forwarded-for: {client}")), "{value}: {lines:?}");
     }
-    // Lists and forged hosts are not passed on.
+    // Values that are lists, and headers that occur twice, are not passed on.
     let malformed = [
         ("x-forwarded-proto", "https, http"),
         ("x-forwarded-host", "a, b"),

@@ -1,4 +1,4 @@
-//! Real names, with the product or document that defines each.
+//! Real header names, each with the product or document that defines it.
 
 use super::*;
 

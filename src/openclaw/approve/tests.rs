@@ -1,4 +1,4 @@
-//! Approvals, with a gateway that pairs as OpenClaw 2026.2.19 does.
+//! Approvals with a fake gateway that pairs devices like OpenClaw 2026.2.19.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! Processes that are killed at any time, and processes that start at the same time.
+//! Kills processes at any time, and starts several processes at the same time, on one state directory.
 
 use std::fs;
 use std::path::Path;
@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 use super::super::managed::{Managed, RotateKey};
 use super::{files, handshake, home, now, start};
 
-/// Names the state directory of a child process.
-const STATE: &str = "TEST_STATE";
-/// Makes a child process rotate its key until it is killed.
-const ROTATE: &str = "TEST_ROTATE";
+/// The environment variable with the state directory of a child process.
+const STATE_VARIABLE: &str = "TEST_STATE";
+/// The environment variable that makes a child process rotate its key until it is killed.
+const ROTATE_VARIABLE: &str = "TEST_ROTATE";
 
-/// A test of its own; in a child process of the other tests, a sidecar that starts with the given state directory.
+/// Starts a sidecar once. The other tests run this test in child processes, as a sidecar on their state directory.
 #[test]
 fn a_sidecar_starts() {
     let home = home();
-    let state = std::env::var_os(STATE).map_or(home.state.clone(), Into::into);
+    let state = std::env::var_os(STATE_VARIABLE).map_or(home.state.clone(), Into::into);
     start(&state, "localhost").unwrap();
-    while std::env::var_os(ROTATE).is_some() {
+    while std::env::var_os(ROTATE_VARIABLE).is_some() {
         Managed::open(&state, now()).unwrap().rotate(RotateKey::Replace, now()).unwrap();
     }
     assert_eq!(files(&state).len(), 4);
@@ -27,18 +27,18 @@ fn a_sidecar_starts() {
 
 fn sidecar(state: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "pki::tests::crash::a_sidecar_starts", "--test-threads=1"]).env(STATE, state);
+    command.args(["--exact", "pki::tests::crash::a_sidecar_starts", "--test-threads=1"]).env(STATE_VARIABLE, state);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
     command
 }
 
-fn kill(mut child: Child) {
+fn kill_and_reap(mut child: Child) {
     child.kill().unwrap();
     child.wait().unwrap();
 }
 
 /// Asserts that the next start works and removes only temporary files.
-fn recovers(state: &Path) {
+fn assert_recovers(state: &Path) {
     let before = files(state);
     let identity = start(state, "localhost").unwrap().identity;
     let after = files(state);
@@ -56,13 +56,13 @@ fn processes_that_start_at_once_on_nothing_end_with_one_ca_and_one_key() {
     for mut child in children {
         assert!(child.wait().unwrap().success());
     }
-    recovers(&home.state);
+    assert_recovers(&home.state);
 }
 
 #[test]
 fn threads_without_locks_end_with_one_ca_too() {
     let home = home();
-    // A lock "file" that can't be locked: the file names alone must do.
+    // The lock file is replaced by something that can't be locked, so only the atomic creation of files is left.
     fs::create_dir_all(home.state.join(".lock")).unwrap();
     let cas: Vec<_> = std::thread::scope(|scope| {
         let starts: Vec<_> =
@@ -82,7 +82,7 @@ fn every_step_of_the_first_start_is_completed_by_the_next() {
             fs::remove_file(home.state.join(name)).unwrap();
         }
         fs::write(home.state.join(".new-abc-server.pem"), b"half").unwrap();
-        recovers(&home.state);
+        assert_recovers(&home.state);
     }
 }
 
@@ -95,12 +95,12 @@ fn every_step_of_a_rotation_to_a_new_key_is_completed_or_forgotten_by_the_next_s
     let new = files(&home.state);
     assert_ne!(new["server.key"], old["server.key"]);
 
-    // Killed before the new key was renamed: the old pair, and a chain that is not needed.
+    // As if killed before the new key was renamed: the old pair is complete, and the next chain is not needed.
     for (key, chain) in [(&old, &old), (&new, &old)] {
         fs::write(home.state.join("server.key"), &key["server.key"]).unwrap();
         fs::write(home.state.join("server.pem"), &chain["server.pem"]).unwrap();
         fs::write(home.state.join("server.pem.next"), &new["server.pem"]).unwrap();
-        recovers(&home.state);
+        assert_recovers(&home.state);
         assert_eq!(files(&home.state)["server.pem"], key["server.pem"]);
     }
 }
@@ -110,9 +110,9 @@ fn a_sidecar_killed_at_any_moment_leaves_a_directory_that_the_next_start_can_use
     for round in 0..12 {
         let home = home();
         fs::create_dir(&home.state).unwrap();
-        let child = sidecar(&home.state).env(ROTATE, "1").spawn().unwrap();
-        // In the first half of the rounds within the first start, in the others within a rotation:
-        // at moments that differ.
+        let child = sidecar(&home.state).env(ROTATE_VARIABLE, "1").spawn().unwrap();
+        // The process is killed at different times: in the first half of the rounds during the first start, later
+        // during a rotation.
         let milestone = if round < 6 { ".lock" } else { "server.pem" };
         let patience = Instant::now() + Duration::from_secs(60);
         while !home.state.join(milestone).exists() {
@@ -120,7 +120,7 @@ fn a_sidecar_killed_at_any_moment_leaves_a_directory_that_the_next_start_can_use
             std::thread::sleep(Duration::from_micros(200));
         }
         std::thread::sleep(Duration::from_micros(700 * round));
-        kill(child);
-        recovers(&home.state);
+        kill_and_reap(child);
+        assert_recovers(&home.state);
     }
 }

@@ -1,4 +1,4 @@
-//! Invalid files: an error names the file, and no file is overwritten.
+//! Damages files: an error must name the file, and no file may be overwritten.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -34,7 +34,7 @@ fn a_damaged_file_is_named_and_left_unchanged() {
             fs::write(&path, damaged(kind, &fs::read(&path).unwrap(), &other[name])).unwrap();
             let before = files(&home.state);
             let text = error_chain(&start(&home.state, "localhost new.name").expect_err(kind));
-            // Of a pair that does not match, either may be wrong; the certificate is named.
+            // If a pair does not match, either file may be wrong. The error names the certificate.
             let certificate = name.replace(".key", ".pem");
             let named = text.contains(name) || kind == "of another sidecar" && text.contains(&certificate);
             assert!(named, "{name} {kind}: {text}");
@@ -84,8 +84,8 @@ fn a_directory_that_cannot_be_created_is_named() {
     assert!(error.to_string().contains("state"), "{error}");
 }
 
-/// Moves a state directory to a path where its files can be read but no temporary file created,
-/// even by root, which ignores permissions: the temporary path exceeds PATH_MAX.
+/// Moves a state directory to a path so long that the path of a temporary file exceeds PATH_MAX. Its files can still be
+/// read, but none can be written, even by root, which ignores permissions.
 fn make_unwritable(home: &Home) -> PathBuf {
     const LONGEST: usize = 4078;
     let mut path: PathBuf = home.state.parent().unwrap().into();

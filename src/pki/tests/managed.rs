@@ -1,4 +1,4 @@
-//! The managed certificate: its contents, its life, and handshakes with it.
+//! The certificate that loopgate issues: its contents, its lifetime, and handshakes with it.
 
 use std::collections::BTreeSet;
 

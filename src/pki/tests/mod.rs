@@ -1,4 +1,4 @@
-//! Tests of the state directory, the provided pair, and handshakes with the certificates.
+//! Tests of the state directory, the operator's pair, and handshakes with the certificates.
 
 mod authority;
 mod crash;
@@ -23,7 +23,7 @@ use super::managed::Managed;
 use super::{Error, ServerIdentity, SubjectName};
 use crate::error_chain::error_chain;
 
-/// A state directory that is not there yet, in a place that goes away.
+/// A path for a state directory that does not exist yet, in a temporary directory.
 struct Home {
     _temporary: tempfile::TempDir,
     state: PathBuf,
@@ -43,12 +43,12 @@ fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
 }
 
-/// What the next start of a sidecar serves.
+/// Returns the certificate that the next start of a sidecar serves.
 fn start(state: &Path, wanted: &str) -> Result<LoadedIdentity, Error> {
     Managed::open(state, now())?.load(&names(wanted), now())
 }
 
-/// Every file of the directory, save what starts with a dot.
+/// Returns the files in the directory with their contents, except those whose names begin with a dot.
 fn files(state: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = state.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     entries
@@ -57,7 +57,7 @@ fn files(state: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// A handshake in memory, by a client that trusts `ca` and dials `name`.
+/// Performs a handshake in memory, with a client that trusts `ca` and connects to `name`.
 fn handshake(identity: &ServerIdentity, ca: &CertificateDer<'static>, name: &str) -> Result<(), rustls::Error> {
     let provider = Arc::new(default_provider());
     let mut roots = RootCertStore::empty();

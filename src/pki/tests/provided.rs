@@ -1,4 +1,4 @@
-//! The provided pair: what is refused at the start, and how a running sidecar follows the files.
+//! The operator's pair: which files are refused at the start, and how a running sidecar follows changes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use super::{Home, error_chain, home, names};
 use crate::config::{CertificateFiles, Tls};
 use crate::shutdown::Shutdown;
 
-/// A self-signed pair as PEM.
+/// Returns a self-signed certificate and its key as PEM.
 fn pair(name: &str) -> (String, String) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new([name.to_owned()]).unwrap();
@@ -169,7 +169,7 @@ async fn a_reload_checks_the_files_at_once() {
     assert_eq!(fixture.shutdown.wait(std::time::Duration::from_secs(10)).await, 0);
 }
 
-/// A leaf with its issuers up to a root, leaf first, as PEM each; and the leaf's key.
+/// Returns a chain from a leaf up to its root, each certificate as PEM, and the leaf's key.
 fn issued(intermediates: usize) -> (Vec<String>, String) {
     let ca = |name: &str| {
         let mut params = CertificateParams::default();

@@ -87,7 +87,7 @@ async fn a_state_directory_that_is_damaged_or_removed_while_running_is_reported_
     sidecar.pki.problem().wait_for(Option::is_some).await.unwrap();
     assert_eq!(fs::read(sidecar.home.state.join("server.pem")).unwrap(), b"");
 
-    // In one step, since the sidecar may check the files at this moment.
+    // The directory is replaced in one step, since the sidecar may check the files at any moment.
     fs::rename(&sidecar.home.state, sidecar.home.state.with_extension("away")).unwrap();
     let mut problem = sidecar.pki.problem();
     problem
