@@ -63,7 +63,7 @@ impl Credentials {
     /// Returns the credentials of a certificate chain in PEM and its key.
     ///
     /// # Errors
-    /// One of them can't be parsed, or they don't belong together.
+    /// The chain or the key can't be parsed, or they don't belong together.
     pub fn new(chain: &[u8], key: PrivateKeyDer<'static>) -> Result<Self, Error> {
         let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>()?;
         let leaf = chain.first().ok_or(Error::Empty)?;

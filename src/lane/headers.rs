@@ -94,7 +94,7 @@ impl GatewayHead {
         names: &BTreeSet<SubjectName>,
     ) -> Result<Self, RequestRefusal> {
         // HTTP/2 may split cookies over several fields, HTTP/1.1 may not (RFC 9113 section 8.2.3).
-        // They count as one field.
+        // Split cookies count as one field of the limit.
         if parts.version == Version::HTTP_2 {
             join_cookies(&mut parts.headers);
         }

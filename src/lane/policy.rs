@@ -78,8 +78,8 @@ impl LanePolicy {
 
     /// Returns whether certificates of `loopgate cert issue` are accepted from the address `client`.
     ///
-    /// They are if `agents.certificate_from` contains the address, or if `tls.client_ca` is set, since every client is
-    /// then asked for a certificate.
+    /// The condition is that `agents.certificate_from` contains the address, or that `tls.client_ca` is set, since
+    /// every client is then asked for a certificate.
     pub(super) fn accepts_issued_certificates_from(&self, client: IpAddr) -> bool {
         self.has_client_ca || contains(&self.certificate_from, client)
     }

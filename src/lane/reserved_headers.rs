@@ -243,6 +243,7 @@ pub(super) fn is_same_if_folded(name: &HeaderName, other: &HeaderName) -> bool {
     name.len() == other.len() && name.iter().zip(other).all(|(&a, &b)| same(a, b))
 }
 
+/// Returns whether `name` begins with `prefix`, in which `-` matches every character but letters and digits.
 fn starts_with_if_folded(name: &[u8], prefix: &str) -> bool {
     name.len() >= prefix.len()
         && name.iter().zip(prefix.as_bytes()).all(|(&n, &p)| n == p || (p == b'-' && !n.is_ascii_alphanumeric()))

@@ -21,7 +21,7 @@ const MAX_BODY: usize = 64 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ready {
     /// Whether the gateway pairs a device silently only for the scopes of its first request, like OpenClaw 2026.2.19.
-    /// This is inferred from a missing `/startupz`. Pre-pairing with another version does no harm.
+    /// A gateway without `/startupz` counts as one. Pre-pairing with another version does no harm.
     pub needs_prepairing: bool,
 }
 

@@ -225,7 +225,7 @@ pub fn is_ca_file(file: &Path, state_dir: &Path) -> bool {
 /// Returns `text` if it is an e-mail address with characters that are safe in a certificate, a header and a file name.
 ///
 /// # Errors
-/// It is none.
+/// `text` is not an e-mail address of this form.
 pub(super) fn user_name(text: &str) -> Result<String, Error> {
     let is_valid = |part: &str, further: &str| {
         !part.is_empty()

@@ -1,6 +1,6 @@
 //! Types for the objects of the Docker Engine API for which bollard's types are too strict (see [`super::engine`]).
 //!
-//! They have only the fields that loopgate reads, and every field may be absent or null, since engines differ.
+//! The types have only the fields that loopgate reads, and every field may be absent or null, since engines differ.
 
 use std::collections::BTreeMap;
 
