@@ -25,8 +25,8 @@ const MAX_PASSWORD: usize = 128;
 
 /// The 32 characters of generated passwords, which are easy to tell apart.
 const PASSWORD_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
-/// The number of groups of five characters in a generated password. It has 125 bits. Groups make typing on a phone
-/// easier.
+/// The number of groups of five characters in a generated password, which has 125 bits. Groups are easier to type on a
+/// phone.
 const PASSWORD_GROUPS: usize = 5;
 
 /// How a file is encrypted.

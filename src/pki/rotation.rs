@@ -21,8 +21,8 @@ use super::source::Source;
 /// The interval of checks of the files and the clock. It is short, since the wall clock may jump at any time.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The delay of a retry after a failure. A change of the files is noticed sooner, but other causes, such as a full
-/// disk, are not.
+/// The delay before a retry after a failure. Changes of the files are noticed sooner. The retry is for other causes,
+/// such as a full disk.
 pub(super) const RETRY_DELAY: Duration = Duration::from_secs(60);
 
 /// The task that owns the certificate.

@@ -99,8 +99,7 @@ impl ClientAuthorities {
             self.verifier.as_ref().is_some_and(|verifier| verifier.is_loopgate_ca(parsed.issuer().as_raw()));
         Some(Certificate {
             issuer: if is_loopgates { Issuer::Loopgate } else { Issuer::Operator },
-            // A certificate of loopgate's CA names a user only by an e-mail address, and if it has no URI, which would
-            // name an agent.
+            // A certificate of loopgate's CA names a user if it has an e-mail address and no URI. A URI names an agent.
             user: if is_loopgates {
                 mail.filter(|_| uris.is_empty())
             } else {

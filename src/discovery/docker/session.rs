@@ -57,7 +57,7 @@ pub struct Session {
     events: Subscription,
     listing: Option<Listing>,
     /// Whether the first list was started.
-    listed_once: bool,
+    first_list_started: bool,
     /// When to list next.
     list_due: Instant,
     /// The earliest time of the next list, after the pause.
@@ -111,7 +111,7 @@ impl Session {
             images,
             events: Subscription::Opening(Box::pin(async move { subscriber.events().await })),
             listing: None,
-            listed_once: false,
+            first_list_started: false,
             list_due: now,
             paused_until: now,
             needs_checks: false,
@@ -182,7 +182,8 @@ impl Session {
         };
         let now = Instant::now();
         self.listing = Some(Listing { started: now, result: Box::pin(list) });
-        self.list_due = now + if std::mem::replace(&mut self.listed_once, true) { RESYNC } else { CONFIRM_DELAY };
+        self.list_due =
+            now + if std::mem::replace(&mut self.first_list_started, true) { RESYNC } else { CONFIRM_DELAY };
     }
 
     fn apply_list(&mut self, listed: Result<ListResult, Error>) -> Result<SourceChange, Error> {
