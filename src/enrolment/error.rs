@@ -21,7 +21,31 @@ pub(super) enum Error {
     Broken(#[from] enrolment_protocol::Error),
 }
 
-pub(super) fn refusal(error: RefusalReason, message: &str) -> EnrolmentRefused {
+impl Error {
+    /// Returns the refusal that the agent receives; `None` if the connection broke, so that nothing can be sent.
+    pub(super) fn to_refusal(&self) -> Option<EnrolmentRefused> {
+        Some(match self {
+            Self::Refused(refused) => refused.clone(),
+            Self::Read(_) => {
+                refusal(RefusalReason::Docker, "can't read the proof through Docker; the sidecar's log has the reason")
+            }
+            Self::Review(error) if error.is_forbidden() => refusal(
+                RefusalReason::Kubernetes,
+                "the API server forbids the sidecar to review tokens; its log names the missing rule",
+            ),
+            Self::Review(_) => refusal(
+                RefusalReason::Kubernetes,
+                "can't have the token reviewed by the API server; the sidecar's log has the reason",
+            ),
+            Self::Broken(enrolment_protocol::Error::Syntax | enrolment_protocol::Error::TooLong) => {
+                refusal(RefusalReason::Malformed, "the line is not what the protocol expects")
+            }
+            Self::Broken(enrolment_protocol::Error::Io(_) | enrolment_protocol::Error::Closed) => return None,
+        })
+    }
+}
+
+fn refusal(error: RefusalReason, message: &str) -> EnrolmentRefused {
     EnrolmentRefused { error, message: message.to_owned() }
 }
 

@@ -48,7 +48,7 @@ use crate::metrics::enrolment::EnrolmentMetrics;
 use crate::metrics::traffic::count;
 use crate::pki::{self, CertificateAuthority};
 use crate::secret::Secret;
-use error::{Error, agent_gone, refusal, refusal_error};
+use error::{Error, agent_gone, refusal_error};
 use limiter::AttemptLimiter;
 
 /// The maximum number of proofs and tokens that are checked at the same time. Others wait.
@@ -133,42 +133,12 @@ impl<P: ProofReader> Enrolment<P> {
             }
             Err(error) => error,
         };
-        let refused = match &error {
-            Error::Refused(refused) => refused.clone(),
-            Error::Read(_) => {
-                refusal(RefusalReason::Docker, "can't read the proof through Docker; the sidecar's log has the reason")
-            }
-            Error::Review(error) if error.is_forbidden() => refusal(
-                RefusalReason::Kubernetes,
-                "the API server forbids the sidecar to review tokens; its log names the missing rule",
-            ),
-            Error::Review(_) => refusal(
-                RefusalReason::Kubernetes,
-                "can't have the token reviewed by the API server; the sidecar's log has the reason",
-            ),
-            Error::Broken(enrolment_protocol::Error::Syntax | enrolment_protocol::Error::TooLong) => {
-                refusal(RefusalReason::Malformed, "the line is not what the protocol expects")
-            }
-            Error::Broken(broken) => {
-                count(&self.metrics.refused, "broken");
-                return debug!(%peer, error = %broken, "an enrolment failed");
-            }
+        let Some(refused) = error.to_refusal() else {
+            count(&self.metrics.refused, "broken");
+            return debug!(%peer, %error, "an enrolment failed");
         };
         count(&self.metrics.refused, refused.error.label());
-        let reason = refused.error.label();
-        let why = || error_chain(&error);
-        info!(target: audit::TARGET, kind = "enrolment", outcome = "refused", %peer, reason, "enrolment refused");
-        match refused.error {
-            // Any client on the network can cause these, with each connection.
-            RefusalReason::NotAnAgent | RefusalReason::TooMany => {
-                debug!(%peer, reason, error = why(), "enrolment refused")
-            }
-            // Any labelled container can cause these.
-            RefusalReason::AddressAgent | RefusalReason::Malformed => {
-                info!(%peer, reason, error = why(), "enrolment refused")
-            }
-            _ => warn!(%peer, reason, error = why(), "enrolment refused"),
-        }
+        log_refusal(peer, refused.error, &error);
         let closing = async {
             if lines.send(&Reply::<()>::Refused(refused)).await.is_ok() {
                 let _ = lines.shutdown().await;
@@ -325,6 +295,24 @@ impl<P: ProofReader> Enrolment<P> {
                 )
             })
             .ok()?
+    }
+}
+
+/// Logs a refused enrolment, at a level that depends on which clients can cause it.
+fn log_refusal(peer: PeerAddr, refusal_reason: RefusalReason, error: &Error) {
+    let reason = refusal_reason.label();
+    let why = || error_chain(error);
+    info!(target: audit::TARGET, kind = "enrolment", outcome = "refused", %peer, reason, "enrolment refused");
+    match refusal_reason {
+        // Any client on the network can cause these, with each connection.
+        RefusalReason::NotAnAgent | RefusalReason::TooMany => {
+            debug!(%peer, reason, error = why(), "enrolment refused")
+        }
+        // Any labelled container can cause these.
+        RefusalReason::AddressAgent | RefusalReason::Malformed => {
+            info!(%peer, reason, error = why(), "enrolment refused")
+        }
+        _ => warn!(%peer, reason, error = why(), "enrolment refused"),
     }
 }
 

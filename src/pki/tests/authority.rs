@@ -40,7 +40,7 @@ fn a_users_certificate_has_an_e_mail_address_and_no_other_name() {
     let chain =
         authority.issue_user(&KeyPair::generate().unwrap(), "ann@example.com", Duration::from_secs(3600)).unwrap();
     let facts = CertificateFields::parse(&chain[0]).unwrap();
-    assert_eq!((facts.mails, facts.uris, facts.names.len()), (vec!["ann@example.com".to_owned()], Vec::new(), 0));
+    assert_eq!((facts.emails, facts.uris, facts.names.len()), (vec!["ann@example.com".to_owned()], Vec::new(), 0));
     assert!(!facts.is_ca);
 }
 
