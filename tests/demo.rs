@@ -57,7 +57,7 @@ impl Running {
     }
 
     /// Sends `signal`, waits for the exit, and returns the status.
-    fn end(mut self, signal: Signal) -> ExitStatus {
+    fn signal_and_wait(mut self, signal: Signal) -> ExitStatus {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -114,7 +114,7 @@ fn demo_serves_clients_until_a_signal_and_exits_with_0() {
         );
         let agent = running.get(Ipv4Addr::new(127, 0, 0, 9), "/json");
         assert!(agent.contains(r#""judged": "local""#) && !agent.contains("x-forwarded"), "{agent}");
-        assert_eq!(running.end(signal).code(), Some(0));
+        assert_eq!(running.signal_and_wait(signal).code(), Some(0));
     }
 }
 
@@ -123,7 +123,7 @@ fn demo_listens_on_the_given_address() {
     for listen in ["0.0.0.0:0", "127.0.0.5:0"] {
         let running = Running::start(&["--listen", listen]);
         running.get(Ipv4Addr::LOCALHOST, "/json");
-        assert_eq!(running.end(Signal::SIGINT).code(), Some(0));
+        assert_eq!(running.signal_and_wait(Signal::SIGINT).code(), Some(0));
     }
 }
 

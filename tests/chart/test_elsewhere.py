@@ -58,11 +58,11 @@ spec:
 KEYS = {"containers": "name", "initContainers": "name", "volumes": "name", "ports": "port"}
 
 
-def read(name: str) -> dict:
+def read_example(name: str) -> dict:
     return yaml.safe_load((ELSEWHERE / name).read_text())
 
 
-def merged(base, patch):
+def strategic_merge(base, patch):
     """A strategic merge patch: merges objects by key, and the lists of KEYS by name; null removes."""
     if not isinstance(base, dict) or not isinstance(patch, dict):
         return patch
@@ -75,11 +75,11 @@ def merged(base, patch):
             for item in value:
                 known = [index for index, has in enumerate(merge[key]) if has.get(by) == item.get(by)]
                 if known:
-                    merge[key][known[0]] = merged(merge[key][known[0]], item)
+                    merge[key][known[0]] = strategic_merge(merge[key][known[0]], item)
                 else:
                     merge[key].append(item)
         else:
-            merge[key] = merged(merge.get(key), value)
+            merge[key] = strategic_merge(merge.get(key), value)
     return merge
 
 
@@ -93,7 +93,7 @@ class Elsewhere(unittest.TestCase):
         cls.sidecar = next(container for container in containers(spec) if container["name"] == "loopgate")
 
     def test_the_operators_instance_has_the_sidecar_of_the_named_template(self):
-        instance = read("openclaw-operator.yaml")["spec"]
+        instance = read_example("openclaw-operator.yaml")["spec"]
         self.assertEqual(instance["sidecars"], [self.sidecar])
         # Neither the operator's proxy nor the gateway may be reachable without loopgate.
         self.assertIs(instance["gateway"]["enabled"], False)
@@ -101,7 +101,7 @@ class Elsewhere(unittest.TestCase):
         self.assertEqual([port["targetPort"] for port in instance["networking"]["service"]["ports"]], [18443])
 
     def test_the_values_for_app_template_have_the_sidecar_of_the_named_template(self):
-        values = read("app-template.yaml")["app-template"]
+        values = read_example("app-template.yaml")["app-template"]
         controller = values["controllers"]["main"]["containers"]
         given, sidecar = controller["loopgate"], self.sidecar
         self.assertEqual(f"{given['image']['repository']}:{given['image']['tag']}", sidecar["image"])
@@ -117,7 +117,7 @@ class Elsewhere(unittest.TestCase):
 
     def test_the_patches_make_valid_objects_whose_gateway_is_on_loopback(self):
         deployment, service = yaml.safe_load_all(RENDERED)
-        deployment, service = merged(deployment, read("deployment.yaml")), merged(service, read("service.yaml"))
+        deployment, service = strategic_merge(deployment, read_example("deployment.yaml")), strategic_merge(service, read_example("service.yaml"))
         validate([deployment, service], "1.25.0")
         spec = deployment["spec"]["template"]["spec"]
         gateway, sidecar = spec["containers"]
@@ -126,4 +126,4 @@ class Elsewhere(unittest.TestCase):
         self.assertFalse([key for key in gateway if key.endswith("Probe")])
         self.assertEqual(gateway["image"], "ghcr.io/openclaw/openclaw:2026.9.6")
         self.assertEqual(service["spec"]["ports"], [{"name": "gateway", "port": 18789, "targetPort": 18443}])
-        self.assertEqual(read("kustomization.yaml")["patches"], [{"path": "deployment.yaml"}, {"path": "service.yaml"}])
+        self.assertEqual(read_example("kustomization.yaml")["patches"], [{"path": "deployment.yaml"}, {"path": "service.yaml"}])

@@ -87,7 +87,7 @@ fn answer(output: &Output) -> String {
 }
 
 #[test]
-fn every_kind_of_project_gets_its_override() {
+fn every_kind_of_project_gets_the_expected_output() {
     let mut wrong = Vec::new();
     for (kind, arguments, file) in TABLE {
         let path = data().join(kind).join(file);
@@ -133,7 +133,7 @@ fn no_secret_is_ever_written() {
 
 #[test]
 fn docker_compose_merges_every_override_as_intended() {
-    if !have_compose() {
+    if !is_compose_installed() {
         return;
     }
     for kind in kinds() {
@@ -209,7 +209,7 @@ fn assert_gateway_behind_loopgate(kind: &str, before: &Value, after: &Value) {
 
 #[test]
 fn the_shipped_override_is_what_loopgate_writes_for_openclaws_own_file() {
-    if !have_compose() {
+    if !is_compose_installed() {
         return;
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -274,7 +274,7 @@ fn compose_1_merges_the_override_for_the_gateways_own_namespace() {
 }
 
 /// Returns whether `docker compose` is installed; if not, prints that the test is not run.
-fn have_compose() -> bool {
+fn is_compose_installed() -> bool {
     let installed =
         Command::new("docker").args(["compose", "version"]).output().is_ok_and(|output| output.status.success());
     if !installed {

@@ -42,11 +42,11 @@ impl<'a> Deployment<'a> {
 
     /// Does the same with additional flags of `loopgate run`; `change` may change the gateway's container.
     pub fn with(engine: &'a Engine, flags: &[&str], change: impl FnOnce(Container) -> Container) -> Self {
-        Self::of(engine, flags, change(Container::new("gateway").command(["sh", "-c", GATEWAY])))
+        Self::with_gateway(engine, flags, change(Container::new("gateway").command(["sh", "-c", GATEWAY])))
     }
 
     /// Does the same with another gateway, such as the real one.
-    pub fn of(engine: &'a Engine, flags: &[&str], gateway: Container) -> Self {
+    pub fn with_gateway(engine: &'a Engine, flags: &[&str], gateway: Container) -> Self {
         let socket = tempfile::tempdir().unwrap();
         let filter = filter(engine, socket.path());
         let (network, state) = (engine.network(), engine.volume());

@@ -13,7 +13,7 @@ use loopgate_test_support::device_client::{DeviceClient, End, SCRIPT};
 fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(version: &str) {
     let Some(engine) = Engine::start() else { return };
     let (Some(gateway), Some(tree)) = (gateway(version), tree(version)) else { return };
-    let deployment = Deployment::of(&engine, &[], gateway);
+    let deployment = Deployment::with_gateway(&engine, &[], gateway);
     // The user is root, because only root can read the CA in the sidecar's state directory.
     let equipped = |container: Container| {
         let container = container.image(IMAGE).option("--user=0:0").option("--tmpfs=/tmp");

@@ -232,7 +232,7 @@ class Compose(Here):
         super().make()
         openclaw = '{volumes: ["${OPENCLAW_TREE}:/openclaw:ro"]}'
         (self.directory() / "tree.yaml").write_text(f"services: {{gateway: {openclaw}, agent: {openclaw}}}\n")
-        self.wrap("compose.yaml")
+        self.add_docker_wrapper("compose.yaml")
         self.profile = (
             "in_gateway() { docker compose exec -T gateway sh -c "
             "'OPENCLAW_GATEWAY_TOKEN=$(cat /run/secrets/gateway_token) node /app/openclaw.mjs \"$@\"' sh \"$@\"; }\n"
@@ -243,7 +243,7 @@ class Compose(Here):
             self.run("mkdir -m 700 secrets && openssl rand -hex 32 >secrets/gateway-token && docker compose up -d")
             self.wait()
 
-    def wrap(self, file: str) -> None:
+    def add_docker_wrapper(self, file: str) -> None:
         """Puts a `docker` into the PATH that adds tree.yaml to the files that a command names, or to `file` if it names none."""
         wrapper = self.directory() / "bin/docker"
         wrapper.parent.mkdir()
@@ -306,7 +306,7 @@ class Official(Compose):
             f"OPENCLAW_CONFIG_DIR={directory}/config\nOPENCLAW_WORKSPACE_DIR={directory}/config/workspace\nOPENCLAW_GATEWAY_TOKEN={TOKEN}\n"
             "OPENCLAW_GATEWAY_PORT=127.0.0.1:\nOPENCLAW_BRIDGE_PORT=127.0.0.1:\n"
         )
-        self.wrap("docker-compose.yml")
+        self.add_docker_wrapper("docker-compose.yml")
 
     def wait(self) -> None:
         command = "docker compose -f docker-compose.yml -f compose.loopgate.yaml exec -T loopgate /loopgate healthcheck"

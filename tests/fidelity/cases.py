@@ -64,7 +64,7 @@ def echoed(body: bytes) -> dict:
         return {}
 
 
-def bodies(context: Context, peer: Peer, version: str):
+def request_bodies(context: Context, peer: Peer, version: str):
     lost = []
     for method in ("GET", "DELETE", "OPTIONS"):
         # curl reads from a pipe, so it sends chunks over HTTP/1.1, and no Content-Length over HTTP/2.
@@ -75,17 +75,17 @@ def bodies(context: Context, peer: Peer, version: str):
 
 
 @case("GET, DELETE, OPTIONS with a chunked body, h1")
-def bodies1(context, peer):
-    return bodies(context, peer, "--http1.1")
+def request_bodies_h1(context, peer):
+    return request_bodies(context, peer, "--http1.1")
 
 
 @case("GET, DELETE, OPTIONS with a body of unstated length, h2")
-def bodies2(context, peer):
-    return bodies(context, peer, "--http2")
+def request_bodies_h2(context, peer):
+    return request_bodies(context, peer, "--http2")
 
 
 @case("Node fetch: DELETE with a stream")
-def fetch(context, peer):
+def node_fetch_delete(context, peer):
     seen = context.node(peer, "fetch", "/echo")
     length = echoed(seen.get("body", "").encode()).get("length")
     return f"{seen.get('status', seen.get('error'))}, {length} bytes", length == 5
@@ -102,29 +102,29 @@ def reset_in_response(context, peer, version):
 
 
 @case("gateway resets inside a response, h1")
-def reset_in_response1(context, peer):
+def reset_in_response_h1(context, peer):
     return reset_in_response(context, peer, "--http1.1")
 
 
 @case("gateway resets inside a response, h2")
-def reset_in_response2(context, peer):
+def reset_in_response_h2(context, peer):
     return reset_in_response(context, peer, "--http2")
 
 
-def early_response(context, peer, version):
+def early_413(context, peer, version):
     statuses = [context.curl(peer, "/refuse", "-X", "POST", "-H", "Expect:", "-T", str(context.large), version=version)[1] for _ in range(TRIES)]
     lost = sum(status != 413 for status in statuses)
     return f"{lost} of {TRIES} lost" if lost else "413", lost == 0
 
 
 @case("early 413 during a 20 MB upload, h1")
-def early1(context, peer):
-    return early_response(context, peer, "--http1.1")
+def early_413_h1(context, peer):
+    return early_413(context, peer, "--http1.1")
 
 
 @case("early 413 during a 20 MB upload, h2")
-def early2(context, peer):
-    return early_response(context, peer, "--http2")
+def early_413_h2(context, peer):
+    return early_413(context, peer, "--http2")
 
 
 def expect_status(context, peer, path, expected_status, version="--http2"):
@@ -154,7 +154,7 @@ def expect_java(context, peer):
 
 
 @case("140 cookies over h2, one field each")
-def cookies(context, peer):
+def split_cookies(context, peer):
     seen = context.node(peer, "cookies", "/echo")
     fields = echoed(seen.get("body", "").encode()).get("fields", [])
     sent = [value for name, value in zip(fields[::2], fields[1::2]) if name.lower() == "cookie"]
@@ -162,20 +162,20 @@ def cookies(context, peer):
     return f"{seen.get('status', seen.get('error'))}, {len(sent)} field(s)", whole
 
 
-def interim(context, peer, command):
+def interim_responses(context, peer, command):
     seen = context.node(peer, command, "/hints")
     hinted = 103 in seen.get("interim", []) and any(seen.get("interimFields", []))
     return f"{seen.get('interim', seen.get('error'))} then {seen.get('status')}", hinted and 102 in seen["interim"] and seen["status"] == 200
 
 
 @case("102 and 103 of the gateway, h1")
-def hints1(context, peer):
-    return interim(context, peer, "hints1")
+def interim_responses_h1(context, peer):
+    return interim_responses(context, peer, "hints1")
 
 
 @case("102 and 103 of the gateway, h2")
-def hints2(context, peer):
-    return interim(context, peer, "hints2")
+def interim_responses_h2(context, peer):
+    return interim_responses(context, peer, "hints2")
 
 
 @case("request trailers not named in Trailer, h1")
@@ -187,45 +187,45 @@ def request_trailers(context, peer):
 
 
 @case("response trailers not named in Trailer, h1")
-def response_trailers1(context, peer):
+def response_trailers_h1(context, peer):
     answer = context.exchange(peer, f"GET /trailers HTTP/1.1\r\nHost: 127.0.0.1:{peer.port}\r\nTE: trailers\r\nConnection: close, TE\r\n\r\n").lower()
     passed = answer.rstrip().endswith(b"x-checksum: abc")
     return "passed" if passed else "lost", passed
 
 
 @case("response trailers not named in Trailer, h2")
-def response_trailers2(context, peer):
+def response_trailers_h2(context, peer):
     seen = context.node(peer, "trailers2", "/trailers")
     return str(seen.get("trailers", seen.get("error"))), seen.get("trailers") == "abc"
 
 
 @case("HTTP/1.0 without Host (HAProxy's option httpchk)")
-def http10(context, peer):
+def http10_without_host(context, peer):
     answer = context.exchange(peer, "OPTIONS / HTTP/1.0\r\n\r\n")
     return str(raw.status(answer)), raw.status(answer) == 200
 
 
 @case('raw " < > and backtick in a target')
-def target(context, peer):
+def raw_target(context, peer):
     answer = context.exchange(peer, f'GET /echo?q="<>` HTTP/1.1\r\nHost: 127.0.0.1:{peer.port}\r\nConnection: close\r\n\r\n')
     body = answer.partition(b"\r\n\r\n")[2]
     return f"{raw.status(answer)}, {echoed(answer).get('target', f'{len(body)} bytes')}", raw.status(answer) == 200
 
 
 @case("120 response fields")
-def response_fields(context, peer):
+def many_response_fields(context, peer):
     _, status, size, _, _ = context.curl(peer, "/fields")
     return str(status), status == 200 and size == 6
 
 
 @case("response head of 24 KiB")
-def response_head(context, peer):
+def large_response_head(context, peer):
     _, status, size, _, _ = context.curl(peer, "/head")
     return str(status), status == 200 and size == 4
 
 
 @case("gateway resets under an h2 WebSocket (RFC 8441)")
-def reset(context, peer):
+def reset_under_websocket(context, peer):
     seen = context.node(peer, "reset", "/ws-reset")
     if "error" in seen:
         return seen["error"], False
@@ -239,7 +239,7 @@ def trace(context, peer):
 
 
 @case("Content-Length of 2^63 and above")
-def huge(context, peer):
+def huge_content_length(context, peer):
     statuses = []
     for length in (2**63, 2**64):
         answer = context.exchange(peer, f"POST /echo HTTP/1.1\r\nHost: 127.0.0.1:{peer.port}\r\nContent-Length: {length}\r\n\r\n", 3)
@@ -248,7 +248,7 @@ def huge(context, peer):
 
 
 @case("pseudo-header fields in h2 trailers")
-def pseudo(context, peer):
+def pseudo_header_in_trailers(context, peer):
     with raw.connect(peer.port, context.ca, "h2", 3) as connection:
         head = raw.request_head("POST", "/echo", f"127.0.0.1:{peer.port}")
         connection.sendall(raw.PREFACE + raw.frame(raw.SETTINGS, 0, 0) + raw.frame(raw.HEADERS, raw.END_HEADERS, 1, head) + raw.frame(raw.DATA, 0, 1, b"hello")
@@ -261,7 +261,7 @@ def pseudo(context, peer):
 
 
 @case("first h2 frame is not SETTINGS")
-def settings(context, peer):
+def missing_settings(context, peer):
     with raw.connect(peer.port, context.ca, "h2", 3) as connection:
         connection.sendall(raw.PREFACE + raw.frame(raw.HEADERS, raw.END_HEADERS | raw.END_STREAM, 1, raw.request_head("GET", "/", f"127.0.0.1:{peer.port}")))
         ended = raw.ends_within(connection, 2)
@@ -269,7 +269,7 @@ def settings(context, peer):
 
 
 @case("gateway's response with CL and TE")
-def lengths(context, peer):
+def response_with_cl_and_te(context, peer):
     answer = context.exchange(peer, f"GET /lengths HTTP/1.1\r\nHost: 127.0.0.1:{peer.port}\r\nConnection: close\r\n\r\n")
     head, _, body = answer.partition(b"\r\n\r\n")
     if raw.status(answer) == 502:
@@ -279,7 +279,7 @@ def lengths(context, peer):
 
 
 @case("gateway's response in a coding other than chunked")
-def coding(context, peer):
+def other_transfer_coding(context, peer):
     """A proxy that passes a coded body must also pass the name of the coding."""
     answer = context.exchange(peer, f"GET /coded HTTP/1.1\r\nHost: 127.0.0.1:{peer.port}\r\nConnection: close\r\n\r\n")
     status, kept = raw.status(answer), b"gzip" in answer.partition(b"\r\n\r\n")[0].lower()
@@ -287,7 +287,7 @@ def coding(context, peer):
 
 
 @case("304 with a Content-Length")
-def not_modified(context, peer):
+def not_modified_with_length(context, peer):
     found = []
     for version in ("--http1.1", "--http2"):
         _, status, _, _, body = context.curl(peer, "/not-modified", "--include", version=version)
@@ -302,7 +302,7 @@ def other_upgrade(context, peer):
 
 
 @case("SIGTERM with WebSocket messages under way")
-def drain(context, peer):
+def drain_websockets(context, peer):
     connections = [raw.websocket(peer.port, context.ca) for _ in range(25)]
     echoes = []
 
@@ -328,7 +328,7 @@ def drain(context, peer):
 
 
 @case("SIGTERM with an idle h1 and an idle h2 connection")
-def idle(context, peer):
+def drain_idle_connections(context, peer):
     with raw.connect(peer.port, context.ca) as one, raw.connect(peer.port, context.ca, "h2") as two:
         one.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{peer.port}\r\n\r\n".encode())
         raw.read_until(one, lambda data: b"ok" in data)

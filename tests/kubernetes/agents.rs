@@ -29,7 +29,7 @@ fn a_pod_that_enrols_and_a_pod_that_is_trusted_by_address_are_agents() {
         let (_, mounted) = release.run(&pod("builder", Some("true")), "198.51.100.4").await;
         release.run(&pod("scout", Some("address")), "198.51.100.5").await;
         release.run(&pod("unlabelled", None), "198.51.100.6").await;
-        release.until_agents(&["builder", "scout"]).await;
+        release.wait_for_agents(&["builder", "scout"]).await;
         let (client, gateway) = (&release.sidecar, &release.sidecar.gateway);
 
         let token = mounted.path().join("token");
@@ -66,7 +66,7 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
     let (other, _) = release.run(&pod("other", Some("true")), OTHER).await;
     let (unlabelled, _) = release.run(&pod("unlabelled", None), UNLABELLED).await;
-    release.until_agents(&["builder", "other"]).await;
+    release.wait_for_agents(&["builder", "other"]).await;
 
     let good = cluster.token("builder", Some(&builder), Some(AUDIENCE)).await;
     let (head, signature) = good.rsplit_once('.').unwrap();
@@ -99,7 +99,7 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     // A new pod with the same name and address is another pod.
     release.delete("other").await;
     release.run(&pod("other", Some("true")), OTHER).await;
-    release.until_agents(&["builder", "other"]).await;
+    release.wait_for_agents(&["builder", "other"]).await;
     assert_eq!(refusal(&release.sidecar, OTHER, &others).await, RefusalReason::BadToken);
 }
 
@@ -159,9 +159,9 @@ async fn agents_are_found_on_every_page_of_a_list() {
     let are = |count: usize| {
         move |status: &serde_json::Value| status["agents"].as_array().is_some_and(|agents| agents.len() == count)
     };
-    release.until("all of them are agents", are(CROWD)).await;
+    release.wait_for_status("all of them are agents", are(CROWD)).await;
     release.delete("crowd-259").await;
-    release.until("all but one are agents", are(CROWD - 1)).await;
+    release.wait_for_status("all but one are agents", are(CROWD - 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,7 +72,9 @@ impl ChartRelease {
         let setup: Vec<String> = variables.iter().map(|(name, value)| format!("export {name}='{value}'")).collect();
         let sidecar = Launch::new().after(&setup.join("; ")).flags(&given).start_with_gateway().await;
         let release = Self { sidecar, admin, variables, pod, credentials, cluster };
-        release.until("it follows the API server", |status| status["discovery"]["kubernetes"] == "live").await;
+        release
+            .wait_for_status("it follows the API server", |status| status["discovery"]["kubernetes"] == "live")
+            .await;
         release
     }
 
@@ -101,7 +103,7 @@ impl ChartRelease {
     }
 
     /// Waits until the output of `loopgate status --json` satisfies `condition`, and returns it.
-    pub async fn until(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+    pub async fn wait_for_status(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let status = serde_json::from_slice(&self.loopgate(&["status", "--json"]).await.stdout).unwrap_or_default();
@@ -114,19 +116,21 @@ impl ChartRelease {
     }
 
     /// Waits until the status has an error of discovery that contains `words`.
-    pub async fn until_error(&self, words: &str) {
-        self.until(words, |status| status["discovery"]["error"].as_str().is_some_and(|error| error.contains(words)))
-            .await;
+    pub async fn wait_for_discovery_error(&self, words: &str) {
+        self.wait_for_status(words, |status| {
+            status["discovery"]["error"].as_str().is_some_and(|error| error.contains(words))
+        })
+        .await;
     }
 
     /// Waits until exactly these pods are agents.
-    pub async fn until_agents(&self, names: &[&str]) {
+    pub async fn wait_for_agents(&self, names: &[&str]) {
         let condition = |status: &Value| {
             let agents = status["agents"].as_array().into_iter().flatten();
             status["discovery"]["kubernetes"] == "live"
                 && agents.map(|agent| agent["container"].as_str().unwrap()).eq(names.iter().copied())
         };
-        self.until(&format!("agents are {names:?}"), condition).await;
+        self.wait_for_status(&format!("agents are {names:?}"), condition).await;
     }
 
     /// Returns the report of `loopgate check --json`, which runs with the container's variables and no

@@ -45,11 +45,11 @@ impl Cluster {
     /// Starts a cluster and waits until it serves. If its binaries are missing, prints that the test
     /// does not run and returns `None`.
     pub async fn start() -> Option<Self> {
-        Self::with(&[]).await
+        Self::start_with_flags(&[]).await
     }
 
     /// Does the same as `start`, with additional flags for the API server.
-    pub async fn with(flags: &'static [&'static str]) -> Option<Self> {
+    pub async fn start_with_flags(flags: &'static [&'static str]) -> Option<Self> {
         let Some(binaries) = std::env::var_os("TEST_KUBERNETES") else {
             let test = std::thread::current().name().unwrap_or("a test").to_owned();
             writeln!(std::io::stderr(), "NOT RUN: {test}: `tests/run kubernetes` installs what it needs")
@@ -69,7 +69,7 @@ impl Cluster {
             directory,
         };
         cluster.start_etcd();
-        cluster.up().await;
+        cluster.start_api_server().await;
         Some(cluster)
     }
 
@@ -102,7 +102,7 @@ impl Cluster {
     }
 
     /// Starts the API server, on the same port each time, and waits until it serves.
-    pub async fn up(&mut self) {
+    pub async fn start_api_server(&mut self) {
         let file = |name: &str| self.file(name).display().to_string();
         let mut flags = vec![
             format!("--etcd-servers=http://{}", self.etcd_address),
@@ -124,7 +124,7 @@ impl Cluster {
         flags.extend(constant.iter().chain(self.flags).map(|flag| (*flag).to_owned()));
         self.api = Some(self.spawn("kube-apiserver", &flags));
         let deadline = Instant::now() + PATIENCE;
-        while !matches!(self.attempt(ADMIN, "GET", "/readyz", None).await, Some((200, _))) {
+        while !matches!(self.try_request(ADMIN, "GET", "/readyz", None).await, Some((200, _))) {
             let log = std::fs::read_to_string(self.file("kube-apiserver.log")).unwrap_or_default();
             assert!(Instant::now() < deadline, "the API server does not start:\n{log}");
             sleep(Duration::from_millis(100)).await;
@@ -132,7 +132,7 @@ impl Cluster {
     }
 
     /// Stops the API server, as an update does.
-    pub async fn down(&mut self) {
+    pub async fn stop_api_server(&mut self) {
         let mut api = self.api.take().expect("it runs");
         signal(&api, Signal::SIGTERM);
         if timeout(Duration::from_secs(20), api.wait()).await.is_err() {
@@ -176,37 +176,38 @@ impl Cluster {
         }
     }
 
-    async fn attempt(&self, token: &str, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+    async fn try_request(&self, token: &str, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
         let stream = TcpStream::connect(self.address).await.ok()?;
         let stream = self.client.handshake(stream, "http/1.1").await.ok()?;
         exchange(stream, method, path, &format!("Authorization: Bearer {token}\r\n"), body).await
     }
 
     /// Sends a request with `token`, and returns the API server's status code and body.
-    pub async fn answers(&self, token: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
-        self.attempt(token, method, path, body).await.expect("the API server answers")
+    pub async fn request(&self, token: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        self.try_request(token, method, path, body).await.expect("the API server answers")
     }
 
-    async fn succeeds(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
-        let (status, answer) = self.answers(ADMIN, method, path, body).await;
+    /// Sends a request as the administrator, fails unless it succeeds, and returns the body.
+    async fn request_ok(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let (status, answer) = self.request(ADMIN, method, path, body).await;
         assert!((200..300).contains(&status), "{method} {path}: {status} {answer:#}");
         answer
     }
 
     pub async fn get(&self, path: &str) -> Value {
-        self.succeeds("GET", path, None).await
+        self.request_ok("GET", path, None).await
     }
 
     pub async fn create(&self, path: &str, object: &Value) -> Value {
-        self.succeeds("POST", path, Some(object)).await
+        self.request_ok("POST", path, Some(object)).await
     }
 
     pub async fn patch(&self, path: &str, change: &Value) -> Value {
-        self.succeeds("PATCH", path, Some(change)).await
+        self.request_ok("PATCH", path, Some(change)).await
     }
 
     pub async fn delete(&self, path: &str) -> Value {
-        self.succeeds("DELETE", path, None).await
+        self.request_ok("DELETE", path, None).await
     }
 
     /// Writes a kubeconfig with the administrator's token for this API server, and returns its path.

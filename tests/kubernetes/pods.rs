@@ -72,7 +72,7 @@ impl Cluster {
                 json!({"kind": "Pod", "apiVersion": "v1", "name": name(pod), "uid": pod["metadata"]["uid"]});
         }
         let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
-        self.answers(crate::cluster::ADMIN, "POST", &path(&format!("serviceaccounts/{account}/token")), Some(&request))
+        self.request(crate::cluster::ADMIN, "POST", &path(&format!("serviceaccounts/{account}/token")), Some(&request))
             .await
     }
 

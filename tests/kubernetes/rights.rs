@@ -15,7 +15,7 @@ async fn rules(cluster: &Cluster, token: &str, namespace: &str) -> Vec<Value> {
     let asked = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
         "spec": {"namespace": namespace}});
     let (status, answer) =
-        cluster.answers(token, "POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", Some(&asked)).await;
+        cluster.request(token, "POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", Some(&asked)).await;
     assert_eq!((status, &answer["status"]["incomplete"]), (201, &json!(false)), "{answer:#}");
     answer["status"]["resourceRules"].as_array().unwrap().clone()
 }
@@ -52,7 +52,7 @@ async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_els
         (403, "DELETE", path("pods/builder")),
         (403, "POST", path("serviceaccounts/builder/token")),
     ] {
-        let (status, answer) = cluster.answers(&sidecars_token, method, &what, None).await;
+        let (status, answer) = cluster.request(&sidecars_token, method, &what, None).await;
         assert_eq!(status, expected, "{method} {what}: {answer:#}");
     }
     assert!(
@@ -69,7 +69,7 @@ async fn a_missing_right_is_named_and_an_upgrade_adds_it() {
     let Some(cluster) = Cluster::start().await else { return };
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
-    release.until_agents(&["builder"]).await;
+    release.wait_for_agents(&["builder"]).await;
     let token = release.cluster.token("builder", Some(&builder), Some("loopgate")).await;
 
     // The upgrade removes the right.
@@ -85,21 +85,21 @@ async fn a_missing_right_is_named_and_an_upgrade_adds_it() {
     // A watch that is open goes on until it ends, so the API server is restarted.
     let role = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/roles/{NAME}");
     release.cluster.patch(&role, &json!({"rules": [rule(&["list"], "", "pods")]})).await;
-    release.cluster.down().await;
-    release.cluster.up().await;
-    release.until_error("needs a Role in its namespace with the verb watch on pods").await;
+    release.cluster.stop_api_server().await;
+    release.cluster.start_api_server().await;
+    release.wait_for_discovery_error("needs a Role in its namespace with the verb watch on pods").await;
     assert!(release.status().await.contains("needs a Role in its namespace with the verb watch on pods"));
     assert_eq!(missing_rights(&release).await, ["the verb watch on pods"]);
     release
         .cluster
         .delete(&format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings/{NAME}"))
         .await;
-    release.until_error("needs a Role in its namespace with the verb list on pods").await;
+    release.wait_for_discovery_error("needs a Role in its namespace with the verb list on pods").await;
     assert_eq!(missing_rights(&release).await, ["the verb list on pods"]);
 
     release.cluster.delete(&role).await;
     release.upgrade(&["agents.attested=true"]).await;
-    release.until_agents(&["builder"]).await;
+    release.wait_for_agents(&["builder"]).await;
     enrol(&release.sidecar, BUILDER, &token).await.unwrap();
     assert_eq!(missing_rights(&release).await, [""; 0]);
 }

@@ -22,7 +22,7 @@ async fn agents_stay_connected_while_the_api_server_restarts_and_pods_are_watche
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let (_, mounted) = release.run(&pod("builder", Some("true")), BUILDER).await;
     let (other, _) = release.run(&pod("other", Some("true")), OTHER).await;
-    release.until_agents(&["builder", "other"]).await;
+    release.wait_for_agents(&["builder", "other"]).await;
     let others = release.cluster.token("builder", Some(&other), Some("loopgate")).await;
     let inside =
         Pod { client: &release.sidecar, source: BUILDER, ca: release.ca(), token: &mounted.path().join("token") };
@@ -30,14 +30,14 @@ async fn agents_stay_connected_while_the_api_server_restarts_and_pods_are_watche
     let mut wire = agent.h1().await;
     wire.ask(request("GET /", "")).await;
 
-    release.cluster.down().await;
-    release.until_error("can't be reached").await;
+    release.cluster.stop_api_server().await;
+    release.wait_for_discovery_error("can't be reached").await;
     wire.ask(request("GET /", "")).await;
     assert_local(&release.sidecar.gateway.requests().pop().unwrap(), &release.sidecar.gateway);
     assert_eq!(refusal(&release.sidecar, OTHER, &others).await, RefusalReason::Kubernetes);
 
-    release.cluster.up().await;
-    release.until_agents(&["builder", "other"]).await;
+    release.cluster.start_api_server().await;
+    release.wait_for_agents(&["builder", "other"]).await;
     enrol(&release.sidecar, OTHER, &others).await.unwrap();
     wire.ask(request("GET /", "")).await;
     assert_local(&release.sidecar.gateway.requests().pop().unwrap(), &release.sidecar.gateway);
@@ -48,7 +48,7 @@ async fn agents_stay_connected_while_the_api_server_restarts_and_pods_are_watche
 /// Without its cache, the API server passes watches on to etcd, whose compaction ends them with 410.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_was_deleted_without_an_event_is_no_longer_an_agent() {
-    let Some(cluster) = Cluster::with(&["--watch-cache=false"]).await else { return };
+    let Some(cluster) = Cluster::start_with_flags(&["--watch-cache=false"]).await else { return };
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let (_, mounted) = release.run(&pod("builder", Some("true")), BUILDER).await;
     release.run(&pod("other", Some("true")), OTHER).await;
@@ -57,15 +57,15 @@ async fn a_pod_that_was_deleted_without_an_event_is_no_longer_an_agent() {
     let agent = inside.agent().await;
     let mut wire = agent.h1().await;
     wire.ask(request("GET /", "")).await;
-    release.until_agents(&["builder", "other"]).await;
+    release.wait_for_agents(&["builder", "other"]).await;
 
     release.cluster.delete_unnoticed(&format!("/registry/pods/{NAMESPACE}/builder")).await;
     let ended = timeout(Duration::from_secs(20), wire.until_end()).await;
     assert!(ended.is_ok(), "{:#?}", release.sidecar.process().log());
-    release.until_agents(&["other"]).await;
+    release.wait_for_agents(&["other"]).await;
     release.sidecar.process().wait_for_log("the API server has forgotten where the watch was (410)").await;
     release.run(&pod("later", Some("address")), "127.0.0.23").await;
-    release.until_agents(&["later", "other"]).await;
+    release.wait_for_agents(&["later", "other"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,20 +73,20 @@ async fn a_rotated_token_is_used_at_once() {
     let Some(cluster) = Cluster::start().await else { return };
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
-    release.until_agents(&["builder"]).await;
+    release.wait_for_agents(&["builder"]).await;
     let token = release.cluster.token("builder", Some(&builder), Some("loopgate")).await;
 
     // The sidecar's token is bound to its pod, and invalid once the pod is deleted.
     let mut again = release.pod.clone();
     release.delete(crate::pods::name(&release.pod)).await;
-    release.cluster.down().await;
-    release.cluster.up().await;
-    release.until_error("does not accept loopgate's own service-account token (401)").await;
+    release.cluster.stop_api_server().await;
+    release.cluster.start_api_server().await;
+    release.wait_for_discovery_error("does not accept loopgate's own service-account token (401)").await;
     assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, RefusalReason::Kubernetes);
 
     again["metadata"] = serde_json::json!({"name": again["metadata"]["name"], "labels": again["metadata"]["labels"]});
     let pod = release.cluster.run(&again, "192.0.2.5").await;
     release.cluster.project(&pod, ACCESS, release.credentials.path()).await;
-    release.until_agents(&["builder"]).await;
+    release.wait_for_agents(&["builder"]).await;
     enrol(&release.sidecar, BUILDER, &token).await.unwrap();
 }

@@ -79,7 +79,7 @@ impl Engine {
     }
 
     /// The flag for a sidecar that uses this engine.
-    pub fn flag(&self) -> String {
+    pub fn docker_flag(&self) -> String {
         format!("--docker=unix://{}", self.docker.socket().display())
     }
 }
@@ -96,7 +96,7 @@ fn capped(version: &'static str) -> Result<(), Missing> {
     let openclaw = OpenClaw::new(&network, version, &directory)?;
     let _gateway = openclaw.start(&["127.0.0.2"]);
     let engine = Engine::start(Some("operator.read"));
-    let sidecar = sidecar::start_without_agents(&network, &directory, &[&engine.flag()]);
+    let sidecar = sidecar::start_without_agents(&network, &directory, &[&engine.docker_flag()]);
     let ca = sidecar.ca();
     let through = |host| openclaw.client(host, WS_URL).ca(&ca);
     let device = directory.join("device.json");

@@ -26,7 +26,7 @@ fn unpaired(version: &'static str) -> Result<(), Missing> {
     let token_file = directory.join("token");
     std::fs::write(&token_file, TOKEN).expect("a file");
     let token_flag = format!("--token-file={}", token_file.display());
-    let engine_flag = engine.flag();
+    let engine_flag = engine.docker_flag();
     let flags = [engine_flag.as_str(), "--unpair", token_flag.as_str()];
     let sidecar = sidecar::start_without_agents(&network, &directory, &flags);
     let ca = sidecar.ca();

@@ -34,7 +34,7 @@ start() {
   die "dockerd did not start (its log: $state/log)"
 }
 
-# stop SIGNAL: ends dockerd.
+# stop SIGNAL: sends SIGNAL to dockerd, and waits until it has ended.
 stop() {
   local pid
   pid=$(cat "$state/pid" 2>/dev/null) || return 0

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use loopgate::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
-use crate::{output, python, say};
+use crate::{output, print_now, python};
 use loopgate_test_support::sidecar::Launch;
 use loopgate_test_support::tls_client::TlsClient;
 
@@ -85,7 +85,7 @@ fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
         .map(|(case, _)| case.as_str())
         .collect();
     if !again.is_empty() {
-        say(format_args!("  second run: {again:?}"));
+        print_now(format_args!("  second run: {again:?}"));
         let (compressed, plain): (Vec<_>, Vec<_>) =
             again.into_iter().partition(|case| case.starts_with("12.") || case.starts_with("13."));
         for (bridge, cases) in [(bridge, plain), (compressing, compressed)] {
@@ -97,14 +97,14 @@ fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
     let worse: Vec<_> = direct.iter().filter(|(case, verdict)| through[*case].is_worse_than(verdict)).collect();
     for (case, verdict) in &worse {
         let Verdict { behavior, close, why } = &through[*case];
-        say(format_args!(
+        print_now(format_args!(
             "  {case}: {behavior}, {close} ({why}) through loopgate; {}, {} directly",
             verdict.behavior, verdict.close
         ));
     }
     let good =
         |verdicts: &BTreeMap<String, Verdict>| verdicts.values().filter(|verdict| verdict.rank() == (0, 0)).count();
-    say(format_args!(
+    print_now(format_args!(
         "  {} cases: {} flawless directly, {} through loopgate",
         direct.len(),
         good(&direct),

@@ -16,13 +16,13 @@ fn python() -> Option<PathBuf> {
     let tree = std::env::var_os("TEST_SUITES").map(PathBuf::from);
     if tree.is_none() {
         assert!(std::env::var("CI").is_err(), "NOT RUN: `tests/run suites` installs what this needs");
-        say("NOT RUN: `tests/run suites` installs what this needs");
+        print_now("NOT RUN: `tests/run suites` installs what this needs");
     }
     tree.map(|tree| tree.join("bin/python"))
 }
 
 /// Prints a line at once, even if the test harness captures output, because these tests take long.
-fn say(line: impl std::fmt::Display) {
+fn print_now(line: impl std::fmt::Display) {
     writeln!(std::io::stderr(), "{line}").expect("standard error");
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{output, python, run, say};
+use crate::{output, print_now, python, run};
 use loopgate_test_support::backend::Backend;
 use loopgate_test_support::sidecar::{Launch, Sidecar};
 
@@ -75,7 +75,7 @@ async fn sslyze(python: &Path) {
         .split_once("COMPLIANCE AGAINST TLS CONFIGURATION")
         .unwrap_or_else(|| panic!("no section on compliance: {printed}"));
     let complaints: Vec<_> = compliance.lines().map(str::trim).filter(|line| line.starts_with("* ")).collect();
-    say(format_args!("  sslyze, against Mozilla's intermediate configuration: {complaints:?}"));
+    print_now(format_args!("  sslyze, against Mozilla's intermediate configuration: {complaints:?}"));
     assert!(
         complaints.iter().all(|complaint| complaint.starts_with("* certificate_path_validation")),
         "{complaints:#?}"
@@ -101,7 +101,7 @@ async fn testssl() {
         .iter()
         .any(|finding| finding["severity"] == "WARN" && !ACCEPTED.contains(&finding["id"].as_str().unwrap_or_default()))
     {
-        say("  second run, because a check was not carried out");
+        print_now("  second run, because a check was not carried out");
         findings = scan(&sidecar);
     }
     let of = |id: &str| {
@@ -117,7 +117,7 @@ async fn testssl() {
         findings.iter().filter(|finding| !["OK", "INFO"].contains(&text(finding, "severity").as_str())).collect();
     for finding in &weak {
         let accepted = if ACCEPTED.contains(&text(finding, "id").as_str()) { " (accepted)" } else { "" };
-        say(format_args!(
+        print_now(format_args!(
             "  {}: {} {}{accepted}",
             text(finding, "id"),
             text(finding, "severity"),
@@ -125,7 +125,7 @@ async fn testssl() {
         ));
     }
     let count = |severity: &str| findings.iter().filter(|finding| finding["severity"] == severity).count();
-    say(format_args!("  testssl.sh: {} findings are OK, {} for information", count("OK"), count("INFO")));
+    print_now(format_args!("  testssl.sh: {} findings are OK, {} for information", count("OK"), count("INFO")));
     assert!(weak.iter().all(|finding| ACCEPTED.contains(&text(finding, "id").as_str())), "{weak:#?}");
     sidecar.stop();
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::{python, run, say};
+use crate::{print_now, python, run};
 use loopgate_test_support::backend::Backend;
 use loopgate_test_support::sidecar::Launch;
 use loopgate_test_support::tls_client::TlsClient;
@@ -59,7 +59,7 @@ fn attack(name: &str, path: &str, mode: &[&str]) {
         }
         times.sort();
         let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
-        say(format_args!(
+        print_now(format_args!(
             "  {name}: {} requests of the normal client, all answered, median {median:.0?}, worst {worst:.0?}, with \
              {most} descriptors more than before, {} MiB",
             times.len(),

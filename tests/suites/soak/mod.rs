@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 use self::certificate::Authority;
 use self::docker::Docker;
 use self::load::Load;
-use crate::{run, say};
+use crate::{print_now, run};
 use loopgate_test_support::backend::Backend;
 use loopgate_test_support::sidecar::Launch;
 use loopgate_test_support::tls_client::TlsClient;
@@ -40,7 +40,7 @@ async fn soak(length: Duration) {
     let [certificate, key] = authority.files();
     let docker = Docker::start();
     if docker.is_none() {
-        say("  this machine has only loopback addresses: no container will start and stop");
+        print_now("  this machine has only loopback addresses: no container will start and stop");
     }
     let flags = docker
         .iter()
@@ -123,7 +123,7 @@ async fn soak(length: Duration) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     check_memory(&memory);
-    say(format_args!("  {descriptors_before} descriptors before and after"));
+    print_now(format_args!("  {descriptors_before} descriptors before and after"));
     assert!(!sidecar.process().output().contains("panicked"), "{}", sidecar.process().output());
     sidecar.stop();
 }
@@ -147,7 +147,7 @@ fn value(counter: &AtomicU64) -> u64 {
 
 /// Prints what the clients did during `events`, and fails if there was a failure or too little load.
 fn check_load(load: &Load, docker: Option<&Docker>, length: Duration, events: &str) {
-    say(format_args!(
+    print_now(format_args!(
         "  {} requests, {} WebSocket messages, {} event streams verified; {} cut short by {events}",
         value(&load.requests),
         value(&load.messages),
@@ -156,7 +156,7 @@ fn check_load(load: &Load, docker: Option<&Docker>, length: Duration, events: &s
     ));
     if let Some(docker) = docker {
         let (agent, external) = (value(&load.as_agent), value(&load.as_external));
-        say(format_args!(
+        print_now(format_args!(
             "  a container started or stopped {} times: {agent} requests by the agent lane, {external} by the external \
              lane",
             docker.life.changes()
@@ -181,7 +181,7 @@ fn check_memory(memory: &[u64]) {
     let (early, late) =
         (median(&memory[memory.len() / 5..memory.len() * 2 / 5]), median(&memory[memory.len() * 4 / 5..]));
     let (first, last) = (memory[0] / MIB, memory[memory.len() - 1] / MIB);
-    say(format_args!(
+    print_now(format_args!(
         "  memory {first} MiB at first, {} MiB early, {} MiB late, {last} MiB at last",
         early / MIB,
         late / MIB,
