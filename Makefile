@@ -1,4 +1,4 @@
-# Commands for working on loopgate; CI calls the same ones. Make and a C compiler are needed for the build anyway.
+# Commands for working on loopgate. CI uses them too. The build needs Make and a C compiler anyway.
 .DEFAULT_GOAL := help
 .PHONY: help build check test lint fmt docs-tables full real docker chart deny
 

@@ -3,8 +3,8 @@
 {{- end -}}
 
 {{- /*
-52 characters: a StatefulSet's pods get a revision label of the name and ten more. A release may have dots in its name, a
-Service may not.
+At most 52 characters, because the pods of a StatefulSet get a label with its name and up to eleven more characters, and a
+label has at most 63. Dots are replaced, because the name of a release may have dots, and that of a Service may not.
 */ -}}
 {{- define "loopgate.fullname" -}}
 {{- $release := replace "." "-" .Release.Name -}}
@@ -66,7 +66,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{- /* The names under which the cluster knows the Service, as a JSON list; none without a Service. */ -}}
+{{- /* The Service's DNS names in the cluster, as a JSON list; empty without a Service. */ -}}
 {{- define "loopgate.serviceNames" -}}
 {{- if .Values.gateway.enabled -}}
 {{- $name := include "loopgate.fullname" . -}}

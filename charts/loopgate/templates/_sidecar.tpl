@@ -1,17 +1,17 @@
 {{- /*
-The sidecar as named templates, for this chart's StatefulSet and for charts that have a workload of their own. Each
-takes this chart's context: `.` here, `.Subcharts.loopgate` in a chart that has this one as a dependency. The pod needs
-an fsGroup, through which loopgate reads what is mounted.
+The sidecar as named templates, for this chart's StatefulSet and for charts with their own workload. Each template
+takes this chart's context: `.` in this chart, `.Subcharts.loopgate` in a chart that has this one as a dependency. The pod
+needs an fsGroup, through which loopgate can read the mounted files.
 
   loopgate.sidecar.container   the container, one list item
-  loopgate.sidecar.volumes     the volumes it mounts, list items (save a shared state volume, which the pod has)
+  loopgate.sidecar.volumes     the volumes it mounts, list items (except a shared state volume, which the pod must have)
   loopgate.sidecar.rbac        Role and bindings for Kubernetes discovery, whole objects; empty without discovery
   loopgate.sidecar.checksum    changes with the sidecar's configuration, for a pod annotation
 */ -}}
 
 {{- /*
-Everything is in the environment, so that what `kubectl exec` runs in the container (check, status, cert) goes by the same
-configuration as `run`. Lists are separated by commas; the schema lets none into an item.
+The whole configuration is in the environment, so that commands of `kubectl exec` in the container (check, status, cert)
+have the same configuration as `run`. Lists are separated by commas, which the schema forbids in items.
 */ -}}
 {{- define "loopgate.sidecar.env" -}}
 {{- $listen := list -}}
@@ -128,7 +128,7 @@ configuration as `run`. Lists are separated by commas; the schema lets none into
 {{- end }}
 {{- end -}}
 
-{{- /* Helm reads every number as a float; loopgate's configuration has only whole ones. */ -}}
+{{- /* Helm reads every number as a float. loopgate's configuration has only integers. */ -}}
 {{- define "loopgate.sidecar.toml" -}}
 {{- with .Values.sidecar.config -}}
 {{- regexReplaceAll "(?m)^(\\s*[\\w\".-]+ = -?[0-9]+)\\.0$" (toToml .) "${1}" | trim -}}
@@ -319,7 +319,7 @@ subjects:
     name: {{ include "loopgate.serviceAccountName" . }}
     namespace: {{ .Release.Namespace }}
 {{- if .Values.agents.attested }}
-{{- /* Token reviews belong to no namespace. */}}
+{{- /* A ClusterRole, because token reviews have no namespace. */}}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
