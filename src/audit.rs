@@ -90,7 +90,7 @@ impl AuditLog {
     fn record(&self, mut fields: Map<String, Value>, now: Instant) {
         let key = KEY_FIELDS.map(|name| fields.get(name).and_then(Value::as_str).unwrap_or_default().to_owned());
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        if !limits.allows(&key, now) {
+        if !limits.try_take(&key, now) {
             return;
         }
         fields.insert("time".into(), timestamp().into());
@@ -137,19 +137,23 @@ impl Visit for Fields {
 struct EventLimits(BTreeMap<[String; KEY_FIELDS.len()], (Option<TokenBucket>, u64)>);
 
 impl EventLimits {
+    /// Returns the limit and the count of the group `key`, or the shared ones if there are too many groups.
     fn entry(&mut self, key: &[String; KEY_FIELDS.len()]) -> &mut (Option<TokenBucket>, u64) {
         let has_own_limit = self.0.contains_key(key) || self.0.len() < MAX_KEYS;
         let key = if has_own_limit { key.clone() } else { ["other", "", "", ""].map(str::to_owned) };
         self.0.entry(key).or_default()
     }
 
-    fn allows(&mut self, key: &[String; KEY_FIELDS.len()], now: Instant) -> bool {
+    /// Takes a token from the limit of the group `key`. If there is none, counts the event as left out, and returns
+    /// false.
+    fn try_take(&mut self, key: &[String; KEY_FIELDS.len()], now: Instant) -> bool {
         let (bucket, left_out) = self.entry(key);
         let admitted = bucket.get_or_insert_with(|| TokenBucket::full(now)).try_take(EVENT_RATE, now);
         *left_out += u64::from(!admitted);
         admitted
     }
 
+    /// Counts an event of the group `key` as left out.
     fn count_left_out(&mut self, key: &[String; KEY_FIELDS.len()]) {
         self.entry(key).1 += 1;
     }

@@ -132,7 +132,7 @@ impl Harness {
         ours
     }
 
-    fn refused(&self, reason: &'static str) -> u64 {
+    fn refused_count(&self, reason: &'static str) -> u64 {
         self.enrolment.metrics().refused.get_or_create(&crate::metrics::traffic::ReasonLabels { reason }).get()
     }
 }
@@ -215,7 +215,7 @@ async fn a_proof_shown_anywhere_else_is_not_found() {
         harness.containers.show(container, &proof);
         assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::ProofNotFound, "{container}");
     }
-    assert_eq!(harness.refused("proof_not_found"), 3);
+    assert_eq!(harness.refused_count("proof_not_found"), 3);
 }
 
 #[tokio::test]
@@ -312,7 +312,7 @@ async fn attempts_from_one_address_are_limited() {
         Csr::new().request(&mut harness.connect(ADDRESS)).await;
     }
     assert_eq!(refusal(&mut harness.connect(ADDRESS)).await, RefusalReason::TooMany);
-    assert_eq!(harness.refused("too_many"), 1);
+    assert_eq!(harness.refused_count("too_many"), 1);
     // The limit also applies to clients that are not agents, before discovery is awaited.
     let mut strangers: Vec<_> = (0..11).map(|_| harness.connect("172.18.0.9:1")).collect();
     let refusals = futures_util::future::join_all(strangers.iter_mut().map(refusal)).await;
@@ -386,5 +386,5 @@ async fn without_docker_no_agent_enrols() {
     let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
     csr.request(&mut lines).await;
     assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::Docker);
-    assert_eq!(harness.refused("docker"), 1);
+    assert_eq!(harness.refused_count("docker"), 1);
 }

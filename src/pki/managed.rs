@@ -107,7 +107,8 @@ impl Managed {
         let key = self.read_key()?;
         let current = self.read_current(&key, &lock)?;
         let wanted = &self.leaf_names(current.as_ref().map(|(_, facts)| &facts.names), wanted);
-        let Some(names) = plan::due(current.as_ref().map(|(_, facts)| (&facts.names, facts.validity)), wanted, now)
+        let Some(names) =
+            plan::due_names(current.as_ref().map(|(_, facts)| (&facts.names, facts.validity)), wanted, now)
         else {
             let (chain, _) = current.expect("without a leaf one is due");
             return self.to_loaded(chain, &key, None);

@@ -56,7 +56,7 @@ impl Text<'_> {
 
 /// Removes byte order marks, also those inside a file that was joined from several files.
 fn without_bom(pem: &[u8]) -> Text<'_> {
-    if !contains(pem, BOM) {
+    if !contains_bytes(pem, BOM) {
         return Text::Borrowed(pem);
     }
     let mut text = Zeroizing::new(Vec::with_capacity(pem.len()));
@@ -86,10 +86,10 @@ fn check_encoding(pem: &[u8]) -> Result<(), InvalidFile> {
 
 /// Returns whether a private key in `pem` is encrypted: PKCS#8 (RFC 5958), or the older format of OpenSSL (RFC 1421).
 fn is_encrypted(pem: &[u8]) -> bool {
-    contains(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains(pem, b"Proc-Type: 4,ENCRYPTED")
+    contains_bytes(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains_bytes(pem, b"Proc-Type: 4,ENCRYPTED")
 }
 
-fn contains(text: &[u8], part: &[u8]) -> bool {
+fn contains_bytes(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 #[cfg(test)]

@@ -15,7 +15,7 @@ const MAX_NAMES: usize = 100;
 /// A new name causes a new leaf, which has the old names too. A vanished name does not: the container may return to the
 /// network, and each new leaf breaks pins on the fingerprint of the old one. Vanished names are dropped when the leaf
 /// is renewed.
-pub(super) fn due(
+pub(super) fn due_names(
     leaf: Option<(&BTreeSet<SubjectName>, Validity)>,
     wanted: &BTreeSet<SubjectName>,
     now: OffsetDateTime,
@@ -70,17 +70,17 @@ mod tests {
         ];
         for (has, wanted, age, expected) in table {
             assert_eq!(
-                due(Some((&names(has), LIFE)), &names(wanted), START + age),
+                due_names(Some((&names(has), LIFE)), &names(wanted), START + age),
                 expected.map(names),
                 "{has} / {wanted} / {age}"
             );
         }
-        assert_eq!(due(None, &names("a"), START), Some(names("a")));
+        assert_eq!(due_names(None, &names("a"), START), Some(names("a")));
     }
 
     #[test]
     fn a_leaf_does_not_grow_without_bound() {
         let had: Vec<_> = (0..MAX_NAMES).map(|i| format!("n{i}")).collect();
-        assert_eq!(due(Some((&names(&had.join(" ")), LIFE)), &names("x"), START), Some(names("x")));
+        assert_eq!(due_names(Some((&names(&had.join(" ")), LIFE)), &names("x"), START), Some(names("x")));
     }
 }

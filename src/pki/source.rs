@@ -39,7 +39,7 @@ impl Source {
         match self {
             Self::Managed(managed) => {
                 let wanted = managed.leaf_names(Some(&served.names), wanted);
-                plan::due(Some((&served.names, validity)), &wanted, now).is_some()
+                plan::due_names(Some((&served.names, validity)), &wanted, now).is_some()
             }
             Self::Provided(_) => false,
         }

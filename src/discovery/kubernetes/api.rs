@@ -40,7 +40,7 @@ use crate::secret::Secret;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The timeout of a whole response, and of the head of a watch.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The duration for which the API server is asked to keep a watch open. It sends about one bookmark a minute.
+/// The duration for which the API server is asked to keep a watch open. Meanwhile it sends about one bookmark a minute.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(290);
 /// The idle time before TCP keep-alive probes, and the interval between them.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
