@@ -145,7 +145,7 @@ fn files(sources: &[Source]) -> Graph {
     for source in sources.iter().filter(|source| !source.module.is_empty()) {
         let imports = graph.entry(source.module.join("::")).or_default();
         for path in targets(source) {
-            // The longest beginning of the path that is a file.
+            // The longest prefix of the path that is a file.
             let file = (1..=path.len()).rev().map(|length| &path[..length]).find(|path| known.contains(path));
             if let Some(file) = file.filter(|file| file[0] == source.module[0] && *file != source.module) {
                 imports.insert(file.join("::"));

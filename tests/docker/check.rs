@@ -19,7 +19,7 @@ fn check(container: &Running, flags: &[&str]) -> Value {
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// The same where the sidecar is, which sees the engine through the filter.
+/// Runs a check in the sidecar's container, with the engine behind the filter.
 fn check_in_sidecar(deployment: &Deployment, flags: &[&str]) -> Value {
     check(&deployment.sidecar, &[&["--docker", FILTERED], flags].concat())
 }
