@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::container::Running;
 use crate::conversation::{Conversation, ShownIn};
 use crate::engine::{Engine, docker, eventually};
-use crate::harness::{Deployment, PROJECT, is_agent, is_external, seen_by};
+use crate::harness::{Deployment, PROJECT, is_agent, is_external, request_gateway};
 
 /// Enrols from `container`; returns a directory with the key and the certificate, which the tests copy to other
 /// containers.
@@ -28,7 +28,7 @@ fn stolen_from(container: &Running) -> TempDir {
 }
 
 /// Sends a request from `client` with the certificate in `/stolen`; returns the gateway's response.
-fn seen_with_stolen_certificate(client: &Running) -> String {
+fn request_with_stolen_certificate(client: &Running) -> String {
     let show = [
         "--cert",
         "/stolen/cert.pem",
@@ -63,8 +63,8 @@ fn a_container_without_privileges_enrols_and_is_an_agent() {
 
     // A proof in the name of a file, which this sidecar accepts, but not on a mount, where others may write.
     let by_file = engine.run(deployment.attested("by-file").option("--cap-drop=ALL").env("LOOPGATE_PROOF", "file"));
-    let asked = by_file.try_exec(["/loopgate", "exec", "--", "sh", "-c", ask]);
-    assert!(is_agent(&String::from_utf8_lossy(&asked.stdout)), "{asked:?}");
+    let output = by_file.try_exec(["/loopgate", "exec", "--", "sh", "-c", ask]);
+    assert!(is_agent(&String::from_utf8_lossy(&output.stdout)), "{output:?}");
     let shared = tempfile::tempdir().unwrap();
     std::fs::set_permissions(shared.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let on_mount = deployment
@@ -89,11 +89,11 @@ fn a_container_that_takes_an_agents_address_is_external_and_cannot_enrol() {
     // send to it.
     neighbour.exec(["sh", "-c", &format!("ip address flush dev eth0 && ip address add {address}/24 dev eth0")]);
     let ask = ["curl", "--silent", "--max-time", "2", "--cacert", "/state/ca.pem", "https://gateway:18443/"];
-    let seen = eventually("the neighbour gets a response at the agent's address", || {
+    let response = eventually("the neighbour gets a response at the agent's address", || {
         let output = neighbour.try_exec(ask);
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     });
-    assert!(is_external(&seen, address), "{seen}");
+    assert!(is_external(&response, address), "{response}");
 
     let tried = try_to_enrol(&neighbour);
     assert_eq!(tried.status.code(), Some(1));
@@ -111,9 +111,9 @@ fn a_copy_of_an_agents_certificate_is_invalid_in_any_other_container() {
     let agent = engine.run(deployment.attested("agent"));
     let stolen = stolen_from(&agent);
     copy_into(&agent, stolen.path());
-    assert!(is_agent(&seen_with_stolen_certificate(&agent)));
+    assert!(is_agent(&request_with_stolen_certificate(&agent)));
     assert!(
-        is_external(&seen_by(&agent, "gateway"), agent.ip(&deployment.network)),
+        is_external(&request_gateway(&agent, "gateway"), agent.ip(&deployment.network)),
         "the label is not enough without the certificate"
     );
 
@@ -122,8 +122,8 @@ fn a_copy_of_an_agents_certificate_is_invalid_in_any_other_container() {
     deployment.wait_for_agents(2);
     for other in [&other, &thief] {
         copy_into(other, stolen.path());
-        let seen = seen_with_stolen_certificate(other);
-        assert!(is_external(&seen, other.ip(&deployment.network)), "{seen}");
+        let response = request_with_stolen_certificate(other);
+        assert!(is_external(&response, other.ip(&deployment.network)), "{response}");
     }
 
     let address = agent.ip(&deployment.network);
@@ -131,8 +131,8 @@ fn a_copy_of_an_agents_certificate_is_invalid_in_any_other_container() {
     let next = engine.run(deployment.attested("agent").option(format!("--ip={address}")));
     copy_into(&next, stolen.path());
     deployment.wait_for_agents(2);
-    let seen = seen_with_stolen_certificate(&next);
-    assert!(is_external(&seen, address), "a new container with the same labels and address: {seen}");
+    let response = request_with_stolen_certificate(&next);
+    assert!(is_external(&response, address), "a new container with the same labels and address: {response}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::container::Container;
 use crate::engine::{Engine, eventually, skip};
-use crate::harness::{Deployment, PROJECT, is_agent, is_external, seen_by};
+use crate::harness::{Deployment, PROJECT, is_agent, is_external, request_gateway};
 
 /// The time within which connections of a container that ended must be closed.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
@@ -23,12 +23,12 @@ fn only_a_labelled_container_of_the_gateways_project_is_an_agent() {
     let sharing = engine.run(Container::idle("sharing").inside(&agent).mount(deployment.state.name(), "/state"));
     deployment.wait_for_agents(2);
     for agent in [&agent, &sharing] {
-        let seen = seen_by(agent, "gateway");
-        assert!(is_agent(&seen), "{seen}");
+        let response = request_gateway(agent, "gateway");
+        assert!(is_agent(&response), "{response}");
     }
     for outsider in [&unlabelled, &foreign, &unproven] {
-        let seen = seen_by(outsider, "gateway");
-        assert!(is_external(&seen, outsider.ip(&deployment.network)), "{seen}");
+        let response = request_gateway(outsider, "gateway");
+        assert!(is_external(&response, outsider.ip(&deployment.network)), "{response}");
     }
     deployment.sidecar.says("labelled container is not an agent");
 }
@@ -39,7 +39,7 @@ fn a_container_that_gets_an_agents_address_is_external() {
     let deployment = Deployment::start(&engine);
     let agent = engine.run(deployment.agent("agent"));
     deployment.wait_for_agents(1);
-    assert!(is_agent(&seen_by(&agent, "gateway")));
+    assert!(is_agent(&request_gateway(&agent, "gateway")));
     let address = agent.ip(&deployment.network);
     deployment.hold_connections(&agent, 20);
 
@@ -51,8 +51,8 @@ fn a_container_that_gets_an_agents_address_is_external() {
     agent.remove();
 
     let next = engine.run(deployment.client("next").of_project(PROJECT, "next").option(format!("--ip={address}")));
-    let seen = seen_by(&next, "gateway");
-    assert!(is_external(&seen, address), "{seen}");
+    let response = request_gateway(&next, "gateway");
+    assert!(is_external(&response, address), "{response}");
 }
 
 #[test]
@@ -68,14 +68,14 @@ fn connections_survive_a_restart_of_the_filter() {
     // After this time, new connections of an agent by address are external.
     deployment.wait_for_agents(0);
     deployment.wait_for_metric("loopgate_downstream_connections_open 20");
-    let seen = seen_by(&agent, "gateway");
-    assert!(is_external(&seen, agent.ip(&deployment.network)), "{seen}");
+    let response = request_gateway(&agent, "gateway");
+    assert!(is_external(&response, agent.ip(&deployment.network)), "{response}");
 
     deployment.filter.start();
     deployment.wait_for_metric("loopgate_discovery_docker_up 1");
     deployment.wait_for_agents(1);
     deployment.wait_for_metric("loopgate_downstream_connections_open 20");
-    assert!(is_agent(&seen_by(&agent, "gateway")));
+    assert!(is_agent(&request_gateway(&agent, "gateway")));
 }
 
 #[test]
@@ -96,11 +96,11 @@ fn a_network_that_the_gateway_joins_gets_a_listener_a_name_and_agents_without_a_
     // The certificate with the new name takes a moment.
     let url = "https://side-door:18443/";
     let ask = || -> Output { agent.try_exec(["curl", "--silent", "--cacert", "/state/ca.pem", url]) };
-    let seen = eventually("the gateway can be reached by its new name", || {
+    let response = eventually("the gateway can be reached by its new name", || {
         let output = ask();
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     });
-    assert!(is_agent(&seen), "{seen}");
+    assert!(is_agent(&response), "{response}");
     assert_eq!(deployment.sidecar.restarts(), 0);
 
     other.disconnect(&deployment.gateway);
@@ -117,7 +117,7 @@ fn every_client_of_a_published_port_is_external() {
     let through = deployment.engine.run(deployment.agent("agent"));
     deployment.wait_for_agents(1);
     let url = format!("https://gateway:{port}/");
-    let seen = through.exec([
+    let response = through.exec([
         "curl",
         "--silent",
         "--cacert",
@@ -126,10 +126,10 @@ fn every_client_of_a_published_port_is_external() {
         &format!("::{bridge}:{port}"),
         &url,
     ]);
-    assert!(is_external(&seen, bridge), "even an agent: {seen}");
+    assert!(is_external(&response, bridge), "even an agent: {response}");
 
     let host = engine.run(Container::idle("host").option("--network=host").mount(deployment.state.name(), "/state"));
-    let seen = host.exec([
+    let response = host.exec([
         "curl",
         "--silent",
         "--cacert",
@@ -138,7 +138,7 @@ fn every_client_of_a_published_port_is_external() {
         &format!("::127.0.0.1:{port}"),
         &url,
     ]);
-    assert!(is_external(&seen, bridge), "the host itself: {seen}");
+    assert!(is_external(&response, bridge), "the host itself: {response}");
     // For a client with an address of the host that is not a bridge's, Docker keeps that address.
     let addresses = host.exec(["ip", "-4", "-oneline", "address", "show", "scope", "global"]);
     let words = addresses.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -149,7 +149,7 @@ fn every_client_of_a_published_port_is_external() {
     let Some(other) = other.as_deref().and_then(|net| net.split('/').next()) else {
         return skip("the host has no address but those of Docker's bridges");
     };
-    let seen = host.exec([
+    let response = host.exec([
         "curl",
         "--silent",
         "--cacert",
@@ -158,7 +158,7 @@ fn every_client_of_a_published_port_is_external() {
         &format!("::{other}:{port}"),
         &url,
     ]);
-    assert!(is_external(&seen, other), "the host by another address: {seen}");
+    assert!(is_external(&response, other), "the host by another address: {response}");
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn the_sidecar_returns_after_the_namespaces_owner_restarts_or_stops_for_a_while(
         eventually("the sidecar has restarted", || (deployment.sidecar.restarts() == times).then_some(()));
         deployment.wait_until_ready();
         deployment.wait_for_agents(1);
-        assert!(is_agent(&seen_by(&agent, "gateway")));
+        assert!(is_agent(&request_gateway(&agent, "gateway")));
     };
     deployment.gateway.restart();
     back(1);

@@ -130,17 +130,17 @@ fn sidecar(gateway: &Running, socket: &Path, state: &Volume, flags: &[&str]) -> 
 }
 
 /// Sends a request from `client` to the gateway by this name; returns the gateway's response.
-pub fn seen_by(client: &Running, name: &str) -> String {
+pub fn request_gateway(client: &Running, name: &str) -> String {
     client.exec(["curl", "--silent", "--show-error", "--cacert", "/state/ca.pem", &format!("https://{name}:18443/")])
 }
 
 /// Returns whether the gateway's response is that to an agent.
-pub fn is_agent(seen: &str) -> bool {
+pub fn is_agent(response: &str) -> bool {
     // An agent's request has no X-Forwarded-For, so nothing follows the source address.
-    seen.starts_with("127.77.") && !seen.trim_end().contains(' ')
+    response.starts_with("127.77.") && !response.trim_end().contains(' ')
 }
 
 /// Returns whether the gateway's response is that to an external client with this address.
-pub fn is_external(seen: &str, client: impl ToString) -> bool {
-    seen == format!("127.0.0.2 {}", client.to_string())
+pub fn is_external(response: &str, client: impl ToString) -> bool {
+    response == format!("127.0.0.2 {}", client.to_string())
 }

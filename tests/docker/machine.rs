@@ -70,8 +70,8 @@ fn is_back(project: &Project, outsider: &Running, patience: Duration) -> bool {
             let outside = connects(outsider, |container| {
                 project.client(container, "wss://gateway:18443").ca("/ca/ca.pem".as_ref())
             });
-            let asked = |reason: &str| reason.starts_with("pairing required");
-            if matches!(&outside, Some(End::Closed { code: 1008, reason, .. }) if asked(reason)) {
+            let needs_approval = |reason: &str| reason.starts_with("pairing required");
+            if matches!(&outside, Some(End::Closed { code: 1008, reason, .. }) if needs_approval(reason)) {
                 return true;
             }
             assert!(!matches!(outside, Some(End::Hello { .. })), "a client that is no agent was paired silently");

@@ -8,7 +8,7 @@ use crate::engine::{Engine, docker, eventually};
 use crate::harness::{Deployment, is_agent};
 
 /// Sends a request from a client in `agent`, which may connect twice; returns the gateway's response.
-fn seen_of(agent: &Running) -> String {
+fn request_through_agent(agent: &Running) -> String {
     let patience = ["--max-time", "60", "--retry", "1", "--retry-all-errors"];
     agent.exec(["curl", "--silent", "--show-error"].iter().chain(&patience).chain(&["http://127.0.0.1:18789/"]))
 }
@@ -25,11 +25,11 @@ fn after_restarts_and_new_addresses_the_client_only_has_to_connect_again() {
     let deployment = Deployment::start(&engine);
     let agent = engine.run(deployment.attested_loopgate("agent", ["agent"]));
     agent.says("enrolled");
-    assert!(is_agent(&seen_of(&agent)));
+    assert!(is_agent(&request_through_agent(&agent)));
 
     deployment.sidecar.restart();
-    let seen = seen_of(&agent);
-    assert!(is_agent(&seen), "after the sidecar's restart: {seen}");
+    let response = request_through_agent(&agent);
+    assert!(is_agent(&response), "after the sidecar's restart: {response}");
     assert_eq!(agent.logs().matches("enrolled").count(), 1, "the agent enrolled again");
 
     let gateway = deployment.gateway.ip(&deployment.network);
@@ -44,21 +44,21 @@ fn after_restarts_and_new_addresses_the_client_only_has_to_connect_again() {
         deployment.network.name(),
         deployment.gateway.name(),
     ]);
-    let seen = seen_of(&agent);
-    assert!(is_agent(&seen), "when the gateway has another address: {seen}");
+    let response = request_through_agent(&agent);
+    assert!(is_agent(&response), "when the gateway has another address: {response}");
 
     agent.restart();
     agent.says("local clients may connect");
-    let seen = seen_of(&agent);
-    assert!(is_agent(&seen), "after its own restart: {seen}");
+    let response = request_through_agent(&agent);
+    assert!(is_agent(&response), "after its own restart: {response}");
 
     let address = agent.ip(&deployment.network);
     agent.remove();
     let new_address = format!("--ip={}", with_last_number(address, 202));
     let agent = engine.run(deployment.attested_loopgate("agent", ["agent"]).option(new_address));
     agent.says("local clients may connect");
-    let seen = seen_of(&agent);
-    assert!(is_agent(&seen), "as another container at another address: {seen}");
+    let response = request_through_agent(&agent);
+    assert!(is_agent(&response), "as another container at another address: {response}");
 }
 
 #[test]
@@ -69,19 +69,19 @@ fn a_certificate_is_renewed_in_time_or_after_it_has_expired() {
     let paused = engine.run(deployment.attested_loopgate("sleeper", ["agent"]));
     for agent in [&agent, &paused] {
         agent.says("enrolled");
-        assert!(is_agent(&seen_of(agent)));
+        assert!(is_agent(&request_through_agent(agent)));
     }
     let enrolled = SystemTime::now();
     docker(&["pause", paused.name()]);
     deployment.hold_connections_with(&agent, 5, "http://127.0.0.1:18789/hold");
 
     deployment.wait_for_metric("loopgate_enrolments_total 3");
-    assert!(is_agent(&seen_of(&agent)));
+    assert!(is_agent(&request_through_agent(&agent)));
     eventually("the paused agent's certificate has expired", || {
         (enrolled.elapsed().unwrap().as_secs() > 60).then_some(())
     });
     deployment.wait_for_metric("loopgate_downstream_connections_open 5");
     docker(&["unpause", paused.name()]);
-    let seen = seen_of(&paused);
-    assert!(is_agent(&seen), "{seen}");
+    let response = request_through_agent(&paused);
+    assert!(is_agent(&response), "{response}");
 }

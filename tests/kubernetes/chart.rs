@@ -42,8 +42,8 @@ async fn the_api_server_accepts_install_and_upgrade_and_uninstall_keeps_only_the
             let set = format!("sidecar.native=false,sidecar.logLevel={level}");
             install(&cluster, release, &["--values", &file, "--set", &set]).await;
         }
-        let made = objects_of(&cluster, release).await;
-        assert!(made.len() >= 3, "{release}: {made:?}");
+        let created = objects_of(&cluster, release).await;
+        assert!(created.len() >= 3, "{release}: {created:?}");
         run_helm(&cluster, &["uninstall", release]).await;
         let mut left = objects_of(&cluster, release).await;
         left.retain(|left| *left != format!("SecretList {release}-loopgate-token"));

@@ -90,8 +90,11 @@ impl Cluster {
             if let Some(token) = source.get("serviceAccountToken") {
                 let account = pod["spec"]["serviceAccountName"].as_str().expect("an account");
                 let seconds = token["expirationSeconds"].as_u64().expect("a life");
-                let (_, made) = self.request_token(account, Some(pod), token["audience"].as_str(), seconds).await;
-                write(&token["path"], made["status"]["token"].as_str().unwrap_or_else(|| panic!("no token: {made:#}")));
+                let (_, response) = self.request_token(account, Some(pod), token["audience"].as_str(), seconds).await;
+                write(
+                    &token["path"],
+                    response["status"]["token"].as_str().unwrap_or_else(|| panic!("no token: {response:#}")),
+                );
             } else if let Some(map) = source.get("configMap") {
                 // In a full cluster a controller creates this map, with the cluster's CA, in every namespace.
                 assert_eq!(map["name"], "kube-root-ca.crt");

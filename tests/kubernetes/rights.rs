@@ -12,10 +12,10 @@ const BUILDER: &str = "127.0.0.21";
 
 /// Every RBAC rule that applies to the account of `token` in `namespace`.
 async fn rules(cluster: &Cluster, token: &str, namespace: &str) -> Vec<Value> {
-    let asked = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
+    let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
         "spec": {"namespace": namespace}});
     let (status, answer) =
-        cluster.request(token, "POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", Some(&asked)).await;
+        cluster.request(token, "POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", Some(&review)).await;
     assert_eq!((status, &answer["status"]["incomplete"]), (201, &json!(false)), "{answer:#}");
     answer["status"]["resourceRules"].as_array().unwrap().clone()
 }

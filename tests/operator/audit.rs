@@ -28,10 +28,10 @@ fn lane_decisions_and_refusals_are_recorded_at_every_log_level_and_the_file_rota
     sidecar
         .process()
         .wait_until("both events are written", std::time::Duration::from_secs(10), || events(&path).len() >= 2);
-    let found = events(&path);
-    assert_eq!((&found[0]["kind"], &found[0]["lane"]), (&"lane".into(), &"external".into()), "{found:?}");
-    assert_eq!((&found[1]["kind"], &found[1]["at"]), (&"refusal".into(), &"request".into()), "{found:?}");
-    assert_eq!(found[0]["connection"], found[1]["connection"]);
+    let recorded = events(&path);
+    assert_eq!((&recorded[0]["kind"], &recorded[0]["lane"]), (&"lane".into(), &"external".into()), "{recorded:?}");
+    assert_eq!((&recorded[1]["kind"], &recorded[1]["at"]), (&"refusal".into(), &"request".into()), "{recorded:?}");
+    assert_eq!(recorded[0]["connection"], recorded[1]["connection"]);
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(!text.contains("hunter2") && !text.contains("secret-path"), "{text}");
     assert!(!sidecar.process().output().contains("loopgate::audit"), "not in the log lines");

@@ -110,7 +110,7 @@ fn every_command_in_the_documentation_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let documents = ["openclaw", "reference", "operations", "security", "architecture", "comparison"]
         .map(|name| root.join(format!("docs/{name}.md")));
-    let mut seen = 0;
+    let mut count = 0;
     for document in documents.iter().chain([&root.join("README.md")]) {
         let text = std::fs::read_to_string(document).unwrap();
         let blocks = text.split("```").skip(1).step_by(2);
@@ -142,10 +142,10 @@ fn every_command_in_the_documentation_exists() {
                     document.display()
                 );
             }
-            seen += 1;
+            count += 1;
         }
     }
-    assert!(seen > 15, "only {seen} commands were found");
+    assert!(count > 15, "only {count} commands were found");
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn loopgates_messages_in_troubleshooting_are_in_its_source() {
     let operations = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
     let (_, troubleshooting) = operations.split_once("## Troubleshooting").unwrap();
     let headings = troubleshooting.lines().filter(|line| line.starts_with("### "));
-    let mut seen = 0;
+    let mut count = 0;
     for text in headings.flat_map(|heading| heading.split('`').skip(1).step_by(2)) {
         // The rest of the text differs from case to case.
         let fixed =
@@ -228,7 +228,7 @@ fn loopgates_messages_in_troubleshooting_are_in_its_source() {
             continue;
         }
         assert!(sources.contains(fixed) || fixed == "Unexpected server response", "no source has {fixed:?}");
-        seen += 1;
+        count += 1;
     }
-    assert!(seen > 5, "only {seen} texts were found");
+    assert!(count > 5, "only {count} texts were found");
 }

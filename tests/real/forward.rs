@@ -102,40 +102,40 @@ fn forwarded() -> Result<(), Missing> {
 }
 
 /// Fails unless the server saw a client of the agent lane: a loopback address, and no forwarding header.
-fn assert_local(seen: &Value) {
-    let address = seen["address"].as_str().expect("an address");
-    assert!(address.starts_with("127.77."), "{seen}");
-    assert_eq!(seen["headers"]["host"], format!("127.0.0.1:{SERVER_PORT}"), "{seen}");
-    assert_eq!(seen["headers"]["x-forwarded-for"], Value::Null, "{seen}");
+fn assert_local(reported: &Value) {
+    let address = reported["address"].as_str().expect("an address");
+    assert!(address.starts_with("127.77."), "{reported}");
+    assert_eq!(reported["headers"]["host"], format!("127.0.0.1:{SERVER_PORT}"), "{reported}");
+    assert_eq!(reported["headers"]["x-forwarded-for"], Value::Null, "{reported}");
 }
 
 /// Fails unless the server saw a client of the external lane, with its real address in the header.
-fn assert_external(seen: &Value) {
-    assert_eq!(seen["address"], "127.0.0.2", "{seen}");
-    let headers = &seen["headers"];
-    assert_eq!(headers["x-forwarded-for"], Host::External.address(), "{seen}");
+fn assert_external(reported: &Value) {
+    assert_eq!(reported["address"], "127.0.0.2", "{reported}");
+    let headers = &reported["headers"];
+    assert_eq!(headers["x-forwarded-for"], Host::External.address(), "{reported}");
     assert_eq!(
         (&headers["x-forwarded-proto"], &headers["x-forwarded-host"]),
         (&json!("https"), &json!(SERVER)),
-        "{seen}"
+        "{reported}"
     );
-    assert_eq!(headers["host"], SERVER, "{seen}");
+    assert_eq!(headers["host"], SERVER, "{reported}");
 }
 
 fn requests_have_a_lane(ends: &Ends) {
     report("  requests over h1 and h2: an agent's is local, an outsider's is not, whatever headers it sends");
     let url = format!("https://{SERVER}/public?a=b");
     for protocol in ["--http1.1", "--http2"] {
-        let seen = |host| -> Value {
+        let reported = |host| -> Value {
             let arguments = [protocol, "--header", "X-Forwarded-For: 127.0.0.1", "--data", "some text"];
             let (status, body) = ends.curl(host, &url, &arguments);
             assert_eq!(status, 200, "{body}");
-            let seen: Value = serde_json::from_str(&body).expect("JSON");
-            assert_eq!((&seen["url"], &seen["body"]), (&json!("/public?a=b"), &json!("some text")));
-            seen
+            let reported: Value = serde_json::from_str(&body).expect("JSON");
+            assert_eq!((&reported["url"], &reported["body"]), (&json!("/public?a=b"), &json!("some text")));
+            reported
         };
-        assert_local(&seen(Host::Agent));
-        assert_external(&seen(Host::External));
+        assert_local(&reported(Host::Agent));
+        assert_external(&reported(Host::External));
     }
 }
 

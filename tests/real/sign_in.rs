@@ -48,10 +48,13 @@ fn behind_traefik_with_forward_auth_only_the_auth_server_names_the_user() {
 fn block(language: &str, part: &str, ca: &Path) -> String {
     let begin = format!("```{language}\n");
     let blocks = DOCUMENT.split(begin.as_str()).skip(1).filter_map(|rest| rest.split("```").next());
-    let found: Vec<&str> = blocks.filter(|block| block.contains(part)).collect();
-    assert_eq!(found.len(), 1, "one block of {language} with {part:?}");
+    let matching: Vec<&str> = blocks.filter(|block| block.contains(part)).collect();
+    assert_eq!(matching.len(), 1, "one block of {language} with {part:?}");
     let ca = ca.to_str().expect("UTF-8");
-    found[0].replace("authelia:9091", "127.0.0.1:9091").replace("https://gateway:18443", URL).replace("/ca/ca.pem", ca)
+    matching[0]
+        .replace("authelia:9091", "127.0.0.1:9091")
+        .replace("https://gateway:18443", URL)
+        .replace("/ca/ca.pem", ca)
 }
 
 type Start = fn(&Network, &Path, &Path, &Path) -> (Process, PathBuf);

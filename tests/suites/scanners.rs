@@ -38,18 +38,18 @@ async fn sslyze(python: &Path) {
         server["connectivity_result"]["client_auth_requirement"], "DISABLED",
         "a certificate is requested although no option needs one"
     );
-    let found = |check: &str, field: &str| -> Value {
+    let result_of = |check: &str, field: &str| -> Value {
         let check = &server["scan_result"][check];
         assert_eq!(check["status"], "COMPLETED", "{check}");
         check["result"][field].clone()
     };
     for old in ["ssl_2_0", "ssl_3_0", "tls_1_0", "tls_1_1"] {
-        assert_eq!(found(&format!("{old}_cipher_suites"), "is_tls_version_supported"), false, "{old}");
+        assert_eq!(result_of(&format!("{old}_cipher_suites"), "is_tls_version_supported"), false, "{old}");
     }
     for new in ["tls_1_2", "tls_1_3"] {
         let check = format!("{new}_cipher_suites");
-        assert_eq!(found(&check, "is_tls_version_supported"), true, "{new}");
-        for accepted in found(&check, "accepted_cipher_suites").as_array().unwrap() {
+        assert_eq!(result_of(&check, "is_tls_version_supported"), true, "{new}");
+        for accepted in result_of(&check, "accepted_cipher_suites").as_array().unwrap() {
             let name = accepted["cipher_suite"]["name"].as_str().unwrap();
             assert!(name.contains("GCM") || name.contains("CHACHA20"), "{name} is no AEAD");
             assert!(!accepted["ephemeral_key"].is_null(), "{name} has no forward secrecy");
@@ -68,7 +68,7 @@ async fn sslyze(python: &Path) {
         ("tls_extended_master_secret", "supports_ems_extension", true.into()),
     ];
     for (check, field, value) in expected {
-        assert_eq!(found(check, field), *value, "{check}");
+        assert_eq!(result_of(check, field), *value, "{check}");
     }
     // Mozilla's configuration requires a public CA. This is its only requirement that a private CA can't meet.
     let (_, compliance) = printed
