@@ -73,7 +73,7 @@ pub struct Agent {
 
 impl Agent {
     /// Returns the error for a gateway that has not answered within `waited`. `last` is the error of the last attempt.
-    pub fn not_ready(&self, waited: Duration, last: ready::Error) -> Error {
+    pub fn not_ready_error(&self, waited: Duration, last: ready::Error) -> Error {
         match self.state.borrow().failure.clone() {
             Some(failure) => Error::NoCredentials { waited, failure },
             None => Error::NoGateway { waited, source: last },

@@ -39,7 +39,7 @@ pub fn run(args: Args) -> Result<(), Error> {
         if let Some(patience) = wait {
             tokio::select! {
                 answers = ready::wait(agent.address, patience) => {
-                    answers.map_err(|error| agent.not_ready(patience, error))?;
+                    answers.map_err(|error| agent.not_ready_error(patience, error))?;
                 }
                 _ = signals.wait_for_termination() => return Ok(()),
             }

@@ -91,7 +91,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
 
 /// Waits until the gateway answers, and pairs OpenClaw's device in advance if this version of the gateway needs it.
 async fn wait_until_ready(agent: &Agent, patience: Duration, pair: bool) -> Result<(), Error> {
-    let answers = ready::wait(agent.address, patience).await.map_err(|error| agent.not_ready(patience, error))?;
+    let answers = ready::wait(agent.address, patience).await.map_err(|error| agent.not_ready_error(patience, error))?;
     info!(address = %agent.address, "the gateway answers");
     if pair && answers.needs_prepairing {
         let inherited = agent.state.borrow().token.clone();

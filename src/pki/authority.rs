@@ -72,7 +72,7 @@ impl CertificateAuthority {
                 return Err(Error::Clock { now });
             }
             let key = load_or_create_key(dir, CA_KEY)?;
-            let params = template::ca_params(&key, constrain, Validity::of(now, template::CA_LIFE))?;
+            let params = template::ca_params(&key, constrain, Validity::starting(now, template::CA_LIFE))?;
             let certificate = params.self_signed(&key).map_err(Error::Issue)?;
             let pem = pem::encode_certificates(&[certificate.der().clone()]);
             if dir.write_new(CA_CERTIFICATE, pem.as_bytes(), Access::Public)? {
@@ -197,7 +197,7 @@ impl CertificateAuthority {
         if now < not_before || not_after <= now {
             return Err(Error::CaNotValid { path: self.path.clone(), not_before, not_after, now });
         }
-        Ok(Validity::of(now, life).within(self.validity))
+        Ok(Validity::starting(now, life).clamped_to(self.validity))
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Constraints {
 
 impl Constraints {
     /// Parses the name constraints of a CA certificate.
-    pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<Self, InvalidFile> {
+    pub(super) fn parse(certificate: &CertificateDer<'_>) -> Result<Self, InvalidFile> {
         let (_, parsed) = X509Certificate::from_der(certificate)
             .map_err(|_| InvalidFile::Certificate(x509_parser::error::X509Error::InvalidCertificate))?;
         let mut constraints = Self::default();

@@ -68,7 +68,7 @@ impl Managed {
         }
         load_or_create_key(&dir, SERVER_KEY)?;
         let constraints =
-            Constraints::of(authority.certificate()).map_err(Error::unusable(dir.file(CA_CERTIFICATE)))?;
+            Constraints::parse(authority.certificate()).map_err(Error::unusable(dir.file(CA_CERTIFICATE)))?;
         Ok(Self { dir, authority, constraints, follow_names })
     }
 

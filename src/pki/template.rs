@@ -39,7 +39,7 @@ pub(super) struct Validity {
 
 impl Validity {
     /// Returns the validity from [`BACKDATE`] before `now` until `life` after `now`.
-    pub(super) fn of(now: OffsetDateTime, life: Duration) -> Self {
+    pub(super) fn starting(now: OffsetDateTime, life: Duration) -> Self {
         Self { not_before: now - BACKDATE, not_after: now + life }
     }
 
@@ -49,7 +49,7 @@ impl Validity {
     }
 
     /// Returns the part of this validity that is within that of `issuer`: some verifiers refuse other certificates.
-    pub(super) fn within(self, issuer: Self) -> Self {
+    pub(super) fn clamped_to(self, issuer: Self) -> Self {
         Self { not_before: self.not_before.max(issuer.not_before), not_after: self.not_after.min(issuer.not_after) }
     }
 }
