@@ -24,7 +24,7 @@ fn refused(command: &mut Command) -> String {
 }
 
 /// Writes a configuration file into `dir`, and returns its path.
-fn file(dir: &Path, text: &str) -> String {
+fn write_config(dir: &Path, text: &str) -> String {
     let path = dir.join("loopgate.toml");
     std::fs::write(&path, text).unwrap();
     path.to_str().unwrap().into()
@@ -38,7 +38,7 @@ fn a_wrong_value_is_named_on_one_line_with_its_source() {
     let variable = refused(loopgate(["run"]).env("LOOPGATE_GATEWAY", "10.0.0.1:1"));
     assert_eq!(variable, format!("loopgate: LOOPGATE_GATEWAY: {what}\n"));
     let dir = tempfile::tempdir().unwrap();
-    let config = file(dir.path(), "# ours\n[gateway]\naddress = \"10.0.0.1:1\"\n");
+    let config = write_config(dir.path(), "# ours\n[gateway]\naddress = \"10.0.0.1:1\"\n");
     let from_file = refused(&mut loopgate(["run", "--config", &config]));
     assert_eq!(from_file, format!("loopgate: {config}:3: gateway.address: {what}\n"));
 }
@@ -73,7 +73,7 @@ fn an_unknown_option_is_named() {
     let variable = refused(loopgate(["run"]).env("LOOPGATE_GATWAY", "127.0.0.1:1"));
     assert_eq!(variable, "loopgate: LOOPGATE_GATWAY: there is no such option\n");
     let dir = tempfile::tempdir().unwrap();
-    let config = file(dir.path(), "[gateway]\nadress = \"127.0.0.1:1\"\n");
+    let config = write_config(dir.path(), "[gateway]\nadress = \"127.0.0.1:1\"\n");
     let key = refused(loopgate(["run"]).env("LOOPGATE_CONFIG", &config));
     assert_eq!(key, format!("loopgate: {config}:2: gateway.adress: there is no such key\n"));
     let missing = refused(&mut loopgate(["run", "--config", "/nowhere/loopgate.toml"]));
@@ -88,7 +88,7 @@ fn an_unknown_option_is_named() {
 #[test]
 fn a_missing_counterpart_is_named_like_the_option_in_its_source() {
     let dir = tempfile::tempdir().unwrap();
-    let config = file(dir.path(), "[tls]\ncert = \"a.pem\"\n");
+    let config = write_config(dir.path(), "[tls]\ncert = \"a.pem\"\n");
     assert_eq!(
         refused(&mut loopgate(["run", "--config", &config])),
         format!("loopgate: {config}:2: tls.cert: needs tls.key\n")
@@ -176,7 +176,7 @@ fn a_number_of_threads_at_which_tokio_would_panic_is_refused() {
 #[test]
 fn flags_override_variables_and_these_the_file_and_this_the_defaults() {
     let dir = tempfile::tempdir().unwrap();
-    let config = file(dir.path(), "[limits]\nhead_timeout = 1\nidle_timeout = 1\nconnect_timeout = 1\n");
+    let config = write_config(dir.path(), "[limits]\nhead_timeout = 1\nidle_timeout = 1\nconnect_timeout = 1\n");
     let mut command = loopgate(["config", "show", "--config", &config, "--head-timeout", "3s"]);
     let output = command.env("LOOPGATE_HEAD_TIMEOUT", "2s").env("LOOPGATE_IDLE_TIMEOUT", "2s").output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
@@ -194,7 +194,7 @@ fn flags_override_variables_and_these_the_file_and_this_the_defaults() {
 #[test]
 fn a_flag_can_turn_off_a_switch_of_the_file() {
     let dir = tempfile::tempdir().unwrap();
-    let config = file(dir.path(), "[log]\naccess = true\n");
+    let config = write_config(dir.path(), "[log]\naccess = true\n");
     let output = loopgate(["config", "show", "--config", &config, "--access-log=false"]).output().unwrap();
     let shown = String::from_utf8(output.stdout).unwrap();
     assert!(shown.contains("access = false # --access-log"), "{shown}");
@@ -284,7 +284,7 @@ fn healthcheck_fails_without_an_answer() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(stderr(&output), no_sidecar_at(&address));
     let dir = tempfile::tempdir().unwrap();
-    let config = file(dir.path(), &format!("admin = \"{address}\"\nunknown = 1\n"));
+    let config = write_config(dir.path(), &format!("admin = \"{address}\"\nunknown = 1\n"));
     let output = loopgate(["healthcheck"]).env("LOOPGATE_CONFIG", config).output().unwrap();
     assert_eq!(stderr(&output), no_sidecar_at(&address));
     let off = loopgate(["healthcheck", "--admin", "off"]).output().unwrap();
@@ -364,7 +364,7 @@ fn a_users_certificate_is_a_pkcs12_file_that_openssl_and_nss_import() {
         let mut command = loopgate([&["cert", "issue"], arguments].concat());
         command.env("LOOPGATE_STATE_DIR", dir.path().join("state")).current_dir(dir.path()).output().unwrap()
     };
-    let password = file(dir.path(), "correct horse battery\n");
+    let password = write_config(dir.path(), "correct horse battery\n");
     for encryption in ["3des", "aes256"] {
         let name = format!("{encryption}.p12");
         let given =

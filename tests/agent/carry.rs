@@ -17,7 +17,7 @@ use crate::sidecar::{Sidecar, TestCa, fingerprint_of};
 const ANY_PORT: &str = "127.0.0.1:0";
 
 fn settings(authority: &TestCa, sidecar: SocketAddr, trust: ServerTrust) -> Settings {
-    let (chain, key) = authority.client("agent");
+    let (chain, key) = authority.write_client_certificate("agent");
     Settings {
         listen: ANY_PORT.parse().unwrap(),
         unsafe_listen: false,
@@ -114,7 +114,7 @@ async fn a_replaced_certificate_is_used_for_new_connections_only() {
 
     let mut state = agent.state.clone();
     state.mark_unchanged();
-    let (chain, _) = authority.client("agent");
+    let (chain, _) = authority.write_client_certificate("agent");
     // The chain and the key are replaced one after the other, so for a moment they may not match.
     state
         .wait_for(|state| state.credentials.as_ref().is_some_and(|c| c.certified_key.cert[0] == der(&chain)))
@@ -135,11 +135,11 @@ async fn with_an_expired_certificate_a_client_waits_for_its_replacement() {
         wait_limit: Duration::from_secs(30),
         ..settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()))
     };
-    authority.client_until("agent", Some(OffsetDateTime::now_utc() - Duration::from_secs(60)));
+    authority.write_client_certificate_until("agent", Some(OffsetDateTime::now_utc() - Duration::from_secs(60)));
     let agent = agent::start(settings, &shutdown).await.unwrap();
     agent.state.clone().wait_for(|state| state.credentials.is_some()).await.unwrap();
     let (answer, ()) = tokio::join!(exchange(&agent, b"hello"), async {
-        authority.client("agent");
+        authority.write_client_certificate("agent");
     });
     assert_eq!(answer.unwrap(), b"hello");
     assert_eq!(sidecar.handshakes.lock().unwrap().len(), 1, "the agent tried the expired certificate");

@@ -27,7 +27,7 @@ impl Harness {
 
     /// `loopgate exec` with the sidecar's address and credentials, additional `flags` and this command.
     fn exec(&self, flags: &[&str], command: &[&str]) -> Command {
-        let (cert, key) = self.authority.client("agent");
+        let (cert, key) = self.authority.write_client_certificate("agent");
         let mut exec = loopgate(["exec", "--listen", "127.0.0.1:0", "--server-name", "localhost"]);
         exec.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", "/nowhere");
         exec.arg("--sidecar").arg(self.sidecar.address.to_string()).arg("--ca").arg(self.authority.ca());

@@ -51,12 +51,12 @@ impl TestCa {
     }
 
     /// Writes a client certificate for `name` and its key; returns the paths of both.
-    pub fn client(&self, name: &str) -> (PathBuf, PathBuf) {
-        self.client_until(name, None)
+    pub fn write_client_certificate(&self, name: &str) -> (PathBuf, PathBuf) {
+        self.write_client_certificate_until(name, None)
     }
 
     /// Does the same with a certificate that expires at `until`.
-    pub fn client_until(&self, name: &str, until: Option<OffsetDateTime>) -> (PathBuf, PathBuf) {
+    pub fn write_client_certificate_until(&self, name: &str, until: Option<OffsetDateTime>) -> (PathBuf, PathBuf) {
         let (certificate, key) = self.issue(name, ExtendedKeyUsagePurpose::ClientAuth, until);
         let path = |name: &str| self.directory.path().join(name);
         let write = |name: &str, text: String| {

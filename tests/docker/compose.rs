@@ -76,7 +76,7 @@ fn assert_no_privileges(container: &Running) {
 /// Waits until the gateway answers on the published port, with a certificate of loopgate's CA.
 fn wait_for_gateway_over_tls(project: &Project) {
     let ca = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(ca.path(), project.must(&["exec", "-T", "loopgate", "/loopgate", "cert", "export"])).unwrap();
+    std::fs::write(ca.path(), project.compose(&["exec", "-T", "loopgate", "/loopgate", "cert", "export"])).unwrap();
     let url = format!("https://localhost:{}/healthz", project.service("netns").published(18443));
     let answer = eventually("the gateway answers through loopgate", || {
         let curl = output(Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(ca.path()).arg(&url));

@@ -11,7 +11,7 @@ use loopgate_test_support::device_client::DeviceClient;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::engine::{attempt, eventually, output, skip};
+use crate::engine::{eventually, output, skip, try_docker};
 use crate::openclaw::{self, NEW, OLD, TOKEN};
 use crate::project::Compose;
 
@@ -32,7 +32,7 @@ impl Directory {
     /// missing, prints NOT RUN and returns `None`.
     fn new(version: &str, cli: &str) -> Option<Self> {
         Compose::V2.command()?;
-        attempt(&["image", "inspect", LOOPGATE]).map_err(|why| skip(&why)).ok()?;
+        try_docker(&["image", "inspect", LOOPGATE]).map_err(|why| skip(&why)).ok()?;
         let tree = openclaw::tree(version)?;
         let place = tempfile::tempdir().unwrap();
         let path = place.path();
@@ -78,7 +78,7 @@ impl Directory {
     }
 
     /// Runs a line of shell that must succeed, and returns its standard output.
-    fn must(&self, line: &str) -> String {
+    fn sh_ok(&self, line: &str) -> String {
         let output = self.sh(line);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(output.status.success(), "{line}\n{}{}", text(&output.stdout), text(&output.stderr));
@@ -114,10 +114,10 @@ impl Directory {
 
     /// An external client with a new device, which connects to the published port.
     fn outsider(&self) -> DeviceClient {
-        let published = self.must("docker compose port netns 18443");
+        let published = self.sh_ok("docker compose port netns 18443");
         let port = published.trim().rsplit(':').next().unwrap().to_owned();
         let ca = self.path().join("ca.pem");
-        fs::write(&ca, self.must("docker compose exec -T loopgate /loopgate cert export")).unwrap();
+        fs::write(&ca, self.sh_ok("docker compose exec -T loopgate /loopgate cert export")).unwrap();
         let modules = self.tree.join("node_modules");
         DeviceClient::new(Command::new(modules.join("node/bin/node")), &modules, &format!("wss://localhost:{port}"))
             .token(TOKEN)
@@ -137,7 +137,7 @@ impl Drop for Directory {
 
 fn the_official_file_works_after_one_command(version: &str, cli: &str) {
     let Some(directory) = Directory::new(version, cli) else { return };
-    directory.must("docker compose up --detach");
+    directory.sh_ok("docker compose up --detach");
     let before = directory.spawn();
     if version == OLD {
         assert!(before.to_string().contains("SECURITY ERROR"), "the issue: {before}");
@@ -156,9 +156,9 @@ fn the_official_file_works_after_one_command(version: &str, cli: &str) {
     assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
     let file = fs::read_to_string(directory.path().join("compose.loopgate.yaml")).unwrap();
     assert!(!file.contains(TOKEN), "{file}");
-    directory.must(&directory.printed_commands());
-    directory.must("sed -i 's/^COMPOSE_FILE=.*/&:compose.loopgate.yaml/' .env");
-    directory.must("docker compose up --detach");
+    directory.sh_ok(&directory.printed_commands());
+    directory.sh_ok("sed -i 's/^COMPOSE_FILE=.*/&:compose.loopgate.yaml/' .env");
+    directory.sh_ok("docker compose up --detach");
 
     eventually("loopgate is ready", || {
         directory.sh("docker compose exec -T loopgate /loopgate healthcheck").status.success().then_some(())
@@ -166,18 +166,18 @@ fn the_official_file_works_after_one_command(version: &str, cli: &str) {
     if version == OLD {
         let paired = "the gateway's own device is paired for every scope";
         eventually("the device is paired", || {
-            directory.must("docker compose logs loopgate").contains(paired).then_some(())
+            directory.sh_ok("docker compose logs loopgate").contains(paired).then_some(())
         });
     }
     let after = directory.spawn();
     assert_eq!(after["result"]["details"]["status"], "accepted", "{after}");
     for command in ["gateway call health", "health", "devices list"] {
-        directory.must(&format!("docker compose run --rm -T openclaw-cli {command} </dev/null"));
+        directory.sh_ok(&format!("docker compose run --rm -T openclaw-cli {command} </dev/null"));
     }
     directory.outsider().connect().pairing_request();
     // `loopgate check` finds no error.
-    directory.must("docker compose exec -T loopgate /loopgate check --openclaw-config /openclaw/openclaw.json");
-    assert!(!directory.must("docker compose logs loopgate").contains(TOKEN));
+    directory.sh_ok("docker compose exec -T loopgate /loopgate check --openclaw-config /openclaw/openclaw.json");
+    assert!(!directory.sh_ok("docker compose logs loopgate").contains(TOKEN));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::engine::{DEBIAN, Network, attempt, docker, eventually, output};
+use crate::engine::{DEBIAN, Network, docker, eventually, output, try_docker};
 
 /// The configuration of a container, for [`crate::engine::Engine::run`].
 pub struct Container {
@@ -264,6 +264,6 @@ impl Drop for Running {
         if std::thread::panicking() {
             eprintln!("--- log of {}:\n{}", self.name, self.logs());
         }
-        let _ = attempt(&["rm", "--force", "--volumes", &self.name]);
+        let _ = try_docker(&["rm", "--force", "--volumes", &self.name]);
     }
 }

@@ -35,7 +35,7 @@ impl Engine {
     pub fn start() -> Option<Self> {
         static TESTS: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("loopgate-test-{}-{}", std::process::id(), TESTS.fetch_add(1, Ordering::Relaxed));
-        match attempt(&["image", "inspect", DEBIAN]) {
+        match try_docker(&["image", "inspect", DEBIAN]) {
             Ok(_) => Some(Self { prefix, name_count: Cell::new(0) }),
             Err(why) => {
                 skip(&why);
@@ -62,7 +62,7 @@ impl Engine {
             let mut command = vec!["network", "create", "--subnet", &subnet, "--gateway", &gateway];
             command.extend(arguments);
             command.push(&name);
-            match attempt(&command) {
+            match try_docker(&command) {
                 Ok(_) => return Network { name },
                 Err(why) if why.contains("overlaps") => {}
                 Err(why) => panic!("{why}"),
@@ -84,8 +84,8 @@ impl Engine {
         let mut command = vec!["run".to_owned(), "--detach".into(), "--name".into(), name.clone()];
         command.extend(container.into_arguments());
         // A container that could not be started exists nevertheless.
-        let id = attempt(&command).unwrap_or_else(|why| {
-            let _ = attempt(&["rm", "--force", "--volumes", &name]);
+        let id = try_docker(&command).unwrap_or_else(|why| {
+            let _ = try_docker(&["rm", "--force", "--volumes", &name]);
             panic!("{why}")
         });
         Running::new(name, id)
@@ -134,7 +134,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        let _ = attempt(&["network", "rm", &self.name]);
+        let _ = try_docker(&["network", "rm", &self.name]);
     }
 }
 
@@ -152,7 +152,7 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        let _ = attempt(&["volume", "rm", "--force", &self.name]);
+        let _ = try_docker(&["volume", "rm", "--force", &self.name]);
     }
 }
 
@@ -162,11 +162,11 @@ impl Drop for Volume {
 ///
 /// If the command fails, with its standard error.
 pub fn docker<S: AsRef<str>>(arguments: &[S]) -> String {
-    attempt(arguments).unwrap_or_else(|why| panic!("{why}"))
+    try_docker(arguments).unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// Does the same as [`docker`], and returns the error message if the command fails.
-pub fn attempt<S: AsRef<str>>(arguments: &[S]) -> Result<String, String> {
+pub fn try_docker<S: AsRef<str>>(arguments: &[S]) -> Result<String, String> {
     let arguments: Vec<&str> = arguments.iter().map(AsRef::as_ref).collect();
     let output = output(Command::new("docker").args(&arguments)).map_err(|error| format!("docker: {error}"))?;
     if output.status.success() {

@@ -5,14 +5,14 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::container::{Container, Running};
-use crate::engine::{Engine, attempt, docker, eventually, is_podman, output, skip};
+use crate::engine::{Engine, docker, eventually, is_podman, output, skip, try_docker};
 
 const IMAGE: &str = "loopgate-test/loopgate";
 
 /// Returns the engine. If it lacks the image, prints NOT RUN and returns `None`.
 fn engine() -> Option<Engine> {
     let engine = Engine::start()?;
-    attempt(&["image", "inspect", IMAGE]).map_err(|why| skip(&why)).ok()?;
+    try_docker(&["image", "inspect", IMAGE]).map_err(|why| skip(&why)).ok()?;
     Some(engine)
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use loopgate_test_support::device_client::{DeviceClient, End};
 
 use crate::container::Running;
-use crate::engine::{Engine, attempt, output};
+use crate::engine::{Engine, output, try_docker};
 use crate::project::{Compose, Project};
 
 /// The time within which the stack must work again.
@@ -29,7 +29,7 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
     let engine = Engine::start().expect("an engine with the images");
     let project = Project::up(Compose::V2, &["compose.yaml"]).expect("the images");
     let outsider = engine.run(project.outsider("agents").option("--restart=always"));
-    assert!(is_back(&project, &outsider, Duration::from_secs(300)), "{}", states(&project));
+    assert!(is_back(&project, &outsider, Duration::from_secs(300)), "{}", container_states(&project));
 
     let mut missing = Vec::new();
     for (name, words, usual) in EVENTS {
@@ -42,19 +42,23 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
             }
             let start = Instant::now();
             if with_unit {
-                project.must(&["up", "--detach", "--no-build"]);
+                project.compose(&["up", "--detach", "--no-build"]);
             }
             if is_back(&project, &outsider, PATIENCE.saturating_sub(start.elapsed())) {
                 back += 1;
                 eprintln!("{name} {number}: back after {} s", start.elapsed().as_secs());
                 continue;
             }
-            let left = states(&project);
+            let left = container_states(&project);
             eprintln!("{name} {number}: not back after {} s: {left}", PATIENCE.as_secs());
             missing.push(format!("{name} {number}: {left}"));
-            project.must(&["up", "--detach", "--no-build"]);
-            let _ = attempt(&["start", outsider.name()]);
-            assert!(is_back(&project, &outsider, Duration::from_secs(300)), "not even by `up`: {}", states(&project));
+            project.compose(&["up", "--detach", "--no-build"]);
+            let _ = try_docker(&["start", outsider.name()]);
+            assert!(
+                is_back(&project, &outsider, Duration::from_secs(300)),
+                "not even by `up`: {}",
+                container_states(&project)
+            );
         }
         eprintln!("{name}: back {back} of {count}");
     }
@@ -91,7 +95,7 @@ fn connects(container: &Running, client: impl Fn(&Running) -> DeviceClient) -> O
 }
 
 /// The state of each container, with its exit status and error.
-fn states(project: &Project) -> String {
+fn container_states(project: &Project) -> String {
     let state = |service: &str| {
         format!(
             "{service} {}",

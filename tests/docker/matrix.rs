@@ -135,7 +135,7 @@ fn outsiders_need_approval(project: &Project, through: &dyn Fn() -> DeviceClient
 fn clients_of_a_published_port_need_approval(project: &Project) {
     let directory = TempDir::new().unwrap();
     let ca = directory.path().join("ca.pem");
-    std::fs::write(&ca, project.must(&["exec", "-T", "loopgate", "/loopgate", "cert", "export"])).unwrap();
+    std::fs::write(&ca, project.compose(&["exec", "-T", "loopgate", "/loopgate", "cert", "export"])).unwrap();
     let modules = project.modules();
     let url = format!("wss://localhost:{}", project.service("netns").published(18443));
     let node = Command::new(modules.join("node/bin/node"));

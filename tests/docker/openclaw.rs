@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::container::Container;
-use crate::engine::{Engine, attempt, eventually, is_podman, skip};
+use crate::engine::{Engine, eventually, is_podman, skip, try_docker};
 
 /// The version of OpenClaw issue #30740. It pairs even local clients only for the scopes that they request.
 pub const OLD: &str = "2026.2.19";
@@ -53,7 +53,7 @@ pub fn tree(version: &str) -> Option<PathBuf> {
         skip(&format!("OpenClaw {version} is not installed"));
         return None;
     }
-    attempt(&["image", "inspect", IMAGE]).map_err(|why| skip(&why)).ok()?;
+    try_docker(&["image", "inspect", IMAGE]).map_err(|why| skip(&why)).ok()?;
     Some(tree)
 }
 

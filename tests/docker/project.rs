@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
 use crate::container::{Container, Running};
-use crate::engine::{DEBIAN, attempt, docker, output, skip};
+use crate::engine::{DEBIAN, docker, output, skip, try_docker};
 use crate::openclaw;
 use loopgate_test_support::device_client::{self, DeviceClient};
 
@@ -59,7 +59,7 @@ impl Project {
         static PROJECTS: AtomicU32 = AtomicU32::new(0);
         let fronts = ["caddy", "traefik"].into_iter().filter(|front| files.iter().any(|file| file.contains(front)));
         for image in fronts.chain(["loopgate"]) {
-            attempt(&["image", "inspect", &format!("loopgate-test/{image}")]).map_err(|why| skip(&why)).ok()?;
+            try_docker(&["image", "inspect", &format!("loopgate-test/{image}")]).map_err(|why| skip(&why)).ok()?;
         }
         compose.command()?;
         let mut files = files.to_vec();
@@ -72,7 +72,7 @@ impl Project {
         let mut project = Self { compose, files, name, tree, secrets, front: String::new() };
         for third in 0..=u8::MAX {
             project.front = format!("10.202.{}", (std::process::id() + number + u32::from(third)) % 256);
-            match project.attempt(&["up", "--detach"]) {
+            match project.try_compose(&["up", "--detach"]) {
                 Ok(_) => return Some(project),
                 // Another run has this subnet, or one that was killed.
                 Err(why) if why.contains("overlaps") => {}
@@ -129,12 +129,12 @@ impl Project {
     /// # Panics
     ///
     /// If the command fails.
-    pub fn must(&self, arguments: &[&str]) -> String {
-        self.attempt(arguments).unwrap_or_else(|why| panic!("{why}"))
+    pub fn compose(&self, arguments: &[&str]) -> String {
+        self.try_compose(arguments).unwrap_or_else(|why| panic!("{why}"))
     }
 
     /// Runs compose on this project; returns its standard output, trimmed, or the error.
-    fn attempt(&self, arguments: &[&str]) -> Result<String, String> {
+    fn try_compose(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.run(arguments);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if output.status.success() {
@@ -176,6 +176,6 @@ impl Drop for Project {
             eprintln!("--- {}\n{}", self.name, String::from_utf8_lossy(&self.run(&["logs", "--no-color"]).stdout));
         }
         self.run(&["down", "--volumes", "--remove-orphans", "--timeout", "1"]);
-        let _ = attempt(&["image", "rm", &format!("{}-agent", self.name)]);
+        let _ = try_docker(&["image", "rm", &format!("{}-agent", self.name)]);
     }
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use loopgate_test_support::device_client::{self, DeviceClient, End};
 
 use crate::container::{Container, Running};
-use crate::engine::{DEBIAN, attempt, docker, eventually, output};
+use crate::engine::{DEBIAN, docker, eventually, output, try_docker};
 use crate::openclaw;
 
 const STACK: &str = "loopgate-test-swarm";
@@ -28,7 +28,7 @@ struct Stack {
 impl Stack {
     /// Makes the engine a swarm of one node.
     fn start() -> Self {
-        let had_bridge = attempt(&["network", "inspect", BRIDGE]).is_ok();
+        let had_bridge = try_docker(&["network", "inspect", BRIDGE]).is_ok();
         docker(&["swarm", "init", "--advertise-addr", "127.0.0.1"]);
         Self { had_bridge }
     }
@@ -75,26 +75,26 @@ impl Drop for Stack {
                 let service = format!("{STACK}_{service}");
                 eprintln!(
                     "--- {}\n{:?}",
-                    attempt(&["service", "ps", "--no-trunc", &service]).unwrap_or_default(),
-                    attempt(&["service", "logs", &service])
+                    try_docker(&["service", "ps", "--no-trunc", &service]).unwrap_or_default(),
+                    try_docker(&["service", "logs", &service])
                 );
             }
         }
-        let _ = attempt(&["swarm", "leave", "--force"]);
+        let _ = try_docker(&["swarm", "leave", "--force"]);
         for volume in ["gateway-home", "docker-filter", "agent-home"] {
             remove_once_unused(&["volume", "rm", "--force", &format!("{STACK}_{volume}")]);
         }
         if !self.had_bridge {
             remove_once_unused(&["network", "rm", BRIDGE]);
         }
-        let _ = attempt(&["image", "rm", IMAGE]);
+        let _ = try_docker(&["image", "rm", IMAGE]);
     }
 }
 
 /// Repeats the command for up to 20 s: tasks end some time after the swarm does.
 fn remove_once_unused(command: &[&str]) {
     for _ in 0..100 {
-        if attempt(command).is_ok() {
+        if try_docker(command).is_ok() {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(200));

@@ -57,7 +57,7 @@ class Sidecar(Peer):
         command[command.index("--log-level") + 1] = "info"
         return [*command, "--access-log", "--log-format", "json"]
 
-    def ends(self) -> Counter:
+    def ends_in_metrics(self) -> Counter:
         """The number of requests by their end, from the metrics."""
         text = urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=5).read().decode()
         found = re.findall(r'^loopgate_request_ends_total\{([^}]*)\} (\d+)', text, re.MULTILINE)
@@ -66,7 +66,7 @@ class Sidecar(Peer):
             counts[re.search(r'end="([^"]+)"', labels)[1]] += int(count)
         return counts
 
-    def log(self) -> dict[str, list[dict]]:
+    def access_log(self) -> dict[str, list[dict]]:
         """The lines of the access log, by request id."""
         lines = {}
         for text in (self.work / "log").read_text().splitlines():
@@ -115,14 +115,14 @@ def main() -> int:
             load = subprocess.run(["node", HERE / "load.mjs", f"https://127.0.0.1:{sidecar.port}", str(SECONDS)],
                                   stdout=subprocess.PIPE, text=True, env={**os.environ, "CA": str(ca)}, timeout=SECONDS + 60, check=True)
             time.sleep(0.5)
-            ends = sidecar.ends()
+            ends = sidecar.ends_in_metrics()
         finally:
             gateway.ended.set()
             if kill_thread.ident:
                 kill_thread.join()
             gateway.stop()
             sidecar.stop()
-        log = sidecar.log()
+        log = sidecar.access_log()
     requests = [json.loads(line) for line in load.stdout.splitlines()]
     wrong = Counter()
     for seen in requests:

@@ -33,12 +33,12 @@ const HEADERS: &[&[(&str, &str)]] = &[
 
 #[test]
 fn an_agents_scope_cap_holds_everywhere_on_openclaw_2026_2_19() {
-    exclusively("a capped agent, OpenClaw 2026.2.19", || capped("2026.2.19"));
+    exclusively("a capped agent, OpenClaw 2026.2.19", || check_scope_cap("2026.2.19"));
 }
 
 #[test]
 fn an_agents_scope_cap_holds_everywhere_on_openclaw_2026_9_6() {
-    exclusively("a capped agent, OpenClaw 2026.9.6", || capped("2026.9.6"));
+    exclusively("a capped agent, OpenClaw 2026.9.6", || check_scope_cap("2026.9.6"));
 }
 
 /// A fake engine with two containers: the gateway's, and an agent's that is trusted by its address.
@@ -90,7 +90,7 @@ impl Drop for Engine {
     }
 }
 
-fn capped(version: &'static str) -> Result<(), Missing> {
+fn check_scope_cap(version: &'static str) -> Result<(), Missing> {
     let directory = directory(&format!("capped-{version}"));
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, version, &directory)?;
@@ -150,7 +150,7 @@ fn capped(version: &'static str) -> Result<(), Missing> {
     local.asking_for(&["operator.read"]).connect().scopes();
 
     report("  `loopgate devices release` frees it, with the scopes that it was paired for");
-    release(&sidecar, &id_of(&device));
+    release_device(&sidecar, &id_of(&device));
     let released =
         |scopes: &[&str]| through(Host::External).identity(&device).token(&token).asking_for(scopes).connect();
     assert_eq!(released(&["operator.read"]).scopes(), ["operator.read"]);
@@ -198,7 +198,7 @@ pub fn id_of(device: &Path) -> String {
 }
 
 /// Releases a device with `loopgate devices release`.
-pub fn release(sidecar: &Sidecar, device: &str) {
+pub fn release_device(sidecar: &Sidecar, device: &str) {
     let mut command = loopgate(["devices", "release", device]);
     let output = command.arg("--state-dir").arg(sidecar.state()).output().expect("loopgate");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

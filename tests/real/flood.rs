@@ -27,15 +27,15 @@ const CHEAP: &str = "/healthz";
 
 #[test]
 fn openclaw_2026_2_19_survives_unread_files_and_slow_readers() {
-    exclusively("OpenClaw 2026.2.19 under unread files and slow readers", || flooded("2026.2.19"));
+    exclusively("OpenClaw 2026.2.19 under unread files and slow readers", || flood_gateway("2026.2.19"));
 }
 
 #[test]
 fn openclaw_2026_9_6_survives_unread_files_and_slow_readers() {
-    exclusively("OpenClaw 2026.9.6 under unread files and slow readers", || flooded("2026.9.6"));
+    exclusively("OpenClaw 2026.9.6 under unread files and slow readers", || flood_gateway("2026.9.6"));
 }
 
-fn flooded(version: &'static str) -> Result<(), Missing> {
+fn flood_gateway(version: &'static str) -> Result<(), Missing> {
     let directory = directory(&format!("flood-{version}"));
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, version, &directory)?;

@@ -26,7 +26,7 @@ const SERVER: &str = "172.18.0.2:23334";
 
 #[test]
 fn other_ports_of_the_gateway_have_the_same_lanes_as_its_own_port() {
-    exclusively("other ports of the gateway", forwarded);
+    exclusively("other ports of the gateway", check_forwards);
 }
 
 /// The programs at the ends of the connections.
@@ -65,7 +65,7 @@ impl Ends<'_> {
     }
 }
 
-fn forwarded() -> Result<(), Missing> {
+fn check_forwards() -> Result<(), Missing> {
     let directory = directory("forward");
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, "2026.2.19", &directory)?;

@@ -30,7 +30,7 @@ const CLAIMED: &str = "198.51.100.66";
 fn behind_caddy_the_gateway_knows_each_client_and_the_control_ui_works() {
     exclusively("Caddy", || {
         let modules = browser::modules()?;
-        behind("caddy", caddy, &[], |network, openclaw, front| {
+        check_behind("caddy", caddy, &[], |network, openclaw, front| {
             report("  the Control UI connects through it after an approval");
             let url = format!("https://{SITE}");
             let home = front.directory.join("browser");
@@ -42,14 +42,14 @@ fn behind_caddy_the_gateway_knows_each_client_and_the_control_ui_works() {
 
 #[test]
 fn behind_traefik_the_gateway_knows_each_client() {
-    exclusively("Traefik", || behind("traefik", traefik, &[], |_, _, _| {}));
+    exclusively("Traefik", || check_behind("traefik", traefik, &[], |_, _, _| {}));
 }
 
 #[test]
 fn behind_caddy_over_plain_http_the_gateway_knows_each_client() {
     exclusively("Caddy, plain HTTP", || {
         let listen = format!("--listen-plain=bridge:{PLAIN_PORT}");
-        behind("caddy", plain_caddy, &[&listen], |network, _, _| {
+        check_behind("caddy", plain_caddy, &[&listen], |network, _, _| {
             report("  plain HTTP is refused to every client but the front");
             for host in [Host::External, Host::Agent, Host::Gateway] {
                 let mut curl = network.command(host, "curl");
@@ -71,7 +71,7 @@ struct Front {
 
 type Start = fn(&Network, &Path, PathBuf, &Path) -> Front;
 
-fn behind(
+fn check_behind(
     name: &str,
     start: Start,
     flags: &[&str],

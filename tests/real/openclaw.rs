@@ -66,12 +66,12 @@ fn every_forged_header_is_one_of_a_product_and_reserved() {
 
 #[test]
 fn openclaw_2026_2_19_pairs_agents_silently_and_others_after_an_approval() {
-    exclusively("OpenClaw 2026.2.19", || lanes("2026.2.19"));
+    exclusively("OpenClaw 2026.2.19", || check_lanes("2026.2.19"));
 }
 
 #[test]
 fn openclaw_2026_9_6_pairs_agents_silently_and_others_after_an_approval() {
-    exclusively("OpenClaw 2026.9.6", || lanes("2026.9.6"));
+    exclusively("OpenClaw 2026.9.6", || check_lanes("2026.9.6"));
 }
 
 /// Makes an empty directory for the test `test`. The files are kept, so that a failure can be examined.
@@ -82,7 +82,7 @@ pub fn directory(test: &str) -> PathBuf {
     directory
 }
 
-fn lanes(version: &'static str) -> Result<(), Missing> {
+fn check_lanes(version: &'static str) -> Result<(), Missing> {
     let directory = directory(&format!("openclaw-{version}"));
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, version, &directory)?;

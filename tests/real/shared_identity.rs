@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::capped::release;
+use crate::capped::release_device;
 use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
 use crate::openclaw::directory;
 use crate::sidecar::{self, WS_URL};
@@ -13,15 +13,15 @@ use loopgate_test_support::sidecar::Sidecar;
 
 #[test]
 fn users_of_openclaw_2026_2_19_who_share_one_identity_work_or_know_what_to_do() {
-    exclusively("one identity for gateway, agent and host, OpenClaw 2026.2.19", || shared("2026.2.19"));
+    exclusively("one identity for gateway, agent and host, OpenClaw 2026.2.19", || check_shared_identity("2026.2.19"));
 }
 
 #[test]
 fn users_of_openclaw_2026_9_6_who_share_one_identity_work_or_know_what_to_do() {
-    exclusively("one identity for gateway, agent and host, OpenClaw 2026.9.6", || shared("2026.9.6"));
+    exclusively("one identity for gateway, agent and host, OpenClaw 2026.9.6", || check_shared_identity("2026.9.6"));
 }
 
-fn shared(version: &'static str) -> Result<(), Missing> {
+fn check_shared_identity(version: &'static str) -> Result<(), Missing> {
     let directory = directory(&format!("shared-identity-{version}"));
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, version, &directory)?;
@@ -37,7 +37,7 @@ fn shared(version: &'static str) -> Result<(), Missing> {
     let ca = sidecar.ca();
     use_by(Host::Agent, &ca).connect().scopes();
     let refusal = use_by(Host::External, &ca).connect().refused_by_loopgate();
-    release(&sidecar, device_named_in(&refusal));
+    release_device(&sidecar, device_named_in(&refusal));
     for host in [Host::External, Host::Agent, Host::External] {
         use_by(host, &ca).connect().scopes();
     }
@@ -69,7 +69,7 @@ fn command_line(openclaw: &OpenClaw, sidecar: &Sidecar, is_released: bool) {
     call(Host::Agent).expect("an agent");
     if !is_released {
         let text = call(Host::External).expect_err("its device is bound");
-        release(sidecar, device_named_in(&text));
+        release_device(sidecar, device_named_in(&text));
     }
     for host in [Host::External, Host::Agent, Host::External] {
         call(host).expect("a device that was released");

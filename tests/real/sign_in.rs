@@ -36,12 +36,12 @@ const PASSWORD: &str = "the-password-of-the-tests";
 
 #[test]
 fn behind_caddy_with_forward_auth_only_the_auth_server_names_the_user() {
-    exclusively("sign-in, Caddy", || signed_in("caddy", caddy));
+    exclusively("sign-in, Caddy", || check_sign_in_behind("caddy", caddy));
 }
 
 #[test]
 fn behind_traefik_with_forward_auth_only_the_auth_server_names_the_user() {
-    exclusively("sign-in, Traefik", || signed_in("traefik", traefik));
+    exclusively("sign-in, Traefik", || check_sign_in_behind("traefik", traefik));
 }
 
 /// The document's fenced block in `language` that contains `part`, with the addresses and paths of this test.
@@ -59,7 +59,7 @@ fn block(language: &str, part: &str, ca: &Path) -> String {
 
 type Start = fn(&Network, &Path, &Path, &Path) -> (Process, PathBuf);
 
-fn signed_in(name: &str, start: Start) -> Result<(), Missing> {
+fn check_sign_in_behind(name: &str, start: Start) -> Result<(), Missing> {
     let directory = directory(&format!("sign-in-{name}"));
     let program = program(name)?;
     let network = Network::new()?;

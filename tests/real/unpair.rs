@@ -1,6 +1,6 @@
 //! `agents.unpair`: the real gateway removes a device's pairing after its container was removed.
 
-use crate::capped::{Engine, assert_bound, id_of, release, wait_until, wait_until_external};
+use crate::capped::{Engine, assert_bound, id_of, release_device, wait_until, wait_until_external};
 use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
 use crate::openclaw::directory;
 use crate::sidecar::{self, WS_URL};
@@ -9,15 +9,15 @@ use loopgate_test_support::requirements::{Missing, exclusively, report};
 
 #[test]
 fn the_device_of_a_removed_container_is_unpaired_on_openclaw_2026_2_19() {
-    exclusively("agents.unpair, OpenClaw 2026.2.19", || unpaired("2026.2.19"));
+    exclusively("agents.unpair, OpenClaw 2026.2.19", || check_unpairing("2026.2.19"));
 }
 
 #[test]
 fn the_device_of_a_removed_container_is_unpaired_on_openclaw_2026_9_6() {
-    exclusively("agents.unpair, OpenClaw 2026.9.6", || unpaired("2026.9.6"));
+    exclusively("agents.unpair, OpenClaw 2026.9.6", || check_unpairing("2026.9.6"));
 }
 
-fn unpaired(version: &'static str) -> Result<(), Missing> {
+fn check_unpairing(version: &'static str) -> Result<(), Missing> {
     let directory = directory(&format!("unpair-{version}"));
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, version, &directory)?;
@@ -71,7 +71,7 @@ fn unpaired(version: &'static str) -> Result<(), Missing> {
     wait_until(|| !paired().contains(&device));
 
     report("  a device that is released has to be approved like any other");
-    release(&sidecar, &device);
+    release_device(&sidecar, &device);
     through(Host::External).identity(&agents_device).token(&token).connect().not_accepted();
     through(Host::External).identity(&agents_device).connect().pairing_request();
     sidecar.stop();
