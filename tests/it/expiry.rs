@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use crate::harness::{Harness, OUTSIDER, Protocol, TlsClient, h2_request, request};
 use loopgate_test_support::websocket::assert_echo;
 
-/// Returns a CA of its own as a file, and what issues its certificates.
+/// Makes a CA; returns the file with its certificate, and its issuer for certificates.
 pub fn authority() -> (tempfile::NamedTempFile, Issuer<'static, KeyPair>) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

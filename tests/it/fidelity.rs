@@ -253,7 +253,7 @@ async fn an_early_response_reaches_a_client_that_is_still_sending() {
     }
 }
 
-/// Whoever takes such a body for a chunked one passes on what it is not (RFC 9112 section 6.1).
+/// A recipient that ignores the other coding would forward a wrong body (RFC 9112 section 6.1).
 #[tokio::test]
 async fn a_response_in_a_coding_other_than_chunked_is_refused() {
     let harness = Harness::start().await;

@@ -35,7 +35,7 @@ async fn a_flood_of_one_client_leaves_the_gateway_to_the_others() {
         for source in [OTHER, AGENT] {
             assert_eq!(timeout(SOON, harness.ask(protocol, source, "GET /", &[])).await.unwrap().0, 200, "{source}");
         }
-        // A connection of its own does not help it, and it learns when to come again.
+        // A new connection does not help the client. The response says when to retry.
         let refused = timeout(SOON, harness.ask(protocol, OUTSIDER, "GET /", &[])).await.unwrap();
         assert!(refused.0 == 503 && refused.1.contains("too_many_requests"), "{refused:?}");
     }

@@ -124,7 +124,7 @@ async fn floods_with_read_replies_end_in_goaway() {
     }
 }
 
-/// A client that takes a large answer in small steps says so often, and may.
+/// A client that reads a large response in small steps may send many WINDOW_UPDATE frames.
 #[tokio::test]
 async fn window_updates_are_no_flood_while_data_is_pending() {
     let sidecar = process(&[], "").await;

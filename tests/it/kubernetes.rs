@@ -52,7 +52,7 @@ async fn only_a_pod_that_proves_itself_is_an_agent() {
     for protocol in PROTOCOLS {
         builder.ask(protocol, BUILDER, "GET /", &[]).await;
         assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
-        // Its certificate is worth nothing elsewhere, not even at another agent's address.
+        // The pod's certificate is not accepted from another address, not even from another agent's.
         for source in [OTHER, UNLABELLED] {
             builder.ask(protocol, source, "GET /", &[]).await;
             assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);

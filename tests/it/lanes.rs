@@ -34,7 +34,7 @@ const FORGED: [(&str, &str); 16] = [
     ("x_openclaw_scopes", "operator.admin"),
 ];
 
-/// Fails unless `received` is what an agent's lane says.
+/// Fails unless `received` is a request on the agent lane.
 pub fn assert_is_agents_request(received: &ReceivedRequest, harness: &Harness) {
     assert_local(received, &harness.gateway);
 }

@@ -17,7 +17,7 @@ const SOON: Duration = Duration::from_secs(10);
 /// Another client than [`OUTSIDER`].
 const OTHER: &str = "127.0.0.4";
 
-/// The connection is closed, with nothing said.
+/// Fails unless the connection is closed without a response.
 async fn assert_closed(mut stream: TcpStream, name: &str) {
     let mut said = Vec::new();
     let _ = timeout(SOON, stream.read_to_end(&mut said)).await.unwrap_or_else(|_| panic!("{name}: still open"));
@@ -65,7 +65,7 @@ async fn unfinished_handshakes_time_out_and_use_no_memory() {
     let sidecar = process(&["--handshake-timeout=1s"], "").await;
     assert_eq!(sidecar.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
     let before = sidecar.process().memory();
-    // A ClientHello that says it is long, and comes byte by byte.
+    // A ClientHello with a large length, which arrives byte by byte.
     let hello = [&[22, 3, 1, 0x3f, 0, 1, 0, 0x3e, 0xfc, 3, 3][..], &[7; 200]].concat();
     let unfinished = (0..300).map(|number| {
         let (sidecar, hello) = (&sidecar, &hello);

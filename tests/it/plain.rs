@@ -44,7 +44,7 @@ fn assert_stated(received: &ReceivedRequest, client: &str, scheme: &str) {
     assert_eq!(received.field("x-forwarded-host"), Some("gateway.example:18789"));
 }
 
-/// The connection is closed, with nothing said.
+/// Fails unless the connection is closed without a response.
 async fn assert_closed(mut stream: TcpStream, name: &str) {
     let mut said = Vec::new();
     let _ = timeout(SOON, stream.read_to_end(&mut said)).await.unwrap_or_else(|_| panic!("{name}: still open"));

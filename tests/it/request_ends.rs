@@ -489,8 +489,8 @@ async fn a_request_after_the_clients_certificate_has_expired_has_its_label() {
     let sidecar = ends.process(&[&format!("--client-ca={}", ca.path().display())], "").await;
     let mut client = RawH2::open(&short_lived(&sidecar, &issuer), OUTSIDER, &[]).await;
     // It is asked to end, and sends a request all the same: it has not answered the PING yet.
-    let outcome = client.provoke(&[], |outcome| outcome.farewell || outcome.is_over()).await;
-    assert!(outcome.farewell, "{outcome:?}");
+    let outcome = client.provoke(&[], |outcome| outcome.graceful_goaway || outcome.is_over()).await;
+    assert!(outcome.graceful_goaway, "{outcome:?}");
     let bytes = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/", &[]));
     let outcome = client.provoke(&bytes, Outcome::is_decided).await;
     assert_eq!(outcome.heads.len(), 1, "{outcome:?}");

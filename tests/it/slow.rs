@@ -340,7 +340,7 @@ async fn idle_connections_are_closed_with_goaway_on_http_2() {
         [("served", frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)), ("half a head", frame(HEADERS, 0, 1, &head))]
     {
         let outcome = RawH2::open(&harness, OUTSIDER, &[]).await.provoke(&bytes, Outcome::is_over).await;
-        assert!(outcome.farewell && outcome.closed && outcome.goaway.is_none(), "{name}: {outcome:?}");
+        assert!(outcome.graceful_goaway && outcome.closed && outcome.goaway.is_none(), "{name}: {outcome:?}");
     }
 }
 

@@ -54,7 +54,7 @@ async fn the_holder_of_a_users_certificate_is_external_and_named_to_the_gateway(
             );
         }
     }
-    // Nobody else is named, and an agent by address stays one.
+    // A client without a certificate gets no user name, and an agent by address stays an agent.
     let (ok, said) = curl(&harness, OUTSIDER, None, &["--header", "X-Forwarded-User: root"]).await;
     assert!(ok, "{said}");
     assert_eq!(harness.gateway.requests().pop().unwrap().field("x-forwarded-user"), None);

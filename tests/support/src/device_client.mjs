@@ -92,7 +92,7 @@ function connectParams(nonce) {
 function overHttp1() {
   const socket = new WebSocket(options.url, {
     ...connection,
-    // Header by header on the finished request, for `ws` lets nobody else set Host and Connection.
+    // Sets the headers on the finished request, because `ws` has no option for Host and Connection.
     finishRequest: (request) => {
       for (const [name, value] of options.headers) request.setHeader(name, value);
       request.end();

@@ -57,7 +57,7 @@ struct Shared {
     tokens: BTreeMap<String, Token>,
     own_token: String,
     forbidden: BTreeSet<&'static str>,
-    /// Pods in a page, whatever was asked for.
+    /// The number of pods in a page, which ignores the requested limit.
     page: Option<usize>,
     requests: Vec<String>,
     watchers: Vec<mpsc::UnboundedSender<Bytes>>,

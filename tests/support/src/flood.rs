@@ -77,7 +77,7 @@ pub struct RunningFlood {
 }
 
 impl Flood {
-    /// Starts it against the sidecar of `client`, in a thread of its own.
+    /// Starts the flood against the sidecar of `client`, in a new thread.
     pub fn start(self, client: &TlsClient) -> RunningFlood {
         let (client, count) = (client.without_tickets(), Arc::new(Count::default()));
         let (end, ended) = mpsc::channel(1);

@@ -62,7 +62,7 @@ impl fmt::Display for Latencies {
     }
 }
 
-/// Sends GET requests for `path` from `source` for `time`, one after the other, each over a connection of its own.
+/// Sends GET requests for `path` from `source` for `time`, one after the other, each on a new connection.
 pub async fn measure(client: &TlsClient, source: &str, path: &str, time: Duration) -> Latencies {
     let client = client.from(source);
     let request = request(&format!("GET {path}"), "Connection: close\r\n");
@@ -79,7 +79,7 @@ pub async fn measure(client: &TlsClient, source: &str, path: &str, time: Duratio
     latencies
 }
 
-/// The same in a thread of its own, so that what else the test does delays no measurement.
+/// Does the same in a new thread, so that the rest of the test does not delay the measurements.
 pub fn measure_in_thread(client: &TlsClient, source: &str, path: &str, time: Duration) -> JoinHandle<Latencies> {
     let (client, source, path) = (client.clone(), source.to_owned(), path.to_owned());
     thread::spawn(move || measure_blocking(&client, &source, &path, time))

@@ -100,10 +100,10 @@ pub fn request_block(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8>
 pub struct Outcome {
     /// The code of a GOAWAY other than a polite one.
     pub goaway: Option<u32>,
-    /// The last stream of which it says that it may have been processed.
+    /// The last stream id of the GOAWAY: that of the last stream that may have been processed.
     pub goaway_stream: u32,
-    /// A GOAWAY that complains of nothing came.
-    pub farewell: bool,
+    /// A GOAWAY with NO_ERROR was received.
+    pub graceful_goaway: bool,
     /// The connection was closed.
     pub closed: bool,
     /// The code of a RST_STREAM, by stream.
@@ -118,7 +118,7 @@ impl Outcome {
         self.closed || self.goaway.is_some()
     }
 
-    /// Says whether the first request has its answer, of whatever kind.
+    /// Returns whether the first request has a response or was reset, or the connection is over.
     pub fn is_decided(&self) -> bool {
         self.is_over() || !self.resets.is_empty() || !self.heads.is_empty()
     }
@@ -127,7 +127,7 @@ impl Outcome {
         let code = |at: usize| u32::from_be_bytes(frame.payload[at..at + 4].try_into().unwrap());
         match frame.kind {
             GOAWAY if code(4) != 0 => (self.goaway, self.goaway_stream) = (Some(code(4)), code(0)),
-            GOAWAY => self.farewell = true,
+            GOAWAY => self.graceful_goaway = true,
             RST_STREAM => self.resets.push((frame.stream, code(0))),
             HEADERS => self.heads.push((frame.stream, frame.payload[0])),
             _ => {}
@@ -135,14 +135,14 @@ impl Outcome {
     }
 }
 
-/// A connection on which a test writes frames of its own.
+/// A connection on which a test writes any frames.
 pub struct RawH2 {
     pub read: ReadHalf<Tls>,
     pub write: WriteHalf<Tls>,
 }
 
 impl RawH2 {
-    /// A connection from `source` that has said no more than the preface and these settings.
+    /// Connects from `source`, and sends only the preface and these settings.
     pub async fn open(client: &TlsClient, source: &str, says: &[(u16, u32)]) -> Self {
         let stream = client.handshake(client.tcp(source).await, "h2").await.unwrap();
         let (read, write) = tokio::io::split(stream);

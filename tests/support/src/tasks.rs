@@ -1,4 +1,4 @@
-//! Background tasks of a stand-in or a client.
+//! Background tasks of a fake or a client.
 
 use std::mem::take;
 use std::sync::{Arc, Mutex};

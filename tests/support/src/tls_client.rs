@@ -77,7 +77,7 @@ impl TlsClient {
         Self { server_name: self.address.ip().into(), ..self }
     }
 
-    /// This client with a certificate of its own.
+    /// Returns this client with a client certificate.
     pub fn with_certificate(&self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
         Self { config: Arc::new(trusting(&self.ca).with_client_auth_cert(chain, key).unwrap()), ..self.clone() }
     }
@@ -95,7 +95,7 @@ impl TlsClient {
         Self { config: Arc::new(trusting(&self.ca).with_client_cert_resolver(resolver)), ..self.clone() }
     }
 
-    /// This client with whatever certificate `resolver` chooses.
+    /// Returns this client with the certificates that `resolver` chooses.
     pub fn with_certificate_resolver(&self, resolver: Arc<dyn ResolvesClientCert>) -> Self {
         Self { config: Arc::new(trusting(&self.ca).with_client_cert_resolver(resolver)), ..self.clone() }
     }
@@ -158,7 +158,7 @@ impl TlsClient {
         sender.ready().await.unwrap()
     }
 
-    /// Sends one request without a body on a connection of its own, and returns its status and body.
+    /// Sends one request without a body on a new connection; returns the response's status and body.
     pub async fn ask(&self, protocol: Protocol, source: &str, line: &str, fields: &[(&str, &str)]) -> (u16, String) {
         match protocol {
             Protocol::H1 => {
