@@ -27,22 +27,22 @@ impl LaneKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// HTTP/1.1, and HTTP/1.0.
-    Http1,
+    H1,
     /// HTTP/2.
-    Http2,
+    H2,
 }
 
 impl Protocol {
     /// Returns the protocol that ALPN negotiated: HTTP/2 for `h2`, else HTTP/1.1.
     pub fn of_alpn(alpn: Option<&[u8]>) -> Self {
-        if alpn == Some(b"h2") { Self::Http2 } else { Self::Http1 }
+        if alpn == Some(b"h2") { Self::H2 } else { Self::H1 }
     }
 
     /// Returns `http/1.1` or `h2`, the names that ALPN uses (RFC 7301 section 6).
     pub fn label(self) -> &'static str {
         match self {
-            Self::Http1 => "http/1.1",
-            Self::Http2 => "h2",
+            Self::H1 => "http/1.1",
+            Self::H2 => "h2",
         }
     }
 }

@@ -110,10 +110,7 @@ impl Recorder for Exporter {
             KeyValue::new("url.path", span.path.to_owned()),
             KeyValue::new("url.scheme", if span.is_encrypted { "https" } else { "http" }),
             KeyValue::new("network.protocol.name", "http"),
-            KeyValue::new(
-                "network.protocol.version",
-                if span.protocol == labels::Protocol::Http2 { "2" } else { "1.1" },
-            ),
+            KeyValue::new("network.protocol.version", if span.protocol == labels::Protocol::H2 { "2" } else { "1.1" }),
             KeyValue::new("network.peer.address", span.peer.to_string()),
             KeyValue::new("loopgate.lane", span.lane.label()),
         ];

@@ -39,21 +39,21 @@ const MAX_BODY: usize = 1 << 20;
 /// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    Http1,
-    Http2,
+    H1,
+    H2,
     /// WebSocket by an upgrade (RFC 6455).
-    WebSocketOnHttp1,
+    WebSocketOnH1,
     /// WebSocket by an extended CONNECT (RFC 8441).
-    WebSocketOnHttp2,
+    WebSocketOnH2,
 }
 
 impl Way {
-    pub(super) const ALL: [Self; 4] = [Self::Http1, Self::Http2, Self::WebSocketOnHttp1, Self::WebSocketOnHttp2];
+    pub(super) const ALL: [Self; 4] = [Self::H1, Self::H2, Self::WebSocketOnH1, Self::WebSocketOnH2];
 
     fn alpn(self) -> &'static [u8] {
         match self {
-            Self::Http1 | Self::WebSocketOnHttp1 => b"http/1.1",
-            Self::Http2 | Self::WebSocketOnHttp2 => b"h2",
+            Self::H1 | Self::WebSocketOnH1 => b"http/1.1",
+            Self::H2 | Self::WebSocketOnH2 => b"h2",
         }
     }
 }
@@ -61,10 +61,10 @@ impl Way {
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::Http1 => "HTTP/1.1",
-            Self::Http2 => "HTTP/2",
-            Self::WebSocketOnHttp1 => "WebSocket, h1",
-            Self::WebSocketOnHttp2 => "WebSocket, h2",
+            Self::H1 => "HTTP/1.1",
+            Self::H2 => "HTTP/2",
+            Self::WebSocketOnH1 => "WebSocket, h1",
+            Self::WebSocketOnH2 => "WebSocket, h2",
         })
     }
 }
@@ -153,9 +153,9 @@ impl Client {
         let exchange = async {
             let tls = self.connect(from, way).await?;
             match way {
-                Way::Http1 => self.get_http1(tls, extra).await,
-                Way::Http2 => self.get_http2(tls, extra).await,
-                Way::WebSocketOnHttp1 => {
+                Way::H1 => self.get_h1(tls, extra).await,
+                Way::H2 => self.get_h2(tls, extra).await,
+                Way::WebSocketOnH1 => {
                     let fields = extra.iter().filter(|(name, _)| *name != "Host");
                     let request = fields
                         .fold(ClientRequestBuilder::new(self.uri("wss", "/echo", extra)?), |request, (name, value)| {
@@ -163,7 +163,7 @@ impl Client {
                         });
                     echo(client_async(request, tls).await?.0).await
                 }
-                Way::WebSocketOnHttp2 => self.websocket_http2(tls, extra).await,
+                Way::WebSocketOnH2 => self.websocket_h2(tls, extra).await,
             }
         };
         tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| Error::Timeout)?
@@ -190,7 +190,7 @@ impl Client {
         }
     }
 
-    async fn get_http1(
+    async fn get_h1(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         extra: &[(&str, &str)],
@@ -202,7 +202,7 @@ impl Client {
         read(send_request(io, request).await?).await
     }
 
-    async fn open_http2(
+    async fn open_h2(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> Result<http2::SendRequest<Empty<Bytes>>, hyper::Error> {
@@ -211,22 +211,22 @@ impl Client {
         Ok(sender)
     }
 
-    async fn get_http2(
+    async fn get_h2(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         extra: &[(&str, &str)],
     ) -> Result<Received, Error> {
-        let mut sender = self.open_http2(io).await?;
+        let mut sender = self.open_h2(io).await?;
         let request = with(Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2), extra);
         read(sender.send_request(request.body(Empty::<Bytes>::new())?).await?).await
     }
 
-    async fn websocket_http2(
+    async fn websocket_h2(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         extra: &[(&str, &str)],
     ) -> Result<Received, Error> {
-        let mut sender = self.open_http2(io).await?;
+        let mut sender = self.open_h2(io).await?;
         // Only the server's SETTINGS allow an extended CONNECT (RFC 8441 section 3), and they precede its first answer.
         let first =
             Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2).body(Empty::<Bytes>::new())?;

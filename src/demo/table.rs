@@ -158,7 +158,7 @@ mod tests {
     use crate::labels::LaneKind;
 
     fn row(received: Option<Received>, failures: &[&str]) -> Row {
-        let trial = Trial { lane: LaneKind::External, way: Way::Http2, forged: &[("Host", "localhost")] };
+        let trial = Trial { lane: LaneKind::External, way: Way::H2, forged: &[("Host", "localhost")] };
         Row { trial, received, failures: failures.iter().map(|text| (*text).into()).collect() }
     }
 

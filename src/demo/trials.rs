@@ -101,7 +101,7 @@ fn trials() -> Vec<Trial> {
         .flat_map(|lane| Way::ALL.map(|way| Trial { lane, way, forged: &[] }));
     let forged = FORGED.into_iter().flat_map(|forged| {
         // One field at a time in plain HTTP, and all of them in every other protocol.
-        let ways: &[Way] = if forged.len() == 1 { &[Way::Http1] } else { &Way::ALL };
+        let ways: &[Way] = if forged.len() == 1 { &[Way::H1] } else { &Way::ALL };
         ways.iter().map(move |way| Trial { lane: LaneKind::External, way: *way, forged })
     });
     honest.chain(forged).collect()
@@ -183,7 +183,7 @@ mod tests {
             (LaneKind::External, "127.0.0.1:1", external(&[]), Class::Refused, 2),
             (LaneKind::External, "127.0.0.2:1", vec![("host", host)], Class::Local, 2),
         ] {
-            let trial = Trial { lane, way: Way::Http1, forged: &[] };
+            let trial = Trial { lane, way: Way::H1, forged: &[] };
             let found = failures(&trial, &received(from, &headers, judged), host, &config);
             assert_eq!(found.len(), failures_, "{lane:?} {from} {headers:?}: {found:?}");
         }

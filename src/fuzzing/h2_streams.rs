@@ -293,11 +293,11 @@ fn run(data: &[u8]) -> Outcome {
     let mut left = rounds;
     let mut most_written = 0;
     let client = Client { pieces, written: Rc::clone(&written), most: 1 + usize::from(size) * 4, is_full: true };
-    let head_tracker = HeadTracker::new(Protocol::Http2);
+    let head_tracker = HeadTracker::new(Protocol::H2);
     let stream = Downstream::over(
         client,
-        Protocol::Http2,
-        Activity::new(Protocol::Http2),
+        Protocol::H2,
+        Activity::new(Protocol::H2),
         std::sync::Arc::clone(&head_tracker),
         Counter::default(),
     );

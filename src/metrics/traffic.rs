@@ -153,7 +153,7 @@ impl LaneFamilies {
         requests: &Family<RequestLabels, Counter>,
         ends: &Family<EndLabels, Counter>,
     ) -> LaneMetrics {
-        let status_200 = [Protocol::Http1, Protocol::Http2]
+        let status_200 = [Protocol::H1, Protocol::H2]
             .map(|protocol| requests.get_or_create(&RequestLabels { lane, protocol, status: 200 }).clone());
         let complete = ends.get_or_create(&EndLabels { lane, end: COMPLETE }).clone();
         let lane = LaneLabels { lane };
@@ -215,7 +215,7 @@ impl Traffic {
     pub fn count_response(&self, lane: LaneKind, protocol: Protocol, status: u16, after: Duration) {
         let counters = self.lane(lane);
         if status == 200 {
-            counters.status_200[usize::from(protocol == Protocol::Http2)].inc();
+            counters.status_200[usize::from(protocol == Protocol::H2)].inc();
         } else {
             self.requests.get_or_create(&RequestLabels { lane, protocol, status }).inc();
         }

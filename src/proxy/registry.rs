@@ -257,7 +257,7 @@ mod tests {
             assert_eq!(lane.kind().label(), "agent", "{kind:?}");
             let registry = Arc::new(Registry::default());
             let addr = PeerAddr::new(format!("{peer}:1").parse().unwrap());
-            let guard = registry.register(addr, Arc::new(lane), Protocol::Http1, evidence, &CancellationToken::new());
+            let guard = registry.register(addr, Arc::new(lane), Protocol::H1, evidence, &CancellationToken::new());
             change(&mut view, &mut config);
             let why = registry.connections()[0].why_lost_agent_lane(&view, &LanePolicy::new(&config));
             assert_eq!(why.as_deref(), expected, "{kind:?}");

@@ -47,7 +47,7 @@ fn unread_websockets_share_a_memory_budget() {
 }
 
 #[test]
-fn unread_websockets_over_http2_share_a_memory_budget() {
+fn unread_websockets_over_h2_share_a_memory_budget() {
     attack("400 WebSockets on 20 HTTP/2 connections that are not read", || async {
         let sidecar = Launch::new().flags(&[BUFFERED]).start_with_gateway().await;
         let memory = Memory::before_attack(&sidecar, sidecar.process()).await;

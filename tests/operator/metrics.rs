@@ -20,7 +20,7 @@ pub fn all_metrics() -> String {
     {
         count(family, "reason");
     }
-    traffic.count_response(LaneKind::Agent, Protocol::Http2, 200, Duration::ZERO);
+    traffic.count_response(LaneKind::Agent, Protocol::H2, 200, Duration::ZERO);
     let enrolments = EnrolmentMetrics::default();
     count(&enrolments.refused, "reason");
     listener_metrics.refuse(AcceptRefusal::ClientRate);

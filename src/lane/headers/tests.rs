@@ -421,11 +421,11 @@ proptest! {
             ("(x[-_.]forwarded[-_.](for|host|proto)|connection|forwarded|x-real-ip|[a-z-]{1,12})", "[ -~]{0,40}"),
             0..12,
         ),
-        trusted: bool, http2: bool,
+        trusted: bool, is_h2: bool,
     ) {
         let rules = rules(|_| {});
         let mut request = Request::builder().method(Method::GET).uri("/").header("host", "a");
-        if http2 {
+        if is_h2 {
             request = request.version(Version::HTTP_2);
         }
         for (name, value) in &fields {

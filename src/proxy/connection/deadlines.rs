@@ -115,8 +115,8 @@ where
         let limits = &context.settings.limits;
         // Each HTTP/2 stream has its own limit.
         let stall = match context.protocol {
-            Protocol::Http1 => limits.stall_timeout.min(context.gateway_stall()),
-            Protocol::Http2 => limits.stall_timeout,
+            Protocol::H1 => limits.stall_timeout.min(context.gateway_stall()),
+            Protocol::H2 => limits.stall_timeout,
         };
         let timeouts =
             Timeouts { head: limits.head_timeout, block: limits.head_timeout, idle: limits.idle_timeout, stall };
@@ -270,9 +270,7 @@ where
         debug!(connection, %peer, deadline, "closed: deadline passed");
         let head_tracker = &self.context.head_tracker;
         match overdue {
-            Overdue::Head if self.context.protocol == Protocol::Http1 => {
-                head_tracker.note_refused(HeadRefusal::Timeout)
-            }
+            Overdue::Head if self.context.protocol == Protocol::H1 => head_tracker.note_refused(HeadRefusal::Timeout),
             Overdue::HeaderBlock => head_tracker.note_block_timeout(),
             // Over HTTP/2 it was the preface.
             Overdue::Head | Overdue::Idle | Overdue::Stall => {}

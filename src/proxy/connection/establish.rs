@@ -275,7 +275,7 @@ impl AllowedProxy {
             origin,
             settings,
             evidence: ConnectionEvidence::Plain(peer),
-            protocol: Protocol::Http1,
+            protocol: Protocol::H1,
             expires: None,
             lane: Arc::new(Lane::External(lane)),
             decided_by: DecidedBy { view, rules, config: None },

@@ -42,8 +42,8 @@ const OVERSIZE: usize = 2;
 pub async fn serve(registered: Registered) {
     let (context, io) = registered.open();
     match context.protocol {
-        Protocol::Http2 => serve_h2(context, io).await,
-        Protocol::Http1 => serve_h1(context, io).await,
+        Protocol::H2 => serve_h2(context, io).await,
+        Protocol::H1 => serve_h1(context, io).await,
     }
 }
 

@@ -93,7 +93,7 @@ impl Overdue {
 impl Activity {
     /// An HTTP/2 connection begins with a preface and SETTINGS, which count as a head; HTTP/1.1 begins idle.
     pub fn new(protocol: Protocol) -> Arc<Self> {
-        let head = u64::from(protocol == Protocol::Http2);
+        let head = u64::from(protocol == Protocol::H2);
         Arc::new(Self {
             epoch: Instant::now(),
             busy: AtomicUsize::new(0),
@@ -359,10 +359,10 @@ mod tests {
     };
 
     #[tokio::test(start_paused = true)]
-    async fn each_header_block_of_http2_has_a_time_of_its_own() {
+    async fn each_header_block_of_h2_has_a_time_of_its_own() {
         let timeouts = TIMEOUTS;
         let start = Instant::now();
-        let activity = Activity::new(Protocol::Http2);
+        let activity = Activity::new(Protocol::H2);
         let _request = activity.begin();
         // When reads end in these blocks, and when the deadline passes then.
         for (second, stream, deadline) in [
@@ -384,7 +384,7 @@ mod tests {
     async fn deadlines_follow_idleness_a_slow_head_a_request_and_a_stalled_response() {
         let timeouts = TIMEOUTS;
         let start = Instant::now();
-        let activity = Activity::new(Protocol::Http1);
+        let activity = Activity::new(Protocol::H1);
         assert_eq!(activity.deadline(timeouts), Some((start + timeouts.idle, Overdue::Idle)));
         tokio::time::advance(Duration::from_secs(5)).await;
         activity.note_read(true);
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn hyper_gets_no_more_than_the_socket_takes() {
-        let activity = Activity::new(Protocol::Http1);
+        let activity = Activity::new(Protocol::H1);
         let busy = activity.begin();
         assert!(!busy.is_above_high_water_mark());
         busy.add_buffered(HIGH_WATER_MARK - 1);

@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn only_what_hyper_writes_by_itself_is_replaced() {
-        let activity = Activity::new(Protocol::Http1);
+        let activity = Activity::new(Protocol::H1);
         let mut refusals = HyperRefusals::new();
         assert!(replaced(&refusals, &activity, REFUSAL), "a first head that hyper can't read");
         for other in [

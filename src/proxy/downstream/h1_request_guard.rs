@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn the_preface_of_http2_is_found_where_a_request_begins() {
+    fn the_preface_of_h2_is_found_where_a_request_begins() {
         let preface = "PRI * HTTP/2.0\r\n";
         let requests = [String::new(), "\r\n".into(), head(""), format!("{}body", head(CL))];
         for before in requests {

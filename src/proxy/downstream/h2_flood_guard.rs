@@ -167,7 +167,7 @@ mod tests {
     use crate::proxy::downstream::head_tracker::HeadTracker;
 
     fn follow(guard: &mut H2FloodGuard, bytes: &[u8]) -> Result<(), Violation> {
-        guard.follow(bytes, &mut H2Frames::new(HeadTracker::new(Protocol::Http2)))
+        guard.follow(bytes, &mut H2Frames::new(HeadTracker::new(Protocol::H2)))
     }
 
     fn frame(kind: u8, length: usize) -> Vec<u8> {

@@ -219,7 +219,7 @@ mod tests {
     }
 
     fn frames() -> H2Frames {
-        H2Frames::new(HeadTracker::new(Protocol::Http2))
+        H2Frames::new(HeadTracker::new(Protocol::H2))
     }
 
     #[test]

@@ -95,8 +95,8 @@ impl HeadTracker {
     pub fn begin_request(self: &Arc<Self>) -> InterimSender {
         let State { streams, refused_heads, .. } = &mut *self.state();
         let (number, stream) = match self.protocol {
-            Protocol::Http1 => (streams.note_h1_request(), 0),
-            Protocol::Http2 => {
+            Protocol::H1 => (streams.note_h1_request(), 0),
+            Protocol::H2 => {
                 refused_heads.note_request();
                 streams.note_h2_request()
             }
@@ -121,7 +121,7 @@ impl HeadTracker {
 
     /// Notes that the connection has ended.
     pub fn settle_all(&self) {
-        if self.protocol == Protocol::Http1 {
+        if self.protocol == Protocol::H1 {
             return;
         }
         let State { streams, refused_heads, .. } = &mut *self.state();
@@ -134,7 +134,7 @@ impl HeadTracker {
 
     /// Notes that hyper ended the connection without an error; returns whether it did so because of a head.
     pub fn note_end(&self) -> bool {
-        let is_refused = self.protocol == Protocol::Http2 && self.state().refused_heads.note_end();
+        let is_refused = self.protocol == Protocol::H2 && self.state().refused_heads.note_end();
         if is_refused {
             self.refused.store(true, Ordering::Relaxed);
             self.is_closing.store(true, Ordering::Relaxed);
@@ -291,8 +291,8 @@ impl InterimSender {
     pub fn send(&self, status: StatusCode, headers: &HeaderMap) {
         let Self { head_tracker, stream, number } = self;
         let bytes = match head_tracker.protocol {
-            Protocol::Http1 => http1(status, headers),
-            Protocol::Http2 => http2(*stream, status, headers),
+            Protocol::H1 => h1_interim(status, headers),
+            Protocol::H2 => h2_interim(*stream, status, headers),
         };
         if bytes.len() > MAX_RESPONSE_BYTES {
             return;
@@ -300,8 +300,8 @@ impl InterimSender {
         let mut state = head_tracker.state();
         let streams = &state.streams;
         let is_current = match head_tracker.protocol {
-            Protocol::Http1 => streams.is_last(*number),
-            Protocol::Http2 => streams.is_known(*number) && streams.is_open(*stream),
+            Protocol::H1 => streams.is_last(*number),
+            Protocol::H2 => streams.is_known(*number) && streams.is_open(*stream),
         };
         let waiting: usize = state.queue.iter().map(|interim| interim.bytes.len()).sum();
         if !is_current || waiting + bytes.len() > MAX_QUEUED_BYTES {
@@ -339,7 +339,7 @@ impl InterimSender {
 
     /// Returns whether the connection speaks HTTP/2.
     pub fn is_h2(&self) -> bool {
-        self.head_tracker.protocol == Protocol::Http2
+        self.head_tracker.protocol == Protocol::H2
     }
 
     /// Returns whether something waits to be written.
@@ -349,7 +349,7 @@ impl InterimSender {
 }
 
 /// An interim response of HTTP/1.1.
-fn http1(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+fn h1_interim(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
     let mut bytes =
         format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
     push_fields(&mut bytes, headers);
@@ -357,7 +357,7 @@ fn http1(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
 }
 
 /// A HEADERS frame with END_HEADERS and without END_STREAM (RFC 9113 section 6.2).
-fn http2(stream: u32, status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+fn h2_interim(stream: u32, status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
     // Entry 8 of the static table is `:status`; the literal is not indexed.
     let mut block = vec![8];
     string(&mut block, status.as_str().as_bytes());

@@ -63,8 +63,8 @@ struct Observer {
 
 /// What is kept for each protocol.
 enum ProtocolGuard {
-    Http1 { guard: H1RequestGuard, refusals: HyperRefusals, refusal: Option<Refusal> },
-    Http2 { guard: H2FloodGuard, frames: H2Frames, trailers: H2Trailers, floods: Counter },
+    H1 { guard: H1RequestGuard, refusals: HyperRefusals, refusal: Option<Refusal> },
+    H2 { guard: H2FloodGuard, frames: H2Frames, trailers: H2Trailers, floods: Counter },
 }
 
 /// A refusal that replaces one of hyper's.
@@ -98,13 +98,13 @@ impl Observer {
     /// Follows what was read.
     fn read(&mut self, bytes: &mut [u8]) -> Read {
         match &mut self.guard {
-            ProtocolGuard::Http1 { guard, .. } => {
+            ProtocolGuard::H1 { guard, .. } => {
                 let mut raw = Vec::new();
                 guard.follow(bytes, &mut raw);
                 self.activity.note_read(guard.in_head());
                 if raw.is_empty() { Read::Passed } else { Read::Rewritten(encode(bytes, &raw)) }
             }
-            ProtocolGuard::Http2 { guard, frames, trailers, floods } => {
+            ProtocolGuard::H2 { guard, frames, trailers, floods } => {
                 let had_begun = guard.has_begun();
                 let followed = guard.follow(bytes, frames);
                 if !had_begun && guard.has_begun() {
@@ -128,8 +128,8 @@ impl Observer {
 
     fn count_written(&mut self, count: usize) {
         match &mut self.guard {
-            ProtocolGuard::Http1 { .. } => self.activity.note_progress(),
-            ProtocolGuard::Http2 { guard, .. } => {
+            ProtocolGuard::H1 { .. } => self.activity.note_progress(),
+            ProtocolGuard::H2 { guard, .. } => {
                 guard.count_written(count);
                 if count > CONTROL_FRAMES {
                     self.activity.note_progress();
@@ -140,7 +140,7 @@ impl Observer {
 
     /// Follows the first `count` bytes of `bufs`, which were written.
     fn follow_written(&mut self, bufs: &[IoSlice<'_>], mut count: usize) {
-        if let ProtocolGuard::Http2 { frames, .. } = &mut self.guard {
+        if let ProtocolGuard::H2 { frames, .. } = &mut self.guard {
             for buf in bufs {
                 let step = count.min(buf.len());
                 frames.follow(&buf[..step]);
@@ -155,7 +155,7 @@ impl Observer {
         S: AsyncWrite + Unpin,
     {
         match &mut self.guard {
-            ProtocolGuard::Http1 { guard, refusals, refusal } => {
+            ProtocolGuard::H1 { guard, refusals, refusal } => {
                 ready!(self.head_tracker.poll_write(stream, cx, true))?;
                 if let Some(replaced) = self.activity.trailer_slot().poll_replace(stream, cx, first_nonempty(offered)) {
                     return replaced.map_ok(Turn::Replaced);
@@ -180,7 +180,7 @@ impl Observer {
                 *refusal = None;
                 Poll::Ready(Ok(Turn::Replaced(replaced)))
             }
-            ProtocolGuard::Http2 { frames, .. } => {
+            ProtocolGuard::H2 { frames, .. } => {
                 if !self.head_tracker.is_waiting() {
                     return Poll::Ready(Ok(Turn::All));
                 }
@@ -195,11 +195,11 @@ impl Observer {
     fn poll_interims<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.head_tracker.register(cx);
         let only_rest = match &mut self.guard {
-            ProtocolGuard::Http1 { refusals, .. } => {
+            ProtocolGuard::H1 { refusals, .. } => {
                 refusals.note_flush(&self.activity);
                 false
             }
-            ProtocolGuard::Http2 { frames, .. } => !(frames.is_between() && frames.allows_interims()),
+            ProtocolGuard::H2 { frames, .. } => !(frames.is_between() && frames.allows_interims()),
         };
         self.head_tracker.poll_write(stream, cx, only_rest)
     }
@@ -231,14 +231,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         floods: Counter,
     ) -> Self {
         let guard = match protocol {
-            Protocol::Http2 => ProtocolGuard::Http2 {
+            Protocol::H2 => ProtocolGuard::H2 {
                 guard: H2FloodGuard::new(),
                 frames: H2Frames::new(Arc::clone(&head_tracker)),
                 trailers: H2Trailers::new(),
                 floods,
             },
-            Protocol::Http1 => {
-                ProtocolGuard::Http1 { guard: H1RequestGuard::default(), refusals: HyperRefusals::new(), refusal: None }
+            Protocol::H1 => {
+                ProtocolGuard::H1 { guard: H1RequestGuard::default(), refusals: HyperRefusals::new(), refusal: None }
             }
         };
         let observer = Some(Observer { activity, head_tracker, guard });
@@ -324,10 +324,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
             }
             if observer.activity.is_head_abandoned() {
                 let response = match observer.guard {
-                    ProtocolGuard::Http1 { .. } => head_timeout(),
-                    ProtocolGuard::Http2 { .. } if observer.activity.is_in_block() => ENHANCE_YOUR_CALM.to_vec(),
+                    ProtocolGuard::H1 { .. } => head_timeout(),
+                    ProtocolGuard::H2 { .. } if observer.activity.is_in_block() => ENHANCE_YOUR_CALM.to_vec(),
                     // A client that never ended its preface has no use for a response.
-                    ProtocolGuard::Http2 { .. } => Vec::new(),
+                    ProtocolGuard::H2 { .. } => Vec::new(),
                 };
                 return this.write_final(&response, cx);
             }

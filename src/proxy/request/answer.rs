@@ -44,7 +44,7 @@ pub fn answer(
                 response
             }
         };
-        if must_close && context.protocol == Protocol::Http1 {
+        if must_close && context.protocol == Protocol::H1 {
             response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
         }
         record.note_response(response.status().as_u16());

@@ -150,7 +150,7 @@ fn check_connection(context: &ConnectionContext) -> Result<(), Error> {
 /// close to those who asked for the upgrade, even if it was refused. Workaround: delete when hyper 1.12's `poll_inner`
 /// (`src/proto/h1/dispatch.rs`) shuts such a connection down.
 fn keep_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
-    if context.protocol == labels::Protocol::Http1
+    if context.protocol == labels::Protocol::H1
         && let Some(upgrade) = request.extensions().get::<OnUpgrade>()
     {
         context.set_refused_upgrade(Some(upgrade.clone()));
@@ -160,7 +160,7 @@ fn keep_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
 /// Refuses heads that are larger than `limits.head_bytes` over HTTP/2. hyper does it over HTTP/1.1, and `h2` would give
 /// no reason.
 fn check_size(context: &ConnectionContext, parts: &Parts) -> Result<(), Error> {
-    if context.protocol == labels::Protocol::Http2 && h2_head_size(parts) > context.settings.limits.head_bytes {
+    if context.protocol == labels::Protocol::H2 && h2_head_size(parts) > context.settings.limits.head_bytes {
         return Err(Error::Refused(RequestRefusal::HeadTooLarge));
     }
     Ok(())

@@ -19,7 +19,7 @@ pub fn report_refused_heads(context: &ConnectionContext) {
     for RefusedHead { why, is_answered } in refused {
         record_refusal(context, why.label());
         // That of `h2` has no body.
-        let bytes = if is_answered && context.protocol == Protocol::Http1 { body_length(why) } else { 0 };
+        let bytes = if is_answered && context.protocol == Protocol::H1 { body_length(why) } else { 0 };
         record_end(context, why.label(), is_answered.then(|| why.status()), bytes);
     }
     let ends = [(dropped.by_client, context.request_end()), (dropped.by_closing, RequestEnd::ConnectionClosed)];

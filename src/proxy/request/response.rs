@@ -26,12 +26,12 @@ pub fn pass_back(
     // A 426 names the protocol to upgrade to (RFC 9110 section 15.5.22). HTTP/2 knows no such field.
     let offered = (parts.status == StatusCode::UPGRADE_REQUIRED).then(|| parts.headers.remove(UPGRADE)).flatten();
     scrub_response(&mut parts.headers);
-    if let Some(protocol) = offered.filter(|_| context.protocol == Protocol::Http1) {
+    if let Some(protocol) = offered.filter(|_| context.protocol == Protocol::H1) {
         parts.headers.insert(UPGRADE, protocol);
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
     parts.version = Version::HTTP_11;
-    let is_h1 = context.protocol == Protocol::Http1;
+    let is_h1 = context.protocol == Protocol::H1;
     // Workaround: hyper drops the length of a 304 over HTTP/1.1 whose body is empty. Delete when it keeps it.
     let hides_end = is_h1 && parts.status == StatusCode::NOT_MODIFIED && parts.headers.contains_key(CONTENT_LENGTH);
     Response::from_parts(parts, ResponseBody::gateway(incoming, upstream, Arc::clone(record), authorization, hides_end))

@@ -15,9 +15,9 @@ const PART: usize = 16;
 const MIN: usize = 4 * 1024;
 /// How many blocks hyper holds of an HTTP/2 stream before a write has to wait: two in the channel
 /// to the stream's task, one in that task, one more in h2.
-const BLOCKS_IN_HTTP2: usize = 4;
+const BLOCKS_IN_H2: usize = 4;
 /// What h2 holds of a stream besides (`max_send_buf_size`).
-const HTTP2_BUFFER: usize = 64 * 1024;
+const H2_BUFFER: usize = 64 * 1024;
 
 /// The memory for the tunnels of one lane.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl BufferLease {
     pub fn hold(&mut self, unsent: usize) {
         let held = match unsent {
             0 => 0,
-            unsent if self.is_h2 => unsent * (1 + BLOCKS_IN_HTTP2) + HTTP2_BUFFER,
+            unsent if self.is_h2 => unsent * (1 + BLOCKS_IN_H2) + H2_BUFFER,
             unsent => unsent,
         };
         if held > self.held {
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn blocks_shrink_as_tunnels_stall_and_their_sum_is_limited() {
-        for (is_h2, most) in [(false, MIN), (true, HTTP2_BUFFER + (1 + BLOCKS_IN_HTTP2) * MIN)] {
+        for (is_h2, most) in [(false, MIN), (true, H2_BUFFER + (1 + BLOCKS_IN_H2) * MIN)] {
             let buffers = TunnelBuffers::new(64 << 20);
             let mut leases: Vec<_> = (0..4096).map(|_| BufferLease::new(&buffers, is_h2)).collect();
             let mut blocks = Vec::new();

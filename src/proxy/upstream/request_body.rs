@@ -142,7 +142,7 @@ impl Body for RequestBody {
         };
         let frame = match frame {
             Some(Ok(frame)) => frame,
-            None if upload.protocol == Protocol::Http1 || incoming.is_end_stream() => {
+            None if upload.protocol == Protocol::H1 || incoming.is_end_stream() => {
                 upload.progress.note_piece();
                 return Poll::Ready(None);
             }

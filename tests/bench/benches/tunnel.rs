@@ -14,7 +14,7 @@ fn echo() -> DuplexStream {
     let ((client, near), (far, mut gateway)) = (duplex(PIPE), duplex(PIPE));
     let options = TunnelOptions {
         websocket: false,
-        is_http2: false,
+        is_h2: false,
         buffers: TunnelBuffers::new(64 << 20),
         first_message: None,
         connect_response: None,

@@ -22,10 +22,10 @@ fn link() -> HeaderMap {
 
 #[test]
 fn an_interim_response_has_the_form_of_its_protocol() {
-    let h1 = HeadTracker::new(Protocol::Http1);
+    let h1 = HeadTracker::new(Protocol::H1);
     h1.begin_request().send(HINTS, &link());
     assert_eq!(written(&h1), b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
-    let h2 = HeadTracker::new(Protocol::Http2);
+    let h2 = HeadTracker::new(Protocol::H2);
     h2.note_block(5);
     let sender = h2.begin_request();
     h2.settle();
@@ -39,7 +39,7 @@ fn an_interim_response_has_the_form_of_its_protocol() {
 
 #[test]
 fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
-    let head_tracker = HeadTracker::new(Protocol::Http2);
+    let head_tracker = HeadTracker::new(Protocol::H2);
     for number in 0..100_000 {
         head_tracker.note_block(2 * number + 1);
         assert!(head_tracker.state().streams.is_within_limits());
@@ -53,7 +53,7 @@ fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
 
 #[test]
 fn requests_are_not_kept_without_bound_while_the_client_does_not_read() {
-    let head_tracker = HeadTracker::new(Protocol::Http2);
+    let head_tracker = HeadTracker::new(Protocol::H2);
     // A head that is refused, so that no round ends.
     head_tracker.note_block(1);
     for number in 1..10_000 {
@@ -67,7 +67,7 @@ fn requests_are_not_kept_without_bound_while_the_client_does_not_read() {
 
 #[test]
 fn streams_are_known_where_each_header_block_was_one_request() {
-    let head_tracker = HeadTracker::new(Protocol::Http2);
+    let head_tracker = HeadTracker::new(Protocol::H2);
     for stream in [1, 3] {
         head_tracker.note_block(stream);
     }
@@ -95,7 +95,7 @@ fn streams_are_known_where_each_header_block_was_one_request() {
     assert_eq!(nine.stream(), Some(9), "what comes later is known again");
     assert_ne!(written(&head_tracker), b"");
 
-    let head_tracker = HeadTracker::new(Protocol::Http2);
+    let head_tracker = HeadTracker::new(Protocol::H2);
     let _without_a_block = head_tracker.begin_request();
     head_tracker.note_block(1);
     let late = head_tracker.begin_request();
@@ -105,7 +105,7 @@ fn streams_are_known_where_each_header_block_was_one_request() {
 
 #[test]
 fn nothing_is_decided_while_something_waits_to_be_written() {
-    let head_tracker = HeadTracker::new(Protocol::Http2);
+    let head_tracker = HeadTracker::new(Protocol::H2);
     for stream in [1, 3] {
         head_tracker.note_block(stream);
     }
@@ -123,7 +123,7 @@ fn nothing_is_decided_while_something_waits_to_be_written() {
 
 #[test]
 fn requests_without_a_known_stream_are_not_kept_without_bound() {
-    let head_tracker = HeadTracker::new(Protocol::Http2);
+    let head_tracker = HeadTracker::new(Protocol::H2);
     let mut senders = Vec::new();
     for round in 0..1000 {
         for number in 0..2 {
@@ -142,7 +142,7 @@ fn requests_without_a_known_stream_are_not_kept_without_bound() {
 
 #[test]
 fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
-    let head_tracker = HeadTracker::new(Protocol::Http2);
+    let head_tracker = HeadTracker::new(Protocol::H2);
     head_tracker.note_block(1);
     let sender = head_tracker.begin_request();
     head_tracker.settle();
@@ -157,7 +157,7 @@ fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
     head_tracker.settle();
     reset_before.send(HINTS, &link());
     assert_eq!((reset_before.stream(), written(&head_tracker)), (Some(3), Vec::new()), "reset before it was passed on");
-    let h1 = HeadTracker::new(Protocol::Http1);
+    let h1 = HeadTracker::new(Protocol::H1);
     let earlier = h1.begin_request();
     let _later = h1.begin_request();
     earlier.send(HINTS, &link());
@@ -166,7 +166,7 @@ fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
 
 #[test]
 fn a_request_whose_stream_h2_reset_is_known() {
-    let head_tracker = HeadTracker::new(Protocol::Http2);
+    let head_tracker = HeadTracker::new(Protocol::H2);
     for stream in [1, 3, 5] {
         head_tracker.note_block(stream);
     }
@@ -184,7 +184,7 @@ fn a_request_whose_stream_h2_reset_is_known() {
 
 #[test]
 fn what_waits_is_bounded() {
-    let head_tracker = HeadTracker::new(Protocol::Http1);
+    let head_tracker = HeadTracker::new(Protocol::H1);
     let sender = head_tracker.begin_request();
     let large = |length: usize| {
         HeaderMap::from_iter([(http::header::LINK, HeaderValue::from_str(&"a".repeat(length)).unwrap())])
