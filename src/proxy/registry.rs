@@ -53,7 +53,7 @@ impl ConnectionInfo {
 
     /// Returns why a connection on the agent lane must close; `None` if it is not on that lane or may stay.
     ///
-    /// The certificate's expiry is not judged here: `connection/deadlines.rs` lets the open requests
+    /// The certificate's expiry is not judged here: `connection/lifetime.rs` lets the open requests
     /// of such a connection finish and takes no further one.
     pub(super) fn why_lost_agent_lane(&self, view: &View, policy: &LanePolicy) -> Option<String> {
         let (Lane::Agent(before), ConnectionEvidence::Tls(evidence)) = (&*self.lane, &*self.evidence) else {

@@ -1,8 +1,8 @@
 //! One downstream connection: [`establish()`] takes it through its phases, [`serve_http`] serves
-//! its requests, [`deadlines`] ends it.
+//! its requests, [`lifetime`] ends it.
 
-mod deadlines;
 pub mod establish;
+mod lifetime;
 mod serve_http;
 
 use std::sync::Arc;

@@ -13,8 +13,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use super::deadlines::run;
 use super::establish::Registered;
+use super::lifetime::run_until_end;
 use crate::labels::Protocol;
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::h2_stream_stall::StreamExecutor;
@@ -52,7 +52,7 @@ async fn serve_h1(context: Arc<ConnectionContext>, io: Downstream) {
     let connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
-            // `deadlines` has its own: hyper's can't tell an idle connection from a slow head.
+            // `lifetime` has its own: hyper's can't tell an idle connection from a slow head.
             .header_read_timeout(None)
             .max_headers(limits.head_fields)
             .max_header_size(limits.head_bytes)
@@ -70,7 +70,7 @@ async fn serve_h1(context: Arc<ConnectionContext>, io: Downstream) {
             )
             .with_upgrades()
     );
-    run(&context, connection, |connection| connection.graceful_shutdown()).await;
+    run_until_end(&context, connection, |connection| connection.graceful_shutdown()).await;
     close_after_refused_upgrade(&context).await;
 }
 
@@ -107,11 +107,11 @@ async fn serve_h2(context: Arc<ConnectionContext>, io: Downstream) {
         .serve_connection(
             TokioIo::new(io),
             service_fn(|request: Request<Incoming>| {
-                let interims = context.head_tracker.begin_request();
+                let handle = context.head_tracker.begin_request();
                 let context = Arc::clone(&context);
-                Box::pin(async move { answer(context, request, interims).await })
+                Box::pin(async move { answer(context, request, handle).await })
             })
         )
     );
-    run(&context, connection, |connection| connection.graceful_shutdown()).await;
+    run_until_end(&context, connection, |connection| connection.graceful_shutdown()).await;
 }

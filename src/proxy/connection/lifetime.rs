@@ -41,7 +41,7 @@ const DRAIN_GRACE: Duration = Duration::from_millis(300);
 const CUT_DELAY: Duration = Duration::from_millis(20);
 
 /// Drives `connection` until it ends or must be cut. `ask_to_end` has it finish its requests and accept no more.
-pub async fn run<C>(context: &ConnectionContext, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
+pub async fn run_until_end<C>(context: &ConnectionContext, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,
 {
@@ -65,7 +65,7 @@ where
         driver.poll(cx)
     })
     .await;
-    context.head_tracker.settle_all();
+    context.head_tracker.end_round();
     report_refused_heads(context);
 }
 
@@ -163,14 +163,14 @@ where
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(until) = self.revoked_until {
             let ended = self.connection.as_mut().poll(cx).is_ready();
-            self.context.head_tracker.settle();
+            self.context.head_tracker.note_idle();
             return if ended { Poll::Ready(()) } else { self.timer.poll_due(cx, Some(until)).map(|_| ()) };
         }
         if let Poll::Ready(result) = self.connection.as_mut().poll(cx) {
             self.note_own_end(result);
             return Poll::Ready(());
         }
-        self.context.head_tracker.settle();
+        self.context.head_tracker.note_idle();
         report_refused_heads(self.context);
         loop {
             match ready!(self.poll_due(cx)) {
@@ -212,7 +212,7 @@ where
                 debug!(connection, %peer, %error, "connection broke off");
             }
             // With no frame, and with all other requests of the connection.
-            Ok(()) if self.context.head_tracker.note_end() => {
+            Ok(()) if self.context.head_tracker.note_clean_end() => {
                 info!(connection, %peer, "closed with all its requests: the client sent a CONNECT with a body");
             }
             Ok(()) => {}
