@@ -22,7 +22,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::labels::Protocol;
-use crate::proxy::{Activity, Downstream, Dropped, HeadRefusal, HeadTracker, InterimSender};
+use crate::proxy::{Activity, Downstream, Dropped, HeadRefusal, HeadTracker, RequestHandle};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -302,17 +302,17 @@ fn run(data: &[u8]) -> Outcome {
         Counter::default(),
     );
     let tasks = Tasks::default();
-    let seen = Rc::<RefCell<Vec<(u32, InterimSender)>>>::default();
+    let seen = Rc::<RefCell<Vec<(u32, RequestHandle)>>>::default();
     let trailers = Rc::<Cell<usize>>::default();
     let mut builder = http2::Builder::new(tasks.clone());
     builder.max_concurrent_streams(4).max_header_list_size(400).max_local_error_reset_streams(1000);
     let connection = builder.serve_connection(
         TokioIo::new(stream),
         service_fn(|request: Request<Incoming>| {
-            let sender = head_tracker.begin_request();
+            let handle = head_tracker.begin_request();
             let stream: u32 = request.uri().path().trim_start_matches('/').parse().expect("the path is a stream");
-            seen.borrow_mut().push((stream, sender.clone()));
-            answer(stream, sender, request.into_body(), Rc::clone(&trailers))
+            seen.borrow_mut().push((stream, handle.clone()));
+            answer(stream, handle, request.into_body(), Rc::clone(&trailers))
         }),
     );
     let mut connection = pin!(connection);
@@ -331,17 +331,17 @@ fn run(data: &[u8]) -> Outcome {
             has_ended = true;
             break;
         }
-        head_tracker.settle();
+        head_tracker.note_idle();
         take_refused(&mut refused);
-        for (stream, sender) in &*seen.borrow() {
-            assert!(sender.stream().is_none_or(|known| known == *stream), "a request of stream {stream}: {sender:?}");
+        for (stream, handle) in &*seen.borrow() {
+            assert!(handle.stream().is_none_or(|known| known == *stream), "a request of stream {stream}: {handle:?}");
         }
         tasks.poll(&mut cx);
         left = if written.borrow().len() > most_written { rounds } else { left - 1 };
         most_written = written.borrow().len();
     }
     if has_ended {
-        head_tracker.settle_all();
+        head_tracker.end_round();
         take_refused(&mut refused);
     }
     let (requests, dropped) = (seen.borrow().len(), dropped.by_client + dropped.by_closing);
@@ -353,14 +353,14 @@ fn run(data: &[u8]) -> Outcome {
 /// arrived of the body. Adds the trailers that arrive to `count`.
 async fn answer(
     stream: u32,
-    sender: InterimSender,
+    handle: RequestHandle,
     mut body: Incoming,
     count: Rc<Cell<usize>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let fields = HeaderMap::from_iter([("x-for".parse().expect("a name"), HeaderValue::from(stream))]);
     let mut polls = 0;
     poll_fn(|cx| {
-        sender.send(StatusCode::EARLY_HINTS, &fields);
+        handle.send_interim(StatusCode::EARLY_HINTS, &fields);
         while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(cx) {
             let Ok(trailers) = frame.into_trailers() else { continue };
             let names: BTreeSet<_> = trailers.keys().map(HeaderName::as_str).collect();

@@ -34,7 +34,7 @@ mod upstream;
 pub(crate) use downstream::{
     activity::Activity,
     h1_request_guard::{H1RequestGuard, encode},
-    head_tracker::{HeadTracker, InterimSender},
+    head_tracker::{HeadTracker, RequestHandle},
     io::Downstream,
     refused_heads::{Dropped, HeadRefusal},
 };

@@ -134,7 +134,7 @@ impl H2FloodGuard {
                 self.last_stream = self.last_stream.max(stream);
                 self.ends_block = flags & END_HEADERS != 0;
                 if let Some(stream) = self.block.filter(|_| !self.ends_block) {
-                    frames.head_tracker().note_heads(|heads| heads.note_partial_block(stream));
+                    frames.head_tracker().note_partial_block(stream);
                 }
             }
             CONTINUATION => self.ends_block = flags & END_HEADERS != 0,

@@ -16,7 +16,6 @@ use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard, PROTOCOL_ERROR, Vio
 use super::h2_frames::H2Frames;
 use super::h2_trailers::{H2Trailers, TooLarge};
 use super::head_tracker::HeadTracker;
-use super::refused_heads::RefusedHeads;
 use super::transport::Transport;
 use crate::labels::Protocol;
 use crate::listener::Permit;
@@ -156,7 +155,7 @@ impl Observer {
     {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, refusals, refusal } => {
-                ready!(self.head_tracker.poll_write(stream, cx, true))?;
+                ready!(self.head_tracker.poll_write_interims(stream, cx, true))?;
                 if let Some(replaced) = self.activity.trailer_slot().poll_replace(stream, cx, first_nonempty(offered)) {
                     return replaced.map_ok(Turn::Replaced);
                 }
@@ -181,11 +180,15 @@ impl Observer {
                 Poll::Ready(Ok(Turn::Replaced(replaced)))
             }
             ProtocolGuard::H2 { frames, .. } => {
-                if !self.head_tracker.is_waiting() {
+                if !self.head_tracker.has_interims() {
                     return Poll::Ready(Ok(Turn::All));
                 }
-                ready!(self.head_tracker.poll_write(stream, cx, !(frames.is_between() && frames.allows_interims())))?;
-                let must_stop = self.head_tracker.is_waiting() && frames.allows_interims();
+                ready!(self.head_tracker.poll_write_interims(
+                    stream,
+                    cx,
+                    !(frames.is_between() && frames.allows_interims())
+                ))?;
+                let must_stop = self.head_tracker.has_interims() && frames.allows_interims();
                 Poll::Ready(Ok(if must_stop { Turn::AtMost(frames.until_next()) } else { Turn::All }))
             }
         }
@@ -193,7 +196,7 @@ impl Observer {
 
     /// Writes interim responses. hyper's buffer is empty.
     fn poll_interims<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.head_tracker.register(cx);
+        self.head_tracker.register_writer(cx);
         let only_rest = match &mut self.guard {
             ProtocolGuard::H1 { refusals, .. } => {
                 refusals.note_flush(&self.activity);
@@ -201,7 +204,7 @@ impl Observer {
             }
             ProtocolGuard::H2 { frames, .. } => !(frames.is_between() && frames.allows_interims()),
         };
-        self.head_tracker.poll_write(stream, cx, only_rest)
+        self.head_tracker.poll_write_interims(stream, cx, only_rest)
     }
 }
 
@@ -275,7 +278,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     /// Ends the connection with `bytes`, unless they would be read as a part of what was written partly.
     fn write_final(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut stream = Pin::new(&mut self.stream);
-        let interim = self.observer.as_ref().is_some_and(|observer| observer.head_tracker.is_partly_written());
+        let interim = self.observer.as_ref().is_some_and(|observer| observer.head_tracker.is_interim_partly_written());
         if !self.partly_written
             && !interim
             && let Poll::Ready(Ok(_)) = stream.as_mut().poll_write(cx, bytes)
@@ -320,7 +323,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                 continue;
             }
             if poll.is_ready() {
-                observer.head_tracker.note_heads(RefusedHeads::note_client_end);
+                observer.head_tracker.note_client_end();
             }
             if observer.activity.is_head_abandoned() {
                 let response = match observer.guard {

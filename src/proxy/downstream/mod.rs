@@ -23,6 +23,7 @@ mod h2_frames;
 pub mod h2_stream_stall;
 mod h2_trailers;
 pub mod head_tracker;
+mod interim_queue;
 pub mod io;
 pub mod refused_heads;
 mod request_streams;

@@ -213,14 +213,14 @@ impl RefusedHeads {
     }
 
     /// Notes that hyper ended the connection without an error; returns whether it did so because of a head.
-    pub fn note_end(&mut self) -> bool {
+    pub fn note_clean_end(&mut self) -> bool {
         self.attribute_resets();
         let is_refused = !self.is_closing && !self.has_client_ended && self.open > 0;
         if is_refused {
             self.refuse(RefusedHead::without_response(HeadRefusal::Malformed));
             self.is_closing = true;
         }
-        self.settle();
+        self.end_round();
         is_refused
     }
 
@@ -235,8 +235,8 @@ impl RefusedHeads {
     }
 
     /// Notes a response on `stream`. If it has nothing but a status, `h2` sends it because a head is too large (431).
-    pub fn note_response(&mut self, stream: u32, is_status: bool) {
-        if self.mark(stream) && is_status {
+    pub fn note_response(&mut self, stream: u32, is_status_only: bool) {
+        if self.mark(stream) && is_status_only {
             self.refuse(RefusedHead::with_response(HeadRefusal::TooLarge));
         }
     }
@@ -276,7 +276,7 @@ impl RefusedHeads {
 
     /// Notes that hyper has done all that it can for now, and that everything was written; or that
     /// the connection has ended.
-    pub fn settle(&mut self) {
+    pub fn end_round(&mut self) {
         self.attribute_resets();
         let dropped = if self.is_closing { &mut self.dropped.by_closing } else { &mut self.dropped.by_client };
         *dropped += take(&mut self.open);

@@ -105,15 +105,15 @@ impl RequestStreams {
     }
 
     /// Ends the round if the streams of all its requests are known.
-    pub fn settle_known(&mut self) {
+    pub fn end_round_if_known(&mut self) {
         if self.blocks.is_empty() && !self.is_lost {
-            self.settle();
+            self.end_round();
         }
     }
 
     /// Ends the round. If a block became no request, it is not known which, so the streams of its requests
     /// never are.
-    pub fn settle(&mut self) {
+    pub fn end_round(&mut self) {
         let is_known = !std::mem::take(&mut self.is_lost) && self.blocks.is_empty();
         self.blocks.clear();
         if is_known {

@@ -12,10 +12,10 @@ use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::labels::Protocol;
 use crate::proxy::connection_context::ConnectionContext;
-use crate::proxy::downstream::head_tracker::InterimSender;
+use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::proxy::error::Error;
 
-/// Answers `request`, whose interim responses `interims` sends. It is recorded at once, so that it has an end even
+/// Answers `request`, which `handle` stands for below hyper. The request is recorded at once, so that it has an end even
 /// where hyper drops the future before it polls it. Over HTTP/2, must be called on the task of its stream.
 ///
 /// # Errors
@@ -23,12 +23,12 @@ use crate::proxy::error::Error;
 pub fn answer(
     context: Arc<ConnectionContext>,
     request: Request<Incoming>,
-    interims: InterimSender,
+    handle: RequestHandle,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Error>> {
-    let record = RequestRecord::new(&context, &request, interims.clone());
+    let record = RequestRecord::new(&context, &request, handle.clone());
     async move {
         let wanted = Wanted::by(&request);
-        let ForwardOutcome { mut must_close, result } = forward(&context, request, interims, &record).await;
+        let ForwardOutcome { mut must_close, result } = forward(&context, request, handle, &record).await;
         let mut response = match result {
             Ok(response) => response,
             Err(error @ Error::ClientLeft(_)) => {

@@ -23,7 +23,7 @@ use super::upgrade::{UpgradeParts, upgrade};
 use crate::labels;
 use crate::lane::{GatewayHead, RequestRefusal, RequestRules, Scheme, h2_head_size};
 use crate::proxy::connection_context::ConnectionContext;
-use crate::proxy::downstream::head_tracker::InterimSender;
+use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::proxy::error::Error;
 use crate::proxy::upstream::budget::Purpose;
 use crate::proxy::upstream::gateway_request::OnInterim;
@@ -41,7 +41,7 @@ pub struct ForwardOutcome {
 pub async fn forward(
     context: &Arc<ConnectionContext>,
     request: Request<Incoming>,
-    interims: InterimSender,
+    handle: RequestHandle,
     record: &Arc<RequestRecord>,
 ) -> ForwardOutcome {
     let CheckedRequest { head, body, authorization, answered_by } = match check(context, request, record) {
@@ -55,7 +55,7 @@ pub async fn forward(
             let result = Box::pin(upgrade(context, head, authorization, parts, record)).await;
             ForwardOutcome { must_close, result }
         }
-        AnsweredBy::Gateway => send_to_gateway(context, head, body, authorization, interims, record).await,
+        AnsweredBy::Gateway => send_to_gateway(context, head, body, authorization, handle, record).await,
     }
 }
 
@@ -183,7 +183,7 @@ async fn send_to_gateway(
     head: GatewayHead,
     body: ClientBody,
     mut authorization: Option<ClientAuthorization>,
-    interims: InterimSender,
+    handle: RequestHandle,
     record: &Arc<RequestRecord>,
 ) -> ForwardOutcome {
     let client = head.client();
@@ -194,20 +194,20 @@ async fn send_to_gateway(
     };
 
     // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
-    let interims = record.takes_trailers().then_some(interims);
+    let handle = record.takes_trailers().then_some(handle);
     let counters = context.shared.traffic.lane(head.lane());
     record.count_sent(counters.sent.clone());
     let ClientBody { incoming, expects_continue, rules } = body;
     // hyper sends 100 over HTTP/1.1 as soon as the body is read.
-    let h2_interims = || interims.clone().filter(InterimSender::is_h2);
-    let (gate, continue_signal) = expects_continue.then(|| ContinueGate::new(h2_interims())).unzip();
+    let h2_handle = || handle.clone().filter(RequestHandle::is_h2);
+    let (gate, continue_signal) = expects_continue.then(|| ContinueGate::new(h2_handle())).unzip();
     let body =
         RequestBody::new(incoming, context.protocol, rules, gate, counters.received.clone(), &context.shared.shutdown);
     let progress = if expects_continue { body.progress() } else { None };
-    let on_interim = OnInterim { continue_signal, interims: interims.clone() };
+    let on_interim = OnInterim { continue_signal, handle: handle.clone() };
     let sending = pin!(context.shared.upstream.send(head, body, on_interim, permit, &context.settings.limits, started));
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
-    write_interims(interims, record).await;
+    write_interims(handle, record).await;
 
     // The client waited for a 100 and got none: what it sends next may be the body, or a new request.
     let must_close = progress.is_some_and(|progress| progress.last_piece().is_none());
@@ -222,10 +222,10 @@ async fn send_to_gateway(
 
 /// Waits over HTTP/1.1 until interim responses are written: no byte of the final response may be in
 /// hyper's buffer before them. A client that does not read them is cut off.
-async fn write_interims(interims: Option<InterimSender>, record: &RequestRecord) {
-    if let Some(interims) = interims.filter(|interims| !interims.is_h2() && interims.is_waiting()) {
+async fn write_interims(handle: Option<RequestHandle>, record: &RequestRecord) {
+    if let Some(handle) = handle.filter(|handle| !handle.is_h2() && handle.has_interims()) {
         record.guard().mark_pending(Instant::now());
-        poll_fn(|cx| interims.poll_written(cx)).await;
+        poll_fn(|cx| handle.poll_interims_written(cx)).await;
     }
 }
 

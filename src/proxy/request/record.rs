@@ -20,7 +20,7 @@ use crate::lane::Scheme;
 use crate::metrics::count;
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::activity::RequestGuard;
-use crate::proxy::downstream::head_tracker::InterimSender;
+use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::upstream::budget::GatewayPermit;
@@ -40,7 +40,7 @@ pub struct RequestRecord {
     is_external: AtomicBool,
     /// Whether the client's version of HTTP has trailers.
     takes_trailers: bool,
-    stream: InterimSender,
+    handle: RequestHandle,
     /// 0 before there is a response.
     status: AtomicU16,
     head_after: OnceLock<Duration>,
@@ -58,8 +58,8 @@ pub struct RequestRecord {
 }
 
 impl RequestRecord {
-    /// Begins the record of `request`, whose interim responses `stream` sends.
-    pub fn new<B>(context: &Arc<ConnectionContext>, request: &Request<B>, stream: InterimSender) -> Arc<Self> {
+    /// Begins the record of `request`, which `handle` stands for below hyper.
+    pub fn new<B>(context: &Arc<ConnectionContext>, request: &Request<B>, handle: RequestHandle) -> Arc<Self> {
         let headers = request.headers();
         let has_recorder = context.shared.traffic.recorder.is_some();
         let access_log = context.settings.log_access.then(|| AccessLog::new(context, headers));
@@ -74,7 +74,7 @@ impl RequestRecord {
             began_at: has_recorder.then(SystemTime::now),
             is_external: AtomicBool::new(context.lane.kind() == LaneKind::External),
             takes_trailers: request.version() >= Version::HTTP_11,
-            stream,
+            handle,
             status: AtomicU16::new(0),
             head_after: OnceLock::new(),
             handed_out: AtomicU64::new(0),
@@ -124,7 +124,7 @@ impl RequestRecord {
 
     /// Notes the response's status.
     pub fn note_response(&self, status: u16) {
-        if self.stream.is_h2() && (self.stream.is_closing() || self.stream.was_reset()) {
+        if self.handle.is_h2() && (self.handle.is_connection_closing() || self.handle.was_reset()) {
             // It does not reach the client.
             return;
         }
@@ -140,7 +140,7 @@ impl RequestRecord {
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
         let reason = error.label();
         let error_text = || error_chain(error);
-        if matches!(error, Error::BadRequestBody(_)) && self.stream.is_closing() {
+        if matches!(error, Error::BadRequestBody(_)) && self.handle.is_connection_closing() {
             // The connection ends, and the body with it.
             debug!(connection, %peer, lane, request_id, reason, error = error_text(), "request body cut off");
             let _ = self.end.set(RequestEnd::ConnectionClosed);
@@ -239,7 +239,7 @@ impl RequestRecord {
         if self.guard.is_stream_stalled() {
             return RequestEnd::ClientStalled;
         }
-        if self.stream.is_h2() && self.stream.was_reset() {
+        if self.handle.is_h2() && self.handle.was_reset() {
             return RequestEnd::BadBody;
         }
         self.context.request_end()

@@ -8,7 +8,7 @@ use hyper::body::Body;
 
 use super::request_body::{ContinueSignal, RequestBody};
 use crate::lane::{GatewayHead, scrub_response};
-use crate::proxy::downstream::head_tracker::InterimSender;
+use crate::proxy::downstream::head_tracker::RequestHandle;
 
 /// What receives the gateway's interim responses.
 #[derive(Debug, Default)]
@@ -16,14 +16,14 @@ pub struct OnInterim {
     /// Receives `100 Continue`.
     pub continue_signal: Option<Arc<ContinueSignal>>,
     /// Receives all others.
-    pub interims: Option<InterimSender>,
+    pub handle: Option<RequestHandle>,
 }
 
 impl OnInterim {
     /// Has hyper hand over the interim responses to `request`.
     fn attach(self, request: &mut Request<RequestBody>) {
-        let Self { continue_signal, interims } = self;
-        if continue_signal.is_none() && interims.is_none() {
+        let Self { continue_signal, handle } = self;
+        if continue_signal.is_none() && handle.is_none() {
             return;
         }
         hyper::ext::on_informational(request, move |response| {
@@ -31,12 +31,12 @@ impl OnInterim {
                 if let Some(signal) = &continue_signal {
                     signal.open();
                 }
-            } else if let Some(interims) = &interims {
+            } else if let Some(handle) = &handle {
                 let mut headers = response.headers().clone();
                 scrub_response(&mut headers);
                 // RFC 9110 section 8.6.
                 headers.remove(CONTENT_LENGTH);
-                interims.send(response.status(), &headers);
+                handle.send_interim(response.status(), &headers);
             }
         });
     }

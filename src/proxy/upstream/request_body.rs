@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep};
 use super::read_after_reset::StreamState;
 use crate::labels::Protocol;
 use crate::lane::{RequestRules, scrub_request_trailers};
-use crate::proxy::downstream::head_tracker::InterimSender;
+use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::shutdown::Shutdown;
 
 /// How long a body of a client that expects `100 Continue` is held back while the gateway does not
@@ -277,7 +277,7 @@ pub struct ContinueGate {
     signal: Arc<ContinueSignal>,
     deadline: Pin<Box<Sleep>>,
     /// Where hyper does not send 100 by itself.
-    interims: Option<InterimSender>,
+    handle: Option<RequestHandle>,
 }
 
 /// Opens a [`ContinueGate`].
@@ -297,10 +297,10 @@ impl ContinueSignal {
 
 impl ContinueGate {
     /// Creates a closed gate and the signal that opens it. When it opens, `interims` tell the client to send its body.
-    pub fn new(interims: Option<InterimSender>) -> (Self, Arc<ContinueSignal>) {
+    pub fn new(handle: Option<RequestHandle>) -> (Self, Arc<ContinueSignal>) {
         let signal = Arc::<ContinueSignal>::default();
         let deadline = Box::pin(tokio::time::sleep_until(Instant::now() + CONTINUE_WAIT));
-        (Self { signal: Arc::clone(&signal), deadline, interims }, signal)
+        (Self { signal: Arc::clone(&signal), deadline, handle }, signal)
     }
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -308,8 +308,8 @@ impl ContinueGate {
         if !self.signal.open.load(Ordering::Acquire) {
             ready!(self.deadline.as_mut().poll(cx));
         }
-        if let Some(interims) = self.interims.take() {
-            interims.send(StatusCode::CONTINUE, &HeaderMap::new());
+        if let Some(handle) = self.handle.take() {
+            handle.send_interim(StatusCode::CONTINUE, &HeaderMap::new());
         }
         Poll::Ready(())
     }

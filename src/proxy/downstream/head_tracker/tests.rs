@@ -5,13 +5,14 @@ use std::task::Waker;
 use http::HeaderValue;
 
 use super::*;
+use crate::proxy::downstream::interim_queue::{MAX_QUEUED_BYTES, MAX_RESPONSE_BYTES, push_string};
 
 const HINTS: StatusCode = StatusCode::EARLY_HINTS;
 
 /// What is written at once.
 fn written(head_tracker: &HeadTracker) -> Vec<u8> {
     let mut stream = Vec::new();
-    let poll = head_tracker.poll_write(&mut stream, &mut Context::from_waker(Waker::noop()), false);
+    let poll = head_tracker.poll_write_interims(&mut stream, &mut Context::from_waker(Waker::noop()), false);
     assert!(matches!(poll, Poll::Ready(Ok(()))));
     stream
 }
@@ -23,17 +24,17 @@ fn link() -> HeaderMap {
 #[test]
 fn an_interim_response_has_the_form_of_its_protocol() {
     let h1 = HeadTracker::new(Protocol::H1);
-    h1.begin_request().send(HINTS, &link());
+    h1.begin_request().send_interim(HINTS, &link());
     assert_eq!(written(&h1), b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
     let h2 = HeadTracker::new(Protocol::H2);
     h2.note_block(5);
-    let sender = h2.begin_request();
-    h2.settle();
-    sender.send(HINTS, &link());
+    let handle = h2.begin_request();
+    h2.note_idle();
+    handle.send_interim(HINTS, &link());
     let block = [&b"\x08\x03103"[..], b"\0\x04link\x04</a>"].concat();
     assert_eq!(written(&h2), [&[0, 0, 16, 1, 4, 0, 0, 0, 5][..], &block].concat());
     let mut long = Vec::new();
-    string(&mut long, &[b'a'; 1337]);
+    push_string(&mut long, &[b'a'; 1337]);
     assert_eq!(&long[..4], [127, 0xba, 9, b'a'], "127 + 58 + 9 * 128");
 }
 
@@ -45,9 +46,9 @@ fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
         assert!(head_tracker.state().streams.is_within_limits());
     }
     assert!(head_tracker.state().streams.has_released_blocks(), "nothing stays allocated");
-    let sender = head_tracker.begin_request();
-    head_tracker.settle();
-    sender.send(HINTS, &link());
+    let handle = head_tracker.begin_request();
+    head_tracker.note_idle();
+    handle.send_interim(HINTS, &link());
     assert!(written(&head_tracker).is_empty(), "the stream is not known");
 }
 
@@ -60,7 +61,7 @@ fn requests_are_not_kept_without_bound_while_the_client_does_not_read() {
         head_tracker.note_block(2 * number + 1);
         let _ = head_tracker.begin_request();
         head_tracker.note_blocked(true);
-        head_tracker.settle();
+        head_tracker.note_idle();
         assert!(head_tracker.state().streams.is_within_limits());
     }
 }
@@ -72,26 +73,26 @@ fn streams_are_known_where_each_header_block_was_one_request() {
         head_tracker.note_block(stream);
     }
     let (one, three) = (head_tracker.begin_request(), head_tracker.begin_request());
-    one.send(HINTS, &link());
-    assert_eq!(written(&head_tracker), b"", "not settled");
-    head_tracker.settle();
+    one.send_interim(HINTS, &link());
+    assert_eq!(written(&head_tracker), b"", "the round has not ended");
+    head_tracker.note_idle();
     assert_eq!((one.stream(), three.stream()), (Some(1), Some(3)));
     // Of two header blocks, one was refused.
     for stream in [5, 7] {
         head_tracker.note_block(stream);
     }
     let five_or_seven = head_tracker.begin_request();
-    head_tracker.settle();
-    five_or_seven.send(HINTS, &link());
+    head_tracker.note_idle();
+    five_or_seven.send_interim(HINTS, &link());
     assert_eq!((five_or_seven.stream(), written(&head_tracker)), (None, Vec::new()));
     head_tracker.note_reset(5, PROTOCOL_ERROR);
     assert!(!five_or_seven.was_reset(), "it may be 7");
-    three.send(HINTS, &link());
+    three.send_interim(HINTS, &link());
     assert_ne!(written(&head_tracker), b"", "what was known stays known");
     head_tracker.note_block(9);
     let nine = head_tracker.begin_request();
-    head_tracker.settle();
-    nine.send(HINTS, &link());
+    head_tracker.note_idle();
+    nine.send_interim(HINTS, &link());
     assert_eq!(nine.stream(), Some(9), "what comes later is known again");
     assert_ne!(written(&head_tracker), b"");
 
@@ -99,7 +100,7 @@ fn streams_are_known_where_each_header_block_was_one_request() {
     let _without_a_block = head_tracker.begin_request();
     head_tracker.note_block(1);
     let late = head_tracker.begin_request();
-    head_tracker.settle();
+    head_tracker.note_idle();
     assert_eq!(late.stream(), None);
 }
 
@@ -111,32 +112,32 @@ fn nothing_is_decided_while_something_waits_to_be_written() {
     }
     let one = head_tracker.begin_request();
     head_tracker.note_blocked(true);
-    head_tracker.settle();
+    head_tracker.note_idle();
     assert_eq!((one.stream(), head_tracker.take_refused()), (None, Default::default()));
     let three = head_tracker.begin_request();
     head_tracker.note_blocked(true);
-    head_tracker.settle();
+    head_tracker.note_idle();
     assert_eq!((one.stream(), three.stream()), (Some(1), Some(3)), "each block is a request");
-    head_tracker.settle();
+    head_tracker.note_idle();
     assert_eq!(head_tracker.take_refused(), Default::default());
 }
 
 #[test]
 fn requests_without_a_known_stream_are_not_kept_without_bound() {
     let head_tracker = HeadTracker::new(Protocol::H2);
-    let mut senders = Vec::new();
+    let mut handles = Vec::new();
     for round in 0..1000 {
         for number in 0..2 {
             head_tracker.note_block(4 * round + 2 * number + 1);
         }
-        senders.push(head_tracker.begin_request());
-        head_tracker.settle();
+        handles.push(head_tracker.begin_request());
+        head_tracker.note_idle();
         assert!(head_tracker.state().streams.is_within_limits());
     }
-    assert!(senders.iter().all(|sender| sender.stream().is_none()));
+    assert!(handles.iter().all(|handle| handle.stream().is_none()));
     head_tracker.note_block(5001);
     let known = head_tracker.begin_request();
-    head_tracker.settle();
+    head_tracker.note_idle();
     assert_eq!(known.stream(), Some(5001));
 }
 
@@ -144,23 +145,23 @@ fn requests_without_a_known_stream_are_not_kept_without_bound() {
 fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
     let head_tracker = HeadTracker::new(Protocol::H2);
     head_tracker.note_block(1);
-    let sender = head_tracker.begin_request();
-    head_tracker.settle();
-    sender.send(HINTS, &link());
+    let handle = head_tracker.begin_request();
+    head_tracker.note_idle();
+    handle.send_interim(HINTS, &link());
     head_tracker.close_stream(1);
     assert_eq!(written(&head_tracker), b"", "its final response came first");
-    sender.send(HINTS, &link());
+    handle.send_interim(HINTS, &link());
     assert_eq!(written(&head_tracker), b"");
     head_tracker.note_block(3);
     head_tracker.close_stream(3);
     let reset_before = head_tracker.begin_request();
-    head_tracker.settle();
-    reset_before.send(HINTS, &link());
+    head_tracker.note_idle();
+    reset_before.send_interim(HINTS, &link());
     assert_eq!((reset_before.stream(), written(&head_tracker)), (Some(3), Vec::new()), "reset before it was passed on");
     let h1 = HeadTracker::new(Protocol::H1);
     let earlier = h1.begin_request();
     let _later = h1.begin_request();
-    earlier.send(HINTS, &link());
+    earlier.send_interim(HINTS, &link());
     assert_eq!(written(&h1), b"");
 }
 
@@ -173,9 +174,9 @@ fn a_request_whose_stream_h2_reset_is_known() {
     let [one, three, five] = [1, 3, 5].map(|_| head_tracker.begin_request());
     head_tracker.note_reset(1, PROTOCOL_ERROR);
     head_tracker.note_reset(3, 8);
-    assert!(!one.was_reset(), "not settled");
-    head_tracker.settle();
-    assert_eq!([&one, &three, &five].map(InterimSender::was_reset), [true, false, false]);
+    assert!(!one.was_reset(), "the round has not ended");
+    head_tracker.note_idle();
+    assert_eq!([&one, &three, &five].map(RequestHandle::was_reset), [true, false, false]);
     for _ in 0..1000 {
         head_tracker.note_reset(5, PROTOCOL_ERROR);
     }
@@ -185,14 +186,14 @@ fn a_request_whose_stream_h2_reset_is_known() {
 #[test]
 fn what_waits_is_bounded() {
     let head_tracker = HeadTracker::new(Protocol::H1);
-    let sender = head_tracker.begin_request();
+    let handle = head_tracker.begin_request();
     let large = |length: usize| {
         HeaderMap::from_iter([(http::header::LINK, HeaderValue::from_str(&"a".repeat(length)).unwrap())])
     };
-    sender.send(HINTS, &large(MAX_RESPONSE_BYTES));
+    handle.send_interim(HINTS, &large(MAX_RESPONSE_BYTES));
     assert_eq!(written(&head_tracker), b"", "too large for one frame");
     for _ in 0..100 {
-        sender.send(HINTS, &large(MAX_RESPONSE_BYTES - 100));
+        handle.send_interim(HINTS, &large(MAX_RESPONSE_BYTES - 100));
     }
     let length = written(&head_tracker).len();
     assert!(length > MAX_QUEUED_BYTES - MAX_RESPONSE_BYTES && length <= MAX_QUEUED_BYTES, "{length}");

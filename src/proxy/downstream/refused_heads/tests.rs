@@ -14,9 +14,9 @@ fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
     heads.note_block(1);
     heads.note_request();
     heads.note_reset(1, PROTOCOL_ERROR);
-    heads.settle();
+    heads.end_round();
     heads.note_reset(1, PROTOCOL_ERROR);
-    heads.settle();
+    heads.end_round();
     assert_eq!(heads.take(), (vec![], NONE));
     // Of three blocks two became requests.
     for stream in [3, 5, 7] {
@@ -25,10 +25,10 @@ fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
     heads.note_request();
     heads.note_reset(5, PROTOCOL_ERROR);
     heads.note_request();
-    heads.settle();
+    heads.end_round();
     assert_eq!(heads.take(), (vec![MALFORMED], NONE));
     heads.note_reset(3, PROTOCOL_ERROR);
-    heads.settle();
+    heads.end_round();
     assert_eq!(heads.take(), (vec![], NONE), "each is counted once");
 }
 
@@ -44,14 +44,14 @@ fn what_only_a_head_can_get_is_counted_at_once() {
     assert_eq!(heads.take(), (vec![RefusedHead::with_response(HeadRefusal::TooLarge), SURPLUS], NONE));
     heads.note_goaway(0, COMPRESSION_ERROR, b"");
     heads.note_goaway(0, 0, b"");
-    heads.settle();
+    heads.end_round();
     assert_eq!(heads.take(), (vec![MALFORMED], NONE));
     // Trailers that are a single field.
     heads.note_block(7);
     heads.note_request();
     heads.note_response(7, false);
     heads.note_response(7, true);
-    heads.settle();
+    heads.end_round();
     heads.note_response(7, true);
     assert_eq!(heads.take(), (vec![], NONE));
 }
@@ -66,7 +66,7 @@ fn a_reset_for_a_body_is_no_refusal_while_a_surplus_stream_waits_for_its_own() {
     // Nothing more is written for a while.
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.note_reset(3, REFUSED_STREAM);
-    heads.settle();
+    heads.end_round();
     assert_eq!(heads.take(), (vec![SURPLUS], NONE));
 }
 
@@ -80,11 +80,11 @@ fn a_surplus_stream_is_counted_even_where_it_was_not_kept() {
     for stream in 0..count {
         heads.note_reset(stream, REFUSED_STREAM);
     }
-    heads.settle();
+    heads.end_round();
     assert_eq!(heads.take(), (vec![SURPLUS; 3 * MAX_STREAMS], NONE));
     // An error that is no head's.
     heads.note_goaway(0, PROTOCOL_ERROR, b"");
-    heads.settle();
+    heads.end_round();
     assert!(heads.is_empty());
 }
 
@@ -96,7 +96,7 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
         heads.note_block(stream);
     }
     heads.note_request();
-    heads.settle();
+    heads.end_round();
     assert_eq!(heads.take(), (vec![], Dropped { by_client: 1, by_closing: 0 }));
     for close in [|heads: &mut RefusedHeads| heads.note_goaway(0, 0, b""), RefusedHeads::note_closing] {
         let mut heads = RefusedHeads::default();
@@ -105,7 +105,7 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
         }
         heads.note_request();
         close(&mut heads);
-        heads.settle();
+        heads.end_round();
         assert!(!heads.is_empty());
         assert_eq!(heads.take(), (vec![], Dropped { by_client: 0, by_closing: 2 }));
         assert!(heads.is_empty());
@@ -113,7 +113,7 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
         heads.note_block(7);
         heads.note_request();
         heads.note_reset(7, PROTOCOL_ERROR);
-        heads.settle();
+        heads.end_round();
         assert_eq!(heads.take(), (vec![], NONE));
     }
 }
@@ -134,10 +134,10 @@ fn a_block_that_goes_on_is_counted_once_where_it_is_refused() {
             if is_whole {
                 heads.note_block(1);
             } else {
-                heads.settle();
+                heads.end_round();
             }
             heads.note_goaway(0, code, debug_data);
-            heads.settle();
+            heads.end_round();
             let refused: Vec<_> = wanted.into_iter().collect();
             let by_closing = usize::from(is_whole && refused.is_empty());
             assert_eq!(heads.take(), (refused, Dropped { by_client: 0, by_closing }), "{name}, {is_whole}");
@@ -146,16 +146,16 @@ fn a_block_that_goes_on_is_counted_once_where_it_is_refused() {
     // Reset before its end, which then leads to the end of the connection.
     let mut heads = RefusedHeads::default();
     heads.note_partial_block(1);
-    heads.settle();
+    heads.end_round();
     heads.note_reset(1, PROTOCOL_ERROR);
-    heads.settle();
+    heads.end_round();
     heads.note_block(1);
     heads.note_goaway(0, PROTOCOL_ERROR, b"");
-    heads.settle();
+    heads.end_round();
     assert_eq!(heads.take(), (vec![MALFORMED], NONE));
     // What is no head.
     heads.note_goaway(0, PROTOCOL_ERROR, b"");
-    heads.settle();
+    heads.end_round();
     assert_eq!(heads.take(), (vec![], NONE));
 }
 
@@ -166,7 +166,7 @@ fn a_head_for_which_hyper_ends_the_connection_is_counted() {
         heads.note_block(1);
         heads.note_request();
         prepare(&mut heads);
-        (heads.note_end(), heads.take())
+        (heads.note_clean_end(), heads.take())
     };
     assert_eq!(ended(|heads| heads.note_block(3)), (true, (vec![MALFORMED], NONE)));
     let two = |heads: &mut RefusedHeads| [3, 5].into_iter().for_each(|stream| heads.note_block(stream));
@@ -206,7 +206,7 @@ fn an_error_of_the_connection_is_no_heads_where_all_blocks_were_read() {
             heads.note_reset(stream, PROTOCOL_ERROR);
         }
         heads.note_goaway(last_stream, PROTOCOL_ERROR, b"");
-        heads.settle();
+        heads.end_round();
         let dropped = Dropped { by_client: 0, by_closing: begun.len() - refused };
         assert_eq!(heads.take(), (vec![MALFORMED; refused], dropped), "{begun:?} {reset:?} {last_stream}");
     }

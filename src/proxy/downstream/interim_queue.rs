@@ -1,0 +1,128 @@
+//! Interim responses (1xx) that wait to be written, in the form of their protocol.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use http::{HeaderMap, StatusCode};
+use tokio::io::AsyncWrite;
+
+use crate::proxy::h1_fields::push_fields;
+
+/// The most bytes of interim responses that wait for a client.
+pub const MAX_QUEUED_BYTES: usize = 64 * 1024;
+/// The largest interim response, in bytes. Every client accepts a frame of this size (RFC 9113 section 4.2).
+pub const MAX_RESPONSE_BYTES: usize = 16 * 1024;
+
+/// The interim responses of one connection that are not written yet, the oldest first.
+#[derive(Debug, Default)]
+pub struct InterimQueue {
+    responses: VecDeque<Interim>,
+    /// Whether a part of the first response is written.
+    is_partly_written: bool,
+}
+
+/// An interim response, or what is left of it.
+#[derive(Debug)]
+struct Interim {
+    /// The HTTP/2 stream; 0 over HTTP/1.1.
+    stream: u32,
+    unwritten: Bytes,
+}
+
+impl InterimQueue {
+    /// Adds a response, unless it is larger than [`MAX_RESPONSE_BYTES`] or the queue would be larger than
+    /// [`MAX_QUEUED_BYTES`]; returns whether it was added.
+    pub fn push(&mut self, stream: u32, response: Vec<u8>) -> bool {
+        let queued: usize = self.responses.iter().map(|interim| interim.unwritten.len()).sum();
+        let fits = response.len() <= MAX_RESPONSE_BYTES && queued + response.len() <= MAX_QUEUED_BYTES;
+        if fits {
+            self.responses.push_back(Interim { stream, unwritten: response.into() });
+        }
+        fits
+    }
+
+    /// Drops the responses on `stream`, except one that is partly written.
+    pub fn remove_stream(&mut self, stream: u32) {
+        let keep = usize::from(self.is_partly_written);
+        let mut index = 0;
+        self.responses.retain(|interim| {
+            index += 1;
+            index <= keep || interim.stream != stream
+        });
+    }
+
+    /// Returns whether no response waits.
+    pub fn is_empty(&self) -> bool {
+        self.responses.is_empty()
+    }
+
+    /// Returns whether a part of a response is written, so that nothing else may be written before its rest.
+    pub fn is_partly_written(&self) -> bool {
+        self.is_partly_written
+    }
+
+    /// Writes all responses to `stream`; with `only_rest` only the rest of one that is partly written.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn poll_write<S>(&mut self, stream: &mut S, cx: &mut Context<'_>, only_rest: bool) -> Poll<io::Result<()>>
+    where
+        S: AsyncWrite + Unpin,
+    {
+        while !only_rest || self.is_partly_written {
+            let Some(Interim { unwritten, .. }) = self.responses.front_mut() else { break };
+            match ready!(Pin::new(&mut *stream).poll_write(cx, unwritten))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => unwritten.advance(count),
+            }
+            self.is_partly_written = !unwritten.is_empty();
+            if !self.is_partly_written {
+                self.responses.pop_front();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Encodes an interim response of HTTP/1.1.
+pub fn encode_h1(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+    let mut bytes =
+        format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
+    push_fields(&mut bytes, headers);
+    bytes
+}
+
+/// Encodes an interim response on `stream` of HTTP/2: a HEADERS frame with END_HEADERS and without END_STREAM
+/// (RFC 9113 section 6.2).
+pub fn encode_h2(stream: u32, status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+    // Entry 8 of the static table is `:status`; the literal is not indexed.
+    let mut block = vec![8];
+    push_string(&mut block, status.as_str().as_bytes());
+    for (name, value) in headers {
+        block.push(if value.is_sensitive() { 0x10 } else { 0 });
+        push_string(&mut block, name.as_str().as_bytes());
+        push_string(&mut block, value.as_bytes());
+    }
+    let length = u32::try_from(block.len()).unwrap_or(u32::MAX).to_be_bytes();
+    [&length[1..], &[1, 4], &stream.to_be_bytes(), &block].concat()
+}
+
+/// Appends `text` to `block` as a string literal without Huffman code (RFC 7541 sections 5.1 and 5.2).
+pub fn push_string(block: &mut Vec<u8>, text: &[u8]) {
+    let mut length = text.len();
+    if length < 127 {
+        block.push(u8::try_from(length).unwrap_or(0));
+    } else {
+        block.push(127);
+        length -= 127;
+        while length >= 128 {
+            block.push(u8::try_from(length % 128).unwrap_or(0) | 128);
+            length /= 128;
+        }
+        block.push(u8::try_from(length).unwrap_or(0));
+    }
+    block.extend_from_slice(text);
+}
