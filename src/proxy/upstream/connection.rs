@@ -168,13 +168,12 @@ impl UpstreamConnection {
     /// Sends `request` and waits for the head of its response.
     pub(super) fn exchange<'a>(
         &'a mut self,
-        GatewayRequest(mut request): GatewayRequest,
+        request: GatewayRequest,
         timeout: ResponseTimeout<'a>,
     ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + 'a {
         let Self { sender, connection, ended, state, timer, .. } = self;
         state.reset();
-        request.body_mut().set_stream(state);
-        let response = sender.try_send_request(request);
+        let response = request.send(sender, state);
         async move {
             let mut response = pin!(response);
             poll_fn(|cx| {
@@ -187,10 +186,9 @@ impl UpstreamConnection {
                     answer = response.as_mut().poll(cx);
                 }
                 if let Poll::Ready(result) = answer {
-                    return Poll::Ready(result.map_err(|mut failed| match failed.take_message() {
-                        Some(request) => SendError::Unsent(Box::new(GatewayRequest(request))),
-                        None => SendError::Broken(failed.into_error()),
-                    }));
+                    return Poll::Ready(
+                        result.map_err(|(error, unsent)| unsent.map_or(SendError::Broken(error), SendError::Unsent)),
+                    );
                 }
                 let (due, error) = timeout.due();
                 timer.poll_due(cx, Some(due)).map(|_| Err(error))

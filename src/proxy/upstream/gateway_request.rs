@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderValue, Request, StatusCode};
-use hyper::body::Body;
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1::SendRequest;
 
+use super::read_after_reset::StreamState;
 use super::request_body::{ContinueSignal, RequestBody};
 use crate::lane::{GatewayHead, scrub_response};
 use crate::proxy::downstream::head_tracker::RequestHandle;
@@ -15,12 +18,12 @@ use crate::proxy::downstream::head_tracker::RequestHandle;
 pub struct OnInterim {
     /// Receives `100 Continue`.
     pub continue_signal: Option<Arc<ContinueSignal>>,
-    /// Receives all others.
+    /// Sends all others to the client.
     pub handle: Option<RequestHandle>,
 }
 
 impl OnInterim {
-    /// Has hyper hand over the interim responses to `request`.
+    /// Has hyper pass the interim responses to `request` on.
     fn attach(self, request: &mut Request<RequestBody>) {
         let Self { continue_signal, handle } = self;
         if continue_signal.is_none() && handle.is_none() {
@@ -42,14 +45,11 @@ impl OnInterim {
     }
 }
 
-/// A request whose head is a [`GatewayHead`]. Connections to the gateway take no other.
-pub struct GatewayRequest(
-    /// Only a connection may take it out, or put back what it has not sent.
-    pub(super) Request<RequestBody>,
-);
+/// A request whose head is a [`GatewayHead`]. Connections to the gateway send no other.
+pub struct GatewayRequest(Request<RequestBody>);
 
 impl GatewayRequest {
-    /// Makes the request that hyper sends.
+    /// Creates the request of `head` and `body`. `on_interim` receives its interim responses.
     pub fn new(head: GatewayHead, body: RequestBody, on_interim: OnInterim) -> Self {
         // hyper omits the body of a GET, HEAD or CONNECT whose length is unknown, unless this field is set.
         let is_chunked = !body.is_end_stream() && body.size_hint().exact().is_none();
@@ -59,5 +59,23 @@ impl GatewayRequest {
         }
         on_interim.attach(&mut request);
         Self(request)
+    }
+    /// Sends the request by `sender`, on the connection with this `stream_state`; returns the response's head.
+    ///
+    /// # Errors
+    /// The connection failed; with the request if no byte of it was sent.
+    pub fn send(
+        self,
+        sender: &mut SendRequest<RequestBody>,
+        stream_state: &Arc<StreamState>,
+    ) -> impl Future<Output = Result<Response<Incoming>, (hyper::Error, Option<Box<Self>>)>> {
+        let Self(mut request) = self;
+        request.body_mut().set_stream(stream_state);
+        sender.try_send_request(request).map(|sent| {
+            sent.map_err(|mut failed| {
+                let unsent = failed.take_message().map(|request| Box::new(Self(request)));
+                (failed.into_error(), unsent)
+            })
+        })
     }
 }

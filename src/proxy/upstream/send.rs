@@ -112,15 +112,15 @@ impl Upstream {
         &self.pools[workers::index()]
     }
 
-    /// Sends a request, and waits for the head of its response. `started` is when the request got
-    /// its permit; call this at once.
+    /// Sends a request, and waits for the head of its response. Must be called as soon as the request has its
+    /// `permit`, which was at `started`.
     ///
-    /// A request is sent again only if no byte of it was sent, or if its method is safe, it has no
-    /// body and no byte of a response was read. Then it is sent at most twice over new connections:
-    /// it may be the request that makes the gateway break off.
+    /// A request is sent again only if no byte of it was sent, or if its method is safe, it has no body and no
+    /// byte of a response was read. In the second case it is sent at most twice over new connections: the request
+    /// itself may make the gateway break off.
     ///
     /// # Errors
-    /// Why there is no response.
+    /// The reason why there is no response.
     pub fn send<'a>(
         &'a self,
         head: GatewayHead,
@@ -131,20 +131,23 @@ impl Upstream {
         started: Instant,
     ) -> impl Future<Output = Result<(Response<Incoming>, PooledConnection), Error>> + 'a {
         let route = head.route();
-        let mut retry = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
-        let progress = body.progress();
-        let give_up = started + limits.gateway_wait;
         let response_timeout = response_timeout(&head, limits);
+        let mut attempts = Attempts {
+            upstream: self,
+            route,
+            retry: (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate()),
+            only_new_connections: false,
+            progress: body.progress(),
+            give_up: started + limits.gateway_wait,
+        };
         let mut request = GatewayRequest::new(head, body, on_interim);
         async move {
             let mut since = started;
-            let mut only_new_connections = false;
             loop {
-                let idle = if only_new_connections { None } else { self.pool().take(route, since) };
-                let mut connection = match idle {
+                let mut connection = match attempts.take_idle(since) {
                     Some(connection) => connection,
                     None => {
-                        let connection = Box::pin(self.connect(route, limits, give_up)).await?;
+                        let connection = Box::pin(self.connect(route, limits, attempts.give_up)).await?;
                         since = Instant::now();
                         connection
                     }
@@ -153,62 +156,28 @@ impl Upstream {
                     gateway: response_timeout,
                     client: limits.stall_timeout,
                     since,
-                    progress: progress.as_deref(),
+                    progress: attempts.progress.as_deref(),
                 };
-                let pause = match connection.exchange(request, timeout).await {
+                let (next_request, pause) = match connection.exchange(request, timeout).await {
                     Ok(response) => return accept_response(response, connection, permit),
-                    Err(SendError::Unsent(unsent)) => {
-                        let failure = Failure::Unsent { wait_is_over: Instant::now() + RETRY_PAUSE >= give_up };
-                        let Some(pause) = pause_before_retry(failure, connection.is_reused()) else {
-                            return Err(Error::GatewayUnavailable(io::ErrorKind::ConnectionReset.into()));
-                        };
-                        request = *unsent;
-                        pause
-                    }
+                    Err(SendError::Unsent(unsent)) => attempts.after_unsent(*unsent, &connection)?,
                     Err(SendError::Broken(error)) => {
-                        let is_bad_body = progress.as_deref().is_some_and(Progress::is_broken);
-                        let is_final = is_bad_body || error.is_parse_too_large() || connection.has_read();
-                        let failure = Failure::Broken { is_final, is_repeatable: retry.is_some() };
-                        let pause = pause_before_retry(failure, connection.is_reused());
-                        let (Some(pause), Some(head)) = (pause, retry.take()) else {
-                            let has_read = connection.has_read();
-                            return Err(Box::pin(self.why_broken(error, progress.as_deref(), has_read, route)).await);
-                        };
-                        retry = connection.is_reused().then(|| head.duplicate());
-                        only_new_connections = true;
-                        request = GatewayRequest::new(head, RequestBody::empty(), OnInterim::default());
-                        pause
+                        let has_read = connection.has_read();
+                        match attempts.after_broken(error, &connection) {
+                            Ok(attempt) => attempt,
+                            Err(error) => return Err(Box::pin(attempts.why_broken(error, has_read)).await),
+                        }
                     }
                     Err(SendError::GatewayTimeout) => return Err(Error::GatewayTimeout(response_timeout)),
                     Err(SendError::BodyTimeout) => return Err(Error::RequestBodyTimeout(limits.stall_timeout)),
                 };
+                request = next_request;
                 if !pause.is_zero() {
                     Box::pin(tokio::time::sleep(pause)).await;
                 }
                 since = Instant::now();
             }
         }
-    }
-
-    /// Returns why an exchange along `route` broke with `error`, where it is not repeated.
-    async fn why_broken(
-        &self,
-        error: hyper::Error,
-        progress: Option<&Progress>,
-        has_read: bool,
-        route: GatewayRoute,
-    ) -> Error {
-        if let Some(progress) = progress.filter(|progress| progress.is_broken()) {
-            return if progress.has_client_left() { Error::ClientLeft(error) } else { Error::BadRequestBody(error) };
-        }
-        if error.is_parse_too_large() {
-            return Error::GatewayHeadTooLarge;
-        }
-        let may_be_tls = (error.is_parse() || !has_read) && route.target == self.gateway;
-        if may_be_tls && self.tls_detector.explains_broken_answer().await {
-            return Error::GatewayTls;
-        }
-        Error::GatewayClosed(error)
     }
 
     /// Opens a connection along `route`; while the gateway does not accept, tries again until `give_up`.
@@ -235,6 +204,76 @@ impl Upstream {
         for pool in &self.pools {
             pool.sweep();
         }
+    }
+}
+
+/// The attempts to send one request.
+struct Attempts<'a> {
+    upstream: &'a Upstream,
+    route: GatewayRoute,
+    /// The head, if the request may be sent again after the connection broke under it.
+    retry: Option<GatewayHead>,
+    /// Whether a connection broke under the request, so that no idle one is used any more.
+    only_new_connections: bool,
+    progress: Option<Arc<Progress>>,
+    /// When the wait for a gateway that does not accept connections is over.
+    give_up: Instant,
+}
+
+impl Attempts<'_> {
+    /// Returns an idle connection for the next attempt; `None` if a new one must be opened.
+    fn take_idle(&self, now: Instant) -> Option<PooledConnection> {
+        if self.only_new_connections { None } else { self.upstream.pool().take(self.route, now) }
+    }
+
+    /// Returns what to send after `connection` failed before a byte of `request` was sent, and the pause before it.
+    ///
+    /// # Errors
+    /// The wait for the gateway is over.
+    fn after_unsent(
+        &self,
+        request: GatewayRequest,
+        connection: &PooledConnection,
+    ) -> Result<(GatewayRequest, Duration), Error> {
+        let failure = Failure::Unsent { wait_is_over: Instant::now() + RETRY_PAUSE >= self.give_up };
+        match pause_before_retry(failure, connection.is_reused()) {
+            Some(pause) => Ok((request, pause)),
+            None => Err(Error::GatewayUnavailable(io::ErrorKind::ConnectionReset.into())),
+        }
+    }
+
+    /// Returns what to send after `connection` broke with `error` under the request, and the pause before it.
+    ///
+    /// # Errors
+    /// `error`, if the request must not be sent again.
+    fn after_broken(
+        &mut self,
+        error: hyper::Error,
+        connection: &PooledConnection,
+    ) -> Result<(GatewayRequest, Duration), hyper::Error> {
+        let is_bad_body = self.progress.as_deref().is_some_and(Progress::is_broken);
+        let is_final = is_bad_body || error.is_parse_too_large() || connection.has_read();
+        let failure = Failure::Broken { is_final, is_repeatable: self.retry.is_some() };
+        let pause = pause_before_retry(failure, connection.is_reused());
+        let (Some(pause), Some(head)) = (pause, self.retry.take()) else { return Err(error) };
+        self.retry = connection.is_reused().then(|| head.duplicate());
+        self.only_new_connections = true;
+        Ok((GatewayRequest::new(head, RequestBody::empty(), OnInterim::default()), pause))
+    }
+
+    /// Returns why the last attempt broke with `error`. `has_read` is whether a byte of a response was read.
+    async fn why_broken(&self, error: hyper::Error, has_read: bool) -> Error {
+        if let Some(progress) = self.progress.as_deref().filter(|progress| progress.is_broken()) {
+            return if progress.has_client_left() { Error::ClientLeft(error) } else { Error::BadRequestBody(error) };
+        }
+        if error.is_parse_too_large() {
+            return Error::GatewayHeadTooLarge;
+        }
+        let may_be_tls = (error.is_parse() || !has_read) && self.route.target == self.upstream.gateway;
+        if may_be_tls && self.upstream.tls_detector.explains_broken_answer().await {
+            return Error::GatewayTls;
+        }
+        Error::GatewayClosed(error)
     }
 }
 
