@@ -18,8 +18,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
 pub enum Effect {
     /// At the reload, for open connections as well. Connections that are no longer authorized are closed.
     AtOnce,
-    /// At the reload, for new connections. An open connection keeps the old value, except that each
-    /// request is checked against the new `limits.head_fields` as well.
+    /// At the reload, for new connections. An open connection keeps the values with which it began.
     NewConnections,
     /// At the next start of loopgate.
     Restart,

@@ -36,7 +36,6 @@ const X_OPENCLAW_SCOPES: HeaderName = HeaderName::from_static("x-openclaw-scopes
 pub struct RequestRules {
     policy: LanePolicy,
     paths: Vec<PathRule>,
-    max_fields: usize,
     upgrades: Vec<String>,
     external_source: Ipv4Addr,
 }
@@ -47,7 +46,6 @@ impl RequestRules {
         Self {
             policy: LanePolicy::new(config),
             paths: config.external.paths.clone(),
-            max_fields: config.limits.head_fields,
             upgrades: config.http.upgrades.clone(),
             external_source: config.gateway.external_source,
         }
@@ -94,11 +92,10 @@ impl GatewayHead {
         names: &BTreeSet<SubjectName>,
     ) -> Result<Self, RequestRefusal> {
         // HTTP/2 may split cookies over several fields, HTTP/1.1 may not (RFC 9113 section 8.2.3).
-        // Split cookies count as one field of the limit.
         if parts.version == Version::HTTP_2 {
             join_cookies(&mut parts.headers);
         }
-        let checked = check_request(&parts, rules.max_fields, &rules.upgrades)?;
+        let checked = check_request(&parts, &rules.upgrades)?;
         let scopes = match lane {
             Lane::Agent(lane) => &lane.scopes,
             Lane::External(lane) => &lane.scopes,

@@ -49,6 +49,6 @@ pub use forwarding::Forwarding;
 pub use headers::{GatewayHead, RequestRules, scrub_request_trailers, scrub_response, scrub_response_trailers};
 pub use path::{check_path_rules, decode_path};
 pub use policy::{LanePolicy, allowed_scopes};
-pub use request_check::{RequestRefusal, h2_head_size};
+pub use request_check::{RequestRefusal, h2_field_count, h2_head_size};
 pub use scheme::Scheme;
 pub use target::{GatewayRoute, Target};

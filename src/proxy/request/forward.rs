@@ -21,7 +21,7 @@ use super::response::pass_back;
 use super::response_body::ResponseBody;
 use super::upgrade::{UpgradeParts, upgrade};
 use crate::labels;
-use crate::lane::{GatewayHead, RequestRefusal, RequestRules, Scheme, h2_head_size};
+use crate::lane::{GatewayHead, RequestRefusal, RequestRules, Scheme, h2_field_count, h2_head_size};
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::proxy::error::Error;
@@ -108,7 +108,7 @@ fn check(
     check_connection(context).map_err(|error| CheckFailure { must_close: true, error })?;
     let client_side = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
-    check_size(context, &parts).map_err(|error| CheckFailure { must_close: false, error })?;
+    check_head_size(context, &parts).map_err(|error| CheckFailure { must_close: false, error })?;
     add_missing_host(&mut parts, context.local);
     let shared = &context.shared;
     let rules = shared.rules.load_full();
@@ -157,11 +157,18 @@ fn keep_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
     }
 }
 
-/// Refuses heads that are larger than `limits.head_bytes` over HTTP/2. hyper does it over HTTP/1.1, and `h2` would give
-/// no reason.
-fn check_size(context: &ConnectionContext, parts: &Parts) -> Result<(), Error> {
-    if context.protocol == labels::Protocol::H2 && h2_head_size(parts) > context.settings.limits.head_bytes {
+/// Refuses heads over HTTP/2 that exceed `limits.head_bytes` or `limits.head_fields`. hyper refuses them over HTTP/1.1;
+/// over HTTP/2 it has no limit for fields, and `h2` would refuse the size without a reason.
+fn check_head_size(context: &ConnectionContext, parts: &Parts) -> Result<(), Error> {
+    if context.protocol == labels::Protocol::H1 {
+        return Ok(());
+    }
+    let limits = &context.settings.limits;
+    if h2_head_size(parts) > limits.head_bytes {
         return Err(Error::Refused(RequestRefusal::HeadTooLarge));
+    }
+    if h2_field_count(parts) > limits.head_fields {
+        return Err(Error::Refused(RequestRefusal::TooManyFields));
     }
     Ok(())
 }
