@@ -242,11 +242,11 @@ impl AsyncRead for Trickle<'_> {
         }
         let Some((first, rest)) = self.rest.split_first() else { return Poll::Ready(Ok(())) };
         let mut byte = [*first];
-        let before = self.guard.in_head();
+        let before = self.guard.is_in_head();
         let mut raw = Vec::new();
         let spoilt = self.guard.follow(&mut byte, &mut raw);
         assert!(!self.head_ended.get(), "a head ended that hyper did not see");
-        self.head_ended.set(before && !self.guard.in_head() && !spoilt);
+        self.head_ended.set(before && !self.guard.is_in_head() && !spoilt);
         self.encoded = encode(&byte, &raw);
         let byte = self.encoded.remove(0);
         buf.put_slice(&[byte]);

@@ -22,7 +22,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::labels::Protocol;
-use crate::proxy::{Activity, Downstream, Dropped, HeadRefusal, HeadTracker, RequestHandle};
+use crate::proxy::{Activity, Downstream, DroppedHeads, HeadRefusal, HeadTracker, RequestHandle};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -294,7 +294,7 @@ fn run(data: &[u8]) -> Outcome {
     let mut most_written = 0;
     let client = Client { pieces, written: Rc::clone(&written), most: 1 + usize::from(size) * 4, is_full: true };
     let head_tracker = HeadTracker::new(Protocol::H2);
-    let stream = Downstream::over(
+    let stream = Downstream::follow(
         client,
         Protocol::H2,
         Activity::new(Protocol::H2),
@@ -317,7 +317,7 @@ fn run(data: &[u8]) -> Outcome {
     );
     let mut connection = pin!(connection);
     let mut refused = Vec::new();
-    let mut dropped = Dropped::default();
+    let mut dropped = DroppedHeads::default();
     let mut take_refused = |all: &mut Vec<_>| {
         let (refused, more) = head_tracker.take_refused();
         all.extend(refused.into_iter().map(|refused| refused.why));

@@ -24,7 +24,7 @@ mod tests;
 /// The table of clients is searched for idle entries when it holds at least this many.
 const MIN_TABLE: usize = 1024;
 /// One of this many permits is reserved for agents, so that other clients can't lock them out.
-const AGENT_SHARE: usize = 16;
+const RESERVED_PART: usize = 16;
 /// The most connections that may ever wait for a permit; the same number again may wait for agents.
 ///
 /// They are accepted already: connections in the kernel's queue can't be distinguished, so agents
@@ -100,14 +100,14 @@ struct ClientGuard {
 
 #[derive(Debug, Default)]
 struct ClientTable {
-    clients: HashMap<IpAddr, Client>,
+    clients: HashMap<IpAddr, ClientEntry>,
     /// The size at which idle clients are removed next.
     clean_at: usize,
 }
 
 /// What is remembered of a client.
 #[derive(Debug)]
-struct Client {
+struct ClientEntry {
     open: usize,
     bucket: TokenBucket,
 }
@@ -123,7 +123,7 @@ impl ConnectionLimits {
         may_be_agent: impl Fn(IpAddr) -> bool + Send + Sync + 'static,
     ) -> Self {
         let total = config.limits.max_connections.min(Semaphore::MAX_PERMITS);
-        let reserved = total / AGENT_SHARE;
+        let reserved = total / RESERVED_PART;
         Self {
             shared: Arc::new(Semaphore::new(total - reserved)),
             reserved: Arc::new(Semaphore::new(reserved)),
@@ -161,14 +161,14 @@ impl ConnectionLimits {
     }
 
     fn try_take_slot(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
-        let client = self.count(peer)?;
+        let client = self.count_client(peer)?;
         let shared = Arc::clone(&self.shared);
         if let Ok(permit) = Arc::clone(&shared).try_acquire_owned() {
-            return Ok(Slot::Now(self.permit(client, permit)));
+            return Ok(Slot::Now(self.open_permit(client, permit)));
         }
         let reserved = (self.may_be_agent)(peer.ip()).then(|| Arc::clone(&self.reserved));
         if let Some(Ok(permit)) = reserved.clone().map(Semaphore::try_acquire_owned) {
-            return Ok(Slot::Now(self.permit(client, permit)));
+            return Ok(Slot::Now(self.open_permit(client, permit)));
         }
         let queue = if reserved.is_some() { &self.agents_waiting } else { &self.waiting };
         let waiting = Arc::clone(queue).try_acquire_owned().map_err(|_| AcceptRefusal::Full)?;
@@ -182,19 +182,19 @@ impl ConnectionLimits {
                 },
             };
             drop(waiting);
-            limits.permit(client, permit.expect("the semaphores are never closed"))
+            limits.open_permit(client, permit.expect("the semaphores are never closed"))
         };
         Ok(Slot::Later(later.boxed()))
     }
 
-    fn permit(&self, client: ClientGuard, permit: OwnedSemaphorePermit) -> Permit {
+    fn open_permit(&self, client: ClientGuard, permit: OwnedSemaphorePermit) -> Permit {
         self.metrics.accepted.inc();
         self.metrics.open.inc();
         Permit { client, _permit: permit }
     }
 
     /// Counts a connection against its client's limits.
-    fn count(self: &Arc<Self>, peer: PeerAddr) -> Result<ClientGuard, AcceptRefusal> {
+    fn count_client(self: &Arc<Self>, peer: PeerAddr) -> Result<ClientGuard, AcceptRefusal> {
         let limits = self.per_client.load();
         if limits.exempt.iter().any(|network| network.contains(&peer.ip())) {
             return Ok(ClientGuard { client: None, limits: Arc::clone(self) });
@@ -216,7 +216,7 @@ impl ClientTable {
             self.clean_at = MIN_TABLE.max(2 * self.clients.len());
             self.clients.shrink_to(self.clean_at);
         }
-        let client = self.clients.entry(client).or_insert(Client { open: 0, bucket: TokenBucket::full(now) });
+        let client = self.clients.entry(client).or_insert(ClientEntry { open: 0, bucket: TokenBucket::full(now) });
         if client.open >= limits.connections {
             return Err(AcceptRefusal::ClientConnections);
         }
@@ -237,7 +237,7 @@ impl ClientTable {
     }
 }
 
-impl Client {
+impl ClientEntry {
     /// Returns whether forgetting it makes no difference.
     fn is_idle(&self, now: Instant) -> bool {
         self.open == 0 && self.bucket.is_full(now)

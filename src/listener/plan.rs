@@ -24,7 +24,7 @@ pub fn plan(wanted: &BTreeSet<ListenerAddress>, open: &BTreeSet<ListenerAddress>
 }
 
 /// Returns the values of all options that ask for listeners, with what for.
-fn options(listen: &Listen) -> impl Iterator<Item = (ListenerKind, Cow<'_, [ListenOn]>)> {
+fn listener_options(listen: &Listen) -> impl Iterator<Item = (ListenerKind, Cow<'_, [ListenOn]>)> {
     let own = [(ListenerKind::Tls, Cow::from(&listen.on)), (ListenerKind::Plain, Cow::from(&listen.plain))];
     let forwards = listen.forward.iter().map(|forward| {
         let on = |on: &ListenOn| ListenOn { addresses: on.addresses.clone(), port: forward.port };
@@ -34,7 +34,7 @@ fn options(listen: &Listen) -> impl Iterator<Item = (ListenerKind, Cow<'_, [List
 }
 
 /// Returns the addresses that no listener may take: the gateway's, and those that forwards lead to.
-fn reserved(listen: &Listen, gateway: SocketAddr) -> Vec<SocketAddr> {
+fn reserved_addresses(listen: &Listen, gateway: SocketAddr) -> Vec<SocketAddr> {
     let targets = listen.forward.iter().map(|forward| SocketAddr::new(gateway.ip(), forward.target));
     std::iter::once(gateway).chain(targets).collect()
 }
@@ -46,12 +46,12 @@ pub fn wanted(
     interfaces: &[Interface],
     scope_of: impl Fn(&str) -> u32,
 ) -> BTreeSet<ListenerAddress> {
-    let reserved = reserved(listen, gateway);
+    let reserved = reserved_addresses(listen, gateway);
     let of = |(kind, on): (_, Cow<'_, [ListenOn]>)| {
         let addresses = wanted_addresses(&on, &reserved, interfaces, &scope_of);
         addresses.into_iter().map(move |address| ListenerAddress { address, kind })
     };
-    options(listen).flat_map(of).collect()
+    listener_options(listen).flat_map(of).collect()
 }
 
 /// Returns the addresses to listen on. `scope_of` returns the index of the interface with a name,
@@ -124,22 +124,22 @@ pub fn is_named(listen: &Listen, listener: &ListenerAddress) -> bool {
     let names = |on: &ListenOn| {
         on.exact().is_some_and(|ip| canonical(ip) == listener.address.ip()) && on.port == listener.address.port()
     };
-    options(listen).any(|(kind, on)| kind == listener.kind && on.iter().any(names))
+    listener_options(listen).any(|(kind, on)| kind == listener.kind && on.iter().any(names))
 }
 
 /// Returns the address to listen on, if any, that would take the gateway's own or one that a
 /// forward leads to, and which.
 pub fn conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAddress, SocketAddr)> {
-    let reserved = reserved(listen, gateway);
+    let reserved = reserved_addresses(listen, gateway);
     let found = |(kind, on): (_, Cow<'_, [ListenOn]>)| {
         let taking =
-            |taken: &SocketAddr| taking(&on, *taken).map(|address| (ListenerAddress { address, kind }, *taken));
+            |taken: &SocketAddr| taken_address(&on, *taken).map(|address| (ListenerAddress { address, kind }, *taken));
         reserved.iter().find_map(taking)
     };
-    options(listen).find_map(found)
+    listener_options(listen).find_map(found)
 }
 
-fn taking(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
+fn taken_address(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
     listen.iter().find_map(|on| match on.addresses {
         ListenAddresses::Address(exact) => {
             let address = SocketAddr::new(canonical(exact), on.port);

@@ -111,8 +111,8 @@ pub(crate) fn parse_v1(header: &[u8]) -> Result<ProxyHeader, Error> {
         v1::Addresses::Unknown => Ok(ProxyHeader::Unknown),
         // Rust parses `+80` as a number; the protocol does not allow it.
         _ if parsed.header.contains('+') => Err(Error::InvalidSource),
-        v1::Addresses::Tcp4(ip) => Ok(of(ip.source_address)),
-        v1::Addresses::Tcp6(ip) => Ok(of(ip.source_address)),
+        v1::Addresses::Tcp4(ip) => Ok(stated_client(ip.source_address)),
+        v1::Addresses::Tcp6(ip) => Ok(stated_client(ip.source_address)),
     }
 }
 
@@ -122,12 +122,12 @@ pub(crate) fn parse_v2(header: &[u8]) -> Result<ProxyHeader, Error> {
     match (parsed.command, parsed.addresses, parsed.protocol) {
         (v2::Command::Local, _, _) => Ok(ProxyHeader::Local),
         (_, v2::Addresses::Unspecified | v2::Addresses::Unix(_), _) => Ok(ProxyHeader::Unknown),
-        (_, v2::Addresses::IPv4(ip), v2::Protocol::Stream) => Ok(of(ip.source_address)),
-        (_, v2::Addresses::IPv6(ip), v2::Protocol::Stream) => Ok(of(ip.source_address)),
+        (_, v2::Addresses::IPv4(ip), v2::Protocol::Stream) => Ok(stated_client(ip.source_address)),
+        (_, v2::Addresses::IPv6(ip), v2::Protocol::Stream) => Ok(stated_client(ip.source_address)),
         (_, _, v2::Protocol::Datagram | v2::Protocol::Unspecified) => Err(Error::InvalidSource),
     }
 }
 
-fn of(ip: impl Into<IpAddr>) -> ProxyHeader {
+fn stated_client(ip: impl Into<IpAddr>) -> ProxyHeader {
     ProxyHeader::Client(canonical(ip.into()))
 }

@@ -52,21 +52,21 @@ impl CloseSignal {
         self.revoked.is_cancelled()
     }
 
-    /// Returns the futures that [`CloseSignal::poll`] takes.
+    /// Returns the futures that [`CloseSignal::poll_reason`] takes.
     pub(super) fn futures(&self) -> (WaitForCancellationFuture<'_>, WaitForCancellationFuture<'_>) {
         (self.closing.cancelled(), self.revoked.cancelled())
     }
 
-    /// Completes with the next reason. `draining` is whether [`CloseReason::Drain`] was returned
+    /// Completes with the next reason. `is_draining` is whether [`CloseReason::Drain`] was returned
     /// before. Must be polled until it is pending.
-    pub(super) fn poll(
+    pub(super) fn poll_reason(
         &self,
         cx: &mut Context<'_>,
         closing: Pin<&mut WaitForCancellationFuture<'_>>,
         revoked: Pin<&mut WaitForCancellationFuture<'_>>,
-        draining: bool,
+        is_draining: bool,
     ) -> Poll<CloseReason> {
-        if draining {
+        if is_draining {
             return revoked.poll(cx).map(|()| CloseReason::Revoked);
         }
         closing.poll(cx).map(|()| if self.revoked.is_cancelled() { CloseReason::Revoked } else { CloseReason::Drain })

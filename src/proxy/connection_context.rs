@@ -61,7 +61,7 @@ impl ConnectionContext {
     }
 
     /// Returns how a request ends that the connection takes with it as it ends.
-    pub(super) fn request_end(&self) -> RequestEnd {
+    pub(super) fn end_of_open_requests(&self) -> RequestEnd {
         let unless_closed =
             if self.head_tracker.is_closing() { RequestEnd::ConnectionClosed } else { RequestEnd::ClientGone };
         self.closed_by.get().copied().unwrap_or(unless_closed)
@@ -72,7 +72,7 @@ impl ConnectionContext {
     ///
     /// # Errors
     /// No permit was free within `limits.gateway_wait`.
-    pub(super) async fn gateway_permit(
+    pub(super) async fn acquire_permit(
         &self,
         client: Option<IpAddr>,
         purpose: Purpose,
@@ -82,7 +82,7 @@ impl ConnectionContext {
         let budget = match client.filter(|client| self.own_client() != Some(*client)) {
             // A client that a trusted proxy names, or a page on an agent's connection.
             Some(client) => {
-                other = self.shared.upstream.budgets().client(client);
+                other = self.shared.upstream.budgets().for_client(client);
                 &other
             }
             None => &self.budget,
@@ -97,7 +97,7 @@ impl ConnectionContext {
 
     /// How long the client may read nothing of a response before its request at the gateway ends. Agents are limited by
     /// `limits.stall_timeout` alone.
-    pub(super) fn gateway_stall(&self) -> Duration {
+    pub(super) fn gateway_stall_timeout(&self) -> Duration {
         match self.lane.kind() {
             LaneKind::External => self.settings.limits.gateway_stall,
             LaneKind::Agent => Duration::MAX,

@@ -60,7 +60,7 @@ pub enum Error {
 
 impl Error {
     /// Classifies an error of opening a connection to the gateway.
-    pub(super) fn not_connected(error: io::Error) -> Self {
+    pub(super) fn from_connect(error: io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EMFILE | Errno::ENFILE) => Self::OutOfFiles(error),
             _ => Self::GatewayUnavailable(error),
@@ -109,7 +109,7 @@ impl Error {
 
     /// A sentence for the client. It reveals nothing about what is behind loopgate, except that the
     /// gateway speaks TLS: a mistake that the operator meets first.
-    pub(super) fn text(&self) -> &'static str {
+    pub(super) fn client_text(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.text(),
             Self::CertificateExpired => "The certificate of this connection has expired. Connect again.",
@@ -156,9 +156,9 @@ mod tests {
             (Errno::ENFILE, "out_of_files"),
             (Errno::ECONNREFUSED, "gateway_unavailable"),
         ] {
-            let error = Error::not_connected(errno.into());
+            let error = Error::from_connect(errno.into());
             assert_eq!((error.label(), error.status().as_u16()), (label, 503));
         }
-        assert_eq!(Error::not_connected(io::ErrorKind::TimedOut.into()).label(), "gateway_unavailable");
+        assert_eq!(Error::from_connect(io::ErrorKind::TimedOut.into()).label(), "gateway_unavailable");
     }
 }

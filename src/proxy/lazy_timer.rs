@@ -11,17 +11,17 @@ use tokio::time::{Instant, Sleep};
 #[derive(Debug)]
 pub(super) struct LazyTimer {
     sleep: Pin<Box<Sleep>>,
-    recheck: Duration,
+    recheck_interval: Duration,
 }
 
 impl LazyTimer {
-    /// Creates a timer that looks for a deadline every `recheck` while there is none.
-    pub(super) fn new(recheck: Duration) -> Self {
-        Self { sleep: Box::pin(tokio::time::sleep(recheck)), recheck }
+    /// Creates a timer that looks for a deadline every `recheck_interval` while there is none.
+    pub(super) fn new(recheck_interval: Duration) -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep(recheck_interval)), recheck_interval }
     }
 
     /// Completes with the current time once `due` has passed. With no deadline it stays pending,
-    /// and wakes the task every `recheck` to be asked again.
+    /// and wakes the task every `recheck_interval` to be asked again.
     pub(super) fn poll_due(&mut self, cx: &mut Context<'_>, due: Option<Instant>) -> Poll<Instant> {
         if let Some(due) = due
             && due < self.sleep.deadline()
@@ -34,7 +34,7 @@ impl LazyTimer {
             match due {
                 Some(due) if due <= now => return Poll::Ready(now),
                 Some(due) => self.sleep.as_mut().reset(due),
-                None => self.sleep.as_mut().reset(now + self.recheck),
+                None => self.sleep.as_mut().reset(now + self.recheck_interval),
             }
         }
     }

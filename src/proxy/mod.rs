@@ -14,7 +14,7 @@
 //! A file imports only from its own row and those below. `error` also wraps an error of `upstream`, and `downstream`
 //! keeps a guard of `registry`, whose drop removes the connection.
 
-mod chunked_end;
+mod chunked_trailers;
 pub mod close_signal;
 mod connection;
 mod connection_context;
@@ -36,7 +36,7 @@ pub(crate) use downstream::{
     h1_request_guard::{H1RequestGuard, encode},
     head_tracker::{HeadTracker, RequestHandle},
     io::Downstream,
-    refused_heads::{Dropped, HeadRefusal},
+    refused_heads::{DroppedHeads, HeadRefusal},
 };
 pub use error::Error;
 pub use registry::ConnectionInfo;

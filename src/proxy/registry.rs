@@ -19,7 +19,7 @@ use crate::lane::{
 /// Every connection that was assigned a lane.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
-    next: AtomicU64,
+    next_number: AtomicU64,
     connections: Mutex<HashMap<u64, ConnectionInfo>>,
 }
 
@@ -45,7 +45,7 @@ impl ConnectionInfo {
     pub(super) fn why_external(&self, view: &View, policy: &LanePolicy) -> Option<WhyExternal> {
         match (&*self.lane, &*self.evidence) {
             (Lane::External(_), ConnectionEvidence::Tls(evidence)) => {
-                why_external(evidence, view, policy, unix(self.since))
+                why_external(evidence, view, policy, unix_seconds(self.since))
             }
             (Lane::Agent(_), _) | (Lane::External(_), ConnectionEvidence::Plain(_)) => None,
         }
@@ -59,7 +59,7 @@ impl ConnectionInfo {
         let (Lane::Agent(before), ConnectionEvidence::Tls(evidence)) = (&*self.lane, &*self.evidence) else {
             return None;
         };
-        let now = self.evidence.decide(view, policy, unix(self.since));
+        let now = self.evidence.decide(view, policy, unix_seconds(self.since));
         if matches!(now, Ok(Lane::Agent(now)) if now.grants_the_same(before)) {
             return None;
         }
@@ -69,14 +69,14 @@ impl ConnectionInfo {
         if is_discovered && !view.agents.contains_key(&peer) && !view.last_known.contains_key(&peer) {
             return Some("its container (or pod) is gone, or lost its label or its address".to_owned());
         }
-        let why = why_external(evidence, view, policy, unix(self.since)).map(|why| why.to_string());
+        let why = why_external(evidence, view, policy, unix_seconds(self.since)).map(|why| why.to_string());
         Some(why.unwrap_or_else(|| "the agent is gone, or its basis, scope cap or user has changed".to_owned()))
     }
 
     /// Returns the reason why an external connection may not go on: it would get another scope cap now.
     pub(super) fn why_lost_scope_cap(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
-        let changed = match self.evidence.decide(view, policy, unix(self.since)).ok()? {
+        let changed = match self.evidence.decide(view, policy, unix_seconds(self.since)).ok()? {
             Lane::External(now) => before.scopes != now.scopes,
             Lane::Agent(now) => before.scopes != now.as_external.scopes,
         };
@@ -88,7 +88,7 @@ impl ConnectionInfo {
     /// names its user. An open connection never gains a right; a new one may.
     pub(super) fn why_lost_external_lane(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
-        let untrusted = match self.evidence.decide(view, policy, unix(self.since)) {
+        let untrusted = match self.evidence.decide(view, policy, unix_seconds(self.since)) {
             Ok(Lane::External(now)) if before.user.is_some() && before.user != now.user => {
                 return Some("its certificate no longer names its user");
             }
@@ -114,7 +114,7 @@ impl ConnectionInfo {
     }
 
     /// The agent's name, where it is a discovered one's; else the basis of its lane.
-    fn agent(&self) -> Option<&str> {
+    fn agent_name(&self) -> Option<&str> {
         let Lane::Agent(lane) = &*self.lane else { return None };
         Some(match &lane.basis {
             AgentBasis::Address(agent) | AgentBasis::Attested(agent) => &agent.name,
@@ -134,7 +134,7 @@ impl Registry {
         evidence: ConnectionEvidence,
         draining: &CancellationToken,
     ) -> RegistryGuard {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let close_signal = CloseSignal::new(draining);
         let (since, evidence) = (SystemTime::now(), Arc::new(evidence));
         let info = ConnectionInfo { number, peer, lane, protocol, since, evidence, close_signal: close_signal.clone() };
@@ -143,15 +143,15 @@ impl Registry {
     }
 
     /// Closes the connections for which `lost` returns a reason, which is logged; returns how many those are.
-    pub(super) fn revoke<R: Into<String>>(&self, lost: impl Fn(&ConnectionInfo) -> Option<R>) -> usize {
+    pub(super) fn revoke<R: Into<String>>(&self, why_lost: impl Fn(&ConnectionInfo) -> Option<R>) -> usize {
         let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         let mut revoked = 0;
         for connection in connections.values().filter(|connection| !connection.close_signal.is_revoked()) {
-            let Some(reason) = lost(connection) else { continue };
+            let Some(reason) = why_lost(connection) else { continue };
             let (number, peer, lane, reason): (_, _, _, String) =
                 (connection.number, connection.peer, connection.lane.kind().label(), reason.into());
             info!(
-                connection = number, %peer, lane, agent = connection.agent(), reason,
+                connection = number, %peer, lane, agent = connection.agent_name(), reason,
                 "closing a connection that is no longer authorized"
             );
             connection.close_signal.revoke();
@@ -167,7 +167,7 @@ impl Registry {
 }
 
 /// Returns `time` in seconds since the Unix epoch.
-pub(super) fn unix(time: SystemTime) -> i64 {
+pub(super) fn unix_seconds(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
@@ -253,7 +253,7 @@ mod tests {
                 proxy_header: ProxyHeader::Local,
                 certificate,
             });
-            let lane = evidence.decide(&view, &LanePolicy::new(&config), unix(SystemTime::now())).unwrap();
+            let lane = evidence.decide(&view, &LanePolicy::new(&config), unix_seconds(SystemTime::now())).unwrap();
             assert_eq!(lane.kind().label(), "agent", "{kind:?}");
             let registry = Arc::new(Registry::default());
             let addr = PeerAddr::new(format!("{peer}:1").parse().unwrap());

@@ -14,7 +14,7 @@ use super::connection::establish::AcceptedConnection;
 use super::downstream::window_budget::WindowBudget;
 use super::registry::ConnectionInfo;
 use super::shared::{ConnectionSettings, Enrol, LaneBuffers, Shared};
-use super::tunnel::first_message::HeldBudget;
+use super::tunnel::first_message::FirstMessageBudget;
 use super::upstream::send::Upstream;
 use crate::config::Config;
 use crate::discovery::View;
@@ -73,7 +73,7 @@ impl Proxy {
             registry: Arc::default(),
             upstream: Upstream::new(config, Arc::clone(&traffic), workers.size(), shutdown),
             windows: WindowBudget::new(config.limits.buffered),
-            held_messages: HeldBudget::new(config.limits.buffered),
+            first_messages: FirstMessageBudget::new(config.limits.buffered),
             tunnel_buffers: LaneBuffers::new(config.limits.buffered),
             settings: ArcSwap::from_pointee(ConnectionSettings::new(config)),
             token: ArcSwapOption::from(token.map(Arc::new)),

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use super::downstream::window_budget::WindowBudget;
 use super::registry::Registry;
 use super::tunnel::buffers::TunnelBuffers;
-use super::tunnel::first_message::HeldBudget;
+use super::tunnel::first_message::FirstMessageBudget;
 use super::upstream::send::Upstream;
 use crate::addr::PeerAddr;
 use crate::config::{BindDevices, Config, Limits, TraceparentUse};
@@ -81,7 +81,7 @@ pub(super) struct Shared {
     /// The windows of HTTP/2 connections.
     pub(super) windows: Arc<WindowBudget>,
     /// The first messages of WebSockets that are not whole or not answered yet.
-    pub(super) held_messages: Arc<HeldBudget>,
+    pub(super) first_messages: Arc<FirstMessageBudget>,
     /// What tunnels have read and could not pass on yet.
     pub(super) tunnel_buffers: LaneBuffers,
     pub(super) settings: ArcSwap<ConnectionSettings>,

@@ -20,7 +20,7 @@ fn limits(change: impl FnOnce(&mut Config)) -> Arc<ConnectionLimits> {
 }
 
 /// Admits a connection that gets a permit at once.
-fn now(limits: &Arc<ConnectionLimits>, ip: &str) -> Result<Permit, AcceptRefusal> {
+fn take_now(limits: &Arc<ConnectionLimits>, ip: &str) -> Result<Permit, AcceptRefusal> {
     match limits.take_slot(peer(ip))? {
         Slot::Now(permit) => Ok(permit),
         Slot::Later(_) => panic!("{ip} has to wait"),
@@ -28,7 +28,7 @@ fn now(limits: &Arc<ConnectionLimits>, ip: &str) -> Result<Permit, AcceptRefusal
 }
 
 /// Admits a connection that has to wait.
-fn later(limits: &Arc<ConnectionLimits>, ip: &str) -> BoxFuture<'static, Permit> {
+fn take_later(limits: &Arc<ConnectionLimits>, ip: &str) -> BoxFuture<'static, Permit> {
     match limits.take_slot(peer(ip)).unwrap() {
         Slot::Now(_) => panic!("{ip} does not have to wait"),
         Slot::Later(permit) => permit,
@@ -47,10 +47,10 @@ async fn a_client_at_its_limit_does_not_affect_others() {
         ("127.0.0.1", "127.0.0.1", false),
     ];
     for (first, second, admitted) in table {
-        let held = now(&limits, first).unwrap();
-        assert_eq!(now(&limits, second).is_ok(), admitted, "{first} {second}");
+        let held = take_now(&limits, first).unwrap();
+        assert_eq!(take_now(&limits, second).is_ok(), admitted, "{first} {second}");
         drop(held);
-        assert!(now(&limits, second).is_ok(), "{second} once {first} has left");
+        assert!(take_now(&limits, second).is_ok(), "{second} once {first} has left");
     }
     assert_eq!(limits.clients().clients.len(), 0, "no client is remembered");
     assert_eq!(limits.metrics.open.get(), 0);
@@ -62,21 +62,21 @@ async fn a_trusted_proxy_is_exempt() {
         config.limits.max_connections_per_client = 1;
         config.external.trusted_proxies = vec!["172.18.0.9/32".parse().unwrap()];
     });
-    let _first = now(&limits, "172.18.0.9").unwrap();
-    assert!(now(&limits, "172.18.0.9").is_ok());
+    let _first = take_now(&limits, "172.18.0.9").unwrap();
+    assert!(take_now(&limits, "172.18.0.9").is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_client_above_its_rate_is_refused_until_it_slows_down() {
     let limits = limits(|config| config.limits.connection_rate_per_client = 10);
     for n in 0..10 {
-        assert!(now(&limits, "172.18.0.3").is_ok(), "connection {n} of the first ten");
+        assert!(take_now(&limits, "172.18.0.3").is_ok(), "connection {n} of the first ten");
     }
-    assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), AcceptRefusal::ClientRate);
-    assert!(now(&limits, "172.18.0.4").is_ok(), "another client");
+    assert_eq!(take_now(&limits, "172.18.0.3").unwrap_err(), AcceptRefusal::ClientRate);
+    assert!(take_now(&limits, "172.18.0.4").is_ok(), "another client");
     tokio::time::advance(Duration::from_millis(100)).await;
-    assert!(now(&limits, "172.18.0.3").is_ok(), "a tenth of a second later");
-    assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), AcceptRefusal::ClientRate);
+    assert!(take_now(&limits, "172.18.0.3").is_ok(), "a tenth of a second later");
+    assert_eq!(take_now(&limits, "172.18.0.3").unwrap_err(), AcceptRefusal::ClientRate);
 }
 
 #[tokio::test(start_paused = true)]
@@ -94,8 +94,8 @@ async fn idle_clients_are_forgotten() {
 #[tokio::test]
 async fn at_the_total_limit_a_connection_waits() {
     let limits = limits(|config| config.limits.max_connections = 1);
-    let held = now(&limits, "172.18.0.3").unwrap();
-    let mut waiting = later(&limits, "172.18.0.4");
+    let held = take_now(&limits, "172.18.0.3").unwrap();
+    let mut waiting = take_later(&limits, "172.18.0.4");
     assert!(poll!(&mut waiting).is_pending());
     drop(held);
     drop(waiting.await);
@@ -105,11 +105,11 @@ async fn at_the_total_limit_a_connection_waits() {
 #[tokio::test]
 async fn permits_are_reserved_for_agents() {
     let limits = limits(|config| config.limits.max_connections = 32);
-    let mut others: Vec<Permit> = (0..30).map(|_| now(&limits, "203.0.113.7").unwrap()).collect();
-    let mut outsider = later(&limits, "203.0.113.7");
+    let mut others: Vec<Permit> = (0..30).map(|_| take_now(&limits, "203.0.113.7").unwrap()).collect();
+    let mut outsider = take_later(&limits, "203.0.113.7");
     assert!(poll!(&mut outsider).is_pending());
-    let agents = [now(&limits, "172.18.0.9").unwrap(), now(&limits, "172.18.0.9").unwrap()];
-    let mut agent = later(&limits, "172.18.0.9");
+    let agents = [take_now(&limits, "172.18.0.9").unwrap(), take_now(&limits, "172.18.0.9").unwrap()];
+    let mut agent = take_later(&limits, "172.18.0.9");
     assert!(poll!(&mut agent).is_pending());
     drop(agents);
     assert!(poll!(&mut outsider).is_pending(), "a reserved permit goes to an agent");
@@ -123,13 +123,13 @@ async fn permits_are_reserved_for_agents() {
 #[tokio::test]
 async fn the_number_of_waiting_connections_is_limited() {
     let limits = limits(|config| config.limits.max_connections = 1);
-    let _held = now(&limits, "172.18.0.3").unwrap();
-    let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| later(&limits, "172.18.0.4")).collect();
-    assert_eq!(now(&limits, "172.18.0.5").unwrap_err(), AcceptRefusal::Full);
-    drop(later(&limits, "172.18.0.9"));
+    let _held = take_now(&limits, "172.18.0.3").unwrap();
+    let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| take_later(&limits, "172.18.0.4")).collect();
+    assert_eq!(take_now(&limits, "172.18.0.5").unwrap_err(), AcceptRefusal::Full);
+    drop(take_later(&limits, "172.18.0.9"));
     // A client that has gone no longer counts as waiting.
     waiting.pop();
-    drop(later(&limits, "172.18.0.5"));
+    drop(take_later(&limits, "172.18.0.5"));
     drop(waiting);
     assert_eq!(limits.clients().clients.len(), 1, "only the client with a slot is remembered");
 }

@@ -47,14 +47,14 @@ async fn exactly_the_header_is_read_and_its_client_returned() {
     let mut with_tlv = V4.to_vec();
     with_tlv.extend([0x04, 0, 4, 1, 2, 3, 4]);
     let table: Vec<(Vec<u8>, ProxyHeader)> = vec![
-        (b"PROXY TCP4 192.0.2.7 172.18.0.5 5000 18789\r\n".into(), of([192, 0, 2, 7])),
-        (b"PROXY TCP6 2001:db8::7 fd00::5 5000 18789\r\n".into(), of([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])),
-        (b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:172.18.0.5 5000 18789\r\n".into(), of([192, 0, 2, 7])),
+        (b"PROXY TCP4 192.0.2.7 172.18.0.5 5000 18789\r\n".into(), stated_client([192, 0, 2, 7])),
+        (b"PROXY TCP6 2001:db8::7 fd00::5 5000 18789\r\n".into(), stated_client([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])),
+        (b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:172.18.0.5 5000 18789\r\n".into(), stated_client([192, 0, 2, 7])),
         (b"PROXY UNKNOWN\r\n".into(), ProxyHeader::Unknown),
         (longest.into(), ProxyHeader::Unknown),
-        (v2(0x21, 0x11, &V4), of([192, 0, 2, 7])),
-        (v2(0x21, 0x11, &with_tlv), of([192, 0, 2, 7])),
-        (v2(0x21, 0x21, &v6()), of([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])),
+        (v2(0x21, 0x11, &V4), stated_client([192, 0, 2, 7])),
+        (v2(0x21, 0x11, &with_tlv), stated_client([192, 0, 2, 7])),
+        (v2(0x21, 0x21, &v6()), stated_client([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])),
         (v2(0x21, 0x00, &[]), ProxyHeader::Unknown),
         (v2(0x21, 0x31, &[0; 216]), ProxyHeader::Unknown),
         (v2(0x20, 0x00, &[]), ProxyHeader::Local),
@@ -134,7 +134,7 @@ async fn a_header_may_arrive_in_pieces() {
         }
     };
     let (stated, ()) = tokio::join!(read(&mut server, SOON), sender);
-    assert_eq!(stated.unwrap(), of([192, 0, 2, 7]));
+    assert_eq!(stated.unwrap(), stated_client([192, 0, 2, 7]));
 }
 
 #[tokio::test]

@@ -26,9 +26,9 @@ use crate::metrics::traffic::GaugeGuard;
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::activity::Activity;
 use crate::proxy::downstream::head_tracker::HeadTracker;
-use crate::proxy::downstream::io::{Downstream, Resources};
+use crate::proxy::downstream::io::{ConnectionResources, Downstream};
 use crate::proxy::downstream::transport::Transport;
-use crate::proxy::registry::{RegistryGuard, unix};
+use crate::proxy::registry::{RegistryGuard, unix_seconds};
 use crate::proxy::shared::{ConnectionSettings, Shared};
 use crate::tls;
 use crate::workers::WorkerSlot;
@@ -104,7 +104,7 @@ struct Origin {
     peer: PeerAddr,
     local: SocketAddr,
     kind: ListenerKind,
-    held: (Permit, WorkerSlot),
+    permits: (Permit, WorkerSlot),
 }
 
 /// Phase 1: accepted by a listener, and moved to its worker.
@@ -137,7 +137,7 @@ impl AcceptedConnection {
         slot: WorkerSlot,
     ) -> Self {
         let (peer, local) = addresses;
-        let origin = Origin { peer, local, kind, held: (permit, slot) };
+        let origin = Origin { peer, local, kind, permits: (permit, slot) };
         match kind {
             ListenerKind::Tls | ListenerKind::Forward(_) => Self::Tls(AcceptedTls { stream, origin }),
             ListenerKind::Plain => Self::Plain(AcceptedPlain { stream, origin }),
@@ -203,13 +203,13 @@ struct Identified {
 impl Identified {
     async fn handshake(self, shared: &Shared) -> Result<Handshaken, Error> {
         let Self { stream, origin, settings, proxy_header } = self;
-        let config = shared.tls.load_full();
+        let tls_config = shared.tls.load_full();
         let peer = origin.peer.ip();
         let ask = issued_certificate_may_count(peer, proxy_header, &shared.view.borrow(), shared.rules.load().policy());
         let tls::Handshake { stream, certificate } =
-            tls::accept(stream, &config, ask, settings.limits.handshake_timeout).await?;
+            tls::accept(stream, &tls_config, ask, settings.limits.handshake_timeout).await?;
         shared.traffic.handshakes.inc();
-        Ok(Handshaken { stream, origin, settings, proxy_header, certificate, config })
+        Ok(Handshaken { stream, origin, settings, proxy_header, certificate, tls_config })
     }
 }
 
@@ -220,7 +220,7 @@ struct Handshaken {
     settings: Arc<ConnectionSettings>,
     proxy_header: ProxyHeader,
     certificate: Option<Certificate>,
-    config: Arc<tls::TlsServerConfig>,
+    tls_config: Arc<tls::TlsServerConfig>,
 }
 
 impl Handshaken {
@@ -234,11 +234,11 @@ impl Handshaken {
 
     fn assign_lane(self, shared: &Shared) -> Result<Assigned, Error> {
         let protocol = Protocol::of_alpn(self.alpn());
-        let Self { stream, origin, settings, proxy_header, certificate, config } = self;
-        let config = certificate.is_some().then_some(config);
+        let Self { stream, origin, settings, proxy_header, certificate, tls_config } = self;
+        let tls_config = certificate.is_some().then_some(tls_config);
         let evidence = Evidence { peer: origin.peer.ip(), proxy_header, certificate };
         let (view, rules) = (Arc::clone(&shared.view.borrow()), shared.rules.load_full());
-        let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;
+        let lane = decide(&evidence, &view, rules.policy(), unix_seconds(SystemTime::now())).map_err(Error::Denied)?;
         let expires = evidence.certificate.as_ref().filter(|_| lane.depends_on_certificate()).map(|certificate| {
             let not_after = u64::try_from(certificate.not_after).unwrap_or(0);
             SystemTime::UNIX_EPOCH + Duration::from_secs(not_after)
@@ -251,7 +251,7 @@ impl Handshaken {
             protocol,
             expires,
             lane: Arc::new(lane),
-            decided_by: DecidedBy { view, rules, config },
+            decided_by: DecidedBy { view, rules, tls_config },
         })
     }
 }
@@ -278,7 +278,7 @@ impl AllowedProxy {
             protocol: Protocol::H1,
             expires: None,
             lane: Arc::new(Lane::External(lane)),
-            decided_by: DecidedBy { view, rules, config: None },
+            decided_by: DecidedBy { view, rules, tls_config: None },
         })
     }
 }
@@ -288,7 +288,7 @@ struct DecidedBy {
     view: Arc<View>,
     rules: Arc<RequestRules>,
     /// Where the client showed a certificate.
-    config: Option<Arc<tls::TlsServerConfig>>,
+    tls_config: Option<Arc<tls::TlsServerConfig>>,
 }
 
 /// Phase 5: it has a lane.
@@ -310,7 +310,7 @@ impl Assigned {
         let Self { stream, origin, settings, evidence, protocol, expires, lane, decided_by } = self;
         let guard =
             shared.registry.register(origin.peer, Arc::clone(&lane), protocol, evidence, shared.shutdown.token());
-        let DecidedBy { view, rules, config } = decided_by;
+        let DecidedBy { view, rules, tls_config } = decided_by;
         let rules_changed = !Arc::ptr_eq(&rules, &shared.rules.load());
         if rules_changed || !Arc::ptr_eq(&view, &shared.view.borrow()) {
             shared.recheck_lanes_and_caps();
@@ -318,7 +318,7 @@ impl Assigned {
         if rules_changed {
             shared.revoke_denied_clients();
         }
-        if config.is_some_and(|config| !config.accepts_same_certificates(&shared.tls.load())) {
+        if tls_config.is_some_and(|config| !config.accepts_same_certificates(&shared.tls.load())) {
             return Err(Error::AuthorityChanged);
         }
         Ok(Registered { shared: Arc::clone(shared), stream, origin, settings, protocol, expires, lane, guard })
@@ -341,7 +341,7 @@ impl Registered {
     /// Counts the connection as open; returns what its requests share, and its bytes.
     pub fn open(self) -> (Arc<ConnectionContext>, Downstream) {
         let Self { shared, stream, origin, settings, protocol, expires, lane, guard } = self;
-        let Origin { peer, local, kind, held } = origin;
+        let Origin { peer, local, kind, permits } = origin;
         let target = shared.target(kind);
         debug!(
             connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(),
@@ -359,7 +359,7 @@ impl Registered {
         let open = GaugeGuard::new(&counters.open);
         let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new(protocol));
         let head_tracker = HeadTracker::new(protocol);
-        let resources = Resources::new(held, guard, open);
+        let resources = ConnectionResources::new(permits, guard, open);
         let io = Downstream::new(
             stream,
             protocol,
@@ -370,8 +370,8 @@ impl Registered {
         );
         let budgets = shared.upstream.budgets();
         let budget = match &*lane {
-            Lane::Agent(agent) => budgets.agent(agent.source),
-            Lane::External(external) => budgets.client(external.client),
+            Lane::Agent(agent) => budgets.for_agent(agent.source),
+            Lane::External(external) => budgets.for_client(external.client),
         };
         let closed_by = OnceLock::new();
         let context = ConnectionContext {

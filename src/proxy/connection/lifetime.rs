@@ -52,14 +52,14 @@ where
     poll_fn(|cx| {
         while driver.revoked_until.is_none()
             && let Poll::Ready(reason) =
-                context.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), driver.draining)
+                context.close_signal.poll_reason(cx, closing.as_mut(), revoked.as_mut(), driver.is_draining)
         {
             if driver.begin_close(reason).is_break() {
                 return Poll::Ready(());
             }
         }
-        if driver.draining && aborted.as_mut().poll(cx).is_ready() {
-            driver.close_by(RequestEnd::DrainAborted);
+        if driver.is_draining && aborted.as_mut().poll(cx).is_ready() {
+            driver.set_closed_by(RequestEnd::DrainAborted);
             return Poll::Ready(());
         }
         driver.poll(cx)
@@ -70,13 +70,13 @@ where
 }
 
 /// Returns whether `h2` closed the connection for what the client sent.
-fn is_for_what_was_sent(error: &hyper::Error) -> bool {
+fn is_client_error(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
     cause.is_some_and(|error| error.is_go_away() && error.is_library())
 }
 
 /// Which deadline has passed.
-enum Due {
+enum PassedDeadline {
     /// `limits.drain_timeout`, since the shutdown began.
     DrainTimeout,
     /// The certificate of the client.
@@ -95,9 +95,9 @@ struct Driver<'a, C, F> {
     /// When the certificate that the connection depends on expires.
     expires: Option<Instant>,
     /// Whether `ask_to_end` was called.
-    ending: bool,
+    is_ending: bool,
     /// Whether loopgate shuts down.
-    draining: bool,
+    is_draining: bool,
     /// When a connection that is still busy is cut, once loopgate shuts down.
     cut_at: Option<Instant>,
     /// Until when close frames of WebSockets may be sent, once the connection was revoked.
@@ -115,7 +115,7 @@ where
         let limits = &context.settings.limits;
         // Each HTTP/2 stream has its own limit.
         let stall = match context.protocol {
-            Protocol::H1 => limits.stall_timeout.min(context.gateway_stall()),
+            Protocol::H1 => limits.stall_timeout.min(context.gateway_stall_timeout()),
             Protocol::H2 => limits.stall_timeout,
         };
         let timeouts =
@@ -128,8 +128,8 @@ where
             timeouts,
             timer: LazyTimer::new(timeouts.idle.min(timeouts.head).min(timeouts.stall)),
             expires: context.expires.map(|at| Instant::now() + left(at)),
-            ending: false,
-            draining: false,
+            is_ending: false,
+            is_draining: false,
             cut_at: None,
             revoked_until: None,
             grace_until: None,
@@ -141,16 +141,16 @@ where
         let now = Instant::now();
         match reason {
             CloseReason::Drain => {
-                self.draining = true;
+                self.is_draining = true;
                 // A client that ignores the request to close must not hold up the end (RFC 9113 section 6.8).
                 (self.timeouts.idle, self.timeouts.head) = (DRAIN_GRACE, DRAIN_GRACE);
                 // The newest value: the process waits for as long.
                 let drain_timeout = self.context.shared.settings.load().limits.drain_timeout;
                 self.cut_at = Some(now + drain_timeout + CUT_DELAY);
-                self.finish(now + DRAIN_GRACE);
+                self.begin_finish(now + DRAIN_GRACE);
             }
             CloseReason::Revoked => {
-                self.close_by(RequestEnd::Revoked);
+                self.set_closed_by(RequestEnd::Revoked);
                 if !self.context.activity.has_tunnels() {
                     return ControlFlow::Break(());
                 }
@@ -167,34 +167,34 @@ where
             return if ended { Poll::Ready(()) } else { self.timer.poll_due(cx, Some(until)).map(|_| ()) };
         }
         if let Poll::Ready(result) = self.connection.as_mut().poll(cx) {
-            self.note_own_end(result);
+            self.note_result(result);
             return Poll::Ready(());
         }
         self.context.head_tracker.note_idle();
         report_refused_heads(self.context);
         loop {
             match ready!(self.poll_due(cx)) {
-                Due::DrainTimeout => {
-                    self.close_by(RequestEnd::DrainTimeout);
+                PassedDeadline::DrainTimeout => {
+                    self.set_closed_by(RequestEnd::DrainTimeout);
                     return Poll::Ready(());
                 }
-                Due::Expiry => {
+                PassedDeadline::Expiry => {
                     debug!(
                         connection = self.context.number,
                         peer = %self.context.peer,
                         "the client's certificate has expired: no further request"
                     );
-                    if !self.ending && self.poll_finish(cx).is_ready() {
+                    if !self.is_ending && self.poll_finish(cx).is_ready() {
                         return Poll::Ready(());
                     }
                 }
-                Due::Overdue(Overdue::Idle) if !self.ending => {
+                PassedDeadline::Overdue(Overdue::Idle) if !self.is_ending => {
                     if self.poll_finish(cx).is_ready() {
                         return Poll::Ready(());
                     }
                 }
-                Due::Overdue(overdue) => {
-                    self.cut(cx, overdue);
+                PassedDeadline::Overdue(overdue) => {
+                    self.close_overdue(cx, overdue);
                     return Poll::Ready(());
                 }
             }
@@ -202,11 +202,11 @@ where
     }
 
     /// Notes that the connection ended by itself, with `result`.
-    fn note_own_end(&self, result: hyper::Result<()>) {
+    fn note_result(&self, result: hyper::Result<()>) {
         let (connection, peer) = (self.context.number, self.context.peer);
         match result {
             Err(error) => {
-                if is_for_what_was_sent(&error) {
+                if is_client_error(&error) {
                     self.context.head_tracker.note_closing();
                 }
                 debug!(connection, %peer, %error, "connection broke off");
@@ -220,50 +220,50 @@ where
     }
 
     /// Waits for the next deadline.
-    fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<Due> {
+    fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<PassedDeadline> {
         loop {
-            let overdue = self.overdue();
+            let overdue = self.client_deadline();
             let first = overdue.map(|(at, _)| at).into_iter().chain(self.expires).chain(self.cut_at).min();
             let now = ready!(self.timer.poll_due(cx, first));
             if self.cut_at.is_some_and(|at| at <= now) {
-                return Poll::Ready(Due::DrainTimeout);
+                return Poll::Ready(PassedDeadline::DrainTimeout);
             }
             if self.expires.take_if(|at| *at <= now).is_some() {
-                return Poll::Ready(Due::Expiry);
+                return Poll::Ready(PassedDeadline::Expiry);
             }
             if let Some((_, overdue)) = overdue.filter(|(at, _)| *at <= now) {
-                return Poll::Ready(Due::Overdue(overdue));
+                return Poll::Ready(PassedDeadline::Overdue(overdue));
             }
         }
     }
 
     /// Returns when the client is overdue, and with what.
-    fn overdue(&self) -> Option<(Instant, Overdue)> {
+    fn client_deadline(&self) -> Option<(Instant, Overdue)> {
         let (at, overdue) = self.context.activity.deadline(self.timeouts)?;
         let earliest = self.grace_until.filter(|_| !matches!(overdue, Overdue::Stall | Overdue::HeaderBlock));
         Some((earliest.map_or(at, |earliest| earliest.max(at)), overdue))
     }
 
     /// Has the connection finish its requests, and waits for an idle one until `grace_until`.
-    fn finish(&mut self, grace_until: Instant) {
-        self.ending = true;
+    fn begin_finish(&mut self, grace_until: Instant) {
+        self.is_ending = true;
         self.grace_until = Some(grace_until);
         (self.ask_to_end)(self.connection.as_mut());
     }
 
     /// Has the connection finish its requests; completes if it ends at once.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.finish(Instant::now() + FINISH_GRACE);
+        self.begin_finish(Instant::now() + FINISH_GRACE);
         self.connection.as_mut().poll(cx).map(|_| ())
     }
 
     /// Notes why a connection is cut whose client is `overdue`, and sends what is due to such a client.
-    fn cut(&mut self, cx: &mut Context<'_>, overdue: Overdue) {
-        if self.draining && matches!(overdue, Overdue::Head | Overdue::Idle) {
+    fn close_overdue(&mut self, cx: &mut Context<'_>, overdue: Overdue) {
+        if self.is_draining && matches!(overdue, Overdue::Head | Overdue::Idle) {
             return;
         }
         if overdue == Overdue::Stall {
-            self.close_by(RequestEnd::ClientStalled);
+            self.set_closed_by(RequestEnd::ClientStalled);
         }
         let (connection, peer, deadline) = (self.context.number, self.context.peer, overdue.label());
         count(&self.context.shared.traffic.overdue, deadline);
@@ -282,7 +282,7 @@ where
     }
 
     /// States what ends the connection, and with it each of its requests; the first reason counts.
-    fn close_by(&self, end: RequestEnd) {
+    fn set_closed_by(&self, end: RequestEnd) {
         let _ = self.context.closed_by.set(end);
     }
 }

@@ -91,7 +91,7 @@ async fn serve_h2(context: Arc<ConnectionContext>, io: Downstream) {
         http2::Builder::new(StreamExecutor::new(
             &context.shared.shutdown,
             limits.stall_timeout,
-            context.gateway_stall()
+            context.gateway_stall_timeout()
         ))
         .timer(TokioTimer::new())
         .enable_connect_protocol()

@@ -14,40 +14,40 @@ use tokio::time::Instant;
 
 use super::h2_stream_stall::StreamStall;
 use crate::labels::Protocol;
-use crate::proxy::chunked_end::{ChunkedEnd, Flushes};
+use crate::proxy::chunked_trailers::{FlushCounter, TrailerSlot};
 
 /// Shared by a connection's I/O, its requests and its deadlines.
 #[derive(Debug)]
 pub struct Activity {
     epoch: Instant,
     /// How many requests are being served.
-    busy: AtomicUsize,
+    active_requests: AtomicUsize,
     /// How many of them are WebSockets over HTTP/2.
-    tunnels: AtomicUsize,
+    h2_tunnels: AtomicUsize,
     /// Milliseconds after `epoch` at which the current phase began, shifted left by one; the low
     /// bit is set if a head has begun.
     phase: AtomicU64,
     /// How many responses wait for the client to read what is there.
-    pending: AtomicUsize,
+    unread_responses: AtomicUsize,
     /// Milliseconds after `epoch` at which the client last read some.
     last_progress: AtomicU64,
     /// Whether the last bytes from the client ended in the middle of a head.
-    in_head: AtomicBool,
+    is_in_head: AtomicBool,
     /// Milliseconds after `epoch`, plus one, at which the HTTP/2 header block began that goes on; 0 if none does.
     block_since: AtomicU64,
     /// The stream of that block, or 0.
     block_stream: AtomicU32,
     /// Whether the time for a head has passed.
-    head_abandoned: AtomicBool,
+    is_head_abandoned: AtomicBool,
     /// Bytes of HTTP/1.1 responses that hyper has and the socket has not.
     buffered: AtomicUsize,
     /// Whether the socket took less than it was offered the last time.
-    blocked: AtomicBool,
-    flushes: Flushes,
+    is_socket_full: AtomicBool,
+    flushes: FlushCounter,
     /// The trailers of the HTTP/1.1 response that is being sent.
-    trailer_slot: ChunkedEnd,
+    trailer_slot: TrailerSlot,
     /// Requests that began since the connection did.
-    begun: AtomicU64,
+    requests_begun: AtomicU64,
 }
 
 /// Bytes that hyper may hold of an HTTP/1.1 response before the next are asked for.
@@ -96,20 +96,20 @@ impl Activity {
         let head = u64::from(protocol == Protocol::H2);
         Arc::new(Self {
             epoch: Instant::now(),
-            busy: AtomicUsize::new(0),
-            tunnels: AtomicUsize::new(0),
+            active_requests: AtomicUsize::new(0),
+            h2_tunnels: AtomicUsize::new(0),
             phase: AtomicU64::new(head),
-            pending: AtomicUsize::new(0),
+            unread_responses: AtomicUsize::new(0),
             last_progress: AtomicU64::new(0),
-            in_head: AtomicBool::new(false),
+            is_in_head: AtomicBool::new(false),
             block_since: AtomicU64::new(0),
             block_stream: AtomicU32::new(0),
-            head_abandoned: AtomicBool::new(false),
+            is_head_abandoned: AtomicBool::new(false),
             buffered: AtomicUsize::new(0),
-            blocked: AtomicBool::new(false),
-            flushes: Flushes::default(),
-            trailer_slot: ChunkedEnd::default(),
-            begun: AtomicU64::new(0),
+            is_socket_full: AtomicBool::new(false),
+            flushes: FlushCounter::default(),
+            trailer_slot: TrailerSlot::default(),
+            requests_begun: AtomicU64::new(0),
         })
     }
 
@@ -121,17 +121,20 @@ impl Activity {
         u64::try_from((at - self.epoch).as_millis()).unwrap_or(u64::MAX >> 1)
     }
 
-    /// Notes that bytes were read; `in_head` is whether they ended in the middle of a head.
-    pub fn note_read(&self, in_head: bool) {
-        self.in_head.store(in_head, Ordering::Relaxed);
-        if in_head && self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
+    /// Notes that bytes were read; `is_in_head` is whether they ended in the middle of a head.
+    pub fn note_read(&self, is_in_head: bool) {
+        self.is_in_head.store(is_in_head, Ordering::Relaxed);
+        if is_in_head
+            && self.active_requests.load(Ordering::Relaxed) == 0
+            && self.phase.load(Ordering::Relaxed) & 1 == 0
+        {
             self.phase.store((self.now() << 1) | 1, Ordering::Relaxed);
         }
     }
 
     /// Notes the stream in whose first header block the bytes that were read over HTTP/2 end. Its time counts
     /// from the first such read.
-    pub fn note_block(&self, stream: Option<u32>) {
+    pub fn note_header_block(&self, stream: Option<u32>) {
         if self.block_stream.swap(stream.unwrap_or(0), Ordering::Relaxed) != stream.unwrap_or(0) {
             let since = if stream.is_some() { self.now() + 1 } else { 0 };
             self.block_since.store(since, Ordering::Relaxed);
@@ -139,69 +142,69 @@ impl Activity {
     }
 
     /// Returns whether a header block of HTTP/2 goes on.
-    pub fn is_in_block(&self) -> bool {
+    pub fn is_in_header_block(&self) -> bool {
         self.block_since.load(Ordering::Relaxed) > 0
     }
 
     /// Notes that the preface and the first SETTINGS of an HTTP/2 connection are complete.
     pub fn note_preface_end(&self) {
-        if self.busy.load(Ordering::Relaxed) == 0 {
+        if self.active_requests.load(Ordering::Relaxed) == 0 {
             self.phase.store(self.now() << 1, Ordering::Relaxed);
         }
     }
 
     /// Notes that the client took bytes of a response.
     pub fn note_progress(&self) {
-        if self.pending.load(Ordering::Relaxed) > 0 {
+        if self.unread_responses.load(Ordering::Relaxed) > 0 {
             self.last_progress.store(self.now(), Ordering::Relaxed);
         }
     }
 
-    /// Notes that `count` bytes were written; `all` is whether the socket took everything offered.
-    pub fn note_write(&self, count: usize, all: bool) {
+    /// Notes that `count` bytes were written; `is_all` is whether the socket took everything offered.
+    pub fn note_write(&self, count: usize, is_all: bool) {
         let left = self.buffered.load(Ordering::Relaxed).saturating_sub(count);
         self.buffered.store(left, Ordering::Relaxed);
-        self.blocked.store(!all, Ordering::Relaxed);
+        self.is_socket_full.store(!is_all, Ordering::Relaxed);
     }
 
-    /// Notes a flush; `all` is whether everything written was sent.
-    pub fn note_flush(&self, all: bool) {
-        if all {
+    /// Notes a flush; `is_all` is whether everything written was sent.
+    pub fn note_flush(&self, is_all: bool) {
+        if is_all {
             self.buffered.store(0, Ordering::Relaxed);
-            self.flushes.note();
+            self.flushes.increment();
         }
-        self.blocked.store(!all, Ordering::Relaxed);
+        self.is_socket_full.store(!is_all, Ordering::Relaxed);
     }
 
     /// The end of the chunked body that hyper is writing, which trailers may replace.
-    pub fn trailer_slot(&self) -> &ChunkedEnd {
+    pub fn trailer_slot(&self) -> &TrailerSlot {
         &self.trailer_slot
     }
 
     /// Returns how many requests have begun since the connection did.
-    pub fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
+    pub fn requests_begun(&self) -> u64 {
+        self.requests_begun.load(Ordering::Relaxed)
     }
 
     /// Returns whether no request is being served.
     pub fn is_idle(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) == 0
+        self.active_requests.load(Ordering::Relaxed) == 0
     }
 
     /// Has the next read answer the unfinished head with an error.
     pub fn abandon_head(&self) {
-        self.head_abandoned.store(true, Ordering::Relaxed);
+        self.is_head_abandoned.store(true, Ordering::Relaxed);
     }
 
     /// Returns whether [`Self::abandon_head`] was called.
     pub fn is_head_abandoned(&self) -> bool {
-        self.head_abandoned.load(Ordering::Relaxed)
+        self.is_head_abandoned.load(Ordering::Relaxed)
     }
 
     /// Notes that a request is being served, until the guard is dropped.
-    pub fn begin(self: &Arc<Self>) -> RequestGuard {
-        self.busy.fetch_add(1, Ordering::Relaxed);
-        self.begun.fetch_add(1, Ordering::Relaxed);
+    pub fn begin_request(self: &Arc<Self>) -> RequestGuard {
+        self.active_requests.fetch_add(1, Ordering::Relaxed);
+        self.requests_begun.fetch_add(1, Ordering::Relaxed);
         RequestGuard {
             activity: Arc::clone(self),
             stream: StreamStall::current(),
@@ -212,8 +215,8 @@ impl Activity {
 
     /// Notes a tunnel on the stream of `request`, until the guard is dropped.
     pub fn begin_tunnel(self: &Arc<Self>, request: &RequestGuard) -> RequestGuard {
-        self.busy.fetch_add(1, Ordering::Relaxed);
-        self.tunnels.fetch_add(1, Ordering::Relaxed);
+        self.active_requests.fetch_add(1, Ordering::Relaxed);
+        self.h2_tunnels.fetch_add(1, Ordering::Relaxed);
         RequestGuard {
             activity: Arc::clone(self),
             stream: request.stream.clone(),
@@ -224,7 +227,7 @@ impl Activity {
 
     /// Returns whether the connection carries tunnels over HTTP/2.
     pub fn has_tunnels(&self) -> bool {
-        self.tunnels.load(Ordering::Relaxed) > 0
+        self.h2_tunnels.load(Ordering::Relaxed) > 0
     }
 
     /// Returns when the client will be overdue, and with what; `None` while the gateway is waited for.
@@ -237,9 +240,9 @@ impl Activity {
 
     /// Returns when the current phase will be overdue, and as what.
     fn phase_deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
-        if self.busy.load(Ordering::Relaxed) > 0 {
-            let pending = self.pending.load(Ordering::Relaxed) > 0;
-            return pending.then(|| {
+        if self.active_requests.load(Ordering::Relaxed) > 0 {
+            let has_unread = self.unread_responses.load(Ordering::Relaxed) > 0;
+            return has_unread.then(|| {
                 (
                     self.epoch + Duration::from_millis(self.last_progress.load(Ordering::Relaxed)) + timeouts.stall,
                     Overdue::Stall,
@@ -269,7 +272,7 @@ impl RequestGuard {
         if !self.is_pending.swap(true, Ordering::Relaxed) {
             // The time first, so that no other thread computes a deadline from an old one.
             self.activity.last_progress.store(self.activity.millis(now), Ordering::Relaxed);
-            self.activity.pending.fetch_add(1, Ordering::Release);
+            self.activity.unread_responses.fetch_add(1, Ordering::Release);
             if let Some(stream) = &self.stream {
                 stream.begin(now);
             }
@@ -285,14 +288,14 @@ impl RequestGuard {
     /// after the next write; a stream of HTTP/2 is limited by its window.
     pub fn is_above_high_water_mark(&self) -> bool {
         self.stream.is_none()
-            && (self.activity.blocked.load(Ordering::Relaxed)
+            && (self.activity.is_socket_full.load(Ordering::Relaxed)
                 || self.activity.buffered.load(Ordering::Relaxed) >= HIGH_WATER_MARK)
     }
 
     /// Notes that the client has read all that there was.
     pub fn mark_drained(&self) {
         if self.is_pending.swap(false, Ordering::Relaxed) {
-            self.activity.pending.fetch_sub(1, Ordering::Relaxed);
+            self.activity.unread_responses.fetch_sub(1, Ordering::Relaxed);
             if let Some(stream) = &self.stream {
                 stream.mark_drained();
             }
@@ -316,7 +319,7 @@ impl RequestGuard {
         self.stream.is_some()
     }
 
-    /// Completes once all that hyper had at `since`, a value of [`Self::flushes`], has left the
+    /// Completes once all that hyper had at `since`, a value of `Self::flush_count`, has left the
     /// process. On HTTP/1.1 only.
     pub fn poll_flushed(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
         self.activity.flushes.poll_after(since, cx)
@@ -324,11 +327,11 @@ impl RequestGuard {
 
     /// Has the chunked body that ends now end with `trailers`. All that hyper had of it must have left the process.
     pub fn end_with_trailers(&self, trailers: &HeaderMap) {
-        self.activity.trailer_slot.arm(trailers);
+        self.activity.trailer_slot.set(trailers);
     }
 
     /// Returns how often everything that was written had left the process.
-    pub fn flushes(&self) -> u64 {
+    pub fn flush_count(&self) -> u64 {
         self.activity.flushes.count()
     }
 }
@@ -337,13 +340,13 @@ impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.mark_drained();
         if self.is_tunnel {
-            self.activity.tunnels.fetch_sub(1, Ordering::Relaxed);
+            self.activity.h2_tunnels.fetch_sub(1, Ordering::Relaxed);
         }
         // Before the count falls, so that no other thread takes the connection for idle since its
         // start. The next head may have begun.
-        let head = u64::from(self.activity.in_head.load(Ordering::Relaxed));
+        let head = u64::from(self.activity.is_in_head.load(Ordering::Relaxed));
         self.activity.phase.store((self.activity.now() << 1) | head, Ordering::Relaxed);
-        self.activity.busy.fetch_sub(1, Ordering::Relaxed);
+        self.activity.active_requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -363,7 +366,7 @@ mod tests {
         let timeouts = TIMEOUTS;
         let start = Instant::now();
         let activity = Activity::new(Protocol::H2);
-        let _request = activity.begin();
+        let _request = activity.begin_request();
         // When reads end in these blocks, and when the deadline passes then.
         for (second, stream, deadline) in [
             (0, None, None),
@@ -374,7 +377,7 @@ mod tests {
             (21, Some(5), Some(31)),
         ] {
             tokio::time::advance(start + Duration::from_secs(second) - Instant::now()).await;
-            activity.note_block(stream);
+            activity.note_header_block(stream);
             let expected = deadline.map(|at| (start + Duration::from_secs(at), Overdue::HeaderBlock));
             assert_eq!(activity.deadline(timeouts), expected, "{second} s");
         }
@@ -392,7 +395,7 @@ mod tests {
         activity.note_read(true);
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(15), Overdue::Head)));
         activity.note_read(false);
-        let (one, two) = (activity.begin(), activity.begin());
+        let (one, two) = (activity.begin_request(), activity.begin_request());
         drop(one);
         assert_eq!(activity.deadline(timeouts), None);
         two.mark_pending(Instant::now());
@@ -405,7 +408,7 @@ mod tests {
         two.mark_pending(Instant::now());
         drop(two);
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(90), Overdue::Idle)));
-        let pipelined = activity.begin();
+        let pipelined = activity.begin_request();
         activity.note_read(true);
         drop(pipelined);
         assert_eq!(
@@ -418,22 +421,22 @@ mod tests {
     #[test]
     fn hyper_gets_no_more_than_the_socket_takes() {
         let activity = Activity::new(Protocol::H1);
-        let busy = activity.begin();
-        assert!(!busy.is_above_high_water_mark());
-        busy.add_buffered(HIGH_WATER_MARK - 1);
-        assert!(!busy.is_above_high_water_mark(), "below the mark");
-        busy.add_buffered(1);
-        assert!(busy.is_above_high_water_mark());
+        let guard = activity.begin_request();
+        assert!(!guard.is_above_high_water_mark());
+        guard.add_buffered(HIGH_WATER_MARK - 1);
+        assert!(!guard.is_above_high_water_mark(), "below the mark");
+        guard.add_buffered(1);
+        assert!(guard.is_above_high_water_mark());
         activity.note_write(HIGH_WATER_MARK / 2, false);
-        assert!(busy.is_above_high_water_mark(), "the socket is full");
+        assert!(guard.is_above_high_water_mark(), "the socket is full");
         activity.note_write(HIGH_WATER_MARK, true);
-        assert!(!busy.is_above_high_water_mark());
+        assert!(!guard.is_above_high_water_mark());
         activity.note_flush(false);
-        assert!(busy.is_above_high_water_mark(), "written, but not flushed");
+        assert!(guard.is_above_high_water_mark(), "written, but not flushed");
         activity.note_flush(true);
-        assert!(!busy.is_above_high_water_mark());
-        busy.add_buffered(1 << 20);
+        assert!(!guard.is_above_high_water_mark());
+        guard.add_buffered(1 << 20);
         activity.note_flush(true);
-        assert!(!busy.is_above_high_water_mark(), "a flush leaves nothing");
+        assert!(!guard.is_above_high_water_mark(), "a flush leaves nothing");
     }
 }

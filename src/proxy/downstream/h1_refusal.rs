@@ -9,11 +9,11 @@
 use http::StatusCode;
 
 use super::activity::Activity;
-use super::h1_request_guard::Fault;
+use super::h1_request_guard::HeadFault;
 use super::refused_heads::HeadRefusal;
 
 /// The longest head that hyper writes by itself.
-const LONGEST: usize = 512;
+const MAX_HEAD: usize = 512;
 const NO_BODY: &[u8] = b"content-length: 0\r\n";
 
 /// Recognizes what hyper answers by itself.
@@ -31,7 +31,7 @@ impl HyperRefusals {
 
     /// Notes that hyper's buffer is empty.
     pub fn note_flush(&mut self, activity: &Activity) {
-        self.idle_since = activity.is_idle().then(|| activity.begun());
+        self.idle_since = activity.is_idle().then(|| activity.requests_begun());
     }
 
     /// Returns the response to send in place of `offered`, if that is a refusal of hyper's, and why
@@ -40,15 +40,15 @@ impl HyperRefusals {
         &self,
         offered: impl Iterator<Item = &'a [u8]>,
         activity: &Activity,
-        fault: Fault,
+        fault: HeadFault,
     ) -> Option<(Vec<u8>, HeadRefusal)> {
-        if self.idle_since != Some(activity.begun()) {
+        if self.idle_since != Some(activity.requests_begun()) {
             return None;
         }
         let mut head = Vec::new();
         for piece in offered {
-            head.extend_from_slice(piece.get(..LONGEST).unwrap_or(piece));
-            if head.len() >= LONGEST {
+            head.extend_from_slice(piece.get(..MAX_HEAD).unwrap_or(piece));
+            if head.len() >= MAX_HEAD {
                 return None;
             }
         }
@@ -57,7 +57,7 @@ impl HyperRefusals {
 }
 
 /// Gives the refusal with this `head` a body.
-fn with_body(head: &[u8], fault: Fault) -> Option<(Vec<u8>, HeadRefusal)> {
+fn with_body(head: &[u8], fault: HeadFault) -> Option<(Vec<u8>, HeadRefusal)> {
     let code = head.strip_prefix(b"HTTP/1.1 ").or_else(|| head.strip_prefix(b"HTTP/1.0 "))?.get(..3)?;
     let refusal = refusal(StatusCode::from_bytes(code).ok()?, fault)?;
     let at = memchr::memmem::find(head, NO_BODY)?;
@@ -70,10 +70,10 @@ fn with_body(head: &[u8], fault: Fault) -> Option<(Vec<u8>, HeadRefusal)> {
     Some(([&head[..at], fields.as_bytes(), &head[at + NO_BODY.len()..], body.as_bytes()].concat(), refusal))
 }
 
-fn refusal(status: StatusCode, fault: Fault) -> Option<HeadRefusal> {
+fn refusal(status: StatusCode, fault: HeadFault) -> Option<HeadRefusal> {
     Some(match (status, fault) {
-        (StatusCode::BAD_REQUEST, Fault::Ambiguous) => HeadRefusal::AmbiguousLength,
-        (StatusCode::BAD_REQUEST, Fault::Other) => HeadRefusal::Malformed,
+        (StatusCode::BAD_REQUEST, HeadFault::Ambiguous) => HeadRefusal::AmbiguousLength,
+        (StatusCode::BAD_REQUEST, HeadFault::Other) => HeadRefusal::Malformed,
         (StatusCode::URI_TOO_LONG, _) => HeadRefusal::TargetTooLong,
         (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, _) => HeadRefusal::TooLarge,
         _ => return None,
@@ -109,7 +109,7 @@ mod tests {
                            date: Sun, 29 Nov 2026 06:00:00 GMT\r\n\r\n";
 
     fn replaced(refusals: &HyperRefusals, activity: &Activity, offered: &str) -> bool {
-        refusals.replacement([&b""[..], offered.as_bytes()].into_iter(), activity, Fault::Other).is_some()
+        refusals.replacement([&b""[..], offered.as_bytes()].into_iter(), activity, HeadFault::Other).is_some()
     }
 
     #[test]
@@ -125,7 +125,7 @@ mod tests {
         ] {
             assert!(!replaced(&refusals, &activity, other), "{other}");
         }
-        let request = activity.begin();
+        let request = activity.begin_request();
         assert!(!replaced(&refusals, &activity, REFUSAL), "a response of the service");
         refusals.note_flush(&activity);
         assert!(!replaced(&refusals, &activity, REFUSAL), "while a request is served");
@@ -133,17 +133,17 @@ mod tests {
         assert!(!replaced(&refusals, &activity, REFUSAL), "hyper may hold bytes of its response");
         refusals.note_flush(&activity);
         assert!(replaced(&refusals, &activity, REFUSAL), "a second head that hyper can't read");
-        drop(activity.begin());
+        drop(activity.begin_request());
         assert!(!replaced(&refusals, &activity, REFUSAL), "a request began and ended before its response was written");
     }
 
     #[test]
     fn the_body_says_why_and_its_length_is_right() {
         for (status, fault, kind) in [
-            ("400", Fault::Other, "bad_head"),
-            ("400", Fault::Ambiguous, "ambiguous_length"),
-            ("414", Fault::Other, "target_too_long"),
-            ("431", Fault::Other, "head_too_large"),
+            ("400", HeadFault::Other, "bad_head"),
+            ("400", HeadFault::Ambiguous, "ambiguous_length"),
+            ("414", HeadFault::Other, "target_too_long"),
+            ("431", HeadFault::Other, "head_too_large"),
         ] {
             let text =
                 String::from_utf8(with_body(REFUSAL.replace("400", status).as_bytes(), fault).unwrap().0).unwrap();

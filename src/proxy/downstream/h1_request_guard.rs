@@ -23,7 +23,7 @@
 /// Follows the requests of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct H1RequestGuard {
-    place: Position,
+    position: Position,
     head: Head,
     /// What the current line begins with, as far as it matters and where it came in more than one piece.
     line: Line,
@@ -31,7 +31,7 @@ pub(crate) struct H1RequestGuard {
     spaces: u8,
     /// Whether a request was for a tunnel, so that what looks like a request line may be something else.
     may_tunnel: bool,
-    fault: Fault,
+    fault: HeadFault,
 }
 
 /// Where in a request the next byte belongs.
@@ -51,16 +51,16 @@ enum Position {
 /// What the lines of a head have stated so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Head {
-    begun: bool,
-    chunked: bool,
+    has_begun: bool,
+    is_chunked: bool,
     length: Option<u64>,
-    ambiguous: bool,
-    upgrade: bool,
+    is_ambiguous: bool,
+    asks_for_upgrade: bool,
 }
 
 /// Why a head is refused, as far as the guard knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fault {
+pub enum HeadFault {
     /// hyper refused it.
     #[default]
     Other,
@@ -69,7 +69,7 @@ pub enum Fault {
 }
 
 /// Bytes of a request target that hyper refuses where they are not encoded.
-fn is_raw(byte: u8) -> bool {
+fn must_be_encoded(byte: u8) -> bool {
     matches!(byte, b'"' | b'<' | b'>' | b'`')
 }
 
@@ -92,12 +92,12 @@ pub fn encode(bytes: &[u8], places: &[usize]) -> Vec<u8> {
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
 /// The longest beginning of a line that matters. No valid `Content-Length` is as long.
-const LINE: usize = 96;
+const MAX_LINE_PREFIX: usize = 96;
 
 /// The beginning of a line that is not whole yet.
 #[derive(Clone, Copy, Debug)]
 struct Line {
-    bytes: [u8; LINE],
+    bytes: [u8; MAX_LINE_PREFIX],
     len: usize,
     /// The last byte that was there, even if not kept.
     last: Option<u8>,
@@ -105,13 +105,13 @@ struct Line {
 
 impl Default for Line {
     fn default() -> Self {
-        Self { bytes: [0; LINE], len: 0, last: None }
+        Self { bytes: [0; MAX_LINE_PREFIX], len: 0, last: None }
     }
 }
 
 impl Line {
     fn push(&mut self, bytes: &[u8]) {
-        let more = bytes.len().min(LINE - self.len);
+        let more = bytes.len().min(MAX_LINE_PREFIX - self.len);
         self.bytes[self.len..self.len + more].copy_from_slice(&bytes[..more]);
         self.len += more;
     }
@@ -119,12 +119,12 @@ impl Line {
 
 impl H1RequestGuard {
     /// Whether a head has begun and not ended; blank lines before it begin none.
-    pub(crate) fn in_head(&self) -> bool {
-        self.place == Position::Head && (self.head.begun || self.line.len > 0 && self.line.bytes[0] != b'\r')
+    pub(crate) fn is_in_head(&self) -> bool {
+        self.position == Position::Head && (self.head.has_begun || self.line.len > 0 && self.line.bytes[0] != b'\r')
     }
 
     /// Returns why the latest head is refused, if it is.
-    pub(crate) fn fault(&self) -> Fault {
+    pub(crate) fn fault(&self) -> HeadFault {
         self.fault
     }
 
@@ -134,11 +134,11 @@ impl H1RequestGuard {
     pub(crate) fn follow(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
         let mut at = 0;
         while at < bytes.len() {
-            if let Position::Data { left, chunked } = self.place {
+            if let Position::Data { left, chunked } = self.position {
                 let step = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len() - at);
                 at += step;
                 let left = left - step as u64;
-                self.place = match (left, chunked) {
+                self.position = match (left, chunked) {
                     (0, true) => Position::ChunkSize,
                     (0, false) => Position::Head,
                     _ => Position::Data { left, chunked },
@@ -146,20 +146,20 @@ impl H1RequestGuard {
                 continue;
             }
             let length = memchr::memchr(b'\n', &bytes[at..]);
-            if self.place == Position::Head && !self.head.begun && !self.may_tunnel {
-                self.find_raw(bytes, at..length.map_or(bytes.len(), |length| at + length), raw);
+            if self.position == Position::Head && !self.head.has_begun && !self.may_tunnel {
+                self.find_unencoded(bytes, at..length.map_or(bytes.len(), |length| at + length), raw);
             }
             let Some(length) = length else {
-                self.line_goes_on(&bytes[at..]);
+                self.continue_line(&bytes[at..]);
                 return false;
             };
             let end = at + length;
             let refused = if self.line.last.is_none() {
-                self.line_ends(&bytes[at..end], bytes[at..end].last().copied())
+                self.end_line(&bytes[at..end], bytes[at..end].last().copied())
             } else {
-                self.line_goes_on(&bytes[at..end]);
+                self.continue_line(&bytes[at..end]);
                 let line = std::mem::take(&mut self.line);
-                self.line_ends(&line.bytes[..line.len], line.last)
+                self.end_line(&line.bytes[..line.len], line.last)
             };
             if refused {
                 // Replaces the end of the line by NUL, which no head may have, so that
@@ -173,12 +173,12 @@ impl H1RequestGuard {
     }
 
     /// Adds the raw bytes of a request target to `raw`; the request line goes on in `piece`.
-    fn find_raw(&mut self, bytes: &[u8], piece: std::ops::Range<usize>, raw: &mut Vec<usize>) {
+    fn find_unencoded(&mut self, bytes: &[u8], piece: std::ops::Range<usize>, raw: &mut Vec<usize>) {
         let mut at = piece.start;
         while self.spaces < 2 && at < piece.end {
             let end = memchr::memchr(b' ', &bytes[at..piece.end]).map_or(piece.end, |length| at + length);
             if self.spaces == 1 {
-                raw.extend((at..end).filter(|place| is_raw(bytes[*place])));
+                raw.extend((at..end).filter(|place| must_be_encoded(bytes[*place])));
             }
             if end < piece.end {
                 self.spaces += 1;
@@ -188,9 +188,9 @@ impl H1RequestGuard {
     }
 
     /// Appends a piece of an unfinished line to the kept prefix, without the leading zeros of a chunk size.
-    fn line_goes_on(&mut self, piece: &[u8]) {
+    fn continue_line(&mut self, piece: &[u8]) {
         // A size may have any number of leading zeros.
-        let zeros = if self.place == Position::ChunkSize && self.line.len == 0 {
+        let zeros = if self.position == Position::ChunkSize && self.line.len == 0 {
             piece.iter().take_while(|byte| **byte == b'0').count()
         } else {
             0
@@ -201,63 +201,63 @@ impl H1RequestGuard {
 
     /// Takes one line, or the beginning of a long one, and the last byte before its LF; returns
     /// whether it ends an ambiguous head, or begins HTTP/2.
-    fn line_ends(&mut self, line: &[u8], last: Option<u8>) -> bool {
-        let whole = line.len() < LINE;
+    fn end_line(&mut self, line: &[u8], last: Option<u8>) -> bool {
+        let whole = line.len() < MAX_LINE_PREFIX;
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        match self.place {
-            Position::Head if line.is_empty() => return self.head_ends(),
+        match self.position {
+            Position::Head if line.is_empty() => return self.end_head(),
             Position::Head => {
-                if !self.head.begun {
+                if !self.head.has_begun {
                     if line == H2_PREFACE && !self.may_tunnel {
                         return true;
                     }
-                    self.head.upgrade = line.starts_with(b"CONNECT ");
+                    self.head.asks_for_upgrade = line.starts_with(b"CONNECT ");
                     self.spaces = 0;
                 }
-                self.head.begun = true;
-                self.field(line, whole);
+                self.head.has_begun = true;
+                self.note_field(line, whole);
             }
             Position::ChunkSize => {
                 // Each chunk is followed by a line end of its own; the last one by the trailers.
-                self.place = match chunk_size(line) {
+                self.position = match chunk_size(line) {
                     0 => Position::Trailers { fresh: true },
                     size => Position::Data { left: size.saturating_add(2), chunked: true },
                 };
             }
-            Position::Trailers { fresh: true } if line.is_empty() && last.is_some() => self.place = Position::Head,
-            Position::Trailers { .. } => self.place = Position::Trailers { fresh: last == Some(b'\r') },
+            Position::Trailers { fresh: true } if line.is_empty() && last.is_some() => self.position = Position::Head,
+            Position::Trailers { .. } => self.position = Position::Trailers { fresh: last == Some(b'\r') },
             Position::Data { .. } => {}
         }
         false
     }
 
-    fn field(&mut self, line: &[u8], whole: bool) {
+    fn note_field(&mut self, line: &[u8], whole: bool) {
         if !matches!(line[0] | 0x20, b'c' | b't' | b'u') {
             return;
         }
         if let Some(value) = value_of(line, b"content-length:") {
-            self.head.ambiguous |= self.head.chunked || self.head.length.is_some() || !whole;
+            self.head.is_ambiguous |= self.head.is_chunked || self.head.length.is_some() || !whole;
             self.head.length = Some(std::str::from_utf8(value).ok().and_then(|value| value.parse().ok()).unwrap_or(0));
         } else if value_of(line, b"transfer-encoding:").is_some() {
-            self.head.ambiguous |= self.head.length.is_some();
-            self.head.chunked = true;
+            self.head.is_ambiguous |= self.head.length.is_some();
+            self.head.is_chunked = true;
         } else if value_of(line, b"upgrade:").is_some() {
-            self.head.upgrade = true;
+            self.head.asks_for_upgrade = true;
         }
     }
 
-    fn head_ends(&mut self) -> bool {
+    fn end_head(&mut self) -> bool {
         let head = std::mem::take(&mut self.head);
         self.spaces = 0;
-        self.may_tunnel |= head.upgrade;
-        self.fault = if head.ambiguous { Fault::Ambiguous } else { Fault::Other };
-        self.place = match head {
-            Head { chunked: true, .. } => Position::ChunkSize,
+        self.may_tunnel |= head.asks_for_upgrade;
+        self.fault = if head.is_ambiguous { HeadFault::Ambiguous } else { HeadFault::Other };
+        self.position = match head {
+            Head { is_chunked: true, .. } => Position::ChunkSize,
             Head { length: Some(left @ 1..), .. } => Position::Data { left, chunked: false },
             // Blank lines before a request are skipped, and come here too.
             _ => Position::Head,
         };
-        head.ambiguous
+        head.is_ambiguous
     }
 }
 
@@ -293,8 +293,8 @@ mod tests {
         for piece in text.as_bytes().chunks(size) {
             let mut piece = piece.to_vec();
             if guard.follow(&mut piece, &mut Vec::new()) {
-                let spoilt = piece.iter().position(|byte| *byte == 0).expect("something was spoilt");
-                return Some(fed + spoilt + 1);
+                let invalidated = piece.iter().position(|byte| *byte == 0).expect("something was invalidated");
+                return Some(fed + invalidated + 1);
             }
             assert!(!piece.contains(&0));
             fed += piece.len();

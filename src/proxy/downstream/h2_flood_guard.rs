@@ -1,4 +1,4 @@
-//! Limits HTTP/2 frames that ask for nothing, and reports the others to [`H2Frames`].
+//! Limits HTTP/2 frames that ask for nothing, and reports the others to [`H2OutputFrames`].
 //!
 //! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, while the server has to
 //! read it and often to answer. The `h2` crate limits how many of them it holds, but not how long a
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use super::h2_frame_head::{
     ACK, CONTINUATION, DATA, END_HEADERS, FrameHead, HEADERS, HeadReader, PREFACE, RST_STREAM, SETTINGS,
 };
-use super::h2_frames::H2Frames;
+use super::h2_output_frames::H2OutputFrames;
 
 /// Most such frames in [`INTERVAL`].
-const MAX_FRAMES: u64 = 10_000;
+const MAX_CONTROL_FRAMES: u64 = 10_000;
 /// The time in which they are counted.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// A client acknowledges what it reads, so one more frame is allowed for so many bytes written.
@@ -45,14 +45,14 @@ pub struct H2FloodGuard {
     left: usize,
     head: HeadReader,
     /// Frames that began, up to two.
-    frames: u8,
+    frames_begun: u8,
     /// The latest stream that the client began; its header block, while that goes on; and whether
     /// that ends with the current frame.
     last_stream: u32,
-    block: Option<u32>,
-    ends_block: bool,
+    unfinished_block: Option<u32>,
+    is_last_of_block: bool,
     /// Whether the current frame is SETTINGS with content.
-    in_settings: bool,
+    is_in_settings: bool,
     /// Control frames received, and bytes written to the client, since `since`.
     control_frames: u64,
     written: u64,
@@ -64,11 +64,11 @@ impl H2FloodGuard {
         Self {
             left: PREFACE.len(),
             head: HeadReader::default(),
-            frames: 0,
+            frames_begun: 0,
             last_stream: 0,
-            block: None,
-            ends_block: false,
-            in_settings: false,
+            unfinished_block: None,
+            is_last_of_block: false,
+            is_in_settings: false,
             control_frames: 0,
             written: 0,
             since: Instant::now(),
@@ -79,22 +79,22 @@ impl H2FloodGuard {
     ///
     /// # Errors
     /// Why the connection must be closed.
-    pub fn follow(&mut self, mut bytes: &[u8], frames: &mut H2Frames) -> Result<(), Violation> {
+    pub fn follow(&mut self, mut bytes: &[u8], frames: &mut H2OutputFrames) -> Result<(), Violation> {
         loop {
             let step = self.left.min(bytes.len());
             self.left -= step;
-            if self.in_settings {
-                frames.table().take_settings(&bytes[..step]);
+            if self.is_in_settings {
+                frames.table_updates().take_settings(&bytes[..step]);
             }
             bytes = &bytes[step..];
             if self.left == 0
-                && std::mem::take(&mut self.ends_block)
-                && let Some(stream) = self.block.take()
+                && std::mem::take(&mut self.is_last_of_block)
+                && let Some(stream) = self.unfinished_block.take()
             {
                 frames.head_tracker().note_block(stream);
             }
             if bytes.is_empty() {
-                return if self.control_frames >= MAX_FRAMES && self.is_too_fast() {
+                return if self.control_frames >= MAX_CONTROL_FRAMES && self.is_too_fast() {
                     Err(Violation::Flood)
                 } else {
                     Ok(())
@@ -102,7 +102,7 @@ impl H2FloodGuard {
             }
             if let Some(head) = self.head.take(&mut bytes) {
                 self.begin(head, frames);
-                if self.frames == 1 {
+                if self.frames_begun == 1 {
                     self.control_frames = 0;
                     if head.kind != SETTINGS {
                         return Err(Violation::NoSettings);
@@ -114,32 +114,32 @@ impl H2FloodGuard {
 
     /// Returns whether the preface and the first frame, which must be SETTINGS (RFC 9113 section 3.4), are complete.
     pub fn has_begun(&self) -> bool {
-        self.frames > 1 || self.frames == 1 && self.left == 0
+        self.frames_begun > 1 || self.frames_begun == 1 && self.left == 0
     }
 
     /// Returns the stream whose first header block has begun and not ended.
     pub fn unfinished_block(&self) -> Option<u32> {
-        self.block
+        self.unfinished_block
     }
 
     /// Begins a frame.
-    fn begin(&mut self, FrameHead { length, kind, flags, stream }: FrameHead, frames: &mut H2Frames) {
-        self.frames = self.frames.saturating_add(1).min(2);
+    fn begin(&mut self, FrameHead { length, kind, flags, stream }: FrameHead, frames: &mut H2OutputFrames) {
+        self.frames_begun = self.frames_begun.saturating_add(1).min(2);
         self.left = length;
-        self.in_settings = kind == SETTINGS && flags & ACK == 0;
+        self.is_in_settings = kind == SETTINGS && flags & ACK == 0;
         match kind {
             // A second block on a stream holds trailers.
             HEADERS => {
-                self.block = (stream > self.last_stream).then_some(stream);
+                self.unfinished_block = (stream > self.last_stream).then_some(stream);
                 self.last_stream = self.last_stream.max(stream);
-                self.ends_block = flags & END_HEADERS != 0;
-                if let Some(stream) = self.block.filter(|_| !self.ends_block) {
+                self.is_last_of_block = flags & END_HEADERS != 0;
+                if let Some(stream) = self.unfinished_block.filter(|_| !self.is_last_of_block) {
                     frames.head_tracker().note_partial_block(stream);
                 }
             }
-            CONTINUATION => self.ends_block = flags & END_HEADERS != 0,
+            CONTINUATION => self.is_last_of_block = flags & END_HEADERS != 0,
             RST_STREAM => frames.head_tracker().close_stream(stream),
-            SETTINGS if self.in_settings => frames.table().begin_settings(),
+            SETTINGS if self.is_in_settings => frames.table_updates().begin_settings(),
             _ => {}
         }
         if !(kind == HEADERS || kind == DATA && self.left > 0) {
@@ -156,7 +156,7 @@ impl H2FloodGuard {
         let unpaid = self.control_frames.saturating_sub(self.written / BYTES_PER_FRAME);
         let (now, since) = (Instant::now(), self.since);
         (self.control_frames, self.written, self.since) = (0, 0, now);
-        unpaid as f64 * INTERVAL.as_secs_f64() > MAX_FRAMES as f64 * (now - since).as_secs_f64()
+        unpaid as f64 * INTERVAL.as_secs_f64() > MAX_CONTROL_FRAMES as f64 * (now - since).as_secs_f64()
     }
 }
 
@@ -167,7 +167,7 @@ mod tests {
     use crate::proxy::downstream::head_tracker::HeadTracker;
 
     fn follow(guard: &mut H2FloodGuard, bytes: &[u8]) -> Result<(), Violation> {
-        guard.follow(bytes, &mut H2Frames::new(HeadTracker::new(Protocol::H2)))
+        guard.follow(bytes, &mut H2OutputFrames::new(HeadTracker::new(Protocol::H2)))
     }
 
     fn frame(kind: u8, length: usize) -> Vec<u8> {
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn frames_that_ask_for_nothing_are_counted_however_reads_cut_them() {
-        let most = usize::try_from(MAX_FRAMES).unwrap() - 1;
+        let most = usize::try_from(MAX_CONTROL_FRAMES).unwrap() - 1;
         let work = [frame(HEADERS, 40), frame(DATA, 300), frame(DATA, 70_000)].concat();
         for piece in [frame(6, 8), frame(4, 0), frame(8, 4), frame(DATA, 0), frame(2, 5), frame(0x42, 17)] {
             let flood = piece.repeat(most);
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_client_that_reads_much_may_acknowledge_it_and_slow_frames_are_allowed() {
-        let many = usize::try_from(MAX_FRAMES).unwrap();
+        let many = usize::try_from(MAX_CONTROL_FRAMES).unwrap();
         let updates = frame(8, 4).repeat(many);
         assert!(!exceeds(&updates, 16_384, many * 256));
         assert!(exceeds(&updates, 16_384, many * 17));

@@ -3,7 +3,7 @@
 /// The preface of a client (RFC 9113 section 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The length of a head.
-pub const HEAD: usize = 9;
+pub const FRAME_HEAD_SIZE: usize = 9;
 
 /// Kinds of frames (RFC 9113 section 6).
 pub const DATA: u8 = 0;
@@ -34,7 +34,7 @@ pub struct FrameHead {
 
 impl FrameHead {
     #[inline]
-    pub fn parse(bytes: &[u8; HEAD]) -> Self {
+    pub fn parse(bytes: &[u8; FRAME_HEAD_SIZE]) -> Self {
         let [high, middle, low, kind, flags, stream @ ..] = *bytes;
         let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
         Self { length, kind, flags, stream: u32::from_be_bytes(stream) & 0x7fff_ffff }
@@ -44,7 +44,7 @@ impl FrameHead {
 /// Collects a head that comes in pieces.
 #[derive(Debug, Default)]
 pub struct HeadReader {
-    bytes: [u8; HEAD],
+    bytes: [u8; FRAME_HEAD_SIZE],
     filled: usize,
 }
 
@@ -56,7 +56,7 @@ impl HeadReader {
         self.bytes[self.filled..self.filled + piece.len()].copy_from_slice(piece);
         self.filled += piece.len();
         *bytes = rest;
-        if self.filled < HEAD {
+        if self.filled < FRAME_HEAD_SIZE {
             return None;
         }
         self.filled = 0;
@@ -70,7 +70,7 @@ impl HeadReader {
 
     /// Returns how many bytes of the head are missing.
     pub fn missing(&self) -> usize {
-        HEAD - self.filled
+        FRAME_HEAD_SIZE - self.filled
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
         for size in 1..=bytes.len() {
             let (mut reader, mut heads) = (HeadReader::default(), Vec::new());
             let mut left = &bytes[..];
-            for mut piece in bytes[..HEAD].chunks(size) {
+            for mut piece in bytes[..FRAME_HEAD_SIZE].chunks(size) {
                 heads.extend(reader.take(&mut piece));
             }
             assert!(

@@ -22,7 +22,7 @@ use crate::shutdown::Shutdown;
 
 /// How much longer than a whole connection one stream may be left unread: streams wait for each
 /// other where a client is slow.
-const FACTOR: u32 = 5;
+const STREAM_FACTOR: u32 = 5;
 
 tokio::task_local! {
     static STREAM: Arc<StreamStall>;
@@ -34,8 +34,8 @@ pub struct StreamStall {
     epoch: Instant,
     /// Milliseconds after `epoch`, plus one; 0 where nothing waits to be read.
     since: AtomicU64,
-    reset: AtomicBool,
-    expired: AtomicBool,
+    must_reset: AtomicBool,
+    is_expired: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -44,8 +44,8 @@ impl StreamStall {
         Self {
             epoch: Instant::now(),
             since: AtomicU64::new(0),
-            reset: AtomicBool::new(false),
-            expired: AtomicBool::new(false),
+            must_reset: AtomicBool::new(false),
+            is_expired: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         }
     }
@@ -68,13 +68,13 @@ impl StreamStall {
 
     /// Has the stream's tasks end, so that it is reset with CANCEL.
     pub fn reset(&self) {
-        self.reset.store(true, Ordering::Release);
+        self.must_reset.store(true, Ordering::Release);
         self.waker.wake();
     }
 
     /// Returns whether the client read nothing for too long.
     pub fn is_expired(&self) -> bool {
-        self.expired.load(Ordering::Relaxed)
+        self.is_expired.load(Ordering::Relaxed)
     }
 
     fn since(&self) -> Option<Instant> {
@@ -94,7 +94,7 @@ impl StreamExecutor {
     /// Creates the executor of a connection that may be left unread for `stall`, and each of its
     /// streams for at most `stream_limit`.
     pub fn new(shutdown: &Shutdown, stall: Duration, stream_limit: Duration) -> Self {
-        Self { shutdown: shutdown.clone(), limit: stall.saturating_mul(FACTOR).min(stream_limit) }
+        Self { shutdown: shutdown.clone(), limit: stall.saturating_mul(STREAM_FACTOR).min(stream_limit) }
     }
 }
 
@@ -130,11 +130,11 @@ impl<F: Future<Output = ()>> Future for StallGuarded<F> {
         let this = self.project();
         this.stall.waker.register(cx.waker());
         // First: hyper's task would end the stream as if all was well.
-        if this.stall.reset.load(Ordering::Acquire) || this.task.poll(cx).is_ready() {
+        if this.stall.must_reset.load(Ordering::Acquire) || this.task.poll(cx).is_ready() {
             return Poll::Ready(());
         }
         let Some(since) = this.stall.since() else { return Poll::Pending };
         let timer = this.timer.get_or_insert_with(|| LazyTimer::new(*this.limit));
-        timer.poll_due(cx, Some(since + *this.limit)).map(|_| this.stall.expired.store(true, Ordering::Relaxed))
+        timer.poll_due(cx, Some(since + *this.limit)).map(|_| this.stall.is_expired.store(true, Ordering::Relaxed))
     }
 }

@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 use super::h2_frame_head::{
-    CONTINUATION, END_HEADERS, END_STREAM, FrameHead, HEAD, HEADERS, PADDED, PREFACE, PRIORITY,
+    CONTINUATION, END_HEADERS, END_STREAM, FRAME_HEAD_SIZE, FrameHead, HEADERS, PADDED, PREFACE, PRIORITY,
 };
 
 /// The size of a stream's dependency and weight (RFC 9113 section 6.2).
@@ -27,7 +27,7 @@ const MAX_BLOCK: usize = 16_384;
 /// The most frames of one.
 const MAX_FRAMES: usize = 16;
 /// The most streams that are kept.
-const MAX_BEGUN: usize = 128;
+const MAX_STREAMS: usize = 128;
 
 /// Entry 38 of HPACK's static table, `host` with an empty value, in one byte (RFC 7541 section 6.1).
 const EMPTY_HOST: u8 = 0x80 | 38;
@@ -42,7 +42,7 @@ pub struct H2Trailers {
     /// The beginning of a frame, until enough of it is there.
     held: Vec<u8>,
     /// Trailers that are not complete.
-    block: Option<Block>,
+    block: Option<TrailerBlock>,
     /// The latest stream that began.
     last_stream: u32,
     /// The latest streams that began without END_STREAM.
@@ -53,14 +53,14 @@ pub struct H2Trailers {
 
 /// The header block of trailers.
 #[derive(Debug)]
-struct Block {
+struct TrailerBlock {
     stream: u32,
     /// END_STREAM, or 0.
     end_stream: u8,
     bytes: Vec<u8>,
     frames: usize,
     /// Whether it ends with the current frame.
-    ends: bool,
+    is_last_frame: bool,
 }
 
 /// The header block of trailers is too large, or in too many frames.
@@ -68,17 +68,17 @@ struct Block {
 pub struct TooLarge;
 
 /// What happens to a frame.
-enum Frame {
+enum FrameAction {
     /// More of it must be there first.
     Incomplete,
     /// It passes unchanged; the number of bytes after its header.
     Passed(usize),
     /// It begins trailers, or goes on with them.
-    Trailers(Piece),
+    Trailers(BlockPiece),
 }
 
 /// A piece of a header block.
-struct Piece {
+struct BlockPiece {
     /// Bytes before it, in its frame.
     before: usize,
     length: usize,
@@ -108,65 +108,65 @@ impl H2Trailers {
     pub fn rewrite(&mut self, bytes: &[u8]) -> Result<Option<Vec<u8>>, TooLarge> {
         if self.held.is_empty() && self.block.is_none() && self.padding == 0 {
             let (left, last_stream) = (self.left, self.last_stream);
-            if self.passes(bytes) {
+            if self.pass_unchanged(bytes) {
                 return Ok(None);
             }
             (self.left, self.last_stream) = (left, last_stream);
         }
         if self.held.is_empty() {
-            return self.rewritten(bytes).map(Some);
+            return self.rewrite_frames(bytes).map(Some);
         }
         let mut whole = std::mem::take(&mut self.held);
         whole.extend_from_slice(bytes);
-        self.rewritten(&whole).map(Some)
+        self.rewrite_frames(&whole).map(Some)
     }
 
     /// Returns whether all of `bytes` pass, and nothing has to be held.
-    fn passes(&mut self, mut bytes: &[u8]) -> bool {
+    fn pass_unchanged(&mut self, mut bytes: &[u8]) -> bool {
         loop {
-            bytes = &bytes[take(&mut self.left, bytes)..];
+            bytes = &bytes[consume(&mut self.left, bytes)..];
             if bytes.is_empty() {
                 return true;
             }
-            let Frame::Passed(length) = self.frame(bytes) else { return false };
+            let FrameAction::Passed(length) = self.decide(bytes) else { return false };
             self.left = length;
         }
     }
 
-    fn rewritten(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, TooLarge> {
-        let mut rewritten = Vec::with_capacity(bytes.len() + 2 * HEAD + 1);
+    fn rewrite_frames(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, TooLarge> {
+        let mut rewritten = Vec::with_capacity(bytes.len() + 2 * FRAME_HEAD_SIZE + 1);
         loop {
-            let (piece, rest) = bytes.split_at(take(&mut self.left, bytes));
+            let (piece, rest) = bytes.split_at(consume(&mut self.left, bytes));
             match &mut self.block {
                 Some(block) => block.bytes.extend_from_slice(piece),
                 None => rewritten.extend_from_slice(piece),
             }
-            bytes = &rest[take(&mut self.padding, rest)..];
+            bytes = &rest[consume(&mut self.padding, rest)..];
             let has_ended = self.left == 0 && self.padding == 0;
-            if let Some(block) = self.block.take_if(|block| has_ended && block.ends) {
+            if let Some(block) = self.block.take_if(|block| has_ended && block.is_last_frame) {
                 block.write(&mut rewritten);
             }
             if bytes.is_empty() {
                 return Ok(rewritten);
             }
-            match self.frame(bytes) {
-                Frame::Incomplete => {
+            match self.decide(bytes) {
+                FrameAction::Incomplete => {
                     self.held = bytes.to_vec();
                     return Ok(rewritten);
                 }
-                Frame::Passed(length) => {
+                FrameAction::Passed(length) => {
                     // A block that another frame interrupts, which `h2` refuses.
                     if let Some(block) = self.block.take() {
                         block.write(&mut rewritten);
                     }
                     self.left = length;
                 }
-                Frame::Trailers(piece) => {
+                FrameAction::Trailers(piece) => {
                     bytes = &bytes[piece.before..];
                     (self.left, self.padding) = (piece.length, piece.padding);
-                    let block = self.block.get_or_insert_with(|| Block::new(&piece));
+                    let block = self.block.get_or_insert_with(|| TrailerBlock::new(&piece));
                     block.frames += 1;
-                    block.ends = piece.flags & END_HEADERS != 0;
+                    block.is_last_frame = piece.flags & END_HEADERS != 0;
                     if block.bytes.len() + piece.length > MAX_BLOCK || block.frames > MAX_FRAMES {
                         return Err(TooLarge);
                     }
@@ -176,14 +176,14 @@ impl H2Trailers {
     }
 
     /// Decides about the frame that `bytes` begin with.
-    fn frame(&mut self, bytes: &[u8]) -> Frame {
-        let Some((head, payload)) = bytes.split_first_chunk() else { return Frame::Incomplete };
+    fn decide(&mut self, bytes: &[u8]) -> FrameAction {
+        let Some((head, payload)) = bytes.split_first_chunk() else { return FrameAction::Incomplete };
         let FrameHead { length, kind, flags, stream } = FrameHead::parse(head);
-        let passed = Frame::Passed(HEAD + length);
+        let passed = FrameAction::Passed(FRAME_HEAD_SIZE + length);
         if let Some(block) = &self.block {
             let goes_on = kind == CONTINUATION && stream == block.stream;
-            let piece = Piece { before: HEAD, length, padding: 0, stream, flags };
-            return if goes_on { Frame::Trailers(piece) } else { passed };
+            let piece = BlockPiece { before: FRAME_HEAD_SIZE, length, padding: 0, stream, flags };
+            return if goes_on { FrameAction::Trailers(piece) } else { passed };
         }
         if kind != HEADERS {
             return passed;
@@ -191,7 +191,7 @@ impl H2Trailers {
         if stream > self.last_stream {
             self.last_stream = stream;
             if flags & END_STREAM == 0 && self.begun.back().is_none_or(|last| *last < stream) {
-                if self.begun.len() == MAX_BEGUN {
+                if self.begun.len() == MAX_STREAMS {
                     self.dropped = self.begun.pop_front().unwrap_or_default();
                 }
                 self.begun.push_back(stream);
@@ -207,24 +207,30 @@ impl H2Trailers {
         // `h2` closes the connection for a frame that is too long, or too short for its flags.
         let Some(rest) = length.checked_sub(before).filter(|_| length <= MAX_BLOCK) else { return passed };
         if payload.len() < before {
-            return Frame::Incomplete;
+            return FrameAction::Incomplete;
         }
         let padding = if is_padded { usize::from(payload[0]) } else { 0 };
         let Some(length) = rest.checked_sub(padding) else { return passed };
-        Frame::Trailers(Piece { before: HEAD + before, length, padding, stream, flags })
+        FrameAction::Trailers(BlockPiece { before: FRAME_HEAD_SIZE + before, length, padding, stream, flags })
     }
 }
 
-impl Block {
-    fn new(piece: &Piece) -> Self {
-        Self { stream: piece.stream, end_stream: piece.flags & END_STREAM, bytes: Vec::new(), frames: 0, ends: false }
+impl TrailerBlock {
+    fn new(piece: &BlockPiece) -> Self {
+        Self {
+            stream: piece.stream,
+            end_stream: piece.flags & END_STREAM,
+            bytes: Vec::new(),
+            frames: 0,
+            is_last_frame: false,
+        }
     }
 
     /// Appends its two frames to `bytes`.
     fn write(self, bytes: &mut Vec<u8>) {
         let [a, b, c, d] = self.stream.to_be_bytes();
         let [.., high, middle, low] = self.bytes.len().to_be_bytes();
-        let end_headers = if self.ends { END_HEADERS } else { 0 };
+        let end_headers = if self.is_last_frame { END_HEADERS } else { 0 };
         bytes.extend_from_slice(&[0, 0, 1, HEADERS, self.end_stream, a, b, c, d, EMPTY_HOST]);
         bytes.extend_from_slice(&[high, middle, low, CONTINUATION, end_headers, a, b, c, d]);
         bytes.extend_from_slice(&self.bytes);
@@ -232,7 +238,7 @@ impl Block {
 }
 
 /// Takes as many of `bytes` as `left` wants; returns how many.
-fn take(left: &mut usize, bytes: &[u8]) -> usize {
+fn consume(left: &mut usize, bytes: &[u8]) -> usize {
     let count = bytes.len().min(*left);
     *left -= count;
     count

@@ -23,7 +23,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::io::AsyncWrite;
 
 use super::interim_queue::{InterimQueue, encode_h1, encode_h2};
-use super::refused_heads::{Dropped, HeadRefusal, RefusedHead, RefusedHeads};
+use super::refused_heads::{DroppedHeads, HeadRefusal, RefusedHead, RefusedHeads};
 use super::request_streams::RequestStreams;
 use crate::labels::Protocol;
 
@@ -150,7 +150,7 @@ impl HeadTracker {
 
     /// Notes a request head that hyper refused, and that gets a response.
     pub fn note_refused(&self, refusal: HeadRefusal) {
-        self.state().refused_heads.note(refusal);
+        self.state().refused_heads.note_answered(refusal);
         self.has_refused.store(true, Ordering::Relaxed);
     }
 
@@ -163,7 +163,7 @@ impl HeadTracker {
 
     /// Returns the heads that were refused or dropped since the last call. Over HTTP/2 a head is known to be one of
     /// these once its round has ended.
-    pub fn take_refused(&self) -> (Vec<RefusedHead>, Dropped) {
+    pub fn take_refused(&self) -> (Vec<RefusedHead>, DroppedHeads) {
         if !self.has_refused.load(Ordering::Relaxed) {
             return Default::default();
         }

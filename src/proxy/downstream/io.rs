@@ -13,29 +13,29 @@ use super::activity::Activity;
 use super::h1_refusal::{HyperRefusals, head_timeout};
 use super::h1_request_guard::{H1RequestGuard, encode};
 use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard, PROTOCOL_ERROR, Violation};
-use super::h2_frames::H2Frames;
+use super::h2_output_frames::H2OutputFrames;
 use super::h2_trailers::{H2Trailers, TooLarge};
 use super::head_tracker::HeadTracker;
 use super::transport::Transport;
 use crate::labels::Protocol;
 use crate::listener::Permit;
 use crate::metrics::traffic::{GaugeGuard, Traffic};
-use crate::proxy::chunked_end::first_nonempty;
+use crate::proxy::chunked_trailers::first_nonempty;
 use crate::proxy::registry::RegistryGuard;
 use crate::workers::WorkerSlot;
 
 /// Writes of HTTP/2 up to this size may be PINGs and their answers only, which do not mean that a
 /// response is being taken.
-const CONTROL_FRAMES: usize = 64;
+const MAX_CONTROL_WRITE: usize = 64;
 
 /// What a connection holds until its last byte, tunnels included.
-pub struct Resources {
+pub struct ConnectionResources {
     _listener: (Permit, WorkerSlot),
     _registered: RegistryGuard,
     _open: GaugeGuard,
 }
 
-impl Resources {
+impl ConnectionResources {
     pub(in crate::proxy) fn new(listener: (Permit, WorkerSlot), registered: RegistryGuard, open: GaugeGuard) -> Self {
         Self { _listener: listener, _registered: registered, _open: open }
     }
@@ -49,8 +49,8 @@ pub struct Downstream<S = Transport> {
     /// Bytes that hyper has still to read before any others.
     unread: Bytes,
     /// Whether the last write was cut short, so that the next bytes belong to it.
-    partly_written: bool,
-    _resources: Option<Resources>,
+    is_partly_written: bool,
+    _resources: Option<ConnectionResources>,
 }
 
 /// Follows the bytes of HTTP.
@@ -62,19 +62,19 @@ struct Observer {
 
 /// What is kept for each protocol.
 enum ProtocolGuard {
-    H1 { guard: H1RequestGuard, refusals: HyperRefusals, refusal: Option<Refusal> },
-    H2 { guard: H2FloodGuard, frames: H2Frames, trailers: H2Trailers, floods: Counter },
+    H1 { guard: H1RequestGuard, refusals: HyperRefusals, replacement: Option<Replacement> },
+    H2 { guard: H2FloodGuard, frames: H2OutputFrames, trailers: H2Trailers, floods: Counter },
 }
 
 /// A refusal that replaces one of hyper's.
-struct Refusal {
-    left: Bytes,
+struct Replacement {
+    unwritten: Bytes,
     /// The bytes of hyper's.
     replaces: usize,
 }
 
 /// What hyper may write.
-enum Turn {
+enum WriteTurn {
     /// As much as it likes.
     All,
     /// So many bytes, after which interim responses come.
@@ -84,7 +84,7 @@ enum Turn {
 }
 
 /// What happens to bytes that were read.
-enum Read {
+enum ReadOutcome {
     /// hyper gets them.
     Passed,
     /// hyper gets others in their place.
@@ -95,13 +95,13 @@ enum Read {
 
 impl Observer {
     /// Follows what was read.
-    fn read(&mut self, bytes: &mut [u8]) -> Read {
+    fn follow_read(&mut self, bytes: &mut [u8]) -> ReadOutcome {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, .. } => {
                 let mut raw = Vec::new();
                 guard.follow(bytes, &mut raw);
-                self.activity.note_read(guard.in_head());
-                if raw.is_empty() { Read::Passed } else { Read::Rewritten(encode(bytes, &raw)) }
+                self.activity.note_read(guard.is_in_head());
+                if raw.is_empty() { ReadOutcome::Passed } else { ReadOutcome::Rewritten(encode(bytes, &raw)) }
             }
             ProtocolGuard::H2 { guard, frames, trailers, floods } => {
                 let had_begun = guard.has_begun();
@@ -109,17 +109,17 @@ impl Observer {
                 if !had_begun && guard.has_begun() {
                     self.activity.note_preface_end();
                 }
-                self.activity.note_block(guard.unfinished_block());
+                self.activity.note_header_block(guard.unfinished_block());
                 match followed {
                     Ok(()) => match trailers.rewrite(bytes) {
-                        Ok(rewritten) => rewritten.map_or(Read::Passed, Read::Rewritten),
-                        Err(TooLarge) => Read::Refused(&ENHANCE_YOUR_CALM),
+                        Ok(rewritten) => rewritten.map_or(ReadOutcome::Passed, ReadOutcome::Rewritten),
+                        Err(TooLarge) => ReadOutcome::Refused(&ENHANCE_YOUR_CALM),
                     },
                     Err(Violation::Flood) => {
                         floods.inc();
-                        Read::Refused(&ENHANCE_YOUR_CALM)
+                        ReadOutcome::Refused(&ENHANCE_YOUR_CALM)
                     }
-                    Err(Violation::NoSettings) => Read::Refused(&PROTOCOL_ERROR),
+                    Err(Violation::NoSettings) => ReadOutcome::Refused(&PROTOCOL_ERROR),
                 }
             }
         }
@@ -130,7 +130,7 @@ impl Observer {
             ProtocolGuard::H1 { .. } => self.activity.note_progress(),
             ProtocolGuard::H2 { guard, .. } => {
                 guard.count_written(count);
-                if count > CONTROL_FRAMES {
+                if count > MAX_CONTROL_WRITE {
                     self.activity.note_progress();
                 }
             }
@@ -149,47 +149,54 @@ impl Observer {
     }
 
     /// Writes what must come before the bytes that hyper offers, or in place of them.
-    fn poll_turn<S>(&mut self, stream: &mut S, cx: &mut Context<'_>, offered: &[IoSlice<'_>]) -> Poll<io::Result<Turn>>
+    fn poll_before_write<S>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+        offered: &[IoSlice<'_>],
+    ) -> Poll<io::Result<WriteTurn>>
     where
         S: AsyncWrite + Unpin,
     {
         match &mut self.guard {
-            ProtocolGuard::H1 { guard, refusals, refusal } => {
+            ProtocolGuard::H1 { guard, refusals, replacement } => {
                 ready!(self.head_tracker.poll_write_interims(stream, cx, true))?;
                 if let Some(replaced) = self.activity.trailer_slot().poll_replace(stream, cx, first_nonempty(offered)) {
-                    return replaced.map_ok(Turn::Replaced);
+                    return replaced.map_ok(WriteTurn::Replaced);
                 }
-                if refusal.is_none() {
+                if replacement.is_none() {
                     let pieces = offered.iter().map(|piece| &**piece);
-                    let replacement = refusals.replacement(pieces, &self.activity, guard.fault());
+                    let refusal = refusals.replacement(pieces, &self.activity, guard.fault());
                     let replaces = offered.iter().map(|piece| piece.len()).sum();
-                    *refusal = replacement.map(|(bytes, reason)| {
+                    *replacement = refusal.map(|(bytes, reason)| {
                         self.head_tracker.note_refused(reason);
-                        Refusal { left: bytes.into(), replaces }
+                        Replacement { unwritten: bytes.into(), replaces }
                     });
                 }
-                let Some(Refusal { left, replaces }) = refusal else { return Poll::Ready(Ok(Turn::All)) };
-                while !left.is_empty() {
-                    match ready!(Pin::new(&mut *stream).poll_write(cx, left))? {
+                let Some(Replacement { unwritten, replaces }) = replacement else {
+                    return Poll::Ready(Ok(WriteTurn::All));
+                };
+                while !unwritten.is_empty() {
+                    match ready!(Pin::new(&mut *stream).poll_write(cx, unwritten))? {
                         0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                        count => left.advance(count),
+                        count => unwritten.advance(count),
                     }
                 }
                 let replaced = *replaces;
-                *refusal = None;
-                Poll::Ready(Ok(Turn::Replaced(replaced)))
+                *replacement = None;
+                Poll::Ready(Ok(WriteTurn::Replaced(replaced)))
             }
             ProtocolGuard::H2 { frames, .. } => {
                 if !self.head_tracker.has_interims() {
-                    return Poll::Ready(Ok(Turn::All));
+                    return Poll::Ready(Ok(WriteTurn::All));
                 }
                 ready!(self.head_tracker.poll_write_interims(
                     stream,
                     cx,
-                    !(frames.is_between() && frames.allows_interims())
+                    !(frames.is_at_boundary() && frames.allows_interims())
                 ))?;
                 let must_stop = self.head_tracker.has_interims() && frames.allows_interims();
-                Poll::Ready(Ok(if must_stop { Turn::AtMost(frames.until_next()) } else { Turn::All }))
+                Poll::Ready(Ok(if must_stop { WriteTurn::AtMost(frames.bytes_to_boundary()) } else { WriteTurn::All }))
             }
         }
     }
@@ -202,7 +209,7 @@ impl Observer {
                 refusals.note_flush(&self.activity);
                 false
             }
-            ProtocolGuard::H2 { frames, .. } => !(frames.is_between() && frames.allows_interims()),
+            ProtocolGuard::H2 { frames, .. } => !(frames.is_at_boundary() && frames.allows_interims()),
         };
         self.head_tracker.poll_write_interims(stream, cx, only_rest)
     }
@@ -215,18 +222,18 @@ impl Downstream {
         activity: Arc<Activity>,
         head_tracker: Arc<HeadTracker>,
         traffic: &Traffic,
-        resources: Resources,
+        resources: ConnectionResources,
     ) -> Self {
         Self {
             _resources: Some(resources),
-            ..Self::over(stream, protocol, activity, head_tracker, traffic.floods.clone())
+            ..Self::follow(stream, protocol, activity, head_tracker, traffic.floods.clone())
         }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     /// Follows `stream`, on which HTTP begins; counts violations in `floods`.
-    pub fn over(
+    pub fn follow(
         stream: S,
         protocol: Protocol,
         activity: Arc<Activity>,
@@ -236,16 +243,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         let guard = match protocol {
             Protocol::H2 => ProtocolGuard::H2 {
                 guard: H2FloodGuard::new(),
-                frames: H2Frames::new(Arc::clone(&head_tracker)),
+                frames: H2OutputFrames::new(Arc::clone(&head_tracker)),
                 trailers: H2Trailers::new(),
                 floods,
             },
-            Protocol::H1 => {
-                ProtocolGuard::H1 { guard: H1RequestGuard::default(), refusals: HyperRefusals::new(), refusal: None }
-            }
+            Protocol::H1 => ProtocolGuard::H1 {
+                guard: H1RequestGuard::default(),
+                refusals: HyperRefusals::new(),
+                replacement: None,
+            },
         };
         let observer = Some(Observer { activity, head_tracker, guard });
-        Self { stream, observer, unread: Bytes::new(), partly_written: false, _resources: None }
+        Self { stream, observer, unread: Bytes::new(), is_partly_written: false, _resources: None }
     }
 
     /// Stops following the bytes: what comes from now on is not HTTP/1.1.
@@ -263,9 +272,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     fn note_written(&mut self, poll: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>], follow: bool) {
         let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
-        self.partly_written = written < offered;
+        self.is_partly_written = written < offered;
         if let Some(observer) = &mut self.observer {
-            observer.activity.note_write(written, !self.partly_written);
+            observer.activity.note_write(written, !self.is_partly_written);
             if written > 0 {
                 observer.count_written(written);
                 if follow {
@@ -279,7 +288,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     fn write_final(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut stream = Pin::new(&mut self.stream);
         let interim = self.observer.as_ref().is_some_and(|observer| observer.head_tracker.is_interim_partly_written());
-        if !self.partly_written
+        if !self.is_partly_written
             && !interim
             && let Poll::Ready(Ok(_)) = stream.as_mut().poll_write(cx, bytes)
         {
@@ -289,7 +298,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     }
 
     /// Gives hyper what it has still to read.
-    fn read_unread(&mut self, buf: &mut ReadBuf<'_>) {
+    fn give_unread(&mut self, buf: &mut ReadBuf<'_>) {
         let count = self.unread.len().min(buf.remaining());
         buf.put_slice(&self.unread[..count]);
         self.unread.advance(count);
@@ -301,21 +310,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
         let this = &mut *self;
         loop {
             if !this.unread.is_empty() {
-                this.read_unread(buf);
+                this.give_unread(buf);
                 return Poll::Ready(Ok(()));
             }
             let before = buf.filled().len();
             let poll = Pin::new(&mut this.stream).poll_read(cx, buf);
             let Some(observer) = &mut this.observer else { return poll };
             if buf.filled().len() > before {
-                match observer.read(&mut buf.filled_mut()[before..]) {
-                    Read::Passed => return poll,
-                    Read::Refused(bytes) => {
+                match observer.follow_read(&mut buf.filled_mut()[before..]) {
+                    ReadOutcome::Passed => return poll,
+                    ReadOutcome::Refused(bytes) => {
                         observer.head_tracker.note_closing();
                         return this.write_final(bytes, cx);
                     }
                     // None may be left; that must not look like the end.
-                    Read::Rewritten(bytes) => {
+                    ReadOutcome::Rewritten(bytes) => {
                         this.unread = bytes.into();
                         buf.set_filled(before);
                     }
@@ -328,7 +337,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
             if observer.activity.is_head_abandoned() {
                 let response = match observer.guard {
                     ProtocolGuard::H1 { .. } => head_timeout(),
-                    ProtocolGuard::H2 { .. } if observer.activity.is_in_block() => ENHANCE_YOUR_CALM.to_vec(),
+                    ProtocolGuard::H2 { .. } if observer.activity.is_in_header_block() => ENHANCE_YOUR_CALM.to_vec(),
                     // A client that never ended its preface has no use for a response.
                     ProtocolGuard::H2 { .. } => Vec::new(),
                 };
@@ -352,27 +361,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
         let this = &mut *self;
         let turn = match &mut this.observer {
             Some(observer) => {
-                let turn = observer.poll_turn(&mut this.stream, cx, bufs);
+                let turn = observer.poll_before_write(&mut this.stream, cx, bufs);
                 if turn.is_pending() {
                     this.note_blocked();
                 }
                 ready!(turn)?
             }
-            None => Turn::All,
+            None => WriteTurn::All,
         };
         let stream = Pin::new(&mut this.stream);
         let poll = match (turn, bufs) {
-            (Turn::Replaced(count), _) => {
+            (WriteTurn::Replaced(count), _) => {
                 let poll = Poll::Ready(Ok(count));
                 this.note_written(&poll, bufs, false);
                 return poll;
             }
-            (Turn::AtMost(most), _) => {
+            (WriteTurn::AtMost(most), _) => {
                 let first = first_nonempty(bufs);
                 stream.poll_write(cx, &first[..most.min(first.len())])
             }
-            (Turn::All, [buf]) => stream.poll_write(cx, buf),
-            (Turn::All, bufs) => stream.poll_write_vectored(cx, bufs),
+            (WriteTurn::All, [buf]) => stream.poll_write(cx, buf),
+            (WriteTurn::All, bufs) => stream.poll_write_vectored(cx, bufs),
         };
         if poll.is_pending() {
             this.note_blocked();

@@ -8,7 +8,7 @@
 //! | `h1_request_guard` | finds HTTP/1.1 requests that state their length twice |
 //! | `h1_refusal`, `refused_heads` | what hyper refuses by itself: its response's body, its log line and count |
 //! | `h2_flood_guard` | limits HTTP/2 frames that ask for nothing |
-//! | `h2_frames`, `head_tracker` | write interim responses (1xx) between hyper's bytes; the second also counts heads |
+//! | `h2_output_frames`, `head_tracker` | write interim responses (1xx) between hyper's bytes; the second also counts heads |
 //! | `request_streams` | finds on which HTTP/2 stream a request came |
 //! | `h2_stream_stall` | resets HTTP/2 streams that the client does not read |
 //! | `h2_trailers` | has `h2` refuse pseudo-header fields in trailers |
@@ -19,7 +19,7 @@ pub mod h1_refusal;
 pub mod h1_request_guard;
 mod h2_flood_guard;
 mod h2_frame_head;
-mod h2_frames;
+mod h2_output_frames;
 pub mod h2_stream_stall;
 mod h2_trailers;
 pub mod head_tracker;

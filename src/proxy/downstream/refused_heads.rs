@@ -102,20 +102,20 @@ impl HeadRefusal {
 pub struct RefusedHeads {
     refused: Vec<RefusedHead>,
     /// HTTP/2: the stream whose header block goes on in CONTINUATION frames.
-    partial: Option<u32>,
+    partial_block: Option<u32>,
     /// HTTP/2: the last stream whose header block was refused before its end. The end is not counted again.
-    refused_partial: Option<u32>,
+    refused_partial_block: Option<u32>,
     /// Whether the client closed its side: then hyper may end the connection.
     has_client_ended: bool,
     /// Whether a GOAWAY was written, or replaced what the client sent: hyper ends the connection,
     /// and ignores new streams.
     is_closing: bool,
     /// HTTP/2: the streams that began since everything was settled, in ascending order.
-    begun: Vec<Begun>,
+    begun: Vec<BegunStream>,
     /// How many of them are neither a request nor refused yet.
-    open: usize,
+    undecided: usize,
     /// Those of which nothing came in the end.
-    dropped: Dropped,
+    dropped: DroppedHeads,
     /// Resets of streams in `begun` that may be refusals, and the end of the connection, if that may be one.
     resets: Vec<RefusedHead>,
 }
@@ -141,7 +141,7 @@ impl RefusedHead {
 
 /// Heads of which nothing came: neither a request nor a refusal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Dropped {
+pub struct DroppedHeads {
     /// Those whose streams the client reset, or whose connection it closed.
     pub by_client: usize,
     /// Those on connections that were being closed from this side.
@@ -150,7 +150,7 @@ pub struct Dropped {
 
 /// A stream whose header block was received.
 #[derive(Clone, Copy, Debug)]
-struct Begun {
+struct BegunStream {
     stream: u32,
     /// Whether a response or a reset was written.
     is_answered: bool,
@@ -158,46 +158,46 @@ struct Begun {
 
 impl RefusedHeads {
     /// Notes a refused head that gets a response.
-    pub fn note(&mut self, refusal: HeadRefusal) {
+    pub fn note_answered(&mut self, refusal: HeadRefusal) {
         self.refused.push(RefusedHead::with_response(refusal));
     }
 
     /// Returns the refused and the dropped heads since it was called the last time.
-    pub fn take(&mut self) -> (Vec<RefusedHead>, Dropped) {
+    pub fn take(&mut self) -> (Vec<RefusedHead>, DroppedHeads) {
         (take(&mut self.refused), take(&mut self.dropped))
     }
 
     /// Notes that `h2` got the beginning of the header block that begins `stream`.
     pub fn note_partial_block(&mut self, stream: u32) {
-        self.partial = Some(stream);
+        self.partial_block = Some(stream);
     }
 
     /// Notes that the header block that goes on did not end in time, for which the connection is closed.
     pub fn note_block_timeout(&mut self) {
-        self.partial = None;
+        self.partial_block = None;
         self.is_closing = true;
         self.refused.push(RefusedHead::without_response(HeadRefusal::Timeout));
     }
 
     /// Notes that `h2` got the whole header block that begins `stream`.
     pub fn note_block(&mut self, stream: u32) {
-        self.partial = None;
-        if self.refused_partial != Some(stream) {
+        self.partial_block = None;
+        if self.refused_partial_block != Some(stream) {
             self.begin(stream);
         }
     }
 
     fn begin(&mut self, stream: u32) {
-        self.open += 1;
+        self.undecided += 1;
         if self.begun.len() < MAX_STREAMS {
-            self.begun.push(Begun { stream, is_answered: false });
+            self.begun.push(BegunStream { stream, is_answered: false });
         }
     }
 
     /// Notes that the block that goes on will become no request.
-    fn refuse_partial(&mut self) {
-        if let Some(stream) = self.partial.take() {
-            self.refused_partial = Some(stream);
+    fn refuse_partial_block(&mut self) {
+        if let Some(stream) = self.partial_block.take() {
+            self.refused_partial_block = Some(stream);
             self.begin(stream);
         }
     }
@@ -215,7 +215,7 @@ impl RefusedHeads {
     /// Notes that hyper ended the connection without an error; returns whether it did so because of a head.
     pub fn note_clean_end(&mut self) -> bool {
         self.attribute_resets();
-        let is_refused = !self.is_closing && !self.has_client_ended && self.open > 0;
+        let is_refused = !self.is_closing && !self.has_client_ended && self.undecided > 0;
         if is_refused {
             self.refuse(RefusedHead::without_response(HeadRefusal::Malformed));
             self.is_closing = true;
@@ -226,27 +226,27 @@ impl RefusedHeads {
 
     /// Notes that hyper passes a request on.
     pub fn note_request(&mut self) {
-        self.open = self.open.saturating_sub(1);
+        self.undecided = self.undecided.saturating_sub(1);
     }
 
     fn refuse(&mut self, refused: RefusedHead) {
-        self.open = self.open.saturating_sub(1);
+        self.undecided = self.undecided.saturating_sub(1);
         self.refused.push(refused);
     }
 
     /// Notes a response on `stream`. If it has nothing but a status, `h2` sends it because a head is too large (431).
     pub fn note_response(&mut self, stream: u32, is_status_only: bool) {
-        if self.mark(stream) && is_status_only {
+        if self.mark_answered(stream) && is_status_only {
             self.refuse(RefusedHead::with_response(HeadRefusal::TooLarge));
         }
     }
 
     /// Notes that `h2` reset `stream` with `code`.
     pub fn note_reset(&mut self, stream: u32, code: u32) {
-        if self.partial == Some(stream) {
-            self.refuse_partial();
+        if self.partial_block == Some(stream) {
+            self.refuse_partial_block();
         }
-        let is_first = self.mark(stream);
+        let is_first = self.mark_answered(stream);
         match code {
             // Only for a head, and for each once.
             REFUSED_STREAM => self.refuse(RefusedHead::without_response(HeadRefusal::TooManyStreams)),
@@ -267,8 +267,8 @@ impl RefusedHeads {
             ENHANCE_YOUR_CALM if HEAD_TOO_LARGE.contains(&debug_data) => HeadRefusal::TooLarge,
             _ => return,
         };
-        self.refuse_partial();
-        let was_not_read = |begun: &Begun| begun.stream > last_stream && !begun.is_answered;
+        self.refuse_partial_block();
+        let was_not_read = |begun: &BegunStream| begun.stream > last_stream && !begun.is_answered;
         if self.begun.len() == MAX_STREAMS || self.begun.iter().any(was_not_read) {
             self.resets.push(RefusedHead::without_response(refusal));
         }
@@ -279,13 +279,13 @@ impl RefusedHeads {
     pub fn end_round(&mut self) {
         self.attribute_resets();
         let dropped = if self.is_closing { &mut self.dropped.by_closing } else { &mut self.dropped.by_client };
-        *dropped += take(&mut self.open);
+        *dropped += take(&mut self.undecided);
         self.begun.clear();
     }
 
     fn attribute_resets(&mut self) {
         for refused in take(&mut self.resets) {
-            if self.open > 0 {
+            if self.undecided > 0 {
                 self.refuse(refused);
             }
         }
@@ -293,11 +293,11 @@ impl RefusedHeads {
 
     /// Returns whether there are neither refused nor dropped heads.
     pub fn is_empty(&self) -> bool {
-        self.refused.is_empty() && self.dropped == Dropped::default()
+        self.refused.is_empty() && self.dropped == DroppedHeads::default()
     }
 
     /// Notes something that was written on `stream`; returns whether that is the first, and may be a refusal.
-    fn mark(&mut self, stream: u32) -> bool {
+    fn mark_answered(&mut self, stream: u32) -> bool {
         let found = self.begun.binary_search_by_key(&stream, |begun| begun.stream);
         found.is_ok_and(|at| !std::mem::replace(&mut self.begun[at].is_answered, true))
     }

@@ -14,35 +14,35 @@ use std::ops::Range;
 /// after a GOAWAY, however many there are.
 const MAX_BLOCKS: usize = 256;
 /// The most streams that are kept of those which `h2` reset.
-const MAX_BROKEN: usize = 64;
+const MAX_RESET: usize = 64;
 /// The most ranges that are kept of requests whose streams are not known.
-const MAX_LOST: usize = 16;
+const MAX_UNKNOWN: usize = 16;
 
-/// The streams of requests. A round lasts until everything is settled.
+/// The streams of requests. A round lasts until everything is earlier_requests.
 #[derive(Default)]
 pub struct RequestStreams {
-    /// Header blocks of the round that hyper got and has not passed on as a request.
-    blocks: VecDeque<Opened>,
+    /// Header blocks of the round that hyper got and has not passed_on on as a request.
+    blocks: VecDeque<BegunStream>,
     /// The streams of the requests of the round, if each block becomes one.
-    passed: Vec<Opened>,
+    passed_on: Vec<BegunStream>,
     /// Whether a header block of the round was no request, or the reverse.
-    is_lost: bool,
+    is_round_unknown: bool,
     /// Requests so far.
     requests: u64,
     /// How many of them came in earlier rounds.
-    settled: u64,
+    earlier_requests: u64,
     /// Numbers of requests of earlier rounds whose streams are not known.
-    lost: VecDeque<Range<u64>>,
+    unknown: VecDeque<Range<u64>>,
     /// Of the first so many requests, no stream is known.
-    forgotten: u64,
+    unknown_up_to: u64,
     /// Streams of requests that hyper has not begun to answer, and that neither side has reset.
     open: Vec<u32>,
     /// Streams of requests that `h2` reset for what the client sent; it closes a connection with many.
-    broken: Vec<u32>,
+    reset: Vec<u32>,
 }
 
 /// A stream that the client began.
-struct Opened {
+struct BegunStream {
     stream: u32,
     /// Whether it is open; it may be reset before there is a request.
     is_open: bool,
@@ -51,14 +51,14 @@ struct Opened {
 impl RequestStreams {
     /// Notes that hyper got the whole header block that begins `stream`.
     pub fn note_block(&mut self, stream: u32) {
-        if self.is_lost {
+        if self.is_round_unknown {
             return;
         }
         if self.blocks.len() >= MAX_BLOCKS {
-            self.lose_round();
+            self.give_up_round();
             return;
         }
-        self.blocks.push_back(Opened { stream, is_open: true });
+        self.blocks.push_back(BegunStream { stream, is_open: true });
     }
 
     /// Notes a request over HTTP/1.1, where there are no streams; returns its number.
@@ -72,13 +72,13 @@ impl RequestStreams {
     pub fn note_h2_request(&mut self) -> (u64, u32) {
         self.requests += 1;
         match self.blocks.pop_front() {
-            Some(block) if !self.is_lost && self.passed.len() < MAX_BLOCKS => {
+            Some(block) if !self.is_round_unknown && self.passed_on.len() < MAX_BLOCKS => {
                 let stream = block.stream;
-                self.passed.push(block);
+                self.passed_on.push(block);
                 (self.requests, stream)
             }
             _ => {
-                self.lose_round();
+                self.give_up_round();
                 (self.requests, 0)
             }
         }
@@ -86,8 +86,8 @@ impl RequestStreams {
 
     /// Notes that `h2` reset `stream` for what the client sent.
     pub fn note_reset(&mut self, stream: u32) {
-        if self.broken.len() < MAX_BROKEN {
-            self.broken.push(stream);
+        if self.reset.len() < MAX_RESET {
+            self.reset.push(stream);
         }
     }
 
@@ -95,7 +95,7 @@ impl RequestStreams {
     /// of an open request.
     pub fn close(&mut self, stream: u32) -> bool {
         let Some(at) = self.open.iter().position(|open| *open == stream) else {
-            for opened in self.blocks.iter_mut().chain(&mut self.passed) {
+            for opened in self.blocks.iter_mut().chain(&mut self.passed_on) {
                 opened.is_open &= opened.stream != stream;
             }
             return false;
@@ -106,7 +106,7 @@ impl RequestStreams {
 
     /// Ends the round if the streams of all its requests are known.
     pub fn end_round_if_known(&mut self) {
-        if self.blocks.is_empty() && !self.is_lost {
+        if self.blocks.is_empty() && !self.is_round_unknown {
             self.end_round();
         }
     }
@@ -114,30 +114,33 @@ impl RequestStreams {
     /// Ends the round. If a block became no request, it is not known which, so the streams of its requests
     /// never are.
     pub fn end_round(&mut self) {
-        let is_known = !std::mem::take(&mut self.is_lost) && self.blocks.is_empty();
+        let is_known = !std::mem::take(&mut self.is_round_unknown) && self.blocks.is_empty();
         self.blocks.clear();
         if is_known {
-            self.open.extend(self.passed.iter().filter(|passed| passed.is_open).map(|passed| passed.stream));
-        } else if self.requests > self.settled {
-            if self.lost.len() == MAX_LOST {
-                self.forgotten = self.lost.pop_front().map_or(0, |lost| lost.end - 1);
+            self.open
+                .extend(self.passed_on.iter().filter(|passed_on| passed_on.is_open).map(|passed_on| passed_on.stream));
+        } else if self.requests > self.earlier_requests {
+            if self.unknown.len() == MAX_UNKNOWN {
+                self.unknown_up_to = self.unknown.pop_front().map_or(0, |unknown| unknown.end - 1);
             }
-            self.lost.push_back(self.settled + 1..self.requests + 1);
+            self.unknown.push_back(self.earlier_requests + 1..self.requests + 1);
         }
-        self.passed.clear();
-        self.settled = self.requests;
+        self.passed_on.clear();
+        self.earlier_requests = self.requests;
     }
 
     /// Gives up the streams of the round.
-    fn lose_round(&mut self) {
-        self.is_lost = true;
+    fn give_up_round(&mut self) {
+        self.is_round_unknown = true;
         self.blocks = VecDeque::new();
-        self.passed = Vec::new();
+        self.passed_on = Vec::new();
     }
 
     /// Returns whether the stream of the request with this number is known.
     pub fn is_known(&self, number: u64) -> bool {
-        number <= self.settled && number > self.forgotten && !self.lost.iter().any(|lost| lost.contains(&number))
+        number <= self.earlier_requests
+            && number > self.unknown_up_to
+            && !self.unknown.iter().any(|unknown| unknown.contains(&number))
     }
 
     /// Returns whether no request came after the one with this number.
@@ -152,16 +155,16 @@ impl RequestStreams {
 
     /// Returns whether `h2` reset `stream` for what the client sent.
     pub fn was_reset(&self, stream: u32) -> bool {
-        self.broken.contains(&stream)
+        self.reset.contains(&stream)
     }
 
     /// Returns whether nothing takes more memory than it may, however many streams there were.
     #[cfg(test)]
     pub fn is_within_limits(&self) -> bool {
         self.blocks.len() <= MAX_BLOCKS
-            && self.passed.len() <= MAX_BLOCKS
-            && self.broken.len() <= MAX_BROKEN
-            && self.lost.len() <= MAX_LOST
+            && self.passed_on.len() <= MAX_BLOCKS
+            && self.reset.len() <= MAX_RESET
+            && self.unknown.len() <= MAX_UNKNOWN
     }
 
     /// Returns whether the blocks of the round take no memory.

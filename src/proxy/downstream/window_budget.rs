@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The part of what is left that a connection gets.
-const PART: usize = 16;
+const LEASE_PART: usize = 16;
 /// The window that every connection has, in bytes.
-const MIN: usize = 65_535;
+const MIN_WINDOW: usize = 65_535;
 /// More than this does not make a connection faster.
-const MAX: usize = 4 << 20;
+const MAX_WINDOW: usize = 4 << 20;
 
 /// The windows of all HTTP/2 connections.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl WindowBudget {
     /// Returns the window of a new connection.
     pub fn lease(self: &Arc<Self>) -> WindowLease {
         let left = self.limit.saturating_sub(self.leased.load(Ordering::Relaxed));
-        let bytes = (left / PART).clamp(MIN, MAX);
+        let bytes = (left / LEASE_PART).clamp(MIN_WINDOW, MAX_WINDOW);
         self.leased.fetch_add(bytes, Ordering::Relaxed);
         WindowLease { bytes, budget: Arc::clone(self) }
     }
@@ -47,7 +47,7 @@ impl WindowBudget {
 impl WindowLease {
     /// The size of the window in bytes.
     pub fn bytes(&self) -> u32 {
-        u32::try_from(self.bytes).expect("at most MAX")
+        u32::try_from(self.bytes).expect("at most MAX_WINDOW")
     }
 }
 

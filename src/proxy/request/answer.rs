@@ -6,7 +6,7 @@ use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use super::error_response::{Wanted, error_response};
+use super::error_response::{ErrorFormat, error_response};
 use super::forward::{ForwardOutcome, forward};
 use super::record::RequestRecord;
 use super::response_body::ResponseBody;
@@ -27,7 +27,7 @@ pub fn answer(
 ) -> impl Future<Output = Result<Response<ResponseBody>, Error>> {
     let record = RequestRecord::new(&context, &request, handle.clone());
     async move {
-        let wanted = Wanted::by(&request);
+        let format = ErrorFormat::wanted_by(&request);
         let ForwardOutcome { mut must_close, result } = forward(&context, request, handle, &record).await;
         let mut response = match result {
             Ok(response) => response,
@@ -37,7 +37,7 @@ pub fn answer(
             }
             Err(error) => {
                 let request_id = record.note_failure(&error);
-                let response = error_response(&error, wanted, &request_id, &record);
+                let response = error_response(&error, format, &request_id, &record);
                 // An ambiguous request, or one meant as a tunnel, may be followed by bytes that would
                 // be read as the next request.
                 must_close |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);

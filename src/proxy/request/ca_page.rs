@@ -19,23 +19,23 @@ use crate::pki::{ServedCa, SubjectName};
 use crate::tls::TlsServerConfig;
 
 /// The path of the page. The other forms are beside it.
-const PATH: &str = "/.well-known/loopgate/ca";
+const PAGE_PATH: &str = "/.well-known/loopgate/ca";
 /// Allows the page its style sheet, and nothing else.
 const SECURITY_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// A form of the certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum CaFormat {
     Page,
     Pem,
     Der,
     Profile,
 }
 
-impl Form {
+impl CaFormat {
     fn of(path: &str) -> Option<Self> {
-        match path.strip_prefix(PATH)? {
+        match path.strip_prefix(PAGE_PATH)? {
             "" => Some(Self::Page),
             ".pem" => Some(Self::Pem),
             ".crt" => Some(Self::Der),
@@ -62,7 +62,7 @@ impl Form {
 
 /// A request for the CA's certificate, which loopgate answers itself once the request is found to be authorized.
 pub struct CaRequest {
-    form: Form,
+    format: CaFormat,
     method: Method,
     /// The address of the page, where the client used one of loopgate's own names.
     url: Option<String>,
@@ -73,33 +73,33 @@ impl CaRequest {
     /// Returns the request that `parts` are; `None` for any other, and where the CA is not served.
     pub fn of(parts: &Parts, tls: &ArcSwap<TlsServerConfig>) -> Option<Self> {
         // The path first: all other requests pay for no more than a comparison.
-        let form = Form::of(parts.uri.path())?;
+        let format = CaFormat::of(parts.uri.path())?;
         let tls = tls.load();
         let ca = Arc::clone(tls.served_ca()?);
-        let url = if form == Form::Page { url(&parts.uri, &parts.headers, tls.names()) } else { None };
-        Some(Self { form, method: parts.method.clone(), url, ca })
+        let url = if format == CaFormat::Page { page_url(&parts.uri, &parts.headers, tls.names()) } else { None };
+        Some(Self { format, method: parts.method.clone(), url, ca })
     }
 
     /// Creates the response.
     pub fn response(self, record: &Arc<RequestRecord>) -> Response<ResponseBody> {
         let is_allowed = matches!(self.method, Method::GET | Method::HEAD);
-        let content = match self.form {
+        let content = match self.format {
             _ if !is_allowed => Bytes::from_static(b"The methods of this path are GET and HEAD.\n"),
-            Form::Page => self.ca.page(self.url.as_deref()),
-            Form::Pem => self.ca.pem(),
-            Form::Der => self.ca.der(),
-            Form::Profile => self.ca.profile(),
+            CaFormat::Page => self.ca.page(self.url.as_deref()),
+            CaFormat::Pem => self.ca.pem(),
+            CaFormat::Der => self.ca.der(),
+            CaFormat::Profile => self.ca.profile(),
         };
         let length = content.len();
         let content = if self.method == Method::HEAD { Bytes::new() } else { content };
         record.note_body_end();
-        let mut response = Response::new(ResponseBody::own(content, Arc::clone(record)));
+        let mut response = Response::new(ResponseBody::loopgate(content, Arc::clone(record)));
         let headers = response.headers_mut();
         let mut insert = |name: HeaderName, value| drop(headers.insert(name, HeaderValue::from_static(value)));
         insert(CACHE_CONTROL, "no-store");
         insert(X_CONTENT_TYPE_OPTIONS, "nosniff");
         if is_allowed {
-            self.form.headers().iter().for_each(|(name, value)| insert(name.clone(), *value));
+            self.format.headers().iter().for_each(|(name, value)| insert(name.clone(), *value));
         } else {
             insert(ALLOW, "GET, HEAD");
             insert(CONTENT_TYPE, "text/plain; charset=utf-8");
@@ -114,7 +114,7 @@ impl CaRequest {
 
 /// The page's address for a client that used one of `names`. Others are not repeated: a QR code
 /// leads people where it says.
-fn url(uri: &Uri, headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> Option<String> {
+fn page_url(uri: &Uri, headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> Option<String> {
     let sent = || headers.get(HOST)?.to_str().ok()?.parse::<Authority>().ok();
     let authority = uri.authority().cloned().or_else(sent)?;
     let host = authority.host();
@@ -122,7 +122,7 @@ fn url(uri: &Uri, headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> Option<
     let is_own = names.contains(&name)
         || matches!(&name, SubjectName::Dns(name) if name.split_once('.').is_some_and(|(_, parent)|
             names.contains(&SubjectName::Dns(format!("*.{parent}")))));
-    (is_own && !authority.as_str().contains('@')).then(|| format!("https://{authority}{PATH}"))
+    (is_own && !authority.as_str().contains('@')).then(|| format!("https://{authority}{PAGE_PATH}"))
 }
 
 #[cfg(test)]
@@ -132,10 +132,10 @@ mod tests {
     #[test]
     fn only_the_four_exact_paths_are_loopgates() {
         let table = [
-            ("/.well-known/loopgate/ca", Some(Form::Page)),
-            ("/.well-known/loopgate/ca.pem", Some(Form::Pem)),
-            ("/.well-known/loopgate/ca.crt", Some(Form::Der)),
-            ("/.well-known/loopgate/ca.mobileconfig", Some(Form::Profile)),
+            ("/.well-known/loopgate/ca", Some(CaFormat::Page)),
+            ("/.well-known/loopgate/ca.pem", Some(CaFormat::Pem)),
+            ("/.well-known/loopgate/ca.crt", Some(CaFormat::Der)),
+            ("/.well-known/loopgate/ca.mobileconfig", Some(CaFormat::Profile)),
             ("/.well-known/loopgate/ca.key", None),
             ("/.well-known/loopgate/ca/", None),
             ("/.well-known/loopgate/CA", None),
@@ -144,7 +144,7 @@ mod tests {
             ("/", None),
         ];
         for (path, expected) in table {
-            assert_eq!(Form::of(path), expected, "{path}");
+            assert_eq!(CaFormat::of(path), expected, "{path}");
         }
     }
 
@@ -168,12 +168,12 @@ mod tests {
         ];
         for (host, expected) in table {
             let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static(host))]);
-            let expected = expected.then(|| format!("https://{host}{PATH}"));
-            assert_eq!(url(&Uri::from_static(PATH), &headers, &names), expected, "{host}");
+            let expected = expected.then(|| format!("https://{host}{PAGE_PATH}"));
+            assert_eq!(page_url(&Uri::from_static(PAGE_PATH), &headers, &names), expected, "{host}");
         }
         let absolute = Uri::from_static("https://gateway:18789/.well-known/loopgate/ca");
         assert_eq!(
-            url(&absolute, &HeaderMap::new(), &names).as_deref(),
+            page_url(&absolute, &HeaderMap::new(), &names).as_deref(),
             Some("https://gateway:18789/.well-known/loopgate/ca")
         );
     }

@@ -44,12 +44,12 @@ impl ClientAuthorization {
         let authorization =
             Self { client, rules_changed: Box::pin(Arc::clone(&shared.rules_changed).notified_owned()), shared };
         if !Arc::ptr_eq(rules, &authorization.shared.rules.load()) {
-            authorization.check()?;
+            authorization.check_lists()?;
         }
         Ok(Some(authorization))
     }
 
-    fn check(&self) -> Result<(), Error> {
+    fn check_lists(&self) -> Result<(), Error> {
         self.shared
             .rules
             .load()
@@ -63,7 +63,7 @@ impl ClientAuthorization {
         loop {
             ready!(self.rules_changed.as_mut().poll(cx));
             self.rules_changed.set(Arc::clone(&self.shared.rules_changed).notified_owned());
-            if self.check().is_err() {
+            if self.check_lists().is_err() {
                 self.shared.count_revoked(1);
                 return Poll::Ready(());
             }

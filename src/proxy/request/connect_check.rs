@@ -26,15 +26,15 @@ pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<
     let devices = context.shared.devices.clone().filter(|_| context.target.is_gateway());
     let pending = Arc::new(PendingConnect::default());
     let response = ConnectResponse::new(Arc::clone(&pending));
-    let user = match &*context.lane {
-        Lane::Agent(lane) if head.lane() == LaneKind::Agent => User::of(lane),
-        _ => User::External,
+    let owner = match &*context.lane {
+        Lane::Agent(lane) if head.lane() == LaneKind::Agent => DeviceOwner::of(lane),
+        _ => DeviceOwner::External,
     };
     let device_check = devices.and_then(|(devices, mode)| {
-        let agent = match user {
-            User::Agent(agent) => Some(agent),
-            User::External => None,
-            User::Host => return None,
+        let agent = match owner {
+            DeviceOwner::Agent(agent) => Some(agent),
+            DeviceOwner::External => None,
+            DeviceOwner::Host => return None,
         };
         let may_learn = agent.is_some() || !matches!(&*context.lane, Lane::Agent(_));
         Some(DeviceCheck { devices, mode, agent, may_learn })
@@ -60,11 +60,11 @@ pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<
             .inspect_err(|reason| info!(connection, %peer, reason, "WebSocket refused"))
             .unwrap_or_else(Checked::Refused)
     };
-    Some((FirstMessage::new(objects_only, Arc::clone(&context.shared.held_messages), Box::new(check)), response))
+    Some((FirstMessage::new(objects_only, Arc::clone(&context.shared.first_messages), Box::new(check)), response))
 }
 
 /// Whose devices a WebSocket brings.
-enum User {
+enum DeviceOwner {
     /// An agent, to which they are bound.
     Agent(DeviceUser),
     /// A process of the gateway's own network namespace: the gateway's host, whose devices are not an agent's.
@@ -73,7 +73,7 @@ enum User {
     External,
 }
 
-impl User {
+impl DeviceOwner {
     fn of(lane: &AgentLane) -> Self {
         let (name, container) = match &lane.basis {
             AgentBasis::Address(agent) | AgentBasis::Attested(agent) => (agent.name.clone(), Some(agent.id.clone())),
@@ -102,12 +102,12 @@ impl DeviceCheck {
     /// gateway accepts it.
     fn check(self, request: ConnectRequest, pending: &PendingConnect) -> Result<BoxFuture<'static, ()>, String> {
         let Self { devices, mode, agent, may_learn } = self;
-        let is_own = request.has_matching_id();
+        let has_matching_id = request.has_matching_id();
         let Some(device) = request.device else {
             pending.set(&request.id, |_| {});
             return Ok(Box::pin(ready(())));
         };
-        let checked = if agent.is_some() && !is_own {
+        let checked = if agent.is_some() && !has_matching_id {
             Err(DeviceRefusal::Mismatch)
         } else {
             devices.check(&device, agent.as_ref().map(|agent| agent.name.as_str()))

@@ -12,21 +12,21 @@ use crate::proxy::error::Error;
 
 /// The form of a response that the client wants, read before its request head is consumed.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub struct ErrorFormat {
     /// The media type that it prefers is HTML.
-    html: bool,
+    is_html: bool,
     /// The request is a HEAD, whose response has no content (RFC 9110 section 9.3.2). Workaround: hyper
     /// would send it over HTTP/2. Delete when its server discards it, as over HTTP/1.1.
-    head_only: bool,
+    is_head_only: bool,
 }
 
-impl Wanted {
+impl ErrorFormat {
     /// Reads it from `request`.
-    pub fn by<B>(request: &Request<B>) -> Self {
+    pub fn wanted_by<B>(request: &Request<B>) -> Self {
         let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
         Self {
-            html: accept.is_some_and(|accept| accept.contains("text/html")),
-            head_only: request.method() == Method::HEAD,
+            is_html: accept.is_some_and(|accept| accept.contains("text/html")),
+            is_head_only: request.method() == Method::HEAD,
         }
     }
 }
@@ -34,32 +34,31 @@ impl Wanted {
 /// Creates the response to `error`: HTML where the client prefers that, else JSON.
 pub fn error_response(
     error: &Error,
-    wanted: Wanted,
+    format: ErrorFormat,
     request_id: &str,
     record: &Arc<RequestRecord>,
 ) -> Response<ResponseBody> {
     let status = error.status();
     let mut text = String::new();
-    let content_type = if wanted.html {
+    let content_type = if format.is_html {
         let (code, reason) = (status.as_u16(), status.canonical_reason().unwrap_or_default());
         let _ = writeln!(
             text,
             "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{code} {reason}</title>\
              <h1>{code} {reason}</h1><p>{}</p><p><small>loopgate, request {request_id}</small></p></html>",
-            error.text()
+            error.client_text()
         );
         "text/html; charset=utf-8"
     } else {
-        let body =
-            serde_json::json!({"error": {"type": error.label(), "message": error.text(), "request_id": request_id}});
+        let body = serde_json::json!({"error": {"type": error.label(), "message": error.client_text(), "request_id": request_id}});
         let _ = writeln!(text, "{body}");
         "application/json"
     };
     let length = text.len();
-    if wanted.head_only {
+    if format.is_head_only {
         text.clear();
     }
-    let mut response = Response::new(ResponseBody::own(text, Arc::clone(record)));
+    let mut response = Response::new(ResponseBody::loopgate(text, Arc::clone(record)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));

@@ -44,7 +44,7 @@ pub async fn forward(
     handle: RequestHandle,
     record: &Arc<RequestRecord>,
 ) -> ForwardOutcome {
-    let CheckedRequest { head, body, authorization, answered_by } = match check(context, request, record) {
+    let CheckedRequest { head, body, authorization, answered_by } = match check_request(context, request, record) {
         Ok(checked) => checked,
         Err(CheckFailure { must_close, error }) => return ForwardOutcome { must_close, result: Err(error) },
     };
@@ -98,13 +98,14 @@ impl ClientBody {
 }
 
 /// Checks `request`, and builds its head for the gateway.
-fn check(
+fn check_request(
     context: &ConnectionContext,
     mut request: Request<Incoming>,
     record: &RequestRecord,
 ) -> Result<CheckedRequest, CheckFailure> {
-    keep_upgrade(context, &request);
-    let is_h2_connect = extended_connect(&mut request).map_err(|error| CheckFailure { must_close: false, error })?;
+    keep_refused_upgrade(context, &request);
+    let is_h2_connect =
+        convert_extended_connect(&mut request).map_err(|error| CheckFailure { must_close: false, error })?;
     check_connection(context).map_err(|error| CheckFailure { must_close: true, error })?;
     let client_side = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
@@ -149,7 +150,7 @@ fn check_connection(context: &ConnectionContext) -> Result<(), Error> {
 /// Keeps the end of an HTTP/1.1 connection, on which `request` asks for an upgrade, for its close. hyper leaves the
 /// close to those who asked for the upgrade, even if it was refused. Workaround: delete when hyper 1.12's `poll_inner`
 /// (`src/proto/h1/dispatch.rs`) shuts such a connection down.
-fn keep_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
+fn keep_refused_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
     if context.protocol == labels::Protocol::H1
         && let Some(upgrade) = request.extensions().get::<OnUpgrade>()
     {
@@ -194,7 +195,7 @@ async fn send_to_gateway(
     record: &Arc<RequestRecord>,
 ) -> ForwardOutcome {
     let client = head.client();
-    let waiting = pin!(async { Ok(context.gateway_permit(client, Purpose::Request, record.started()).await?) });
+    let waiting = pin!(async { Ok(context.acquire_permit(client, Purpose::Request, record.started()).await?) });
     let (permit, started) = match ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await {
         Ok(permitted) => permitted,
         Err(error) => return ForwardOutcome { must_close: body.is_optional(), result: Err(error) },
@@ -246,7 +247,7 @@ fn add_missing_host(parts: &mut Parts, local: SocketAddr) {
 }
 
 /// Turns an extended CONNECT (RFC 8441) into the equivalent HTTP/1.1 upgrade; returns whether `request` was one.
-fn extended_connect(request: &mut Request<Incoming>) -> Result<bool, Error> {
+fn convert_extended_connect(request: &mut Request<Incoming>) -> Result<bool, Error> {
     let Some(protocol) = request.extensions_mut().remove::<Protocol>() else { return Ok(false) };
     if protocol.as_str() != "websocket" {
         return Err(Error::Refused(RequestRefusal::BadUpgrade));

@@ -43,13 +43,13 @@ pub struct RequestRecord {
     handle: RequestHandle,
     /// 0 before there is a response.
     status: AtomicU16,
-    head_after: OnceLock<Duration>,
+    time_to_response: OnceLock<Duration>,
     /// Bytes of the response's body that hyper got.
-    handed_out: AtomicU64,
+    bytes_to_hyper: AtomicU64,
     /// Bytes of it that were written to the client's socket.
-    sent: AtomicU64,
-    sent_total: OnceLock<Counter>,
-    body_ended: AtomicBool,
+    bytes_sent: AtomicU64,
+    sent_counter: OnceLock<Counter>,
+    has_body_ended: AtomicBool,
     end: OnceLock<RequestEnd>,
     /// The request's permit, kept after the gateway has answered: a client that does not read gets
     /// no other request in its place.
@@ -66,7 +66,7 @@ impl RequestRecord {
         let is_recorded = access_log.is_some() || has_recorder;
         let needs_trace = has_recorder || context.settings.traceparent == TraceparentUse::Make;
         Arc::new(Self {
-            guard: context.activity.begin(),
+            guard: context.activity.begin_request(),
             started: Instant::now(),
             trace: needs_trace.then(|| Trace::from_headers(headers, has_recorder)),
             access_log,
@@ -76,11 +76,11 @@ impl RequestRecord {
             takes_trailers: request.version() >= Version::HTTP_11,
             handle,
             status: AtomicU16::new(0),
-            head_after: OnceLock::new(),
-            handed_out: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            sent_total: OnceLock::new(),
-            body_ended: AtomicBool::new(false),
+            time_to_response: OnceLock::new(),
+            bytes_to_hyper: AtomicU64::new(0),
+            bytes_sent: AtomicU64::new(0),
+            sent_counter: OnceLock::new(),
+            has_body_ended: AtomicBool::new(false),
             end: OnceLock::new(),
             permit: OnceLock::new(),
             request_id: Mutex::new(None),
@@ -109,7 +109,7 @@ impl RequestRecord {
     }
 
     /// Keeps `permit` until the response has left.
-    pub fn hold(&self, permit: GatewayPermit) {
+    pub fn hold_permit(&self, permit: GatewayPermit) {
         let _ = self.permit.set(permit);
     }
 
@@ -130,7 +130,7 @@ impl RequestRecord {
         }
         let after = self.started.elapsed();
         self.status.store(status, Ordering::Relaxed);
-        let _ = self.head_after.set(after);
+        let _ = self.time_to_response.set(after);
         self.context.shared.traffic.count_response(self.lane(), self.context.protocol, status, after);
     }
 
@@ -186,7 +186,7 @@ impl RequestRecord {
         }
         let (connection, peer, lane, request_id) =
             (self.context.number, self.context.peer, self.lane().label(), self.request_id());
-        let bytes = self.handed_out.load(Ordering::Relaxed);
+        let bytes = self.bytes_to_hyper.load(Ordering::Relaxed);
         count(&self.context.shared.traffic.gateway_errors, RequestEnd::GatewayCut.label());
         warn!(
             connection, %peer, lane, request_id, bytes, error = error_chain(error),
@@ -201,17 +201,17 @@ impl RequestRecord {
 
     /// Notes that the gateway's body has ended well.
     pub fn note_body_end(&self) {
-        self.body_ended.store(true, Ordering::Relaxed);
+        self.has_body_ended.store(true, Ordering::Relaxed);
     }
 
     /// Counts the bytes that the client gets in `counter` as well.
     pub fn count_sent(&self, counter: Counter) {
-        let _ = self.sent_total.set(counter);
+        let _ = self.sent_counter.set(counter);
     }
 
     /// Returns whether everything that hyper got was handed to the client's socket.
     fn is_all_sent(&self) -> bool {
-        self.sent.load(Ordering::Relaxed) >= self.handed_out.load(Ordering::Relaxed)
+        self.bytes_sent.load(Ordering::Relaxed) >= self.bytes_to_hyper.load(Ordering::Relaxed)
     }
 
     /// Returns the id that stands for the request in logs and in loopgate's own responses.
@@ -233,7 +233,7 @@ impl RequestRecord {
         if let Some(end) = self.end.get() {
             return *end;
         }
-        if self.body_ended.load(Ordering::Relaxed) && self.is_all_sent() {
+        if self.has_body_ended.load(Ordering::Relaxed) && self.is_all_sent() {
             return RequestEnd::Complete;
         }
         if self.guard.is_stream_stalled() {
@@ -242,7 +242,7 @@ impl RequestRecord {
         if self.handle.is_h2() && self.handle.was_reset() {
             return RequestEnd::BadBody;
         }
-        self.context.request_end()
+        self.context.end_of_open_requests()
     }
 
     /// Gives the span of the request to the recorder, where spans are recorded.
@@ -257,7 +257,7 @@ impl RequestRecord {
         recorder.record(&Span {
             trace,
             started: began,
-            time_to_head: self.time_to_head(),
+            time_to_head: self.time_to_response(),
             method: method.as_str(),
             path,
             status: self.status.load(Ordering::Relaxed),
@@ -274,8 +274,9 @@ impl RequestRecord {
     fn log_access(&self, end: RequestEnd, (method, path): &(Method, String)) {
         let Some(AccessLog { client, request_id }) = &self.access_log else { return };
         let ms = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;
-        let (ms, total_ms) = (ms(self.time_to_head()), ms(self.started.elapsed()));
-        let (connection, peer, bytes) = (self.context.number, self.context.peer, self.sent.load(Ordering::Relaxed));
+        let (ms, total_ms) = (ms(self.time_to_response()), ms(self.started.elapsed()));
+        let (connection, peer, bytes) =
+            (self.context.number, self.context.peer, self.bytes_sent.load(Ordering::Relaxed));
         let trace_id = self.trace.as_ref().map_or("-", |trace| trace.forwarded.trace_id());
         let (lane, protocol, end) = (self.lane().label(), self.context.protocol.label(), end.label());
         // Left out where the client was gone before there was a response.
@@ -288,8 +289,8 @@ impl RequestRecord {
     }
 
     /// The time from the request's head to the response's, or to now if there is no response.
-    fn time_to_head(&self) -> Duration {
-        self.head_after.get().copied().unwrap_or_else(|| self.started.elapsed())
+    fn time_to_response(&self) -> Duration {
+        self.time_to_response.get().copied().unwrap_or_else(|| self.started.elapsed())
     }
 }
 
@@ -313,17 +314,17 @@ impl Drop for RequestRecord {
 }
 
 /// A piece of a body, which counts its bytes as they are handed to the client's socket.
-pub struct Chunk {
+pub struct CountedChunk {
     bytes: Bytes,
     record: Arc<RequestRecord>,
-    /// Dropped after all pieces before it were handed to the socket.
+    /// DroppedHeads after all pieces before it were handed to the socket.
     _delivered: Option<oneshot::Sender<()>>,
 }
 
-impl Chunk {
+impl CountedChunk {
     /// Hands `bytes` out.
     pub fn new(bytes: Bytes, record: &Arc<RequestRecord>) -> Self {
-        record.handed_out.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        record.bytes_to_hyper.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Self { bytes, record: Arc::clone(record), _delivered: None }
     }
 
@@ -334,7 +335,7 @@ impl Chunk {
     }
 }
 
-impl Buf for Chunk {
+impl Buf for CountedChunk {
     fn remaining(&self) -> usize {
         self.bytes.len()
     }
@@ -345,8 +346,8 @@ impl Buf for Chunk {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
-        self.record.sent.fetch_add(count as u64, Ordering::Relaxed);
-        if let Some(counter) = self.record.sent_total.get() {
+        self.record.bytes_sent.fetch_add(count as u64, Ordering::Relaxed);
+        if let Some(counter) = self.record.sent_counter.get() {
             counter.inc_by(count as u64);
         }
     }

@@ -22,7 +22,8 @@ pub fn report_refused_heads(context: &ConnectionContext) {
         let bytes = if is_answered && context.protocol == Protocol::H1 { body_length(why) } else { 0 };
         record_end(context, why.label(), is_answered.then(|| why.status()), bytes);
     }
-    let ends = [(dropped.by_client, context.request_end()), (dropped.by_closing, RequestEnd::ConnectionClosed)];
+    let ends =
+        [(dropped.by_client, context.end_of_open_requests()), (dropped.by_closing, RequestEnd::ConnectionClosed)];
     for (count, why) in ends {
         (0..count).for_each(|_| record_end(context, why.label(), None, 0));
     }

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::client_authorization::ClientAuthorization;
-use super::record::{Chunk, RequestRecord};
+use super::record::{CountedChunk, RequestRecord};
 use crate::lane::scrub_response_trailers;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::upstream::pool::PooledConnection;
@@ -20,7 +20,7 @@ use crate::proxy::upstream::pool::PooledConnection;
 /// The body of a response to a client.
 pub enum ResponseBody {
     /// One of loopgate's own.
-    Own { text: Option<Bytes>, record: Arc<RequestRecord> },
+    Loopgate { text: Option<Bytes>, record: Arc<RequestRecord> },
     /// The gateway's.
     Gateway(Box<Download>),
 }
@@ -37,13 +37,13 @@ pub struct Download {
     upstream: Option<PooledConnection>,
     record: Arc<RequestRecord>,
     authorization: Option<ClientAuthorization>,
-    failing: Option<Failing>,
+    failure: Option<Failure>,
     /// The trailers of a response in HTTP/1.1 chunks, and the flushes of the connection when they came.
     trailers: Option<(HeaderMap, u64)>,
 }
 
 /// The gateway broke off: the error is passed on once what arrived before has left, since it makes hyper discard that.
-struct Failing {
+struct Failure {
     error: Option<hyper::Error>,
     delivered: Delivered,
 }
@@ -95,19 +95,19 @@ impl ResponseBody {
             upstream,
             record,
             authorization,
-            failing: None,
+            failure: None,
             trailers: None,
         }))
     }
 
     /// Creates a body of loopgate's own.
-    pub fn own(text: impl Into<Bytes>, record: Arc<RequestRecord>) -> Self {
-        Self::Own { text: Some(text.into()).filter(|text| !text.is_empty()), record }
+    pub fn loopgate(text: impl Into<Bytes>, record: Arc<RequestRecord>) -> Self {
+        Self::Loopgate { text: Some(text.into()).filter(|text| !text.is_empty()), record }
     }
 }
 
 impl Download {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
         if let Some(authorization) = &mut self.authorization
             && authorization.poll_revoked(cx).is_ready()
         {
@@ -119,7 +119,7 @@ impl Download {
         if let Some((_, since)) = &self.trailers {
             ready!(self.record.guard().poll_flushed(*since, cx));
         }
-        if self.failing.is_none() {
+        if self.failure.is_none() {
             let frame = match ready!(self.poll_gateway(cx)) {
                 Some(Ok(frame)) => match frame.into_trailers() {
                     Ok(trailers) => return self.poll_trailers(trailers, cx),
@@ -132,8 +132,8 @@ impl Download {
                     self.record.note_gateway_cut(&error);
                     let guard = self.record.guard();
                     let delivered =
-                        if guard.is_h2() { Delivered::Marker(None) } else { Delivered::Flushed(guard.flushes()) };
-                    self.failing = Some(Failing { error: Some(error), delivered });
+                        if guard.is_h2() { Delivered::Marker(None) } else { Delivered::Flushed(guard.flush_count()) };
+                    self.failure = Some(Failure { error: Some(error), delivered });
                 }
                 None => {
                     if let Some((trailers, _)) = self.trailers.take() {
@@ -144,7 +144,7 @@ impl Download {
                 frame => return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Gateway))),
             }
         }
-        self.poll_failing(cx)
+        self.poll_failure(cx)
     }
 
     /// Takes the trailers that came at the end of the body.
@@ -152,7 +152,7 @@ impl Download {
         &mut self,
         mut trailers: HeaderMap,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
         scrub_response_trailers(&mut trailers);
         if trailers.is_empty() {
             return self.poll(cx);
@@ -161,18 +161,18 @@ impl Download {
         if guard.is_h2() {
             // hyper asks for nothing after them.
             if self.poll_gateway(cx).is_pending() {
-                self.end_incoming(false, Instant::now(), cx);
+                self.finish_incoming(false, Instant::now(), cx);
             }
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         if self.record.takes_trailers() && !self.has_stated_length {
-            self.trailers = Some((trailers, guard.flushes()));
+            self.trailers = Some((trailers, guard.flush_count()));
         }
         self.poll(cx)
     }
 
     /// Notes the end of the gateway's body, and gives its connection back.
-    fn end_incoming(&mut self, failed: bool, now: Instant, cx: &mut Context<'_>) {
+    fn finish_incoming(&mut self, failed: bool, now: Instant, cx: &mut Context<'_>) {
         if !failed {
             self.record.note_body_end();
         }
@@ -181,7 +181,7 @@ impl Download {
             // readiness with the last frame.
             upstream.drive(cx);
             if let Some(permit) = upstream.take_permit() {
-                self.record.hold(permit);
+                self.record.hold_permit(permit);
             }
             if !failed {
                 upstream.give_back(now);
@@ -189,23 +189,23 @@ impl Download {
         }
     }
 
-    fn poll_failing(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
-        let Some(failing) = &mut self.failing else { return Poll::Pending };
-        match &mut failing.delivered {
+    fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
+        let Some(failure) = &mut self.failure else { return Poll::Pending };
+        match &mut failure.delivered {
             Delivered::Flushed(since) => ready!(self.record.guard().poll_flushed(*since, cx)),
             Delivered::Marker(Some(marker)) => {
                 let _ = ready!(Pin::new(marker).poll(cx));
             }
             Delivered::Marker(marker) => {
-                let (chunk, delivered) = Chunk::marker(&self.record);
+                let (chunk, delivered) = CountedChunk::marker(&self.record);
                 *marker = Some(delivered);
                 return Poll::Ready(Some(Ok(Frame::data(chunk))));
             }
         }
-        Poll::Ready(failing.error.take().map(|error| Err(BodyError::Gateway(error))))
+        Poll::Ready(failure.error.take().map(|error| Err(BodyError::Gateway(error))))
     }
 
-    fn poll_gateway(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, hyper::Error>>> {
+    fn poll_gateway(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, hyper::Error>>> {
         let guard = self.record.guard();
         if guard.is_above_high_water_mark() {
             return Poll::Pending;
@@ -228,9 +228,9 @@ impl Download {
             guard.add_buffered(data.len());
         }
         if !matches!(frame, Some(Ok(_))) || self.incoming.is_end_stream() {
-            self.end_incoming(matches!(frame, Some(Err(_))), now, cx);
+            self.finish_incoming(matches!(frame, Some(Err(_))), now, cx);
         }
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|data| Chunk::new(data, &self.record)))))
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|data| CountedChunk::new(data, &self.record)))))
     }
 }
 
@@ -244,13 +244,13 @@ impl Drop for Download {
 }
 
 impl Body for ResponseBody {
-    type Data = Chunk;
+    type Data = CountedChunk;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
         match self.get_mut() {
-            Self::Own { text, record } => {
-                Poll::Ready(text.take().map(|text| Ok(Frame::data(Chunk::new(text, record)))))
+            Self::Loopgate { text, record } => {
+                Poll::Ready(text.take().map(|text| Ok(Frame::data(CountedChunk::new(text, record)))))
             }
             Self::Gateway(download) => download.poll(cx),
         }
@@ -258,16 +258,16 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Own { text, .. } => text.is_none(),
+            Self::Loopgate { text, .. } => text.is_none(),
             Self::Gateway(download) => {
-                !download.hides_end && download.failing.is_none() && download.incoming.is_end_stream()
+                !download.hides_end && download.failure.is_none() && download.incoming.is_end_stream()
             }
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Own { text, .. } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Self::Loopgate { text, .. } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Self::Gateway(download) if download.hides_end => SizeHint::default(),
             Self::Gateway(download) => download.incoming.size_hint(),
         }

@@ -51,7 +51,7 @@ pub async fn upgrade(
     let shared = &context.shared;
     let lane = head.lane();
     let counters = shared.traffic.lane(lane);
-    let held = GaugeGuard::new(&counters.tunnels);
+    let tunnel_gauge = GaugeGuard::new(&counters.tunnels);
     record.count_sent(counters.sent.clone());
     let (first_message, connect_response) = connect_check(context, &head).unzip();
     if first_message.is_some() {
@@ -72,7 +72,7 @@ pub async fn upgrade(
     }
     let is_websocket = switches_to_websocket(&response);
     // Only the messages of a WebSocket can be checked.
-    if is_h2_connect && !accepts(&response, key.as_ref(), is_websocket) || is_capped && !is_websocket {
+    if is_h2_connect && !proves_handshake(&response, key.as_ref(), is_websocket) || is_capped && !is_websocket {
         return Err(Error::BadUpgradeResponse);
     }
 
@@ -92,8 +92,8 @@ pub async fn upgrade(
         received: counters.received.clone(),
         sent: counters.sent.clone(),
     };
-    start_tunnel(context, record, authorization, held, client_side, upstream, options);
-    Ok(switched(response, is_h2_connect, record))
+    start_tunnel(context, record, authorization, tunnel_gauge, client_side, upstream, options);
+    Ok(switching_response(response, is_h2_connect, record))
 }
 
 /// Waits for a permit, sends the upgrade request and waits for the head of the gateway's response.
@@ -104,19 +104,19 @@ async fn send_upgrade(
     record: &RequestRecord,
 ) -> Result<(Response<Incoming>, PooledConnection), Error> {
     let client = head.client();
-    let waiting = pin!(async { Ok(context.gateway_permit(client, Purpose::WebSocket, record.started()).await?) });
+    let waiting = pin!(async { Ok(context.acquire_permit(client, Purpose::WebSocket, record.started()).await?) });
     let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_deref_mut(), waiting).await?;
     let (body, on_interim, limits) = (RequestBody::empty(), OnInterim::default(), &context.settings.limits);
     let sending = pin!(context.shared.upstream.send(head, body, on_interim, permit, limits, started));
     ClientAuthorization::unless_revoked(authorization, sending).await
 }
 
-/// Spawns the tunnel, which is counted while `held` is.
+/// Spawns the tunnel, which is counted while `tunnel_gauge` is.
 fn start_tunnel(
     context: &ConnectionContext,
     record: &RequestRecord,
     authorization: Option<ClientAuthorization>,
-    held: GaugeGuard,
+    tunnel_gauge: GaugeGuard,
     client_side: OnUpgrade,
     upstream: PooledConnection,
     options: TunnelOptions,
@@ -128,8 +128,10 @@ fn start_tunnel(
     let close_signal = options.close_signal.clone();
     let (number, peer) = (context.number, context.peer);
     context.shared.shutdown.spawn(async move {
-        let (_held, stream) = (held, stream);
-        if let Err(error) = join_while(authorization, close_signal, join(client_side, upstream, options)).await {
+        let (_gauge, stream) = (tunnel_gauge, stream);
+        if let Err(error) =
+            join_while_authorized(authorization, close_signal, join_connections(client_side, upstream, options)).await
+        {
             debug!(connection = number, %peer, %error, "tunnel broke off");
             // RFC 8441 section 5: the end of a TCP connection by a reset is a reset of the stream, with CANCEL.
             if let Some(stream) = stream
@@ -142,7 +144,11 @@ fn start_tunnel(
 }
 
 /// Returns the client's response to an upgrade: 101, or 200 to an extended CONNECT.
-fn switched(response: Response<Incoming>, is_h2_connect: bool, record: &Arc<RequestRecord>) -> Response<ResponseBody> {
+fn switching_response(
+    response: Response<Incoming>,
+    is_h2_connect: bool,
+    record: &Arc<RequestRecord>,
+) -> Response<ResponseBody> {
     let (mut parts, _) = response.into_parts();
     if is_h2_connect {
         parts.status = StatusCode::OK;
@@ -150,7 +156,7 @@ fn switched(response: Response<Incoming>, is_h2_connect: bool, record: &Arc<Requ
         parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
     }
     parts.version = Version::HTTP_11;
-    Response::from_parts(parts, ResponseBody::own(Bytes::new(), Arc::clone(record)))
+    Response::from_parts(parts, ResponseBody::loopgate(Bytes::new(), Arc::clone(record)))
 }
 
 /// Returns whether `response` switches to a WebSocket.
@@ -159,14 +165,14 @@ fn switches_to_websocket(response: &Response<Incoming>) -> bool {
 }
 
 /// Returns whether `response` proves that the gateway understood the handshake with `key` (RFC 6455 section 4.2.2).
-fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, is_websocket: bool) -> bool {
+fn proves_handshake(response: &Response<Incoming>, key: Option<&HeaderValue>, is_websocket: bool) -> bool {
     let expected = key.map(|key| derive_accept_key(key.as_bytes()));
     let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
     is_websocket && expected.as_deref() == accept
 }
 
 /// Waits for the end of the tunnel `joined`; has it close when the request's client loses its `authorization`.
-async fn join_while(
+async fn join_while_authorized(
     authorization: Option<ClientAuthorization>,
     close_signal: CloseSignal,
     joined: impl Future<Output = Result<(), TunnelError>>,
@@ -184,7 +190,11 @@ async fn join_while(
 }
 
 /// Takes both connections back from hyper and joins them.
-async fn join(client_side: OnUpgrade, upstream: PooledConnection, options: TunnelOptions) -> Result<(), TunnelError> {
+async fn join_connections(
+    client_side: OnUpgrade,
+    upstream: PooledConnection,
+    options: TunnelOptions,
+) -> Result<(), TunnelError> {
     let (gateway, from_gateway, _permit) =
         upstream.into_tunnel().await.ok_or_else(|| io::Error::other("the gateway's connection is gone"))?;
     let client = client_side.await.map_err(io::Error::other)?;

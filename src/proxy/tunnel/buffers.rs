@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The most bytes read at once: four TLS records, which rustls then writes with one system call.
-pub const BLOCK: usize = 64 * 1024;
+pub const MAX_BLOCK: usize = 64 * 1024;
 /// The part of what is left that a tunnel may read at once.
-const PART: usize = 16;
+const BLOCK_PART: usize = 16;
 /// The least that a tunnel reads at once, in bytes.
-const MIN: usize = 4 * 1024;
+const MIN_BLOCK: usize = 4 * 1024;
 /// How many blocks hyper holds of an HTTP/2 stream before a write has to wait: two in the channel
 /// to the stream's task, one in that task, one more in h2.
 const BLOCKS_IN_H2: usize = 4;
@@ -51,7 +51,7 @@ impl BufferLease {
     /// Returns how many bytes to read at once.
     pub fn block(&self) -> usize {
         let held = self.buffers.held.load(Ordering::Relaxed);
-        (self.buffers.limit.saturating_sub(held) / PART).clamp(MIN, BLOCK)
+        (self.buffers.limit.saturating_sub(held) / BLOCK_PART).clamp(MIN_BLOCK, MAX_BLOCK)
     }
 
     /// Notes that `unsent` bytes of a block have not left; 0 if all have.
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn blocks_shrink_as_tunnels_stall_and_their_sum_is_limited() {
-        for (is_h2, most) in [(false, MIN), (true, H2_BUFFER + (1 + BLOCKS_IN_H2) * MIN)] {
+        for (is_h2, most) in [(false, MIN_BLOCK), (true, H2_BUFFER + (1 + BLOCKS_IN_H2) * MIN_BLOCK)] {
             let buffers = TunnelBuffers::new(64 << 20);
             let mut leases: Vec<_> = (0..4096).map(|_| BufferLease::new(&buffers, is_h2)).collect();
             let mut blocks = Vec::new();
@@ -90,12 +90,12 @@ mod tests {
                 blocks.push(lease.block());
                 lease.hold(lease.block());
             }
-            assert_eq!((blocks[0], blocks[4095]), (BLOCK, MIN));
+            assert_eq!((blocks[0], blocks[4095]), (MAX_BLOCK, MIN_BLOCK));
             assert!(blocks.is_sorted_by(|one, next| one >= next));
             let held = buffers.held.load(Ordering::Relaxed);
             assert!(held <= (16 << 20) + 4096 * most, "{held}");
             leases.iter_mut().for_each(|lease| lease.hold(0));
-            assert_eq!(leases[4095].block(), BLOCK);
+            assert_eq!(leases[4095].block(), MAX_BLOCK);
             leases[0].hold(1);
             drop(leases);
             assert_eq!(buffers.held.load(Ordering::Relaxed), 0, "every byte was given back");

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpC
 
 /// How many bytes of a message are examined. A longer response is recognized by its beginning,
 /// which is known for both versions of the gateway.
-const LOOK: usize = 4096;
+const MAX_EXAMINED: usize = 4096;
 /// How much of a frame's header may come before its payload.
 const MAX_HEADER: usize = 14;
 
@@ -44,7 +44,7 @@ pub struct ConnectResponse {
     pending: Arc<PendingConnect>,
     sent: GatewaySent,
     /// Whether something was no WebSocket frame, so that nothing more can be learned.
-    lost: bool,
+    is_lost: bool,
     /// The beginning of the current frame.
     start: Vec<u8>,
     /// Bytes of the current frame that are still to come, beyond `start`.
@@ -64,7 +64,7 @@ struct Response<'a> {
 impl ConnectResponse {
     /// Waits for the response to `pending`.
     pub fn new(pending: Arc<PendingConnect>) -> Self {
-        Self { pending, sent: GatewaySent::default(), lost: false, start: Vec::new(), skip: 0 }
+        Self { pending, sent: GatewaySent::default(), is_lost: false, start: Vec::new(), skip: 0 }
     }
 
     /// Returns what the gateway has sent so far.
@@ -74,7 +74,7 @@ impl ConnectResponse {
 
     /// Takes the next bytes of the gateway.
     pub fn feed(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() && !self.lost {
+        while !bytes.is_empty() && !self.is_lost {
             if self.skip > 0 {
                 let step = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
                 self.skip -= step as u64;
@@ -82,26 +82,26 @@ impl ConnectResponse {
                 continue;
             }
             let before = self.start.len();
-            let taken = (MAX_HEADER + LOOK - before).min(bytes.len());
+            let taken = (MAX_HEADER + MAX_EXAMINED - before).min(bytes.len());
             self.start.extend_from_slice(&bytes[..taken]);
             let mut cursor = Cursor::new(&self.start[..]);
             let (header, length) = match FrameHeader::parse(&mut cursor) {
                 Ok(Some(parsed)) => parsed,
                 Ok(None) if taken == bytes.len() => return,
                 _ => {
-                    self.lost = true;
+                    self.is_lost = true;
                     return;
                 }
             };
             let header_length = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
-            let wanted = header_length + usize::try_from(length).unwrap_or(usize::MAX).min(LOOK);
+            let wanted = header_length + usize::try_from(length).unwrap_or(usize::MAX).min(MAX_EXAMINED);
             if self.start.len() < wanted {
                 return;
             }
             match header.opcode {
                 OpCode::Data(Data::Text | Data::Binary) => {
                     let is_whole = header.is_final && (wanted - header_length) as u64 == length;
-                    self.look(header_length, wanted, is_whole);
+                    self.examine(header_length, wanted, is_whole);
                 }
                 OpCode::Control(Control::Close) => self.sent.closed = true,
                 _ => {}
@@ -113,7 +113,7 @@ impl ConnectResponse {
     }
 
     /// Looks at the beginning of a message, or all of it.
-    fn look(&mut self, from: usize, to: usize, is_whole: bool) {
+    fn examine(&mut self, from: usize, to: usize, is_whole: bool) {
         let message = &self.start[from..to];
         if self.sent.challenge.is_none() {
             self.sent.challenge = Some(message.windows(17).any(|part| part == b"connect.challenge"));

@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::buffers::{BLOCK, BufferLease};
+use super::buffers::{BufferLease, MAX_BLOCK};
 use super::connect_response::{ConnectResponse, GatewaySent};
 use super::first_message::FirstMessage;
 use super::gate::{Gate, GateStep};
@@ -18,26 +18,26 @@ use super::websocket_frames::WebSocketFrames;
 
 thread_local! {
     /// Read buffer shared by this thread's tunnels, so that a quiet one holds none.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BLOCK].into_boxed_slice());
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_BLOCK].into_boxed_slice());
 }
 
 /// One direction: what was read and could not be written yet, and whether it has ended.
 pub struct Direction {
     pending: Bytes,
-    unflushed: bool,
+    is_unflushed: bool,
     /// The size of the last block read; a part of it may not have left.
     block: usize,
     lease: BufferLease,
-    end: End,
+    end: EndStage,
     bytes_passed: Counter,
     /// To the client only: where the gateway's frames end.
     frames: Option<WebSocketFrames>,
     /// To the client only: the close frame to send at the next frame boundary.
     pub close_with: Option<Bytes>,
     /// To the client only: whether it was sent, so that what still comes is discarded.
-    pub close_sent: bool,
-    /// Whether bytes were read since the last [`Direction::take_moved`].
-    moved: bool,
+    pub is_close_sent: bool,
+    /// Whether bytes were read since the last [`Direction::take_has_moved`].
+    has_moved: bool,
     /// From the client only: holds back what is read until the gateway has answered the first message.
     pub gate: Option<Box<Gate>>,
     /// From the client only: the close frame for a client whose first message is refused.
@@ -55,7 +55,7 @@ pub enum GateChange {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+enum EndStage {
     Open,
     Ending,
     Closed,
@@ -68,18 +68,18 @@ impl Direction {
             frames.feed(&early);
         }
         bytes_passed.inc_by(early.len() as u64);
-        let moved = !early.is_empty();
+        let has_moved = !early.is_empty();
         Self {
             pending: early,
-            unflushed: false,
+            is_unflushed: false,
             block: 0,
             lease,
-            end: End::Open,
+            end: EndStage::Open,
             bytes_passed,
             frames,
             close_with: None,
-            close_sent: false,
-            moved,
+            is_close_sent: false,
+            has_moved,
             gate: None,
             refused_with: None,
             connect_response: None,
@@ -87,22 +87,22 @@ impl Direction {
     }
 
     /// Has `first_message` check what was read already, and what is read from now on.
-    pub fn inspect(&mut self, first_message: Option<FirstMessage>) {
+    pub fn set_first_message(&mut self, first_message: Option<FirstMessage>) {
         self.gate = first_message.map(|first| Box::new(Gate::new(first)));
         if self.gate.is_some() && !self.pending.is_empty() {
             let early = std::mem::take(&mut self.pending);
-            self.hold_back(early);
+            self.feed_gate(early);
         }
     }
 
     /// Has `connect_response` see what was read already, and what is read from now on.
-    pub fn follow_response(&mut self, connect_response: Option<ConnectResponse>) {
+    pub fn set_connect_response(&mut self, connect_response: Option<ConnectResponse>) {
         self.connect_response = connect_response;
         let early = self.pending.clone();
-        self.note_read(&early);
+        self.follow_gateway(&early);
     }
 
-    fn note_read(&mut self, read: &[u8]) {
+    fn follow_gateway(&mut self, read: &[u8]) {
         if let Some(response) = &mut self.connect_response {
             response.feed(read);
         }
@@ -114,20 +114,20 @@ impl Direction {
     }
 
     /// Gives `read` to the gate.
-    fn hold_back(&mut self, read: Bytes) {
+    fn feed_gate(&mut self, read: Bytes) {
         if let Some(gate) = &mut self.gate {
             let step = gate.feed(read);
-            self.take_step(step);
+            self.apply_step(step);
         }
     }
 
     /// Tells the gate what the gateway has sent.
     pub fn observe_gateway(&mut self, sent: GatewaySent) -> GateChange {
         let step = self.gate.as_mut().map_or(GateStep::Wait, |gate| gate.observe(sent));
-        self.take_step(step)
+        self.apply_step(step)
     }
 
-    fn take_step(&mut self, step: GateStep) -> GateChange {
+    fn apply_step(&mut self, step: GateStep) -> GateChange {
         match step {
             GateStep::Wait => return GateChange::Unchanged,
             GateStep::Refused => return GateChange::Refused,
@@ -147,13 +147,13 @@ impl Direction {
     }
 
     /// Returns whether bytes were read since the last call.
-    pub fn take_moved(&mut self) -> bool {
-        std::mem::take(&mut self.moved)
+    pub fn take_has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.has_moved)
     }
 
     /// Returns whether the close frame was written and flushed.
     pub fn is_close_delivered(&self) -> bool {
-        self.close_sent && self.pending.is_empty() && !self.unflushed
+        self.is_close_sent && self.pending.is_empty() && !self.is_unflushed
     }
 
     /// Copies what can be read and written now; completes when this direction is closed.
@@ -164,7 +164,7 @@ impl Direction {
         to: &mut (impl AsyncWrite + Unpin),
     ) -> io::Result<Poll<()>> {
         let copied = SCRATCH.with_borrow_mut(|scratch| self.poll_copy_with(cx, from, to, scratch));
-        let is_empty = self.pending.is_empty() && !self.unflushed;
+        let is_empty = self.pending.is_empty() && !self.is_unflushed;
         self.lease.hold(if is_empty { 0 } else { self.block.max(self.pending.len()) });
         copied
     }
@@ -184,30 +184,30 @@ impl Direction {
                 return Ok(Poll::Pending);
             }
             match self.end {
-                End::Closed => return Ok(Poll::Ready(())),
-                End::Ending => {
+                EndStage::Closed => return Ok(Poll::Ready(())),
+                EndStage::Ending => {
                     if Pin::new(&mut *to).poll_shutdown(cx)?.is_pending() {
                         return Ok(Poll::Pending);
                     }
-                    self.end = End::Closed;
+                    self.end = EndStage::Closed;
                     continue;
                 }
-                End::Open => {}
+                EndStage::Open => {}
             }
-            // Here as well as in `pass_on`: it may be long until more is read.
+            // Here as well as in `write_on`: it may be long until more is read.
             if let Some(frame) = self.due_close()
-                && self.frames.as_ref().is_some_and(WebSocketFrames::at_boundary)
+                && self.frames.as_ref().is_some_and(WebSocketFrames::is_at_boundary)
             {
-                self.close_sent = true;
+                self.is_close_sent = true;
                 self.pending = frame;
                 continue;
             }
             // Before the next read, so that nothing is read while the last bytes have not left.
-            if self.unflushed {
+            if self.is_unflushed {
                 if Pin::new(&mut *to).poll_flush(cx)?.is_pending() {
                     return Ok(Poll::Pending);
                 }
-                self.unflushed = false;
+                self.is_unflushed = false;
             }
             let mut room = self.lease.block();
             if let Some(gate) = &mut self.gate {
@@ -232,21 +232,21 @@ impl Direction {
     fn take_block(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         self.block = read.len();
         if read.is_empty() {
-            self.end = End::Ending;
+            self.end = EndStage::Ending;
             return Ok(());
         }
-        self.moved = true;
+        self.has_moved = true;
         if self.gate.is_some() {
             self.bytes_passed.inc_by(read.len() as u64);
-            self.hold_back(Bytes::copy_from_slice(read));
+            self.feed_gate(Bytes::copy_from_slice(read));
             return Ok(());
         }
-        self.note_read(read);
-        self.pass_on(cx, read, to)
+        self.follow_gateway(read);
+        self.write_on(cx, read, to)
     }
 
     fn due_close(&self) -> Option<Bytes> {
-        self.close_with.clone().filter(|_| !self.close_sent)
+        self.close_with.clone().filter(|_| !self.is_close_sent)
     }
 
     fn poll_write_pending(&mut self, cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<Poll<()>> {
@@ -258,7 +258,7 @@ impl Direction {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             self.pending.advance(written);
-            self.unflushed = true;
+            self.is_unflushed = true;
         }
         // Freed at once: a quiet tunnel holds no buffer.
         self.pending = Bytes::new();
@@ -266,8 +266,8 @@ impl Direction {
     }
 
     /// Writes `read` on, and keeps what can't be written now.
-    fn pass_on(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        if self.close_sent {
+    fn write_on(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        if self.is_close_sent {
             return Ok(());
         }
         let boundary = self.frames.as_mut().and_then(|frames| frames.feed(read));
@@ -279,13 +279,13 @@ impl Direction {
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(written) => {
                     rest = &rest[written..];
-                    self.unflushed = true;
+                    self.is_unflushed = true;
                 }
                 Poll::Pending => break,
             }
         }
         if let Some(frame) = close {
-            self.close_sent = true;
+            self.is_close_sent = true;
             self.pending = [rest, &frame[..]].concat().into();
         } else if !rest.is_empty() {
             self.pending = Bytes::copy_from_slice(rest);

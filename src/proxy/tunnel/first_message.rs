@@ -15,16 +15,16 @@ const MAX_MESSAGE: usize = 64 * 1024;
 const MAX_HELD: usize = MAX_MESSAGE + 4 * 1024;
 
 /// How many of these bytes a client may always have.
-const FREE: usize = 8 * 1024;
+const FREE_BYTES: usize = 8 * 1024;
 
 /// The bytes beyond the free ones that may be held for all clients together.
 #[derive(Debug)]
-pub struct HeldBudget {
+pub struct FirstMessageBudget {
     limit: usize,
     used: AtomicUsize,
 }
 
-impl HeldBudget {
+impl FirstMessageBudget {
     /// Allows half of `buffered` bytes.
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 2, used: AtomicUsize::new(0) })
@@ -32,15 +32,15 @@ impl HeldBudget {
 }
 
 /// A client's part of the budget, returned when dropped.
-pub struct HeldLease {
-    budget: Arc<HeldBudget>,
+pub struct FirstMessageLease {
+    budget: Arc<FirstMessageBudget>,
     bytes: usize,
 }
 
-impl HeldLease {
+impl FirstMessageLease {
     /// Extends the lease so that `held` bytes may be held; returns whether that is possible.
     fn extend(&mut self, held: usize) -> bool {
-        let more = held.saturating_sub(FREE).saturating_sub(self.bytes);
+        let more = held.saturating_sub(FREE_BYTES).saturating_sub(self.bytes);
         let fits = |used: usize| used.checked_add(more).filter(|used| *used <= self.budget.limit);
         if more > 0 && self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
             return false;
@@ -50,7 +50,7 @@ impl HeldLease {
     }
 }
 
-impl Drop for HeldLease {
+impl Drop for FirstMessageLease {
     fn drop(&mut self) {
         self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -99,17 +99,17 @@ pub enum Verdict {
 pub struct FirstMessage {
     held: Vec<u8>,
     /// The part of the budget for `held`.
-    lease: Option<HeldLease>,
+    lease: Option<FirstMessageLease>,
     /// How much of `held` was parsed.
     parsed: usize,
     /// The length of the message so far.
     length: usize,
     /// How much of the current frame's payload was found to be white space.
-    blank: usize,
+    leading_blanks: usize,
     /// Whether the message begins like a JSON object.
     is_object: bool,
     /// Whether a fragment of the message was read already.
-    begun: bool,
+    has_begun: bool,
     /// Whether only JSON objects matter, so that another message passes as soon as its first byte is known.
     objects_only: bool,
     check: Option<CheckMessage>,
@@ -117,22 +117,22 @@ pub struct FirstMessage {
 
 impl FirstMessage {
     /// Has `check` look at the first message; with `objects_only`, only if it begins like a JSON object.
-    pub fn new(objects_only: bool, budget: Arc<HeldBudget>, check: CheckMessage) -> Self {
+    pub fn new(objects_only: bool, budget: Arc<FirstMessageBudget>, check: CheckMessage) -> Self {
         Self {
             held: Vec::new(),
-            lease: Some(HeldLease { budget, bytes: 0 }),
+            lease: Some(FirstMessageLease { budget, bytes: 0 }),
             parsed: 0,
             length: 0,
-            blank: 0,
+            leading_blanks: 0,
             is_object: false,
-            begun: false,
+            has_begun: false,
             objects_only,
             check: Some(check),
         }
     }
 
     /// Returns whether messages of other protocols may pass.
-    pub fn passes_others(&self) -> bool {
+    pub fn allows_other_protocols(&self) -> bool {
         self.objects_only
     }
 
@@ -142,7 +142,7 @@ impl FirstMessage {
     }
 
     /// Returns the part of the budget, for as long as bytes are held that were read together with the message.
-    pub fn take_lease(&mut self) -> Option<HeldLease> {
+    pub fn take_lease(&mut self) -> Option<FirstMessageLease> {
         self.lease.take()
     }
 
@@ -163,10 +163,10 @@ impl FirstMessage {
         }
         self.held.extend_from_slice(bytes);
         loop {
-            match self.frame() {
+            match self.parse_frame() {
                 Parsed::Verdict(verdict) => return verdict,
                 Parsed::Incomplete if self.held.len() >= MAX_HELD => return refuse("first message is too long"),
-                Parsed::Incomplete if self.parsed > 0 && !self.begun => {
+                Parsed::Incomplete if self.parsed > 0 && !self.has_begun => {
                     let rest = self.held.split_off(std::mem::take(&mut self.parsed));
                     return Verdict::Control(std::mem::replace(&mut self.held, rest).into());
                 }
@@ -178,7 +178,7 @@ impl FirstMessage {
     }
 
     /// Parses one frame.
-    fn frame(&mut self) -> Parsed {
+    fn parse_frame(&mut self) -> Parsed {
         let rest = &self.held[self.parsed..];
         let mut cursor = Cursor::new(rest);
         let (header, length) = match FrameHeader::parse(&mut cursor) {
@@ -192,8 +192,8 @@ impl FirstMessage {
             return Parsed::Verdict(malformed("frame is compressed or not masked"));
         };
         let (is_data, is_close) = match header.opcode {
-            OpCode::Data(Data::Text | Data::Binary) if !self.begun => (true, false),
-            OpCode::Data(Data::Continue) if self.begun => (true, false),
+            OpCode::Data(Data::Text | Data::Binary) if !self.has_begun => (true, false),
+            OpCode::Data(Data::Continue) if self.has_begun => (true, false),
             OpCode::Control(Control::Close) if header.is_final && length <= 125 => (false, true),
             OpCode::Control(Control::Ping | Control::Pong) if header.is_final && length <= 125 => (false, false),
             _ => return Parsed::Verdict(malformed("unexpected WebSocket frame")),
@@ -203,13 +203,16 @@ impl FirstMessage {
         let available = &available[..length.min(available.len())];
         if is_data && !self.is_object {
             let unmasked = available.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-            match unmasked.enumerate().skip(self.blank).find(|(_, byte)| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
+            match unmasked
+                .enumerate()
+                .skip(self.leading_blanks)
+                .find(|(_, byte)| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
             {
                 Some((_, b'{')) => self.is_object = true,
                 Some(_) if self.objects_only => {
                     return Parsed::Verdict(Verdict::Other(std::mem::take(&mut self.held).into()));
                 }
-                _ => self.blank = available.len(),
+                _ => self.leading_blanks = available.len(),
             }
         }
         if is_data && length > MAX_MESSAGE - self.length {
@@ -224,9 +227,9 @@ impl FirstMessage {
             return Parsed::Verdict(Verdict::Close(std::mem::take(&mut self.held).into()));
         }
         if is_data {
-            self.begun = true;
+            self.has_begun = true;
             self.length += length;
-            self.blank = 0;
+            self.leading_blanks = 0;
         }
         if !is_data || !header.is_final {
             return Parsed::Next;
@@ -305,7 +308,7 @@ mod tests {
     }
 
     #[derive(Debug, PartialEq, Eq)]
-    enum Seen {
+    enum Outcome {
         Wait,
         Connect(Vec<u8>, Vec<u8>),
         Other(Vec<u8>),
@@ -315,7 +318,7 @@ mod tests {
     }
 
     /// The verdict on `stream`, fed in pieces of `size`, with a check that refuses whatever contains `admin`.
-    fn verdict(stream: &[u8], size: usize, objects_only: bool) -> Seen {
+    fn verdict(stream: &[u8], size: usize, objects_only: bool) -> Outcome {
         let check = |message: &[u8]| {
             if message.windows(5).any(|word| word == b"admin") {
                 Checked::Refused("no".to_owned())
@@ -325,16 +328,16 @@ mod tests {
                 Checked::Connect(Box::pin(async {}))
             }
         };
-        let mut first = FirstMessage::new(objects_only, HeldBudget::new(1 << 20), Box::new(check));
+        let mut first = FirstMessage::new(objects_only, FirstMessageBudget::new(1 << 20), Box::new(check));
         let fed = stream.chunks(size).map(|piece| match first.feed(piece) {
-            Verdict::Wait | Verdict::Control(_) => Seen::Wait,
-            Verdict::Malformed(_) => Seen::Malformed,
-            Verdict::Connect { message, rest, .. } => Seen::Connect(message.to_vec(), rest.to_vec()),
-            Verdict::Other(held) => Seen::Other(held.to_vec()),
-            Verdict::Close(held) => Seen::Close(held.to_vec()),
-            Verdict::Refuse(reason) => Seen::Refuse(reason),
+            Verdict::Wait | Verdict::Control(_) => Outcome::Wait,
+            Verdict::Malformed(_) => Outcome::Malformed,
+            Verdict::Connect { message, rest, .. } => Outcome::Connect(message.to_vec(), rest.to_vec()),
+            Verdict::Other(held) => Outcome::Other(held.to_vec()),
+            Verdict::Close(held) => Outcome::Close(held.to_vec()),
+            Verdict::Refuse(reason) => Outcome::Refuse(reason),
         });
-        fed.into_iter().find(|verdict| *verdict != Seen::Wait).unwrap_or(Seen::Wait)
+        fed.into_iter().find(|verdict| *verdict != Outcome::Wait).unwrap_or(Outcome::Wait)
     }
 
     #[test]
@@ -346,14 +349,14 @@ mod tests {
         for stream in [&whole, &[ping.clone(), whole.clone()].concat(), &split, &binary] {
             for size in [1, 2, 3, 7, stream.len()] {
                 for objects_only in [true, false] {
-                    assert_eq!(verdict(stream, size, objects_only), Seen::Refuse("no".into()), "{size} {stream:x?}");
+                    assert_eq!(verdict(stream, size, objects_only), Outcome::Refuse("no".into()), "{size} {stream:x?}");
                 }
             }
         }
         let (fine, next) =
             ([frame(0x01, b"{\"a\":"), ping, frame(0x80, b"1}")].concat(), frame(0x81, b"{\"admin\":1}"));
         let both = [&fine[..], &next].concat();
-        assert_eq!(verdict(&both, both.len(), false), Seen::Connect(fine, next), "only the first message passes");
+        assert_eq!(verdict(&both, both.len(), false), Outcome::Connect(fine, next), "only the first message passes");
     }
 
     #[test]
@@ -380,20 +383,20 @@ mod tests {
             for stream in &malformed {
                 assert_eq!(
                     verdict(stream, 4096, objects_only),
-                    Seen::Malformed,
+                    Outcome::Malformed,
                     "{:x?}",
                     &stream[..stream.len().min(16)]
                 );
             }
             for stream in &too_long {
-                assert!(matches!(verdict(stream, 4096, objects_only), Seen::Refuse(_)), "{:x?}", &stream[..16]);
+                assert!(matches!(verdict(stream, 4096, objects_only), Outcome::Refuse(_)), "{:x?}", &stream[..16]);
             }
         }
     }
 
     #[test]
     fn control_frames_before_the_message_pass_at_once() {
-        let mut first = FirstMessage::new(true, HeldBudget::new(1 << 20), Box::new(|_: &[u8]| Checked::Other));
+        let mut first = FirstMessage::new(true, FirstMessageBudget::new(1 << 20), Box::new(|_: &[u8]| Checked::Other));
         let (ping, pong) = (frame(0x89, b"{"), frame(0x8a, b""));
         let connect = frame(0x81, b"{}");
         let mut passed = Vec::new();
@@ -409,9 +412,9 @@ mod tests {
 
     #[test]
     fn what_all_clients_hold_beyond_their_free_bytes_has_a_limit() {
-        let budget = HeldBudget::new(2 * 100);
+        let budget = FirstMessageBudget::new(2 * 100);
         let client = || FirstMessage::new(false, Arc::clone(&budget), Box::new(|_: &[u8]| Checked::Other));
-        let begun = &frame(0x81, &[b'{'; 20_000])[..FREE];
+        let begun = &frame(0x81, &[b'{'; 20_000])[..FREE_BYTES];
         let mut clients = [client(), client(), client()];
         for client in &mut clients {
             assert!(matches!(client.feed(begun), Verdict::Wait));
@@ -426,11 +429,11 @@ mod tests {
     #[test]
     fn other_protocols_pass_at_once_where_only_objects_matter() {
         let start = &frame(0x82, &[7; 1_000_000])[..100];
-        assert_eq!(verdict(start, 100, true), Seen::Other(start.to_vec()));
-        assert!(matches!(verdict(start, 100, false), Seen::Refuse(_)));
+        assert_eq!(verdict(start, 100, true), Outcome::Other(start.to_vec()));
+        assert!(matches!(verdict(start, 100, false), Outcome::Refuse(_)));
         let close = frame(0x88, &[3, 0xe8]);
         for size in [1, 100] {
-            assert_eq!(verdict(&[&close[..], b"more"].concat(), size, false), Seen::Close(close.clone()));
+            assert_eq!(verdict(&[&close[..], b"more"].concat(), size, false), Outcome::Close(close.clone()));
         }
     }
 }

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::connect_response::GatewaySent;
-use super::first_message::{FirstMessage, HeldLease, Verdict};
+use super::first_message::{FirstMessage, FirstMessageLease, Verdict};
 use super::websocket_frames::{WebSocketFrames, policy_violation, protocol_error};
 
 /// How long a client may take for its first message, once it has begun or the gateway has asked for
@@ -24,14 +24,14 @@ const RESPONSE_LIMIT: Duration = Duration::from_secs(30);
 pub struct Gate {
     stage: GateStage,
     /// What was read together with the first message.
-    rest: Bytes,
-    /// The part of the budget that `rest` uses.
-    lease: Option<HeldLease>,
+    after_message: Bytes,
+    /// The part of the budget that `after_message` uses.
+    lease: Option<FirstMessageLease>,
     /// Whether the gateway has asked for a `connect`.
-    challenged: bool,
+    is_challenged: bool,
     /// Whether everything passes once the gateway is known to speak another protocol.
-    passes_others: bool,
-    due: Option<Instant>,
+    allows_other_protocols: bool,
+    deadline: Option<Instant>,
 }
 
 enum GateStage {
@@ -66,14 +66,14 @@ pub enum GateStep {
 impl Gate {
     /// Holds back what follows the message that `first` checks.
     pub fn new(first: FirstMessage) -> Self {
-        let passes_others = first.passes_others();
+        let allows_other_protocols = first.allows_other_protocols();
         Self {
             stage: GateStage::Check(Box::new(first)),
-            rest: Bytes::new(),
+            after_message: Bytes::new(),
             lease: None,
-            challenged: false,
-            passes_others,
-            due: None,
+            is_challenged: false,
+            allows_other_protocols,
+            deadline: None,
         }
     }
 
@@ -91,31 +91,31 @@ impl Gate {
         match &mut self.stage {
             GateStage::Check(first) => match first.feed(&read) {
                 Verdict::Wait => {
-                    self.arm(FIRST_MESSAGE_LIMIT);
+                    self.set_deadline(FIRST_MESSAGE_LIMIT);
                     GateStep::Wait
                 }
                 Verdict::Connect { ready, message, rest } => {
                     self.lease = first.take_lease();
                     self.stage = GateStage::Prepare(ready, message);
-                    self.rest = rest;
-                    self.due = None;
+                    self.after_message = rest;
+                    self.deadline = None;
                     GateStep::Wait
                 }
-                Verdict::Other(_) if self.challenged => no_connect(),
+                Verdict::Other(_) if self.is_challenged => refuse_other_message(),
                 Verdict::Other(held) => {
                     self.lease = first.take_lease();
                     self.stage = GateStage::Other(WebSocketFrames::default());
-                    self.due = None;
+                    self.deadline = None;
                     self.pass_other(held)
                 }
                 Verdict::Close(held) => {
                     self.stage = GateStage::Discard;
-                    self.due = None;
+                    self.deadline = None;
                     GateStep::Pass(held)
                 }
                 Verdict::Control(frames) => {
                     if first.is_holding() {
-                        self.arm(FIRST_MESSAGE_LIMIT);
+                        self.set_deadline(FIRST_MESSAGE_LIMIT);
                     }
                     GateStep::Pass(frames)
                 }
@@ -132,7 +132,7 @@ impl Gate {
         let GateStage::Other(frames) = &mut self.stage else { return GateStep::Wait };
         if let Some(end) = frames.feed_message(&bytes) {
             self.stage = GateStage::Protocol;
-            self.rest = bytes.split_off(end);
+            self.after_message = bytes.split_off(end);
         }
         GateStep::Pass(bytes)
     }
@@ -145,7 +145,7 @@ impl Gate {
         }
         let message = std::mem::take(message);
         self.stage = GateStage::Response;
-        self.arm(RESPONSE_LIMIT);
+        self.set_deadline(RESPONSE_LIMIT);
         Poll::Ready(message)
     }
 
@@ -160,52 +160,52 @@ impl Gate {
     /// Learns whether the gateway has answered the `connect`.
     fn observe_answer(&mut self, sent: GatewaySent) -> GateStep {
         match sent.answer {
-            Some(true) => return GateStep::Open(std::mem::take(&mut self.rest)),
+            Some(true) => return GateStep::Open(std::mem::take(&mut self.after_message)),
             None if !sent.closed => return GateStep::Wait,
             // Without an answer it may have been accepted, but a gateway that closes takes no further message.
             Some(false) | None => {}
         }
         self.stage = GateStage::Discard;
-        self.rest = Bytes::new();
+        self.after_message = Bytes::new();
         drop(self.lease.take());
-        self.due = None;
+        self.deadline = None;
         GateStep::Refused
     }
 
     /// Learns whether the gateway's first message asks for a `connect`.
     fn observe_challenge(&mut self, challenge: Option<bool>) -> GateStep {
         match (challenge, &mut self.stage) {
-            (Some(true), GateStage::Other(_) | GateStage::Protocol) => no_connect(),
+            (Some(true), GateStage::Other(_) | GateStage::Protocol) => refuse_other_message(),
             (Some(true), GateStage::Check(_)) => {
-                if !self.challenged {
-                    self.challenged = true;
-                    self.arm(FIRST_MESSAGE_LIMIT);
+                if !self.is_challenged {
+                    self.is_challenged = true;
+                    self.set_deadline(FIRST_MESSAGE_LIMIT);
                 }
                 GateStep::Wait
             }
-            (Some(false), GateStage::Check(first)) if self.passes_others => GateStep::Open(first.take_held()),
-            (Some(false), GateStage::Other(_) | GateStage::Protocol) if self.passes_others => {
-                GateStep::Open(std::mem::take(&mut self.rest))
+            (Some(false), GateStage::Check(first)) if self.allows_other_protocols => GateStep::Open(first.take_held()),
+            (Some(false), GateStage::Other(_) | GateStage::Protocol) if self.allows_other_protocols => {
+                GateStep::Open(std::mem::take(&mut self.after_message))
             }
             _ => GateStep::Wait,
         }
     }
 
-    fn arm(&mut self, limit: Duration) {
-        self.due.get_or_insert_with(|| Instant::now() + limit);
+    fn set_deadline(&mut self, limit: Duration) {
+        self.deadline.get_or_insert_with(|| Instant::now() + limit);
     }
 
     /// Returns when the WebSocket must close, and why.
-    pub fn due(&self) -> Option<(Instant, &'static str)> {
+    pub fn deadline(&self) -> Option<(Instant, &'static str)> {
         let reason = match self.stage {
             GateStage::Response => "loopgate: the gateway has not answered the connect",
             _ => "loopgate: no whole first message in time",
         };
-        self.due.map(|due| (due, reason))
+        self.deadline.map(|deadline| (deadline, reason))
     }
 }
 
-fn no_connect() -> GateStep {
+fn refuse_other_message() -> GateStep {
     GateStep::Close(policy_violation("loopgate: the first message must be a connect"))
 }
 
@@ -222,7 +222,7 @@ mod tests {
     use crate::proxy::close_signal::CloseSignal;
     use crate::proxy::tunnel::buffers::TunnelBuffers;
     use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
-    use crate::proxy::tunnel::first_message::{Checked, HeldBudget};
+    use crate::proxy::tunnel::first_message::{Checked, FirstMessageBudget};
     use crate::proxy::tunnel::{TunnelError, TunnelOptions, run};
 
     /// A masked message of a client, with a mask of zeros.
@@ -255,7 +255,7 @@ mod tests {
             buffers: TunnelBuffers::new(1 << 20),
             close_signal: CloseSignal::new(&CancellationToken::new()),
             rest_limit: Arc::new(|| Duration::from_secs(4)),
-            first_message: Some(FirstMessage::new(objects_only, HeldBudget::new(1 << 20), Box::new(check))),
+            first_message: Some(FirstMessage::new(objects_only, FirstMessageBudget::new(1 << 20), Box::new(check))),
             connect_response: Some(response),
             received: Counter::default(),
             sent: Counter::default(),

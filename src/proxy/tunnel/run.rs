@@ -19,7 +19,7 @@ use super::first_message::FirstMessage;
 use super::websocket_frames::{GOING_AWAY, POLICY_VIOLATION, WebSocketFrames, policy_violation};
 use crate::proxy::close_signal::{CloseReason, CloseSignal, REVOKED_GRACE};
 use crate::proxy::lazy_timer::LazyTimer;
-use crate::proxy::upstream::read_after_reset::ReadableAfterWriteError;
+use crate::proxy::upstream::readable_after_write_error::ReadableAfterWriteError;
 
 /// How long a client may take to close after its close frame was sent, after the gateway closed the
 /// WebSocket, or after the gateway closed another tunnel and a write to it failed.
@@ -94,7 +94,7 @@ where
         while !matches!(tunnel.stage, TunnelStage::Rejecting { .. }) {
             // A tunnel that the gateway has closed ends by itself, so a drain changes nothing.
             let ignores_drain = tunnel.stage != TunnelStage::Open;
-            let signal = options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), ignores_drain);
+            let signal = options.close_signal.poll_reason(cx, closing.as_mut(), revoked.as_mut(), ignores_drain);
             let Poll::Ready(reason) = signal else { break };
             tunnel.begin_close(reason)?;
         }
@@ -143,7 +143,7 @@ struct Tunnel<C, G> {
     is_websocket: bool,
     rest_limit: RestLimit,
     /// Whether the last bytes came from the client.
-    unanswered: bool,
+    is_unanswered: bool,
     stage: TunnelStage,
     timer: Option<LazyTimer>,
 }
@@ -158,10 +158,10 @@ where
         let lease = |is_h2| BufferLease::new(&options.buffers, is_h2);
         let (to_gateway_lease, to_client_lease) = (lease(false), lease(options.is_h2));
         let mut to_gateway = Direction::new(early.0, to_gateway_lease, options.received.clone(), None);
-        to_gateway.inspect(options.first_message.take());
+        to_gateway.set_first_message(options.first_message.take());
         let frames = is_websocket.then(WebSocketFrames::default);
         let mut to_client = Direction::new(early.1, to_client_lease, options.sent.clone(), frames);
-        to_client.follow_response(options.connect_response.take());
+        to_client.set_connect_response(options.connect_response.take());
         Self {
             client,
             gateway: ReadableAfterWriteError::new(gateway),
@@ -169,7 +169,7 @@ where
             to_client,
             is_websocket,
             rest_limit: Arc::clone(&options.rest_limit),
-            unanswered: false,
+            is_unanswered: false,
             stage: TunnelStage::Open,
             timer: None,
         }
@@ -182,13 +182,13 @@ where
     fn begin_close(&mut self, reason: CloseReason) -> Result<(), TunnelError> {
         let now = Instant::now();
         self.stage = match reason {
-            CloseReason::Revoked if self.is_websocket && !self.to_client.close_sent => {
+            CloseReason::Revoked if self.is_websocket && !self.to_client.is_close_sent => {
                 self.to_client.close_with = Some(Bytes::from_static(&POLICY_VIOLATION));
                 TunnelStage::Rejecting { until: now + REVOKED_GRACE }
             }
             CloseReason::Revoked => return Err(TunnelError::Unauthorized),
             CloseReason::Drain => {
-                TunnelStage::AwaitingRest { limit: now + (self.rest_limit)(), quiet_at: now + self.rest() }
+                TunnelStage::AwaitingRest { limit: now + (self.rest_limit)(), quiet_at: now + self.rest_time() }
             }
         };
         Ok(())
@@ -214,7 +214,7 @@ where
             if to_gateway_done && to_client_done {
                 return Poll::Ready(Ok(()));
             }
-            self.note_moved();
+            self.note_bytes_moved();
             // A WebSocket has no half-closes (RFC 6455 section 7.1.1): once closed by the gateway
             // it is closed. To close at once could cost a client that is still sending the last
             // frames, so it has a moment to close itself.
@@ -250,7 +250,7 @@ where
     fn poll_rejecting(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Result<(), TunnelError>> {
         let ended = self.to_client.poll_copy(cx, &mut self.gateway, &mut self.client)?.is_ready();
         // The gateway's own close frame gives the better reason.
-        self.to_client.close_sent |= self.to_client.gateway_sent().closed;
+        self.to_client.is_close_sent |= self.to_client.gateway_sent().closed;
         if ended || self.to_client.is_close_delivered() || self.poll_timer(cx, until).is_ready() {
             let _ = Pin::new(&mut self.client).poll_shutdown(cx);
             return Poll::Ready(Err(TunnelError::Unauthorized));
@@ -270,7 +270,7 @@ where
             }
             return change;
         }
-        if let Some((due, reason)) = self.to_gateway.gate.as_ref().and_then(|gate| gate.due())
+        if let Some((due, reason)) = self.to_gateway.gate.as_ref().and_then(|gate| gate.deadline())
             && self.poll_timer(cx, due).is_ready()
         {
             self.to_gateway.refused_with = Some(policy_violation(reason));
@@ -280,20 +280,20 @@ where
     }
 
     /// Notes which directions moved bytes, and moves the moment of rest accordingly.
-    fn note_moved(&mut self) {
-        let (from_client, from_gateway) = (self.to_gateway.take_moved(), self.to_client.take_moved());
+    fn note_bytes_moved(&mut self) {
+        let (from_client, from_gateway) = (self.to_gateway.take_has_moved(), self.to_client.take_has_moved());
         if from_client || from_gateway {
-            self.unanswered = !from_gateway;
+            self.is_unanswered = !from_gateway;
         }
         if let TunnelStage::AwaitingRest { limit, .. } = self.stage
             && (from_client || from_gateway)
         {
-            self.stage = TunnelStage::AwaitingRest { limit, quiet_at: Instant::now() + self.rest() };
+            self.stage = TunnelStage::AwaitingRest { limit, quiet_at: Instant::now() + self.rest_time() };
         }
     }
 
-    fn rest(&self) -> Duration {
-        if self.unanswered { REST_UNANSWERED } else { REST }
+    fn rest_time(&self) -> Duration {
+        if self.is_unanswered { REST_UNANSWERED } else { REST }
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Instant> {

@@ -45,22 +45,22 @@ pub struct WebSocketFrames {
     /// Whether the current frame is the last one of a message.
     ends_message: bool,
     /// Whether something was no WebSocket frame, so that no boundary can be found any more.
-    lost: bool,
+    is_lost: bool,
 }
 
 impl WebSocketFrames {
     /// Returns whether the last byte fed was the last of a frame, or none was fed yet.
-    pub fn at_boundary(&self) -> bool {
-        self.payload == 0 && self.partial_len == 0 && !self.lost
+    pub fn is_at_boundary(&self) -> bool {
+        self.payload == 0 && self.partial_len == 0 && !self.is_lost
     }
 
     /// Takes the next bytes; returns how many of them lead up to the last boundary among them, if there is one.
     pub fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         let mut boundary = None;
-        while at < bytes.len() && !self.lost {
+        while at < bytes.len() && !self.is_lost {
             at += self.advance(&bytes[at..]);
-            if self.at_boundary() {
+            if self.is_at_boundary() {
                 boundary = Some(at);
             }
         }
@@ -70,7 +70,7 @@ impl WebSocketFrames {
     /// Takes payload, or else a part of a frame's header; returns how many bytes these are.
     fn advance(&mut self, bytes: &[u8]) -> usize {
         if self.payload == 0 {
-            return self.header(bytes);
+            return self.take_header(bytes);
         }
         let step = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
         self.payload -= step as u64;
@@ -81,18 +81,18 @@ impl WebSocketFrames {
     /// does not end in `bytes`.
     pub fn feed_message(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
-        while at < bytes.len() && !self.lost {
+        while at < bytes.len() && !self.is_lost {
             at += self.advance(&bytes[at..]);
-            if self.at_boundary() && self.ends_message {
+            if self.is_at_boundary() && self.ends_message {
                 return Some(at);
             }
         }
         // What follows no frame can't be a message either.
-        self.lost.then_some(at)
+        self.is_lost.then_some(at)
     }
 
     /// Takes a header, or as much of it as is there; returns how many bytes that were.
-    fn header(&mut self, bytes: &[u8]) -> usize {
+    fn take_header(&mut self, bytes: &[u8]) -> usize {
         let fresh = bytes.len().min(MAX_HEADER - self.partial_len);
         let mut head = self.partial;
         let have = self.partial_len + fresh;
@@ -112,7 +112,7 @@ impl WebSocketFrames {
                 fresh
             }
             Err(_) => {
-                self.lost = true;
+                self.is_lost = true;
                 fresh
             }
         }
@@ -147,7 +147,7 @@ mod tests {
     fn bytes_that_are_no_frame_have_no_boundary() {
         let mut frames = WebSocketFrames::default();
         assert_eq!(frames.feed(&[0x8f, 0x00, 0x82, 0x00]), None);
-        assert!(!frames.at_boundary());
+        assert!(!frames.is_at_boundary());
     }
 
     proptest! {
@@ -168,7 +168,7 @@ mod tests {
                 let to = (at + cut.next().unwrap()).min(stream.len());
                 let expected = ends.iter().rev().find(|end| **end > at && **end <= to).map(|end| end - at);
                 prop_assert_eq!(frames.feed(&stream[at..to]), expected);
-                prop_assert_eq!(frames.at_boundary(), ends.contains(&to));
+                prop_assert_eq!(frames.is_at_boundary(), ends.contains(&to));
                 at = to;
             }
             let mut frames = WebSocketFrames::default();

@@ -64,7 +64,7 @@ pub struct Exhausted {
 /// The budgets of all clients.
 #[derive(Debug)]
 pub struct GatewayBudgets {
-    external: Pair,
+    external: BudgetPair,
     limits: (usize, usize),
     /// Of clients that have a connection.
     clients: Mutex<WeakTable<IpAddr, ClientBudget>>,
@@ -75,7 +75,7 @@ pub struct GatewayBudgets {
 /// The budgets that one client draws on, and what it holds of them.
 #[derive(Debug)]
 pub struct ClientBudget {
-    pair: Pair,
+    budgets: BudgetPair,
     requests: AtomicUsize,
     websockets: AtomicUsize,
     stalls: Stalls,
@@ -93,7 +93,7 @@ pub struct GatewayPermit {
 
 /// A budget of requests and one of WebSockets.
 #[derive(Clone, Debug)]
-struct Pair {
+struct BudgetPair {
     requests: Arc<Budget>,
     websockets: Arc<Budget>,
 }
@@ -111,7 +111,7 @@ struct Budget {
     queued: Gauge,
     epoch: Instant,
     /// Milliseconds after `epoch` at which exhaustion was logged last, plus one; 0 for never.
-    warned: AtomicU64,
+    warned_at: AtomicU64,
     refused: AtomicU64,
     /// Clients whose unread responses were reset, so that a new connection does not make one another client.
     stalled: Mutex<Vec<Arc<ClientBudget>>>,
@@ -136,25 +136,25 @@ struct QueuedWaiter {
 impl GatewayBudgets {
     pub fn new(limits: &Limits, traffic: Arc<Traffic>) -> Self {
         let limits = (limits.gateway_requests, limits.gateway_websockets);
-        let external = Pair::new(limits, LaneKind::External, &traffic);
+        let external = BudgetPair::new(limits, LaneKind::External, &traffic);
         Self { external, limits, clients: Mutex::default(), agents: Mutex::default(), traffic }
     }
 
     /// Returns the budget of the external client with the address `ip`. Addresses of one IPv6
     /// network of 64 bits are one client.
-    pub fn client(&self, ip: IpAddr) -> Arc<ClientBudget> {
+    pub fn for_client(&self, ip: IpAddr) -> Arc<ClientBudget> {
         lock(&self.clients).get(client_key(ip), || ClientBudget::new(self.external.clone()))
     }
 
     /// Returns the budget of the agent whose requests come from `source` at the gateway.
-    pub fn agent(&self, source: Ipv4Addr) -> Arc<ClientBudget> {
+    pub fn for_agent(&self, source: Ipv4Addr) -> Arc<ClientBudget> {
         let (requests, websockets) = self.limits;
         let limits = (requests.saturating_mul(AGENT_FACTOR), websockets);
-        lock(&self.agents).get(source, || ClientBudget::new(Pair::new(limits, LaneKind::Agent, &self.traffic)))
+        lock(&self.agents).get(source, || ClientBudget::new(BudgetPair::new(limits, LaneKind::Agent, &self.traffic)))
     }
 }
 
-impl Pair {
+impl BudgetPair {
     fn new((requests, websockets): (usize, usize), lane: LaneKind, traffic: &Traffic) -> Self {
         let counters = traffic.lane(lane);
         let is_shared = lane == LaneKind::External;
@@ -169,7 +169,7 @@ impl Pair {
                 held: held.clone(),
                 queued: counters.waiting.clone(),
                 epoch: Instant::now(),
-                warned: AtomicU64::new(0),
+                warned_at: AtomicU64::new(0),
                 refused: AtomicU64::new(0),
                 stalled: Mutex::default(),
             })
@@ -182,18 +182,18 @@ impl Pair {
 }
 
 impl ClientBudget {
-    fn new(pair: Pair) -> Self {
-        Self { pair, requests: AtomicUsize::new(0), websockets: AtomicUsize::new(0), stalls: Stalls::default() }
+    fn new(budgets: BudgetPair) -> Self {
+        Self { budgets, requests: AtomicUsize::new(0), websockets: AtomicUsize::new(0), stalls: Stalls::default() }
     }
 
     fn budget(&self, purpose: Purpose) -> &Arc<Budget> {
         match purpose {
-            Purpose::Request => &self.pair.requests,
-            Purpose::WebSocket => &self.pair.websockets,
+            Purpose::Request => &self.budgets.requests,
+            Purpose::WebSocket => &self.budgets.websockets,
         }
     }
 
-    fn holds(&self, purpose: Purpose) -> &AtomicUsize {
+    fn held(&self, purpose: Purpose) -> &AtomicUsize {
         match purpose {
             Purpose::Request => &self.requests,
             Purpose::WebSocket => &self.websockets,
@@ -202,7 +202,7 @@ impl ClientBudget {
 
     /// Takes a permit if the client's share allows it. Never waits, and takes no lock.
     pub fn try_acquire(self: &Arc<Self>, purpose: Purpose) -> Option<GatewayPermit> {
-        let (budget, holds) = (self.budget(purpose), self.holds(purpose));
+        let (budget, held) = (self.budget(purpose), self.held(purpose));
         let most = match purpose {
             Purpose::Request => self.stalls.most_permits(budget.limit, || budget.millis()),
             Purpose::WebSocket => usize::MAX,
@@ -210,10 +210,10 @@ impl ClientBudget {
         let mut used = budget.used.load(Ordering::SeqCst);
         loop {
             let free = budget.limit.saturating_sub(used);
-            if holds.load(Ordering::SeqCst) >= most {
+            if held.load(Ordering::SeqCst) >= most {
                 return None;
             }
-            if !budget.is_within_share(budget.limit, free, holds.load(Ordering::SeqCst)) {
+            if !budget.is_within_share(budget.limit, free, held.load(Ordering::SeqCst)) {
                 return None;
             }
             match budget.used.compare_exchange_weak(used, used + 1, Ordering::SeqCst, Ordering::SeqCst) {
@@ -221,22 +221,22 @@ impl ClientBudget {
                 Err(now) => used = now,
             }
         }
-        holds.fetch_add(1, Ordering::SeqCst);
-        let held = GaugeGuard::new(&budget.held);
-        Some(GatewayPermit { client: Arc::clone(self), purpose, dispatches: AtomicBool::new(true), _held: held })
+        held.fetch_add(1, Ordering::SeqCst);
+        let held_gauge = GaugeGuard::new(&budget.held);
+        Some(GatewayPermit { client: Arc::clone(self), purpose, dispatches: AtomicBool::new(true), _held: held_gauge })
     }
 
     /// Notes that a response was reset because the client did not read it.
     fn note_stall(self: &Arc<Self>) {
-        let budget = &self.pair.requests;
+        let budget = &self.budgets.requests;
         let now = budget.millis();
         if !budget.is_shared || !self.stalls.note(now) {
             return;
         }
-        // Dropped after the lock is released.
+        // DroppedHeads after the lock is released.
         let mut forgotten = Vec::new();
         let mut stalled = lock(&budget.stalled);
-        let is_old = |client: &mut Arc<Self>| client.stalls.is_forgotten(now) || Arc::ptr_eq(client, self);
+        let is_old = |client: &mut Arc<Self>| client.stalls.has_expired(now) || Arc::ptr_eq(client, self);
         forgotten.extend(stalled.extract_if(.., is_old));
         if stalled.len() >= MAX_STALLED {
             forgotten.extend(stalled.pop());
@@ -355,7 +355,7 @@ impl Budget {
                 continue;
             };
             ineligible = 0;
-            if let Some(unused) = self.give(permit, &mut next) {
+            if let Some(unused) = self.give_to_next(permit, &mut next) {
                 // The queue is locked, and this loop goes on anyway.
                 unused.dispatches.store(false, Ordering::Relaxed);
             }
@@ -366,7 +366,7 @@ impl Budget {
     }
 
     /// Gives `permit` to the next request of `queue` that still waits; returns it if there is none.
-    fn give(&self, mut permit: GatewayPermit, queue: &mut ClientQueue) -> Option<GatewayPermit> {
+    fn give_to_next(&self, mut permit: GatewayPermit, queue: &mut ClientQueue) -> Option<GatewayPermit> {
         while let Some(waiter) = queue.next() {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
             // It comes back where the request was given up meanwhile.
@@ -384,9 +384,10 @@ impl Budget {
     fn refuse(&self) -> Exhausted {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         let now = self.millis();
-        let warned = self.warned.load(Ordering::Relaxed);
-        let is_due = warned == 0 || now + 1 >= warned + u64::try_from(WARN_INTERVAL.as_millis()).unwrap_or(u64::MAX);
-        if is_due && self.warned.compare_exchange(warned, now + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        let warned_at = self.warned_at.load(Ordering::Relaxed);
+        let is_due =
+            warned_at == 0 || now + 1 >= warned_at + u64::try_from(WARN_INTERVAL.as_millis()).unwrap_or(u64::MAX);
+        if is_due && self.warned_at.compare_exchange(warned_at, now + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             self.refused.fetch_sub(refused, Ordering::Relaxed);
             let clients = if self.is_shared { "external" } else { "agent" };
             warn!(
@@ -412,7 +413,7 @@ impl GatewayPermit {
 
 impl Drop for GatewayPermit {
     fn drop(&mut self) {
-        self.client.holds(self.purpose).fetch_sub(1, Ordering::SeqCst);
+        self.client.held(self.purpose).fetch_sub(1, Ordering::SeqCst);
         let budget = self.client.budget(self.purpose);
         budget.used.fetch_sub(1, Ordering::SeqCst);
         if budget.waiting.load(Ordering::SeqCst) > 0 && self.dispatches.load(Ordering::Relaxed) {

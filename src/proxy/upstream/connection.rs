@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::gateway_request::GatewayRequest;
-use super::read_after_reset::{ReadableAfterWriteError, StreamState};
-use super::request_body::{Progress, RequestBody};
+use super::readable_after_write_error::{ReadableAfterWriteError, StreamState};
+use super::request_body::{BodyProgress, RequestBody};
 use crate::config::Limits;
 use crate::lane::GatewayRoute;
 use crate::proxy::lazy_timer::LazyTimer;
@@ -39,14 +39,14 @@ pub struct ResponseTimeout<'a> {
     /// For the next piece of the client's body.
     pub client: Duration,
     pub since: Instant,
-    pub progress: Option<&'a Progress>,
+    pub progress: Option<&'a BodyProgress>,
 }
 
 impl ResponseTimeout<'_> {
     /// Returns when the exchange is given up, and the error for that.
-    fn due(&self) -> (Instant, SendError) {
-        let since = self.progress.and_then(Progress::last_piece).map_or(self.since, |last| last.max(self.since));
-        if self.progress.is_some_and(Progress::is_waiting_for_client) {
+    fn deadline(&self) -> (Instant, SendError) {
+        let since = self.progress.and_then(BodyProgress::last_piece).map_or(self.since, |last| last.max(self.since));
+        if self.progress.is_some_and(BodyProgress::is_waiting_for_client) {
             (since + self.client, SendError::BodyTimeout)
         } else {
             (since + self.gateway, SendError::GatewayTimeout)
@@ -72,22 +72,22 @@ pub struct UpstreamConnection {
     /// `None` once it was dropped, to get back the request that it had not taken.
     connection: Option<HttpConnection>,
     /// Whether the connection's future has completed: it was closed, it failed, or it left HTTP.
-    ended: bool,
-    state: Arc<StreamState>,
+    has_ended: bool,
+    stream_state: Arc<StreamState>,
     timer: LazyTimer,
     route: GatewayRoute,
-    keep: Duration,
-    reused: bool,
+    keep_idle: Duration,
+    is_reused: bool,
     /// Whether no further request may be sent over it.
-    single_use: bool,
+    is_single_use: bool,
 }
 
 impl fmt::Debug for UpstreamConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UpstreamConnection")
             .field("route", &self.route)
-            .field("reused", &self.reused)
-            .field("ended", &self.ended)
+            .field("is_reused", &self.is_reused)
+            .field("has_ended", &self.has_ended)
             .finish_non_exhaustive()
     }
 }
@@ -99,7 +99,7 @@ impl UpstreamConnection {
     /// None are expected: hyper's handshake does no I/O.
     pub async fn open(stream: TcpStream, route: GatewayRoute, limits: &Limits) -> Result<Self, hyper::Error> {
         let stream = ReadableAfterWriteError::new(stream);
-        let state = Arc::clone(stream.state());
+        let stream_state = Arc::clone(stream.state());
         let (sender, connection) = Builder::new()
             .max_headers(limits.response_fields)
             .max_header_size(limits.response_head)
@@ -110,13 +110,13 @@ impl UpstreamConnection {
         Ok(Self {
             sender,
             connection: Some(connection),
-            ended: false,
-            state,
+            has_ended: false,
+            stream_state,
             timer,
             route,
-            keep: KEEP_IDLE,
-            reused: false,
-            single_use: false,
+            keep_idle: KEEP_IDLE,
+            is_reused: false,
+            is_single_use: false,
         })
     }
 
@@ -126,23 +126,23 @@ impl UpstreamConnection {
     }
 
     /// The time that it may be idle before it is closed.
-    pub fn keep(&self) -> Duration {
-        self.keep
+    pub fn keep_idle(&self) -> Duration {
+        self.keep_idle
     }
 
     /// Whether it had a request before this one.
     pub fn is_reused(&self) -> bool {
-        self.reused
+        self.is_reused
     }
 
     /// Marks it as one that was idle in a pool.
     pub fn set_reused(&mut self) {
-        self.reused = true;
+        self.is_reused = true;
     }
 
     /// Returns whether a byte of the response to the current request was read.
     pub fn has_read(&self) -> bool {
-        self.state.has_read()
+        self.stream_state.has_read()
     }
 
     /// Returns whether the current request and its response have ended.
@@ -152,17 +152,20 @@ impl UpstreamConnection {
 
     /// Returns whether it was closed, failed, or left HTTP.
     pub fn has_ended(&self) -> bool {
-        self.ended
+        self.has_ended
     }
 
     /// Keeps the connection from taking another request.
     pub fn set_single_use(&mut self) {
-        self.single_use = true;
+        self.is_single_use = true;
     }
 
     /// Returns whether it can take another request.
     pub fn is_usable(&self) -> bool {
-        !self.ended && !self.single_use && !self.state.has_write_failed() && !self.state.trailer_slot().is_armed()
+        !self.has_ended
+            && !self.is_single_use
+            && !self.stream_state.has_write_failed()
+            && !self.stream_state.trailer_slot().is_set()
     }
 
     /// Sends `request` and waits for the head of its response.
@@ -171,26 +174,26 @@ impl UpstreamConnection {
         request: GatewayRequest,
         timeout: ResponseTimeout<'a>,
     ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + 'a {
-        let Self { sender, connection, ended, state, timer, .. } = self;
-        state.reset();
-        let response = request.send(sender, state);
+        let Self { sender, connection, has_ended, stream_state, timer, .. } = self;
+        stream_state.reset_read();
+        let response = request.send(sender, stream_state);
         async move {
             let mut response = pin!(response);
             poll_fn(|cx| {
-                *ended = *ended
+                *has_ended = *has_ended
                     || connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
-                let mut answer = response.as_mut().poll(cx);
-                if answer.is_pending() && *ended {
+                let mut result = response.as_mut().poll(cx);
+                if result.is_pending() && *has_ended {
                     // A request that a closed connection has not taken is returned when the connection is dropped.
                     *connection = None;
-                    answer = response.as_mut().poll(cx);
+                    result = response.as_mut().poll(cx);
                 }
-                if let Poll::Ready(result) = answer {
+                if let Poll::Ready(result) = result {
                     return Poll::Ready(
                         result.map_err(|(error, unsent)| unsent.map_or(SendError::Broken(error), SendError::Unsent)),
                     );
                 }
-                let (due, error) = timeout.due();
+                let (due, error) = timeout.deadline();
                 timer.poll_due(cx, Some(due)).map(|_| Err(error))
             })
             .await
@@ -199,7 +202,7 @@ impl UpstreamConnection {
 
     /// Reads and writes what it can without waiting.
     pub fn drive(&mut self, cx: &mut Context<'_>) {
-        self.ended = self.ended
+        self.has_ended = self.has_ended
             || self.connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
     }
 
@@ -207,7 +210,7 @@ impl UpstreamConnection {
     pub async fn until_ready(&mut self) {
         poll_fn(|cx| {
             self.drive(cx);
-            if self.ended || self.sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }
+            if self.has_ended || self.sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -218,7 +221,7 @@ impl UpstreamConnection {
             value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok())
         });
         if let Some(seconds) = stated {
-            self.keep = Duration::from_secs(seconds.saturating_sub(1).min(600));
+            self.keep_idle = Duration::from_secs(seconds.saturating_sub(1).min(600));
         }
     }
 
@@ -227,7 +230,7 @@ impl UpstreamConnection {
     pub async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
         poll_fn(|cx| {
             self.drive(cx);
-            if self.ended { Poll::Ready(()) } else { Poll::Pending }
+            if self.has_ended { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
         let Parts { io, read_buf, .. } = self.connection?.into_parts();

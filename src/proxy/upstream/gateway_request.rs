@@ -8,7 +8,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::SendRequest;
 
-use super::read_after_reset::StreamState;
+use super::readable_after_write_error::StreamState;
 use super::request_body::{ContinueSignal, RequestBody};
 use crate::lane::{GatewayHead, scrub_response};
 use crate::proxy::downstream::head_tracker::RequestHandle;
@@ -70,7 +70,7 @@ impl GatewayRequest {
         stream_state: &Arc<StreamState>,
     ) -> impl Future<Output = Result<Response<Incoming>, (hyper::Error, Option<Box<Self>>)>> {
         let Self(mut request) = self;
-        request.body_mut().set_stream(stream_state);
+        request.body_mut().set_stream_state(stream_state);
         sender.try_send_request(request).map(|sent| {
             sent.map_err(|mut failed| {
                 let unsent = failed.take_message().map(|request| Box::new(Self(request)));

@@ -6,7 +6,7 @@ pub mod connection;
 mod dial;
 pub mod gateway_request;
 pub mod pool;
-pub mod read_after_reset;
+pub mod readable_after_write_error;
 pub mod request_body;
 mod response_head;
 pub mod send;

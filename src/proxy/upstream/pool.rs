@@ -1,4 +1,4 @@
-//! Idle connections to the gateway, kept for the next request.
+//! IdleConnection connections to the gateway, kept for the next request.
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
@@ -14,20 +14,20 @@ use super::connection::UpstreamConnection;
 use crate::lane::GatewayRoute;
 use crate::shutdown::Shutdown;
 
-/// Idle connections that each worker keeps for each route.
+/// IdleConnection connections that each worker keeps for each route.
 pub const MAX_IDLE: usize = 256;
 /// How long the rest of a request's body may take after the response has ended.
-const REST_OF_REQUEST: Duration = Duration::from_secs(1);
+const REQUEST_END_LIMIT: Duration = Duration::from_secs(1);
 
-/// Idle connections of one worker by route, the most recently used last.
+/// IdleConnection connections of one worker by route, the most recently used last.
 #[derive(Debug)]
 pub struct Pool {
-    idle: Mutex<HashMap<GatewayRoute, Vec<Idle>>>,
+    idle: Mutex<HashMap<GatewayRoute, Vec<IdleConnection>>>,
     shutdown: Shutdown,
 }
 
 #[derive(Debug)]
-struct Idle {
+struct IdleConnection {
     until: Instant,
     connection: Box<UpstreamConnection>,
 }
@@ -95,7 +95,7 @@ impl PooledConnection {
         let shutdown = pool.shutdown.clone();
         shutdown.spawn(async move {
             let _permit = permit;
-            if timeout(REST_OF_REQUEST, connection.until_ready()).await.is_ok() && connection.is_usable() {
+            if timeout(REQUEST_END_LIMIT, connection.until_ready()).await.is_ok() && connection.is_usable() {
                 pool.put(connection, Instant::now());
             }
         });
@@ -130,17 +130,17 @@ impl Pool {
             _expired = std::mem::take(idle);
             return None;
         }
-        let Idle { mut connection, .. } = idle.pop()?;
+        let IdleConnection { mut connection, .. } = idle.pop()?;
         connection.set_reused();
         Some(PooledConnection { connection, pool: Arc::clone(self), permit: None })
     }
 
     fn put(&self, connection: Box<UpstreamConnection>, now: Instant) {
-        let until = now + connection.keep();
+        let until = now + connection.keep_idle();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.entry(connection.route()).or_default();
         if idle.len() < MAX_IDLE {
-            idle.push(Idle { until, connection });
+            idle.push(IdleConnection { until, connection });
         }
     }
 

@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, Sleep};
 
-use super::read_after_reset::StreamState;
+use super::readable_after_write_error::StreamState;
 use crate::labels::Protocol;
 use crate::lane::{RequestRules, scrub_request_trailers};
 use crate::proxy::downstream::head_tracker::RequestHandle;
@@ -38,11 +38,11 @@ struct Upload {
     protocol: Protocol,
     rules: Arc<RequestRules>,
     shutdown: Shutdown,
-    progress: Arc<Progress>,
+    progress: Arc<BodyProgress>,
     gate: Option<ContinueGate>,
     received: Counter,
     /// The stream to the gateway, where the body's length is unstated, so that it goes in chunks.
-    stream: Option<Arc<StreamState>>,
+    chunked_stream: Option<Arc<StreamState>>,
     /// The trailers, and the flushes of `stream` when they came: they are sent once what hyper had then has left.
     trailers: Option<(HeaderMap, u64)>,
 }
@@ -73,16 +73,16 @@ impl RequestBody {
             progress: Arc::default(),
             gate,
             received,
-            stream: None,
+            chunked_stream: None,
             trailers: None,
         })))
     }
 
     /// Notes the state of the stream that the body will be sent on.
-    pub fn set_stream(&mut self, state: &Arc<StreamState>) {
+    pub fn set_stream_state(&mut self, state: &Arc<StreamState>) {
         let is_chunked = self.size_hint().exact().is_none();
         if let Some(upload) = &mut self.0 {
-            upload.stream = is_chunked.then(|| Arc::clone(state));
+            upload.chunked_stream = is_chunked.then(|| Arc::clone(state));
         }
     }
 
@@ -91,7 +91,7 @@ impl RequestBody {
     }
 
     /// Returns how far it has come; `None` where there is no body.
-    pub fn progress(&self) -> Option<Arc<Progress>> {
+    pub fn progress(&self) -> Option<Arc<BodyProgress>> {
         self.0.as_ref().map(|upload| Arc::clone(&upload.progress))
     }
 }
@@ -126,9 +126,9 @@ impl Body for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         let Some(upload) = &mut self.0 else { return Poll::Ready(None) };
         let Some(incoming) = &mut upload.incoming else { return Poll::Ready(None) };
-        if let (Some((trailers, since)), Some(stream)) = (&upload.trailers, &upload.stream) {
+        if let (Some((trailers, since)), Some(stream)) = (&upload.trailers, &upload.chunked_stream) {
             ready!(stream.flushes().poll_after(*since, cx));
-            stream.trailer_slot().arm(trailers);
+            stream.trailer_slot().set(trailers);
             upload.trailers = None;
             return Poll::Ready(None);
         }
@@ -137,7 +137,7 @@ impl Body for RequestBody {
             upload.gate = None;
         }
         let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
-            upload.progress.waiting_for_client.store(true, Ordering::Relaxed);
+            upload.progress.is_waiting_for_client.store(true, Ordering::Relaxed);
             return Poll::Pending;
         };
         let frame = match frame {
@@ -164,7 +164,9 @@ impl Body for RequestBody {
         };
         scrub_request_trailers(&mut trailers, &upload.rules);
         // A body of stated length has no place for trailers.
-        let Some(stream) = upload.stream.as_ref().filter(|_| !trailers.is_empty()) else { return Poll::Ready(None) };
+        let Some(stream) = upload.chunked_stream.as_ref().filter(|_| !trailers.is_empty()) else {
+            return Poll::Ready(None);
+        };
         let since = stream.flushes().count();
         upload.trailers = Some((trailers, since));
         self.poll_frame(cx)
@@ -195,7 +197,7 @@ impl BrokenBody {
     /// Returns whether the client left, rather than sent something malformed.
     fn has_client_left(&self) -> bool {
         match self {
-            Self::Hyper(error) => is_by_leaving(error),
+            Self::Hyper(error) => is_caused_by_leaving(error),
             Self::Reset => true,
         }
     }
@@ -203,7 +205,7 @@ impl BrokenBody {
 
 /// Returns whether an error of a body that hyper reads, or one of its causes, is the end of the connection or a reset
 /// of the stream by the client.
-fn is_by_leaving(error: &(dyn std::error::Error + 'static)) -> bool {
+fn is_caused_by_leaving(error: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<h2::Error>() {
         return error.is_io() || error.is_remote();
     }
@@ -212,35 +214,35 @@ fn is_by_leaving(error: &(dyn std::error::Error + 'static)) -> bool {
         let is_malformed = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData);
         return !is_malformed || error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
     }
-    error.source().is_none_or(is_by_leaving)
+    error.source().is_none_or(is_caused_by_leaving)
 }
 
 /// How far a body has come, for the deadline of the response.
 #[derive(Debug)]
-pub struct Progress {
+pub struct BodyProgress {
     created: Instant,
     /// When the last piece passed, in milliseconds since `created`, rounded up; 0 if none has.
     last_piece: AtomicU64,
-    waiting_for_client: AtomicBool,
-    broken: AtomicBool,
-    client_left: AtomicBool,
+    is_waiting_for_client: AtomicBool,
+    is_broken: AtomicBool,
+    has_client_left: AtomicBool,
 }
 
-impl Default for Progress {
+impl Default for BodyProgress {
     fn default() -> Self {
         Self {
             created: Instant::now(),
             last_piece: AtomicU64::new(0),
-            waiting_for_client: AtomicBool::new(false),
-            broken: AtomicBool::new(false),
-            client_left: AtomicBool::new(false),
+            is_waiting_for_client: AtomicBool::new(false),
+            is_broken: AtomicBool::new(false),
+            has_client_left: AtomicBool::new(false),
         }
     }
 }
 
-impl Progress {
+impl BodyProgress {
     fn note_piece(&self) {
-        self.waiting_for_client.store(false, Ordering::Relaxed);
+        self.is_waiting_for_client.store(false, Ordering::Relaxed);
         let after = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_piece.store(after.saturating_add(1), Ordering::Relaxed);
     }
@@ -252,23 +254,23 @@ impl Progress {
     }
 
     fn note_broken(&self, why: &BrokenBody) {
-        self.client_left.store(why.has_client_left(), Ordering::Relaxed);
-        self.broken.store(true, Ordering::Release);
+        self.has_client_left.store(why.has_client_left(), Ordering::Relaxed);
+        self.is_broken.store(true, Ordering::Release);
     }
 
     /// Returns whether the client left before the end of the body.
     pub fn has_client_left(&self) -> bool {
-        self.client_left.load(Ordering::Relaxed)
+        self.has_client_left.load(Ordering::Relaxed)
     }
 
     /// Returns whether the body is malformed, or the client broke off.
     pub fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire)
+        self.is_broken.load(Ordering::Acquire)
     }
 
     /// Returns whether the next piece is wanted and has not come.
     pub fn is_waiting_for_client(&self) -> bool {
-        self.waiting_for_client.load(Ordering::Relaxed)
+        self.is_waiting_for_client.load(Ordering::Relaxed)
     }
 }
 
@@ -283,14 +285,14 @@ pub struct ContinueGate {
 /// Opens a [`ContinueGate`].
 #[derive(Debug, Default)]
 pub struct ContinueSignal {
-    open: AtomicBool,
+    is_open: AtomicBool,
     waker: AtomicWaker,
 }
 
 impl ContinueSignal {
     /// Lets the body pass.
     pub fn open(&self) {
-        self.open.store(true, Ordering::Release);
+        self.is_open.store(true, Ordering::Release);
         self.waker.wake();
     }
 }
@@ -305,7 +307,7 @@ impl ContinueGate {
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.signal.waker.register(cx.waker());
-        if !self.signal.open.load(Ordering::Acquire) {
+        if !self.signal.is_open.load(Ordering::Acquire) {
             ready!(self.deadline.as_mut().poll(cx));
         }
         if let Some(handle) = self.handle.take() {
@@ -330,13 +332,13 @@ mod tests {
             (InvalidInput, false),
             (InvalidData, false),
         ] {
-            assert_eq!(is_by_leaving(&io::Error::from(kind)), left, "{kind}");
-            assert_eq!(is_by_leaving(&io::Error::new(kind, "text")), left, "{kind}");
+            assert_eq!(is_caused_by_leaving(&io::Error::from(kind)), left, "{kind}");
+            assert_eq!(is_caused_by_leaving(&io::Error::new(kind, "text")), left, "{kind}");
         }
-        assert!(is_by_leaving(&io::Error::new(InvalidData, rustls::Error::DecryptError)), "TLS has failed");
+        assert!(is_caused_by_leaving(&io::Error::new(InvalidData, rustls::Error::DecryptError)), "TLS has failed");
         let nested = io::Error::other(crate::proxy::error::Error::GatewayUnavailable(InvalidData.into()));
-        assert!(is_by_leaving(&nested), "the outermost counts");
-        assert!(!is_by_leaving(&h2::Error::from(h2::Reason::PROTOCOL_ERROR)));
+        assert!(is_caused_by_leaving(&nested), "the outermost counts");
+        assert!(!is_caused_by_leaving(&h2::Error::from(h2::Reason::PROTOCOL_ERROR)));
         assert!(BrokenBody::Reset.has_client_left());
     }
 }

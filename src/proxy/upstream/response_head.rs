@@ -22,7 +22,7 @@ pub fn check_length(status: StatusCode, headers: &mut HeaderMap) -> Result<(), E
         _ => return Err(Error::GatewayTransferEncoding),
     };
     // The length that a chunked response states beside is wrong, or will be (RFC 9112 section 6.3).
-    if is_chunked || has_no_length(status) {
+    if is_chunked || forbids_length(status) {
         headers.remove(CONTENT_LENGTH);
         return Ok(());
     }
@@ -30,7 +30,7 @@ pub fn check_length(status: StatusCode, headers: &mut HeaderMap) -> Result<(), E
     match (lengths.next(), lengths.next()) {
         (None, _) => {}
         (Some(length), None) if is_number(length.as_bytes()) => {}
-        _ => match the_length(headers) {
+        _ => match agreed_length(headers) {
             Some(length) => drop(headers.insert(CONTENT_LENGTH, length)),
             None => drop(headers.remove(CONTENT_LENGTH)),
         },
@@ -41,13 +41,13 @@ pub fn check_length(status: StatusCode, headers: &mut HeaderMap) -> Result<(), E
 /// Returns whether the gateway states a body where none may be, so that it may send one: the next response would
 /// begin with it.
 pub fn states_forbidden_body(status: StatusCode, headers: &HeaderMap) -> bool {
-    has_no_length(status)
+    forbids_length(status)
         && (headers.contains_key(TRANSFER_ENCODING)
             || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0"))
 }
 
 /// Returns whether a response with `status` may not state a length (RFC 9110 section 8.6).
-fn has_no_length(status: StatusCode) -> bool {
+fn forbids_length(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::NO_CONTENT
 }
 
@@ -56,7 +56,7 @@ fn is_number(value: &[u8]) -> bool {
 }
 
 /// Returns the length that all `Content-Length`s state, each of which may be a list (RFC 9110 section 8.6).
-fn the_length(headers: &HeaderMap) -> Option<HeaderValue> {
+fn agreed_length(headers: &HeaderMap) -> Option<HeaderValue> {
     let lines = headers.get_all(CONTENT_LENGTH).iter();
     let mut lengths = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
     let first = lengths.next().filter(|length| is_number(length))?;

@@ -14,7 +14,7 @@ use super::connection::{ResponseTimeout, SendError, UpstreamConnection};
 use super::dial::dial;
 use super::gateway_request::{GatewayRequest, OnInterim};
 use super::pool::{Pool, PooledConnection};
-use super::request_body::{Progress, RequestBody};
+use super::request_body::{BodyProgress, RequestBody};
 use super::response_head::{check_length, states_forbidden_body};
 use crate::config::{Config, Limits};
 use crate::lane::{GatewayHead, GatewayRoute, decode_path};
@@ -193,7 +193,7 @@ impl Upstream {
                 Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection attempt"),
             };
             if Instant::now() + RETRY_PAUSE >= give_up {
-                return Err(Error::not_connected(error));
+                return Err(Error::from_connect(error));
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
@@ -215,7 +215,7 @@ struct Attempts<'a> {
     retry: Option<GatewayHead>,
     /// Whether a connection broke under the request, so that no idle one is used any more.
     only_new_connections: bool,
-    progress: Option<Arc<Progress>>,
+    progress: Option<Arc<BodyProgress>>,
     /// When the wait for a gateway that does not accept connections is over.
     give_up: Instant,
 }
@@ -251,7 +251,7 @@ impl Attempts<'_> {
         error: hyper::Error,
         connection: &PooledConnection,
     ) -> Result<(GatewayRequest, Duration), hyper::Error> {
-        let is_bad_body = self.progress.as_deref().is_some_and(Progress::is_broken);
+        let is_bad_body = self.progress.as_deref().is_some_and(BodyProgress::is_broken);
         let is_final = is_bad_body || error.is_parse_too_large() || connection.has_read();
         let failure = Failure::Broken { is_final, is_repeatable: self.retry.is_some() };
         let pause = pause_before_retry(failure, connection.is_reused());

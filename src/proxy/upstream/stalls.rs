@@ -17,7 +17,7 @@ pub const REMEMBERED: Duration = Duration::from_secs(60);
 pub struct Stalls {
     count: AtomicUsize,
     /// The time, in milliseconds, at which they are forgotten.
-    until: AtomicU64,
+    expires_at: AtomicU64,
 }
 
 impl Stalls {
@@ -27,7 +27,7 @@ impl Stalls {
         if count == 0 {
             return usize::MAX;
         }
-        if self.is_forgotten(now()) {
+        if self.has_expired(now()) {
             self.count.store(0, Ordering::Relaxed);
             return usize::MAX;
         }
@@ -38,17 +38,17 @@ impl Stalls {
 
     /// Counts a response; returns whether it is the first.
     pub fn note(&self, now: u64) -> bool {
-        if self.is_forgotten(now) {
+        if self.has_expired(now) {
             self.count.store(0, Ordering::Relaxed);
         }
-        let time = u64::try_from(REMEMBERED.as_millis()).unwrap_or(u64::MAX);
-        self.until.store(now.saturating_add(time), Ordering::Relaxed);
+        let remembered = u64::try_from(REMEMBERED.as_millis()).unwrap_or(u64::MAX);
+        self.expires_at.store(now.saturating_add(remembered), Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed) == 0
     }
 
     /// Returns whether they no longer count.
-    pub fn is_forgotten(&self, now: u64) -> bool {
-        self.until.load(Ordering::Relaxed) <= now
+    pub fn has_expired(&self, now: u64) -> bool {
+        self.expires_at.load(Ordering::Relaxed) <= now
     }
 }
 

@@ -5,7 +5,7 @@ use super::*;
 const MALFORMED: RefusedHead = RefusedHead::without_response(HeadRefusal::Malformed);
 const TOO_LARGE: RefusedHead = RefusedHead::without_response(HeadRefusal::TooLarge);
 const SURPLUS: RefusedHead = RefusedHead::without_response(HeadRefusal::TooManyStreams);
-const NONE: Dropped = Dropped { by_client: 0, by_closing: 0 };
+const NONE: DroppedHeads = DroppedHeads { by_client: 0, by_closing: 0 };
 
 #[test]
 fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
@@ -97,7 +97,7 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
     }
     heads.note_request();
     heads.end_round();
-    assert_eq!(heads.take(), (vec![], Dropped { by_client: 1, by_closing: 0 }));
+    assert_eq!(heads.take(), (vec![], DroppedHeads { by_client: 1, by_closing: 0 }));
     for close in [|heads: &mut RefusedHeads| heads.note_goaway(0, 0, b""), RefusedHeads::note_closing] {
         let mut heads = RefusedHeads::default();
         for stream in [1, 3, 5] {
@@ -107,7 +107,7 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
         close(&mut heads);
         heads.end_round();
         assert!(!heads.is_empty());
-        assert_eq!(heads.take(), (vec![], Dropped { by_client: 0, by_closing: 2 }));
+        assert_eq!(heads.take(), (vec![], DroppedHeads { by_client: 0, by_closing: 2 }));
         assert!(heads.is_empty());
         // They do not explain a later reset.
         heads.note_block(7);
@@ -140,7 +140,7 @@ fn a_block_that_goes_on_is_counted_once_where_it_is_refused() {
             heads.end_round();
             let refused: Vec<_> = wanted.into_iter().collect();
             let by_closing = usize::from(is_whole && refused.is_empty());
-            assert_eq!(heads.take(), (refused, Dropped { by_client: 0, by_closing }), "{name}, {is_whole}");
+            assert_eq!(heads.take(), (refused, DroppedHeads { by_client: 0, by_closing }), "{name}, {is_whole}");
         }
     }
     // Reset before its end, which then leads to the end of the connection.
@@ -170,7 +170,7 @@ fn a_head_for_which_hyper_ends_the_connection_is_counted() {
     };
     assert_eq!(ended(|heads| heads.note_block(3)), (true, (vec![MALFORMED], NONE)));
     let two = |heads: &mut RefusedHeads| [3, 5].into_iter().for_each(|stream| heads.note_block(stream));
-    assert_eq!(ended(two), (true, (vec![MALFORMED], Dropped { by_client: 0, by_closing: 1 })));
+    assert_eq!(ended(two), (true, (vec![MALFORMED], DroppedHeads { by_client: 0, by_closing: 1 })));
     assert_eq!(ended(|_| {}), (false, (vec![], NONE)), "each block became a request");
     assert!(
         !ended(|heads| [heads.note_block(3), heads.note_client_end()].iter().for_each(drop)).0,
@@ -207,7 +207,7 @@ fn an_error_of_the_connection_is_no_heads_where_all_blocks_were_read() {
         }
         heads.note_goaway(last_stream, PROTOCOL_ERROR, b"");
         heads.end_round();
-        let dropped = Dropped { by_client: 0, by_closing: begun.len() - refused };
+        let dropped = DroppedHeads { by_client: 0, by_closing: begun.len() - refused };
         assert_eq!(heads.take(), (vec![MALFORMED; refused], dropped), "{begun:?} {reset:?} {last_stream}");
     }
 }

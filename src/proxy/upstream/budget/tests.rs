@@ -13,7 +13,7 @@ fn budgets(requests: usize, websockets: usize) -> GatewayBudgets {
 }
 
 fn client(budgets: &GatewayBudgets, last: u8) -> Arc<ClientBudget> {
-    budgets.client(IpAddr::V4(Ipv4Addr::new(203, 0, 113, last)))
+    budgets.for_client(IpAddr::V4(Ipv4Addr::new(203, 0, 113, last)))
 }
 
 /// Takes as many permits as `client` gets without waiting.
@@ -42,7 +42,7 @@ fn requests_websockets_and_agents_do_not_count_against_each_other() {
     let _request = outsider.try_acquire(Purpose::Request).unwrap();
     let _websocket = outsider.try_acquire(Purpose::WebSocket).unwrap();
     assert!(outsider.try_acquire(Purpose::WebSocket).is_none());
-    let agents: Vec<_> = (1..=2).map(|last| budgets.agent(Ipv4Addr::new(127, 77, 0, last))).collect();
+    let agents: Vec<_> = (1..=2).map(|last| budgets.for_agent(Ipv4Addr::new(127, 77, 0, last))).collect();
     for agent in &agents {
         assert_eq!(
             std::iter::from_fn(|| agent.try_acquire(Purpose::Request).map(std::mem::forget)).count(),
@@ -54,13 +54,13 @@ fn requests_websockets_and_agents_do_not_count_against_each_other() {
 #[test]
 fn addresses_of_one_ipv6_network_are_one_client() {
     let budgets = budgets(8, 8);
-    let of = |ip: &str| budgets.client(ip.parse().unwrap());
+    let of = |ip: &str| budgets.for_client(ip.parse().unwrap());
     let one = of("2001:db8:0:1::5");
     assert!(Arc::ptr_eq(&one, &of("2001:db8:0:1:ffff::9")));
     assert!(!Arc::ptr_eq(&one, &of("2001:db8:0:2::5")));
     drop(one);
     for number in 0..3 * MIN_TABLE as u32 {
-        budgets.client(IpAddr::V4(Ipv4Addr::from(number)));
+        budgets.for_client(IpAddr::V4(Ipv4Addr::from(number)));
     }
     assert!(lock(&budgets.clients).size() <= MIN_TABLE, "clients without a connection are removed");
 }
@@ -194,7 +194,7 @@ async fn a_client_that_left_several_responses_unread_gets_few_permits_for_a_minu
     stall(take_all(&one));
     assert_eq!(lock(&budgets.external.requests.stalled).len(), 1, "the others are forgotten");
 
-    let agent = budgets.agent(Ipv4Addr::new(127, 77, 0, 1));
+    let agent = budgets.for_agent(Ipv4Addr::new(127, 77, 0, 1));
     stall(take_all(&agent));
     assert_eq!(take_all(&agent).len(), 128 * AGENT_FACTOR);
 }

@@ -14,17 +14,17 @@ use super::head_tracker::HeadTracker;
 use super::refused_heads::LONGEST_DEBUG_DATA;
 
 /// As much of a frame as is kept: of a GOAWAY a stream, a code, and debug data.
-const MOST_OF_CONTENT: usize = 8 + LONGEST_DEBUG_DATA + 1;
+const MAX_KEPT_PAYLOAD: usize = 8 + LONGEST_DEBUG_DATA + 1;
 
 /// The size of a dynamic table where SETTINGS say nothing (RFC 9113 section 6.5.2).
-const TABLE_SIZE: u32 = 4096;
+const DEFAULT_TABLE_SIZE: u32 = 4096;
 /// SETTINGS_HEADER_TABLE_SIZE.
-const HEADER_TABLE_SIZE: u16 = 1;
+const SETTINGS_HEADER_TABLE_SIZE: u16 = 1;
 
 /// Where hyper's output is in its frames.
-pub struct H2Frames {
+pub struct H2OutputFrames {
     head_tracker: Arc<HeadTracker>,
-    table: TableUpdates,
+    table_updates: HpackTableUpdates,
     head: HeadReader,
     /// The head of the current frame.
     frame: FrameHead,
@@ -32,21 +32,21 @@ pub struct H2Frames {
     left: usize,
     /// The beginning of what the current frame holds: as far as an error code, what comes before it,
     /// and a little more than the debug data that matter.
-    content: Vec<u8>,
+    payload_start: Vec<u8>,
     /// Whether the next frame must be a CONTINUATION.
-    in_block: bool,
+    is_in_block: bool,
 }
 
-impl H2Frames {
+impl H2OutputFrames {
     pub fn new(head_tracker: Arc<HeadTracker>) -> Self {
         Self {
             head_tracker,
-            table: TableUpdates::default(),
+            table_updates: HpackTableUpdates::default(),
             head: HeadReader::default(),
             frame: FrameHead::default(),
             left: 0,
-            content: Vec::new(),
-            in_block: false,
+            payload_start: Vec::new(),
+            is_in_block: false,
         }
     }
 
@@ -56,8 +56,8 @@ impl H2Frames {
     }
 
     /// Returns what follows the client's SETTINGS.
-    pub fn table(&mut self) -> &mut TableUpdates {
-        &mut self.table
+    pub fn table_updates(&mut self) -> &mut HpackTableUpdates {
+        &mut self.table_updates
     }
 
     /// Takes bytes that hyper wrote.
@@ -66,7 +66,7 @@ impl H2Frames {
             let step = self.left.min(bytes.len());
             self.left -= step;
             if step > 0 && matches!(self.frame.kind, HEADERS | RST_STREAM | GOAWAY) {
-                self.take_content(&bytes[..step]);
+                self.take_payload(&bytes[..step]);
             }
             bytes = &bytes[step..];
             if bytes.is_empty() {
@@ -77,13 +77,13 @@ impl H2Frames {
             self.frame = head;
             self.left = length;
             if matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
-                self.in_block = flags & END_HEADERS == 0;
-                self.table.note_block_sent();
+                self.is_in_block = flags & END_HEADERS == 0;
+                self.table_updates.note_block_sent();
             }
-            self.content.clear();
+            self.payload_start.clear();
             match kind {
                 RST_STREAM => self.head_tracker.close_stream(stream),
-                SETTINGS if flags & ACK != 0 => self.table.note_acknowledgement(),
+                SETTINGS if flags & ACK != 0 => self.table_updates.note_acknowledgement(),
                 _ => {}
             }
         }
@@ -91,23 +91,23 @@ impl H2Frames {
 
     /// Takes a piece of HEADERS, RST_STREAM or GOAWAY. In a GOAWAY an error code follows the last stream (RFC 9113
     /// sections 6.4 and 6.8).
-    fn take_content(&mut self, bytes: &[u8]) {
-        let fresh = bytes.len().min(MOST_OF_CONTENT - self.content.len());
-        self.content.extend_from_slice(&bytes[..fresh]);
+    fn take_payload(&mut self, bytes: &[u8]) {
+        let fresh = bytes.len().min(MAX_KEPT_PAYLOAD - self.payload_start.len());
+        self.payload_start.extend_from_slice(&bytes[..fresh]);
         if self.left > 0 {
             return;
         }
         let FrameHead { kind, flags, stream, .. } = self.frame;
         if kind == HEADERS {
             // Every response of hyper has a `Date`.
-            let is_status =
-                flags & (END_STREAM | END_HEADERS) == END_STREAM | END_HEADERS && is_a_status(&self.content);
-            self.head_tracker.note_response(stream, is_status);
+            let is_status_only =
+                flags & (END_STREAM | END_HEADERS) == END_STREAM | END_HEADERS && is_status_only(&self.payload_start);
+            self.head_tracker.note_response(stream, is_status_only);
             return;
         }
-        let (last_stream, rest) = match self.content.split_first_chunk() {
+        let (last_stream, rest) = match self.payload_start.split_first_chunk() {
             Some((last, rest)) if kind == GOAWAY => (u32::from_be_bytes(*last), rest),
-            _ => (stream, &self.content[..]),
+            _ => (stream, &self.payload_start[..]),
         };
         if let Some((code, debug_data)) = rest.split_first_chunk() {
             let code = u32::from_be_bytes(*code);
@@ -120,23 +120,23 @@ impl H2Frames {
 
     /// Returns whether an interim response may be written as soon as hyper's current frame and header block end.
     pub fn allows_interims(&self) -> bool {
-        self.table.due.is_none()
+        self.table_updates.acknowledgements_before_update.is_none()
     }
 
     /// Returns whether hyper's last frame and header block have ended.
-    pub fn is_between(&self) -> bool {
-        self.head.is_empty() && self.left == 0 && !self.in_block
+    pub fn is_at_boundary(&self) -> bool {
+        self.head.is_empty() && self.left == 0 && !self.is_in_block
     }
 
     /// Returns how many bytes hyper may write before that has to be asked again.
-    pub fn until_next(&self) -> usize {
+    pub fn bytes_to_boundary(&self) -> usize {
         if self.left > 0 { self.left } else { self.head.missing() }
     }
 }
 
 /// Returns whether a header block is a single field that is not in HPACK's static table (RFC 7541 section 6): such a
 /// response is the lone 431 that `h2` sends where a head is too large.
-fn is_a_status(mut block: &[u8]) -> bool {
+fn is_status_only(mut block: &[u8]) -> bool {
     /// The last entry of the static table, and `:status`, with and without indexing.
     const STATIC: u8 = 61;
     const STATUS: [u8; 3] = [0x48, 0x08, 0x18];
@@ -159,18 +159,18 @@ fn is_a_status(mut block: &[u8]) -> bool {
 /// Whether hyper's next header block must begin with an HPACK table size update, because the client's
 /// SETTINGS made the table smaller: no other block may come first (RFC 9113 section 4.3.1).
 #[derive(Debug, Default)]
-pub struct TableUpdates {
+pub struct HpackTableUpdates {
     /// Bytes of the current SETTINGS that were not taken, and how many.
     entry: [u8; 6],
     entry_len: usize,
-    size: Option<u32>,
+    table_size: Option<u32>,
     /// SETTINGS of the client that hyper has not acknowledged.
     unacknowledged: usize,
     /// Acknowledgements that must come before the block with the update.
-    due: Option<usize>,
+    acknowledgements_before_update: Option<usize>,
 }
 
-impl TableUpdates {
+impl HpackTableUpdates {
     /// Notes that SETTINGS of the client begin.
     pub fn begin_settings(&mut self) {
         self.entry_len = 0;
@@ -185,12 +185,12 @@ impl TableUpdates {
             if self.entry_len == self.entry.len() {
                 self.entry_len = 0;
                 let [a, b, value @ ..] = self.entry;
-                if u16::from_be_bytes([a, b]) == HEADER_TABLE_SIZE {
+                if u16::from_be_bytes([a, b]) == SETTINGS_HEADER_TABLE_SIZE {
                     let size = u32::from_be_bytes(value);
-                    if size < self.size.unwrap_or(TABLE_SIZE) {
-                        self.due = Some(self.unacknowledged);
+                    if size < self.table_size.unwrap_or(DEFAULT_TABLE_SIZE) {
+                        self.acknowledgements_before_update = Some(self.unacknowledged);
                     }
-                    self.size = Some(size);
+                    self.table_size = Some(size);
                 }
             }
         }
@@ -198,12 +198,12 @@ impl TableUpdates {
 
     fn note_acknowledgement(&mut self) {
         self.unacknowledged = self.unacknowledged.saturating_sub(1);
-        self.due = self.due.map(|due| due.saturating_sub(1));
+        self.acknowledgements_before_update = self.acknowledgements_before_update.map(|due| due.saturating_sub(1));
     }
 
     fn note_block_sent(&mut self) {
-        if self.due == Some(0) {
-            self.due = None;
+        if self.acknowledgements_before_update == Some(0) {
+            self.acknowledgements_before_update = None;
         }
     }
 }
@@ -218,8 +218,8 @@ mod tests {
         [&[high, middle, low, kind, flags, 0, 0, 0, 1][..], &vec![0; length]].concat()
     }
 
-    fn frames() -> H2Frames {
-        H2Frames::new(HeadTracker::new(Protocol::H2))
+    fn frames() -> H2OutputFrames {
+        H2OutputFrames::new(HeadTracker::new(Protocol::H2))
     }
 
     #[test]
@@ -239,10 +239,10 @@ mod tests {
             for (bytes, between) in &written {
                 let mut left = &bytes[..];
                 while !left.is_empty() {
-                    let step = size.min(left.len()).min(frames.until_next());
+                    let step = size.min(left.len()).min(frames.bytes_to_boundary());
                     frames.follow(&left[..step]);
                     left = &left[step..];
-                    assert_eq!(frames.is_between(), left.is_empty() && *between, "{size}: {bytes:?}");
+                    assert_eq!(frames.is_at_boundary(), left.is_empty() && *between, "{size}: {bytes:?}");
                 }
             }
         }
@@ -267,18 +267,18 @@ mod tests {
             (&[], false),
             (&[0x0f, 1, 1], false),
         ] {
-            assert_eq!(is_a_status(block), wanted, "{block:x?}");
+            assert_eq!(is_status_only(block), wanted, "{block:x?}");
         }
     }
 
     #[test]
     fn after_a_smaller_table_hypers_block_comes_first() {
         let mut frames = frames();
-        let settings = |frames: &mut H2Frames, size: u32| {
-            frames.table().begin_settings();
+        let settings = |frames: &mut H2OutputFrames, size: u32| {
+            frames.table_updates().begin_settings();
             let bytes = [&[0, 3, 0, 0, 0, 9, 0, 1][..], &size.to_be_bytes()].concat();
             for piece in bytes.chunks(5) {
-                frames.table().take_settings(piece);
+                frames.table_updates().take_settings(piece);
             }
         };
         settings(&mut frames, 65_536);

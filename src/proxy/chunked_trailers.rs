@@ -6,7 +6,7 @@
 //! 9110 section 6.6.2), and a proxy can't when they come.
 //!
 //! So a body does not give its trailers to hyper. It waits until hyper's buffer is empty, which
-//! [`Flushes`] tells, has [`ChunkedEnd`] keep the trailers, and ends. The next bytes that hyper
+//! [`FlushCounter`] tells, has [`TrailerSlot`] keep the trailers, and ends. The next bytes that hyper
 //! writes are then the last chunk, `0 CR LF CR LF`, in place of which the stream below hyper writes
 //! the last chunk with the trailers. If they are anything else, the write fails: nothing is
 //! guessed.
@@ -27,17 +27,17 @@ use crate::proxy::h1_fields::push_fields;
 /// How hyper ends a chunked body that has no trailers.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Counts how often everything that hyper wrote has left the process. hyper flushes the stream
+/// Counts how often everything that hyper wrote has unwritten the process. hyper flushes the stream
 /// below it only when its own buffer is empty.
 #[derive(Debug, Default)]
-pub struct Flushes {
+pub struct FlushCounter {
     count: AtomicU64,
     waker: AtomicWaker,
 }
 
-impl Flushes {
+impl FlushCounter {
     /// Notes a flush.
-    pub fn note(&self) {
+    pub fn increment(&self) {
         self.count.fetch_add(1, Ordering::Relaxed);
         self.waker.wake();
     }
@@ -56,27 +56,27 @@ impl Flushes {
 
 /// The trailers that a stream sends in place of the end that hyper writes next.
 #[derive(Debug, Default)]
-pub struct ChunkedEnd {
-    armed: AtomicBool,
+pub struct TrailerSlot {
+    is_set: AtomicBool,
     /// What is left to write of the last chunk with its trailers.
-    left: Mutex<Bytes>,
+    unwritten: Mutex<Bytes>,
 }
 
-impl ChunkedEnd {
+impl TrailerSlot {
     /// Has the body that ends now end with `trailers`. hyper's buffer must be empty.
-    pub fn arm(&self, trailers: &HeaderMap) {
-        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = last_chunk(trailers).into();
-        self.armed.store(true, Ordering::Relaxed);
+    pub fn set(&self, trailers: &HeaderMap) {
+        *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner) = last_chunk(trailers).into();
+        self.is_set.store(true, Ordering::Relaxed);
     }
 
     /// Returns whether trailers wait for the end of a body.
-    pub fn is_armed(&self) -> bool {
-        self.armed.load(Ordering::Relaxed)
+    pub fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Relaxed)
     }
 
     /// Forgets the trailers.
-    pub fn disarm(&self) {
-        self.armed.store(false, Ordering::Relaxed);
+    pub fn clear(&self) {
+        self.is_set.store(false, Ordering::Relaxed);
     }
 
     /// Replaces the end of a body that hyper offers, if trailers wait for it; `None` if none do.
@@ -90,30 +90,30 @@ impl ChunkedEnd {
     where
         S: AsyncWrite + Unpin,
     {
-        if !self.is_armed() {
+        if !self.is_set() {
             return None;
         }
-        Some(self.poll_end(stream, cx, offered))
+        Some(self.poll_write_last_chunk(stream, cx, offered))
     }
 
-    fn poll_end<S: AsyncWrite + Unpin>(
+    fn poll_write_last_chunk<S: AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
         cx: &mut Context<'_>,
         offered: &[u8],
     ) -> Poll<io::Result<usize>> {
         if !offered.starts_with(LAST_CHUNK) {
-            self.disarm();
+            self.clear();
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "trailers, but no end of a body")));
         }
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        while !left.is_empty() {
-            match ready!(Pin::new(&mut *stream).poll_write(cx, &left))? {
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        while !unwritten.is_empty() {
+            match ready!(Pin::new(&mut *stream).poll_write(cx, &unwritten))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => left.advance(count),
+                count => unwritten.advance(count),
             }
         }
-        self.disarm();
+        self.clear();
         Poll::Ready(Ok(LAST_CHUNK.len()))
     }
 }
@@ -170,18 +170,18 @@ mod tests {
 
     #[test]
     fn the_end_of_a_body_is_replaced_and_nothing_else() {
-        let (end, mut stream) = (ChunkedEnd::default(), Slow::default());
+        let (slot, mut stream) = (TrailerSlot::default(), Slow::default());
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(end.poll_replace(&mut stream, &mut cx, LAST_CHUNK).is_none(), "no trailers");
-        end.arm(&trailers());
+        assert!(slot.poll_replace(&mut stream, &mut cx, LAST_CHUNK).is_none(), "no trailers");
+        slot.set(&trailers());
         let count = loop {
-            match end.poll_replace(&mut stream, &mut cx, b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").expect("trailers wait") {
+            match slot.poll_replace(&mut stream, &mut cx, b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").expect("trailers wait") {
                 Poll::Ready(count) => break count.unwrap(),
                 Poll::Pending => {}
             }
         };
         assert_eq!((count, stream.written.as_slice()), (5, &b"0\r\nx-checksum: abc\r\n\r\n"[..]));
-        assert!(end.poll_replace(&mut stream, &mut cx, LAST_CHUNK).is_none(), "one end only");
+        assert!(slot.poll_replace(&mut stream, &mut cx, LAST_CHUNK).is_none(), "one end only");
     }
 
     #[test]
@@ -196,9 +196,9 @@ mod tests {
             "",
         ];
         for offered in others {
-            let (end, mut stream) = (ChunkedEnd::default(), Slow::default());
-            end.arm(&trailers());
-            let poll = end.poll_replace(&mut stream, &mut Context::from_waker(Waker::noop()), offered.as_bytes());
+            let (slot, mut stream) = (TrailerSlot::default(), Slow::default());
+            slot.set(&trailers());
+            let poll = slot.poll_replace(&mut stream, &mut Context::from_waker(Waker::noop()), offered.as_bytes());
             assert!(matches!(poll, Some(Poll::Ready(Err(_)))) && stream.written.is_empty(), "{offered:?}");
         }
     }

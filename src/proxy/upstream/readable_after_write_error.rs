@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::proxy::chunked_end::{ChunkedEnd, Flushes, first_nonempty};
+use crate::proxy::chunked_trailers::{FlushCounter, TrailerSlot, first_nonempty};
 
 /// A stream that stays readable to its end: from the first write that fails on, written bytes are discarded.
 pub struct ReadableAfterWriteError<S> {
@@ -26,37 +26,37 @@ pub struct ReadableAfterWriteError<S> {
 /// What a [`ReadableAfterWriteError`] noticed, for its owner after it was given to hyper.
 #[derive(Debug, Default)]
 pub struct StreamState {
-    read: AtomicBool,
-    write_failed: AtomicBool,
-    flushes: Flushes,
+    has_read: AtomicBool,
+    has_write_failed: AtomicBool,
+    flushes: FlushCounter,
     /// The trailers of the request that is being sent.
-    trailer_slot: ChunkedEnd,
+    trailer_slot: TrailerSlot,
 }
 
 impl StreamState {
     /// Forgets what was read so far.
-    pub fn reset(&self) {
-        self.read.store(false, Ordering::Relaxed);
+    pub fn reset_read(&self) {
+        self.has_read.store(false, Ordering::Relaxed);
     }
 
-    /// Returns whether a byte was read since [`Self::reset`].
+    /// Returns whether a byte was read since [`Self::reset_read`].
     pub fn has_read(&self) -> bool {
-        self.read.load(Ordering::Relaxed)
+        self.has_read.load(Ordering::Relaxed)
     }
 
     /// The count of the moments at which the socket had taken all that hyper wrote.
-    pub fn flushes(&self) -> &Flushes {
+    pub fn flushes(&self) -> &FlushCounter {
         &self.flushes
     }
 
     /// The end of the chunked body that hyper is writing, which trailers may replace.
-    pub fn trailer_slot(&self) -> &ChunkedEnd {
+    pub fn trailer_slot(&self) -> &TrailerSlot {
         &self.trailer_slot
     }
 
     /// Returns whether a write has failed.
     pub fn has_write_failed(&self) -> bool {
-        self.write_failed.load(Ordering::Relaxed)
+        self.has_write_failed.load(Ordering::Relaxed)
     }
 }
 
@@ -74,11 +74,11 @@ impl<S> ReadableAfterWriteError<S> {
     }
 
     /// Writes the end of a body with its trailers in place of that which hyper offers, if there are any.
-    fn poll_end(&mut self, offered: &[u8], cx: &mut Context<'_>) -> Option<Poll<io::Result<usize>>>
+    fn poll_write_trailers(&mut self, offered: &[u8], cx: &mut Context<'_>) -> Option<Poll<io::Result<usize>>>
     where
         S: AsyncWrite + Unpin,
     {
-        if !self.state.trailer_slot.is_armed() {
+        if !self.state.trailer_slot.is_set() {
             return None;
         }
         let state = Arc::clone(&self.state);
@@ -98,7 +98,7 @@ impl<S> ReadableAfterWriteError<S> {
     {
         if !self.state.has_write_failed() {
             match write(Pin::new(&mut self.stream)) {
-                Poll::Ready(Err(_)) => self.state.write_failed.store(true, Ordering::Relaxed),
+                Poll::Ready(Err(_)) => self.state.has_write_failed.store(true, Ordering::Relaxed),
                 poll => return poll,
             }
         }
@@ -111,7 +111,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadableAfterWriteError<S> {
         let before = buf.filled().len();
         let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
-            self.state.read.store(true, Ordering::Relaxed);
+            self.state.has_read.store(true, Ordering::Relaxed);
         }
         poll
     }
@@ -119,7 +119,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadableAfterWriteError<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for ReadableAfterWriteError<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if let Some(poll) = self.poll_end(buf, cx) {
+        if let Some(poll) = self.poll_write_trailers(buf, cx) {
             return poll;
         }
         self.write_or_discard(buf.len(), |stream| stream.poll_write(cx, buf))
@@ -130,7 +130,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReadableAfterWriteError<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Some(poll) = self.poll_end(first_nonempty(bufs), cx) {
+        if let Some(poll) = self.poll_write_trailers(first_nonempty(bufs), cx) {
             return poll;
         }
         self.write_or_discard(bufs.iter().map(|buf| buf.len()).sum(), |stream| stream.poll_write_vectored(cx, bufs))
@@ -143,7 +143,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReadableAfterWriteError<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let poll = self.write_or_discard((), |stream| stream.poll_flush(cx));
         if poll.is_ready() {
-            self.state.flushes.note();
+            self.state.flushes.increment();
         }
         poll
     }
