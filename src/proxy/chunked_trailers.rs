@@ -1,15 +1,15 @@
 //! Sends the trailers of a chunked body, which hyper's HTTP/1.1 encoder drops.
 //!
-//! hyper sends a trailer field only if a `Trailer` field named it before the body, and of a
-//! response only if the client sent `TE: trailers`
-//! ([hyper#3375](https://github.com/hyperium/hyper/pull/3375)). Senders need not name them (RFC
-//! 9110 section 6.6.2), and a proxy can't when they come.
+//! hyper sends a trailer field only if a `Trailer` field named it before the body, and in a response only if the client
+//! sent `TE: trailers` ([hyper#3375](https://github.com/hyperium/hyper/pull/3375)). Senders need not name them (RFC
+//! 9110 section 6.6.2), and a proxy learns them only at the end of the body.
 //!
-//! So a body does not give its trailers to hyper. It waits until hyper's buffer is empty, which
-//! [`FlushCounter`] tells, has [`TrailerSlot`] keep the trailers, and ends. The next bytes that hyper
-//! writes are then the last chunk, `0 CR LF CR LF`, in place of which the stream below hyper writes
-//! the last chunk with the trailers. If they are anything else, the write fails: nothing is
-//! guessed.
+//! So a body does not give its trailers to hyper:
+//!
+//! 1. It waits until hyper's buffer is empty, which [`FlushCounter`] shows.
+//! 2. It puts the trailers into the [`TrailerSlot`] of the stream below hyper, and ends.
+//! 3. hyper then writes the last chunk, `0 CR LF CR LF`. The stream writes the last chunk with the trailers in its
+//!    place. If hyper writes anything else, the write fails.
 
 use std::io;
 use std::pin::Pin;
@@ -24,11 +24,11 @@ use tokio::io::AsyncWrite;
 
 use crate::proxy::h1_fields::push_fields;
 
-/// How hyper ends a chunked body that has no trailers.
+/// The bytes with which hyper ends a chunked body without trailers.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Counts how often everything that hyper wrote has unwritten the process. hyper flushes the stream
-/// below it only when its own buffer is empty.
+/// Counts the flushes of a stream below hyper. hyper flushes it only when its own buffer is empty, so at each flush
+/// everything that hyper has written has left the process.
 #[derive(Debug, Default)]
 pub struct FlushCounter {
     count: AtomicU64,
@@ -36,51 +36,54 @@ pub struct FlushCounter {
 }
 
 impl FlushCounter {
-    /// Notes a flush.
+    /// Counts a flush.
     pub fn increment(&self) {
         self.count.fetch_add(1, Ordering::Relaxed);
         self.waker.wake();
     }
 
-    /// Returns how many flushes there were since the connection began.
+    /// Returns the number of flushes since the connection began.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Completes once there were more than `since`.
+    /// Completes once there were more than `since` flushes.
     pub fn poll_after(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
         self.waker.register(cx.waker());
         if self.count() > since { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
-/// The trailers that a stream sends in place of the end that hyper writes next.
+/// The trailers that a stream below hyper adds to the last chunk that hyper writes next.
 #[derive(Debug, Default)]
 pub struct TrailerSlot {
     is_set: AtomicBool,
-    /// What is left to write of the last chunk with its trailers.
+    /// The rest of the last chunk with its trailers that is not written yet.
     unwritten: Mutex<Bytes>,
 }
 
 impl TrailerSlot {
-    /// Has the body that ends now end with `trailers`. hyper's buffer must be empty.
+    /// Sets the trailers of the body that ends next. hyper's buffer must be empty.
     pub fn set(&self, trailers: &HeaderMap) {
         *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner) = last_chunk(trailers).into();
         self.is_set.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether trailers wait for the end of a body.
+    /// Returns whether trailers wait for the last chunk.
     pub fn is_set(&self) -> bool {
         self.is_set.load(Ordering::Relaxed)
     }
 
-    /// Forgets the trailers.
+    /// Removes the trailers.
     pub fn clear(&self) {
         self.is_set.store(false, Ordering::Relaxed);
     }
 
-    /// Replaces the end of a body that hyper offers, if trailers wait for it; `None` if none do.
-    /// The result counts bytes of `offered`.
+    /// Writes the last chunk with its trailers to `stream`, in place of the last chunk in `offered`; returns the number
+    /// of bytes of `offered` that it replaces. `None` if no trailers wait.
+    ///
+    /// # Errors
+    /// `offered` does not begin with the last chunk, or the stream fails.
     pub fn poll_replace<S>(
         &self,
         stream: &mut S,
@@ -118,14 +121,14 @@ impl TrailerSlot {
     }
 }
 
-/// The last chunk of a body with `trailers` (RFC 9112 section 7.1).
+/// Returns the last chunk of a body with `trailers` (RFC 9112 section 7.1).
 fn last_chunk(trailers: &HeaderMap) -> Vec<u8> {
     let mut bytes = b"0\r\n".to_vec();
     push_fields(&mut bytes, trailers);
     bytes
 }
 
-/// The first of `bufs` that is not empty.
+/// Returns the first of `bufs` that is not empty; an empty slice if all are.
 pub fn first_nonempty<'a>(bufs: &'a [io::IoSlice<'_>]) -> &'a [u8] {
     bufs.iter().find(|buf| !buf.is_empty()).map_or(&[], |buf| buf)
 }
@@ -138,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes one byte at every second call.
+    /// A stream that accepts one byte at every second call.
     #[derive(Default)]
     struct Slow {
         written: Vec<u8>,
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_body_is_replaced_and_nothing_else() {
+    fn only_the_last_chunk_is_replaced() {
         let (slot, mut stream) = (TrailerSlot::default(), Slow::default());
         let mut cx = Context::from_waker(Waker::noop());
         assert!(slot.poll_replace(&mut stream, &mut cx, LAST_CHUNK).is_none(), "no trailers");
@@ -185,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_end_of_a_body_breaks_the_connection() {
+    fn a_write_other_than_the_last_chunk_fails() {
         let others = [
             "5\r\nhello\r\n0\r\n\r\n",
             "\r\n0\r\n\r\n",

@@ -6,43 +6,42 @@ use std::time::Duration;
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-/// How long WebSockets that lost their authorization may take to end the frame under way and to send
-/// their close frames, and so how long their HTTP/2 connection waits for them.
+/// The time that a WebSocket that lost its authorization has to end the current frame and to send its close frame. Its
+/// HTTP/2 connection stays open for as long.
 pub const REVOKED_GRACE: Duration = Duration::from_millis(500);
 
 /// Why a connection must close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// loopgate shuts down: requests under way may finish.
+    /// loopgate shuts down: open requests may finish.
     Drain,
-    /// The connection is no longer authorized: no further request is taken. It closes at once, or after
-    /// [`REVOKED_GRACE`] if it has WebSockets over HTTP/2.
+    /// The connection is no longer authorized: it takes no further request. It closes at once, or after
+    /// [`REVOKED_GRACE`] if it carries WebSockets over HTTP/2.
     Revoked,
 }
 
 /// Tells the tasks of one connection to close it.
 #[derive(Clone, Debug, Default)]
 pub struct CloseSignal {
-    /// Cancelled for the first reason, whichever it is, so that a task that is polled for each
-    /// request waits for one future only.
+    /// Cancelled for either reason. A task that is polled often waits for this one alone.
     closing: CancellationToken,
     revoked: CancellationToken,
 }
 
 impl CloseSignal {
-    /// Creates the signal of a connection that drains when `draining` is cancelled.
+    /// Creates the signal of a connection. It drains when `draining` is cancelled.
     pub(super) fn new(draining: &CancellationToken) -> Self {
         Self { closing: draining.child_token(), revoked: CancellationToken::new() }
     }
 
-    /// Creates the signal of a tunnel on the connection, which may be revoked without it.
+    /// Creates the signal of a tunnel on the connection. The tunnel can be revoked without the connection.
     pub(super) fn for_tunnel(&self) -> Self {
         Self { closing: self.closing.child_token(), revoked: self.revoked.child_token() }
     }
 
     /// Revokes the connection.
     pub(super) fn revoke(&self) {
-        // In this order, so that a task that is woken by `closing` finds the reason.
+        // In this order: a task that `closing` wakes reads the reason from `revoked`.
         self.revoked.cancel();
         self.closing.cancel();
     }
@@ -52,13 +51,14 @@ impl CloseSignal {
         self.revoked.is_cancelled()
     }
 
-    /// Returns the futures that [`CloseSignal::poll_reason`] takes.
+    /// Returns the two futures to pass to [`CloseSignal::poll_reason`].
     pub(super) fn futures(&self) -> (WaitForCancellationFuture<'_>, WaitForCancellationFuture<'_>) {
         (self.closing.cancelled(), self.revoked.cancelled())
     }
 
     /// Completes with the next reason. `is_draining` is whether [`CloseReason::Drain`] was returned
-    /// before. Must be polled until it is pending.
+    /// before: a connection that drains can still be revoked. Must be polled until it is pending, so that the task is
+    /// woken.
     pub(super) fn poll_reason(
         &self,
         cx: &mut Context<'_>,

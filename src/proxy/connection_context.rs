@@ -17,35 +17,36 @@ use crate::addr::PeerAddr;
 use crate::labels::{LaneKind, Protocol};
 use crate::lane::{Lane, Target};
 
-/// A connection that has a lane: plain data for the requests on it.
+/// The data of a connection that its requests read. The connection has a lane.
 pub(super) struct ConnectionContext {
     pub(super) shared: Arc<Shared>,
     pub(super) settings: Arc<ConnectionSettings>,
     pub(super) lane: Arc<Lane>,
-    /// Where its requests go.
+    /// The address at the gateway that the connection's requests go to.
     pub(super) target: Arc<Target>,
     pub(super) peer: PeerAddr,
-    /// The address that the client connected to.
+    /// The local address that the client connected to.
     pub(super) local: SocketAddr,
     pub(super) protocol: Protocol,
     /// The connection's number, as in the log and in `status`.
     pub(super) number: u64,
     /// When the certificate that gave the connection its lane or its user expires.
     pub(super) expires: Option<SystemTime>,
-    /// What limits the requests of the connection's own client; a trusted proxy's clients have theirs.
+    /// The request budget of the connection's peer. The clients that a trusted proxy names have their own budgets.
     pub(super) budget: Arc<ClientBudget>,
     pub(super) activity: Arc<Activity>,
     pub(super) head_tracker: Arc<HeadTracker>,
     pub(super) close_signal: CloseSignal,
-    /// Why the connection was closed, where its client did not close it. Set before its requests are dropped.
+    /// Why loopgate closed the connection. Set before the connection's requests are dropped, so that they report it;
+    /// not set if the client closed the connection.
     pub(super) closed_by: OnceLock<RequestEnd>,
-    /// HTTP/1.1: the last upgrade that was asked for and not granted.
+    /// HTTP/1.1: the latest upgrade that a request asked for and that was not granted.
     pub(super) refused_upgrade: Mutex<Option<OnUpgrade>>,
 }
 
 impl ConnectionContext {
-    /// Returns whether the certificate on which the connection depends has expired, so that it must
-    /// carry no new request.
+    /// Returns whether the certificate that gave the connection its lane or its user has expired. Such a connection
+    /// takes no new request.
     pub(super) fn has_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= SystemTime::now())
     }
@@ -60,18 +61,19 @@ impl ConnectionContext {
         self.refused_upgrade.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Returns how a request ends that the connection takes with it as it ends.
+    /// Returns the end of requests that are still open when the connection ends.
     pub(super) fn end_of_open_requests(&self) -> RequestEnd {
         let unless_closed =
             if self.head_tracker.is_closing() { RequestEnd::ConnectionClosed } else { RequestEnd::ClientGone };
         self.closed_by.get().copied().unwrap_or(unless_closed)
     }
 
-    /// Waits until `client`, `None` for an agent, may have one more request at the gateway. The
-    /// request was received at `started`. Returns the permit, and the moment at which it was granted.
+    /// Waits for a permit to send a request to the gateway, for at most `limits.gateway_wait` after `started`, when
+    /// the request was received. `client` is the external client, `None` for an agent. Returns the permit and the time
+    /// at which it was granted.
     ///
     /// # Errors
-    /// No permit was free within `limits.gateway_wait`.
+    /// No permit was free in time, or too many requests wait already.
     pub(super) async fn acquire_permit(
         &self,
         client: Option<IpAddr>,
@@ -80,7 +82,7 @@ impl ConnectionContext {
     ) -> Result<(GatewayPermit, Instant), Exhausted> {
         let other;
         let budget = match client.filter(|client| self.own_client() != Some(*client)) {
-            // A client that a trusted proxy names, or a page on an agent's connection.
+            // The client that a trusted proxy names, or a web page on an agent's connection.
             Some(client) => {
                 other = self.shared.upstream.budgets().for_client(client);
                 &other
@@ -90,13 +92,13 @@ impl ConnectionContext {
         if let Some(permit) = budget.try_acquire(purpose) {
             return Ok((permit, started));
         }
-        // Boxed like all that is seldom needed: each request carries the room for what it awaits.
+        // Boxed, because it is seldom needed: the future of each request reserves memory for every future it awaits.
         let permit = Box::pin(budget.wait(purpose, started + self.settings.limits.gateway_wait)).await?;
         Ok((permit, Instant::now()))
     }
 
-    /// How long the client may read nothing of a response before its request at the gateway ends. Agents are limited by
-    /// `limits.stall_timeout` alone.
+    /// Returns the time for which an external client may read nothing of a response before its request is ended
+    /// (`limits.gateway_stall`). Agents are limited by `limits.stall_timeout` alone.
     pub(super) fn gateway_stall_timeout(&self) -> Duration {
         match self.lane.kind() {
             LaneKind::External => self.settings.limits.gateway_stall,
@@ -104,7 +106,7 @@ impl ConnectionContext {
         }
     }
 
-    /// The external client of the connection; `None` on the agent lane.
+    /// Returns the external client that the connection was assigned; `None` on the agent lane.
     fn own_client(&self) -> Option<IpAddr> {
         match &*self.lane {
             Lane::External(lane) => Some(lane.client),

@@ -1,4 +1,5 @@
-//! Why a request was not answered by the gateway: whose fault it is, what the client gets, and what is logged.
+//! The errors for which loopgate answers a request in place of the gateway: whose fault they are, what the client gets,
+//! and what is logged.
 
 use std::io;
 use std::time::Duration;
@@ -10,10 +11,10 @@ use super::upstream::budget::Exhausted;
 use crate::lane::RequestRefusal;
 use crate::openclaw::tls_detector;
 
-/// Why a request was not answered by the gateway.
+/// The reason why loopgate answers a request in place of the gateway.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request must not be forwarded.
+    /// A check of the request failed.
     #[error("refused: {}", .0.label())]
     Refused(RequestRefusal),
     /// The certificate that gave the connection its lane, or its user, has expired.
@@ -22,13 +23,13 @@ pub enum Error {
     /// The gateway does not accept connections.
     #[error("the gateway does not accept connections")]
     GatewayUnavailable(#[source] io::Error),
-    /// The client, or all external clients together, have as many requests at the gateway as they may.
+    /// A limit of concurrent requests at the gateway is reached, of the client or of all external clients together.
     #[error(transparent)]
     TooManyRequests(#[from] Exhausted),
-    /// The process may open no more files, connections to the gateway included.
+    /// The limit of open files is reached, so that no connection to the gateway can be opened.
     #[error("can't open a connection to the gateway: too many open files")]
     OutOfFiles(#[source] io::Error),
-    /// The gateway closed the connection before its response, or sent something that is not HTTP.
+    /// The gateway closed the connection before its response, or its answer is not HTTP.
     #[error("the gateway broke off before its response")]
     GatewayClosed(#[source] hyper::Error),
     /// The gateway expects TLS.
@@ -40,26 +41,26 @@ pub enum Error {
     /// The gateway's response has a `Transfer-Encoding` other than `chunked` (RFC 9112 section 6.1).
     #[error("the gateway's response has a Transfer-Encoding other than chunked")]
     GatewayTransferEncoding,
-    /// The gateway agreed to an upgrade that was not asked for, or did not prove that it understood
-    /// it (RFC 6455 section 4.2.2).
+    /// The gateway agreed to an upgrade that was not asked for, or its response does not prove that it understood the
+    /// WebSocket handshake (RFC 6455 section 4.2.2).
     #[error("the gateway sent an invalid response to an upgrade")]
     BadUpgradeResponse,
-    /// No response head came in time.
+    /// The head of the gateway's response did not arrive within this time.
     #[error("the gateway did not answer within {0:?}")]
     GatewayTimeout(Duration),
-    /// The client did not go on with its body.
+    /// The next part of the client's body did not arrive within this time.
     #[error("the client sent nothing of its body for {0:?}")]
     RequestBodyTimeout(Duration),
     /// The client's body is malformed.
     #[error("the client's body is malformed")]
     BadRequestBody(#[source] hyper::Error),
-    /// The client left before the end of its body: there is no one to answer.
+    /// The client closed its connection or reset its stream before the end of its body. It gets no response.
     #[error("the client left before the end of its body")]
     ClientLeft(#[source] hyper::Error),
 }
 
 impl Error {
-    /// Classifies an error of opening a connection to the gateway.
+    /// Converts an error of opening a connection to the gateway.
     pub(super) fn from_connect(error: io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EMFILE | Errno::ENFILE) => Self::OutOfFiles(error),
@@ -67,7 +68,7 @@ impl Error {
         }
     }
 
-    /// The status of the response.
+    /// Returns the status of the response to the client.
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => refusal.status(),
@@ -87,7 +88,7 @@ impl Error {
         }
     }
 
-    /// The reason in one word, for metrics and for programs.
+    /// Returns the reason in one word, for metrics and for programs.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.label(),
@@ -107,8 +108,8 @@ impl Error {
         }
     }
 
-    /// A sentence for the client. It reveals nothing about what is behind loopgate, except that the
-    /// gateway speaks TLS: a mistake that the operator meets first.
+    /// Returns a sentence for the client. It reveals nothing about what is behind loopgate, except that the gateway
+    /// speaks TLS: a mistake in the configuration, which the operator meets before anyone else does.
     pub(super) fn client_text(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.text(),
@@ -131,7 +132,7 @@ impl Error {
         }
     }
 
-    /// Returns whether the gateway, or the way to it, is at fault rather than the client.
+    /// Returns whether the gateway or the connection to it is at fault, rather than the client.
     pub fn is_gateway_fault(&self) -> bool {
         !matches!(
             self,

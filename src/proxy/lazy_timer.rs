@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// Moves its timer only when it would fire too late, or has fired too early: to move a timer costs
-/// more than to look at the clock.
+/// A timer that is reset only if it would fire after the deadline, or has fired before it: a reset costs more than a
+/// look at the clock.
 #[derive(Debug)]
 pub(super) struct LazyTimer {
     sleep: Pin<Box<Sleep>>,
@@ -15,13 +15,13 @@ pub(super) struct LazyTimer {
 }
 
 impl LazyTimer {
-    /// Creates a timer that looks for a deadline every `recheck_interval` while there is none.
+    /// Creates a timer that wakes the task every `recheck_interval` while there is no deadline.
     pub(super) fn new(recheck_interval: Duration) -> Self {
         Self { sleep: Box::pin(tokio::time::sleep(recheck_interval)), recheck_interval }
     }
 
-    /// Completes with the current time once `due` has passed. With no deadline it stays pending,
-    /// and wakes the task every `recheck_interval` to be asked again.
+    /// Completes with the current time once `due` has passed. Without a deadline it stays pending, and wakes the
+    /// task every `recheck_interval` to be polled with a newer one.
     pub(super) fn poll_due(&mut self, cx: &mut Context<'_>, due: Option<Instant>) -> Poll<Instant> {
         if let Some(due) = due
             && due < self.sleep.deadline()
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_deadline_that_moved_is_met_wherever_it_moved_to() {
+    async fn a_deadline_is_met_after_it_moved_forward_or_back() {
         let start = Instant::now();
         let mut timer = LazyTimer::new(Duration::from_secs(60));
         for seconds in [10, 90, 91, 300, 300, 5] {

@@ -5,14 +5,14 @@
 //! | `server` | the interface for `app`: accepts connections, takes new configurations, lists connections |
 //! | `connection` | one connection, from accept to its last byte |
 //! | `request` | one request: checked, sent to the gateway, answered or upgraded |
-//! | `connection_context`, `shared` | what the requests of a connection share, and what all connections share |
-//! | `registry`, `tunnel` | the open connections and who lost a right; the bytes after a `101` |
-//! | `upstream` | connections to the gateway, and how many requests are there at once |
+//! | `connection_context`, `shared` | the data that the requests of a connection share, and that all connections share |
+//! | `registry`, `tunnel` | the open connections, and which of them must close; the bytes after a `101` |
+//! | `upstream` | connections to the gateway, and the limits on concurrent requests there |
 //! | `downstream` | the bytes of a client's connection, below hyper |
 //! | all others | errors, labels, the close signal, a timer, the trailers of chunked bodies |
 //!
-//! A file imports only from its own row and those below. `error` also wraps an error of `upstream`, and `downstream`
-//! keeps a guard of `registry`, whose drop removes the connection.
+//! A file imports only from its own row and from rows below. There are two exceptions: `error` wraps an error of
+//! `upstream`, and `downstream` holds a guard of `registry`, whose drop removes the connection.
 
 mod chunked_trailers;
 pub mod close_signal;

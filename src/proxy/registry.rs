@@ -16,32 +16,32 @@ use crate::lane::{
     AgentBasis, Certificate, ConnectionEvidence, Denied, Issuer, Lane, LanePolicy, WhyExternal, why_external,
 };
 
-/// Every connection that was assigned a lane.
+/// All open connections that were assigned a lane.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     next_number: AtomicU64,
     connections: Mutex<HashMap<u64, ConnectionInfo>>,
 }
 
-/// A registered connection.
+/// An open connection: what `status` shows of it, and what its lane was decided by.
 #[derive(Clone, Debug)]
 pub struct ConnectionInfo {
-    /// Its number, as in the log.
+    /// The connection's number, as in the log.
     pub number: u64,
-    /// Its remote address.
+    /// The remote address.
     pub peer: PeerAddr,
-    /// Its lane.
+    /// The lane that the connection was assigned.
     pub lane: Arc<Lane>,
-    /// Its protocol.
+    /// The version of HTTP that the connection speaks.
     pub protocol: Protocol,
-    /// When it was registered.
+    /// The time at which the connection was registered.
     pub since: SystemTime,
     evidence: Arc<ConnectionEvidence>,
     close_signal: CloseSignal,
 }
 
 impl ConnectionInfo {
-    /// Returns why it is external, if one might expect it to be an agent's.
+    /// Returns why an external connection is not an agent's, if the operator might expect that it is one.
     pub(super) fn why_external(&self, view: &View, policy: &LanePolicy) -> Option<WhyExternal> {
         match (&*self.lane, &*self.evidence) {
             (Lane::External(_), ConnectionEvidence::Tls(evidence)) => {
@@ -53,8 +53,8 @@ impl ConnectionInfo {
 
     /// Returns why a connection on the agent lane must close; `None` if it is not on that lane or may stay.
     ///
-    /// The certificate's expiry is not judged here: `connection/lifetime.rs` lets the open requests
-    /// of such a connection finish and takes no further one.
+    /// The decision is made for the time at which the connection was registered, so that an expired certificate is no
+    /// reason: `connection/lifetime.rs` lets the open requests of such a connection finish.
     pub(super) fn why_lost_agent_lane(&self, view: &View, policy: &LanePolicy) -> Option<String> {
         let (Lane::Agent(before), ConnectionEvidence::Tls(evidence)) = (&*self.lane, &*self.evidence) else {
             return None;
@@ -63,7 +63,7 @@ impl ConnectionInfo {
         if matches!(now, Ok(Lane::Agent(now)) if now.grants_the_same(before)) {
             return None;
         }
-        // Checked first: without its container the certificate would be reported as stolen.
+        // Checked first: `why_external` would report the certificate of a removed container as stolen.
         let is_discovered = matches!(before.basis, AgentBasis::Address(_) | AgentBasis::Attested(_));
         let peer = canonical(evidence.peer);
         if is_discovered && !view.agents.contains_key(&peer) && !view.last_known.contains_key(&peer) {
@@ -73,7 +73,7 @@ impl ConnectionInfo {
         Some(why.unwrap_or_else(|| "the agent is gone, or its basis, scope cap or user has changed".to_owned()))
     }
 
-    /// Returns the reason why an external connection may not go on: it would get another scope cap now.
+    /// Returns why an external connection must close because of its scope cap: it would get another one now.
     pub(super) fn why_lost_scope_cap(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let changed = match self.evidence.decide(view, policy, unix_seconds(self.since)).ok()? {
@@ -83,9 +83,9 @@ impl ConnectionInfo {
         changed.then_some("its scope cap has changed")
     }
 
-    /// Returns the reason why it may no longer be on the external lane as it is: the rules deny its
-    /// client, or no longer trust the proxy that named the client, or its certificate no longer
-    /// names its user. An open connection never gains a right; a new one may.
+    /// Returns why an external connection must close: the rules deny its client, they no longer trust the proxy that
+    /// named the client, or its certificate no longer names its user. `None` if it may stay, even if a new connection
+    /// would get more rights: an open connection never gains one.
     pub(super) fn why_lost_external_lane(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let untrusted = match self.evidence.decide(view, policy, unix_seconds(self.since)) {
@@ -103,17 +103,18 @@ impl ConnectionInfo {
         untrusted.then_some("its proxy is no longer trusted")
     }
 
-    /// Returns whether a CA of `tls.client_ca` vouches for it.
+    /// Returns whether the connection has a certificate that a CA of `tls.client_ca` issued.
     pub(super) fn has_operator_certificate(&self) -> bool {
         self.has_certificate(|certificate| certificate.issuer == Issuer::Operator)
     }
 
-    /// Returns whether it has a certificate that satisfies `condition`.
+    /// Returns whether the connection has a certificate that satisfies `condition`.
     pub(super) fn has_certificate(&self, condition: impl FnOnce(&Certificate) -> bool) -> bool {
         self.evidence.certificate().is_some_and(condition)
     }
 
-    /// The agent's name, where it is a discovered one's; else the basis of its lane.
+    /// Returns the name of a discovered agent, the URI of an agent with a certificate, or else the basis of the agent
+    /// lane; `None` on the external lane.
     fn agent_name(&self) -> Option<&str> {
         let Lane::Agent(lane) = &*self.lane else { return None };
         Some(match &lane.basis {
@@ -125,7 +126,7 @@ impl ConnectionInfo {
 }
 
 impl Registry {
-    /// Registers a connection until the guard is dropped. `draining` is cancelled when loopgate shuts down.
+    /// Registers a connection, until the returned guard is dropped. `draining` is cancelled when loopgate shuts down.
     pub(super) fn register(
         self: &Arc<Self>,
         peer: PeerAddr,
@@ -142,7 +143,7 @@ impl Registry {
         RegistryGuard { number, close_signal, registry: Arc::clone(self) }
     }
 
-    /// Closes the connections for which `lost` returns a reason, which is logged; returns how many those are.
+    /// Closes the connections for which `why_lost` returns a reason, and logs it; returns how many those are.
     pub(super) fn revoke<R: Into<String>>(&self, why_lost: impl Fn(&ConnectionInfo) -> Option<R>) -> usize {
         let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         let mut revoked = 0;
@@ -160,13 +161,13 @@ impl Registry {
         revoked
     }
 
-    /// Returns all connections, in no order.
+    /// Returns all connections, in no particular order.
     pub(super) fn connections(&self) -> Vec<ConnectionInfo> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
 
-/// Returns `time` in seconds since the Unix epoch.
+/// Returns `time` in seconds since the Unix epoch; 0 if it is before that.
 pub(super) fn unix_seconds(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
@@ -180,12 +181,12 @@ pub(super) struct RegistryGuard {
 }
 
 impl RegistryGuard {
-    /// The number that stands for the connection in logs and `status`.
+    /// Returns the number that identifies the connection in logs and `status`.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 
-    /// The signal that tells the connection to close.
+    /// Returns the signal that tells the connection to close.
     pub(super) fn close_signal(&self) -> &CloseSignal {
         &self.close_signal
     }
@@ -204,7 +205,7 @@ mod tests {
     use crate::discovery::{Agent, AgentKind};
     use crate::lane::{Evidence, ProxyHeader};
 
-    /// A way in which the view or the configuration may change.
+    /// A change of the view or of the configuration.
     type Change = fn(&mut View, &mut Config);
 
     const CONTAINER_GONE: &str = "its container (or pod) is gone, or lost its label or its address";

@@ -1,25 +1,25 @@
-//! How a request can end: one label for each way, the same in the access log, the metrics and spans.
+//! The ways in which a request can end, each with one label for the access log, the metrics and spans.
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestEnd {
     /// The whole response was handed to the client's socket.
     Complete,
-    /// The connection became a tunnel.
+    /// The request was upgraded: its connection or stream became a tunnel.
     Upgraded,
-    /// loopgate answered in place of the gateway: the label of the [`Error`](super::error::Error).
+    /// loopgate answered with an [`Error`](super::error::Error), which has this label.
     Error(&'static str),
-    /// The gateway broke off inside its response.
+    /// The gateway closed its connection before the end of its response.
     GatewayCut,
-    /// The client's body, or its trailers, are malformed, so that `h2` reset the stream: there is no
-    /// response, and the same label as that of an error.
+    /// `h2` reset the stream because the request's body or its trailers are malformed. There is no response. The label
+    /// is that of [`Error::BadRequestBody`](super::error::Error::BadRequestBody).
     BadBody,
     /// The client closed its connection, or reset its stream.
     ClientGone,
-    /// loopgate closed the connection, over HTTP/2 for something else that the client sent.
+    /// loopgate closed the connection; over HTTP/2 because of something that the client sent beside this request.
     ConnectionClosed,
-    /// The client read nothing of the response for `limits.stall_timeout` (five times that on one HTTP/2
-    /// stream), or for the shorter `limits.gateway_stall` if it is external.
+    /// The client read nothing of the response for too long: `limits.stall_timeout`, five times that on one HTTP/2
+    /// stream, or `limits.gateway_stall` for an external client if that is shorter.
     ClientStalled,
     /// The client, or its connection, was no longer authorized.
     Revoked,
@@ -30,7 +30,7 @@ pub(super) enum RequestEnd {
 }
 
 impl RequestEnd {
-    /// The end in one word, for the access log, metrics and spans.
+    /// Returns the end in one word, for the access log, metrics and spans.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Complete => "complete",
@@ -47,8 +47,8 @@ impl RequestEnd {
         }
     }
 
-    /// The label, unless the request ended well.
-    pub(super) fn error(self) -> Option<&'static str> {
+    /// Returns the label; `None` if the request was answered completely or upgraded.
+    pub(super) fn error_label(self) -> Option<&'static str> {
         (!matches!(self, Self::Complete | Self::Upgraded)).then(|| self.label())
     }
 }

@@ -1,4 +1,4 @@
-//! The interface of the proxy: accepts connections, takes new configurations, and lists who is connected.
+//! The interface of the proxy: serves accepted connections, applies new configurations, and lists open connections.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,24 +27,24 @@ use crate::shutdown::Shutdown;
 use crate::tls;
 use crate::workers::WorkerPool;
 
-/// How often connections to the gateway that have been idle for too long are closed.
+/// The interval at which idle connections to the gateway are searched for expired ones.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What a [`Proxy`] needs of the other parts of the sidecar.
+/// What a [`Proxy`] gets from other modules.
 pub struct ProxyParts {
-    /// By which lanes are assigned.
+    /// The containers and pods, and this namespace's addresses: lanes are decided by them.
     pub view: watch::Receiver<Arc<View>>,
-    /// How TLS is terminated until the first [`Proxy::update_tls`].
+    /// The TLS settings until the first [`Proxy::update_tls`].
     pub tls: tls::TlsServerConfig,
-    /// The `Authorization` that attested agents inherit.
+    /// The `Authorization` that loopgate adds to requests of agents with a certificate.
     pub token: Option<HeaderValue>,
-    /// Serves agents that have no certificate yet.
+    /// Serves agents that ask for a certificate.
     pub enrol: Enrol,
-    /// The agents' devices; `None` where devices are not bound.
+    /// The devices of agents; `None` if devices are not bound to agents.
     pub devices: Option<Arc<Devices>>,
-    /// Counts connections and requests.
+    /// The metrics of connections and requests.
     pub traffic: Arc<Traffic>,
-    /// The threads that connections run on.
+    /// The threads that serve connections.
     pub workers: WorkerPool,
 }
 
@@ -55,7 +55,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Creates a proxy of `parts`. Connections are asked to end when `shutdown` begins.
+    /// Creates a proxy. Its connections are asked to end when `shutdown` begins.
     pub fn new(config: &Config, parts: ProxyParts, shutdown: &Shutdown) -> Arc<Self> {
         let ProxyParts { view, tls, token, enrol, devices, traffic, workers } = parts;
         if !config.gateway.address.ip().is_loopback() {
@@ -85,21 +85,21 @@ impl Proxy {
         Arc::new(Self { shared, workers })
     }
 
-    /// Checks open connections again at each change of the view until `shutdown` begins. It must
-    /// begin only once these connections have ended. Must be called within a Tokio runtime.
+    /// Starts the task that checks open connections again at each change of the view, until `shutdown` begins. That
+    /// shutdown must begin only after the connections have ended. Must be called within a Tokio runtime.
     pub fn spawn_recheck(&self, shutdown: &Shutdown) {
         shutdown.spawn(recheck(Arc::clone(&self.shared), shutdown.clone()));
     }
 
-    /// Returns whether a connection from `peer` may turn out to be an agent's.
+    /// Returns whether a connection from `peer` may get the agent lane.
     pub fn may_be_agent(&self, peer: IpAddr) -> bool {
         self.shared.may_be_agent(peer)
     }
 
-    /// Serves a connection on a task of its own, on the worker with the fewest connections.
+    /// Starts to serve a connection on the worker with the fewest connections.
     pub fn serve(&self, accepted: Accepted) {
         let Accepted { stream, peer, local, kind, permit } = accepted;
-        // Moves the socket from this thread's event queue to that of its worker.
+        // Removes the socket from this thread's event queue. The worker adds it to its own queue.
         match stream.into_std() {
             Ok(stream) => {
                 let slot = self.workers.assign();
@@ -112,8 +112,8 @@ impl Proxy {
         }
     }
 
-    /// Uses `tls` for new handshakes. Where it trusts other client authorities, connections that
-    /// the former ones vouched for are closed, and so are those whose certificate is revoked.
+    /// Uses `tls` for new handshakes. Closes open connections whose certificate is revoked, and, if the CAs of
+    /// `tls.client_ca` changed, all with a certificate of such a CA.
     pub fn update_tls(&self, tls: tls::TlsServerConfig) {
         let tls = Arc::new(tls);
         let before = self.shared.tls.swap(Arc::clone(&tls));
@@ -131,14 +131,13 @@ impl Proxy {
         self.shared.count_revoked(revoked);
     }
 
-    /// Adds `token` to requests of agents that show a certificate from now on.
+    /// Sets the `Authorization` for new requests of agents with a certificate.
     pub fn update_token(&self, token: Option<HeaderValue>) {
         self.shared.token.store(token.map(Arc::new));
     }
 
-    /// Applies the part of `config` that concerns requests and lanes. Open connections keep their
-    /// timeouts and sizes, but the new rules count for them at once; those that the rules deny are
-    /// closed.
+    /// Applies the part of `config` that concerns requests and lanes. Open connections keep their [`ConnectionSettings`],
+    /// but the new rules apply to their next requests, and those that the rules deny are closed.
     pub fn update(&self, config: &Config) {
         self.shared.settings.store(Arc::new(ConnectionSettings::new(config)));
         self.shared.rules.store(Arc::new(RequestRules::new(config)));
@@ -147,12 +146,13 @@ impl Proxy {
         self.shared.revoke_denied_clients();
     }
 
-    /// Returns what finds out whether the gateway speaks TLS.
+    /// Returns the detector that finds out whether the gateway speaks TLS.
     pub fn tls_detector(&self) -> &TlsDetector {
         self.shared.upstream.tls_detector()
     }
 
-    /// Returns all open connections, in no order, and why those that might be expected to be agents are external.
+    /// Returns all open connections, in no particular order. Each external one that the operator might expect to be an
+    /// agent's comes with the reason why it is not.
     pub fn connections(&self) -> Vec<(ConnectionInfo, Option<WhyExternal>)> {
         let (view, rules) = (Arc::clone(&self.shared.view.borrow()), self.shared.rules.load());
         let explain = |connection: ConnectionInfo| {

@@ -1,4 +1,4 @@
-//! What all connections share: plain data, and the checks of open connections against it.
+//! The data that all connections share, and the checks of open connections against it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -25,10 +25,10 @@ use crate::openclaw::devices::Devices;
 use crate::shutdown::Shutdown;
 use crate::tls;
 
-/// Takes over a connection that negotiated [`tls::ENROLMENT_ALPN`] instead of HTTP, until it ends.
+/// Serves a connection that negotiated [`tls::ENROLMENT_ALPN`] instead of HTTP, until it ends.
 pub type Enrol = Box<dyn Fn(tls::Stream<TcpStream>, PeerAddr) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// What a connection takes from the configuration when it is accepted, and keeps.
+/// The options that a connection reads when it is accepted. A reload does not change them for open connections.
 #[derive(Debug)]
 pub(super) struct ConnectionSettings {
     pub(super) limits: Limits,
@@ -48,7 +48,7 @@ impl ConnectionSettings {
     }
 }
 
-/// The memory for the tunnels of each lane, so that outsiders leave agents theirs.
+/// The memory for tunnels, apart for each lane: external clients can't use up that of agents.
 pub(super) struct LaneBuffers {
     agent: Arc<TunnelBuffers>,
     external: Arc<TunnelBuffers>,
@@ -67,10 +67,10 @@ impl LaneBuffers {
     }
 }
 
-/// What all connections share.
+/// The data that all connections share.
 pub(super) struct Shared {
     pub(super) rules: ArcSwap<RequestRules>,
-    /// Where requests go, except those on a listener of a forward.
+    /// The gateway, to which all requests go, except those on a listener of a forward.
     pub(super) gateway: Arc<Target>,
     /// Notified after `rules` was replaced.
     pub(super) rules_changed: Arc<Notify>,
@@ -78,30 +78,29 @@ pub(super) struct Shared {
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) registry: Arc<Registry>,
     pub(super) upstream: Upstream,
-    /// The windows of HTTP/2 connections.
+    /// The memory for the flow-control windows of HTTP/2 connections.
     pub(super) windows: Arc<WindowBudget>,
-    /// The first messages of WebSockets that are not whole or not answered yet.
+    /// The memory for first messages of WebSockets that are not complete or not answered yet.
     pub(super) first_messages: Arc<FirstMessageBudget>,
-    /// What tunnels have read and could not pass on yet.
+    /// The memory for bytes that tunnels have read and not written yet.
     pub(super) tunnel_buffers: LaneBuffers,
     pub(super) settings: ArcSwap<ConnectionSettings>,
-    /// The `Authorization` for requests of agents that show a certificate.
+    /// The `Authorization` field that loopgate adds to requests of agents with a certificate.
     pub(super) token: ArcSwapOption<HeaderValue>,
     pub(super) enrol: Enrol,
-    /// The devices of agents, and whether they are refused on the external lane; `None` where
-    /// devices are not looked at.
+    /// The devices of agents, and whether the external lane refuses them; `None` if devices are not checked.
     pub(super) devices: Option<(Arc<Devices>, BindDevices)>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) shutdown: Shutdown,
 }
 
 impl Shared {
-    /// Returns whether a connection from `peer` may turn out to be an agent's.
+    /// Returns whether a connection from `peer` may get the agent lane.
     pub(super) fn may_be_agent(&self, peer: IpAddr) -> bool {
         may_be_agent(peer, &self.view.borrow(), self.rules.load().policy())
     }
 
-    /// Returns where the requests of connections on a listener of this kind go.
+    /// Returns the target of requests on a listener of this kind.
     pub(super) fn target(&self, kind: ListenerKind) -> Arc<Target> {
         match kind {
             ListenerKind::Tls | ListenerKind::Plain => Arc::clone(&self.gateway),
@@ -117,11 +116,11 @@ impl Shared {
         let view = self.view.borrow().for_established();
         let rules = self.rules.load();
         self.count_revoked(self.registry.revoke(|connection| connection.why_lost_agent_lane(&view, rules.policy())));
-        // A container may connect before it is discovered, and with it its cap.
+        // A container may connect before it is discovered: its scope cap is then not known yet.
         self.count_revoked(self.registry.revoke(|connection| connection.why_lost_scope_cap(&view, rules.policy())));
     }
 
-    /// Closes external connections that the rules deny now.
+    /// Closes external connections that the current rules no longer permit.
     pub(super) fn revoke_denied_clients(&self) {
         let (view, rules) = (Arc::clone(&self.view.borrow()), self.rules.load());
         self.count_revoked(self.registry.revoke(|connection| connection.why_lost_external_lane(&view, rules.policy())));

@@ -1,9 +1,8 @@
-//! The phases of a connection before its first request, in the order in which `docs/architecture.md`
-//! explains them ("Phases of a connection").
+//! The phases of a connection before its first request ("Phases of a connection" in `docs/architecture.md`).
 //!
-//! Each phase is a type whose fields only this file sees, and whose one constructor takes the phase
-//! before it, so that code that serves a connection which skipped a check does not compile. After
-//! these come requests (`request`), and tunnels after an upgrade (`tunnel`).
+//! Each phase is a type with private fields. Its only constructor takes the type of the phase before it, so that code
+//! that skips a check does not compile. After these phases, `request` serves the requests, and `tunnel` carries the
+//! bytes after an upgrade.
 
 use std::io;
 use std::net::SocketAddr;
@@ -51,7 +50,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns the reason, if loopgate refused the connection; `None` if it broke.
+    /// Returns the reason in one word if loopgate refused the connection; `None` if the connection failed or loopgate
+    /// shuts down.
     pub fn refusal(&self) -> Option<&'static str> {
         match self {
             Self::Denied(denied) => Some(denied.label()),
@@ -63,18 +63,18 @@ impl Error {
     }
 }
 
-/// What a connection turned out to be.
+/// A connection after its phases.
 pub enum Established {
-    /// It speaks HTTP, and has a lane.
+    /// A connection with a lane, on which HTTP begins.
     Http(Box<Registered>),
-    /// An agent asks for its certificate, by [`tls::ENROLMENT_ALPN`].
+    /// A connection of an agent that asks for a certificate: it negotiated [`tls::ENROLMENT_ALPN`].
     Enrolment(tls::Stream<TcpStream>),
 }
 
-/// Takes `accepted` through all phases.
+/// Takes a connection through all phases.
 ///
 /// # Errors
-/// Why it must be closed.
+/// The reason why the connection must be closed.
 pub async fn establish(shared: &Arc<Shared>, accepted: AcceptedConnection) -> Result<Established, Error> {
     let assigned = match accepted {
         AcceptedConnection::Tls(accepted) => {
@@ -91,7 +91,10 @@ pub async fn establish(shared: &Arc<Shared>, accepted: AcceptedConnection) -> Re
     Ok(Established::Http(Box::new(assigned.register(shared)?)))
 }
 
-/// Waits for a phase, unless loopgate begins to shut down first.
+/// Waits for `phase`.
+///
+/// # Errors
+/// Those of the phase, or loopgate begins to shut down before its end.
 async fn unless_shutting_down<T>(shared: &Shared, phase: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::select! {
         () = shared.shutdown.begun() => Err(Error::ShuttingDown),
@@ -99,7 +102,7 @@ async fn unless_shutting_down<T>(shared: &Shared, phase: impl Future<Output = Re
     }
 }
 
-/// What is the same in every phase.
+/// The values of a connection that are the same in every phase.
 struct Origin {
     peer: PeerAddr,
     local: SocketAddr,
@@ -109,26 +112,27 @@ struct Origin {
 
 /// Phase 1: accepted by a listener, and moved to its worker.
 pub enum AcceptedConnection {
-    /// By a listener for TLS.
+    /// Accepted by a listener for TLS.
     Tls(AcceptedTls),
-    /// By a listener for plain HTTP.
+    /// Accepted by a listener for plain HTTP.
     Plain(AcceptedPlain),
 }
 
-/// A connection on which TLS begins.
+/// An accepted connection on which TLS begins.
 pub struct AcceptedTls {
     stream: std::net::TcpStream,
     origin: Origin,
 }
 
-/// A connection on which plain HTTP begins. Its later phases lead to the external lane only.
+/// An accepted connection on which plain HTTP begins. Its later phases lead to the external lane only.
 pub struct AcceptedPlain {
     stream: std::net::TcpStream,
     origin: Origin,
 }
 
 impl AcceptedConnection {
-    /// `addresses` are the remote and the local one; `permit` and `slot` are given back when the connection ends.
+    /// Creates the first phase of a connection. `addresses` are the remote and the local one. `permit` and `slot` are
+    /// held until the connection ends.
     pub fn new(
         stream: std::net::TcpStream,
         addresses: (PeerAddr, SocketAddr),
@@ -161,8 +165,8 @@ impl AcceptedTls {
 }
 
 impl AcceptedPlain {
-    /// Only a trusted proxy is allowed. A PROXY header is not expected here: behind one the client
-    /// would write the requests, and write them without TLS.
+    /// Allows a trusted proxy only. A PROXY header is not read: a proxy that sends one passes on what its clients
+    /// write, and these would write requests without TLS.
     fn allow(self, shared: &Shared) -> Result<AllowedProxy, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;
@@ -171,7 +175,7 @@ impl AcceptedPlain {
     }
 }
 
-/// Phase 2: the lists permit the peer, or do not apply to it.
+/// Phase 2: the allow and deny lists permit the peer, or do not apply to it.
 struct Allowed {
     stream: TcpStream,
     origin: Origin,
@@ -179,7 +183,7 @@ struct Allowed {
 }
 
 impl Allowed {
-    /// Reads a PROXY header, which only trusted proxies send, and only where `listen.proxy_protocol` is on.
+    /// Reads the PROXY header, if the peer is a trusted proxy and `listen.proxy_protocol` is on.
     async fn read_proxy_header(self, shared: &Shared) -> Result<Identified, Error> {
         let Self { mut stream, origin, settings } = self;
         let peer = origin.peer.ip();
@@ -192,7 +196,7 @@ impl Allowed {
     }
 }
 
-/// Phase 3: the client is known, and the lists permit it.
+/// Phase 3: the client's address is known, and the lists permit it.
 struct Identified {
     stream: TcpStream,
     origin: Origin,
@@ -213,7 +217,7 @@ impl Identified {
     }
 }
 
-/// Phase 4: TLS is up.
+/// Phase 4: the TLS handshake is complete.
 struct Handshaken {
     stream: tls::Stream<TcpStream>,
     origin: Origin,
@@ -256,8 +260,8 @@ impl Handshaken {
     }
 }
 
-/// Phases 2 to 4 of a connection over plain HTTP: its peer is a trusted proxy, which has no PROXY
-/// header, no handshake and no certificate.
+/// Phases 2 to 4 of a connection over plain HTTP. Its peer is a trusted proxy. There is no PROXY header, no handshake and
+/// no certificate.
 struct AllowedProxy {
     stream: TcpStream,
     origin: Origin,
@@ -283,15 +287,15 @@ impl AllowedProxy {
     }
 }
 
-/// What a lane was decided by.
+/// The values that a lane was decided by.
 struct DecidedBy {
     view: Arc<View>,
     rules: Arc<RequestRules>,
-    /// Where the client showed a certificate.
+    /// The TLS settings that accepted the client's certificate; `None` if it sent none.
     tls_config: Option<Arc<tls::TlsServerConfig>>,
 }
 
-/// Phase 5: it has a lane.
+/// Phase 5: the connection has a lane.
 struct Assigned {
     stream: Transport,
     origin: Origin,
@@ -304,8 +308,11 @@ struct Assigned {
 }
 
 impl Assigned {
-    /// Registers the connection, and then checks again what changed since the decision: a change
-    /// between the two did not reach this connection.
+    /// Registers the connection, and then applies what changed since the decision: a change before the registration
+    /// did not reach this connection.
+    ///
+    /// # Errors
+    /// The TLS settings changed, so that the client's certificate might not be accepted any more.
     fn register(self, shared: &Arc<Shared>) -> Result<Registered, Error> {
         let Self { stream, origin, settings, evidence, protocol, expires, lane, decided_by } = self;
         let guard =
@@ -325,7 +332,7 @@ impl Assigned {
     }
 }
 
-/// Phase 6: it may be served.
+/// Phase 6: the connection is registered, so that later changes reach it.
 pub struct Registered {
     shared: Arc<Shared>,
     stream: Transport,
@@ -338,7 +345,7 @@ pub struct Registered {
 }
 
 impl Registered {
-    /// Counts the connection as open; returns what its requests share, and its bytes.
+    /// Logs and counts the connection as open; returns the context of its requests, and its stream.
     pub fn open(self) -> (Arc<ConnectionContext>, Downstream) {
         let Self { shared, stream, origin, settings, protocol, expires, lane, guard } = self;
         let Origin { peer, local, kind, permits } = origin;

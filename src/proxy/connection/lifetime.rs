@@ -1,14 +1,15 @@
-//! What ends a connection: its own end, a deadline, the loss of its lane, or a shutdown.
+//! Decides when a connection ends.
 //!
-//! Where several apply at once, the first of these counts. The first four, a client that does not read, and over
-//! HTTP/2 an unfinished header block are also the end of the open requests:
+//! These are the reasons. If several apply at once, the first one in this list counts:
 //!
-//! 1. It was revoked. Close frames of WebSockets over HTTP/2 may still be sent for a moment.
+//! 1. The connection was revoked. Its WebSockets over HTTP/2 have [`REVOKED_GRACE`] to send their close frames.
 //! 2. A second signal ended the shutdown.
-//! 3. It ended by itself.
+//! 3. The client closed the connection, or hyper did.
 //! 4. `limits.drain_timeout` has passed since the shutdown began.
-//! 5. Its client's certificate has expired: open requests finish, and none follows.
-//! 6. The client is overdue with the preface or a head, with the next request, or with reading.
+//! 5. The client's certificate has expired. Open requests finish, and no further one is taken.
+//! 6. The client is overdue: with a head or the HTTP/2 preface, with the next request, or with reading.
+//!
+//! With 5, open requests finish; an idle connection has none. With every other reason they end with the connection.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -30,17 +31,19 @@ use crate::proxy::lazy_timer::LazyTimer;
 use crate::proxy::request::report_refused_heads::report_refused_heads;
 use crate::proxy::request_end::RequestEnd;
 
-/// How long a connection may take to close after it was asked to finish, because it was idle or its
-/// certificate expired.
+/// The time that a connection has to close after it was asked to finish because it was idle or its client's certificate
+/// expired.
 const FINISH_GRACE: Duration = Duration::from_secs(5);
 
-/// How long a connection without a request stays open once loopgate shuts down, so that the client can read the GOAWAY.
+/// The time for which a connection without a request stays open after a shutdown began, so that the client can read the
+/// GOAWAY.
 const DRAIN_GRACE: Duration = Duration::from_millis(300);
 
-/// How much later than `limits.drain_timeout` a connection ends by itself, so that the process counts it as aborted.
+/// The time after `limits.drain_timeout` at which a connection is cut. It is still open when the timeout passes, so that
+/// the process counts it as aborted.
 const CUT_DELAY: Duration = Duration::from_millis(20);
 
-/// Drives `connection` until it ends or must be cut. `ask_to_end` has it finish its requests and accept no more.
+/// Drives hyper's `connection` until it ends or must be cut. `ask_to_end` makes it finish its requests and take no more.
 pub async fn run_until_end<C>(context: &ConnectionContext, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,
@@ -69,40 +72,40 @@ where
     report_refused_heads(context);
 }
 
-/// Returns whether `h2` closed the connection for what the client sent.
+/// Returns whether `h2` closed the connection because of what the client sent.
 fn is_client_error(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
     cause.is_some_and(|error| error.is_go_away() && error.is_library())
 }
 
-/// Which deadline has passed.
+/// A deadline that has passed.
 enum PassedDeadline {
-    /// `limits.drain_timeout`, since the shutdown began.
+    /// `limits.drain_timeout`, counted from the beginning of the shutdown.
     DrainTimeout,
-    /// The certificate of the client.
+    /// The expiry of the client's certificate.
     Expiry,
-    /// One of the client's own.
+    /// A deadline for the client to send or to read.
     Overdue(Overdue),
 }
 
-/// A connection, and all that may end it.
+/// Drives a connection, and watches for the reasons that may end it.
 struct Driver<'a, C, F> {
     context: &'a ConnectionContext,
     connection: Pin<&'a mut C>,
     ask_to_end: F,
     timeouts: Timeouts,
     timer: LazyTimer,
-    /// When the certificate that the connection depends on expires.
+    /// The time at which the certificate expires that gave the connection its lane or its user.
     expires: Option<Instant>,
     /// Whether `ask_to_end` was called.
     is_ending: bool,
     /// Whether loopgate shuts down.
     is_draining: bool,
-    /// When a connection that is still busy is cut, once loopgate shuts down.
+    /// The time at which the connection is cut, set when a shutdown begins.
     cut_at: Option<Instant>,
-    /// Until when close frames of WebSockets may be sent, once the connection was revoked.
+    /// The time until which WebSockets may send their close frames, set when the connection is revoked.
     revoked_until: Option<Instant>,
-    /// Once the connection was asked to end, the deadlines of idle connections and of heads are not before this.
+    /// The earliest deadline for an idle connection and for a head, set when the connection is asked to end.
     grace_until: Option<Instant>,
 }
 
@@ -113,7 +116,7 @@ where
 {
     fn new(context: &'a ConnectionContext, connection: Pin<&'a mut C>, ask_to_end: F) -> Self {
         let limits = &context.settings.limits;
-        // Each HTTP/2 stream has its own limit.
+        // Over HTTP/2 each stream has a stall timeout of its own (`h2_stream_stall`).
         let stall = match context.protocol {
             Protocol::H1 => limits.stall_timeout.min(context.gateway_stall_timeout()),
             Protocol::H2 => limits.stall_timeout,
@@ -136,15 +139,15 @@ where
         }
     }
 
-    /// Begins to close for `reason`; breaks if the connection must be cut at once.
+    /// Begins to close for `reason`; returns `Break` if the connection must be cut at once.
     fn begin_close(&mut self, reason: CloseReason) -> ControlFlow<()> {
         let now = Instant::now();
         match reason {
             CloseReason::Drain => {
                 self.is_draining = true;
-                // A client that ignores the request to close must not hold up the end (RFC 9113 section 6.8).
+                // A client that ignores the GOAWAY must not delay the shutdown (RFC 9113 section 6.8).
                 (self.timeouts.idle, self.timeouts.head) = (DRAIN_GRACE, DRAIN_GRACE);
-                // The newest value: the process waits for as long.
+                // The newest value, not the connection's: the process waits for that.
                 let drain_timeout = self.context.shared.settings.load().limits.drain_timeout;
                 self.cut_at = Some(now + drain_timeout + CUT_DELAY);
                 self.begin_finish(now + DRAIN_GRACE);
@@ -201,7 +204,7 @@ where
         }
     }
 
-    /// Notes that the connection ended by itself, with `result`.
+    /// Notes that hyper ended the connection, with `result`.
     fn note_result(&self, result: hyper::Result<()>) {
         let (connection, peer) = (self.context.number, self.context.peer);
         match result {
@@ -211,7 +214,7 @@ where
                 }
                 debug!(connection, %peer, %error, "connection broke off");
             }
-            // With no frame, and with all other requests of the connection.
+            // hyper closes it without a frame, and with it all other requests (see `refused_heads`).
             Ok(()) if self.context.head_tracker.note_clean_end() => {
                 info!(connection, %peer, "closed with all its requests: the client sent a CONNECT with a body");
             }
@@ -219,7 +222,7 @@ where
         }
     }
 
-    /// Waits for the next deadline.
+    /// Completes when a deadline has passed.
     fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<PassedDeadline> {
         loop {
             let overdue = self.client_deadline();
@@ -237,27 +240,27 @@ where
         }
     }
 
-    /// Returns when the client is overdue, and with what.
+    /// Returns the time at which the client will be overdue, and with what.
     fn client_deadline(&self) -> Option<(Instant, Overdue)> {
         let (at, overdue) = self.context.activity.deadline(self.timeouts)?;
         let earliest = self.grace_until.filter(|_| !matches!(overdue, Overdue::Stall | Overdue::HeaderBlock));
         Some((earliest.map_or(at, |earliest| earliest.max(at)), overdue))
     }
 
-    /// Has the connection finish its requests, and waits for an idle one until `grace_until`.
+    /// Asks the connection to finish its requests. An idle one may stay until `grace_until`.
     fn begin_finish(&mut self, grace_until: Instant) {
         self.is_ending = true;
         self.grace_until = Some(grace_until);
         (self.ask_to_end)(self.connection.as_mut());
     }
 
-    /// Has the connection finish its requests; completes if it ends at once.
+    /// Asks the connection to finish its requests; completes if it ends at once.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.begin_finish(Instant::now() + FINISH_GRACE);
         self.connection.as_mut().poll(cx).map(|_| ())
     }
 
-    /// Notes why a connection is cut whose client is `overdue`, and sends what is due to such a client.
+    /// Ends a connection whose client is `overdue`: notes, counts and logs the reason, and answers an unfinished head.
     fn close_overdue(&mut self, cx: &mut Context<'_>, overdue: Overdue) {
         if self.is_draining && matches!(overdue, Overdue::Head | Overdue::Idle) {
             return;
@@ -272,7 +275,7 @@ where
         match overdue {
             Overdue::Head if self.context.protocol == Protocol::H1 => head_tracker.note_refused(HeadRefusal::Timeout),
             Overdue::HeaderBlock => head_tracker.note_block_timeout(),
-            // Over HTTP/2 it was the preface.
+            // Over HTTP/2 `Head` is the preface, which is no request head.
             Overdue::Head | Overdue::Idle | Overdue::Stall => {}
         }
         if matches!(overdue, Overdue::Head | Overdue::HeaderBlock) {
@@ -281,7 +284,7 @@ where
         }
     }
 
-    /// States what ends the connection, and with it each of its requests; the first reason counts.
+    /// Sets the reason that ends the connection and its open requests, unless one is set already.
     fn set_closed_by(&self, end: RequestEnd) {
         let _ = self.context.closed_by.set(end);
     }

@@ -1,5 +1,5 @@
 //! One downstream connection: [`establish()`] takes it through its phases, [`serve_http`] serves
-//! its requests, [`lifetime`] ends it.
+//! its requests, [`lifetime`] decides when it ends.
 
 pub mod establish;
 mod lifetime;
@@ -15,7 +15,7 @@ use crate::error_chain::error_chain;
 use crate::metrics::count;
 use establish::{AcceptedConnection, Error, Established, establish};
 
-/// Serves `accepted` until it ends. Must be called on its worker.
+/// Serves a connection until it ends. Must be called on the worker that the connection was assigned to.
 pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
     let peer = accepted.peer();
     match establish(&shared, accepted).await {

@@ -266,7 +266,7 @@ impl RequestRecord {
             is_encrypted: self.context.lane.scheme() == Scheme::Https,
             peer: self.context.peer.ip(),
             request_id: request_id.filter(|_| matches!(end, RequestEnd::Error(_) | RequestEnd::GatewayCut)),
-            error: end.error(),
+            error: end.error_label(),
         });
     }
 
