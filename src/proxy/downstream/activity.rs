@@ -16,62 +16,62 @@ use super::h2_stream_stall::StreamStall;
 use crate::labels::Protocol;
 use crate::proxy::chunked_trailers::{FlushCounter, TrailerSlot};
 
-/// Shared by a connection's I/O, its requests and its deadlines.
+/// The activity of one connection. Shared by its stream, its requests and the task that watches its deadlines.
 #[derive(Debug)]
 pub struct Activity {
     epoch: Instant,
-    /// How many requests are being served.
+    /// The number of requests that are being served, tunnels included.
     active_requests: AtomicUsize,
-    /// How many of them are WebSockets over HTTP/2.
+    /// The number of tunnels over HTTP/2.
     h2_tunnels: AtomicUsize,
-    /// Milliseconds after `epoch` at which the current phase began, shifted left by one; the low
-    /// bit is set if a head has begun.
+    /// While no request is served: milliseconds after `epoch` at which the current phase began, shifted left by one. The
+    /// low bit is set if the phase is a head, and not if it is idleness.
     phase: AtomicU64,
-    /// How many responses wait for the client to read what is there.
+    /// The number of responses of which a part waits for the client to read it.
     unread_responses: AtomicUsize,
-    /// Milliseconds after `epoch` at which the client last read some.
+    /// Milliseconds after `epoch` at which the client last read a part of a response.
     last_progress: AtomicU64,
-    /// Whether the last bytes from the client ended in the middle of a head.
+    /// Whether the last bytes from the client ended inside an HTTP/1.1 head.
     is_in_head: AtomicBool,
-    /// Milliseconds after `epoch`, plus one, at which the HTTP/2 header block began that goes on; 0 if none does.
+    /// Milliseconds after `epoch`, plus one, at which the unfinished HTTP/2 header block began; 0 if there is none.
     block_since: AtomicU64,
-    /// The stream of that block, or 0.
+    /// The stream of that header block; 0 if there is none.
     block_stream: AtomicU32,
-    /// Whether the time for a head has passed.
+    /// Whether the deadline of a head has passed, so that the next read ends the connection.
     is_head_abandoned: AtomicBool,
-    /// Bytes of HTTP/1.1 responses that hyper has and the socket has not.
+    /// Bytes of HTTP/1.1 responses that hyper has and the socket has not taken.
     buffered: AtomicUsize,
-    /// Whether the socket took less than it was offered the last time.
+    /// Whether the socket did not take all bytes of the last write or flush.
     is_socket_full: AtomicBool,
     flushes: FlushCounter,
-    /// The trailers of the HTTP/1.1 response that is being sent.
+    /// The trailers of the HTTP/1.1 response whose last chunk hyper writes next.
     trailer_slot: TrailerSlot,
-    /// Requests that began since the connection did.
+    /// The number of requests since the connection began.
     requests_begun: AtomicU64,
 }
 
-/// Bytes that hyper may hold of an HTTP/1.1 response before the next are asked for.
+/// The number of bytes of an HTTP/1.1 response in hyper's buffer from which on no further ones are read from the gateway.
 const HIGH_WATER_MARK: usize = 16 * 1024;
 
-/// How long a connection may stay in a phase.
+/// The longest time for each phase of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// From the first byte of a head to its end; over HTTP/2 that of the preface.
+    /// From the first byte of an HTTP/1.1 head to its end, or for the HTTP/2 preface and first SETTINGS.
     pub head: Duration,
-    /// The same for a header block of HTTP/2.
+    /// From the first byte of an HTTP/2 header block to its end.
     pub block: Duration,
-    /// Between requests.
+    /// Between two requests.
     pub idle: Duration,
     /// While the client reads nothing of a response.
     pub stall: Duration,
 }
 
-/// Which deadline passed.
+/// What a client is overdue with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overdue {
-    /// The client did not finish a head; over HTTP/2 its preface.
+    /// The client did not finish an HTTP/1.1 head, or its HTTP/2 preface.
     Head,
-    /// The client did not finish a header block of HTTP/2.
+    /// The client did not finish an HTTP/2 header block.
     HeaderBlock,
     /// The client sent no request.
     Idle,
@@ -80,7 +80,7 @@ pub enum Overdue {
 }
 
 impl Overdue {
-    /// The reason in one word, for metrics.
+    /// Returns the reason in one word, for logs and metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Head | Self::HeaderBlock => "head",
@@ -91,7 +91,8 @@ impl Overdue {
 }
 
 impl Activity {
-    /// An HTTP/2 connection begins with a preface and SETTINGS, which count as a head; HTTP/1.1 begins idle.
+    /// Creates the activity of a new connection. An HTTP/2 connection begins with its preface and SETTINGS, which count
+    /// as a head; an HTTP/1.1 connection begins idle.
     pub fn new(protocol: Protocol) -> Arc<Self> {
         let head = u64::from(protocol == Protocol::H2);
         Arc::new(Self {
@@ -121,7 +122,7 @@ impl Activity {
         u64::try_from((at - self.epoch).as_millis()).unwrap_or(u64::MAX >> 1)
     }
 
-    /// Notes that bytes were read; `is_in_head` is whether they ended in the middle of a head.
+    /// Notes that bytes were read over HTTP/1.1. `is_in_head` is whether they ended inside a head.
     pub fn note_read(&self, is_in_head: bool) {
         self.is_in_head.store(is_in_head, Ordering::Relaxed);
         if is_in_head
@@ -132,8 +133,8 @@ impl Activity {
         }
     }
 
-    /// Notes the stream in whose first header block the bytes that were read over HTTP/2 end. Its time counts
-    /// from the first such read.
+    /// Notes the unfinished header block in which the bytes that were read over HTTP/2 end, by its stream; `None` if
+    /// they end in none. The time of a block counts from the first such read.
     pub fn note_header_block(&self, stream: Option<u32>) {
         if self.block_stream.swap(stream.unwrap_or(0), Ordering::Relaxed) != stream.unwrap_or(0) {
             let since = if stream.is_some() { self.now() + 1 } else { 0 };
@@ -141,33 +142,33 @@ impl Activity {
         }
     }
 
-    /// Returns whether a header block of HTTP/2 goes on.
+    /// Returns whether the client has begun an HTTP/2 header block and not finished it.
     pub fn is_in_header_block(&self) -> bool {
         self.block_since.load(Ordering::Relaxed) > 0
     }
 
-    /// Notes that the preface and the first SETTINGS of an HTTP/2 connection are complete.
+    /// Notes that the HTTP/2 preface and the first SETTINGS are complete.
     pub fn note_preface_end(&self) {
         if self.active_requests.load(Ordering::Relaxed) == 0 {
             self.phase.store(self.now() << 1, Ordering::Relaxed);
         }
     }
 
-    /// Notes that the client took bytes of a response.
+    /// Notes that the socket took bytes of a response.
     pub fn note_progress(&self) {
         if self.unread_responses.load(Ordering::Relaxed) > 0 {
             self.last_progress.store(self.now(), Ordering::Relaxed);
         }
     }
 
-    /// Notes that `count` bytes were written; `is_all` is whether the socket took everything offered.
+    /// Notes that the socket took `count` bytes. `is_all` is whether these are all that it was offered.
     pub fn note_write(&self, count: usize, is_all: bool) {
         let left = self.buffered.load(Ordering::Relaxed).saturating_sub(count);
         self.buffered.store(left, Ordering::Relaxed);
         self.is_socket_full.store(!is_all, Ordering::Relaxed);
     }
 
-    /// Notes a flush; `is_all` is whether everything written was sent.
+    /// Notes a flush. `is_all` is whether it completed, so that everything written has left the process.
     pub fn note_flush(&self, is_all: bool) {
         if is_all {
             self.buffered.store(0, Ordering::Relaxed);
@@ -176,12 +177,12 @@ impl Activity {
         self.is_socket_full.store(!is_all, Ordering::Relaxed);
     }
 
-    /// The end of the chunked body that hyper is writing, which trailers may replace.
+    /// Returns the slot for the trailers of the chunked body that hyper is writing.
     pub fn trailer_slot(&self) -> &TrailerSlot {
         &self.trailer_slot
     }
 
-    /// Returns how many requests have begun since the connection did.
+    /// Returns the number of requests since the connection began.
     pub fn requests_begun(&self) -> u64 {
         self.requests_begun.load(Ordering::Relaxed)
     }
@@ -191,7 +192,7 @@ impl Activity {
         self.active_requests.load(Ordering::Relaxed) == 0
     }
 
-    /// Has the next read answer the unfinished head with an error.
+    /// Makes the next read answer the unfinished head with an error and end the connection.
     pub fn abandon_head(&self) {
         self.is_head_abandoned.store(true, Ordering::Relaxed);
     }
@@ -201,7 +202,8 @@ impl Activity {
         self.is_head_abandoned.load(Ordering::Relaxed)
     }
 
-    /// Notes that a request is being served, until the guard is dropped.
+    /// Notes that a request is served until the returned guard is dropped. Over HTTP/2, must be called on the task of
+    /// its stream.
     pub fn begin_request(self: &Arc<Self>) -> RequestGuard {
         self.active_requests.fetch_add(1, Ordering::Relaxed);
         self.requests_begun.fetch_add(1, Ordering::Relaxed);
@@ -213,7 +215,7 @@ impl Activity {
         }
     }
 
-    /// Notes a tunnel on the stream of `request`, until the guard is dropped.
+    /// Notes that the HTTP/2 stream of `request` carries a tunnel until the returned guard is dropped.
     pub fn begin_tunnel(self: &Arc<Self>, request: &RequestGuard) -> RequestGuard {
         self.active_requests.fetch_add(1, Ordering::Relaxed);
         self.h2_tunnels.fetch_add(1, Ordering::Relaxed);
@@ -230,7 +232,7 @@ impl Activity {
         self.h2_tunnels.load(Ordering::Relaxed) > 0
     }
 
-    /// Returns when the client will be overdue, and with what; `None` while the gateway is waited for.
+    /// Returns the time at which the client will be overdue, and with what; `None` while only the gateway is waited for.
     pub fn deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         let since = self.block_since.load(Ordering::Relaxed).checked_sub(1);
         let block =
@@ -238,7 +240,7 @@ impl Activity {
         self.phase_deadline(timeouts).into_iter().chain(block).min_by_key(|(at, _)| *at)
     }
 
-    /// Returns when the current phase will be overdue, and as what.
+    /// Returns the deadline of the current phase, apart from header blocks of HTTP/2.
     fn phase_deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         if self.active_requests.load(Ordering::Relaxed) > 0 {
             let has_unread = self.unread_responses.load(Ordering::Relaxed) > 0;
@@ -256,21 +258,21 @@ impl Activity {
     }
 }
 
-/// Held while a request is served, its response body included.
+/// Marks a request as being served, until its response has been sent.
 #[derive(Debug)]
 pub struct RequestGuard {
     activity: Arc<Activity>,
-    /// The HTTP/2 stream that carries the request.
+    /// The HTTP/2 stream that carries the request; `None` over HTTP/1.1.
     stream: Option<Arc<StreamStall>>,
     is_pending: AtomicBool,
     is_tunnel: bool,
 }
 
 impl RequestGuard {
-    /// Notes that a part of the response waits for the client to read it.
+    /// Notes that since `now` a part of the response waits for the client to read it.
     pub fn mark_pending(&self, now: Instant) {
         if !self.is_pending.swap(true, Ordering::Relaxed) {
-            // The time first, so that no other thread computes a deadline from an old one.
+            // The time is stored first, so that no thread computes a deadline from an old time.
             self.activity.last_progress.store(self.activity.millis(now), Ordering::Relaxed);
             self.activity.unread_responses.fetch_add(1, Ordering::Release);
             if let Some(stream) = &self.stream {
@@ -279,20 +281,20 @@ impl RequestGuard {
         }
     }
 
-    /// Notes that hyper got `count` bytes of the response.
+    /// Notes that hyper got `count` more bytes of the response.
     pub fn add_buffered(&self, count: usize) {
         self.activity.buffered.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Returns whether hyper holds enough of the response. On HTTP/1.1 only, where hyper asks again
-    /// after the next write; a stream of HTTP/2 is limited by its window.
+    /// Returns whether hyper has enough bytes of the response for now. Over HTTP/1.1 hyper polls the body again after
+    /// the next write. Over HTTP/2 it returns `false`: the stream's window is the limit.
     pub fn is_above_high_water_mark(&self) -> bool {
         self.stream.is_none()
             && (self.activity.is_socket_full.load(Ordering::Relaxed)
                 || self.activity.buffered.load(Ordering::Relaxed) >= HIGH_WATER_MARK)
     }
 
-    /// Notes that the client has read all that there was.
+    /// Notes that no part of the response waits for the client any more.
     pub fn mark_drained(&self) {
         if self.is_pending.swap(false, Ordering::Relaxed) {
             self.activity.unread_responses.fetch_sub(1, Ordering::Relaxed);
@@ -302,7 +304,7 @@ impl RequestGuard {
         }
     }
 
-    /// Resets the HTTP/2 stream of a tunnel in place of ending it.
+    /// Resets the HTTP/2 stream of a tunnel, in place of an END_STREAM.
     pub fn reset_stream(&self) {
         if let Some(stream) = &self.stream {
             stream.reset();
@@ -314,23 +316,23 @@ impl RequestGuard {
         self.stream.as_ref().is_some_and(|stream| stream.is_expired())
     }
 
-    /// Returns whether the request came on a stream of HTTP/2.
+    /// Returns whether the request came over HTTP/2.
     pub fn is_h2(&self) -> bool {
         self.stream.is_some()
     }
 
-    /// Completes once all that hyper had at `since`, a value of `Self::flush_count`, has left the
-    /// process. On HTTP/1.1 only.
+    /// Completes once the connection was flushed after `since`, an earlier result of [`Self::flush_count`]: all bytes
+    /// that hyper had by then have left the process. HTTP/1.1 only.
     pub fn poll_flushed(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
         self.activity.flushes.poll_after(since, cx)
     }
 
-    /// Has the chunked body that ends now end with `trailers`. All that hyper had of it must have left the process.
+    /// Sets the trailers of the chunked body that ends next. All bytes that hyper had of it must have left the process.
     pub fn end_with_trailers(&self, trailers: &HeaderMap) {
         self.activity.trailer_slot.set(trailers);
     }
 
-    /// Returns how often everything that was written had left the process.
+    /// Returns the number of flushes of the connection. At each, all bytes written have left the process.
     pub fn flush_count(&self) -> u64 {
         self.activity.flushes.count()
     }
@@ -342,8 +344,8 @@ impl Drop for RequestGuard {
         if self.is_tunnel {
             self.activity.h2_tunnels.fetch_sub(1, Ordering::Relaxed);
         }
-        // Before the count falls, so that no other thread takes the connection for idle since its
-        // start. The next head may have begun.
+        // The phase is stored before the count falls: a thread that reads in between must not take an old phase for
+        // the current one. The head of the next request may have begun.
         let head = u64::from(self.activity.is_in_head.load(Ordering::Relaxed));
         self.activity.phase.store((self.activity.now() << 1) | head, Ordering::Relaxed);
         self.activity.active_requests.fetch_sub(1, Ordering::Relaxed);
@@ -367,7 +369,7 @@ mod tests {
         let start = Instant::now();
         let activity = Activity::new(Protocol::H2);
         let _request = activity.begin_request();
-        // When reads end in these blocks, and when the deadline passes then.
+        // The second of a read, the header block in which it ends, and the deadline after it.
         for (second, stream, deadline) in [
             (0, None, None),
             (5, Some(1), Some(15)),
@@ -419,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn hyper_gets_no_more_than_the_socket_takes() {
+    fn the_high_water_mark_follows_what_the_socket_takes() {
         let activity = Activity::new(Protocol::H1);
         let guard = activity.begin_request();
         assert!(!guard.is_above_high_water_mark());

@@ -1,10 +1,11 @@
-//! The bodies of refusals that hyper sends by itself.
+//! Adds bodies to the responses by which hyper refuses HTTP/1.1 heads.
 //!
-//! hyper answers a head that it can't read with 400, 414 or 431, an empty body and the end of the
-//! connection, without a callback before
-//! ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`] recognizes such
-//! a response: it is what hyper writes after its buffer was empty with no request being served, and
-//! no request has begun since.
+//! hyper answers a head that it can't read with 400, 414 or 431 and an empty body, and ends the connection. It does not
+//! call the service before ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`] recognizes
+//! such a response: hyper writes it after its buffer was empty while no request was served, and no request has begun
+//! since.
+//!
+//! Workaround: delete when hyper asks the service for the response.
 
 use http::StatusCode;
 
@@ -12,30 +13,32 @@ use super::activity::Activity;
 use super::h1_request_guard::HeadFault;
 use super::refused_heads::HeadRefusal;
 
-/// The longest head that hyper writes by itself.
+/// The longest response head that hyper writes without the service, in bytes.
 const MAX_HEAD: usize = 512;
 const NO_BODY: &[u8] = b"content-length: 0\r\n";
 
-/// Recognizes what hyper answers by itself.
+/// Recognizes the responses that hyper writes without the service.
 #[derive(Debug)]
 pub struct HyperRefusals {
-    /// How many requests had begun when hyper last had nothing to write and nothing to do.
+    /// The number of requests so far, when hyper's buffer was last empty; `None` if a request was being served then.
     idle_since: Option<u64>,
 }
 
 impl HyperRefusals {
-    /// Creates the state of a connection on which nothing was written yet.
+    /// Creates the state of a new connection.
     pub fn new() -> Self {
         Self { idle_since: Some(0) }
     }
 
-    /// Notes that hyper's buffer is empty.
+    /// Notes a flush, at which hyper's buffer is empty.
     pub fn note_flush(&mut self, activity: &Activity) {
         self.idle_since = activity.is_idle().then(|| activity.requests_begun());
     }
 
-    /// Returns the response to send in place of `offered`, if that is a refusal of hyper's, and why
-    /// the head is refused; `fault` is what is known of that.
+    /// Returns the response to send in place of the bytes that hyper offers to write, and the reason of the refusal;
+    /// `None` if they are not a refusal by hyper. `fault` is what [`H1RequestGuard`] found wrong with the head.
+    ///
+    /// [`H1RequestGuard`]: super::h1_request_guard::H1RequestGuard
     pub fn replacement<'a>(
         &self,
         offered: impl Iterator<Item = &'a [u8]>,
@@ -56,7 +59,7 @@ impl HyperRefusals {
     }
 }
 
-/// Gives the refusal with this `head` a body.
+/// Returns hyper's refusal with a body in place of the empty one; `None` if `head` is not the head of a refusal.
 fn with_body(head: &[u8], fault: HeadFault) -> Option<(Vec<u8>, HeadRefusal)> {
     let code = head.strip_prefix(b"HTTP/1.1 ").or_else(|| head.strip_prefix(b"HTTP/1.0 "))?.get(..3)?;
     let refusal = refusal(StatusCode::from_bytes(code).ok()?, fault)?;
@@ -80,16 +83,16 @@ fn refusal(status: StatusCode, fault: HeadFault) -> Option<HeadRefusal> {
     })
 }
 
-/// Returns the length of the body of a response that refuses a head.
+/// Returns the length of the body of the response for `refusal`, in bytes.
 pub fn body_length(refusal: HeadRefusal) -> usize {
     body(refusal).len()
 }
 
 fn body(refusal: HeadRefusal) -> String {
-    format!("{}\n", serde_json::json!({"error": {"type": refusal.label(), "message": refusal.text()}}))
+    format!("{}\n", serde_json::json!({"error": {"type": refusal.label(), "message": refusal.client_text()}}))
 }
 
-/// The response to a head that was begun and not finished in time.
+/// Returns the response to a head that was not finished in time.
 pub fn head_timeout() -> Vec<u8> {
     let body = body(HeadRefusal::Timeout);
     format!(
@@ -113,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_hyper_writes_by_itself_is_replaced() {
+    fn only_refusals_by_hyper_are_replaced() {
         let activity = Activity::new(Protocol::H1);
         let mut refusals = HyperRefusals::new();
         assert!(replaced(&refusals, &activity, REFUSAL), "a first head that hyper can't read");

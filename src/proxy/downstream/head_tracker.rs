@@ -32,7 +32,7 @@ const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
 
-/// The request heads of one connection: their streams, their interim responses, and which were refused.
+/// The request heads of one connection: their streams, their interim responses, and which of them hyper refused.
 pub struct HeadTracker {
     protocol: Protocol,
     /// Whether `state` has interim responses: read without the lock, for each write.
@@ -204,6 +204,7 @@ impl HeadTracker {
         self.close_in(&mut self.state(), stream);
     }
 
+    /// Drops the interim responses of the open request on `stream`, if there is one.
     fn close_in(&self, state: &mut State, stream: u32) {
         if state.streams.close(stream) && !state.interims.is_empty() {
             state.interims.remove_stream(stream);

@@ -1,4 +1,4 @@
-//! A downstream connection's bytes, followed on their way to and from hyper.
+//! The stream that hyper reads and writes: follows the bytes of a downstream connection in both directions.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -24,11 +24,11 @@ use crate::proxy::chunked_trailers::first_nonempty;
 use crate::proxy::registry::RegistryGuard;
 use crate::workers::WorkerSlot;
 
-/// Writes of HTTP/2 up to this size may be PINGs and their answers only, which do not mean that a
-/// response is being taken.
+/// The largest write over HTTP/2, in bytes, that may consist of control frames alone, such as answers to PINGs. It does
+/// not show that the client reads a response.
 const MAX_CONTROL_WRITE: usize = 64;
 
-/// What a connection holds until its last byte, tunnels included.
+/// The guards and permits that a connection holds until its end, tunnels included.
 pub struct ConnectionResources {
     _listener: (Permit, WorkerSlot),
     _registered: RegistryGuard,
@@ -41,14 +41,15 @@ impl ConnectionResources {
     }
 }
 
-/// A downstream connection's bytes, with everything that is released when they end. A tunnel takes it over.
+/// The stream of a downstream connection, and the resources that are released when it is dropped. After an HTTP/1.1
+/// upgrade the tunnel takes it over.
 pub struct Downstream<S = Transport> {
     stream: S,
-    /// `None` in a tunnel.
+    /// Follows HTTP; `None` in a tunnel.
     observer: Option<Observer>,
-    /// Bytes that hyper has still to read before any others.
+    /// Rewritten bytes that hyper reads before any others.
     unread: Bytes,
-    /// Whether the last write was cut short, so that the next bytes belong to it.
+    /// Whether the socket took only a part of the last write, so that the next bytes continue it.
     is_partly_written: bool,
     _resources: Option<ConnectionResources>,
 }
@@ -60,41 +61,41 @@ struct Observer {
     guard: ProtocolGuard,
 }
 
-/// What is kept for each protocol.
+/// The state of the guards of one protocol.
 enum ProtocolGuard {
     H1 { guard: H1RequestGuard, refusals: HyperRefusals, replacement: Option<Replacement> },
     H2 { guard: H2FloodGuard, frames: H2OutputFrames, trailers: H2Trailers, floods: Counter },
 }
 
-/// A refusal that replaces one of hyper's.
+/// A response that is written in place of one of hyper's.
 struct Replacement {
     unwritten: Bytes,
-    /// The bytes of hyper's.
+    /// The length of hyper's response, in bytes.
     replaces: usize,
 }
 
-/// What hyper may write.
+/// What may be done with the bytes that hyper offers to write.
 enum WriteTurn {
-    /// As much as it likes.
+    /// All may be written.
     All,
-    /// So many bytes, after which interim responses come.
+    /// At most this many bytes may be written: then interim responses follow.
     AtMost(usize),
-    /// Nothing: others were written in place of so many bytes.
+    /// Other bytes were written in place of this many.
     Replaced(usize),
 }
 
-/// What happens to bytes that were read.
+/// What hyper gets for bytes that were read.
 enum ReadOutcome {
-    /// hyper gets them.
+    /// The same bytes.
     Passed,
-    /// hyper gets others in their place.
+    /// These bytes in their place.
     Rewritten(Vec<u8>),
-    /// The connection is closed with these.
+    /// Nothing: the connection is closed, and the client gets these bytes.
     Refused(&'static [u8]),
 }
 
 impl Observer {
-    /// Follows what was read.
+    /// Follows bytes that were read from the client.
     fn follow_read(&mut self, bytes: &mut [u8]) -> ReadOutcome {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, .. } => {
@@ -137,7 +138,7 @@ impl Observer {
         }
     }
 
-    /// Follows the first `count` bytes of `bufs`, which were written.
+    /// Follows the first `count` bytes of `bufs`, which hyper wrote.
     fn follow_written(&mut self, bufs: &[IoSlice<'_>], mut count: usize) {
         if let ProtocolGuard::H2 { frames, .. } = &mut self.guard {
             for buf in bufs {
@@ -148,7 +149,7 @@ impl Observer {
         }
     }
 
-    /// Writes what must come before the bytes that hyper offers, or in place of them.
+    /// Writes what must come before the bytes that hyper offers (`offered`), or in place of them.
     fn poll_before_write<S>(
         &mut self,
         stream: &mut S,
@@ -201,7 +202,7 @@ impl Observer {
         }
     }
 
-    /// Writes interim responses. hyper's buffer is empty.
+    /// Writes interim responses when hyper flushes, so that its buffer is empty.
     fn poll_interims<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.head_tracker.register_writer(cx);
         let only_rest = match &mut self.guard {
@@ -232,7 +233,7 @@ impl Downstream {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
-    /// Follows `stream`, on which HTTP begins; counts violations in `floods`.
+    /// Creates the stream above `stream`, on which HTTP begins. Floods of HTTP/2 frames are counted in `floods`.
     pub fn follow(
         stream: S,
         protocol: Protocol,
@@ -257,18 +258,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         Self { stream, observer, unread: Bytes::new(), is_partly_written: false, _resources: None }
     }
 
-    /// Stops following the bytes: what comes from now on is not HTTP/1.1.
+    /// Stops following the bytes: after an upgrade they are no longer HTTP/1.1.
     pub fn leave_http(&mut self) {
         self.observer = None;
     }
 
-    /// Notes that the client does not take all that is to be written.
+    /// Notes that the socket does not take all that is to be written.
     fn note_blocked(&self) {
         if let Some(observer) = &self.observer {
             observer.head_tracker.note_blocked(true);
         }
     }
 
+    /// Notes the result of a write of `bufs`. With `follow`, the bytes are hyper's own.
     fn note_written(&mut self, poll: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>], follow: bool) {
         let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
@@ -284,7 +286,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         }
     }
 
-    /// Ends the connection with `bytes`, unless they would be read as a part of what was written partly.
+    /// Ends the connection with `bytes`. They are left out if they would continue a message or frame that is partly
+    /// written.
+    ///
+    /// # Errors
+    /// Always: hyper must not use the connection any more.
     fn write_final(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut stream = Pin::new(&mut self.stream);
         let interim = self.observer.as_ref().is_some_and(|observer| observer.head_tracker.is_interim_partly_written());
@@ -297,7 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
     }
 
-    /// Gives hyper what it has still to read.
+    /// Moves bytes of `unread` to `buf`.
     fn give_unread(&mut self, buf: &mut ReadBuf<'_>) {
         let count = self.unread.len().min(buf.remaining());
         buf.put_slice(&self.unread[..count]);
@@ -323,7 +329,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                         observer.head_tracker.note_closing();
                         return this.write_final(bytes, cx);
                     }
-                    // None may be left; that must not look like the end.
+                    // `bytes` may be empty, which hyper must not take for the end of the connection.
                     ReadOutcome::Rewritten(bytes) => {
                         this.unread = bytes.into();
                         buf.set_filled(before);
@@ -338,7 +344,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                 let response = match observer.guard {
                     ProtocolGuard::H1 { .. } => head_timeout(),
                     ProtocolGuard::H2 { .. } if observer.activity.is_in_header_block() => ENHANCE_YOUR_CALM.to_vec(),
-                    // A client that never ended its preface has no use for a response.
+                    // A client that did not end its preface can't read a response.
                     ProtocolGuard::H2 { .. } => Vec::new(),
                 };
                 return this.write_final(&response, cx);

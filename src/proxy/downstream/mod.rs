@@ -1,15 +1,17 @@
-//! The bytes of a downstream connection, below hyper: followed in both directions, and changed where
-//! hyper falls short.
+//! The bytes of a downstream connection, below hyper: followed in both directions, and changed to work around what hyper
+//! and `h2` can't do.
 //!
 //! | files | do |
 //! | --- | --- |
-//! | `io` | the stream that hyper reads and writes, which runs the others |
+//! | `io` | the stream that hyper reads and writes; it calls the others |
+//! | `transport` | the socket below it: over TLS, or plain TCP |
 //! | `activity` | what the connection is doing, for its deadlines |
 //! | `h1_request_guard` | finds HTTP/1.1 requests that state their length twice |
-//! | `h1_refusal`, `refused_heads` | what hyper refuses by itself: its response's body, its log line and count |
-//! | `h2_flood_guard` | limits HTTP/2 frames that ask for nothing |
-//! | `h2_output_frames`, `head_tracker` | write interim responses (1xx) between hyper's bytes; the second also counts heads |
-//! | `request_streams` | finds on which HTTP/2 stream a request came |
+//! | `h1_refusal`, `refused_heads` | heads that hyper refuses before there is a request: the response's body; the log line and the count |
+//! | `h2_frame_head` | parses the heads of HTTP/2 frames |
+//! | `h2_flood_guard` | limits HTTP/2 control frames |
+//! | `head_tracker`, `interim_queue`, `h2_output_frames` | write interim responses (1xx) between hyper's bytes |
+//! | `request_streams` | finds the HTTP/2 stream of each request |
 //! | `h2_stream_stall` | resets HTTP/2 streams that the client does not read |
 //! | `h2_trailers` | has `h2` refuse pseudo-header fields in trailers |
 //! | `window_budget` | shares memory among the flow-control windows of HTTP/2 connections |

@@ -1,23 +1,22 @@
-//! Request heads that hyper or `h2` refuse by themselves, before there is a request.
+//! Finds the request heads that hyper or `h2` refuse before there is a request.
 //!
-//! Over HTTP/1.1 the response shows the refusal. Over HTTP/2 `h2` resets the stream, but it also does
-//! so where a request's body is malformed, and hyper does not tell on which stream a request came. So
-//! [`RefusedHeads`] compares counts:
+//! Over HTTP/1.1 hyper's response shows the refusal. Over HTTP/2 `h2` resets the stream. It also resets streams whose
+//! request's body is malformed, and hyper does not tell on which stream a request came. So [`RefusedHeads`] counts:
 //!
-//! 1. It subtracts the requests from the header blocks that began a stream: so many became no request.
-//! 2. It subtracts what only a head can get: a reset with REFUSED_STREAM, and a response that has
-//!    nothing but a status, which `h2` sends where a head is too large.
-//! 3. It reports the other resets of those streams as refusals, but no more than are left.
+//! 1. The header blocks that begin a stream, less the requests, are undecided.
+//! 2. A reset with REFUSED_STREAM is a refused head. So is a response whose only field is `:status`, which `h2` sends if
+//!    a head is too large. No request can get either.
+//! 3. Each other reset of such a stream is a refused head, as long as header blocks are undecided.
 //!
-//! The last step must wait until hyper has done all it can, and everything was written: before that, a
-//! block that is left may still become a request, or be refused.
+//! Step 3 is taken at the end of a round: when hyper has done all that it can, and everything was written. Before that,
+//! an undecided header block may still become a request.
 //!
-//! For example, blocks come on streams 3, 5 and 7, two become requests, and `h2` resets stream 5.
-//! One block is left, so the reset is a refused head. A later reset of stream 3 is none.
+//! For example, header blocks come on streams 3, 5 and 7, two become requests, and `h2` resets stream 5.
+//! One block is undecided, so the reset is a refused head. A later reset of stream 3 is none.
 //!
-//! A block that goes on in CONTINUATION frames may be refused before its end. And for one request, a
-//! CONNECT with a body, hyper ends the connection without a frame (`hyper/src/proto/h2/server.rs`, "h2
-//! connect request with non-zero body not supported"): that is seen by a block that is left then.
+//! A header block that continues in CONTINUATION frames may be refused before its end. For one request, a CONNECT with a
+//! body, hyper ends the connection without a frame (`hyper/src/proto/h2/server.rs`, "h2 connect request with non-zero
+//! body not supported"): it is found by the header block that is undecided when the connection ends.
 //!
 //! Workaround: [hyper#3225](https://github.com/hyperium/hyper/issues/3225). Delete when hyper reports
 //! the heads that it refuses.
@@ -26,40 +25,40 @@ use std::mem::take;
 
 use http::StatusCode;
 
-/// The most streams that are kept of one connection. `h2` drops those that come after a GOAWAY, however many there are.
+/// The most streams of a round that are kept. `h2` may drop any number after a GOAWAY.
 const MAX_STREAMS: usize = 1024;
 
-/// Codes of stream and connection errors (RFC 9113 section 7).
+// Error codes of streams and connections (RFC 9113 section 7).
 const PROTOCOL_ERROR: u32 = 1;
 const INTERNAL_ERROR: u32 = 2;
 const REFUSED_STREAM: u32 = 7;
 const COMPRESSION_ERROR: u32 = 9;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// What `h2` says beside `ENHANCE_YOUR_CALM` where the cause is a head.
+/// The debug data of `h2`'s GOAWAY with `ENHANCE_YOUR_CALM`, if the cause is a head.
 const HEAD_TOO_LARGE: [&[u8]; 2] = [b"header_list_way_too_large", b"too_many_continuations"];
-/// The length of the longest of these.
+/// The length of the longest debug data in [`HEAD_TOO_LARGE`].
 pub const LONGEST_DEBUG_DATA: usize = HEAD_TOO_LARGE[0].len();
 
 /// Why a head was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadRefusal {
-    /// It is malformed.
+    /// The head is malformed.
     Malformed,
-    /// It states its length more than once.
+    /// The head states the length of the body more than once.
     AmbiguousLength,
-    /// Its target is too long.
+    /// The request target is too long.
     TargetTooLong,
-    /// It exceeds `limits.head_bytes` or `limits.head_fields`.
+    /// The head exceeds `limits.head_bytes` or `limits.head_fields`.
     TooLarge,
-    /// It did not arrive within `limits.head_timeout`.
+    /// The head did not arrive within `limits.head_timeout`.
     Timeout,
     /// The HTTP/2 connection has as many open streams as `limits.h2_streams` allows.
     TooManyStreams,
 }
 
 impl HeadRefusal {
-    /// The reason in one word, for logs, metrics and programs.
+    /// Returns the reason in one word, for logs, metrics and programs.
     pub fn label(self) -> &'static str {
         match self {
             Self::Malformed => "bad_head",
@@ -71,7 +70,7 @@ impl HeadRefusal {
         }
     }
 
-    /// The status of the response over HTTP/1.1.
+    /// Returns the status of the response over HTTP/1.1.
     pub fn status(self) -> StatusCode {
         match self {
             Self::Malformed | Self::AmbiguousLength => StatusCode::BAD_REQUEST,
@@ -82,8 +81,8 @@ impl HeadRefusal {
         }
     }
 
-    /// A sentence for the client.
-    pub fn text(self) -> &'static str {
+    /// Returns a sentence for the client.
+    pub fn client_text(self) -> &'static str {
         match self {
             Self::Malformed => "The request's first line or one of its header fields is malformed.",
             Self::AmbiguousLength => {
@@ -97,35 +96,34 @@ impl HeadRefusal {
     }
 }
 
-/// The refused heads of one connection, until [`take`](Self::take) returns them.
+/// The refused heads of one connection.
 #[derive(Debug, Default)]
 pub struct RefusedHeads {
     refused: Vec<RefusedHead>,
-    /// HTTP/2: the stream whose header block goes on in CONTINUATION frames.
+    /// HTTP/2: the stream whose header block continues in CONTINUATION frames.
     partial_block: Option<u32>,
-    /// HTTP/2: the last stream whose header block was refused before its end. The end is not counted again.
+    /// HTTP/2: the last stream whose header block was refused before its end, so that the end is not counted again.
     refused_partial_block: Option<u32>,
-    /// Whether the client closed its side: then hyper may end the connection.
+    /// Whether the client closed its direction of the connection: then hyper may end it for that reason.
     has_client_ended: bool,
-    /// Whether a GOAWAY was written, or replaced what the client sent: hyper ends the connection,
-    /// and ignores new streams.
+    /// Whether `h2` or loopgate closes the connection: hyper ignores new streams.
     is_closing: bool,
-    /// HTTP/2: the streams that began since everything was settled, in ascending order.
+    /// HTTP/2: the streams that began in the current round, in ascending order.
     begun: Vec<BegunStream>,
-    /// How many of them are neither a request nor refused yet.
+    /// The number of streams of the round that are neither a request nor refused yet.
     undecided: usize,
-    /// Those of which nothing came in the end.
+    /// The streams of earlier rounds that were neither a request nor refused.
     dropped: DroppedHeads,
-    /// Resets of streams in `begun` that may be refusals, and the end of the connection, if that may be one.
+    /// Possible refusals of the round: resets of streams in `begun`, and a GOAWAY.
     resets: Vec<RefusedHead>,
 }
 
 /// A refused head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RefusedHead {
-    /// Why.
+    /// The reason.
     pub why: HeadRefusal,
-    /// Whether a response says so, rather than a reset or the end of the connection.
+    /// Whether the client gets a response, rather than a reset or the end of the connection.
     pub is_answered: bool,
 }
 
@@ -139,12 +137,12 @@ impl RefusedHead {
     }
 }
 
-/// Heads of which nothing came: neither a request nor a refusal.
+/// The numbers of heads that became neither a request nor a refusal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DroppedHeads {
-    /// Those whose streams the client reset, or whose connection it closed.
+    /// Heads whose stream the client reset, or whose connection it closed.
     pub by_client: usize,
-    /// Those on connections that were being closed from this side.
+    /// Heads on a connection that `h2` or loopgate was closing.
     pub by_closing: usize,
 }
 
@@ -152,7 +150,7 @@ pub struct DroppedHeads {
 #[derive(Clone, Copy, Debug)]
 struct BegunStream {
     stream: u32,
-    /// Whether a response or a reset was written.
+    /// Whether a response or a reset was written on it.
     is_answered: bool,
 }
 
@@ -162,17 +160,17 @@ impl RefusedHeads {
         self.refused.push(RefusedHead::with_response(refusal));
     }
 
-    /// Returns the refused and the dropped heads since it was called the last time.
+    /// Returns the heads that were refused or dropped since the last call.
     pub fn take(&mut self) -> (Vec<RefusedHead>, DroppedHeads) {
         (take(&mut self.refused), take(&mut self.dropped))
     }
 
-    /// Notes that `h2` got the beginning of the header block that begins `stream`.
+    /// Notes that `h2` got the first part of the header block that begins `stream`.
     pub fn note_partial_block(&mut self, stream: u32) {
         self.partial_block = Some(stream);
     }
 
-    /// Notes that the header block that goes on did not end in time, for which the connection is closed.
+    /// Notes that the connection is closed because its unfinished header block did not end in time.
     pub fn note_block_timeout(&mut self) {
         self.partial_block = None;
         self.is_closing = true;
@@ -194,7 +192,7 @@ impl RefusedHeads {
         }
     }
 
-    /// Notes that the block that goes on will become no request.
+    /// Notes that the unfinished header block never becomes a request.
     fn refuse_partial_block(&mut self) {
         if let Some(stream) = self.partial_block.take() {
             self.refused_partial_block = Some(stream);
@@ -202,17 +200,17 @@ impl RefusedHeads {
         }
     }
 
-    /// Notes that the client closed its side.
+    /// Notes that the client closed its direction of the connection.
     pub fn note_client_end(&mut self) {
         self.has_client_ended = true;
     }
 
-    /// Notes that the connection is closed from this side, without a frame of `h2`.
+    /// Notes that loopgate closes the connection, without a GOAWAY of `h2`.
     pub fn note_closing(&mut self) {
         self.is_closing = true;
     }
 
-    /// Notes that hyper ended the connection without an error; returns whether it did so because of a head.
+    /// Notes that hyper ended the connection without an error; returns whether it did so because of a request head.
     pub fn note_clean_end(&mut self) -> bool {
         self.attribute_resets();
         let is_refused = !self.is_closing && !self.has_client_ended && self.undecided > 0;
@@ -224,7 +222,7 @@ impl RefusedHeads {
         is_refused
     }
 
-    /// Notes that hyper passes a request on.
+    /// Notes that hyper passes a request to the service.
     pub fn note_request(&mut self) {
         self.undecided = self.undecided.saturating_sub(1);
     }
@@ -234,7 +232,7 @@ impl RefusedHeads {
         self.refused.push(refused);
     }
 
-    /// Notes a response on `stream`. If it has nothing but a status, `h2` sends it because a head is too large (431).
+    /// Notes the head of a response on `stream`. With `is_status_only`, `h2` sends it because a head is too large (431).
     pub fn note_response(&mut self, stream: u32, is_status_only: bool) {
         if self.mark_answered(stream) && is_status_only {
             self.refuse(RefusedHead::with_response(HeadRefusal::TooLarge));
@@ -248,7 +246,7 @@ impl RefusedHeads {
         }
         let is_first = self.mark_answered(stream);
         match code {
-            // Only for a head, and for each once.
+            // Only heads get this code, and each only once.
             REFUSED_STREAM => self.refuse(RefusedHead::without_response(HeadRefusal::TooManyStreams)),
             PROTOCOL_ERROR | INTERNAL_ERROR if is_first => {
                 self.resets.push(RefusedHead::without_response(HeadRefusal::Malformed))
@@ -257,9 +255,9 @@ impl RefusedHeads {
         }
     }
 
-    /// Notes that `h2` closes the connection with `code` and `debug_data`, which it does where it can't
-    /// read a block, or will read no more of it. A block that it could read belongs to a stream up to
-    /// `last_stream`: if all are such, something else is at fault.
+    /// Notes a GOAWAY of `h2`. It may be the refusal of a header block that `h2` can't read, or whose rest it does not
+    /// want. Streams up to `last_stream` had header blocks that it could read: if all streams are among them, the
+    /// GOAWAY has another cause.
     pub fn note_goaway(&mut self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.is_closing = true;
         let refusal = match code {
@@ -274,8 +272,7 @@ impl RefusedHeads {
         }
     }
 
-    /// Notes that hyper has done all that it can for now, and that everything was written; or that
-    /// the connection has ended.
+    /// Ends the round: hyper has done all that it can and everything was written, or the connection has ended.
     pub fn end_round(&mut self) {
         self.attribute_resets();
         let dropped = if self.is_closing { &mut self.dropped.by_closing } else { &mut self.dropped.by_client };
@@ -283,6 +280,7 @@ impl RefusedHeads {
         self.begun.clear();
     }
 
+    /// Counts the possible refusals of the round as refused heads, at most as many as heads are undecided.
     fn attribute_resets(&mut self) {
         for refused in take(&mut self.resets) {
             if self.undecided > 0 {
@@ -296,7 +294,8 @@ impl RefusedHeads {
         self.refused.is_empty() && self.dropped == DroppedHeads::default()
     }
 
-    /// Notes something that was written on `stream`; returns whether that is the first, and may be a refusal.
+    /// Notes that a response or reset was written on `stream`; returns whether it is the first one on a stream of the
+    /// round, so that it may be a refusal.
     fn mark_answered(&mut self, stream: u32) -> bool {
         let found = self.begun.binary_search_by_key(&stream, |begun| begun.stream);
         found.is_ok_and(|at| !std::mem::replace(&mut self.begun[at].is_answered, true))

@@ -1,21 +1,21 @@
-//! On which HTTP/2 stream each request of a connection came, as far as that is known.
+//! Finds the HTTP/2 stream of each request of a connection, as far as possible: hyper does not tell it.
 //!
-//! hyper does not tell it. [`RequestStreams`] counts the header blocks that begin a stream, and the
-//! requests that hyper passes on; both come in the same order. Whenever there are as many requests as
-//! blocks, each block was one request, and the streams are known. Once hyper has done all it can and
-//! everything was written, the blocks that are left never will be requests; malformed and refused
-//! requests cause that. Then the streams of the requests since the last such moment stay unknown: no
-//! stream is guessed.
+//! [`RequestStreams`] records the header blocks that begin a stream, and counts the requests that hyper passes to the
+//! service. Both come in the same order, but a malformed or refused head never becomes a request.
+//!
+//! A round ends when hyper has done all that it can and everything was written. If the round had as many requests as
+//! header blocks, each block was one request, and the streams are known. Otherwise the streams of the round's requests
+//! stay unknown.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// The most header blocks that are kept. hyper passes fewer on at once; h2 drops those that come
-/// after a GOAWAY, however many there are.
+/// The most header blocks of a round that are kept. hyper passes fewer on in a round, but `h2` may drop any number after
+/// a GOAWAY.
 const MAX_BLOCKS: usize = 256;
-/// The most streams that are kept of those which `h2` reset.
+/// The most streams that are kept of those that `h2` reset.
 const MAX_RESET: usize = 64;
-/// The most ranges that are kept of requests whose streams are not known.
+/// The most ranges of requests with unknown streams that are kept.
 const MAX_UNKNOWN: usize = 16;
 
 /// The streams of requests. A round lasts until everything is earlier_requests.
@@ -23,28 +23,29 @@ const MAX_UNKNOWN: usize = 16;
 pub struct RequestStreams {
     /// Header blocks of the round that hyper got and has not passed_on on as a request.
     blocks: VecDeque<BegunStream>,
-    /// The streams of the requests of the round, if each block becomes one.
+    /// The streams of the requests of the round, if each header block becomes a request.
     passed_on: Vec<BegunStream>,
-    /// Whether a header block of the round was no request, or the reverse.
+    /// Whether the streams of the round are given up: a request came without a header block, or there are too many
+    /// blocks.
     is_round_unknown: bool,
-    /// Requests so far.
+    /// The number of requests so far.
     requests: u64,
-    /// How many of them came in earlier rounds.
+    /// The number of requests of earlier rounds.
     earlier_requests: u64,
-    /// Numbers of requests of earlier rounds whose streams are not known.
+    /// The numbers of requests of earlier rounds whose streams are unknown.
     unknown: VecDeque<Range<u64>>,
-    /// Of the first so many requests, no stream is known.
+    /// The streams of all requests up to this number count as unknown.
     unknown_up_to: u64,
-    /// Streams of requests that hyper has not begun to answer, and that neither side has reset.
+    /// The streams of requests that hyper has not begun to answer and neither side has reset.
     open: Vec<u32>,
-    /// Streams of requests that `h2` reset for what the client sent; it closes a connection with many.
+    /// The streams that `h2` reset because of what the client sent. `h2` closes a connection with many of them.
     reset: Vec<u32>,
 }
 
 /// A stream that the client began.
 struct BegunStream {
     stream: u32,
-    /// Whether it is open; it may be reset before there is a request.
+    /// Whether neither side has reset it.
     is_open: bool,
 }
 
@@ -61,14 +62,14 @@ impl RequestStreams {
         self.blocks.push_back(BegunStream { stream, is_open: true });
     }
 
-    /// Notes a request over HTTP/1.1, where there are no streams; returns its number.
+    /// Notes a request over HTTP/1.1, which has no stream; returns its number.
     pub fn note_h1_request(&mut self) -> u64 {
         self.requests += 1;
         self.requests
     }
 
-    /// Notes a request over HTTP/2; returns its number, and the stream that is its own if
-    /// [`is_known`](Self::is_known) says so later.
+    /// Notes a request over HTTP/2; returns its number, and the stream that it came on if [`Self::is_known`] returns
+    /// `true` for the number after the round.
     pub fn note_h2_request(&mut self) -> (u64, u32) {
         self.requests += 1;
         match self.blocks.pop_front() {
@@ -84,14 +85,14 @@ impl RequestStreams {
         }
     }
 
-    /// Notes that `h2` reset `stream` for what the client sent.
+    /// Notes that `h2` reset `stream` because of what the client sent.
     pub fn note_reset(&mut self, stream: u32) {
         if self.reset.len() < MAX_RESET {
             self.reset.push(stream);
         }
     }
 
-    /// Notes that `stream` was reset, or that its response has begun; returns whether it is the stream
+    /// Notes that `stream` was reset, or that its response has begun; returns whether it was the stream
     /// of an open request.
     pub fn close(&mut self, stream: u32) -> bool {
         let Some(at) = self.open.iter().position(|open| *open == stream) else {
@@ -111,8 +112,8 @@ impl RequestStreams {
         }
     }
 
-    /// Ends the round. If a block became no request, it is not known which, so the streams of its requests
-    /// never are.
+    /// Ends the round. If some of its header blocks became no request, it is not known which, so that the streams of its
+    /// requests stay unknown.
     pub fn end_round(&mut self) {
         let is_known = !std::mem::take(&mut self.is_round_unknown) && self.blocks.is_empty();
         self.blocks.clear();
@@ -129,36 +130,36 @@ impl RequestStreams {
         self.earlier_requests = self.requests;
     }
 
-    /// Gives up the streams of the round.
+    /// Gives up the streams of the round, and releases their memory.
     fn give_up_round(&mut self) {
         self.is_round_unknown = true;
         self.blocks = VecDeque::new();
         self.passed_on = Vec::new();
     }
 
-    /// Returns whether the stream of the request with this number is known.
+    /// Returns whether the stream of the request with this number is known. It is not before the end of the round.
     pub fn is_known(&self, number: u64) -> bool {
         number <= self.earlier_requests
             && number > self.unknown_up_to
             && !self.unknown.iter().any(|unknown| unknown.contains(&number))
     }
 
-    /// Returns whether no request came after the one with this number.
+    /// Returns whether the request with this number is the latest.
     pub fn is_last(&self, number: u64) -> bool {
         number == self.requests
     }
 
-    /// Returns whether `stream` is that of a request that hyper has not begun to answer.
+    /// Returns whether `stream` carries a request that hyper has not begun to answer and neither side has reset.
     pub fn is_open(&self, stream: u32) -> bool {
         self.open.contains(&stream)
     }
 
-    /// Returns whether `h2` reset `stream` for what the client sent.
+    /// Returns whether `h2` reset `stream` because of what the client sent.
     pub fn was_reset(&self, stream: u32) -> bool {
         self.reset.contains(&stream)
     }
 
-    /// Returns whether nothing takes more memory than it may, however many streams there were.
+    /// Returns whether all collections are within their limits.
     #[cfg(test)]
     pub fn is_within_limits(&self) -> bool {
         self.blocks.len() <= MAX_BLOCKS
@@ -167,7 +168,7 @@ impl RequestStreams {
             && self.unknown.len() <= MAX_UNKNOWN
     }
 
-    /// Returns whether the blocks of the round take no memory.
+    /// Returns whether the header blocks of the round take no memory.
     #[cfg(test)]
     pub fn has_released_blocks(&self) -> bool {
         self.blocks.capacity() == 0
