@@ -1,54 +1,52 @@
 //! Finds HTTP/1.1 requests that state their length twice, which hyper accepts.
 //!
-//! Where `Transfer-Encoding` is present, hyper drops `Content-Length` before the service sees it,
-//! and it folds equal `Content-Length`s into one. A proxy in front of loopgate may have used what
-//! was dropped, so such a request must be refused (RFC 9112 section 6.3). [`H1RequestGuard`]
-//! follows the bytes on their way to hyper, finds such heads, and invalidates them, so that hyper
-//! refuses them like all that is malformed: with 400 and the end of the connection.
+//! If a head has `Transfer-Encoding`, hyper drops `Content-Length` before the service sees it. It also merges equal
+//! `Content-Length` fields. A proxy in front of loopgate may have used the length that was dropped, so such a request
+//! must be refused (RFC 9112 section 6.3). [`H1RequestGuard`] follows the bytes on their way to hyper, finds such heads,
+//! and makes them invalid, so that hyper answers 400 and closes the connection.
 //!
-//! It does the same to the preface of HTTP/2, which is an error on such a connection: hyper would close
-//! it without a response.
+//! It does the same to the preface of HTTP/2, which is an error on an HTTP/1.1 connection: hyper would close the
+//! connection without a response.
 //!
-//! It also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow them, but
-//! clients send them, other proxies pass them, and hyper answers 400; [`encode`] makes `%22` and
-//! the like of them.
+//! It also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow them, but clients send them,
+//! other proxies pass them, and hyper answers 400. [`encode`] percent-encodes them.
 //!
 //! Workaround, in three parts: delete the first when hyper can refuse such requests (it drops the
 //! length silently since [hyper#4123](https://github.com/hyperium/hyper/issues/4123) and
-//! [hyper#4124](https://github.com/hyperium/hyper/pull/4124)), the second when it answers the preface,
+//! [hyper#4124](https://github.com/hyperium/hyper/pull/4124)), the second when hyper answers the preface,
 //! the third when it passes a target that it can't parse.
 //!
-//! It judges nothing else. Where it can't follow, hyper has refused the input already, and later bytes are never read.
+//! The guard checks nothing else. If it can't parse the input, hyper has refused it already and reads no further bytes.
 
 /// Follows the requests of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct H1RequestGuard {
     position: Position,
     head: Head,
-    /// What the current line begins with, as far as it matters and where it came in more than one piece.
+    /// The beginning of the current line, if the line arrives in more than one piece.
     line: Line,
-    /// Spaces that the current request line has so far.
+    /// The number of spaces in the current request line so far.
     spaces: u8,
-    /// Whether a request was for a tunnel, so that what looks like a request line may be something else.
+    /// Whether a request asked for an upgrade, so that a later line that looks like a request line may be none.
     may_tunnel: bool,
     fault: HeadFault,
 }
 
-/// Where in a request the next byte belongs.
+/// The part of a request to which the next byte belongs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Position {
-    /// In the lines of a head.
+    /// The lines of a head.
     #[default]
     Head,
-    /// In a body, or a chunk and the line end after it, with so many bytes to come.
+    /// A body of stated length, or a chunk and the line end after it, of which `left` bytes are still to come.
     Data { left: u64, chunked: bool },
-    /// In a line that states the size of a chunk.
+    /// The line with the size of a chunk.
     ChunkSize,
-    /// In what comes after the last chunk, where only CRLF ends a line; `fresh` is set if one has just ended.
+    /// The trailers after the last chunk, where only CRLF ends a line. `fresh` is whether a line has just ended.
     Trailers { fresh: bool },
 }
 
-/// What the lines of a head have stated so far.
+/// The facts that the lines of a head have stated so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Head {
     has_begun: bool,
@@ -58,22 +56,22 @@ struct Head {
     asks_for_upgrade: bool,
 }
 
-/// Why a head is refused, as far as the guard knows.
+/// Why hyper refuses a head, as far as the guard knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeadFault {
-    /// hyper refused it.
+    /// hyper found an error itself.
     #[default]
     Other,
-    /// Its length is stated more than once.
+    /// The head states the body's length more than once.
     Ambiguous,
 }
 
-/// Bytes of a request target that hyper refuses where they are not encoded.
+/// Returns whether hyper refuses a request target with this byte.
 fn must_be_encoded(byte: u8) -> bool {
     matches!(byte, b'"' | b'<' | b'>' | b'`')
 }
 
-/// Encodes the bytes at `places` as percent signs and two digits (RFC 3986 section 2.1).
+/// Percent-encodes the bytes at `places` (RFC 3986 section 2.1).
 pub fn encode(bytes: &[u8], places: &[usize]) -> Vec<u8> {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let mut encoded = Vec::with_capacity(bytes.len() + 2 * places.len());
@@ -91,15 +89,15 @@ pub fn encode(bytes: &[u8], places: &[usize]) -> Vec<u8> {
 /// The first line of HTTP/2's preface (RFC 9113 section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
-/// The longest beginning of a line that matters. No valid `Content-Length` is as long.
+/// The most bytes of a line that are kept. No line with a valid `Content-Length` is as long.
 const MAX_LINE_PREFIX: usize = 96;
 
-/// The beginning of a line that is not whole yet.
+/// The beginning of a line that is not complete yet.
 #[derive(Clone, Copy, Debug)]
 struct Line {
     bytes: [u8; MAX_LINE_PREFIX],
     len: usize,
-    /// The last byte that was there, even if not kept.
+    /// The last byte so far, even if it was not kept.
     last: Option<u8>,
 }
 
@@ -118,19 +116,19 @@ impl Line {
 }
 
 impl H1RequestGuard {
-    /// Whether a head has begun and not ended; blank lines before it begin none.
+    /// Returns whether a head has begun and not ended. Blank lines before a request line do not begin a head.
     pub(crate) fn is_in_head(&self) -> bool {
         self.position == Position::Head && (self.head.has_begun || self.line.len > 0 && self.line.bytes[0] != b'\r')
     }
 
-    /// Returns why the latest head is refused, if it is.
+    /// Returns what is wrong with the latest head, if hyper refuses it.
     pub(crate) fn fault(&self) -> HeadFault {
         self.fault
     }
 
-    /// Takes the next bytes of the connection, and adds to `raw` the places of those that
-    /// [`encode`] must encode. If they end a head that states its length more than once, or are
-    /// HTTP/2's preface, invalidates them and returns `true`.
+    /// Follows the next bytes of the connection. Appends to `raw` the indices of the bytes that [`encode`] must encode.
+    /// If the bytes end a head that states its length more than once, or begin HTTP/2, makes them invalid and returns
+    /// `true`.
     pub(crate) fn follow(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
         let mut at = 0;
         while at < bytes.len() {
@@ -162,8 +160,7 @@ impl H1RequestGuard {
                 self.end_line(&line.bytes[..line.len], line.last)
             };
             if refused {
-                // Replaces the end of the line by NUL, which no head may have, so that
-                // hyper refuses the request.
+                // NUL in place of the line feed: no head may have it, so hyper refuses the request.
                 bytes[end] = 0;
                 return true;
             }
@@ -172,7 +169,8 @@ impl H1RequestGuard {
         false
     }
 
-    /// Adds the raw bytes of a request target to `raw`; the request line goes on in `piece`.
+    /// Appends the indices of bytes of the request target that must be encoded to `raw`. `piece` is the next part of the
+    /// request line in `bytes`.
     fn find_unencoded(&mut self, bytes: &[u8], piece: std::ops::Range<usize>, raw: &mut Vec<usize>) {
         let mut at = piece.start;
         while self.spaces < 2 && at < piece.end {
@@ -187,9 +185,9 @@ impl H1RequestGuard {
         }
     }
 
-    /// Appends a piece of an unfinished line to the kept prefix, without the leading zeros of a chunk size.
+    /// Adds a piece of an incomplete line to the kept beginning, without the leading zeros of a chunk size.
     fn continue_line(&mut self, piece: &[u8]) {
-        // A size may have any number of leading zeros.
+        // A chunk size may have any number of leading zeros, which would fill the kept beginning.
         let zeros = if self.position == Position::ChunkSize && self.line.len == 0 {
             piece.iter().take_while(|byte| **byte == b'0').count()
         } else {
@@ -199,8 +197,8 @@ impl H1RequestGuard {
         self.line.last = piece.last().copied().or(self.line.last);
     }
 
-    /// Takes one line, or the beginning of a long one, and the last byte before its LF; returns
-    /// whether it ends an ambiguous head, or begins HTTP/2.
+    /// Ends a line. `line` is the line, or the beginning of a long one; `last` is the last byte before its line feed.
+    /// Returns whether the line ends an ambiguous head, or begins HTTP/2.
     fn end_line(&mut self, line: &[u8], last: Option<u8>) -> bool {
         let whole = line.len() < MAX_LINE_PREFIX;
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -218,7 +216,7 @@ impl H1RequestGuard {
                 self.note_field(line, whole);
             }
             Position::ChunkSize => {
-                // Each chunk is followed by a line end of its own; the last one by the trailers.
+                // A line end follows each chunk, and the trailers follow the last one.
                 self.position = match chunk_size(line) {
                     0 => Position::Trailers { fresh: true },
                     size => Position::Data { left: size.saturating_add(2), chunked: true },
@@ -254,21 +252,21 @@ impl H1RequestGuard {
         self.position = match head {
             Head { is_chunked: true, .. } => Position::ChunkSize,
             Head { length: Some(left @ 1..), .. } => Position::Data { left, chunked: false },
-            // Blank lines before a request are skipped, and come here too.
+            // Also after blank lines before a request line.
             _ => Position::Head,
         };
         head.is_ambiguous
     }
 }
 
-/// The value of the field that `line` is, if its name and colon are `name`, given in lower case.
+/// Returns the value of the field in `line` if it begins with `name`: the field's name in lower case, with the colon.
 fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
-    // Most lines differ in the place of the colon.
+    // The last byte first: in most lines it is no colon.
     (start.last() == name.last() && start.eq_ignore_ascii_case(name)).then(|| value.trim_ascii())
 }
 
-/// The size that a line states, without its extensions.
+/// Returns the size that the first line of a chunk states, without chunk extensions.
 fn chunk_size(line: &[u8]) -> u64 {
     let digits = line.iter().map_while(|byte| char::from(*byte).to_digit(16));
     digits.fold(0, |size, digit| size.saturating_mul(16).saturating_add(digit.into()))
@@ -286,14 +284,14 @@ mod tests {
         format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")
     }
 
-    /// Feeds `text` in pieces of `size`; returns how many bytes it took to find an ambiguous head.
+    /// Feeds `text` in pieces of `size`; returns the number of bytes after which a head was made invalid.
     fn found_after(text: &str, size: usize) -> Option<usize> {
         let mut guard = H1RequestGuard::default();
         let mut fed = 0;
         for piece in text.as_bytes().chunks(size) {
             let mut piece = piece.to_vec();
             if guard.follow(&mut piece, &mut Vec::new()) {
-                let invalidated = piece.iter().position(|byte| *byte == 0).expect("something was invalidated");
+                let invalidated = piece.iter().position(|byte| *byte == 0).expect("a NUL byte");
                 return Some(fed + invalidated + 1);
             }
             assert!(!piece.contains(&0));
@@ -303,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_is_stated_twice_is_found_and_nothing_else() {
+    fn only_a_length_that_is_stated_twice_is_found() {
         let (zeros, twice) = ("0".repeat(200), head(&format!("{CL}{CL}")).replace('\r', ""));
         let ambiguous = [
             format!("{CL}{TE}"),
@@ -362,7 +360,7 @@ mod tests {
         }
     }
 
-    /// What hyper gets of `text`, fed in pieces of `size`.
+    /// Returns what hyper gets of `text` in pieces of `size`.
     fn encoded(text: &str, size: usize) -> String {
         let (mut guard, mut all) = (H1RequestGuard::default(), Vec::new());
         for piece in text.as_bytes().chunks(size) {
@@ -374,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_bytes_of_targets_are_encoded_and_nothing_else() {
+    fn only_bytes_of_request_targets_are_encoded() {
         let raw = "\r\nGET /a`<b>?q=\"<> HTTP/1.1\r\nHost: a\r\nX: \"<>`\r\n";
         let right = "\r\nGET /a%60%3Cb%3E?q=%22%3C%3E HTTP/1.1\r\nHost: a\r\nX: \"<>`\r\n";
         let fake = "GET /< HTTP/1.1\r\n\r\nGET /> HTTP/1.1\r\n";
@@ -402,7 +400,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_input_makes_it_panic_and_cuts_make_no_difference(
+        fn no_input_causes_a_panic_and_cuts_make_no_difference(
             pieces in proptest::collection::vec(prop_oneof![
                 Just(CL.to_owned()), Just(TE.to_owned()), Just("\r\n".to_owned()), Just("\n".to_owned()),
                 Just("ffffffffffffffff\r\n".to_owned()), Just("Content-Length: 99999999999999999999\r\n".to_owned()), "[\\x01-\\x7f]{0,40}",

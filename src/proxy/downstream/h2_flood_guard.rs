@@ -1,9 +1,9 @@
-//! Limits HTTP/2 frames that ask for nothing, and reports the others to [`H2OutputFrames`].
+//! Limits the HTTP/2 control frames of a client, and reports its header blocks, resets and SETTINGS.
 //!
-//! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, while the server has to
-//! read it and often to answer. The `h2` crate limits how many of them it holds, but not how long a
-//! client may go on sending them while a stream is open. [`H2FloodGuard`] reads only the nine bytes
-//! that begin a frame (RFC 9113 section 4.1).
+//! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, while the server must read it and often
+//! answer it. The `h2` crate limits how many of them it holds, but not how many a client may send over time. So
+//! [`H2FloodGuard`] counts all frames except HEADERS and DATA with content. It reads only the heads of frames (RFC
+//! 9113 section 4.1), and the payload of SETTINGS.
 //!
 //! Workaround: such floods are those of CVE-2019-9512 and CVE-2019-9515. Delete when `h2` has a limit
 //! for control frames.
@@ -15,24 +15,24 @@ use super::h2_frame_head::{
 };
 use super::h2_output_frames::H2OutputFrames;
 
-/// Most such frames in [`INTERVAL`].
+/// The most control frames in [`INTERVAL`].
 const MAX_CONTROL_FRAMES: u64 = 10_000;
-/// The time in which they are counted.
+/// The time in which control frames are counted.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// A client acknowledges what it reads, so one more frame is allowed for so many bytes written.
+/// One more control frame is allowed for this many bytes written to the client, since it acknowledges what it reads.
 const BYTES_PER_FRAME: u64 = 256;
 
-/// A GOAWAY with the code ENHANCE_YOUR_CALM. The gateway may have got any of the client's requests,
-/// so the last stream is the highest there is: a client must not send them again by itself.
+/// A GOAWAY frame with the code ENHANCE_YOUR_CALM. Its last stream is the highest number there is: the gateway may have
+/// got any of the client's requests, so the client must not repeat them automatically.
 pub const ENHANCE_YOUR_CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 11];
 
-/// A GOAWAY with the code PROTOCOL_ERROR.
+/// A GOAWAY frame with the code PROTOCOL_ERROR and the last stream 0.
 pub const PROTOCOL_ERROR: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
-/// Why a connection must be closed.
+/// The reason why a connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// Too many frames that start no request and carry no data.
+    /// The client sent too many control frames.
     Flood,
     /// The first frame is not SETTINGS (RFC 9113 section 3.4), which `h2` does not check.
     NoSettings,
@@ -41,20 +41,22 @@ pub enum Violation {
 /// Follows the frames of one client.
 #[derive(Debug)]
 pub struct H2FloodGuard {
-    /// Bytes that belong to the current frame, or to the preface.
+    /// The bytes of the current frame, or of the preface, that are still to come.
     left: usize,
     head: HeadReader,
-    /// Frames that began, up to two.
+    /// The number of frames that have begun; not counted beyond 2.
     frames_begun: u8,
-    /// The latest stream that the client began; its header block, while that goes on; and whether
-    /// that ends with the current frame.
+    /// The latest stream that the client began.
     last_stream: u32,
+    /// The stream whose first header block has begun and not ended.
     unfinished_block: Option<u32>,
+    /// Whether that header block ends with the current frame.
     is_last_of_block: bool,
-    /// Whether the current frame is SETTINGS with content.
+    /// Whether the current frame is SETTINGS without ACK.
     is_in_settings: bool,
-    /// Control frames received, and bytes written to the client, since `since`.
+    /// Control frames received since `since`.
     control_frames: u64,
+    /// Bytes written to the client since `since`.
     written: u64,
     since: Instant,
 }
@@ -75,10 +77,10 @@ impl H2FloodGuard {
         }
     }
 
-    /// Takes the next bytes from the client.
+    /// Follows the next bytes from the client. Reports header blocks, resets and SETTINGS to `frames`.
     ///
     /// # Errors
-    /// Why the connection must be closed.
+    /// The reason why the connection must be closed.
     pub fn follow(&mut self, mut bytes: &[u8], frames: &mut H2OutputFrames) -> Result<(), Violation> {
         loop {
             let step = self.left.min(bytes.len());
@@ -94,14 +96,14 @@ impl H2FloodGuard {
                 frames.head_tracker().note_block(stream);
             }
             if bytes.is_empty() {
-                return if self.control_frames >= MAX_CONTROL_FRAMES && self.is_too_fast() {
+                return if self.control_frames >= MAX_CONTROL_FRAMES && self.end_count() {
                     Err(Violation::Flood)
                 } else {
                     Ok(())
                 };
             }
             if let Some(head) = self.head.take(&mut bytes) {
-                self.begin(head, frames);
+                self.begin_frame(head, frames);
                 if self.frames_begun == 1 {
                     self.control_frames = 0;
                     if head.kind != SETTINGS {
@@ -112,7 +114,7 @@ impl H2FloodGuard {
         }
     }
 
-    /// Returns whether the preface and the first frame, which must be SETTINGS (RFC 9113 section 3.4), are complete.
+    /// Returns whether the preface and the first frame are complete. That frame must be SETTINGS (RFC 9113 section 3.4).
     pub fn has_begun(&self) -> bool {
         self.frames_begun > 1 || self.frames_begun == 1 && self.left == 0
     }
@@ -122,13 +124,13 @@ impl H2FloodGuard {
         self.unfinished_block
     }
 
-    /// Begins a frame.
-    fn begin(&mut self, FrameHead { length, kind, flags, stream }: FrameHead, frames: &mut H2OutputFrames) {
+    /// Notes the head of a frame.
+    fn begin_frame(&mut self, FrameHead { length, kind, flags, stream }: FrameHead, frames: &mut H2OutputFrames) {
         self.frames_begun = self.frames_begun.saturating_add(1).min(2);
         self.left = length;
         self.is_in_settings = kind == SETTINGS && flags & ACK == 0;
         match kind {
-            // A second block on a stream holds trailers.
+            // A second header block on a stream holds trailers.
             HEADERS => {
                 self.unfinished_block = (stream > self.last_stream).then_some(stream);
                 self.last_stream = self.last_stream.max(stream);
@@ -147,16 +149,17 @@ impl H2FloodGuard {
         }
     }
 
-    /// Notes that `bytes` bytes were written to the client.
+    /// Counts `bytes` bytes that were written to the client.
     pub fn count_written(&mut self, bytes: usize) {
         self.written += bytes as u64;
     }
 
-    fn is_too_fast(&mut self) -> bool {
-        let unpaid = self.control_frames.saturating_sub(self.written / BYTES_PER_FRAME);
+    /// Returns whether the control frames since `since` exceed the limit, and starts a new count.
+    fn end_count(&mut self) -> bool {
+        let unexplained = self.control_frames.saturating_sub(self.written / BYTES_PER_FRAME);
         let (now, since) = (Instant::now(), self.since);
         (self.control_frames, self.written, self.since) = (0, 0, now);
-        unpaid as f64 * INTERVAL.as_secs_f64() > MAX_CONTROL_FRAMES as f64 * (now - since).as_secs_f64()
+        unexplained as f64 * INTERVAL.as_secs_f64() > MAX_CONTROL_FRAMES as f64 * (now - since).as_secs_f64()
     }
 }
 
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_ask_for_nothing_are_counted_however_reads_cut_them() {
+    fn control_frames_are_counted_however_reads_cut_them() {
         let most = usize::try_from(MAX_CONTROL_FRAMES).unwrap() - 1;
         let work = [frame(HEADERS, 40), frame(DATA, 300), frame(DATA, 70_000)].concat();
         for piece in [frame(6, 8), frame(4, 0), frame(8, 4), frame(DATA, 0), frame(2, 5), frame(0x42, 17)] {
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_reads_much_may_acknowledge_it_and_slow_frames_are_allowed() {
+    fn acknowledgements_of_a_client_that_reads_much_and_slow_frames_are_allowed() {
         let many = usize::try_from(MAX_CONTROL_FRAMES).unwrap();
         let updates = frame(8, 4).repeat(many);
         assert!(!exceeds(&updates, 16_384, many * 256));

@@ -1,11 +1,11 @@
-//! The head of an HTTP/2 frame (RFC 9113 section 4.1), and the kinds and flags that matter here.
+//! The head of an HTTP/2 frame (RFC 9113 section 4.1), and the frame types and flags that are used here.
 
-/// The preface of a client (RFC 9113 section 3.4).
+/// The preface that a client sends first (RFC 9113 section 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The length of a head.
+/// The length of a frame head, in bytes.
 pub const FRAME_HEAD_SIZE: usize = 9;
 
-/// Kinds of frames (RFC 9113 section 6).
+// Frame types (RFC 9113 section 6).
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 pub const RST_STREAM: u8 = 3;
@@ -14,21 +14,21 @@ pub const PUSH_PROMISE: u8 = 5;
 pub const GOAWAY: u8 = 7;
 pub const CONTINUATION: u8 = 9;
 
-/// Flags. ACK is one of SETTINGS, the others are of HEADERS.
+// Flags of SETTINGS (ACK) and of HEADERS (all others).
 pub const ACK: u8 = 1;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 pub const PADDED: u8 = 8;
 pub const PRIORITY: u8 = 0x20;
 
-/// What the head of a frame says.
+/// The fields of a frame head.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FrameHead {
-    /// The length of the payload.
+    /// The length of the payload, in bytes.
     pub length: usize,
     pub kind: u8,
     pub flags: u8,
-    /// The stream, without the reserved bit, which must be ignored.
+    /// The stream, without the reserved bit, which a receiver must ignore.
     pub stream: u32,
 }
 
@@ -41,7 +41,7 @@ impl FrameHead {
     }
 }
 
-/// Collects a head that comes in pieces.
+/// Collects a frame head that arrives in pieces.
 #[derive(Debug, Default)]
 pub struct HeadReader {
     bytes: [u8; FRAME_HEAD_SIZE],
@@ -49,7 +49,7 @@ pub struct HeadReader {
 }
 
 impl HeadReader {
-    /// Takes what belongs to the head from the beginning of `bytes`; returns the head once it is whole.
+    /// Removes the next bytes of the head from the beginning of `bytes`; returns the head once it is complete.
     #[inline]
     pub fn take(&mut self, bytes: &mut &[u8]) -> Option<FrameHead> {
         let (piece, rest) = bytes.split_at(self.missing().min(bytes.len()));
@@ -63,7 +63,7 @@ impl HeadReader {
         Some(FrameHead::parse(&self.bytes))
     }
 
-    /// Returns whether nothing of the next head came.
+    /// Returns whether no byte of the next head has come.
     pub fn is_empty(&self) -> bool {
         self.filled == 0
     }

@@ -1,4 +1,4 @@
-//! Follows the frames that hyper writes to an HTTP/2 client, so that others can be written between them.
+//! Follows the frames that hyper writes to an HTTP/2 client, so that interim responses can be written between them.
 //!
 //! Workaround: [hyper#2743](https://github.com/hyperium/hyper/issues/2743),
 //! [hyper#4114](https://github.com/hyperium/hyper/pull/4114). Delete when hyper's server sends interim
@@ -13,25 +13,25 @@ use super::h2_frame_head::{
 use super::head_tracker::HeadTracker;
 use super::refused_heads::LONGEST_DEBUG_DATA;
 
-/// As much of a frame as is kept: of a GOAWAY a stream, a code, and debug data.
+/// The most bytes of a payload that are kept. It is enough for a GOAWAY: the last stream, the code, and one byte more
+/// than the debug data that matter, so that longer data are not equal to them.
 const MAX_KEPT_PAYLOAD: usize = 8 + LONGEST_DEBUG_DATA + 1;
 
-/// The size of a dynamic table where SETTINGS say nothing (RFC 9113 section 6.5.2).
+/// The initial value of SETTINGS_HEADER_TABLE_SIZE (RFC 9113 section 6.5.2).
 const DEFAULT_TABLE_SIZE: u32 = 4096;
-/// SETTINGS_HEADER_TABLE_SIZE.
+/// The identifier of this setting.
 const SETTINGS_HEADER_TABLE_SIZE: u16 = 1;
 
-/// Where hyper's output is in its frames.
+/// The position of hyper's output in its frames.
 pub struct H2OutputFrames {
     head_tracker: Arc<HeadTracker>,
     table_updates: HpackTableUpdates,
     head: HeadReader,
     /// The head of the current frame.
     frame: FrameHead,
-    /// Bytes that are left of the current frame.
+    /// The bytes of the current frame that are still to come.
     left: usize,
-    /// The beginning of what the current frame holds: as far as an error code, what comes before it,
-    /// and a little more than the debug data that matter.
+    /// The first bytes of the current frame's payload, at most [`MAX_KEPT_PAYLOAD`].
     payload_start: Vec<u8>,
     /// Whether the next frame must be a CONTINUATION.
     is_in_block: bool,
@@ -50,17 +50,17 @@ impl H2OutputFrames {
         }
     }
 
-    /// Returns what follows the client's header blocks and resets.
+    /// Returns the tracker that is notified of header blocks and resets.
     pub fn head_tracker(&self) -> &HeadTracker {
         &self.head_tracker
     }
 
-    /// Returns what follows the client's SETTINGS.
+    /// Returns the state that the client's SETTINGS change.
     pub fn table_updates(&mut self) -> &mut HpackTableUpdates {
         &mut self.table_updates
     }
 
-    /// Takes bytes that hyper wrote.
+    /// Follows bytes that hyper wrote.
     pub fn follow(&mut self, mut bytes: &[u8]) {
         loop {
             let step = self.left.min(bytes.len());
@@ -89,8 +89,8 @@ impl H2OutputFrames {
         }
     }
 
-    /// Takes a piece of HEADERS, RST_STREAM or GOAWAY. In a GOAWAY an error code follows the last stream (RFC 9113
-    /// sections 6.4 and 6.8).
+    /// Takes a part of the payload of HEADERS, RST_STREAM or GOAWAY, and reports the frame at its end. RST_STREAM holds
+    /// an error code (RFC 9113 section 6.4); GOAWAY holds the last stream, an error code and debug data (section 6.8).
     fn take_payload(&mut self, bytes: &[u8]) {
         let fresh = bytes.len().min(MAX_KEPT_PAYLOAD - self.payload_start.len());
         self.payload_start.extend_from_slice(&bytes[..fresh]);
@@ -99,7 +99,7 @@ impl H2OutputFrames {
         }
         let FrameHead { kind, flags, stream, .. } = self.frame;
         if kind == HEADERS {
-            // Every response of hyper has a `Date`.
+            // Every response of the service has more fields: at least `Date`.
             let is_status_only =
                 flags & (END_STREAM | END_HEADERS) == END_STREAM | END_HEADERS && is_status_only(&self.payload_start);
             self.head_tracker.note_response(stream, is_status_only);
@@ -118,29 +118,30 @@ impl H2OutputFrames {
         }
     }
 
-    /// Returns whether an interim response may be written as soon as hyper's current frame and header block end.
+    /// Returns whether an interim response may be written at the next boundary: not if hyper's next header block must
+    /// begin with a table size update.
     pub fn allows_interims(&self) -> bool {
         self.table_updates.acknowledgements_before_update.is_none()
     }
 
-    /// Returns whether hyper's last frame and header block have ended.
+    /// Returns whether hyper's output is between two frames and not inside a header block.
     pub fn is_at_boundary(&self) -> bool {
         self.head.is_empty() && self.left == 0 && !self.is_in_block
     }
 
-    /// Returns how many bytes hyper may write before that has to be asked again.
+    /// Returns the number of bytes that hyper may write before [`Self::is_at_boundary`] may return `true` again.
     pub fn bytes_to_boundary(&self) -> usize {
         if self.left > 0 { self.left } else { self.head.missing() }
     }
 }
 
-/// Returns whether a header block is a single field that is not in HPACK's static table (RFC 7541 section 6): such a
-/// response is the lone 431 that `h2` sends where a head is too large.
+/// Returns whether a header block is `:status` alone, with a value that is not in HPACK's static table (RFC 7541 section
+/// 6): that is the 431 without fields that `h2` sends if a head is too large.
 fn is_status_only(mut block: &[u8]) -> bool {
-    /// The last entry of the static table, and `:status`, with and without indexing.
+    // The last entry of the static table, and the first byte of a literal `:status`, with and without indexing.
     const STATIC: u8 = 61;
     const STATUS: [u8; 3] = [0x48, 0x08, 0x18];
-    // Updates of the table's size.
+    // Skips table size updates.
     while let [first, rest @ ..] = block
         && first & 0xe0 == 0x20
     {
@@ -156,28 +157,29 @@ fn is_status_only(mut block: &[u8]) -> bool {
     }
 }
 
-/// Whether hyper's next header block must begin with an HPACK table size update, because the client's
-/// SETTINGS made the table smaller: no other block may come first (RFC 9113 section 4.3.1).
+/// Follows the client's SETTINGS_HEADER_TABLE_SIZE. After the client made the table smaller, hyper's next header block
+/// begins with an HPACK table size update, and no other block may come before it (RFC 9113 section 4.3.1).
 #[derive(Debug, Default)]
 pub struct HpackTableUpdates {
-    /// Bytes of the current SETTINGS that were not taken, and how many.
+    /// The received bytes of an incomplete setting, and their number.
     entry: [u8; 6],
     entry_len: usize,
     table_size: Option<u32>,
-    /// SETTINGS of the client that hyper has not acknowledged.
+    /// The number of the client's SETTINGS frames that hyper has not acknowledged.
     unacknowledged: usize,
-    /// Acknowledgements that must come before the block with the update.
+    /// The number of acknowledgements that hyper sends before the header block with the update; `None` if no update is
+    /// expected.
     acknowledgements_before_update: Option<usize>,
 }
 
 impl HpackTableUpdates {
-    /// Notes that SETTINGS of the client begin.
+    /// Notes that a SETTINGS frame of the client begins.
     pub fn begin_settings(&mut self) {
         self.entry_len = 0;
         self.unacknowledged += 1;
     }
 
-    /// Takes a piece of the client's SETTINGS.
+    /// Takes a part of the payload of the client's SETTINGS.
     pub fn take_settings(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.entry[self.entry_len] = *byte;
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn another_frame_comes_only_where_a_frame_ends_and_no_header_block_goes_on() {
+    fn boundaries_are_between_frames_and_not_inside_header_blocks() {
         let written = [
             (frame(SETTINGS, 0, 6), true),
             (frame(0, 0, 300), true),
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_with_a_status_alone_is_told_from_others() {
+    fn only_a_block_of_status_alone_is_status_only() {
         let status = [0x48, 0x83, 0x68, 0x5f, 0xff];
         for (block, wanted) in [
             (&status[..], true),
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_smaller_table_hypers_block_comes_first() {
+    fn after_a_smaller_table_no_interim_response_comes_before_hypers_block() {
         let mut frames = frames();
         let settings = |frames: &mut H2OutputFrames, size: u32| {
             frames.table_updates().begin_settings();

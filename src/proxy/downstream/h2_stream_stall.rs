@@ -1,7 +1,7 @@
-//! Resets HTTP/2 streams whose client does not read them, and runs the tasks of streams.
+//! Resets HTTP/2 streams that their client does not read, and runs the tasks of streams.
 //!
-//! A connection on which nothing is read is closed as a whole. But one response may be left unread
-//! while others are read, and holds a connection to the gateway for as long: its stream is reset.
+//! A connection on which the client reads nothing is closed as a whole. But a client may read other responses and leave
+//! one unread, which holds a connection to the gateway for as long. The stream of that response is reset.
 //!
 //! Workaround: [hyper#1628](https://github.com/hyperium/hyper/issues/1628). Delete when hyper has a
 //! write timeout for a stream.
@@ -20,19 +20,19 @@ use tokio::time::Instant;
 use crate::proxy::lazy_timer::LazyTimer;
 use crate::shutdown::Shutdown;
 
-/// How much longer than a whole connection one stream may be left unread: streams wait for each
-/// other where a client is slow.
+/// A stream may be left unread for this many times the limit of a whole connection: with a slow client, a stream waits
+/// while others are read.
 const STREAM_FACTOR: u32 = 5;
 
 tokio::task_local! {
     static STREAM: Arc<StreamStall>;
 }
 
-/// The time since which a stream's client has not read the data that waits for it.
+/// The stall timer of one stream: the time since which the client has not read the data that waits for it.
 #[derive(Debug)]
 pub struct StreamStall {
     epoch: Instant,
-    /// Milliseconds after `epoch`, plus one; 0 where nothing waits to be read.
+    /// Milliseconds after `epoch`, plus one; 0 if nothing waits to be read.
     since: AtomicU64,
     must_reset: AtomicBool,
     is_expired: AtomicBool,
@@ -50,29 +50,29 @@ impl StreamStall {
         }
     }
 
-    /// Returns the stall timer of the stream whose task runs; `None` on other tasks.
+    /// Returns the timer of the stream on whose task this is called; `None` on other tasks.
     pub fn current() -> Option<Arc<Self>> {
         STREAM.try_with(Arc::clone).ok()
     }
 
-    /// Notes that something waits to be read since `now`.
+    /// Starts the timer at `now`: data wait for the client.
     pub fn begin(&self, now: Instant) {
         let now = u64::try_from((now - self.epoch).as_millis()).unwrap_or(u64::MAX - 1);
         self.since.store(now + 1, Ordering::Relaxed);
     }
 
-    /// Notes that everything was read.
+    /// Stops the timer: the client has read everything.
     pub fn mark_drained(&self) {
         self.since.store(0, Ordering::Relaxed);
     }
 
-    /// Has the stream's tasks end, so that it is reset with CANCEL.
+    /// Ends the stream's tasks before their time, so that `h2` resets the stream with CANCEL.
     pub fn reset(&self) {
         self.must_reset.store(true, Ordering::Release);
         self.waker.wake();
     }
 
-    /// Returns whether the client read nothing for too long.
+    /// Returns whether the stream was reset because the client read nothing for too long.
     pub fn is_expired(&self) -> bool {
         self.is_expired.load(Ordering::Relaxed)
     }
@@ -83,7 +83,7 @@ impl StreamStall {
     }
 }
 
-/// Runs the tasks of a connection's streams.
+/// Runs the tasks of the streams of one connection, each with a stall timer.
 #[derive(Clone, Debug)]
 pub struct StreamExecutor {
     shutdown: Shutdown,
@@ -91,8 +91,8 @@ pub struct StreamExecutor {
 }
 
 impl StreamExecutor {
-    /// Creates the executor of a connection that may be left unread for `stall`, and each of its
-    /// streams for at most `stream_limit`.
+    /// Creates the executor of a connection that may be left unread for `stall`. Each of its streams may be left unread
+    /// for five times as long, but at most for `stream_limit`.
     pub fn new(shutdown: &Shutdown, stall: Duration, stream_limit: Duration) -> Self {
         Self { shutdown: shutdown.clone(), limit: stall.saturating_mul(STREAM_FACTOR).min(stream_limit) }
     }
@@ -103,7 +103,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, task: F) {
-        // hyper starts the task that writes to an upgraded stream on that of the stream itself.
+        // hyper spawns the task that writes to an upgraded stream on the task of the stream: both share a timer.
         let stall = StreamStall::current().unwrap_or_else(|| Arc::new(StreamStall::new()));
         let guarded = StallGuarded { task, stall: Arc::clone(&stall), limit: self.limit, timer: None };
         self.shutdown.spawn(STREAM.scope(stall, guarded));
@@ -111,14 +111,14 @@ where
 }
 
 pin_project! {
-    /// A stream's task, which ends when its client has not read anything for too long: a stream
-    /// that is dropped unfinished is reset.
+    /// A stream's task. It ends when the client has read nothing for too long: `h2` resets a stream that is dropped
+    /// before its end.
     struct StallGuarded<F> {
         #[pin]
         task: F,
         stall: Arc<StreamStall>,
         limit: Duration,
-        // Only where something was left unread.
+        // Created when something is left unread for the first time.
         timer: Option<LazyTimer>,
     }
 }
@@ -129,7 +129,7 @@ impl<F: Future<Output = ()>> Future for StallGuarded<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         this.stall.waker.register(cx.waker());
-        // First: hyper's task would end the stream as if all was well.
+        // Checked before the task is polled: it would end the stream with END_STREAM.
         if this.stall.must_reset.load(Ordering::Acquire) || this.task.poll(cx).is_ready() {
             return Poll::Ready(());
         }

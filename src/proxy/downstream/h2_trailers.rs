@@ -1,16 +1,14 @@
-//! Has `h2` refuse pseudo-header fields in the trailers of a request.
+//! Makes `h2` refuse pseudo-header fields in the trailers of a request.
 //!
-//! No trailers may have one (RFC 9113 section 8.1), but `h2` drops it and accepts the rest. It does
-//! refuse a block in which a pseudo-header field follows a regular field, so [`H2Trailers`] puts a
-//! regular field before the client's: a frame HEADERS with trailers becomes HEADERS with that field
-//! and CONTINUATION with the client's block. Two frames, because a block may begin with an update
-//! of the size of HPACK's table, which only `h2` can read, and which it allows where a frame begins.
-//! A block that came in several frames is forwarded as one: `h2` forgets what was wrong in a frame that
-//! ends inside a field.
+//! Trailers must not have pseudo-header fields (RFC 9113 section 8.1), but `h2` drops them and accepts the rest. It does
+//! refuse a header block in which a pseudo-header field follows a regular field. So [`H2Trailers`] puts a regular field
+//! before the client's fields: a HEADERS frame with trailers becomes HEADERS with that field, and CONTINUATION with the
+//! client's header block. These are two frames because a header block may begin with an HPACK table size update, which
+//! `h2` accepts at the beginning of a frame. Trailers in several frames are forwarded in one CONTINUATION: `h2` forgets
+//! the error in a frame that ends inside a field.
 //!
-//! The field is `Host` without a value. No trailers may have that either, so
-//! [`scrub_request_trailers`](crate::lane::scrub_request_trailers) removes it from all, and nothing depends on
-//! whether it is there.
+//! The field is `Host` without a value. Trailers must not have it either, so
+//! [`scrub_request_trailers`](crate::lane::scrub_request_trailers) removes it from all trailers.
 //!
 //! Workaround: delete when `h2` resets streams with such trailers.
 
@@ -20,34 +18,34 @@ use super::h2_frame_head::{
     CONTINUATION, END_HEADERS, END_STREAM, FRAME_HEAD_SIZE, FrameHead, HEADERS, PADDED, PREFACE, PRIORITY,
 };
 
-/// The size of a stream's dependency and weight (RFC 9113 section 6.2).
+/// The size of the priority fields of a HEADERS frame, in bytes (RFC 9113 section 6.2).
 const PRIORITY_SIZE: usize = 5;
-/// The largest header block of trailers: what a frame can hold (RFC 9113 section 6.5.2).
+/// The largest header block of trailers, in bytes: it must fit into one frame (RFC 9113 section 6.5.2).
 const MAX_BLOCK: usize = 16_384;
-/// The most frames of one.
+/// The most frames of one header block of trailers.
 const MAX_FRAMES: usize = 16;
-/// The most streams that are kept.
+/// The most streams that are kept in [`H2Trailers::begun`].
 const MAX_STREAMS: usize = 128;
 
-/// Entry 38 of HPACK's static table, `host` with an empty value, in one byte (RFC 7541 section 6.1).
+/// `host` with an empty value: entry 38 of HPACK's static table, indexed (RFC 7541 section 6.1).
 const EMPTY_HOST: u8 = 0x80 | 38;
 
 /// Follows the frames of one client, and rewrites those with trailers.
 #[derive(Debug)]
 pub struct H2Trailers {
-    /// Bytes that are left of the current frame, or of the preface, without padding.
+    /// The bytes of the current frame, or of the preface, that are still to come, without padding.
     left: usize,
-    /// Bytes that are left of the current frame's padding, which is left out.
+    /// The bytes of the current frame's padding that are still to come. They are dropped.
     padding: usize,
-    /// The beginning of a frame, until enough of it is there.
+    /// The beginning of a frame that can't be decided yet.
     held: Vec<u8>,
-    /// Trailers that are not complete.
+    /// The header block of trailers that is not complete yet.
     block: Option<TrailerBlock>,
     /// The latest stream that began.
     last_stream: u32,
-    /// The latest streams that began without END_STREAM.
+    /// The latest streams that began without END_STREAM, so that trailers may follow.
     begun: VecDeque<u32>,
-    /// The latest stream that is no longer in `begun`.
+    /// The latest stream that was removed from `begun` because it was full; 0 if there is none.
     dropped: u32,
 }
 
@@ -59,27 +57,27 @@ struct TrailerBlock {
     end_stream: u8,
     bytes: Vec<u8>,
     frames: usize,
-    /// Whether it ends with the current frame.
+    /// Whether the header block ends with the current frame.
     is_last_frame: bool,
 }
 
-/// The header block of trailers is too large, or in too many frames.
+/// The error that a header block of trailers is too large, or has too many frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLarge;
 
-/// What happens to a frame.
+/// What to do with a frame.
 enum FrameAction {
-    /// More of it must be there first.
+    /// More bytes are needed to decide.
     Incomplete,
-    /// It passes unchanged; the number of bytes after its header.
+    /// The frame passes unchanged. It has this many bytes, its head included.
     Passed(usize),
-    /// It begins trailers, or goes on with them.
+    /// The frame holds a piece of trailers.
     Trailers(BlockPiece),
 }
 
-/// A piece of a header block.
+/// A piece of a header block, in one frame.
 struct BlockPiece {
-    /// Bytes before it, in its frame.
+    /// The bytes of the frame before the piece.
     before: usize,
     length: usize,
     padding: usize,
@@ -100,11 +98,11 @@ impl H2Trailers {
         }
     }
 
-    /// Takes the next bytes from the client. Returns what `h2` must get in their place; `None` if
-    /// that is the same.
+    /// Follows the next bytes from the client. Returns the bytes that `h2` gets in their place; `None` if they are the
+    /// same.
     ///
     /// # Errors
-    /// Trailers are too large; the connection must be closed.
+    /// Trailers are too large, so that the connection must be closed.
     pub fn rewrite(&mut self, bytes: &[u8]) -> Result<Option<Vec<u8>>, TooLarge> {
         if self.held.is_empty() && self.block.is_none() && self.padding == 0 {
             let (left, last_stream) = (self.left, self.last_stream);
@@ -121,7 +119,7 @@ impl H2Trailers {
         self.rewrite_frames(&whole).map(Some)
     }
 
-    /// Returns whether all of `bytes` pass, and nothing has to be held.
+    /// Follows `bytes` up to the first frame that can't pass unchanged; returns whether there is none.
     fn pass_unchanged(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             bytes = &bytes[consume(&mut self.left, bytes)..];
@@ -155,7 +153,7 @@ impl H2Trailers {
                     return Ok(rewritten);
                 }
                 FrameAction::Passed(length) => {
-                    // A block that another frame interrupts, which `h2` refuses.
+                    // Another frame interrupts a header block: `h2` refuses both.
                     if let Some(block) = self.block.take() {
                         block.write(&mut rewritten);
                     }
@@ -175,7 +173,7 @@ impl H2Trailers {
         }
     }
 
-    /// Decides about the frame that `bytes` begin with.
+    /// Decides what to do with the frame that `bytes` begin with.
     fn decide(&mut self, bytes: &[u8]) -> FrameAction {
         let Some((head, payload)) = bytes.split_first_chunk() else { return FrameAction::Incomplete };
         let FrameHead { length, kind, flags, stream } = FrameHead::parse(head);
@@ -198,7 +196,7 @@ impl H2Trailers {
             }
             return passed;
         }
-        // On any other stream `h2` refuses them, whatever they hold.
+        // `h2` refuses trailers on any other stream.
         if stream > self.dropped && self.begun.binary_search(&stream).is_err() {
             return passed;
         }
@@ -226,7 +224,7 @@ impl TrailerBlock {
         }
     }
 
-    /// Appends its two frames to `bytes`.
+    /// Appends the two frames of the trailers to `bytes`.
     fn write(self, bytes: &mut Vec<u8>) {
         let [a, b, c, d] = self.stream.to_be_bytes();
         let [.., high, middle, low] = self.bytes.len().to_be_bytes();
@@ -237,7 +235,7 @@ impl TrailerBlock {
     }
 }
 
-/// Takes as many of `bytes` as `left` wants; returns how many.
+/// Subtracts from `left` the bytes of `bytes` that belong to it; returns how many those are.
 fn consume(left: &mut usize, bytes: &[u8]) -> usize {
     let count = bytes.len().min(*left);
     *left -= count;
@@ -307,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_passes_and_whole_frames_are_not_copied() {
+    fn all_other_frames_pass_and_complete_ones_are_not_copied() {
         let too_short = [
             frame(HEADERS, PADDED, 3, b""),
             frame(HEADERS, PADDED, 3, b"\x05abc"),

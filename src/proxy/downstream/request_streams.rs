@@ -18,10 +18,10 @@ const MAX_RESET: usize = 64;
 /// The most ranges of requests with unknown streams that are kept.
 const MAX_UNKNOWN: usize = 16;
 
-/// The streams of requests. A round lasts until everything is earlier_requests.
+/// The streams of the requests of one connection.
 #[derive(Default)]
 pub struct RequestStreams {
-    /// Header blocks of the round that hyper got and has not passed_on on as a request.
+    /// The header blocks of the round that hyper got and has not passed on as requests.
     blocks: VecDeque<BegunStream>,
     /// The streams of the requests of the round, if each header block becomes a request.
     passed_on: Vec<BegunStream>,

@@ -1,4 +1,4 @@
-//! The bytes of a downstream connection: over TLS, or of plain HTTP.
+//! The byte stream of a downstream connection: over TLS, or plain TCP.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,9 +11,9 @@ use crate::tls;
 
 /// A downstream connection on which HTTP begins.
 pub enum Transport {
-    /// After its TLS handshake.
+    /// A TLS stream after its handshake.
     Tls(tls::Stream<TcpStream>),
-    /// From a trusted proxy that speaks plain HTTP (`listen.plain`).
+    /// A TCP stream of a trusted proxy that speaks plain HTTP (`listen.plain`).
     Plain(TcpStream),
 }
 

@@ -1,28 +1,27 @@
 //! Shares the memory for request bodies among HTTP/2 connections.
 //!
-//! A client may send as much as its connection's window before the gateway has taken any of it, and
-//! hyper buffers that. So the windows of all connections together are limited: each new connection
-//! gets a part of what is left, at least the 64 KiB that every connection begins with (RFC 9113
-//! section 6.9.2).
+//! A client may send as many bytes as its connection's flow-control window before the gateway has taken any of them, and
+//! hyper buffers these. So the windows of all connections together are limited: each new connection gets a part of the
+//! memory that is left, but at least the 64 KiB that every connection begins with (RFC 9113 section 6.9.2).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The part of what is left that a connection gets.
+/// A connection gets one of this many parts of the memory that is left.
 const LEASE_PART: usize = 16;
-/// The window that every connection has, in bytes.
+/// The smallest window, in bytes: every connection begins with it.
 const MIN_WINDOW: usize = 65_535;
-/// More than this does not make a connection faster.
+/// The largest window, in bytes. A larger one does not make a connection faster.
 const MAX_WINDOW: usize = 4 << 20;
 
-/// The windows of all HTTP/2 connections.
+/// The memory for the windows of all HTTP/2 connections.
 #[derive(Debug)]
 pub struct WindowBudget {
     limit: usize,
     leased: AtomicUsize,
 }
 
-/// A connection's window, returned when dropped.
+/// The window of one connection, returned to the budget when dropped.
 #[derive(Debug)]
 pub struct WindowLease {
     bytes: usize,
@@ -30,12 +29,12 @@ pub struct WindowLease {
 }
 
 impl WindowBudget {
-    /// Shares half of `buffered` bytes; the other half is that of WebSockets.
+    /// Creates a budget of half of `buffered` bytes. Tunnels share the other half.
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 2, leased: AtomicUsize::new(0) })
     }
 
-    /// Returns the window of a new connection.
+    /// Takes the window of a new connection.
     pub fn lease(self: &Arc<Self>) -> WindowLease {
         let left = self.limit.saturating_sub(self.leased.load(Ordering::Relaxed));
         let bytes = (left / LEASE_PART).clamp(MIN_WINDOW, MAX_WINDOW);
@@ -45,7 +44,7 @@ impl WindowBudget {
 }
 
 impl WindowLease {
-    /// The size of the window in bytes.
+    /// Returns the size of the window in bytes.
     pub fn bytes(&self) -> u32 {
         u32::try_from(self.bytes).expect("at most MAX_WINDOW")
     }
