@@ -1,4 +1,4 @@
-//! The access log's line for a request.
+//! The values of the access log that are read from a request's head, and request ids.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -11,11 +11,11 @@ use crate::proxy::connection_context::ConnectionContext;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What is noted of a request's head before it is sent on.
+/// The values of a request's head that its line in the access log shows.
 pub struct AccessLog {
-    /// The client, which a trusted proxy may name.
+    /// The client's address: the one that a trusted proxy names, or else the peer's.
     pub client: IpAddr,
-    /// The client's own id, if it sent one that is well-formed; else one that loopgate made.
+    /// The value of `X-Request-Id`, if the client sent a well-formed one; else an id that loopgate made.
     pub request_id: String,
 }
 
@@ -31,12 +31,12 @@ impl AccessLog {
     }
 }
 
-/// Returns whether `id` may stand for a request in logs and responses.
+/// Returns whether `id` is well-formed: 1 to 64 letters, digits and `-_.:`.
 fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
 }
 
-/// Makes an id for a request, unique in one run of loopgate and most likely beyond.
+/// Makes an id for a request. It is unique in one run of loopgate, and very likely in all runs.
 pub fn next_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     static PREFIX: LazyLock<u32> = LazyLock::new(|| {

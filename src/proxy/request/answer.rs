@@ -1,4 +1,4 @@
-//! Answers a request: with the gateway's response, or with an error of loopgate's.
+//! Answers a request: with the gateway's response, or with an error response of loopgate.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::proxy::error::Error;
 
-/// Answers `request`, which `handle` stands for below hyper. The request is recorded at once, so that it has an end even
-/// where hyper drops the future before it polls it. Over HTTP/2, must be called on the task of its stream.
+/// Answers `request`, for which `handle` stands below hyper. The record of the request is created at once, before the
+/// future is polled, since hyper may drop the future unpolled. Over HTTP/2, must be called on the task of its stream.
 ///
 /// # Errors
-/// The client left before the end of its body. hyper then ends the connection or resets the stream.
+/// The client left before the end of the request's body. hyper then ends the connection or resets the stream.
 pub fn answer(
     context: Arc<ConnectionContext>,
     request: Request<Incoming>,
@@ -38,8 +38,8 @@ pub fn answer(
             Err(error) => {
                 let request_id = record.note_failure(&error);
                 let response = error_response(&error, format, &request_id, &record);
-                // An ambiguous request, or one meant as a tunnel, may be followed by bytes that would
-                // be read as the next request.
+                // The bytes after an ambiguous request, or after one that asked for a tunnel, might be read as the next
+                // request.
                 must_close |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);
                 response
             }
@@ -60,8 +60,8 @@ mod tests {
         size_of::<F>()
     }
 
-    /// The future is copied several times before it runs, and each connection of HTTP/1.1 has the room for one. What is
-    /// seldom awaited must be boxed.
+    /// The future is moved several times before it runs, and each HTTP/1.1 connection reserves memory for one. So futures
+    /// that are seldom awaited in it must be boxed.
     #[test]
     fn the_future_of_a_request_is_small() {
         let size = future_size(answer);

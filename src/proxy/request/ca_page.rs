@@ -1,4 +1,4 @@
-//! loopgate's own responses to requests for its CA's certificate (`external.serve_ca`).
+//! Answers requests for the certificate of loopgate's CA (`external.serve_ca`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use super::response_body::ResponseBody;
 use crate::pki::{ServedCa, SubjectName};
 use crate::tls::TlsServerConfig;
 
-/// The path of the page. The other forms are beside it.
+/// The path of the page. The other formats have a suffix.
 const PAGE_PATH: &str = "/.well-known/loopgate/ca";
-/// Allows the page its style sheet, and nothing else.
+/// The content security policy of the page: it may use its style sheet, and nothing else.
 const SECURITY_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// A form of the certificate.
+/// A format in which the certificate is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CaFormat {
     Page,
@@ -60,19 +60,19 @@ impl CaFormat {
     }
 }
 
-/// A request for the CA's certificate, which loopgate answers itself once the request is found to be authorized.
+/// A request for the CA's certificate. loopgate answers it after all checks that every request must pass.
 pub struct CaRequest {
     format: CaFormat,
     method: Method,
-    /// The address of the page, where the client used one of loopgate's own names.
+    /// The page's URL, if the client used one of loopgate's names.
     url: Option<String>,
     ca: Arc<ServedCa>,
 }
 
 impl CaRequest {
-    /// Returns the request that `parts` are; `None` for any other, and where the CA is not served.
+    /// Returns the request that `parts` are; `None` if they are another request, or if the CA is not served.
     pub fn of(parts: &Parts, tls: &ArcSwap<TlsServerConfig>) -> Option<Self> {
-        // The path first: all other requests pay for no more than a comparison.
+        // The path is checked first: all other requests cost one comparison.
         let format = CaFormat::of(parts.uri.path())?;
         let tls = tls.load();
         let ca = Arc::clone(tls.served_ca()?);
@@ -112,8 +112,8 @@ impl CaRequest {
     }
 }
 
-/// The page's address for a client that used one of `names`. Others are not repeated: a QR code
-/// leads people where it says.
+/// Returns the page's URL, if the client used one of `names`. The page shows the URL as a QR code, which must not lead to
+/// another host.
 fn page_url(uri: &Uri, headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> Option<String> {
     let sent = || headers.get(HOST)?.to_str().ok()?.parse::<Authority>().ok();
     let authority = uri.authority().cloned().or_else(sent)?;
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_four_exact_paths_are_loopgates() {
+    fn only_the_four_exact_paths_are_answered() {
         let table = [
             ("/.well-known/loopgate/ca", Some(CaFormat::Page)),
             ("/.well-known/loopgate/ca.pem", Some(CaFormat::Pem)),
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_knows_its_address_by_loopgates_own_names_alone() {
+    fn the_page_shows_its_url_only_for_loopgates_names() {
         let names: BTreeSet<SubjectName> = ["gateway", "gw.example.com", "*.example.net", "172.18.0.2", "fd00::2"]
             .map(|name| name.parse().unwrap())
             .into();

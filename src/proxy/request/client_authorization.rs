@@ -1,7 +1,7 @@
-//! Whether a request's client may be served, where that does not depend on its connection alone.
+//! Watches whether the client of one request is still authorized, if that does not depend on its connection alone.
 //!
-//! A trusted proxy brings many clients on one connection, and a browser page on an agent's
-//! connection is subject to the allow and deny lists though the connection is not.
+//! A trusted proxy sends requests of many clients on one connection. A browser page on an agent's connection is subject
+//! to the allow and deny lists, although the connection is not.
 
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::error::Error;
 use crate::proxy::shared::Shared;
 
-/// Watches the rules for one request's client, until its response has ended.
+/// Watches the rules for the client of one request, until its response has ended.
 pub struct ClientAuthorization {
     client: IpAddr,
     shared: Arc<Shared>,
@@ -24,17 +24,17 @@ pub struct ClientAuthorization {
 }
 
 impl ClientAuthorization {
-    /// Watches `client`, which `rules` allowed; returns `None` where it is authorized for as long as its connection is.
+    /// Watches `client`, which `rules` permitted; returns `None` if it is authorized for as long as its connection is.
     ///
     /// # Errors
-    /// The rules have changed meanwhile, and deny it.
+    /// The rules have changed meanwhile and deny the client.
     pub fn new(
         context: &ConnectionContext,
         client: Option<IpAddr>,
         rules: &Arc<RequestRules>,
     ) -> Result<Option<Self>, Error> {
         let own = match &*context.lane {
-            // A trusted proxy's connection is not subject to the lists, though its own requests are.
+            // The connection of a trusted proxy is not subject to the lists, but the proxy's own requests are.
             Lane::External(lane) if !lane.is_trusted_proxy => Some(lane.client),
             _ => None,
         };
@@ -75,7 +75,10 @@ impl ClientAuthorization {
         poll_fn(|cx| self.poll_revoked(cx)).await;
     }
 
-    /// Waits for `sending`, unless the client is denied meanwhile.
+    /// Waits for `sending`, unless the rules deny the client meanwhile. Without `authorization`, only waits.
+    ///
+    /// # Errors
+    /// Those of `sending`, or the rules deny the client.
     pub async fn unless_revoked<T>(
         mut authorization: Option<&mut Self>,
         mut sending: Pin<&mut (impl Future<Output = Result<T, Error>> + ?Sized)>,

@@ -1,4 +1,4 @@
-//! Checks the `connect` of a WebSocket: the scopes that it asks for, and the device that it is signed by.
+//! Checks the `connect` message of a WebSocket: the scopes that it asks for, and the device that signed it.
 
 use std::future::ready;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
 use crate::proxy::tunnel::first_message::{Checked, FirstMessage};
 
-/// Returns what checks the first message of the WebSocket that `head` asks for, and what waits for
-/// its response; `None` if there is neither a cap nor a device to look at.
+/// Returns the check of the first message of the WebSocket that `head` asks for, and the observer of the gateway's
+/// response; `None` if neither a scope cap nor devices must be checked.
 pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<(FirstMessage, ConnectResponse)> {
     let cap = head.scope_cap().cloned();
-    // Devices are the gateway's; what a forward leads to does not pair them.
+    // Only the gateway pairs devices, not the target of a forward.
     let devices = context.shared.devices.clone().filter(|_| context.target.is_gateway());
     let pending = Arc::new(PendingConnect::default());
     let response = ConnectResponse::new(Arc::clone(&pending));
@@ -63,11 +63,11 @@ pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<
     Some((FirstMessage::new(objects_only, Arc::clone(&context.shared.first_messages), Box::new(check)), response))
 }
 
-/// Whose devices a WebSocket brings.
+/// The owner of the devices that connect over a WebSocket.
 enum DeviceOwner {
-    /// An agent, to which they are bound.
+    /// An agent, to which its devices are bound.
     Agent(DeviceUser),
-    /// A process of the gateway's own network namespace: the gateway's host, whose devices are not an agent's.
+    /// A process in the gateway's network namespace. Its devices are bound to no agent.
     Host,
     /// A client of the external lane.
     External,
@@ -91,15 +91,17 @@ struct DeviceCheck {
     mode: BindDevices,
     /// The agent; `None` on the external lane.
     agent: Option<DeviceUser>,
-    /// Whether the device's first use binds it: not where a web page caused the request on an
-    /// agent's connection.
+    /// Whether an accepted device is remembered as external: not if a web page caused the request on an agent's
+    /// connection.
     may_learn: bool,
 }
 
 impl DeviceCheck {
-    /// Checks the device of `request`. On the agent lane it is bound once the future completes,
-    /// unless the gateway refuses the request; on the external lane it is remembered once the
-    /// gateway accepts it.
+    /// Checks the device of `request`. On the agent lane, the device is bound when the future completes, and released if
+    /// the gateway refuses the request. On the external lane, it is remembered when the gateway accepts the request.
+    ///
+    /// # Errors
+    /// The reason of the refusal, for the close frame.
     fn check(self, request: ConnectRequest, pending: &PendingConnect) -> Result<BoxFuture<'static, ()>, String> {
         let Self { devices, mode, agent, may_learn } = self;
         let has_matching_id = request.has_matching_id();
@@ -137,13 +139,16 @@ impl DeviceCheck {
         });
         Ok(Box::pin(async move {
             let binding = spawn_blocking(move || devices.bind(&device, &agent)).await;
-            // The response may be waited for no longer. Then it stays bound.
+            // If nothing waits for the response any more, the device stays bound.
             let _ = bound.send(binding.ok().flatten());
         }))
     }
 }
 
-/// Refuses a first message that asks for more than `cap`, or that the gateway may read differently.
+/// Refuses a first message that asks for scopes beyond `cap`, or that is no well-formed `connect`.
+///
+/// # Errors
+/// The reason of the refusal, for the close frame.
 fn within_cap(message: &ParsedMessage, cap: &HeaderValue) -> Result<(), String> {
     let ParsedMessage::Connect(request) = message else {
         return Err("loopgate: with a scope cap the first message must be a well-formed connect".into());

@@ -1,4 +1,4 @@
-//! The response to a request that the gateway did not answer.
+//! loopgate's response to a request that the gateway does not answer.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::proxy::error::Error;
 
-/// The form of a response that the client wants, read before its request head is consumed.
+/// The format of an error response to one request.
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorFormat {
-    /// The media type that it prefers is HTML.
+    /// Whether the client accepts HTML.
     is_html: bool,
-    /// The request is a HEAD, whose response has no content (RFC 9110 section 9.3.2). Workaround: hyper
-    /// would send it over HTTP/2. Delete when its server discards it, as over HTTP/1.1.
+    /// Whether the request is a HEAD, whose response has no body (RFC 9110 section 9.3.2). Workaround: over HTTP/2 hyper
+    /// would send the body. Delete when its server discards it, as over HTTP/1.1.
     is_head_only: bool,
 }
 
 impl ErrorFormat {
-    /// Reads it from `request`.
+    /// Returns the format that `request` asks for.
     pub fn wanted_by<B>(request: &Request<B>) -> Self {
         let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
         Self {
@@ -31,7 +31,7 @@ impl ErrorFormat {
     }
 }
 
-/// Creates the response to `error`: HTML where the client prefers that, else JSON.
+/// Creates the response for `error`: HTML if the client accepts it, else JSON.
 pub fn error_response(
     error: &Error,
     format: ErrorFormat,

@@ -31,8 +31,8 @@ use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
 
 /// The result of forwarding a request.
 pub struct ForwardOutcome {
-    /// Whether the client's next request could be read as the body of this one, so that an HTTP/1.1
-    /// connection must close.
+    /// Whether an HTTP/1.1 connection must close, because it is not known whether the client's next bytes are the body of
+    /// this request or a new request.
     pub must_close: bool,
     pub result: Result<Response<ResponseBody>, Error>,
 }
@@ -67,14 +67,16 @@ struct CheckedRequest {
     answered_by: AnsweredBy,
 }
 
-/// What answers a request.
+/// The part that answers a request.
 enum AnsweredBy {
     Gateway,
+    /// The gateway, and if it agrees to the upgrade, a tunnel.
     Tunnel(UpgradeParts),
+    /// loopgate, with its CA's certificate.
     Loopgate(CaRequest),
 }
 
-/// A request that did not pass the checks, and whether an HTTP/1.1 connection must close after it.
+/// The error of a request that did not pass the checks, and whether an HTTP/1.1 connection must close after it.
 struct CheckFailure {
     must_close: bool,
     error: Error,
@@ -83,21 +85,24 @@ struct CheckFailure {
 /// The body of a request, before it is read.
 struct ClientBody {
     incoming: Incoming,
-    /// Whether the client waits for `100 Continue` before it sends it.
+    /// Whether the client waits for `100 Continue` before it sends the body.
     expects_continue: bool,
-    /// The rules for its trailers.
+    /// The rules by which its trailers are scrubbed.
     rules: Arc<RequestRules>,
 }
 
 impl ClientBody {
-    /// Returns whether a client that gets a response before it was asked for its body may leave it
-    /// out. A client may never send a body that it was not asked for (RFC 9110 section 10.1.1).
+    /// Returns whether the client may leave the body out if it gets a final response before `100 Continue` (RFC 9110
+    /// section 10.1.1).
     fn is_optional(&self) -> bool {
         self.expects_continue && !self.incoming.is_end_stream()
     }
 }
 
 /// Checks `request`, and builds its head for the gateway.
+///
+/// # Errors
+/// The first check that failed.
 fn check_request(
     context: &ConnectionContext,
     mut request: Request<Incoming>,
@@ -128,7 +133,7 @@ fn check_request(
 
     let answered_by = match ca_request {
         _ if head.is_upgrade() => AnsweredBy::Tunnel(UpgradeParts { client_side, is_h2_connect }),
-        // An extended CONNECT that is not passed on as an upgrade must not be answered as if its WebSocket was open.
+        // A success in response to an extended CONNECT would mean that its WebSocket is open.
         _ if is_h2_connect => return Err(failure(Error::Refused(RequestRefusal::BadUpgrade))),
         Some(request) => AnsweredBy::Loopgate(request),
         None => AnsweredBy::Gateway,
@@ -136,7 +141,7 @@ fn check_request(
     Ok(CheckedRequest { head, body, authorization, answered_by })
 }
 
-/// Refuses requests on a connection that may carry no further ones.
+/// Refuses the request if its connection must not take a further one.
 fn check_connection(context: &ConnectionContext) -> Result<(), Error> {
     if context.close_signal.is_revoked() {
         return Err(Error::Refused(RequestRefusal::ClientDenied));
@@ -147,9 +152,9 @@ fn check_connection(context: &ConnectionContext) -> Result<(), Error> {
     Ok(())
 }
 
-/// Keeps the end of an HTTP/1.1 connection, on which `request` asks for an upgrade, for its close. hyper leaves the
-/// close to those who asked for the upgrade, even if it was refused. Workaround: delete when hyper 1.12's `poll_inner`
-/// (`src/proto/h1/dispatch.rs`) shuts such a connection down.
+/// Keeps the upgrade of an HTTP/1.1 request that asks for one, so that its connection can be closed if the upgrade is
+/// refused: hyper then does not shut the connection down. Workaround: delete when hyper 1.12's `poll_inner`
+/// (`src/proto/h1/dispatch.rs`) does.
 fn keep_refused_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
     if context.protocol == labels::Protocol::H1
         && let Some(upgrade) = request.extensions().get::<OnUpgrade>()
@@ -178,8 +183,8 @@ fn expects_continue(parts: &Parts) -> bool {
     parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Returns the request for loopgate's CA that `parts` are. A certificate to trust must not come over
-/// a connection that others can change, nor hide a path of another port.
+/// Returns the request for loopgate's CA, if `parts` are one. The CA is not offered over plain HTTP, where others can
+/// replace the certificate, nor on a listener of a forward, where the path belongs to the forward's target.
 fn ca_request(context: &ConnectionContext, parts: &Parts) -> Option<CaRequest> {
     let may_offer_ca = context.lane.scheme() == Scheme::Https && context.target.is_gateway();
     may_offer_ca.then(|| CaRequest::of(parts, &context.shared.tls)).flatten()
@@ -206,7 +211,7 @@ async fn send_to_gateway(
     let counters = context.shared.traffic.lane(head.lane());
     record.count_sent(counters.sent.clone());
     let ClientBody { incoming, expects_continue, rules } = body;
-    // hyper sends 100 over HTTP/1.1 as soon as the body is read.
+    // Over HTTP/1.1 hyper sends `100 Continue` itself when the body is polled.
     let h2_handle = || handle.clone().filter(RequestHandle::is_h2);
     let (gate, continue_signal) = expects_continue.then(|| ContinueGate::new(h2_handle())).unzip();
     let body =
@@ -217,8 +222,8 @@ async fn send_to_gateway(
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
     write_interims(handle, record).await;
 
-    // The client waited for a 100 and got none: what it sends next may be the body, or a new request.
-    let must_close = progress.is_some_and(|progress| progress.last_piece().is_none());
+    // The client waited for `100 Continue` and got none: its next bytes may be the body or a new request.
+    let must_close = progress.is_some_and(|progress| progress.last_part().is_none());
     let result = sent.and_then(|(response, upstream)| {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::BadUpgradeResponse);
@@ -228,8 +233,8 @@ async fn send_to_gateway(
     ForwardOutcome { must_close, result }
 }
 
-/// Waits over HTTP/1.1 until interim responses are written: no byte of the final response may be in
-/// hyper's buffer before them. A client that does not read them is cut off.
+/// Waits over HTTP/1.1 until all interim responses are written: they can't be written once hyper's buffer holds bytes of
+/// the final response. A client that does not read them is overdue after the stall timeout.
 async fn write_interims(handle: Option<RequestHandle>, record: &RequestRecord) {
     if let Some(handle) = handle.filter(|handle| !handle.is_h2() && handle.has_interims()) {
         record.guard().mark_pending(Instant::now());
@@ -237,8 +242,8 @@ async fn write_interims(handle: Option<RequestHandle>, record: &RequestRecord) {
     }
 }
 
-/// Adds the Host that HTTP/1.0 does not know (RFC 1945): such a request is for the address that it
-/// came to. Health checks of HAProxy send none.
+/// Adds `Host` to an HTTP/1.0 request without it (RFC 1945 does not know the field): the local address that the client
+/// connected to. HAProxy's health checks send such requests.
 fn add_missing_host(parts: &mut Parts, local: SocketAddr) {
     if parts.version == Version::HTTP_10 && parts.uri.authority().is_none() && !parts.headers.contains_key(HOST) {
         let host = HeaderValue::from_str(&local.to_string());
@@ -246,7 +251,10 @@ fn add_missing_host(parts: &mut Parts, local: SocketAddr) {
     }
 }
 
-/// Turns an extended CONNECT (RFC 8441) into the equivalent HTTP/1.1 upgrade; returns whether `request` was one.
+/// Converts an extended CONNECT (RFC 8441) to the equivalent HTTP/1.1 upgrade; returns whether `request` was one.
+///
+/// # Errors
+/// The protocol is not `websocket`.
 fn convert_extended_connect(request: &mut Request<Incoming>) -> Result<bool, Error> {
     let Some(protocol) = request.extensions_mut().remove::<Protocol>() else { return Ok(false) };
     if protocol.as_str() != "websocket" {

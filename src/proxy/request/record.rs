@@ -26,39 +26,39 @@ use crate::proxy::request_end::RequestEnd;
 use crate::proxy::upstream::budget::GatewayPermit;
 use crate::trace::{Span, Trace};
 
-/// A request from its head to the last byte of its response. The response's body and each piece of it
-/// hold a reference. When the last one is dropped, the request has ended, and is counted and logged.
+/// The record of a request, from its head to the last byte of its response. The response's body and each chunk of it
+/// hold a reference. When the last reference is dropped, the request has ended, and is counted and logged.
 pub struct RequestRecord {
     context: Arc<ConnectionContext>,
     guard: RequestGuard,
     started: Instant,
     trace: Option<Trace>,
     access_log: Option<AccessLog>,
-    /// The method and the path without its query, where they are logged or recorded.
+    /// The method, and the path without its query; `None` if they are neither logged nor recorded.
     target: Option<(Method, String)>,
     began_at: Option<SystemTime>,
     is_external: AtomicBool,
-    /// Whether the client's version of HTTP has trailers.
+    /// Whether the client's version of HTTP has trailers and interim responses: not HTTP/1.0.
     takes_trailers: bool,
     handle: RequestHandle,
-    /// 0 before there is a response.
+    /// The status of the response; 0 before there is one.
     status: AtomicU16,
     time_to_response: OnceLock<Duration>,
-    /// Bytes of the response's body that hyper got.
+    /// The number of bytes of the response's body that hyper got.
     bytes_to_hyper: AtomicU64,
-    /// Bytes of it that were written to the client's socket.
+    /// The number of bytes of the response's body that were written to the client's socket.
     bytes_sent: AtomicU64,
     sent_counter: OnceLock<Counter>,
     has_body_ended: AtomicBool,
     end: OnceLock<RequestEnd>,
-    /// The request's permit, kept after the gateway has answered: a client that does not read gets
-    /// no other request in its place.
+    /// The permit, held until the response was sent: a client that does not read its response can't send another request
+    /// in its place.
     permit: OnceLock<GatewayPermit>,
     request_id: Mutex<Option<String>>,
 }
 
 impl RequestRecord {
-    /// Begins the record of `request`, which `handle` stands for below hyper.
+    /// Begins the record of `request`, for which `handle` stands below hyper.
     pub fn new<B>(context: &Arc<ConnectionContext>, request: &Request<B>, handle: RequestHandle) -> Arc<Self> {
         let headers = request.headers();
         let has_recorder = context.shared.traffic.recorder.is_some();
@@ -88,32 +88,32 @@ impl RequestRecord {
         })
     }
 
-    /// The moment at which the request's head had been read.
+    /// Returns the time at which the request's head had been read.
     pub fn started(&self) -> Instant {
         self.started
     }
 
-    /// Returns the guard that its connection waits for until the response is sent.
+    /// Returns the guard that marks the request as being served.
     pub fn guard(&self) -> &RequestGuard {
         &self.guard
     }
 
-    /// Returns whether the client's version of HTTP has trailers, and interim responses.
+    /// Returns whether the client's version of HTTP has trailers and interim responses.
     pub fn takes_trailers(&self) -> bool {
         self.takes_trailers
     }
 
-    /// Its place in its trace, where that is recorded or passed on.
+    /// Returns the request's place in its trace; `None` if traces are neither recorded nor passed on.
     pub fn trace(&self) -> Option<&Trace> {
         self.trace.as_ref()
     }
 
-    /// Keeps `permit` until the response has left.
+    /// Holds `permit` until the response was sent.
     pub fn hold_permit(&self, permit: GatewayPermit) {
         let _ = self.permit.set(permit);
     }
 
-    /// Notes the lane that it left on, or would have.
+    /// Sets the lane on which the request is sent to the gateway.
     pub fn set_lane(&self, lane: LaneKind) {
         self.is_external.store(lane == LaneKind::External, Ordering::Relaxed);
     }
@@ -122,10 +122,10 @@ impl RequestRecord {
         if self.is_external.load(Ordering::Relaxed) { LaneKind::External } else { LaneKind::Agent }
     }
 
-    /// Notes the response's status.
+    /// Notes that the response has begun, with this status.
     pub fn note_response(&self, status: u16) {
         if self.handle.is_h2() && (self.handle.is_connection_closing() || self.handle.was_reset()) {
-            // It does not reach the client.
+            // The response does not reach the client.
             return;
         }
         let after = self.started.elapsed();
@@ -134,7 +134,7 @@ impl RequestRecord {
         self.context.shared.traffic.count_response(self.lane(), self.context.protocol, status, after);
     }
 
-    /// Notes that loopgate answers with `error`, logs and counts that, and returns the id that the response shows.
+    /// Notes that loopgate answers with `error`, and logs and counts it; returns the request id for the response.
     pub fn note_failure(&self, error: &Error) -> String {
         let request_id = self.request_id();
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
@@ -160,7 +160,7 @@ impl RequestRecord {
         request_id
     }
 
-    /// Notes that the client left before the end of its body.
+    /// Logs that the client left before the end of the request's body.
     pub fn note_client_left(&self, error: &Error) {
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
         debug!(
@@ -179,7 +179,7 @@ impl RequestRecord {
         );
     }
 
-    /// Notes that the gateway broke off inside its response, and logs and counts that.
+    /// Notes that the gateway broke off inside its response, and logs and counts it.
     pub fn note_gateway_cut(&self, error: &hyper::Error) {
         if self.end.set(RequestEnd::GatewayCut).is_err() {
             return;
@@ -194,27 +194,27 @@ impl RequestRecord {
         );
     }
 
-    /// Notes how it ended, unless that is known already.
+    /// Sets the end of the request, unless it is set already.
     pub fn note_end(&self, end: RequestEnd) {
         let _ = self.end.set(end);
     }
 
-    /// Notes that the gateway's body has ended well.
+    /// Notes that the body of the response is complete.
     pub fn note_body_end(&self) {
         self.has_body_ended.store(true, Ordering::Relaxed);
     }
 
-    /// Counts the bytes that the client gets in `counter` as well.
+    /// Sets a counter to which the bytes of the response's body are added as they are sent.
     pub fn count_sent(&self, counter: Counter) {
         let _ = self.sent_counter.set(counter);
     }
 
-    /// Returns whether everything that hyper got was handed to the client's socket.
+    /// Returns whether all bytes of the body that hyper got were written to the client's socket.
     fn is_all_sent(&self) -> bool {
         self.bytes_sent.load(Ordering::Relaxed) >= self.bytes_to_hyper.load(Ordering::Relaxed)
     }
 
-    /// Returns the id that stands for the request in logs and in loopgate's own responses.
+    /// Returns the id that identifies the request in logs and in loopgate's error responses.
     fn request_id(&self) -> String {
         if let Some(access_log) = &self.access_log {
             return access_log.request_id.clone();
@@ -222,13 +222,13 @@ impl RequestRecord {
         self.request_id.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(next_id).clone()
     }
 
-    /// Returns whether the request ends because the client did not read its response.
+    /// Returns whether the request ends because the client does not read its response.
     pub fn is_stalled(&self) -> bool {
         self.end() == RequestEnd::ClientStalled
     }
 
-    /// Returns how the request ends: the first that applies of the noted end, a complete response, a
-    /// stream that its client does not read, a malformed body, and what ends the connection.
+    /// Returns how the request ends. The first of these that applies counts: the end that was set, a complete response, a
+    /// stream that the client does not read, a malformed body, the end of the connection.
     fn end(&self) -> RequestEnd {
         if let Some(end) = self.end.get() {
             return *end;
@@ -245,7 +245,7 @@ impl RequestRecord {
         self.context.end_of_open_requests()
     }
 
-    /// Gives the span of the request to the recorder, where spans are recorded.
+    /// Records the span of the request, if there is a recorder.
     fn record_span(&self, end: RequestEnd, (method, path): &(Method, String)) {
         let (Some(recorder), Some(began), Some(trace)) =
             (&self.context.shared.traffic.recorder, self.began_at, &self.trace)
@@ -270,7 +270,7 @@ impl RequestRecord {
         });
     }
 
-    /// Writes the request's line in the access log, where there is one.
+    /// Writes the line of the request to the access log, if that is on.
     fn log_access(&self, end: RequestEnd, (method, path): &(Method, String)) {
         let Some(AccessLog { client, request_id }) = &self.access_log else { return };
         let ms = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;
@@ -279,7 +279,7 @@ impl RequestRecord {
             (self.context.number, self.context.peer, self.bytes_sent.load(Ordering::Relaxed));
         let trace_id = self.trace.as_ref().map_or("-", |trace| trace.forwarded.trace_id());
         let (lane, protocol, end) = (self.lane().label(), self.context.protocol.label(), end.label());
-        // Left out where the client was gone before there was a response.
+        // Left out if there was no response.
         let status = Some(self.status.load(Ordering::Relaxed)).filter(|status| *status > 0);
         info!(
             target: "loopgate::access", connection, %peer, %client, lane, protocol, %method, path, status,
@@ -288,7 +288,7 @@ impl RequestRecord {
         );
     }
 
-    /// The time from the request's head to the response's, or to now if there is no response.
+    /// Returns the time from the head of the request to that of the response, or until now if there is none.
     fn time_to_response(&self) -> Duration {
         self.time_to_response.get().copied().unwrap_or_else(|| self.started.elapsed())
     }
@@ -313,22 +313,22 @@ impl Drop for RequestRecord {
     }
 }
 
-/// A piece of a body, which counts its bytes as they are handed to the client's socket.
+/// A chunk of a response's body. It counts its bytes as they are written to the client's socket.
 pub struct CountedChunk {
     bytes: Bytes,
     record: Arc<RequestRecord>,
-    /// DroppedHeads after all pieces before it were handed to the socket.
+    /// Dropped with the chunk, after all chunks before it were written to the socket.
     _delivered: Option<oneshot::Sender<()>>,
 }
 
 impl CountedChunk {
-    /// Hands `bytes` out.
+    /// Creates a chunk for hyper, and counts `bytes` as given to it.
     pub fn new(bytes: Bytes, record: &Arc<RequestRecord>) -> Self {
         record.bytes_to_hyper.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Self { bytes, record: Arc::clone(record), _delivered: None }
     }
 
-    /// Creates an empty piece, and what completes once the pieces before it were handed to the socket.
+    /// Creates an empty chunk, and a receiver that completes once all chunks before it were written to the socket.
     pub fn marker(record: &Arc<RequestRecord>) -> (Self, oneshot::Receiver<()>) {
         let (sender, delivered) = oneshot::channel();
         (Self { bytes: Bytes::new(), record: Arc::clone(record), _delivered: Some(sender) }, delivered)

@@ -1,5 +1,5 @@
-//! Request heads of which no request came: they are counted and logged like requests, without method and path, which
-//! are not known.
+//! Counts and logs request heads that never became a request. They are logged like requests, without method and path,
+//! which are not known.
 
 use http::{HeaderMap, StatusCode};
 use tracing::{debug, info};
@@ -13,12 +13,12 @@ use crate::proxy::downstream::h1_refusal::body_length;
 use crate::proxy::downstream::refused_heads::RefusedHead;
 use crate::proxy::request_end::RequestEnd;
 
-/// Counts and logs the refused and dropped heads of a connection since it was called the last time.
+/// Counts and logs the heads of a connection that were refused or dropped since the last call.
 pub fn report_refused_heads(context: &ConnectionContext) {
     let (refused, dropped) = context.head_tracker.take_refused();
     for RefusedHead { why, is_answered } in refused {
         record_refusal(context, why.label());
-        // That of `h2` has no body.
+        // The response of `h2` has no body.
         let bytes = if is_answered && context.protocol == Protocol::H1 { body_length(why) } else { 0 };
         record_end(context, why.label(), is_answered.then(|| why.status()), bytes);
     }
@@ -38,7 +38,7 @@ fn record_refusal(context: &ConnectionContext, reason: &'static str) {
     debug!(connection, %peer, lane, protocol, reason, "request head refused");
 }
 
-/// Counts and logs the end of a head, as if it were that of a request whose response has a body of so many `bytes`.
+/// Counts and logs the end of a head like that of a request. `status` and `bytes` are those of the response.
 fn record_end(context: &ConnectionContext, label: &'static str, status: Option<StatusCode>, bytes: usize) {
     let lane = context.lane.kind();
     context.shared.traffic.count_end(lane, label);

@@ -1,4 +1,4 @@
-//! Turns the gateway's response into the client's.
+//! Converts the gateway's response to the response for the client.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::lane::scrub_response;
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::upstream::pool::PooledConnection;
 
-/// Passes the gateway's `response` on; its body comes over `upstream`.
+/// Converts the gateway's `response`, whose body comes over `upstream`.
 pub fn pass_back(
     context: &ConnectionContext,
     response: Response<Incoming>,
@@ -23,7 +23,7 @@ pub fn pass_back(
     authorization: Option<ClientAuthorization>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = response.into_parts();
-    // A 426 names the protocol to upgrade to (RFC 9110 section 15.5.22). HTTP/2 knows no such field.
+    // The `Upgrade` of a 426 names the protocol to upgrade to (RFC 9110 section 15.5.22). HTTP/2 has no such field.
     let offered = (parts.status == StatusCode::UPGRADE_REQUIRED).then(|| parts.headers.remove(UPGRADE)).flatten();
     scrub_response(&mut parts.headers);
     if let Some(protocol) = offered.filter(|_| context.protocol == Protocol::H1) {
@@ -32,7 +32,7 @@ pub fn pass_back(
     }
     parts.version = Version::HTTP_11;
     let is_h1 = context.protocol == Protocol::H1;
-    // Workaround: hyper drops the length of a 304 over HTTP/1.1 whose body is empty. Delete when it keeps it.
+    // Workaround: over HTTP/1.1 hyper drops the `Content-Length` of a 304 with an empty body. Delete when it keeps it.
     let hides_end = is_h1 && parts.status == StatusCode::NOT_MODIFIED && parts.headers.contains_key(CONTENT_LENGTH);
     Response::from_parts(parts, ResponseBody::gateway(incoming, upstream, Arc::clone(record), authorization, hides_end))
 }

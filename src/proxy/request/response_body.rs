@@ -1,4 +1,4 @@
-//! The body of a response: the gateway's, streamed, or a short one of loopgate's.
+//! The body of a response to a client: the gateway's, which is streamed, or a short one of loopgate.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,58 +19,59 @@ use crate::proxy::upstream::pool::PooledConnection;
 
 /// The body of a response to a client.
 pub enum ResponseBody {
-    /// One of loopgate's own.
+    /// A short body of loopgate.
     Loopgate { text: Option<Bytes>, record: Arc<RequestRecord> },
-    /// The gateway's.
+    /// The body of the gateway's response.
     Gateway(Box<Download>),
 }
 
-/// The gateway's body on its way to the client.
+/// The body of the gateway's response on its way to the client.
 pub struct Download {
     incoming: Incoming,
-    /// Whether the body goes to the client with its length stated, so that there is no place for trailers.
+    /// Whether the response states the length of the body: over HTTP/1.1 such a body can't have trailers.
     has_stated_length: bool,
-    /// Whether an empty body pretends to be one of unknown length: hyper's HTTP/1.1 server drops the `Content-Length`
-    /// of a 304 whose body has ended (`hyper/src/proto/h1/role.rs`, "content-length value found, but empty body
-    /// provided"). It writes no body after a 304 in any case.
+    /// Whether an empty body claims to be of unknown length: hyper's HTTP/1.1 server drops the `Content-Length` of a 304
+    /// with an empty body (`hyper/src/proto/h1/role.rs`, "content-length value found, but empty body provided"). It
+    /// writes no body after a 304 in any case.
     hides_end: bool,
     upstream: Option<PooledConnection>,
     record: Arc<RequestRecord>,
     authorization: Option<ClientAuthorization>,
     failure: Option<Failure>,
-    /// The trailers of a response in HTTP/1.1 chunks, and the flushes of the connection when they came.
+    /// The trailers of a chunked HTTP/1.1 response, and the connection's number of flushes when they came.
     trailers: Option<(HeaderMap, u64)>,
 }
 
-/// The gateway broke off: the error is passed on once what arrived before has left, since it makes hyper discard that.
+/// The failure of a body because the gateway broke off. The error is passed on only after all bytes before it have left
+/// the process, because hyper discards its buffer when it gets an error.
 struct Failure {
     error: Option<hyper::Error>,
     delivered: Delivered,
 }
 
-/// When everything before the error was delivered.
+/// The way to find out that all bytes before the error have left the process.
 enum Delivered {
-    /// HTTP/1.1: when the connection was flushed since then.
+    /// HTTP/1.1: the connection was flushed after this number of flushes.
     Flushed(u64),
-    /// HTTP/2: an empty DATA frame is sent, which comes behind all others of the stream.
+    /// HTTP/2: an empty chunk was sent, which comes after all others of the stream. `None` before it was.
     Marker(Option<oneshot::Receiver<()>>),
 }
 
-/// Why a response ends early.
+/// The reason why a response ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The gateway broke off.
     #[error(transparent)]
     Gateway(#[from] hyper::Error),
-    /// The rules deny the client now.
+    /// The rules no longer permit the client.
     #[error("the client is no longer authorized")]
     Denied,
 }
 
 impl ResponseBody {
-    /// Passes on the gateway's body, which comes over `upstream`. That is given back to its pool at
-    /// the end. With `hides_end`, hyper does not learn that the body is empty, and keeps the length
-    /// that the head states.
+    /// Creates a body that passes on the gateway's body, which comes over `upstream`. That connection is returned to its
+    /// pool at the end of the body. With `hides_end`, hyper does not learn that the body is empty, so that it keeps the
+    /// `Content-Length`.
     pub fn gateway(
         incoming: Incoming,
         upstream: PooledConnection,
@@ -100,7 +101,7 @@ impl ResponseBody {
         }))
     }
 
-    /// Creates a body of loopgate's own.
+    /// Creates a short body of loopgate.
     pub fn loopgate(text: impl Into<Bytes>, record: Arc<RequestRecord>) -> Self {
         Self::Loopgate { text: Some(text.into()).filter(|text| !text.is_empty()), record }
     }
@@ -111,7 +112,7 @@ impl Download {
         if let Some(authorization) = &mut self.authorization
             && authorization.poll_revoked(cx).is_ready()
         {
-            // Closes the connection to the gateway, on which more is to come.
+            // Closes the connection to the gateway: the rest of the response is not read.
             self.upstream = None;
             self.record.note_end(RequestEnd::Revoked);
             return Poll::Ready(Some(Err(BodyError::Denied)));
@@ -147,7 +148,7 @@ impl Download {
         self.poll_failure(cx)
     }
 
-    /// Takes the trailers that came at the end of the body.
+    /// Handles the trailers at the end of the body.
     fn poll_trailers(
         &mut self,
         mut trailers: HeaderMap,
@@ -159,7 +160,7 @@ impl Download {
         }
         let guard = self.record.guard();
         if guard.is_h2() {
-            // hyper asks for nothing after them.
+            // hyper does not poll the body after its trailers.
             if self.poll_gateway(cx).is_pending() {
                 self.finish_incoming(false, Instant::now(), cx);
             }
@@ -171,14 +172,14 @@ impl Download {
         self.poll(cx)
     }
 
-    /// Notes the end of the gateway's body, and gives its connection back.
+    /// Notes the end of the gateway's body, and returns its connection to the pool unless it `failed`.
     fn finish_incoming(&mut self, failed: bool, now: Instant, cx: &mut Context<'_>) {
         if !failed {
             self.record.note_body_end();
         }
         if let Some(mut upstream) = self.upstream.take() {
-            // Workaround: hyper hands the connection back only when it is polled. Delete when its client reports
-            // readiness with the last frame.
+            // Workaround: hyper's connection is ready for the next request only after one more poll. Delete when its
+            // client reports readiness with the last frame.
             upstream.drive(cx);
             if let Some(permit) = upstream.take_permit() {
                 self.record.hold_permit(permit);
@@ -212,7 +213,7 @@ impl Download {
         }
         guard.mark_drained();
         let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
-        // The connection is driven on this task, the client's own, so that no other has to be woken for it.
+        // The connection to the gateway is driven on the client's task, so that no other task must be woken.
         if frame.is_pending()
             && let Some(upstream) = &mut self.upstream
         {
@@ -236,7 +237,7 @@ impl Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // Before the permit is returned, which may let the client's next request continue.
+        // Noted before the permit is returned: that may let a waiting request of the same client continue.
         if let Some(upstream) = self.upstream.as_ref().filter(|_| self.record.is_stalled()) {
             upstream.note_stall();
         }

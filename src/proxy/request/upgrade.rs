@@ -1,4 +1,4 @@
-//! Upgrades a request, and joins what is left of both connections to a tunnel.
+//! Sends upgrade requests to the gateway. If it agrees, joins the client's connection and the gateway's in a tunnel.
 
 use std::io;
 use std::pin::pin;
@@ -32,14 +32,18 @@ use crate::proxy::upstream::gateway_request::OnInterim;
 use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
 
-/// What an upgrade needs besides its head.
+/// The parts of an upgrade request besides its head.
 pub struct UpgradeParts {
+    /// The upgrade of the client's connection or stream in hyper.
     pub client_side: OnUpgrade,
     /// Whether the client sent an extended CONNECT over HTTP/2.
     pub is_h2_connect: bool,
 }
 
-/// Sends the upgrade request `head`; if the gateway agrees, starts the tunnel.
+/// Sends the upgrade request `head`. If the gateway agrees, starts the tunnel; else passes its response on.
+///
+/// # Errors
+/// There is no valid response.
 pub async fn upgrade(
     context: &Arc<ConnectionContext>,
     mut head: GatewayHead,
@@ -62,11 +66,11 @@ pub async fn upgrade(
 
     let (response, mut upstream) = send_upgrade(context, head, authorization.as_mut(), record).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        // In response to an extended CONNECT, any success would mean that the WebSocket is open (RFC 8441 section 5).
+        // To an extended CONNECT, every success means that the WebSocket is open (RFC 8441 section 5).
         if is_h2_connect && response.status().is_success() {
             return Err(Error::BadUpgradeResponse);
         }
-        // The gateway may still take what follows on this connection for the refused protocol.
+        // The gateway may read what follows on this connection as the refused protocol.
         upstream.set_single_use();
         return Ok(pass_back(context, response, upstream, record, authorization));
     }
@@ -85,7 +89,7 @@ pub async fn upgrade(
             Some(_) => context.close_signal.for_tunnel(),
             None => context.close_signal.clone(),
         },
-        // The other half is for the close handshake.
+        // The other half of the timeout is for the close handshake.
         rest_limit: Arc::new(move || newest.settings.load().limits.drain_timeout / 2),
         first_message: first_message.filter(|_| is_websocket),
         connect_response: connect_response.filter(|_| is_websocket),
@@ -111,7 +115,7 @@ async fn send_upgrade(
     ClientAuthorization::unless_revoked(authorization, sending).await
 }
 
-/// Spawns the tunnel, which is counted while `tunnel_gauge` is.
+/// Starts the task of the tunnel. `tunnel_gauge` counts the tunnel until it ends.
 fn start_tunnel(
     context: &ConnectionContext,
     record: &RequestRecord,
@@ -123,7 +127,7 @@ fn start_tunnel(
 ) {
     record.note_end(RequestEnd::Upgraded);
     context.set_refused_upgrade(None);
-    // A stream of HTTP/2 lives and ends with its connection, which waits for it.
+    // An HTTP/2 connection must wait for the tunnels on its streams. Over HTTP/1.1 the tunnel takes the connection over.
     let stream = options.is_h2.then(|| context.activity.begin_tunnel(record.guard()));
     let close_signal = options.close_signal.clone();
     let (number, peer) = (context.number, context.peer);
@@ -133,7 +137,7 @@ fn start_tunnel(
             join_while_authorized(authorization, close_signal, join_connections(client_side, upstream, options)).await
         {
             debug!(connection = number, %peer, %error, "tunnel broke off");
-            // RFC 8441 section 5: the end of a TCP connection by a reset is a reset of the stream, with CANCEL.
+            // The reset of a TCP connection is passed on as a reset of the stream with CANCEL (RFC 8441 section 5).
             if let Some(stream) = stream
                 && !matches!(error, TunnelError::Unauthorized)
             {
@@ -143,7 +147,7 @@ fn start_tunnel(
     });
 }
 
-/// Returns the client's response to an upgrade: 101, or 200 to an extended CONNECT.
+/// Returns the response for the client: the gateway's 101, or a 200 to an extended CONNECT.
 fn switching_response(
     response: Response<Incoming>,
     is_h2_connect: bool,
@@ -171,7 +175,7 @@ fn proves_handshake(response: &Response<Incoming>, key: Option<&HeaderValue>, is
     is_websocket && expected.as_deref() == accept
 }
 
-/// Waits for the end of the tunnel `joined`; has it close when the request's client loses its `authorization`.
+/// Waits for the end of the tunnel `joined`. Closes it if the client of the request loses its `authorization`.
 async fn join_while_authorized(
     authorization: Option<ClientAuthorization>,
     close_signal: CloseSignal,
@@ -189,7 +193,7 @@ async fn join_while_authorized(
     }
 }
 
-/// Takes both connections back from hyper and joins them.
+/// Takes both connections back from hyper, and carries bytes between them until the tunnel ends.
 async fn join_connections(
     client_side: OnUpgrade,
     upstream: PooledConnection,
@@ -204,7 +208,7 @@ async fn join_connections(
             client.leave_http();
             Box::pin(tunnel::run(client, gateway, (parts.read_buf, from_gateway), options)) as BoxFuture<'_, _>
         }
-        // A stream of an HTTP/2 connection.
+        // The client's side is a stream of an HTTP/2 connection.
         Err(stream) => Box::pin(tunnel::run(TokioIo::new(stream), gateway, (Bytes::new(), from_gateway), options)),
     };
     joined.await

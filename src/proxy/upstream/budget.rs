@@ -1,11 +1,12 @@
-//! Limits the requests that are at the gateway at once, and divides the limit fairly among clients.
+//! Limits concurrent requests at the gateway, and divides the limit fairly among clients.
 //!
-//! External clients share one budget of requests and one of WebSockets. Of a budget of `limit`
-//! permits, `free` of which are not taken, a client that holds `own` gets another one if `free > 0`
-//! and (`own == 0` or `own < free - limit / 8`): one client alone gets less than half, and the last
-//! eighth is for those that have none. One that left several responses unread until they were reset
-//! gets few for a while. A request beyond the client's share waits in a queue, in which clients take
-//! turns. Each agent has budgets of its own; agents with the same source address share them.
+//! External clients share one budget of permits for requests, and one for WebSockets. In a budget of `limit` permits, of
+//! which `free` are not taken, a client that holds `own` permits gets another one if `free > 0` and (`own == 0` or
+//! `own < free - limit / 8`). So a single client gets less than half of the permits, and the last eighth is for clients
+//! that have none. A client that left several responses unread until they were reset gets few permits for a while.
+//!
+//! A request beyond the client's share waits in a queue, in which clients take turns. Each agent has budgets of its own;
+//! agents with the same source address share them.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
@@ -29,31 +30,32 @@ use crate::metrics::traffic::{GaugeGuard, Traffic};
 #[cfg(test)]
 mod tests;
 
-/// How many times the budget of all external clients each agent has for itself.
+/// The request budget of each agent, as a multiple of the budget of all external clients.
 const AGENT_FACTOR: usize = 4;
-/// How many requests may wait, as a multiple of the budget.
+/// The most requests that may wait in the queue of a budget, as a multiple of its limit.
 const WAITING_FACTOR: usize = 4;
-/// One in `RESERVED_PART` permits and queue places of a shared budget is for clients that have none.
+/// One of this many permits, and of this many places in the queue, is reserved for clients that have none.
 const RESERVED_PART: usize = 8;
-/// The most clients that are remembered for unread responses while they have no connection.
+/// The most clients without a connection whose unread responses are remembered.
 const MAX_STALLED: usize = 1024;
-/// How often a budget that is used up is logged.
+/// The least time between two warnings that a budget is exhausted.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
-/// How long requests of other threads may be passed over: to wake a task of another thread takes a system call.
+/// The longest time for which waiting requests of other threads are passed over in favour of this thread's: waking a
+/// task of another thread takes a system call.
 const MAX_PASSED_OVER: Duration = Duration::from_millis(20);
-/// How many of a client's waiting requests are searched for one of this thread.
+/// The most waiting requests of a client that are searched for one of this thread.
 const MAX_SEARCHED: usize = 64;
 
-/// What a permit is for.
+/// The purpose of a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A request, until its response has left loopgate.
+    /// A request, until its response has been sent.
     Request,
-    /// A WebSocket, from the request for it on.
+    /// A WebSocket, from its upgrade request until its end.
     WebSocket,
 }
 
-/// A budget is used up, or the client's share of it.
+/// The error that a budget, or the client's share of it, is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("limit of concurrent requests at the gateway reached, of all clients or of this one ({option})")]
 pub struct Exhausted {
@@ -61,18 +63,19 @@ pub struct Exhausted {
     pub option: &'static str,
 }
 
-/// The budgets of all clients.
+/// The budgets of all external clients and of all agents.
 #[derive(Debug)]
 pub struct GatewayBudgets {
     external: BudgetPair,
+    /// The limits of requests and of WebSockets.
     limits: (usize, usize),
-    /// Of clients that have a connection.
+    /// The external clients that have a connection.
     clients: Mutex<WeakTable<IpAddr, ClientBudget>>,
     agents: Mutex<WeakTable<Ipv4Addr, ClientBudget>>,
     traffic: Arc<Traffic>,
 }
 
-/// The budgets that one client draws on, and what it holds of them.
+/// The budgets that one client takes permits from, and the numbers of permits that it holds.
 #[derive(Debug)]
 pub struct ClientBudget {
     budgets: BudgetPair,
@@ -86,23 +89,24 @@ pub struct ClientBudget {
 pub struct GatewayPermit {
     client: Arc<ClientBudget>,
     purpose: Purpose,
-    /// Whether its return may let a waiting request continue.
+    /// Whether the permit is given to a waiting request when it is returned.
     dispatches: AtomicBool,
     _held: GaugeGuard,
 }
 
-/// A budget of requests and one of WebSockets.
+/// A budget for requests and one for WebSockets.
 #[derive(Clone, Debug)]
 struct BudgetPair {
     requests: Arc<Budget>,
     websockets: Arc<Budget>,
 }
 
+/// A number of permits, and the requests that wait for one.
 #[derive(Debug)]
 struct Budget {
     option: &'static str,
     limit: usize,
-    /// Whether clients share the budget, each of which may hold only its share of it.
+    /// Whether several clients share the budget, so that each may hold only its share.
     is_shared: bool,
     used: AtomicUsize,
     waiting: AtomicUsize,
@@ -110,10 +114,11 @@ struct Budget {
     held: Gauge,
     queued: Gauge,
     epoch: Instant,
-    /// Milliseconds after `epoch` at which exhaustion was logged last, plus one; 0 for never.
+    /// Milliseconds after `epoch` at which exhaustion was last logged, plus one; 0 for never.
     warned_at: AtomicU64,
     refused: AtomicU64,
-    /// Clients whose unread responses were reset, so that a new connection does not make one another client.
+    /// Clients whose unread responses were reset. They are kept here so that a client that closes its connections and
+    /// connects again does not lose its count.
     stalled: Mutex<Vec<Arc<ClientBudget>>>,
 }
 
@@ -124,11 +129,11 @@ struct ClientQueue {
     waiters: VecDeque<QueuedWaiter>,
 }
 
-/// A waiting request, as its queue knows it.
+/// A waiting request in the queue.
 #[derive(Debug)]
 struct QueuedWaiter {
     sender: oneshot::Sender<GatewayPermit>,
-    /// The thread that serves it.
+    /// The thread that serves the request.
     thread: ThreadId,
     since: Instant,
 }
@@ -140,13 +145,13 @@ impl GatewayBudgets {
         Self { external, limits, clients: Mutex::default(), agents: Mutex::default(), traffic }
     }
 
-    /// Returns the budget of the external client with the address `ip`. Addresses of one IPv6
-    /// network of 64 bits are one client.
+    /// Returns the budget of the external client with the address `ip`. All addresses of an IPv6 /64 network are one
+    /// client.
     pub fn for_client(&self, ip: IpAddr) -> Arc<ClientBudget> {
         lock(&self.clients).get(client_key(ip), || ClientBudget::new(self.external.clone()))
     }
 
-    /// Returns the budget of the agent whose requests come from `source` at the gateway.
+    /// Returns the budget of the agent whose requests reach the gateway from the address `source`.
     pub fn for_agent(&self, source: Ipv4Addr) -> Arc<ClientBudget> {
         let (requests, websockets) = self.limits;
         let limits = (requests.saturating_mul(AGENT_FACTOR), websockets);
@@ -200,7 +205,7 @@ impl ClientBudget {
         }
     }
 
-    /// Takes a permit if the client's share allows it. Never waits, and takes no lock.
+    /// Takes a permit if one is free and within the client's share. Takes no lock.
     pub fn try_acquire(self: &Arc<Self>, purpose: Purpose) -> Option<GatewayPermit> {
         let (budget, held) = (self.budget(purpose), self.held(purpose));
         let most = match purpose {
@@ -226,14 +231,14 @@ impl ClientBudget {
         Some(GatewayPermit { client: Arc::clone(self), purpose, dispatches: AtomicBool::new(true), _held: held_gauge })
     }
 
-    /// Notes that a response was reset because the client did not read it.
+    /// Notes that a response was reset because the client did not read it. Has no effect for an agent.
     fn note_stall(self: &Arc<Self>) {
         let budget = &self.budgets.requests;
         let now = budget.millis();
         if !budget.is_shared || !self.stalls.note(now) {
             return;
         }
-        // DroppedHeads after the lock is released.
+        // Declared before the lock, so that the clients are dropped after it is released.
         let mut forgotten = Vec::new();
         let mut stalled = lock(&budget.stalled);
         let is_old = |client: &mut Arc<Self>| client.stalls.has_expired(now) || Arc::ptr_eq(client, self);
@@ -248,11 +253,11 @@ impl ClientBudget {
     /// Waits for a permit until `deadline`.
     ///
     /// # Errors
-    /// There was none in time, or too many requests wait already.
+    /// No permit was free in time, or too many requests wait already.
     pub async fn wait(self: &Arc<Self>, purpose: Purpose, deadline: Instant) -> Result<GatewayPermit, Exhausted> {
         let budget = self.budget(purpose);
         let Some(mut waiter) = Waiter::new(self, purpose) else { return Err(budget.refuse()) };
-        // A permit that was returned before the waiter was in the queue was not given to it.
+        // A permit may have been returned just before the waiter was added to the queue.
         budget.dispatch(purpose);
         match timeout_at(deadline, &mut waiter.receiver).await {
             Ok(Ok(permit)) => {
@@ -264,18 +269,19 @@ impl ClientBudget {
     }
 }
 
-/// A request in the queue.
+/// A request that waits for a permit; removed from the queue when dropped.
 struct Waiter {
     client: Arc<ClientBudget>,
     purpose: Purpose,
     receiver: oneshot::Receiver<GatewayPermit>,
-    /// Whether the queue may still hold it. What gives it a permit removes it.
+    /// Whether the queue may still hold the request. It does not once the request got a permit.
     is_queued: bool,
     _queued: GaugeGuard,
 }
 
 impl Waiter {
-    /// Puts a request of `client` into the queue; `None` where too many are in it, by the rule for permits.
+    /// Adds a request of `client` to the queue; `None` if too many wait. The places in the queue are divided among
+    /// clients by the same rule as permits.
     fn new(client: &Arc<ClientBudget>, purpose: Purpose) -> Option<Self> {
         let budget = client.budget(purpose);
         let (sender, receiver) = oneshot::channel();
@@ -324,7 +330,8 @@ impl Drop for Waiter {
 }
 
 impl ClientQueue {
-    /// Takes the next request: the first one of this thread, or the first of all if that has waited for long.
+    /// Removes the next request: the first one of this thread, or the very first one if it has waited for longer than
+    /// [`MAX_PASSED_OVER`].
     fn next(&mut self) -> Option<QueuedWaiter> {
         let first = self.waiters.front()?;
         let this_thread = thread::current().id();
@@ -338,12 +345,12 @@ impl ClientQueue {
 }
 
 impl Budget {
-    /// Returns whether a client that has `own` of `limit` permits or places may have one more while `free` are left.
+    /// Returns whether a client that holds `own` of `limit` permits or places may have one more while `free` are left.
     fn is_within_share(&self, limit: usize, free: usize, own: usize) -> bool {
         free > 0 && (!self.is_shared || own == 0 || own < free.saturating_sub(limit / RESERVED_PART))
     }
 
-    /// Gives free permits to requests that wait, one client after the other.
+    /// Gives free permits to waiting requests. Clients take turns.
     fn dispatch(&self, purpose: Purpose) {
         let mut queue = lock(&self.queue);
         let mut ineligible = 0;
@@ -356,7 +363,7 @@ impl Budget {
             };
             ineligible = 0;
             if let Some(unused) = self.give_to_next(permit, &mut next) {
-                // The queue is locked, and this loop goes on anyway.
+                // No dispatch when it is dropped: the queue is locked, and this loop continues anyway.
                 unused.dispatches.store(false, Ordering::Relaxed);
             }
             if !next.waiters.is_empty() {
@@ -369,18 +376,18 @@ impl Budget {
     fn give_to_next(&self, mut permit: GatewayPermit, queue: &mut ClientQueue) -> Option<GatewayPermit> {
         while let Some(waiter) = queue.next() {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
-            // It comes back where the request was given up meanwhile.
+            // The permit comes back if the request was given up meanwhile.
             permit = waiter.sender.send(permit).err()?;
         }
         Some(permit)
     }
 
-    /// Returns the time since its epoch in milliseconds.
+    /// Returns the time since `epoch` in milliseconds.
     fn millis(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
     }
 
-    /// Counts a request that gets no permit, and logs that once in a while.
+    /// Counts a request that gets no permit. Logs a warning, at most one every [`WARN_INTERVAL`].
     fn refuse(&self) -> Exhausted {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         let now = self.millis();
@@ -403,7 +410,7 @@ impl Budget {
 }
 
 impl GatewayPermit {
-    /// Notes that its response is reset because the client does not read it.
+    /// Notes that the response to the request is reset because the client does not read it.
     pub fn note_stall(&self) {
         if self.purpose == Purpose::Request {
             self.client.note_stall();

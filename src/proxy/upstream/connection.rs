@@ -22,30 +22,32 @@ use crate::config::Limits;
 use crate::lane::GatewayRoute;
 use crate::proxy::lazy_timer::LazyTimer;
 
-/// How long an idle connection is kept where the gateway does not say (Node closes it after 5 s).
+/// The time for which an idle connection is kept if the gateway states none. Node closes it after 5 s.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
-/// Bytes buffered for the gateway in each direction; the head of a response may need more.
-const BUFFER: usize = 16 * 1024;
+/// The most bytes buffered in each direction. The head of a response may need more.
+const MAX_BUFFER: usize = 16 * 1024;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 type HttpConnection = Connection<TokioIo<ReadableAfterWriteError<TcpStream>>, RequestBody>;
 
-/// How long the gateway and the client may take, both counted from the last piece of the request's
-/// body, or from `since` without one.
+/// The timeouts of an exchange. Both are counted from the latest part of the request's body, or from `since` if there
+/// was none after it.
 pub struct ResponseTimeout<'a> {
     /// For the head of the gateway's response.
     pub gateway: Duration,
-    /// For the next piece of the client's body.
+    /// For the next part of the client's body.
     pub client: Duration,
+    /// The time at which the exchange began.
     pub since: Instant,
+    /// The progress of the request's body; `None` if it has none.
     pub progress: Option<&'a BodyProgress>,
 }
 
 impl ResponseTimeout<'_> {
-    /// Returns when the exchange is given up, and the error for that.
+    /// Returns the current deadline of the exchange, and its error.
     fn deadline(&self) -> (Instant, SendError) {
-        let since = self.progress.and_then(BodyProgress::last_piece).map_or(self.since, |last| last.max(self.since));
+        let since = self.progress.and_then(BodyProgress::last_part).map_or(self.since, |last| last.max(self.since));
         if self.progress.is_some_and(BodyProgress::is_waiting_for_client) {
             (since + self.client, SendError::BodyTimeout)
         } else {
@@ -54,31 +56,31 @@ impl ResponseTimeout<'_> {
     }
 }
 
-/// Why there is no response.
+/// The reason why there is no response.
 pub enum SendError {
     /// No byte of the request was sent.
     Unsent(Box<GatewayRequest>),
     /// The connection broke before the response's head was read.
     Broken(hyper::Error),
-    /// The client did not send the next piece of its body in time.
+    /// The client did not send the next part of its body in time.
     BodyTimeout,
-    /// The gateway did not answer in time.
+    /// The gateway did not send the head of its response in time.
     GatewayTimeout,
 }
 
-/// A connection to the gateway.
+/// A connection to the gateway, for one request at a time.
 pub struct UpstreamConnection {
     sender: SendRequest<RequestBody>,
-    /// `None` once it was dropped, to get back the request that it had not taken.
+    /// hyper's connection. `None` after it was dropped, to get back a request that it had not sent.
     connection: Option<HttpConnection>,
-    /// Whether the connection's future has completed: it was closed, it failed, or it left HTTP.
+    /// Whether hyper's connection has completed: it was closed, it failed, or it was upgraded.
     has_ended: bool,
     stream_state: Arc<StreamState>,
     timer: LazyTimer,
     route: GatewayRoute,
     keep_idle: Duration,
     is_reused: bool,
-    /// Whether no further request may be sent over it.
+    /// Whether the connection must not take another request.
     is_single_use: bool,
 }
 
@@ -93,17 +95,17 @@ impl fmt::Debug for UpstreamConnection {
 }
 
 impl UpstreamConnection {
-    /// Speaks HTTP on `stream`, which was opened along `route`.
+    /// Begins HTTP on `stream`, which was opened along `route`.
     ///
     /// # Errors
-    /// None are expected: hyper's handshake does no I/O.
+    /// None is expected: hyper's handshake does no I/O.
     pub async fn open(stream: TcpStream, route: GatewayRoute, limits: &Limits) -> Result<Self, hyper::Error> {
         let stream = ReadableAfterWriteError::new(stream);
         let stream_state = Arc::clone(stream.state());
         let (sender, connection) = Builder::new()
             .max_headers(limits.response_fields)
             .max_header_size(limits.response_head)
-            .max_buf_size(BUFFER.max(limits.response_head))
+            .max_buf_size(MAX_BUFFER.max(limits.response_head))
             .handshake(TokioIo::new(stream))
             .await?;
         let timer = LazyTimer::new(limits.request_timeout);
@@ -120,22 +122,22 @@ impl UpstreamConnection {
         })
     }
 
-    /// The address that the gateway sees, and the one that it was opened to.
+    /// Returns the source address and the target address of the connection.
     pub fn route(&self) -> GatewayRoute {
         self.route
     }
 
-    /// The time that it may be idle before it is closed.
+    /// Returns the time for which the connection may be idle before it is closed.
     pub fn keep_idle(&self) -> Duration {
         self.keep_idle
     }
 
-    /// Whether it had a request before this one.
+    /// Returns whether the connection had a request before the current one.
     pub fn is_reused(&self) -> bool {
         self.is_reused
     }
 
-    /// Marks it as one that was idle in a pool.
+    /// Marks the connection as one that had an earlier request.
     pub fn set_reused(&mut self) {
         self.is_reused = true;
     }
@@ -150,7 +152,7 @@ impl UpstreamConnection {
         self.sender.is_ready()
     }
 
-    /// Returns whether it was closed, failed, or left HTTP.
+    /// Returns whether the connection was closed, failed, or was upgraded.
     pub fn has_ended(&self) -> bool {
         self.has_ended
     }
@@ -160,7 +162,7 @@ impl UpstreamConnection {
         self.is_single_use = true;
     }
 
-    /// Returns whether it can take another request.
+    /// Returns whether the connection can take another request.
     pub fn is_usable(&self) -> bool {
         !self.has_ended
             && !self.is_single_use
@@ -169,6 +171,9 @@ impl UpstreamConnection {
     }
 
     /// Sends `request` and waits for the head of its response.
+    ///
+    /// # Errors
+    /// The reason why there is no response.
     pub(super) fn exchange<'a>(
         &'a mut self,
         request: GatewayRequest,
@@ -184,7 +189,7 @@ impl UpstreamConnection {
                     || connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
                 let mut result = response.as_mut().poll(cx);
                 if result.is_pending() && *has_ended {
-                    // A request that a closed connection has not taken is returned when the connection is dropped.
+                    // hyper returns a request that it has not sent when its connection is dropped.
                     *connection = None;
                     result = response.as_mut().poll(cx);
                 }
@@ -200,13 +205,13 @@ impl UpstreamConnection {
         }
     }
 
-    /// Reads and writes what it can without waiting.
+    /// Makes hyper read and write as much as it can without waiting.
     pub fn drive(&mut self, cx: &mut Context<'_>) {
         self.has_ended = self.has_ended
             || self.connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
     }
 
-    /// Waits until it is ready for the next request, or has ended.
+    /// Waits until the connection is ready for the next request, or has ended.
     pub async fn until_ready(&mut self) {
         poll_fn(|cx| {
             self.drive(cx);
@@ -215,7 +220,8 @@ impl UpstreamConnection {
         .await;
     }
 
-    /// Keeps it idle for as long as the gateway's `Keep-Alive` states, less one second for the transfer.
+    /// Sets the time for which the connection may be idle to the one in the gateway's `Keep-Alive` field, less one second,
+    /// so that no request is sent just when the gateway closes.
     pub fn note_keep_alive(&mut self, headers: &HeaderMap) {
         let stated = headers.get(KEEP_ALIVE).and_then(|value| value.to_str().ok()).and_then(|value| {
             value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok())
@@ -225,8 +231,8 @@ impl UpstreamConnection {
         }
     }
 
-    /// Returns what is left after a `101`: the socket, and the bytes of the new protocol that were
-    /// read already. `None` only if the connection was dropped, which can't be after a response.
+    /// Returns the socket after a `101`, and the bytes of the new protocol that hyper has read already. `None` if hyper's
+    /// connection was dropped, which does not happen after a response.
     pub async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
         poll_fn(|cx| {
             self.drive(cx);

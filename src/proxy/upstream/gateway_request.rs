@@ -13,7 +13,7 @@ use super::request_body::{ContinueSignal, RequestBody};
 use crate::lane::{GatewayHead, scrub_response};
 use crate::proxy::downstream::head_tracker::RequestHandle;
 
-/// What receives the gateway's interim responses.
+/// The receivers of the gateway's interim responses (1xx) to one request.
 #[derive(Debug, Default)]
 pub struct OnInterim {
     /// Receives `100 Continue`.
@@ -23,7 +23,7 @@ pub struct OnInterim {
 }
 
 impl OnInterim {
-    /// Has hyper pass the interim responses to `request` on.
+    /// Makes hyper pass the interim responses to `request` on to the receivers.
     fn attach(self, request: &mut Request<RequestBody>) {
         let Self { continue_signal, handle } = self;
         if continue_signal.is_none() && handle.is_none() {
@@ -37,7 +37,7 @@ impl OnInterim {
             } else if let Some(handle) = &handle {
                 let mut headers = response.headers().clone();
                 scrub_response(&mut headers);
-                // RFC 9110 section 8.6.
+                // An interim response must not have it (RFC 9110 section 8.6).
                 headers.remove(CONTENT_LENGTH);
                 handle.send_interim(response.status(), &headers);
             }

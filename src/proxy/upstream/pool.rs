@@ -1,4 +1,4 @@
-//! IdleConnection connections to the gateway, kept for the next request.
+//! Idle connections to the gateway, kept for later requests.
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
@@ -14,12 +14,12 @@ use super::connection::UpstreamConnection;
 use crate::lane::GatewayRoute;
 use crate::shutdown::Shutdown;
 
-/// IdleConnection connections that each worker keeps for each route.
+/// The most idle connections that each worker keeps for each route.
 pub const MAX_IDLE: usize = 256;
-/// How long the rest of a request's body may take after the response has ended.
+/// The time for which the rest of a request's body is read after the response has ended.
 const REQUEST_END_LIMIT: Duration = Duration::from_secs(1);
 
-/// IdleConnection connections of one worker by route, the most recently used last.
+/// The idle connections of one worker, by route. The most recently used is the last.
 #[derive(Debug)]
 pub struct Pool {
     idle: Mutex<HashMap<GatewayRoute, Vec<IdleConnection>>>,
@@ -32,12 +32,12 @@ struct IdleConnection {
     connection: Box<UpstreamConnection>,
 }
 
-/// A connection in use, and the pool that it belongs to.
+/// A connection in use, and the pool that it is returned to.
 #[derive(Debug)]
 pub struct PooledConnection {
     connection: Box<UpstreamConnection>,
     pool: Arc<Pool>,
-    /// The right to the request that it carries.
+    /// The permit of the current request.
     permit: Option<GatewayPermit>,
 }
 
@@ -56,7 +56,7 @@ impl DerefMut for PooledConnection {
 }
 
 impl PooledConnection {
-    /// A new connection for `pool`.
+    /// Wraps a new connection, which is returned to `pool` later.
     pub fn new(connection: UpstreamConnection, pool: &Arc<Pool>) -> Self {
         Self { connection: Box::new(connection), pool: Arc::clone(pool), permit: None }
     }
@@ -66,21 +66,21 @@ impl PooledConnection {
         self.permit = Some(permit);
     }
 
-    /// Takes the permit, which the caller then holds for the rest of the request.
+    /// Takes the permit. The caller holds it for the rest of the request.
     pub fn take_permit(&mut self) -> Option<GatewayPermit> {
         self.permit.take()
     }
 
-    /// Notes that the client does not read the response, which is reset for it.
+    /// Notes that the response is reset because the client does not read it.
     pub fn note_stall(&self) {
         if let Some(permit) = &self.permit {
             permit.note_stall();
         }
     }
 
-    /// Returns the connection to its pool. Where the response ended before the request's body, the
-    /// rest of that has a moment to arrive first: to stop reading it would tell an HTTP/2 client of
-    /// an error (RFC 9113 section 8.1) that some report as their own.
+    /// Returns the connection to its pool. If the response ended before the request's body, first reads the rest of the
+    /// body, for at most [`REQUEST_END_LIMIT`]: if it stopped, an HTTP/2 client would get RST_STREAM with NO_ERROR (RFC
+    /// 9113 section 8.1), which some clients report as a failure.
     pub fn give_back(self, now: Instant) {
         let Self { mut connection, pool, permit } = self;
         if connection.has_ended() {
@@ -101,12 +101,12 @@ impl PooledConnection {
         });
     }
 
-    /// Keeps the connection out of the pool.
+    /// Keeps the connection from being returned to the pool.
     pub fn set_single_use(&mut self) {
         self.connection.set_single_use();
     }
 
-    /// See [`UpstreamConnection::into_tunnel`].
+    /// Returns what [`UpstreamConnection::into_tunnel`] does, and the permit.
     pub async fn into_tunnel(self) -> Option<(TcpStream, Bytes, Option<GatewayPermit>)> {
         let (stream, early) = self.connection.into_tunnel().await?;
         Some((stream, early, self.permit))
@@ -118,8 +118,8 @@ impl Pool {
         Self { idle: Mutex::default(), shutdown: shutdown.clone() }
     }
 
-    /// Returns the most recently used connection along `route`. The gateway may have closed it
-    /// meanwhile: then nothing is sent on it.
+    /// Takes the most recently used connection along `route` that may still be used at `now`. The gateway may have closed
+    /// it meanwhile; then hyper does not send the request.
     pub fn take(self: &Arc<Self>, route: GatewayRoute, now: Instant) -> Option<PooledConnection> {
         // Declared before the lock, so that expired connections are closed after it is released.
         let _expired;
@@ -135,6 +135,7 @@ impl Pool {
         Some(PooledConnection { connection, pool: Arc::clone(self), permit: None })
     }
 
+    /// Adds a connection that is idle since `now`, unless the pool is full.
     fn put(&self, connection: Box<UpstreamConnection>, now: Instant) {
         let until = now + connection.keep_idle();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,7 +148,7 @@ impl Pool {
     /// Closes connections that have been idle for too long.
     pub fn sweep(&self) {
         let now = Instant::now();
-        // Declared before the lock, as in `take`.
+        // Declared before the lock, so that expired connections are closed after it is released.
         let mut expired = Vec::new();
         let mut all = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, idle| {

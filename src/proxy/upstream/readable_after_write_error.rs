@@ -1,8 +1,8 @@
 //! Keeps a stream readable after a write fails, so that an early response is not lost.
 //!
-//! A gateway that does not want a body answers before it has read it and closes the connection. The
-//! next write then fails while the response waits to be read. The same happens to a WebSocket whose
-//! client sends after the gateway's close frame.
+//! A gateway that does not want a body answers before it has read the body, and closes the connection. The next write
+//! then fails while the response waits to be read. The same happens if the client of a WebSocket sends something after
+//! the gateway's close frame.
 //!
 //! Workaround: hyper 1.12 reports the failed write in place of the response that it could read
 //! (`src/proto/h1/dispatch.rs`, `poll_loop`). Delete when its client reads first.
@@ -17,24 +17,24 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::proxy::chunked_trailers::{FlushCounter, TrailerSlot, first_nonempty};
 
-/// A stream that stays readable to its end: from the first write that fails on, written bytes are discarded.
+/// A stream that stays readable after a failed write: from then on, written bytes are discarded.
 pub struct ReadableAfterWriteError<S> {
     stream: S,
     state: Arc<StreamState>,
 }
 
-/// What a [`ReadableAfterWriteError`] noticed, for its owner after it was given to hyper.
+/// The state of a [`ReadableAfterWriteError`]. It is shared with the owner of hyper's connection, which owns the stream.
 #[derive(Debug, Default)]
 pub struct StreamState {
     has_read: AtomicBool,
     has_write_failed: AtomicBool,
     flushes: FlushCounter,
-    /// The trailers of the request that is being sent.
+    /// The trailers of the request whose last chunk hyper writes next.
     trailer_slot: TrailerSlot,
 }
 
 impl StreamState {
-    /// Forgets what was read so far.
+    /// Begins a new request: no byte of its response was read.
     pub fn reset_read(&self) {
         self.has_read.store(false, Ordering::Relaxed);
     }
@@ -44,12 +44,12 @@ impl StreamState {
         self.has_read.load(Ordering::Relaxed)
     }
 
-    /// The count of the moments at which the socket had taken all that hyper wrote.
+    /// Returns the counter of flushes. At each, all bytes that hyper wrote have left the process.
     pub fn flushes(&self) -> &FlushCounter {
         &self.flushes
     }
 
-    /// The end of the chunked body that hyper is writing, which trailers may replace.
+    /// Returns the slot for the trailers of the chunked body that hyper is writing.
     pub fn trailer_slot(&self) -> &TrailerSlot {
         &self.trailer_slot
     }
@@ -73,7 +73,7 @@ impl<S> ReadableAfterWriteError<S> {
         self.stream
     }
 
-    /// Writes the end of a body with its trailers in place of that which hyper offers, if there are any.
+    /// Writes the last chunk with its trailers in place of the one in `offered`; `None` if no trailers wait.
     fn poll_write_trailers(&mut self, offered: &[u8], cx: &mut Context<'_>) -> Option<Poll<io::Result<usize>>>
     where
         S: AsyncWrite + Unpin,
@@ -87,7 +87,7 @@ impl<S> ReadableAfterWriteError<S> {
         }))
     }
 
-    /// Calls `write`, unless a write has failed before. Returns `done` in place of an error.
+    /// Calls `write`, unless a write has failed before. Returns `done` if it fails or has failed before.
     fn write_or_discard<T>(
         &mut self,
         done: T,

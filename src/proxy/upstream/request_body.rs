@@ -1,4 +1,4 @@
-//! A client's body on its way to the gateway: nothing is buffered whole, and trailers are scrubbed.
+//! The body of a request on its way from the client to the gateway. It is streamed, and its trailers are scrubbed.
 
 use std::future::poll_fn;
 use std::io;
@@ -22,18 +22,19 @@ use crate::lane::{RequestRules, scrub_request_trailers};
 use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::shutdown::Shutdown;
 
-/// How long a body of a client that expects `100 Continue` is held back while the gateway does not
-/// send that (RFC 9110 section 10.1.1).
+/// The longest time for which the body of a client that expects `100 Continue` is held back until the gateway sends that
+/// (RFC 9110 section 10.1.1).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
-/// How long the rest of a body that the gateway does not want is read and discarded.
+/// The time for which the rest of a body that the gateway does not want is read and discarded.
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);
 
-/// The body of a request to the gateway.
+/// The body of a request to the gateway; `None` if it is empty.
 pub struct RequestBody(Option<Box<Upload>>);
 
+/// A body that is not empty.
 struct Upload {
-    /// `None` once it is being discarded.
+    /// The client's body; `None` while its rest is discarded.
     incoming: Option<Incoming>,
     protocol: Protocol,
     rules: Arc<RequestRules>,
@@ -41,9 +42,10 @@ struct Upload {
     progress: Arc<BodyProgress>,
     gate: Option<ContinueGate>,
     received: Counter,
-    /// The stream to the gateway, where the body's length is unstated, so that it goes in chunks.
+    /// The state of the stream to the gateway, if the body has no stated length and is sent in chunks.
     chunked_stream: Option<Arc<StreamState>>,
-    /// The trailers, and the flushes of `stream` when they came: they are sent once what hyper had then has left.
+    /// The trailers, and the number of flushes of the stream when they came. They are sent after the next flush, when all
+    /// bytes that hyper had by then have left the process.
     trailers: Option<(HeaderMap, u64)>,
 }
 
@@ -53,7 +55,8 @@ impl RequestBody {
         Self(None)
     }
 
-    /// Passes on `incoming`, which comes over `protocol`; with `gate` it is read only once the gateway wants it.
+    /// Creates a body that passes on `incoming`, which comes over `protocol`. With `gate`, it is read only after the
+    /// gateway asked for it.
     pub fn new(
         incoming: Incoming,
         protocol: Protocol,
@@ -78,7 +81,7 @@ impl RequestBody {
         })))
     }
 
-    /// Notes the state of the stream that the body will be sent on.
+    /// Sets the state of the stream that the body will be sent on.
     pub fn set_stream_state(&mut self, state: &Arc<StreamState>) {
         let is_chunked = self.size_hint().exact().is_none();
         if let Some(upload) = &mut self.0 {
@@ -90,15 +93,14 @@ impl RequestBody {
         self.0.as_ref()?.incoming.as_ref()
     }
 
-    /// Returns how far it has come; `None` where there is no body.
+    /// Returns the progress of the body; `None` if it is empty.
     pub fn progress(&self) -> Option<Arc<BodyProgress>> {
         self.0.as_ref().map(|upload| Arc::clone(&upload.progress))
     }
 }
 
-/// Reads on where the gateway answered before the end of the body and closed: to stop would reset
-/// the client's connection or stream, and many a client that is still sending then loses the
-/// response.
+/// Reads and discards the rest of a body if the gateway answered and closed before its end. If loopgate stopped reading,
+/// hyper would reset the client's connection or stream, and many clients that are still sending would lose the response.
 impl Drop for Upload {
     fn drop(&mut self) {
         let Some(mut incoming) = self.incoming.take() else { return };
@@ -143,7 +145,7 @@ impl Body for RequestBody {
         let frame = match frame {
             Some(Ok(frame)) => frame,
             None if upload.protocol == Protocol::H1 || incoming.is_end_stream() => {
-                upload.progress.note_piece();
+                upload.progress.note_part();
                 return Poll::Ready(None);
             }
             broken => {
@@ -152,7 +154,7 @@ impl Body for RequestBody {
                 return Poll::Ready(Some(Err(broken)));
             }
         };
-        upload.progress.note_piece();
+        upload.progress.note_part();
         let mut trailers = match frame.into_trailers() {
             Ok(trailers) => trailers,
             Err(frame) => {
@@ -163,7 +165,7 @@ impl Body for RequestBody {
             }
         };
         scrub_request_trailers(&mut trailers, &upload.rules);
-        // A body of stated length has no place for trailers.
+        // HTTP/1.1 has trailers only after a chunked body.
         let Some(stream) = upload.chunked_stream.as_ref().filter(|_| !trailers.is_empty()) else {
             return Poll::Ready(None);
         };
@@ -181,20 +183,20 @@ impl Body for RequestBody {
     }
 }
 
-/// Why a body has no end.
+/// The reason why a body ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokenBody {
     #[error(transparent)]
     Hyper(hyper::Error),
-    /// The client reset the stream with NO_ERROR, which hyper takes for the end of the body
-    /// (`hyper/src/body/incoming.rs`): it is one of a response only (RFC 9113 section 8.1).
+    /// The client reset the stream with NO_ERROR. hyper treats that as the end of the body (`hyper/src/body/incoming.rs`),
+    /// but only a server may end a stream in this way (RFC 9113 section 8.1).
     /// Workaround: delete when hyper's server reports an error.
     #[error("the client reset the stream")]
     Reset,
 }
 
 impl BrokenBody {
-    /// Returns whether the client left, rather than sent something malformed.
+    /// Returns whether the client closed its connection or reset its stream, rather than sent a malformed body.
     fn has_client_left(&self) -> bool {
         match self {
             Self::Hyper(error) => is_caused_by_leaving(error),
@@ -203,26 +205,26 @@ impl BrokenBody {
     }
 }
 
-/// Returns whether an error of a body that hyper reads, or one of its causes, is the end of the connection or a reset
-/// of the stream by the client.
+/// Returns whether an error of reading a body was caused by the end of the connection, or by a reset of the stream by the
+/// client.
 fn is_caused_by_leaving(error: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<h2::Error>() {
         return error.is_io() || error.is_remote();
     }
     if let Some(error) = error.downcast_ref::<io::Error>() {
-        // hyper's decoder calls what is malformed so. rustls, too, but then it is the connection that has failed.
+        // hyper's decoder reports malformed bodies with these kinds. rustls uses them too, for a failed connection.
         let is_malformed = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData);
         return !is_malformed || error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
     }
     error.source().is_none_or(is_caused_by_leaving)
 }
 
-/// How far a body has come, for the deadline of the response.
+/// The progress of a request's body, for the deadline of the response.
 #[derive(Debug)]
 pub struct BodyProgress {
     created: Instant,
-    /// When the last piece passed, in milliseconds since `created`, rounded up; 0 if none has.
-    last_piece: AtomicU64,
+    /// The time at which the latest part passed, in milliseconds after `created`, rounded up; 0 if none has.
+    last_part: AtomicU64,
     is_waiting_for_client: AtomicBool,
     is_broken: AtomicBool,
     has_client_left: AtomicBool,
@@ -232,7 +234,7 @@ impl Default for BodyProgress {
     fn default() -> Self {
         Self {
             created: Instant::now(),
-            last_piece: AtomicU64::new(0),
+            last_part: AtomicU64::new(0),
             is_waiting_for_client: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
             has_client_left: AtomicBool::new(false),
@@ -241,15 +243,15 @@ impl Default for BodyProgress {
 }
 
 impl BodyProgress {
-    fn note_piece(&self) {
+    fn note_part(&self) {
         self.is_waiting_for_client.store(false, Ordering::Relaxed);
         let after = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_piece.store(after.saturating_add(1), Ordering::Relaxed);
+        self.last_part.store(after.saturating_add(1), Ordering::Relaxed);
     }
 
-    /// Returns when the last piece passed; `None` if none has.
-    pub fn last_piece(&self) -> Option<Instant> {
-        let after = self.last_piece.load(Ordering::Relaxed);
+    /// Returns the time at which the latest part passed; `None` if none has.
+    pub fn last_part(&self) -> Option<Instant> {
+        let after = self.last_part.load(Ordering::Relaxed);
         (after > 0).then(|| self.created + Duration::from_millis(after))
     }
 
@@ -258,27 +260,27 @@ impl BodyProgress {
         self.is_broken.store(true, Ordering::Release);
     }
 
-    /// Returns whether the client left before the end of the body.
+    /// Returns whether the client closed its connection or reset its stream before the end of the body.
     pub fn has_client_left(&self) -> bool {
         self.has_client_left.load(Ordering::Relaxed)
     }
 
-    /// Returns whether the body is malformed, or the client broke off.
+    /// Returns whether the body ended early: it is malformed, or the client left.
     pub fn is_broken(&self) -> bool {
         self.is_broken.load(Ordering::Acquire)
     }
 
-    /// Returns whether the next piece is wanted and has not come.
+    /// Returns whether hyper waits for the next part of the body from the client.
     pub fn is_waiting_for_client(&self) -> bool {
         self.is_waiting_for_client.load(Ordering::Relaxed)
     }
 }
 
-/// Holds a body back until the gateway has sent `100 Continue`.
+/// Holds a body back until the gateway has sent `100 Continue`, for at most [`CONTINUE_WAIT`].
 pub struct ContinueGate {
     signal: Arc<ContinueSignal>,
     deadline: Pin<Box<Sleep>>,
-    /// Where hyper does not send 100 by itself.
+    /// Sends `100 Continue` to the client; `None` if hyper does.
     handle: Option<RequestHandle>,
 }
 
@@ -290,7 +292,7 @@ pub struct ContinueSignal {
 }
 
 impl ContinueSignal {
-    /// Lets the body pass.
+    /// Opens the gate.
     pub fn open(&self) {
         self.is_open.store(true, Ordering::Release);
         self.waker.wake();
@@ -298,7 +300,8 @@ impl ContinueSignal {
 }
 
 impl ContinueGate {
-    /// Creates a closed gate and the signal that opens it. When it opens, `interims` tell the client to send its body.
+    /// Creates a closed gate, and the signal that opens it. When the gate opens, `handle` sends `100 Continue` to the
+    /// client.
     pub fn new(handle: Option<RequestHandle>) -> (Self, Arc<ContinueSignal>) {
         let signal = Arc::<ContinueSignal>::default();
         let deadline = Box::pin(tokio::time::sleep_until(Instant::now() + CONTINUE_WAIT));
@@ -322,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_malformed_is_told_from_a_client_that_left() {
+    fn a_malformed_body_is_distinguished_from_a_client_that_left() {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, InvalidData, InvalidInput, TimedOut, UnexpectedEof};
         for (kind, left) in [
             (UnexpectedEof, true),

@@ -1,19 +1,19 @@
-//! Judges how the head of a response of the gateway states its length.
+//! Checks how the head of the gateway's response states the length of its body.
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::proxy::error::Error;
 
-/// Checks the fields of a response that state its length, and leaves at most one `Content-Length`,
-/// which is a number. hyper has framed the body by then.
+/// Checks the fields that state the body's length, and leaves at most one `Content-Length`, which is a number. hyper has
+/// decided by then how to read the body.
 ///
-/// Workaround, until hyper refuses codings that it can't decode: hyper takes each body whose last coding
-/// is `chunked` for a chunked one, and reads others to the end of the connection. The coding would be lost
-/// with `Transfer-Encoding`, which concerns one connection only.
+/// Workaround: hyper reads a body whose last coding is `chunked` as a chunked one, and a body with any other coding to
+/// the end of the connection. The other codings would be lost, since `Transfer-Encoding` is a hop-by-hop field. Delete
+/// when hyper refuses codings that it can't decode.
 ///
 /// # Errors
-/// A `Transfer-Encoding` other than `chunked`, once (RFC 9112 section 6.1).
+/// There is a `Transfer-Encoding` other than one `chunked` (RFC 9112 section 6.1).
 pub fn check_length(status: StatusCode, headers: &mut HeaderMap) -> Result<(), Error> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_chunked = match (codings.next(), codings.next()) {
@@ -21,7 +21,7 @@ pub fn check_length(status: StatusCode, headers: &mut HeaderMap) -> Result<(), E
         (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => true,
         _ => return Err(Error::GatewayTransferEncoding),
     };
-    // The length that a chunked response states beside is wrong, or will be (RFC 9112 section 6.3).
+    // A chunked message must not have a `Content-Length` (RFC 9112 section 6.2).
     if is_chunked || forbids_length(status) {
         headers.remove(CONTENT_LENGTH);
         return Ok(());
@@ -38,15 +38,15 @@ pub fn check_length(status: StatusCode, headers: &mut HeaderMap) -> Result<(), E
     Ok(())
 }
 
-/// Returns whether the gateway states a body where none may be, so that it may send one: the next response would
-/// begin with it.
+/// Returns whether a response that must have no body states one. If the gateway sends it, hyper would read it as the
+/// beginning of the next response.
 pub fn states_forbidden_body(status: StatusCode, headers: &HeaderMap) -> bool {
     forbids_length(status)
         && (headers.contains_key(TRANSFER_ENCODING)
             || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0"))
 }
 
-/// Returns whether a response with `status` may not state a length (RFC 9110 section 8.6).
+/// Returns whether a response with `status` must not have a `Content-Length` (RFC 9110 section 8.6).
 fn forbids_length(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::NO_CONTENT
 }
@@ -55,7 +55,8 @@ fn is_number(value: &[u8]) -> bool {
     !value.is_empty() && value.iter().all(u8::is_ascii_digit)
 }
 
-/// Returns the length that all `Content-Length`s state, each of which may be a list (RFC 9110 section 8.6).
+/// Returns the length that all `Content-Length` fields agree on; `None` if they differ or one is no number. A field may
+/// be a list (RFC 9110 section 8.6).
 fn agreed_length(headers: &HeaderMap) -> Option<HeaderValue> {
     let lines = headers.get_all(CONTENT_LENGTH).iter();
     let mut lengths = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);

@@ -24,46 +24,49 @@ use crate::proxy::error::Error;
 use crate::shutdown::Shutdown;
 use crate::workers;
 
-/// The pause between attempts to connect to a gateway that does not accept.
+/// The pause between two attempts to connect to a gateway that does not accept connections.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Returns how long the gateway may take to answer `head`.
+/// Returns the time in which the gateway must answer a request with `head`.
 fn response_timeout(head: &GatewayHead, limits: &Limits) -> Duration {
-    // A path that the gateway could read as another one gets the default timeout.
+    // A path that the gateway might normalize differently gets the default timeout.
     decode_path(head.path()).map_or(limits.request_timeout, |path| limits.request_timeout_of(&path))
 }
 
-/// How an attempt to send a request failed.
+/// A failed attempt to send a request.
 #[derive(Clone, Copy, Debug)]
 enum Failure {
     /// No byte of the request was sent.
     Unsent {
-        /// Whether the wait for the gateway would be over after a pause.
+        /// Whether the wait for the gateway will be over after [`RETRY_PAUSE`].
         wait_is_over: bool,
     },
     /// The connection broke before the response's head was read.
     Broken {
-        /// Whether another attempt would fail the same way, or the gateway has begun to answer.
+        /// Whether another attempt would fail in the same way, or the gateway has begun to answer.
         is_final: bool,
-        /// Whether it may be sent again: its method is safe, it has no body, and no earlier new
-        /// connection broke under it.
+        /// Whether the request may be sent again: its method is safe, it has no body, and no new connection broke under
+        /// it before.
         is_repeatable: bool,
     },
 }
 
-/// Returns the pause before the request is sent again; `None` if it must not be. `is_reused` is
-/// whether the connection had carried a request before.
+/// Returns the pause before the request is sent again; `None` if it must not be sent again. `is_reused` is whether the
+/// connection had carried an earlier request.
 fn pause_before_retry(failure: Failure, is_reused: bool) -> Option<Duration> {
     let may_repeat = match failure {
         Failure::Unsent { wait_is_over } => is_reused || !wait_is_over,
         Failure::Broken { is_final, is_repeatable } => !is_final && is_repeatable,
     };
-    // A reused connection was probably closed for its age. A new one that the gateway closed at once
-    // counts as one that it did not accept.
+    // The gateway probably closed a reused connection because it was idle: no pause. A new connection that the gateway
+    // closed at once counts as one that it did not accept.
     may_repeat.then_some(if is_reused { Duration::ZERO } else { RETRY_PAUSE })
 }
 
-/// Checks the head of `response`, and notes in `connection` what it says about it.
+/// Checks the head of `response`, and sets how `connection` may be reused after it.
+///
+/// # Errors
+/// The response has a `Transfer-Encoding` other than `chunked`.
 fn accept_response(
     mut response: Response<Incoming>,
     mut connection: PooledConnection,
@@ -79,11 +82,11 @@ fn accept_response(
     Ok((response, connection))
 }
 
-/// The way to the gateway, shared by all connections.
+/// Sends requests to the gateway. All downstream connections share it.
 #[derive(Debug)]
 pub struct Upstream {
     gateway: SocketAddr,
-    /// One for each worker, so that a connection is used only on the thread whose event queue it is in.
+    /// One pool for each worker: the socket of a connection is in the event queue of its worker's thread.
     pools: Box<[Arc<Pool>]>,
     budgets: GatewayBudgets,
     tls_detector: TlsDetector,
@@ -98,16 +101,17 @@ impl Upstream {
         Self { gateway, pools, budgets, tls_detector: TlsDetector::new(gateway), metrics }
     }
 
-    /// Returns what limits each client's requests.
+    /// Returns the budgets that limit the requests of clients.
     pub fn budgets(&self) -> &GatewayBudgets {
         &self.budgets
     }
 
-    /// Returns what finds out whether the gateway speaks TLS.
+    /// Returns the detector that finds out whether the gateway speaks TLS.
     pub fn tls_detector(&self) -> &TlsDetector {
         &self.tls_detector
     }
 
+    /// Returns the pool of the current worker.
     fn pool(&self) -> &Arc<Pool> {
         &self.pools[workers::index()]
     }
@@ -180,7 +184,10 @@ impl Upstream {
         }
     }
 
-    /// Opens a connection along `route`; while the gateway does not accept, tries again until `give_up`.
+    /// Opens a connection along `route`. If the gateway does not accept it, tries again until `give_up`.
+    ///
+    /// # Errors
+    /// The error of the last attempt.
     async fn connect(&self, route: GatewayRoute, limits: &Limits, give_up: Instant) -> Result<PooledConnection, Error> {
         loop {
             let error = match timeout(limits.connect_timeout, dial(route)).await {
@@ -285,7 +292,7 @@ mod tests {
     fn what_follows_a_failed_attempt() {
         let unsent = |wait_is_over| Failure::Unsent { wait_is_over };
         let broken = |is_final, is_repeatable| Failure::Broken { is_final, is_repeatable };
-        // The failure, and the pause before the next attempt where the connection was new, and was reused.
+        // The failure, and the pause before the next attempt if the connection was new, and if it was reused.
         for (failure, after_new, after_reused) in [
             (unsent(false), Some(RETRY_PAUSE), Some(Duration::ZERO)),
             (unsent(true), None, Some(Duration::ZERO)),

@@ -1,27 +1,28 @@
-//! Remembers the clients whose responses were reset because they did not read them.
+//! Counts the responses that a client left unread until they were reset.
 //!
-//! The gateway frees the memory of such a response some time later. So a client that left several
-//! unread must not have as many others in their place at once.
+//! The gateway frees the memory of such a response only some time later. So a client that left several responses unread
+//! must not get as many new ones at once.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// A client that left more than `limit / STALLED_SHARE` responses unread may hold no more than so many permits; at
+/// A client that left more than `limit / STALLED_SHARE` responses unread may hold at most that many permits, and at
 /// least one.
 pub const STALLED_SHARE: usize = 32;
-/// How long after the last unread response a client's count is kept.
+/// The time for which a count is kept after the latest unread response.
 pub const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// A client's responses that were reset.
+/// The responses of one client that were reset because it did not read them.
 #[derive(Debug, Default)]
 pub struct Stalls {
     count: AtomicUsize,
-    /// The time, in milliseconds, at which they are forgotten.
+    /// The time at which the count expires, in milliseconds.
     expires_at: AtomicU64,
 }
 
 impl Stalls {
-    /// Returns the most permits of `limit` that the client may hold, whatever is free. `now` is in milliseconds.
+    /// Returns the most permits that the client may hold of a budget of `limit`; `usize::MAX` for no restriction. `now`
+    /// returns the time in milliseconds.
     pub fn most_permits(&self, limit: usize, now: impl FnOnce() -> u64) -> usize {
         let count = self.count.load(Ordering::Relaxed);
         if count == 0 {
@@ -31,12 +32,12 @@ impl Stalls {
             self.count.store(0, Ordering::Relaxed);
             return usize::MAX;
         }
-        // A single one may be a device that fell asleep.
+        // A few are allowed: a single one may come from a device that was suspended.
         let part = (limit / STALLED_SHARE).max(1);
         if count > part { part } else { usize::MAX }
     }
 
-    /// Counts a response; returns whether it is the first.
+    /// Counts a response at `now`, in milliseconds; returns whether it is the first of the count.
     pub fn note(&self, now: u64) -> bool {
         if self.has_expired(now) {
             self.count.store(0, Ordering::Relaxed);
@@ -46,7 +47,7 @@ impl Stalls {
         self.count.fetch_add(1, Ordering::Relaxed) == 0
     }
 
-    /// Returns whether they no longer count.
+    /// Returns whether the count has expired at `now`, in milliseconds.
     pub fn has_expired(&self, now: u64) -> bool {
         self.expires_at.load(Ordering::Relaxed) <= now
     }
@@ -57,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_response_after_the_time_begins_a_new_count() {
+    fn a_response_after_the_expiry_begins_a_new_count() {
         let stalls = Stalls::default();
         let later = u64::try_from(REMEMBERED.as_millis()).unwrap();
         assert!(stalls.note(0) && !stalls.note(1));

@@ -1,13 +1,13 @@
-//! A table of shared values that keeps none of them: a value goes with its last user.
+//! A table of shared values, each of which is dropped with its last user.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Weak};
 
-/// The table is searched for values that are gone when it holds at least this many.
+/// Entries of dropped values are removed when the table has at least this many entries.
 pub(super) const MIN_TABLE: usize = 1024;
 
-/// Values that are in use, by key.
+/// Weak references to values in use, by key.
 #[derive(Debug)]
 pub struct WeakTable<K, V> {
     values: HashMap<K, Weak<V>>,
@@ -26,7 +26,7 @@ impl<K: Hash + Eq, V> WeakTable<K, V> {
         self.values.len()
     }
 
-    /// Returns the value of `key`, made by `new` if there is none in use.
+    /// Returns the value of `key`. If none is in use, inserts what `new` returns.
     pub fn get(&mut self, key: K, new: impl FnOnce() -> V) -> Arc<V> {
         if let Some(value) = self.values.get(&key).and_then(Weak::upgrade) {
             return value;
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_is_shared_while_it_is_used_and_the_table_does_not_grow_with_those_that_are_gone() {
+    fn a_value_is_shared_while_it_is_used_and_dropped_values_do_not_fill_the_table() {
         let mut table = WeakTable::default();
         let first = table.get(0, || "first");
         assert!(Arc::ptr_eq(&first, &table.get(0, || "second")));

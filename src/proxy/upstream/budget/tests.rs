@@ -1,4 +1,4 @@
-//! Clients that compete for a budget.
+//! Tests with clients that compete for a budget.
 
 use std::net::Ipv4Addr;
 
@@ -16,7 +16,7 @@ fn client(budgets: &GatewayBudgets, last: u8) -> Arc<ClientBudget> {
     budgets.for_client(IpAddr::V4(Ipv4Addr::new(203, 0, 113, last)))
 }
 
-/// Takes as many permits as `client` gets without waiting.
+/// Takes all permits that `client` gets without waiting.
 fn take_all(client: &Arc<ClientBudget>) -> Vec<GatewayPermit> {
     std::iter::from_fn(|| client.try_acquire(Purpose::Request)).collect()
 }
@@ -26,7 +26,7 @@ fn soon() -> Instant {
 }
 
 #[test]
-fn a_client_gets_its_share_and_twenty_greedy_ones_leave_some_to_others() {
+fn a_client_gets_its_share_and_twenty_greedy_clients_leave_permits_to_others() {
     let budgets = budgets(128, 16);
     let held: Vec<_> = (1..=20).map(|last| take_all(&client(&budgets, last))).collect();
     assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>()[..8], [56, 28, 14, 7, 4, 2, 1, 1]);
