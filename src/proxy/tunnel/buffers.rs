@@ -1,22 +1,22 @@
-//! Shares the memory for what tunnels have read and could not pass on yet.
+//! Limits the memory for bytes that tunnels have read and not written yet.
 //!
-//! A tunnel reads a block, and nothing more until that has left. While little is held, a block is
-//! large. The less memory is left, the smaller are the blocks of all tunnels of the lane, so that
-//! many clients that do not read can't make loopgate hold much, and each tunnel still moves.
+//! A tunnel reads a block, and nothing more until the block was written. The less memory is left, the smaller are the
+//! blocks that the tunnels of a lane read. So many clients that do not read can't make loopgate hold much memory, and
+//! every tunnel still makes progress.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The most bytes read at once: four TLS records, which rustls then writes with one system call.
+/// The largest block, in bytes: four TLS records, which rustls writes with one system call.
 pub const MAX_BLOCK: usize = 64 * 1024;
-/// The part of what is left that a tunnel may read at once.
+/// A block is at most one of this many parts of the memory that is left.
 const BLOCK_PART: usize = 16;
-/// The least that a tunnel reads at once, in bytes.
+/// The smallest block, in bytes.
 const MIN_BLOCK: usize = 4 * 1024;
-/// How many blocks hyper holds of an HTTP/2 stream before a write has to wait: two in the channel
-/// to the stream's task, one in that task, one more in h2.
+/// The number of blocks that hyper and `h2` hold of an HTTP/2 stream before a write has to wait: two in the channel to the
+/// stream's task, one in that task, one in `h2`.
 const BLOCKS_IN_H2: usize = 4;
-/// What h2 holds of a stream besides (`max_send_buf_size`).
+/// The bytes that `h2` holds of a stream besides these blocks (`max_send_buf_size`).
 const H2_BUFFER: usize = 64 * 1024;
 
 /// The memory for the tunnels of one lane.
@@ -27,13 +27,13 @@ pub struct TunnelBuffers {
 }
 
 impl TunnelBuffers {
-    /// Allows a quarter of `buffered` bytes.
+    /// Creates the memory of one lane: a quarter of `buffered` bytes.
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 4, held: AtomicUsize::new(0) })
     }
 }
 
-/// What one direction of a tunnel holds, given back when dropped.
+/// The bytes that one direction of a tunnel holds, returned when dropped.
 #[derive(Debug)]
 pub struct BufferLease {
     buffers: Arc<TunnelBuffers>,
@@ -42,19 +42,19 @@ pub struct BufferLease {
 }
 
 impl BufferLease {
-    /// Holds nothing yet. With `is_h2`, what is written goes to an HTTP/2 stream, which takes
-    /// some blocks before it is full.
+    /// Creates a lease of no bytes. `is_h2` is whether the direction writes to an HTTP/2 stream, which takes some blocks
+    /// before a write has to wait.
     pub fn new(buffers: &Arc<TunnelBuffers>, is_h2: bool) -> Self {
         Self { buffers: Arc::clone(buffers), is_h2, held: 0 }
     }
 
-    /// Returns how many bytes to read at once.
-    pub fn block(&self) -> usize {
+    /// Returns the size of the next block to read.
+    pub fn block_size(&self) -> usize {
         let held = self.buffers.held.load(Ordering::Relaxed);
         (self.buffers.limit.saturating_sub(held) / BLOCK_PART).clamp(MIN_BLOCK, MAX_BLOCK)
     }
 
-    /// Notes that `unsent` bytes of a block have not left; 0 if all have.
+    /// Changes the lease to what the direction holds while `unsent` bytes of a block are not written; 0 if all are.
     pub fn hold(&mut self, unsent: usize) {
         let held = match unsent {
             0 => 0,
@@ -87,15 +87,15 @@ mod tests {
             let mut leases: Vec<_> = (0..4096).map(|_| BufferLease::new(&buffers, is_h2)).collect();
             let mut blocks = Vec::new();
             for lease in &mut leases {
-                blocks.push(lease.block());
-                lease.hold(lease.block());
+                blocks.push(lease.block_size());
+                lease.hold(lease.block_size());
             }
             assert_eq!((blocks[0], blocks[4095]), (MAX_BLOCK, MIN_BLOCK));
             assert!(blocks.is_sorted_by(|one, next| one >= next));
             let held = buffers.held.load(Ordering::Relaxed);
             assert!(held <= (16 << 20) + 4096 * most, "{held}");
             leases.iter_mut().for_each(|lease| lease.hold(0));
-            assert_eq!(leases[4095].block(), MAX_BLOCK);
+            assert_eq!(leases[4095].block_size(), MAX_BLOCK);
             leases[0].hold(1);
             drop(leases);
             assert_eq!(buffers.held.load(Ordering::Relaxed), 0, "every byte was given back");

@@ -1,5 +1,5 @@
-//! One direction of a tunnel: reads from one side and writes to the other, through the gate if
-//! there is one.
+//! One direction of a tunnel: reads from one side and writes to the other. The client's bytes pass a [`Gate`] if the first
+//! message must be checked.
 
 use std::cell::RefCell;
 use std::io;
@@ -17,28 +17,30 @@ use super::gate::{Gate, GateStep};
 use super::websocket_frames::WebSocketFrames;
 
 thread_local! {
-    /// Read buffer shared by this thread's tunnels, so that a quiet one holds none.
+    /// The read buffer of all tunnels of this thread: a quiet tunnel needs none.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_BLOCK].into_boxed_slice());
 }
 
-/// One direction: what was read and could not be written yet, and whether it has ended.
+/// One direction of a tunnel.
 pub struct Direction {
+    /// The bytes that were read and not written yet.
     pending: Bytes,
+    /// Whether bytes were written since the last flush.
     is_unflushed: bool,
-    /// The size of the last block read; a part of it may not have left.
+    /// The size of the last block read. All of it counts as held until it was written and flushed.
     block: usize,
     lease: BufferLease,
     end: EndStage,
     bytes_passed: Counter,
-    /// To the client only: where the gateway's frames end.
+    /// To the client only: finds the ends of the gateway's frames.
     frames: Option<WebSocketFrames>,
     /// To the client only: the close frame to send at the next frame boundary.
     pub close_with: Option<Bytes>,
-    /// To the client only: whether it was sent, so that what still comes is discarded.
+    /// To the client only: whether the close frame was added to the output. Later bytes of the gateway are discarded.
     pub is_close_sent: bool,
-    /// Whether bytes were read since the last [`Direction::take_has_moved`].
+    /// Whether bytes were read since the last call of [`Direction::take_has_moved`].
     has_moved: bool,
-    /// From the client only: holds back what is read until the gateway has answered the first message.
+    /// From the client only: holds bytes back until the gateway has accepted the first message.
     pub gate: Option<Box<Gate>>,
     /// From the client only: the close frame for a client whose first message is refused.
     pub refused_with: Option<Bytes>,
@@ -46,9 +48,10 @@ pub struct Direction {
     pub connect_response: Option<ConnectResponse>,
 }
 
-/// What the gateway's latest bytes mean for the client's first message.
+/// The change of the gate by bytes of the client or the gateway.
 pub enum GateChange {
     Unchanged,
+    /// Bytes may pass, or the client is refused: the directions must be polled again.
     Progressed,
     /// The gateway has refused the `connect`.
     Refused,
@@ -62,7 +65,7 @@ enum EndStage {
 }
 
 impl Direction {
-    /// Starts with `early`, which was read together with the head.
+    /// Creates a direction. `early` are the bytes that were read together with the head.
     pub fn new(early: Bytes, lease: BufferLease, bytes_passed: Counter, mut frames: Option<WebSocketFrames>) -> Self {
         if let Some(frames) = &mut frames {
             frames.feed(&early);
@@ -86,7 +89,7 @@ impl Direction {
         }
     }
 
-    /// Has `first_message` check what was read already, and what is read from now on.
+    /// Sets the check of the client's first message. It also gets the bytes that were read already.
     pub fn set_first_message(&mut self, first_message: Option<FirstMessage>) {
         self.gate = first_message.map(|first| Box::new(Gate::new(first)));
         if self.gate.is_some() && !self.pending.is_empty() {
@@ -95,7 +98,7 @@ impl Direction {
         }
     }
 
-    /// Has `connect_response` see what was read already, and what is read from now on.
+    /// Sets the observer of the gateway's bytes. It also gets the bytes that were read already.
     pub fn set_connect_response(&mut self, connect_response: Option<ConnectResponse>) {
         self.connect_response = connect_response;
         let early = self.pending.clone();
@@ -108,12 +111,12 @@ impl Direction {
         }
     }
 
-    /// Returns what the gateway has sent, if that is followed.
+    /// Returns what the gateway has sent so far; the default if nothing observes it.
     pub fn gateway_sent(&self) -> GatewaySent {
         self.connect_response.as_ref().map(ConnectResponse::sent).unwrap_or_default()
     }
 
-    /// Gives `read` to the gate.
+    /// Gives bytes of the client to the gate.
     fn feed_gate(&mut self, read: Bytes) {
         if let Some(gate) = &mut self.gate {
             let step = gate.feed(read);
@@ -141,7 +144,7 @@ impl Direction {
         GateChange::Progressed
     }
 
-    /// Adds what was held back to what could not be written yet.
+    /// Appends bytes that the gate lets pass to the pending ones.
     fn add_pending(&mut self, bytes: Bytes) {
         self.pending = if self.pending.is_empty() { bytes } else { [&self.pending[..], &bytes].concat().into() };
     }
@@ -156,7 +159,10 @@ impl Direction {
         self.is_close_sent && self.pending.is_empty() && !self.is_unflushed
     }
 
-    /// Copies what can be read and written now; completes when this direction is closed.
+    /// Copies the bytes that can be read and written now; completes when the direction is closed.
+    ///
+    /// # Errors
+    /// Reading or writing fails.
     pub fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
@@ -194,7 +200,7 @@ impl Direction {
                 }
                 EndStage::Open => {}
             }
-            // Here as well as in `write_on`: it may be long until more is read.
+            // Also checked in `write_on`. Checked here because no further bytes may come.
             if let Some(frame) = self.due_close()
                 && self.frames.as_ref().is_some_and(WebSocketFrames::is_at_boundary)
             {
@@ -202,14 +208,14 @@ impl Direction {
                 self.pending = frame;
                 continue;
             }
-            // Before the next read, so that nothing is read while the last bytes have not left.
+            // Flushed before the next read: nothing is read while bytes have not left.
             if self.is_unflushed {
                 if Pin::new(&mut *to).poll_flush(cx)?.is_pending() {
                     return Ok(Poll::Pending);
                 }
                 self.is_unflushed = false;
             }
-            let mut room = self.lease.block();
+            let mut room = self.lease.block_size();
             if let Some(gate) = &mut self.gate {
                 if let Poll::Ready(message) = gate.poll_ready(cx) {
                     self.pending = message;
@@ -228,7 +234,7 @@ impl Direction {
         }
     }
 
-    /// Gives `read` to the gate, or writes it on; it is empty at the end of what is read.
+    /// Gives a block to the gate, or writes it. An empty block is the end of the stream.
     fn take_block(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         self.block = read.len();
         if read.is_empty() {
@@ -245,6 +251,7 @@ impl Direction {
         self.write_on(cx, read, to)
     }
 
+    /// Returns the close frame that must be sent at the next frame boundary.
     fn due_close(&self) -> Option<Bytes> {
         self.close_with.clone().filter(|_| !self.is_close_sent)
     }
@@ -260,12 +267,13 @@ impl Direction {
             self.pending.advance(written);
             self.is_unflushed = true;
         }
-        // Freed at once: a quiet tunnel holds no buffer.
+        // Freed at once, so that a quiet tunnel holds no buffer.
         self.pending = Bytes::new();
         Ok(Poll::Ready(()))
     }
 
-    /// Writes `read` on, and keeps what can't be written now.
+    /// Writes a block, and keeps the part that can't be written now. A close frame that is due goes to the last frame
+    /// boundary in the block, and the rest is discarded.
     fn write_on(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         if self.is_close_sent {
             return Ok(());

@@ -1,8 +1,13 @@
-//! Two byte streams joined after a `101`.
+//! Tunnels: two byte streams that are joined after an upgrade.
 //!
-//! `run` drives a tunnel, with a `direction` each way. Where the first message of a WebSocket must be
-//! checked, `gate` holds the client's bytes back: `first_message` finds its end, and `connect_response`
-//! the gateway's response to it. `websocket_frames` finds where a close frame may be written.
+//! | files | do |
+//! | --- | --- |
+//! | `run` | drives a tunnel, and closes it |
+//! | `direction` | copies the bytes of one direction |
+//! | `gate` | holds the client's bytes back, if the first message of a WebSocket must be checked |
+//! | `first_message`, `connect_response` | find that message, and the gateway's response to it |
+//! | `websocket_frames` | finds the ends of frames, where a close frame may be written |
+//! | `buffers` | limits the memory of all tunnels |
 
 pub mod buffers;
 pub mod connect_response;

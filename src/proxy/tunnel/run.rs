@@ -1,4 +1,4 @@
-//! Joins a client and the gateway on one task, with no buffer of its own while both are quiet.
+//! Drives a tunnel between a client and the gateway on one task. While both are quiet, it holds no buffer.
 
 use std::future::poll_fn;
 use std::io;
@@ -21,62 +21,63 @@ use crate::proxy::close_signal::{CloseReason, CloseSignal, REVOKED_GRACE};
 use crate::proxy::lazy_timer::LazyTimer;
 use crate::proxy::upstream::readable_after_write_error::ReadableAfterWriteError;
 
-/// How long a client may take to close after its close frame was sent, after the gateway closed the
-/// WebSocket, or after the gateway closed another tunnel and a write to it failed.
+/// The time that a client has to close the tunnel after loopgate sent a close frame, after the gateway closed a WebSocket,
+/// or after the gateway closed another kind of tunnel and a write to it failed.
 const TUNNEL_CLOSE_GRACE: Duration = Duration::from_secs(3);
-/// How long the last bytes may take to leave after either side broke off.
+/// The time that the last bytes have to leave after either side broke off.
 const LAST_BYTES_GRACE: Duration = Duration::from_millis(50);
-/// A WebSocket is at rest when no byte has passed for this time.
+/// The time without a byte in either direction after which a WebSocket counts as at rest.
 const REST: Duration = Duration::from_millis(250);
-/// The same where the client spoke last, since the gateway may yet answer.
+/// The same time if the last bytes came from the client, since the gateway may still answer.
 const REST_UNANSWERED: Duration = Duration::from_secs(1);
 
-/// Why a tunnel ended before both directions were closed.
+/// The reason why a tunnel ended before both directions were closed.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
-    /// The client lost its authorization, or its first message was refused.
+    /// The client lost its authorization, or loopgate or the gateway refused its first message.
     #[error("the client is not authorized, or is no longer")]
     Unauthorized,
-    /// A side broke off.
+    /// The client or the gateway broke off.
     #[error(transparent)]
     Broken(#[from] io::Error),
 }
 
-/// Returns how long a WebSocket may take to come to rest before it is closed for a shutdown: a
-/// reload may change it while the tunnel is open.
+/// Returns the time that a WebSocket has to come to rest before it is closed for a shutdown. A function, because a reload
+/// may change the time while the tunnel is open.
 pub type RestLimit = Arc<dyn Fn() -> Duration + Send + Sync>;
 
-/// What a tunnel needs besides its two streams.
+/// The options of a tunnel.
 pub struct TunnelOptions {
-    /// Whether it is a WebSocket, so that a close frame can be sent between two frames.
+    /// Whether the tunnel carries a WebSocket, so that a close frame can be sent between two frames.
     pub is_websocket: bool,
-    /// Whether the client is a stream of an HTTP/2 connection.
+    /// Whether the client's side is a stream of an HTTP/2 connection.
     pub is_h2: bool,
-    /// The memory for what can't be passed on at once.
+    /// The memory for bytes that can't be written at once.
     pub buffers: Arc<TunnelBuffers>,
-    /// Tells it to close.
+    /// Tells the tunnel to close.
     pub close_signal: CloseSignal,
-    /// How long a WebSocket may take to come to rest before it is closed for a shutdown.
+    /// The time that a WebSocket has to come to rest before it is closed for a shutdown.
     pub rest_limit: RestLimit,
-    /// Checks the client's first message before the gateway gets it. What follows waits for `connect_response`.
+    /// Checks the client's first message before the gateway gets it. Later messages wait for `connect_response`.
     pub first_message: Option<FirstMessage>,
-    /// Finds the gateway's response to that message.
+    /// Finds the gateway's response to the first message.
     pub connect_response: Option<ConnectResponse>,
-    /// Bytes from the client.
+    /// Counts bytes from the client.
     pub received: Counter,
-    /// Bytes to the client.
+    /// Counts bytes to the client.
     pub sent: Counter,
 }
 
-/// Joins `client` and `gateway` until both directions are closed, one fails, or the connection is revoked.
+/// Carries bytes between `client` and `gateway` until both directions are closed, one fails, or the client is refused.
 ///
-/// When loopgate shuts down, a WebSocket first finishes the messages under way, and then gets a close frame with
-/// status 1001. One that is revoked gets status 1008 at the end of the current frame, if that comes soon.
+/// When loopgate shuts down, a WebSocket comes to rest, and then gets a close frame with status 1001. If its client is
+/// revoked, it gets a close frame with status 1008 at the end of the current frame, if that ends within
+/// [`REVOKED_GRACE`].
 ///
-/// `early` are bytes that were read together with the heads: from the client, and from the gateway.
+/// `early` are the bytes that were read together with the heads: from the client, and from the gateway.
 ///
 /// # Errors
-/// Either side broke off, or the connection was revoked.
+/// Either side broke off, or the client was refused or revoked.
 pub async fn run<C, G>(
     client: C,
     gateway: G,
@@ -101,42 +102,42 @@ where
         tunnel.poll(cx)
     })
     .await;
-    // The caller resets the client's stream or connection. What the gateway sent before may leave first.
+    // The caller resets the client's stream or connection. Bytes that the gateway sent before may leave first.
     if matches!(ended, Err(TunnelError::Broken(_))) {
         tokio::time::sleep(LAST_BYTES_GRACE).await;
     }
     ended
 }
 
-/// The stage of closing.
+/// How far the tunnel is in closing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TunnelStage {
     Open,
-    /// loopgate shuts down. A WebSocket gets its close frame at `quiet_at`, which moves while bytes
-    /// pass, or at `limit`. Other tunnels have no close frame: they go on until they end or are aborted.
+    /// loopgate shuts down. A WebSocket gets its close frame at `quiet_at`, which is put off while bytes pass, or at
+    /// `limit`. Other tunnels stay open until they end or the shutdown aborts them.
     AwaitingRest {
         limit: Instant,
         quiet_at: Instant,
     },
-    /// The close frame for a shutdown is on its way. The client may answer it until `until`.
+    /// The close frame for the shutdown is due or sent. The client may answer it until `until`.
     CloseSent {
         until: Instant,
     },
-    /// The gateway has closed. The client may do the same until `until`.
+    /// The gateway has closed its direction. The client may close its own until `until`.
     GatewayClosed {
         until: Instant,
     },
-    /// The client is refused or revoked: nothing more from it is forwarded. Its close frame may leave until `until`.
+    /// The client is refused or revoked: its bytes are not read any more. The close frame to it may leave until `until`.
     Rejecting {
         until: Instant,
     },
 }
 
-/// A tunnel that runs.
+/// The two streams of a tunnel, and the state of each direction.
 struct Tunnel<C, G> {
     client: C,
-    /// Readable after a failed write: a client that is still sending to a gateway that has closed
-    /// must get what the gateway sent last.
+    /// Stays readable after a failed write: a client that still sends to a gateway that has closed must get the last bytes
+    /// of the gateway.
     gateway: ReadableAfterWriteError<G>,
     to_gateway: Direction,
     to_client: Direction,
@@ -178,7 +179,7 @@ where
     /// Begins to close for `reason`.
     ///
     /// # Errors
-    /// The tunnel must end at once.
+    /// The tunnel must end at once, because it can't send a close frame.
     fn begin_close(&mut self, reason: CloseReason) -> Result<(), TunnelError> {
         let now = Instant::now();
         self.stage = match reason {
@@ -208,16 +209,15 @@ where
             match self.poll_gate(cx) {
                 GateChange::Unchanged => {}
                 GateChange::Progressed => continue,
-                // The gateway closes with its own reason. Its client's answer to that does not matter any more.
+                // The gateway closes the WebSocket with its own reason.
                 GateChange::Refused => return self.reject(cx, TUNNEL_CLOSE_GRACE),
             }
             if to_gateway_done && to_client_done {
                 return Poll::Ready(Ok(()));
             }
             self.note_bytes_moved();
-            // A WebSocket has no half-closes (RFC 6455 section 7.1.1): once closed by the gateway
-            // it is closed. To close at once could cost a client that is still sending the last
-            // frames, so it has a moment to close itself.
+            // A WebSocket can't be half-closed (RFC 6455 section 7.1.1). If loopgate closed the client's side at once, a
+            // client that is still sending could lose the last frames, so it may close first.
             if to_client_done && (self.is_websocket || self.gateway.state().has_write_failed()) {
                 let until = match self.stage {
                     TunnelStage::GatewayClosed { until } => until,
@@ -239,17 +239,18 @@ where
         }
     }
 
-    /// Stops reading from the client; what is due to it has `grace` to leave.
+    /// Stops reading from the client. Bytes to it may leave for the time `grace`.
     fn reject(&mut self, cx: &Context<'_>, grace: Duration) -> Poll<Result<(), TunnelError>> {
         self.stage = TunnelStage::Rejecting { until: Instant::now() + grace };
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Sends what is due to a client that is refused or revoked; ends with an error.
+    /// Sends the last bytes and the close frame to a client that is refused or revoked; then fails with
+    /// [`TunnelError::Unauthorized`].
     fn poll_rejecting(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Result<(), TunnelError>> {
         let ended = self.to_client.poll_copy(cx, &mut self.gateway, &mut self.client)?.is_ready();
-        // The gateway's own close frame gives the better reason.
+        // If the gateway sent a close frame, loopgate sends none.
         self.to_client.is_close_sent |= self.to_client.gateway_sent().closed;
         if ended || self.to_client.is_close_delivered() || self.poll_timer(cx, until).is_ready() {
             let _ = Pin::new(&mut self.client).poll_shutdown(cx);
@@ -258,7 +259,7 @@ where
         Poll::Pending
     }
 
-    /// Returns what the gateway's answers, or the end of the wait for one, mean for the first message.
+    /// Tells the gate what the gateway has sent, and whether a deadline of the gate has passed; returns the change.
     fn poll_gate(&mut self, cx: &mut Context<'_>) -> GateChange {
         if self.to_gateway.gate.is_none() {
             return GateChange::Unchanged;
@@ -279,7 +280,7 @@ where
         GateChange::Unchanged
     }
 
-    /// Notes which directions moved bytes, and moves the moment of rest accordingly.
+    /// Notes which directions carried bytes. If one did, puts off the time at which the tunnel counts as at rest.
     fn note_bytes_moved(&mut self) {
         let (from_client, from_gateway) = (self.to_gateway.take_has_moved(), self.to_client.take_has_moved());
         if from_client || from_gateway {
@@ -292,6 +293,7 @@ where
         }
     }
 
+    /// Returns the time without a byte after which the tunnel counts as at rest.
     fn rest_time(&self) -> Duration {
         if self.is_unanswered { REST_UNANSWERED } else { REST }
     }
@@ -308,7 +310,7 @@ mod tests {
 
     use super::*;
 
-    /// The options of a WebSocket that drains when `end` is cancelled.
+    /// Returns the options of a WebSocket that drains when `end` is cancelled.
     fn options(end: &CancellationToken) -> TunnelOptions {
         TunnelOptions {
             is_websocket: true,
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_close_frame_follows_a_frame_that_was_under_way_though_the_gateway_is_quiet() {
+    async fn the_close_frame_follows_the_current_frame_even_if_the_gateway_is_quiet() {
         let end = CancellationToken::new();
         let ((mut client, near), (far, mut gateway)) = (duplex(16), duplex(1024));
         let frame = [&[0x82, 100][..], &[7; 100]].concat();
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_message_under_way_is_answered_before_the_close_frame() {
+    async fn a_message_is_answered_before_the_close_frame() {
         let end = CancellationToken::new();
         let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
         let gateway = async {
@@ -370,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_gateway_that_never_rests_does_not_put_off_the_close_frame_for_ever() {
+    async fn a_gateway_that_never_rests_puts_off_the_close_frame_only_to_the_limit() {
         let end = CancellationToken::new();
         let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
         let gateway = async {
@@ -438,7 +440,7 @@ mod tests {
                 got.push(client.read_u8().await.unwrap());
             }
             assert!(got == sent);
-            // It has a moment to close, and no longer.
+            // The client does not close.
             std::future::pending::<()>().await
         };
         tokio::select! {
