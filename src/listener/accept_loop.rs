@@ -1,4 +1,4 @@
-//! Accepts connections from one listening socket, and goes on after failures of `accept(2)`.
+//! Accepts connections from one listening socket, and continues after failures of accept(2).
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,9 +20,9 @@ use crate::addr::{PeerAddr, canonical};
 use crate::backoff::Backoff;
 use crate::metrics::ListenerMetrics;
 
-/// The pauses after a failure that can only be waited out, such as a lack of file descriptors.
+/// The pauses after a failure of the system, such as a lack of file descriptors.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
-/// The least time between two warnings about such failures.
+/// The least time between two warnings about these failures.
 const WARN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Accepts the connections of one listening socket.
@@ -32,21 +32,22 @@ pub struct AcceptLoop {
     limits: Arc<ConnectionLimits>,
     metrics: ListenerMetrics,
     pauses: Backoff,
-    warned: Option<Instant>,
+    /// The time of the last warning.
+    warned_at: Option<Instant>,
 }
 
 impl AcceptLoop {
-    /// Returns a loop for `listener`, which starts with [`AcceptLoop::run`].
+    /// Creates a loop for `listener`. It starts with [`AcceptLoop::run`].
     pub fn new(
         listener: TcpListener,
         kind: ListenerKind,
         limits: Arc<ConnectionLimits>,
         metrics: ListenerMetrics,
     ) -> Self {
-        Self { listener, kind, limits, metrics, pauses: PAUSES, warned: None }
+        Self { listener, kind, limits, metrics, pauses: PAUSES, warned_at: None }
     }
 
-    /// Passes each connection to `serve`, until `closed`.
+    /// Passes each connection within the limits to `serve`, until `closed` is cancelled.
     pub async fn run(mut self, closed: CancellationToken, serve: impl Fn(Accepted)) {
         let mut waiting = FuturesUnordered::new();
         let kind = self.kind;
@@ -67,7 +68,7 @@ impl AcceptLoop {
         }
     }
 
-    /// Returns the next connection.
+    /// Accepts the next connection; returns it with its remote and its local address.
     async fn accept(&mut self) -> (TcpStream, PeerAddr, SocketAddr) {
         loop {
             let (stream, peer) = match self.listener.accept().await {
@@ -78,19 +79,20 @@ impl AcceptLoop {
                 }
             };
             self.pauses.reset();
-            // A connection that its peer has reset already has no local address.
+            // A connection that its peer has already reset has no local address.
             let Ok(local) = stream.local_addr() else { continue };
             return (stream, peer, SocketAddr::new(canonical(local.ip()), local.port()));
         }
     }
 
+    /// Ignores failures of the peer. After any other, warns and waits for a while.
     async fn handle_error(&mut self, error: &io::Error) {
         if is_peer_failure(error) {
             return;
         }
         self.metrics.accept_failures.inc();
-        if self.warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
-            self.warned = Some(Instant::now());
+        if self.warned_at.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
+            self.warned_at = Some(Instant::now());
             warn!(%error, "can't accept connections; will try again");
         }
         tokio::time::sleep(self.pauses.pause()).await;

@@ -1,4 +1,4 @@
-//! A connection as a listener hands it on.
+//! An accepted connection, with its addresses and its permit.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ pub struct Accepted {
     pub peer: PeerAddr,
     /// The local address, with an IPv4-mapped IPv6 address as IPv4.
     pub local: SocketAddr,
-    /// What the listener that accepted it is for.
+    /// The kind of the listener that accepted it.
     pub kind: ListenerKind,
     /// Counts the connection against the limits; must be held until the connection ends.
     pub permit: Permit,

@@ -1,10 +1,10 @@
-//! What a listener is for.
+//! The kinds of listeners.
 
 use std::net::SocketAddr;
 
 use crate::config::Forward;
 
-/// What clients of a listener speak, and where their requests go.
+/// The protocol of a listener's clients, and the target of their requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ListenerKind {
     /// TLS, to the gateway (`listen.on`).
@@ -21,7 +21,7 @@ impl ListenerKind {
         !matches!(self, Self::Forward(_))
     }
 
-    /// The key of the option that asks for such listeners.
+    /// Returns the key of the option that asks for listeners of this kind.
     pub fn key(self) -> &'static str {
         match self {
             Self::Tls => "listen.on",
@@ -31,11 +31,11 @@ impl ListenerKind {
     }
 }
 
-/// An address to listen on, or one that is listened on, and what for.
+/// The address and the kind of a listener that is open or shall be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ListenerAddress {
-    /// The address; wanted with port 0, the kernel chooses the port.
+    /// The address. If a listener shall be opened with port 0, the kernel chooses the port.
     pub address: SocketAddr,
-    /// What for.
+    /// The kind of the listener.
     pub kind: ListenerKind,
 }

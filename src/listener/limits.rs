@@ -1,4 +1,4 @@
-//! Limits on connections: the total, the total for each client, and the rate for each client.
+//! Limits on connections: their total, and for each client their number and the rate of new ones.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,14 +21,13 @@ use crate::token_bucket::{Rate, TokenBucket};
 #[cfg(test)]
 mod tests;
 
-/// The table of clients is searched for idle entries when it holds at least this many.
+/// Idle clients are removed from the table when it has at least this many entries.
 const MIN_TABLE: usize = 1024;
-/// One of this many permits is reserved for agents, so that other clients can't lock them out.
+/// One of this many permits is reserved for agents, so that other clients can't take all permits.
 const RESERVED_PART: usize = 16;
-/// The most connections that may ever wait for a permit; the same number again may wait for agents.
+/// The most connections that may wait for a permit. As many connections of agents may wait besides.
 ///
-/// They are accepted already: connections in the kernel's queue can't be distinguished, so agents
-/// would wait behind the others.
+/// Waiting connections are accepted already: in the kernel's queue agents would wait behind all other clients.
 pub const MAX_WAITING: usize = 256;
 
 /// The connection limits and the connections counted against them. All listeners share one.
@@ -45,9 +44,9 @@ pub struct ConnectionLimits {
     metrics: ListenerMetrics,
 }
 
-/// A connection slot, for a connection within its client's limits.
+/// The permit of a connection that is within its client's limits.
 pub(super) enum Slot {
-    /// A permit was available.
+    /// The connection has a permit.
     Now(Permit),
     /// The connection has to wait for a permit.
     Later(BoxFuture<'static, Permit>),
@@ -62,13 +61,13 @@ impl fmt::Debug for ConnectionLimits {
     }
 }
 
-/// The limits of a single client.
+/// The limits for each single client.
 #[derive(Debug)]
 struct ClientLimits {
     connections: usize,
-    /// `None` for no limit.
+    /// The rate of new connections; `None` for no limit.
     rate: Option<Rate>,
-    /// Trusted proxies are exempt: they carry many clients from one address, and limit them themselves.
+    /// The trusted proxies, which are exempt: many clients connect through one address, and the proxy limits them itself.
     exempt: Vec<IpNet>,
 }
 
@@ -83,14 +82,14 @@ impl ClientLimits {
     }
 }
 
-/// The right to one connection, returned when dropped. It must live as long as the connection does, upgrades included.
+/// The permit for one connection, returned when dropped. It must be held until the connection ends, tunnels included.
 #[derive(Debug)]
 pub struct Permit {
     client: ClientGuard,
     _permit: OwnedSemaphorePermit,
 }
 
-/// One connection counted against its client's limit.
+/// Counts one connection against its client's limit until it is dropped.
 #[derive(Debug)]
 struct ClientGuard {
     /// `None` for a client that is exempt.
@@ -101,11 +100,11 @@ struct ClientGuard {
 #[derive(Debug, Default)]
 struct ClientTable {
     clients: HashMap<IpAddr, ClientEntry>,
-    /// The size at which idle clients are removed next.
+    /// The number of entries at which idle clients are removed the next time.
     clean_at: usize,
 }
 
-/// What is remembered of a client.
+/// The open connections of a client, and the rate of its new ones.
 #[derive(Debug)]
 struct ClientEntry {
     open: usize,
@@ -113,9 +112,8 @@ struct ClientEntry {
 }
 
 impl ConnectionLimits {
-    /// Returns limits without connections. At most `max_waiting` connections wait, and as many of
-    /// agents'. `may_be_agent` returns whether a connection from an address may turn out to be an
-    /// agent's.
+    /// Creates limits without connections. At most `max_waiting` connections wait for a permit, and as many of agents
+    /// besides. `may_be_agent` returns whether a connection from an address may get the agent lane.
     pub fn new(
         config: &Config,
         max_waiting: usize,
@@ -146,7 +144,7 @@ impl ConnectionLimits {
         &self.metrics
     }
 
-    /// Counts a connection from `peer`; gives it a slot, now or later.
+    /// Counts a connection from `peer`; returns its permit, or a future of it. Logs and counts refusals.
     ///
     /// # Errors
     /// The client is at one of its limits, or too many connections wait for a permit.
@@ -238,7 +236,7 @@ impl ClientTable {
 }
 
 impl ClientEntry {
-    /// Returns whether forgetting it makes no difference.
+    /// Returns whether the entry equals a new one, so that it can be removed.
     fn is_idle(&self, now: Instant) -> bool {
         self.open == 0 && self.bucket.is_full(now)
     }

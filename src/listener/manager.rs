@@ -21,11 +21,11 @@ use crate::discovery::View;
 use crate::metrics::ListenerMetrics;
 use crate::shutdown::Shutdown;
 
-/// The pauses before an address that can't be bound is tried again: it may be in use for now, or an
-/// IPv6 address that is still tentative (RFC 4862).
+/// The pauses before an address that can't be bound is tried again. It may be in use, or an IPv6 address that is still
+/// tentative (RFC 4862).
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
-/// Why the listeners can't be opened.
+/// The reason why the listeners can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An address that an option names exactly can't be bound.
@@ -44,18 +44,16 @@ pub enum Error {
     GatewayAddress {
         /// The listener.
         listener: ListenerAddress,
-        /// The gateway's.
+        /// The address that it would take.
         taken: SocketAddr,
     },
 }
 
-/// Opens the listeners that `config.listen` asks for, and follows `view` until `shutdown`: an
-/// address that appears gets a listener, an address that vanishes loses it. Each connection within
-/// `limits` is passed to `serve`, which must not block.
+/// Opens the listeners that `config.listen` asks for, and follows `view` until `shutdown` begins: a new address gets a
+/// listener, and a removed address loses it. Passes each connection within `limits` to `serve`, which must not block.
 ///
-/// Returns the addresses listened on, with the real ports. The list may be empty, since addresses
-/// may appear later; only an address that the configuration names exactly must be bound now. Must
-/// be called within a Tokio runtime.
+/// Returns the addresses of the open listeners, with their real ports. There may be none, since addresses may appear
+/// later, but an address that the configuration names exactly must be bound now. Must be called within a Tokio runtime.
 ///
 /// # Errors
 /// An address that the configuration names exactly can't be bound, or is the gateway's own.
@@ -89,29 +87,31 @@ pub fn follow(
     Ok(receiver)
 }
 
-/// Owns the listeners.
+/// Owns the open listeners, and opens and closes them.
 struct ListenerManager<S> {
     config: Config,
     limits: Arc<ConnectionLimits>,
     metrics: ListenerMetrics,
     shutdown: Shutdown,
     serve: S,
-    /// By the wanted address, whose port may be 0.
+    /// The open listeners, by the wanted address, whose port may be 0.
     open: BTreeMap<ListenerAddress, OpenListener>,
-    /// Wanted addresses that could not be bound, with the reason.
+    /// The wanted addresses that can't be bound, with the reason.
     failed: BTreeMap<ListenerAddress, io::Error>,
-    /// Keys and values of options that match no local address.
+    /// The keys and values of options that match no local address.
     unmatched: BTreeSet<(&'static str, String)>,
+    /// Publishes the addresses of the open listeners.
     bound: watch::Sender<Arc<Vec<ListenerAddress>>>,
 }
 
-/// A listener that is closed when this is dropped.
+/// An open listener. It is closed when this is dropped.
 struct OpenListener {
     local: SocketAddr,
     _close: DropGuard,
 }
 
 impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
+    /// Applies each change of `view`, and tries addresses that can't be bound again, until the shutdown.
     async fn follow(mut self, mut view: watch::Receiver<Arc<View>>) {
         let mut retry = RETRY;
         while !self.shutdown.has_begun() {
@@ -130,7 +130,7 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         self.publish();
     }
 
-    /// Opens and closes listeners until they are those that `view` calls for, except those that can't be bound now.
+    /// Opens and closes listeners so that they are those for the addresses of `view`, except those that can't be bound.
     fn apply(&mut self, view: &View) {
         let scope_of = |name: &str| nix::net::if_::if_nametoindex(name).unwrap_or(0);
         let wanted = plan::wanted(&self.config.listen, self.config.gateway.address, &view.interfaces, scope_of);
@@ -172,7 +172,7 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         }
     }
 
-    /// Remembers to try `wanted` again. Warns once for each kind of failure.
+    /// Notes that `wanted` can't be bound, so that it is tried again. Warns once for each error code.
     fn record_failure(&mut self, wanted: ListenerAddress, error: io::Error) {
         let address = wanted.address;
         let known = self.failed.get(&wanted).is_some_and(|before| before.raw_os_error() == error.raw_os_error());
@@ -184,12 +184,13 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         self.failed.insert(wanted, error);
     }
 
-    /// Returns the failure, if any, to bind an address that the configuration names exactly.
+    /// Takes the failure to bind an address that the configuration names exactly, if there is one.
     fn take_named_failure(&mut self) -> Option<Error> {
         let listener = *self.failed.keys().find(|listener| plan::is_named(&self.config.listen, listener))?;
         self.failed.remove(&listener).map(|source| Error::Bind { listener, source })
     }
 
+    /// Publishes the addresses of the open listeners, if they have changed.
     fn publish(&self) {
         let local =
             |(wanted, open): (&ListenerAddress, &OpenListener)| ListenerAddress { address: open.local, ..*wanted };

@@ -1,4 +1,4 @@
-//! Decides which addresses to listen on, without side effects.
+//! Decides on which addresses to listen. Pure functions.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -9,12 +9,12 @@ use crate::addr::canonical;
 use crate::config::{Listen, ListenAddresses, ListenOn};
 use crate::discovery::Interface;
 
-/// The listeners to close and to open; see [`plan`].
+/// The listeners to close and to open.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// To close, before any is opened: a listener on `[::]` would prevent one on a single address.
+    /// The listeners to close, before any is opened: an open one on `[::]` would prevent one on a single address.
     pub close: Vec<ListenerAddress>,
-    /// To open.
+    /// The listeners to open.
     pub open: Vec<ListenerAddress>,
 }
 
@@ -23,7 +23,7 @@ pub fn plan(wanted: &BTreeSet<ListenerAddress>, open: &BTreeSet<ListenerAddress>
     Plan { close: open.difference(wanted).copied().collect(), open: wanted.difference(open).copied().collect() }
 }
 
-/// Returns the values of all options that ask for listeners, with what for.
+/// Returns the kind and the values of each option that asks for listeners.
 fn listener_options(listen: &Listen) -> impl Iterator<Item = (ListenerKind, Cow<'_, [ListenOn]>)> {
     let own = [(ListenerKind::Tls, Cow::from(&listen.on)), (ListenerKind::Plain, Cow::from(&listen.plain))];
     let forwards = listen.forward.iter().map(|forward| {
@@ -33,13 +33,13 @@ fn listener_options(listen: &Listen) -> impl Iterator<Item = (ListenerKind, Cow<
     own.into_iter().chain(forwards)
 }
 
-/// Returns the addresses that no listener may take: the gateway's, and those that forwards lead to.
+/// Returns the addresses that no listener may take: the gateway's, and the targets of forwards.
 fn reserved_addresses(listen: &Listen, gateway: SocketAddr) -> Vec<SocketAddr> {
     let targets = listen.forward.iter().map(|forward| SocketAddr::new(gateway.ip(), forward.target));
     std::iter::once(gateway).chain(targets).collect()
 }
 
-/// Returns the listeners to have; see [`wanted_addresses`].
+/// Returns the listeners that all options ask for; see [`wanted_addresses`].
 pub fn wanted(
     listen: &Listen,
     gateway: SocketAddr,
@@ -54,10 +54,10 @@ pub fn wanted(
     listener_options(listen).flat_map(of).collect()
 }
 
-/// Returns the addresses to listen on. `scope_of` returns the index of the interface with a name,
-/// for link-local addresses.
+/// Returns the addresses that the values in `listen` ask for. They do not include `reserved` ones, nor those that an
+/// unspecified address in the result (`[::]`, `0.0.0.0`) covers.
 ///
-/// None of the `reserved` ones is among them, nor an address that an unspecified one (`[::]`, `0.0.0.0`) covers.
+/// `scope_of` returns the index of the interface with a name, for link-local addresses.
 pub fn wanted_addresses(
     listen: &[ListenOn],
     reserved: &[SocketAddr],
@@ -74,7 +74,7 @@ pub fn wanted_addresses(
             _ => SocketAddr::new(ip, *port),
         }));
         if let ListenAddresses::Address(exact) = addresses
-            // Also if no interface has it: 127.0.0.9 and addresses of AnyIP routes can be bound too.
+            // Added even if no interface has it: 127.0.0.9 and addresses of AnyIP routes can be bound too.
             && !is_link_local_v6(*exact)
         {
             wanted.insert(SocketAddr::new(canonical(*exact), *port));
@@ -87,7 +87,7 @@ pub fn wanted_addresses(
     wanted
 }
 
-/// Returns the values of `listen` that match no address of `interfaces`, for now or because of a typing error.
+/// Returns the values of `listen` that match no address of `interfaces`: one may appear later, or a value is mistyped.
 pub fn unmatched<'a>(
     listen: &'a Listen,
     interfaces: &[Interface],
@@ -102,7 +102,7 @@ fn unmatched_values<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> imp
             .iter()
             .any(|interface| interface.addresses.iter().any(|net| matches(addresses, interface, net.addr())))
     };
-    // An exact address is bound whether an interface has it or not.
+    // An exact address is bound even if no interface has it.
     listen.iter().filter(move |on| {
         !matches!(on.addresses, ListenAddresses::Address(ip) if !is_link_local_v6(ip)) && !own(&on.addresses)
     })
@@ -111,7 +111,7 @@ fn unmatched_values<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> imp
 /// Returns whether `addresses` include `ip` of `interface`.
 fn matches(addresses: &ListenAddresses, interface: &Interface, ip: IpAddr) -> bool {
     match addresses {
-        // A link-local address is valid on one link only, so no client uses it.
+        // Clients do not use link-local addresses: they are valid on one link only.
         ListenAddresses::Bridge => !ip.is_loopback() && !is_link_local_v6(ip),
         ListenAddresses::Interface(name) => interface.name == *name,
         ListenAddresses::Network(network) => network.contains(&ip),
@@ -127,8 +127,8 @@ pub fn is_named(listen: &Listen, listener: &ListenerAddress) -> bool {
     listener_options(listen).any(|(kind, on)| kind == listener.kind && on.iter().any(names))
 }
 
-/// Returns the address to listen on, if any, that would take the gateway's own or one that a
-/// forward leads to, and which.
+/// Returns the first listener that would take the gateway's address or the target of a forward, and the address that it
+/// would take.
 pub fn conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAddress, SocketAddr)> {
     let reserved = reserved_addresses(listen, gateway);
     let found = |(kind, on): (_, Cow<'_, [ListenOn]>)| {
@@ -139,12 +139,13 @@ pub fn conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAddress
     listener_options(listen).find_map(found)
 }
 
+/// Returns the first exact address of `listen` that would take `gateway`.
 fn taken_address(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
     listen.iter().find_map(|on| match on.addresses {
         ListenAddresses::Address(exact) => {
             let address = SocketAddr::new(canonical(exact), on.port);
-            // An unspecified address takes the port on every local address. Only a loopback gateway
-            // is certain to be local.
+            // An unspecified address takes the port on every local address. Only a gateway on loopback is certainly
+            // local.
             let taken = address == gateway || (gateway.ip().is_loopback() && covers(address, gateway));
             taken.then_some(address)
         }
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forward_has_the_addresses_of_listen_on_and_never_takes_where_one_leads() {
+    fn a_forward_has_the_addresses_of_listen_on_and_takes_no_target_of_a_forward() {
         let mut listen = Config::default().listen;
         listen.on = vec![on("eth1", 443), on("lo", 443), on("10.0.0.9", 1)];
         listen.forward = vec![Forward { port: 18793, target: 18793 }, Forward { port: 444, target: 443 }];

@@ -1,9 +1,8 @@
 //! The PROXY protocol, versions 1 and 2, by which a trusted proxy states its client's address
 //! before the first byte of TLS.
 //!
-//! Specification: <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>. Exactly the header
-//! is read from the stream, and no byte of what follows. The caller decides which peers may send
-//! one.
+//! Specification: <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>. The header is read from the stream, and
+//! no byte after it. The caller decides which peers may send a header.
 
 use std::io;
 use std::net::IpAddr;
@@ -19,16 +18,16 @@ use crate::lane::ProxyHeader;
 #[cfg(test)]
 mod tests;
 
-/// The shortest header there is: `PROXY UNKNOWN\r\n`.
+/// The length of the shortest header, `PROXY UNKNOWN\r\n`.
 const SHORTEST: usize = 15;
-/// The longest header of version 1, its CRLF included (section 2.1).
+/// The length of the longest header of version 1, with its CRLF (section 2.1).
 const V1_LONGEST: usize = 107;
-/// The fixed part of a header of version 2 (section 2.2).
+/// The length of the fixed part of a header of version 2 (section 2.2).
 const V2_FIXED: usize = 16;
-/// The longest header of version 2 that is accepted: 216 bytes of addresses, the rest for TLV fields.
+/// The length of the longest header of version 2 that is accepted: up to 216 bytes of addresses, and TLV fields.
 const V2_LONGEST: usize = 4096;
 
-/// Why there is no valid header.
+/// The reason why there is no valid header.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The peer did not send a whole header in time.
@@ -57,7 +56,7 @@ pub enum Error {
 /// Reads a header from `stream` and returns the client that it states.
 ///
 /// # Errors
-/// There is no valid header, or not `within` the given time.
+/// There is no valid header, or it does not arrive `within` the given time.
 pub async fn read(stream: &mut TcpStream, within: Duration) -> Result<ProxyHeader, Error> {
     tokio::time::timeout(within, read_header(stream)).await.map_err(|_| Error::Late(within))?
 }
@@ -93,7 +92,7 @@ async fn read_line(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), E
         let seen = stream.peek(&mut ahead[..left]).await?;
         let end = ahead[..seen].iter().position(|byte| *byte == b'\n').map_or(seen, |at| at + 1);
         let start = header.len();
-        // At the end of the stream this asks for one byte, so that read_exact fails.
+        // At the end of the stream `end` is 0: one byte is asked for, so that `read_exact` fails.
         header.resize(start + end.max(1), 0);
         stream.read_exact(&mut header[start..]).await?;
     }
@@ -103,7 +102,7 @@ async fn read_line(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), E
 /// Returns the client that a whole header of version 1 states.
 pub(crate) fn parse_v1(header: &[u8]) -> Result<ProxyHeader, Error> {
     let parsed = v1::Header::try_from(header)?;
-    // The crate stops at the first CR; a header with a second CR is not valid.
+    // The parser stops at the first CR, so it accepts a header with a second CR, which is not valid.
     if parsed.header.len() != header.len() {
         return Err(Error::InvalidSource);
     }

@@ -1,4 +1,4 @@
-//! The addresses under which clients reach the listeners.
+//! The addresses at which clients reach the listeners, for the names of the certificate.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -7,11 +7,11 @@ use super::plan;
 use crate::config::ListenOn;
 use crate::discovery::View;
 
-/// Returns the addresses under which clients reach this sidecar: each that it listens on, including
-/// a loopback address that `listen` names. An address on which it does not listen is left out,
-/// since each new name changes the leaf, which breaks pins of it.
+/// Returns the addresses at which clients reach this sidecar: all that it listens on, including a loopback address that
+/// `listen` names. Other addresses are left out, since each new name changes the leaf certificate, and clients may have
+/// pinned its fingerprint.
 pub fn reachable_addresses(listen: &[ListenOn], gateway: SocketAddr, view: &View) -> BTreeSet<IpAddr> {
-    // A link-local address needs a zone, which URLs of clients do not have.
+    // A link-local address needs a zone, which URLs can't have.
     let is_usable = |ip: &IpAddr| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let listening = plan::wanted_addresses(listen, &[gateway], &view.interfaces, |_| 0);
     let covered = |ip: &IpAddr| {
@@ -28,7 +28,7 @@ mod tests {
     use crate::discovery::Interface;
 
     #[test]
-    fn the_addresses_that_are_listened_on_are_reachable_and_no_others() {
+    fn only_the_addresses_of_listeners_are_reachable() {
         let interface = |name: &str, addresses: &[&str]| Interface {
             name: name.into(),
             addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),

@@ -15,16 +15,16 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// The number of unanswered probes after which the connection is closed.
 const KEEPALIVE_RETRIES: u32 = 3;
-/// How long sent data may stay unacknowledged, or the peer's window closed (tcp(7), `TCP_USER_TIMEOUT`).
+/// The time for which sent data may stay unacknowledged, or the peer's window closed (tcp(7), `TCP_USER_TIMEOUT`).
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
-/// The most unsent bytes in the kernel's buffer (tcp(7), `TCP_NOTSENT_LOWAT`). Without this limit
-/// the kernel buffers megabytes for a slow reader and reports the socket as writable only when a
-/// third of them are sent, so that a reader of 16 KiB/s looks stalled.
-const UNSENT: u32 = 256 * 1024;
+/// The most unsent bytes in the kernel's buffer (tcp(7), `TCP_NOTSENT_LOWAT`). Without this limit the kernel buffers
+/// megabytes for a slow reader, and reports the socket as writable only when a third of them were sent: a reader of 16
+/// KiB/s would be taken for one that reads nothing.
+const MAX_UNSENT: u32 = 256 * 1024;
 
-/// Listens on `address`: dual-stack on `[::]`, IPv6 only on any other IPv6 address.
+/// Listens on `address`. On `[::]` the socket accepts IPv4 too.
 ///
-/// The TCP options are set here once; on Linux accepted sockets inherit them.
+/// The TCP options are set on the listening socket: on Linux accepted sockets inherit them.
 ///
 /// # Errors
 /// The address can't be bound.
@@ -42,7 +42,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
             .with_retries(KEEPALIVE_RETRIES),
     )?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    socket.set_tcp_notsent_lowat(UNSENT)?;
+    socket.set_tcp_notsent_lowat(MAX_UNSENT)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -68,6 +68,6 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_RETRIES);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
-        assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT);
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), MAX_UNSENT);
     }
 }

@@ -1,4 +1,4 @@
-//! Connections at the limits.
+//! Tests with connections at the limits.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -19,7 +19,7 @@ fn limits(change: impl FnOnce(&mut Config)) -> Arc<ConnectionLimits> {
     Arc::new(ConnectionLimits::new(&config, MAX_WAITING, ListenerMetrics::default(), |peer| peer == AGENT))
 }
 
-/// Admits a connection that gets a permit at once.
+/// Returns the permit of a connection that gets one at once.
 fn take_now(limits: &Arc<ConnectionLimits>, ip: &str) -> Result<Permit, AcceptRefusal> {
     match limits.take_slot(peer(ip))? {
         Slot::Now(permit) => Ok(permit),
@@ -27,7 +27,7 @@ fn take_now(limits: &Arc<ConnectionLimits>, ip: &str) -> Result<Permit, AcceptRe
     }
 }
 
-/// Admits a connection that has to wait.
+/// Returns the future permit of a connection that has to wait.
 fn take_later(limits: &Arc<ConnectionLimits>, ip: &str) -> BoxFuture<'static, Permit> {
     match limits.take_slot(peer(ip)).unwrap() {
         Slot::Now(_) => panic!("{ip} does not have to wait"),
@@ -127,7 +127,7 @@ async fn the_number_of_waiting_connections_is_limited() {
     let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| take_later(&limits, "172.18.0.4")).collect();
     assert_eq!(take_now(&limits, "172.18.0.5").unwrap_err(), AcceptRefusal::Full);
     drop(take_later(&limits, "172.18.0.9"));
-    // A client that has gone no longer counts as waiting.
+    // A connection that was dropped no longer counts as waiting.
     waiting.pop();
     drop(take_later(&limits, "172.18.0.5"));
     drop(waiting);

@@ -1,4 +1,4 @@
-//! Waits for the gateway's response to a `connect`, to learn whether it was accepted.
+//! Finds the gateway's response to a `connect`, which says whether it was accepted.
 
 use std::borrow::Cow;
 use std::io::Cursor;
@@ -8,50 +8,50 @@ use serde::Deserialize;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
-/// How many bytes of a message are examined. A longer response is recognized by its beginning,
-/// which is known for both versions of the gateway.
+/// The most bytes of a message that are examined. A longer response is recognized by its beginning, which is the same in
+/// both versions of the gateway.
 const MAX_EXAMINED: usize = 4096;
-/// How much of a frame's header may come before its payload.
+/// The longest frame header, in bytes.
 const MAX_HEADER: usize = 14;
 
-/// A `connect` that was sent, and what to do once it is answered.
+/// The id of a `connect` that was sent, and what to do when the gateway answers it; `None` if nothing is pending.
 #[derive(Default)]
 pub struct PendingConnect(Mutex<Option<(String, Answered)>>);
 
-/// What to do once a `connect` is accepted (`true`) or refused. It is dropped if there is no answer.
+/// Called with `true` when the `connect` is accepted, or `false` when it is refused. Dropped if there is no answer.
 type Answered = Box<dyn FnOnce(bool) + Send>;
 
 impl PendingConnect {
-    /// Sets the request's id, and what to do once it is answered.
+    /// Sets the id of the `connect`, and what to do when it is answered.
     pub fn set(&self, id: &str, answered: impl FnOnce(bool) + Send + 'static) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((id.into(), Box::new(answered)));
     }
 }
 
-/// What a gateway has sent.
+/// What the gateway has sent so far on a WebSocket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GatewaySent {
-    /// Whether its first message asks for a `connect`, as a gateway's always does; `None` before it.
+    /// Whether the first message asks for a `connect`, as OpenClaw's gateway always does; `None` before that message.
     pub challenge: Option<bool>,
-    /// `Some(true)`: it has accepted the `connect`; `Some(false)`: it has refused it; `None`: it has not answered.
+    /// Whether the gateway has accepted the `connect`; `None` before its answer.
     pub answer: Option<bool>,
-    /// Whether it has sent a close frame.
+    /// Whether the gateway has sent a close frame.
     pub closed: bool,
 }
 
-/// Follows what the gateway sends until it accepts the `connect`.
+/// Follows the gateway's bytes until it accepts the `connect`.
 pub struct ConnectResponse {
     pending: Arc<PendingConnect>,
     sent: GatewaySent,
-    /// Whether something was no WebSocket frame, so that nothing more can be learned.
+    /// Whether invalid bytes came, so that nothing more can be read.
     is_lost: bool,
-    /// The beginning of the current frame.
+    /// The first bytes of the current frame.
     start: Vec<u8>,
-    /// Bytes of the current frame that are still to come, beyond `start`.
+    /// The bytes of the current frame that are still to come and not examined.
     skip: u64,
 }
 
-/// The fields of a response that matter.
+/// The fields that are read of a response.
 #[derive(Deserialize)]
 struct Response<'a> {
     #[serde(borrow, rename = "type")]
@@ -62,7 +62,7 @@ struct Response<'a> {
 }
 
 impl ConnectResponse {
-    /// Waits for the response to `pending`.
+    /// Creates the state before the gateway's first byte. It finds the response to `pending`.
     pub fn new(pending: Arc<PendingConnect>) -> Self {
         Self { pending, sent: GatewaySent::default(), is_lost: false, start: Vec::new(), skip: 0 }
     }
@@ -72,7 +72,7 @@ impl ConnectResponse {
         self.sent
     }
 
-    /// Takes the next bytes of the gateway.
+    /// Follows the next bytes of the gateway.
     pub fn feed(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.is_lost {
             if self.skip > 0 {
@@ -112,7 +112,7 @@ impl ConnectResponse {
         }
     }
 
-    /// Looks at the beginning of a message, or all of it.
+    /// Examines the beginning of a message, or all of it if `is_whole`. It is in `start`, between `from` and `to`.
     fn examine(&mut self, from: usize, to: usize, is_whole: bool) {
         let message = &self.start[from..to];
         if self.sent.challenge.is_none() {

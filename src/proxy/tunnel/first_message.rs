@@ -1,4 +1,4 @@
-//! Holds back what a client sends on a WebSocket until its first message is whole, and has it checked.
+//! Holds back what a client sends on a WebSocket until its first message is complete, and checks that message.
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use futures_util::future::BoxFuture;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
-/// The largest first message, in bytes. OpenClaw 2026.9 takes no larger one before authentication.
+/// The largest first message, in bytes. OpenClaw 2026.9 accepts no larger one before authentication.
 const MAX_MESSAGE: usize = 64 * 1024;
-/// The most bytes that are held back: a message with the headers of its fragments, and control frames before it.
+/// The most bytes that are held back for a client: a message, the headers of its frames, and control frames before it.
 const MAX_HELD: usize = MAX_MESSAGE + 4 * 1024;
 
-/// How many of these bytes a client may always have.
+/// The bytes that may always be held back for a client. Only bytes beyond these need the budget.
 const FREE_BYTES: usize = 8 * 1024;
 
-/// The bytes beyond the free ones that may be held for all clients together.
+/// The memory for bytes beyond [`FREE_BYTES`] that are held back, for all clients together.
 #[derive(Debug)]
 pub struct FirstMessageBudget {
     limit: usize,
@@ -25,20 +25,20 @@ pub struct FirstMessageBudget {
 }
 
 impl FirstMessageBudget {
-    /// Allows half of `buffered` bytes.
+    /// Creates a budget of half of `buffered` bytes.
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 2, used: AtomicUsize::new(0) })
     }
 }
 
-/// A client's part of the budget, returned when dropped.
+/// One client's part of the budget, returned when dropped.
 pub struct FirstMessageLease {
     budget: Arc<FirstMessageBudget>,
     bytes: usize,
 }
 
 impl FirstMessageLease {
-    /// Extends the lease so that `held` bytes may be held; returns whether that is possible.
+    /// Extends the lease so that `held` bytes may be held back; returns whether the budget allows it.
     fn extend(&mut self, held: usize) -> bool {
         let more = held.saturating_sub(FREE_BYTES).saturating_sub(self.bytes);
         let fits = |used: usize| used.checked_add(more).filter(|used| *used <= self.budget.limit);
@@ -56,67 +56,68 @@ impl Drop for FirstMessageLease {
     }
 }
 
-/// Checks a whole first message.
+/// Checks a complete first message.
 pub type CheckMessage = Box<dyn FnOnce(&[u8]) -> Checked + Send>;
 
-/// What a first message is.
+/// The result of the check of a first message.
 pub enum Checked {
-    /// A `connect`, which passes once the future completes; nothing follows it until the gateway has answered it.
+    /// The message is a `connect`. It passes once the future completes, and later bytes once the gateway accepted it.
     Connect(BoxFuture<'static, ()>),
-    /// A message that a gateway accepts only where it speaks another protocol.
+    /// The message is no `connect`. The gateway accepts it only if it speaks another protocol.
     Other,
-    /// One for which the WebSocket must close, for this reason.
+    /// Close the WebSocket, for this reason.
     Refused(String),
 }
 
-/// What becomes of the bytes that were held back.
+/// What to do with the bytes that were held back.
 pub enum Verdict {
-    /// More is needed.
+    /// Hold them back until more have come.
     Wait,
-    /// A whole `connect`, with the control frames before it, and what was read after it.
+    /// A complete `connect` has come.
     Connect {
         /// Completes when the message may pass.
         ready: BoxFuture<'static, ()>,
-        /// The message.
+        /// The frames of the message, and the control frames before it.
         message: Bytes,
-        /// What follows it.
+        /// The bytes that were read after it.
         rest: Bytes,
     },
-    /// The beginning of a message of another protocol, or more than that.
+    /// Pass them: they begin with a message that is no `connect`, or with a part of one.
     Other(Bytes),
-    /// A close frame, after which nothing more counts.
+    /// Pass them: they end with a close frame. Discard all later bytes.
     Close(Bytes),
-    /// Whole control frames before the message.
+    /// Pass these: complete control frames before the message.
     Control(Bytes),
-    /// The WebSocket must close, for this reason.
+    /// Close the WebSocket, for this reason.
     Refuse(String),
-    /// The client breaks the WebSocket protocol, in this way. What it sent is not passed on: the
-    /// gateway might read it differently.
+    /// Close the WebSocket, because the client violates the WebSocket protocol in this way. The gateway might read the
+    /// bytes differently, so they don't pass.
     Malformed(String),
 }
 
 /// Follows the frames of a client (RFC 6455 section 5) to the end of its first message.
 pub struct FirstMessage {
     held: Vec<u8>,
-    /// The part of the budget for `held`.
+    /// The memory of `held`.
     lease: Option<FirstMessageLease>,
-    /// How much of `held` was parsed.
+    /// The number of bytes of `held` that were parsed.
     parsed: usize,
-    /// The length of the message so far.
+    /// The length of the message so far, in bytes.
     length: usize,
     /// How much of the current frame's payload was found to be white space.
     leading_blanks: usize,
     /// Whether the message begins like a JSON object.
     is_object: bool,
-    /// Whether a fragment of the message was read already.
+    /// Whether a frame of the message was read already.
     has_begun: bool,
-    /// Whether only JSON objects matter, so that another message passes as soon as its first byte is known.
+    /// Whether only JSON objects are checked. Any other message then passes as soon as its first byte is known.
     objects_only: bool,
     check: Option<CheckMessage>,
 }
 
 impl FirstMessage {
-    /// Has `check` look at the first message; with `objects_only`, only if it begins like a JSON object.
+    /// Creates the state before the first byte. `check` checks the first message; with `objects_only`, only if the message
+    /// begins like a JSON object.
     pub fn new(objects_only: bool, budget: Arc<FirstMessageBudget>, check: CheckMessage) -> Self {
         Self {
             held: Vec::new(),
@@ -131,7 +132,7 @@ impl FirstMessage {
         }
     }
 
-    /// Returns whether messages of other protocols may pass.
+    /// Returns whether the client may speak another protocol with the gateway.
     pub fn allows_other_protocols(&self) -> bool {
         self.objects_only
     }
@@ -141,22 +142,22 @@ impl FirstMessage {
         MAX_HELD.saturating_sub(self.held.len())
     }
 
-    /// Returns the part of the budget, for as long as bytes are held that were read together with the message.
+    /// Takes the lease. The caller keeps it while it holds bytes that were read together with the message.
     pub fn take_lease(&mut self) -> Option<FirstMessageLease> {
         self.lease.take()
     }
 
-    /// Returns whether a part of a frame or message is held back.
+    /// Returns whether bytes are held back.
     pub fn is_holding(&self) -> bool {
         !self.held.is_empty()
     }
 
-    /// Returns the bytes that were held back, and forgets them.
+    /// Takes the bytes that were held back.
     pub fn take_held(&mut self) -> Bytes {
         std::mem::take(&mut self.held).into()
     }
 
-    /// Takes the next bytes of the client.
+    /// Takes the next bytes of the client; returns what to do with all that are held back.
     pub fn feed(&mut self, bytes: &[u8]) -> Verdict {
         if self.lease.as_mut().is_none_or(|lease| !lease.extend(self.held.len() + bytes.len())) {
             return refuse("too many long first messages at once");
@@ -177,7 +178,7 @@ impl FirstMessage {
         }
     }
 
-    /// Parses one frame.
+    /// Parses the next frame of `held`, and checks the message if the frame ends it.
     fn parse_frame(&mut self) -> Parsed {
         let rest = &self.held[self.parsed..];
         let mut cursor = Cursor::new(rest);
@@ -187,7 +188,7 @@ impl FirstMessage {
             Err(_) => return Parsed::Verdict(malformed("not a WebSocket frame")),
         };
         let start = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
-        // Extensions are not negotiated, and clients mask what they send.
+        // No extension is negotiated, so the reserved bits must be 0, and clients must mask their frames.
         let Some(mask) = header.mask.filter(|_| !header.rsv1 && !header.rsv2 && !header.rsv3) else {
             return Parsed::Verdict(malformed("frame is compressed or not masked"));
         };
@@ -248,7 +249,7 @@ impl FirstMessage {
     }
 }
 
-/// Returns the payload of `length` bytes of the data frames in `frames`, all of which are whole.
+/// Returns the unmasked payload of the data frames in `frames`, which are complete. `length` is its length in bytes.
 fn payload(frames: &[u8], length: usize) -> Vec<u8> {
     let mut message = Vec::with_capacity(length);
     let mut cursor = Cursor::new(frames);
@@ -264,13 +265,13 @@ fn payload(frames: &[u8], length: usize) -> Vec<u8> {
     message
 }
 
-/// What the next frame is.
+/// The result of parsing a frame.
 enum Parsed {
-    /// It is not whole yet.
+    /// The frame is not complete yet.
     Incomplete,
-    /// It is whole and decides nothing: the one after it must be parsed.
+    /// The frame is complete and decides nothing: the next one must be parsed.
     Next,
-    /// It decides.
+    /// The frame decides what to do.
     Verdict(Verdict),
 }
 
@@ -288,7 +289,7 @@ mod tests {
 
     const MASK: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
 
-    /// A masked frame; `first` is its first byte.
+    /// Returns a masked frame. `first` is its first byte.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![first];
         match payload.len() {
@@ -317,7 +318,7 @@ mod tests {
         Malformed,
     }
 
-    /// The verdict on `stream`, fed in pieces of `size`, with a check that refuses whatever contains `admin`.
+    /// Returns the verdict on `stream` in pieces of `size`, with a check that refuses messages that contain `admin`.
     fn verdict(stream: &[u8], size: usize, objects_only: bool) -> Outcome {
         let check = |message: &[u8]| {
             if message.windows(5).any(|word| word == b"admin") {
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_hide_a_message_is_refused() {
+    fn frames_that_could_hide_a_message_are_refused() {
         let unmasked = [&[0x81, 5][..], b"admin"].concat();
         let malformed = [
             frame(0xc1, b"{}"),
@@ -411,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn what_all_clients_hold_beyond_their_free_bytes_has_a_limit() {
+    fn the_bytes_of_all_clients_beyond_their_free_bytes_are_limited() {
         let budget = FirstMessageBudget::new(2 * 100);
         let client = || FirstMessage::new(false, Arc::clone(&budget), Box::new(|_: &[u8]| Checked::Other));
         let begun = &frame(0x81, &[b'{'; 20_000])[..FREE_BYTES];
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn other_protocols_pass_at_once_where_only_objects_matter() {
+    fn other_protocols_pass_at_once_if_only_objects_are_checked() {
         let start = &frame(0x82, &[7; 1_000_000])[..100];
         assert_eq!(verdict(start, 100, true), Outcome::Other(start.to_vec()));
         assert!(matches!(verdict(start, 100, false), Outcome::Refuse(_)));

@@ -1,7 +1,7 @@
 //! Holds back what a client sends after its first message until the gateway has answered that message.
 //!
-//! The gateway handles messages concurrently until a `connect` has succeeded. So a second `connect`
-//! right after the first one would be handled as well, though only the first one was checked.
+//! Until a `connect` has succeeded, the gateway handles messages concurrently. So it would also handle a second `connect`
+//! that follows the first one at once, although only the first one was checked.
 
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,57 +14,58 @@ use super::connect_response::GatewaySent;
 use super::first_message::{FirstMessage, FirstMessageLease, Verdict};
 use super::websocket_frames::{WebSocketFrames, policy_violation, protocol_error};
 
-/// How long a client may take for its first message, once it has begun or the gateway has asked for
-/// it. The gateway itself waits as long.
+/// The time for the client's first message, from its first byte or from the gateway's request for it. The gateway itself
+/// waits for as long.
 const FIRST_MESSAGE_LIMIT: Duration = Duration::from_secs(15);
-/// How long the gateway may take to answer a `connect`; it gives up after 15 s itself.
+/// The time for the gateway's answer to a `connect`. The gateway itself gives up after 15 s.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(30);
 
-/// What is held back of a client's bytes.
+/// The gate between a client and the gateway: which bytes pass, and which are held back.
 pub struct Gate {
     stage: GateStage,
-    /// What was read together with the first message.
+    /// The bytes that were read together with the first message and follow it.
     after_message: Bytes,
-    /// The part of the budget that `after_message` uses.
+    /// The memory of `after_message`.
     lease: Option<FirstMessageLease>,
-    /// Whether the gateway has asked for a `connect`.
+    /// Whether the gateway has sent a challenge, which asks for a `connect`.
     is_challenged: bool,
-    /// Whether everything passes once the gateway is known to speak another protocol.
+    /// Whether all bytes pass once it is known that the gateway speaks another protocol.
     allows_other_protocols: bool,
     deadline: Option<Instant>,
 }
 
+/// How far the first message is.
 enum GateStage {
-    /// The first message is not whole yet.
+    /// The first message is not complete yet.
     Check(Box<FirstMessage>),
-    /// A `connect` passes once the future completes.
+    /// The first message is a `connect`. It passes once the future completes.
     Prepare(BoxFuture<'static, ()>, Bytes),
-    /// The gateway has not answered the `connect` yet.
+    /// The `connect` has passed, and the gateway has not answered it yet.
     Response,
-    /// A message passes that is no request to connect.
+    /// The first message is no `connect`. It passes, up to its end.
     Other(WebSocketFrames),
-    /// Such a message has passed, and the gateway has not sent anything yet that shows which protocol it speaks.
+    /// A message that is no `connect` has passed. The gateway has not shown yet which protocol it speaks.
     Protocol,
     /// Nothing more passes.
     Discard,
 }
 
-/// What the tunnel must do next.
+/// The next step of the tunnel.
 pub enum GateStep {
-    /// Nothing changes.
+    /// Wait for further bytes.
     Wait,
-    /// These bytes go to the gateway.
+    /// Send these bytes to the gateway.
     Pass(Bytes),
-    /// These bytes go to the gateway, and all that follow.
+    /// Send these bytes to the gateway, and all later ones without the gate.
     Open(Bytes),
-    /// The gateway has refused the `connect`, or closes without an answer.
+    /// End the tunnel: the gateway has refused the `connect`, or closes without an answer.
     Refused,
-    /// The WebSocket must close with this frame.
+    /// Close the WebSocket with this frame.
     Close(Bytes),
 }
 
 impl Gate {
-    /// Holds back what follows the message that `first` checks.
+    /// Creates a gate. `first` checks the first message.
     pub fn new(first: FirstMessage) -> Self {
         let allows_other_protocols = first.allows_other_protocols();
         Self {
@@ -86,7 +87,7 @@ impl Gate {
         }
     }
 
-    /// Takes bytes that were read from the client.
+    /// Takes bytes that were read from the client; returns the next step.
     pub fn feed(&mut self, read: Bytes) -> GateStep {
         match &mut self.stage {
             GateStage::Check(first) => match first.feed(&read) {
@@ -127,7 +128,7 @@ impl Gate {
         }
     }
 
-    /// Passes bytes up to the end of the message of another protocol.
+    /// Passes the bytes up to the end of a first message that is no `connect`.
     fn pass_other(&mut self, mut bytes: Bytes) -> GateStep {
         let GateStage::Other(frames) = &mut self.stage else { return GateStep::Wait };
         if let Some(end) = frames.feed_message(&bytes) {
@@ -137,7 +138,7 @@ impl Gate {
         GateStep::Pass(bytes)
     }
 
-    /// Completes with the `connect` once it may pass.
+    /// Completes with the bytes of the `connect` once it may pass.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let GateStage::Prepare(ready, message) = &mut self.stage else { return Poll::Pending };
         if ready.as_mut().poll(cx).is_pending() {
@@ -149,7 +150,7 @@ impl Gate {
         Poll::Ready(message)
     }
 
-    /// Learns what the gateway has sent so far.
+    /// Takes what the gateway has sent so far; returns the next step.
     pub fn observe(&mut self, sent: GatewaySent) -> GateStep {
         match self.stage {
             GateStage::Response => self.observe_answer(sent),
@@ -157,12 +158,12 @@ impl Gate {
         }
     }
 
-    /// Learns whether the gateway has answered the `connect`.
+    /// Returns the next step after the gateway's answer to the `connect`, if there is one.
     fn observe_answer(&mut self, sent: GatewaySent) -> GateStep {
         match sent.answer {
             Some(true) => return GateStep::Open(std::mem::take(&mut self.after_message)),
             None if !sent.closed => return GateStep::Wait,
-            // Without an answer it may have been accepted, but a gateway that closes takes no further message.
+            // The gateway may have accepted the `connect`, but it closes, so that it takes no further message.
             Some(false) | None => {}
         }
         self.stage = GateStage::Discard;
@@ -172,7 +173,7 @@ impl Gate {
         GateStep::Refused
     }
 
-    /// Learns whether the gateway's first message asks for a `connect`.
+    /// Returns the next step after the gateway's first message. `challenge` is whether that asks for a `connect`.
     fn observe_challenge(&mut self, challenge: Option<bool>) -> GateStep {
         match (challenge, &mut self.stage) {
             (Some(true), GateStage::Other(_) | GateStage::Protocol) => refuse_other_message(),
@@ -191,11 +192,12 @@ impl Gate {
         }
     }
 
+    /// Sets the deadline, unless one is set already.
     fn set_deadline(&mut self, limit: Duration) {
         self.deadline.get_or_insert_with(|| Instant::now() + limit);
     }
 
-    /// Returns when the WebSocket must close, and why.
+    /// Returns the time at which the WebSocket must close, and the reason for the close frame.
     pub fn deadline(&self) -> Option<(Instant, &'static str)> {
         let reason = match self.stage {
             GateStage::Response => "loopgate: the gateway has not answered the connect",
@@ -225,7 +227,7 @@ mod tests {
     use crate::proxy::tunnel::first_message::{Checked, FirstMessageBudget};
     use crate::proxy::tunnel::{TunnelError, TunnelOptions, run};
 
-    /// A masked message of a client, with a mask of zeros.
+    /// Returns a message of a client, masked with zeros.
     fn message(text: &str) -> Vec<u8> {
         let length = u8::try_from(text.len()).unwrap();
         assert!(length < 126);
@@ -238,7 +240,7 @@ mod tests {
 
     const CHALLENGE: &str = r#"{"event":"connect.challenge"}"#;
 
-    /// A tunnel whose check takes `{"a"...` for a `connect` with the id 1, and all else for other messages.
+    /// Runs a tunnel whose check treats `{"a"...` as a `connect` with the id 1, and all else as other messages.
     async fn tunnel(client: DuplexStream, gateway: DuplexStream, objects_only: bool) -> Result<(), TunnelError> {
         let pending = Arc::new(PendingConnect::default());
         let response = ConnectResponse::new(Arc::clone(&pending));
@@ -263,7 +265,7 @@ mod tests {
         run(client, gateway, (Bytes::new(), Bytes::new()), options).await
     }
 
-    /// What arrives at `stream` in a second.
+    /// Returns the bytes that arrive at `stream` within a second.
     async fn arriving(stream: &mut DuplexStream) -> Vec<u8> {
         let mut got = Vec::new();
         let _ = tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut got)).await;
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn another_message_frees_the_connection_only_where_the_gateway_speaks_another_protocol() {
+    async fn another_message_opens_the_gate_only_if_the_gateway_speaks_another_protocol() {
         let (connect, close) = (message(r#"{"a":1}"#), 0x88);
         for other in [message("{}"), message("RFB 003.008")] {
             for (greeting, before, freed) in [

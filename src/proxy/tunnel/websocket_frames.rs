@@ -1,5 +1,4 @@
-//! Finds the ends of WebSocket frames (RFC 6455 section 5.2), so that a close frame is never
-//! written into the middle of another.
+//! Finds the ends of WebSocket frames (RFC 6455 section 5.2), so that a close frame is not written inside another frame.
 
 use std::io::Cursor;
 
@@ -12,12 +11,12 @@ pub const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
 /// A server's close frame with status 1008, "policy violation".
 pub const POLICY_VIOLATION: [u8; 4] = [0x88, 0x02, 0x03, 0xf0];
 
-/// Makes a server's close frame with status 1008 and `reason`, of which as much as fits is sent (RFC 6455 section 5.5).
+/// Returns a server's close frame with status 1008 and `reason`, which is cut to 123 bytes (RFC 6455 section 5.5).
 pub fn policy_violation(reason: &str) -> Bytes {
     close_frame(1008, reason)
 }
 
-/// Makes a server's close frame with status 1002, "protocol error".
+/// Returns a server's close frame with status 1002, "protocol error", and `reason`, which is cut to 123 bytes.
 pub fn protocol_error(reason: &str) -> Bytes {
     close_frame(1002, reason)
 }
@@ -31,30 +30,30 @@ fn close_frame(status: u16, reason: &str) -> Bytes {
     [&[0x88, length][..], &status.to_be_bytes(), &reason.as_bytes()[..end]].concat().into()
 }
 
-/// The longest frame header: two bytes, an eight-byte length, a mask.
+/// The longest frame header: two bytes, a length of eight bytes and a mask of four.
 const MAX_HEADER: usize = 14;
 
-/// Follows the frames of one direction of a WebSocket. It does not look at what they carry.
+/// Follows the frames of one direction of a WebSocket. It does not read their payload.
 #[derive(Debug, Default)]
 pub struct WebSocketFrames {
-    /// Bytes of the current frame's payload still to come.
+    /// The bytes of the current frame's payload that are still to come.
     payload: u64,
-    /// The beginning of a header that came in pieces.
+    /// The first bytes of an incomplete header.
     partial: [u8; MAX_HEADER],
     partial_len: usize,
     /// Whether the current frame is the last one of a message.
     ends_message: bool,
-    /// Whether something was no WebSocket frame, so that no boundary can be found any more.
+    /// Whether invalid bytes came, so that no further boundary can be found.
     is_lost: bool,
 }
 
 impl WebSocketFrames {
-    /// Returns whether the last byte fed was the last of a frame, or none was fed yet.
+    /// Returns whether the bytes so far end with a complete frame, or there were none.
     pub fn is_at_boundary(&self) -> bool {
         self.payload == 0 && self.partial_len == 0 && !self.is_lost
     }
 
-    /// Takes the next bytes; returns how many of them lead up to the last boundary among them, if there is one.
+    /// Follows the next bytes; returns the position after the last complete frame that ends in them, if one does.
     pub fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         let mut boundary = None;
@@ -67,7 +66,7 @@ impl WebSocketFrames {
         boundary
     }
 
-    /// Takes payload, or else a part of a frame's header; returns how many bytes these are.
+    /// Follows the rest of the payload, or a part of a header; returns how many bytes these are.
     fn advance(&mut self, bytes: &[u8]) -> usize {
         if self.payload == 0 {
             return self.take_header(bytes);
@@ -77,8 +76,8 @@ impl WebSocketFrames {
         step
     }
 
-    /// Takes the next bytes up to the end of a message; returns how many these are, or `None` if it
-    /// does not end in `bytes`.
+    /// Follows the next bytes up to the end of a message; returns how many these are. `None` if the message does not end
+    /// in `bytes`.
     pub fn feed_message(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() && !self.is_lost {
@@ -87,11 +86,11 @@ impl WebSocketFrames {
                 return Some(at);
             }
         }
-        // What follows no frame can't be a message either.
+        // After invalid bytes there is no message whose end could be found.
         self.is_lost.then_some(at)
     }
 
-    /// Takes a header, or as much of it as is there; returns how many bytes that were.
+    /// Follows a header, or the part of it that is in `bytes`; returns how many bytes these are.
     fn take_header(&mut self, bytes: &[u8]) -> usize {
         let fresh = bytes.len().min(MAX_HEADER - self.partial_len);
         let mut head = self.partial;
