@@ -69,9 +69,10 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
 fn is_back(project: &Project, outsider: &Running, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
-        let agent = connects(&project.service("agent"), |container| project.client(container, "ws://127.0.0.1:18789"));
+        let agent =
+            connect_in(&project.service("agent"), |container| project.client(container, "ws://127.0.0.1:18789"));
         if matches!(agent, Some(End::Hello { .. })) {
-            let outside = connects(outsider, |container| {
+            let outside = connect_in(outsider, |container| {
                 project.client(container, "wss://gateway:18443").ca("/ca/ca.pem".as_ref())
             });
             let needs_approval = |reason: &str| reason.starts_with("pairing required");
@@ -86,7 +87,7 @@ fn is_back(project: &Project, outsider: &Running, patience: Duration) -> bool {
 }
 
 /// Connects a client in `container`; returns how the connection ends, or `None` if the container doesn't run.
-fn connects(container: &Running, client: impl Fn(&Running) -> DeviceClient) -> Option<End> {
+fn connect_in(container: &Running, client: impl Fn(&Running) -> DeviceClient) -> Option<End> {
     if !container.try_exec(["true"]).status.success() {
         return None;
     }

@@ -58,10 +58,10 @@ fn gibibyte(directory: &Path) -> Result<(), Missing> {
 
     for (flag, version) in CURL_PROTOCOLS {
         // A first request, so that its cost isn't counted.
-        assert_eq!(text(curl(&network, &sidecar, flag).arg(URL)), "hello");
+        assert_eq!(output_of(curl(&network, &sidecar, flag).arg(URL)), "hello");
         let (before, _) = memory(sidecar.process().id());
 
-        let answer = text(
+        let answer = output_of(
             curl(&network, &sidecar, flag)
                 .arg("--upload-file")
                 .arg(file.path())
@@ -208,7 +208,8 @@ fn curl(network: &Network, sidecar: &Sidecar, protocol: &str) -> Command {
     curl
 }
 
-fn text(command: &mut Command) -> String {
+/// Runs curl, which must succeed, and returns its standard output.
+fn output_of(command: &mut Command) -> String {
     let output = command.output().expect("curl");
     assert!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")

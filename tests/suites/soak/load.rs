@@ -111,7 +111,7 @@ impl Load {
 }
 
 /// Sends requests with and without a body, of many sizes: 40 on each connection, over HTTP/2 four at once.
-pub async fn http(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending: Shutdown) {
+pub async fn run_http_client(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending: Shutdown) {
     while !ending.has_begun() {
         let stream = TokioIo::new(client.connect(alpn).await.expect("the sidecar always accepts"));
         if alpn == "h2" {
@@ -195,7 +195,7 @@ async fn check_response(
 }
 
 /// Opens WebSockets, verifies twenty echoes on each, and closes them.
-pub async fn websockets(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending: Shutdown) {
+pub async fn run_websocket_client(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending: Shutdown) {
     while !ending.has_begun() {
         let stream = client.connect(alpn).await.expect("the sidecar always accepts");
         let conversation = async {
@@ -242,7 +242,13 @@ async fn socket(stream: TlsStream<TcpStream>, alpn: &str) -> Result<WebSocketStr
 
 /// Sends requests from the address of the container that starts and stops. Each response names the lane
 /// of its request, which is checked. Opens a new connection every few seconds.
-pub async fn container(load: Arc<Load>, client: TlsClient, alpn: &'static str, life: Arc<Life>, ending: Shutdown) {
+pub async fn run_container_client(
+    load: Arc<Load>,
+    client: TlsClient,
+    alpn: &'static str,
+    life: Arc<Life>,
+    ending: Shutdown,
+) {
     while !ending.has_begun() {
         let (changes_before, opened) = (life.changes(), Instant::now());
         let stream = TokioIo::new(client.connect(alpn).await.expect("the sidecar always accepts"));
@@ -303,7 +309,7 @@ async fn check_lane(
 }
 
 /// Requests streams of server-sent events, and verifies them.
-pub async fn events(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
+pub async fn run_event_client(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
     let expected: String = (0..30).map(event).collect();
     while !ending.has_begun() {
         let stream = TokioIo::new(client.connect("http/1.1").await.expect("the sidecar always accepts"));
@@ -329,7 +335,7 @@ pub async fn events(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
 }
 
 /// Opens connections and resets them: without a request, in a head, in a body, in a response, in a WebSocket.
-pub async fn resets(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
+pub async fn run_resetting_client(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
     const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     let starts = [

@@ -59,7 +59,7 @@ async fn soak(length: Duration) {
         let client = client(docker::ADDRESS).with_certificate(chain, key);
         for alpn in ["http/1.1", "h2"] {
             let life = Arc::clone(&docker.life);
-            tasks.spawn(load::container(Arc::clone(&load), client.clone(), alpn, life, tasks.clone()));
+            tasks.spawn(load::run_container_client(Arc::clone(&load), client.clone(), alpn, life, tasks.clone()));
         }
     }
 
@@ -132,13 +132,13 @@ async fn soak(length: Duration) {
 fn start_clients(load: &Arc<Load>, client: impl Fn(&str) -> TlsClient, tasks: &Shutdown) {
     for number in 0..4 {
         let of = |kind: u8| client(&format!("127.0.{kind}.{}", number + 1));
-        tasks.spawn(load::http(Arc::clone(load), of(1), "http/1.1", tasks.clone()));
-        tasks.spawn(load::http(Arc::clone(load), of(2), "h2", tasks.clone()));
+        tasks.spawn(load::run_http_client(Arc::clone(load), of(1), "http/1.1", tasks.clone()));
+        tasks.spawn(load::run_http_client(Arc::clone(load), of(2), "h2", tasks.clone()));
         let alpn = if number % 2 == 0 { "http/1.1" } else { "h2" };
-        tasks.spawn(load::websockets(Arc::clone(load), of(3), alpn, tasks.clone()));
-        tasks.spawn(load::events(Arc::clone(load), of(4), tasks.clone()));
+        tasks.spawn(load::run_websocket_client(Arc::clone(load), of(3), alpn, tasks.clone()));
+        tasks.spawn(load::run_event_client(Arc::clone(load), of(4), tasks.clone()));
     }
-    tasks.spawn(load::resets(Arc::clone(load), client("127.0.5.1"), tasks.clone()));
+    tasks.spawn(load::run_resetting_client(Arc::clone(load), client("127.0.5.1"), tasks.clone()));
 }
 
 fn value(counter: &AtomicU64) -> u64 {
