@@ -1,4 +1,4 @@
-//! Watches the configuration file for changes.
+//! Watches the configuration file for changes, by polling.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 
-/// How often the file is looked at.
+/// The time between two checks of the file.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// What changes with a file: its place on disk, its length and its time of modification. A file
-/// that is swapped by a symbolic link, as Kubernetes does with a ConfigMap, has another inode.
+/// What identifies the version of a file: device, inode, length and time of modification. If a
+/// symbolic link is pointed at another file, as Kubernetes does with a ConfigMap, the inode differs.
 type Version = (u64, u64, u64, Option<SystemTime>);
 
 /// The configuration file, if there is one.
@@ -18,25 +18,25 @@ pub(super) struct ConfigFile {
     path: Option<PathBuf>,
     /// The version that was read last.
     read: Option<Version>,
-    /// The version at the last look. A file counts as changed once two looks agree, so that one
-    /// being written is not read.
+    /// The version at the last check. A new version counts only if two checks in a row find it, so
+    /// that a file is not read while it is being written.
     last: Option<Version>,
 }
 
 impl ConfigFile {
-    /// Watches the file at `path`, which has just been read.
+    /// Creates a watcher of the file at `path`, which has just been read.
     pub(super) fn new(path: Option<PathBuf>) -> Self {
         let mut file = Self { path, read: None, last: None };
         file.mark_read();
         file
     }
 
-    /// Takes the present version as the one that was read last.
+    /// Notes that the present version of the file is being read.
     pub(super) fn mark_read(&mut self) {
         self.read = self.version();
     }
 
-    /// Resolves when the file has changed. A file that is missing, or is a pipe, has not changed.
+    /// Resolves when the file has changed. A file that is missing, or is a pipe, does not count as changed.
     pub(super) async fn changed(&mut self) {
         if self.path.is_none() {
             return std::future::pending().await;

@@ -1,26 +1,28 @@
-//! The limit of open file descriptors, and how many connections fit in it.
+//! The limit of open file descriptors, and the number of connections that it allows.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
 use crate::listener::MAX_WAITING;
 
-/// Descriptors for everything but connections: listeners, event queues, key files, Docker, the admin listener.
+/// The number of descriptors that are reserved for all but connections: listeners, event queues, key
+/// files, Docker, the admin listener.
 const RESERVE: usize = 256;
-/// The reserve under a low limit: enough for what every process opens.
+/// The number that is reserved if the limit is low. It is enough for an idle sidecar.
 const MIN_RESERVE: usize = 48;
 
-/// The connections that the open-file limit allows.
+/// The numbers of connections that the open-file limit allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Capacity {
-    /// Connections that are served, each with one to the gateway.
+    /// The number of connections that can be served, each with a connection to the gateway.
     pub(super) connections: usize,
-    /// Accepted connections that wait, and the same number again of agents'.
+    /// The number of accepted connections that can wait to be served. As many connections of agents
+    /// can wait beside them.
     pub(super) waiting: usize,
 }
 
-/// Raises the soft limit, often 1024, to the hard limit, and returns how many of `max_connections`
-/// it allows. Logs a warning if these are fewer.
+/// Raises the soft open-file limit, which is often 1024, to the hard limit, and returns the connections
+/// that it allows. Logs a warning if these are fewer than `max_connections`.
 pub(super) fn capacity(max_connections: usize) -> Capacity {
     let limit = match raised() {
         Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
@@ -50,13 +52,13 @@ fn raised() -> nix::Result<u64> {
     Ok(hard)
 }
 
-/// Returns how many descriptors of `limit` are not for connections.
+/// Returns the number of descriptors of `limit` that are reserved for all but connections.
 fn reserve(limit: usize) -> usize {
     (limit / 4).clamp(MIN_RESERVE, RESERVE)
 }
 
-/// Divides `limit` descriptors among a reserve, waiting connections and served ones. A served
-/// connection needs two: the client's, and one to the gateway, which stays open for a while.
+/// Divides `limit` descriptors among the reserve, waiting connections and served ones. A served
+/// connection needs two descriptors: one for the client, and one for the gateway.
 fn within(limit: usize, max_connections: usize) -> Capacity {
     let reserve = reserve(limit);
     let waiting = MAX_WAITING.min(limit / 16);

@@ -1,4 +1,4 @@
-//! Why the sidecar could not start, or ended.
+//! The errors with which the sidecar fails to start, or ends.
 
 use std::io;
 
@@ -17,7 +17,7 @@ pub enum Error {
     /// A system call failed.
     #[error("failed while {doing}")]
     Io {
-        /// What was being done, such as `starting the workers`.
+        /// The step that failed, such as `starting the workers`.
         doing: &'static str,
         /// The cause.
         source: io::Error,
@@ -28,20 +28,20 @@ pub enum Error {
     /// The certificate can't be served, or the operator's client CA can't be used.
     #[error(transparent)]
     Tls(#[from] tls::Error),
-    /// An address can't be listened on.
+    /// The sidecar can't listen on an address.
     #[error(transparent)]
     Listener(#[from] listener::Error),
-    /// The admin address can't be listened on.
+    /// The sidecar can't listen on the admin address.
     #[error(transparent)]
     Admin(#[from] admin::Error),
     /// The gateway's token can't be read.
     #[error(transparent)]
     Token(#[from] gateway_token::Error),
-    /// Spans can't be sent.
+    /// The exporter of spans can't be created.
     #[cfg(feature = "otel")]
     #[error(transparent)]
     Otel(#[from] otel::Error),
-    /// The sandbox is required, and can't be enforced.
+    /// The sandbox is required, but can't be enforced.
     #[error("the option sandbox is \"required\", but the sandbox can't be enforced: {0}")]
     Sandbox(String),
     /// The container that owned this network namespace runs in another one, or could not be found for 60 s.

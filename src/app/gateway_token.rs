@@ -8,13 +8,13 @@ use zeroize::Zeroizing;
 use crate::config::Config;
 use crate::secret::{GATEWAY_TOKEN_VARIABLE, Secret};
 
-/// The token can't be used. No message contains it.
+/// Why the token can't be used. No message contains the token.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file can't be read, or holds no token.
+    /// The file can't be read, or contains no token.
     #[error("can't read the gateway's token from {place}")]
     Read {
-        /// The file, or the variable.
+        /// The name of the file or the variable.
         place: String,
         /// The cause.
         source: io::Error,
@@ -24,8 +24,11 @@ pub enum Error {
     Unsendable(String),
 }
 
-/// Returns the `Authorization` value for requests of agents that show a certificate; `None` unless
-/// `agents.inherit_token` is set.
+/// Returns the value of `Authorization` that is added to the requests of agents that show a certificate.
+/// `None` if `agents.inherit_token` is off, or there is no token.
+///
+/// # Errors
+/// If the token can't be read, or can't be sent in a header.
 pub(super) fn inherited(config: &Config) -> Result<Option<HeaderValue>, Error> {
     if !config.agents.inherit_token {
         return Ok(None);

@@ -11,7 +11,7 @@ use crate::metrics::{DiscoveryMetrics, ListenerMetrics};
 use crate::tls;
 use crate::trace::Recorder;
 
-/// The metrics of the sidecar's parts.
+/// The metrics of the sidecar, by module.
 pub(super) struct Metrics {
     pub discovery: DiscoveryMetrics,
     pub listener: ListenerMetrics,
@@ -20,14 +20,14 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Creates the metrics of the parts that have none yet, beside those of `discovery` and of
-    /// `enrolments`. `recorder` gets the spans of requests.
+    /// Creates the metrics of the listeners and the proxy, and adds the given ones of discovery and
+    /// enrolment. `recorder` gets the spans of requests.
     pub fn new(discovery: DiscoveryMetrics, enrolments: EnrolmentMetrics, recorder: Option<Arc<dyn Recorder>>) -> Self {
         let traffic = Arc::new(Traffic::with_recorder(recorder));
         Self { discovery, listener: ListenerMetrics::default(), traffic, enrolments }
     }
 
-    /// Returns a registry with all of them, those of the other source of agents left out.
+    /// Returns a registry with all these metrics. Those of discovery get the names that they have with `source`.
     pub fn registry(&self, source: AgentSourceKind) -> Registry {
         let mut registry = Registry::with_prefix("loopgate");
         self.traffic.register(&mut registry);

@@ -28,13 +28,13 @@ pub use error::Error;
 pub use sidecar::Sidecar;
 use signals::{Hangup, StopSignals};
 
-/// How the configuration is read again while the sidecar runs.
+/// How the sidecar reads the configuration again while it runs.
 pub struct Reload<L, S> {
-    /// The configuration file, which is watched.
+    /// The configuration file. A change of it causes a reload.
     pub file: Option<PathBuf>,
-    /// Loads the configuration.
+    /// Loads the configuration from all its sources.
     pub load: L,
-    /// Applies the log options.
+    /// Applies the log options to the process.
     pub set_log: S,
 }
 
@@ -70,7 +70,7 @@ where
         if ended.is_ok() {
             tokio::select! {
                 () = sidecar.stop() => {}
-                // A client that is denied meanwhile loses its connections.
+                // Reloads go on during the shutdown, so that a client that is denied now loses its connections.
                 never = reloads => match never {},
                 () = stop.next() => {
                     warn!("second stop signal: aborting open connections");
@@ -82,7 +82,7 @@ where
     })
 }
 
-/// Reloads at each SIGHUP, each request and each change of the file.
+/// Reloads at each SIGHUP, each request to the admin listener and each change of the file.
 async fn reload_when_asked<L, S>(
     sidecar: &Sidecar,
     reload: &Reload<L, S>,
@@ -100,11 +100,11 @@ where
             () = file.changed() => None,
             Some(request) = requests.recv() => Some(request),
         };
-        // Before the file is read: a change in between is noticed at the next look.
+        // The file is marked before it is read, so that a change in between causes another reload.
         file.mark_read();
         let outcome = sidecar.reload((reload.load)(), &reload.set_log);
         if let Some(request) = request {
-            // The client may have closed its connection.
+            // An error means that the client has closed its connection.
             let _ = request.send(outcome);
         }
     }

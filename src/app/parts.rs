@@ -1,4 +1,4 @@
-//! Parts of the sidecar that are made from its configuration: opened and checked, or started in the background.
+//! Functions that create parts of the sidecar from its configuration, or start them in the background.
 
 use std::sync::Arc;
 
@@ -20,22 +20,22 @@ use crate::proxy::Enrol;
 use crate::shutdown::Shutdown;
 use crate::tls::{self, ClientAuthorities};
 
-/// Warns of files of the gateway's that are configured and can't be read yet.
+/// Logs a warning for each configured file of the gateway that can't be read yet.
 pub(super) fn warn_of_unreadable_files(config: &Config) {
     for UnreadableFile { key, path, error } in files::unreadable_files(&config.gateway) {
         warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
     }
 }
 
-/// Verifies that `tls.client_ca` can be used, before a CA of loopgate's own is created. It may be
-/// that CA, which is then verified when it is opened.
+/// Verifies that `tls.client_ca` can be used. This happens before loopgate creates its own CA, so that a
+/// wrong path does not leave files behind. If the path is that of loopgate's CA, opening that CA verifies it.
 pub(super) fn verify_client_ca(config: &Config) -> Result<(), Error> {
     let foreign = config.tls.client_ca.as_deref().filter(|file| !pki::is_ca_file(file, &config.state_dir));
     ClientAuthorities::new(None, foreign, Arc::default()).map_err(tls::Error::from)?;
     Ok(())
 }
 
-/// Opens the list of devices that agents used, unless `agents.bind_devices` is off.
+/// Opens the list of devices that agents have used. Returns `None` if `agents.bind_devices` is off.
 pub(super) fn devices(config: &Config) -> Result<Option<Arc<Devices>>, Error> {
     if config.agents.bind_devices == BindDevices::Off {
         return Ok(None);
@@ -46,7 +46,7 @@ pub(super) fn devices(config: &Config) -> Result<Option<Arc<Devices>>, Error> {
     }
 }
 
-/// Returns what serves a connection of an agent that enrols.
+/// Returns the function with which the proxy serves a connection of an agent that enrols.
 pub(super) fn serve_enrolments(enrolment: Enrolment) -> Enrol {
     let enrolment = Arc::new(enrolment);
     Box::new(move |stream, peer| {
@@ -55,7 +55,7 @@ pub(super) fn serve_enrolments(enrolment: Enrolment) -> Enrol {
     })
 }
 
-/// Keeps the gateway's own device paired, if `gateway.state_dir` is set.
+/// Starts a task that keeps the gateway's own device paired, if `gateway.state_dir` is set.
 pub(super) fn keep_paired(config: &Config, shutdown: &Shutdown) {
     let Some(state_dir) = config.gateway.state_dir.clone() else { return };
     let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
@@ -68,7 +68,8 @@ pub(super) fn keep_paired(config: &Config, shutdown: &Shutdown) {
     });
 }
 
-/// Removes the pairing of devices whose containers, or pods, are removed, if `agents.unpair` is set.
+/// Starts a task that removes the pairing of devices whose containers or pods were removed, if
+/// `agents.unpair` is set.
 pub(super) fn unpair_removed(
     config: &Config,
     engine: Option<Engine>,
@@ -93,7 +94,7 @@ pub(super) fn unpair_removed(
     });
 }
 
-/// Makes the enrolment service. Without Docker or a CA it refuses every agent, with the reason.
+/// Creates the enrolment service. Without Docker or a CA it refuses every agent, and says why.
 pub(super) fn enrolment(
     config: &Config,
     pki: &Pki,

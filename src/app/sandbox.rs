@@ -1,7 +1,8 @@
-//! Gives up what the sidecar never needs: seccomp refuses system calls, Landlock refuses writes to files elsewhere.
+//! Restricts the process to what the sidecar needs: seccomp refuses system calls, and Landlock refuses
+//! writes outside of the state directories.
 //!
-//! Both hold for the rest of the process. Reading stays possible everywhere, since a reload may
-//! name other files, and mounted secrets are replaced by symbolic links to new directories.
+//! Both last until the process ends. Reading stays allowed everywhere, because a reload may name
+//! other files, and mounted secrets are replaced by symbolic links to new directories.
 
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
@@ -19,12 +20,12 @@ use super::error::Error;
 use crate::admin::status::SandboxStatus;
 use crate::config::{Config, Sandbox};
 
-/// The newest version of Landlock whose kinds of access are used: those that write, truncate,
-/// create, rename and remove.
+/// The version of Landlock that is used. It is the first that covers all ways to change files: writing,
+/// truncating, creating, renaming and removing.
 const LANDLOCK: ABI = ABI::V3;
 
-/// System calls that fail with EPERM: those that no version of a library or of the C library needs.
-/// A list of permitted calls would break when one of these changes.
+/// The system calls that fail with EPERM. No version of the C library or another library needs them
+/// here. A list of permitted calls instead would break with a library that makes another call.
 const REFUSED: &[libc::c_long] = &[
     // Starting programs.
     libc::SYS_execve,
@@ -85,8 +86,8 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_fanotify_init,
 ];
 
-/// The flags of clone(2) that make a namespace. `CLONE_NEWTIME` is not one of them: clone(2) takes
-/// that bit for a part of the exit signal.
+/// The flags of clone(2) that create a namespace. `CLONE_NEWTIME` is not among them, because clone(2)
+/// interprets that bit as a part of the exit signal.
 const NAMESPACE_FLAGS: &[libc::c_int] = &[
     libc::CLONE_NEWNS,
     libc::CLONE_NEWCGROUP,
@@ -97,20 +98,20 @@ const NAMESPACE_FLAGS: &[libc::c_int] = &[
     libc::CLONE_NEWNET,
 ];
 
-/// The bit of a system call of the x32 ABI, whose numbers no list of x86-64 numbers covers
-/// (`__X32_SYSCALL_BIT` in Linux' `asm/unistd.h`). Other architectures have no such numbers.
+/// The bit that is set in the numbers of the x32 ABI's system calls (`__X32_SYSCALL_BIT` in Linux'
+/// `asm/unistd.h`). They are other numbers than those in [`REFUSED`]. Other architectures have no such ABI.
 const X32_BIT: u32 = 0x4000_0000;
 
-/// Applies what `config.sandbox` asks for, and returns what is in force. Must be called before the
-/// threads that serve clients start, since Landlock is inherited by later threads only.
+/// Restricts this process as `config.sandbox` says, and returns the restrictions that are in force. Must
+/// be called before other threads start, because Landlock restricts this thread and later ones only.
 ///
 /// # Errors
-/// The sandbox is required, and this kernel or container does not permit it.
+/// If the sandbox is required, but this kernel or container does not permit it.
 pub(super) fn apply(config: &Config) -> Result<SandboxStatus, Error> {
     if config.sandbox == Sandbox::Off {
         return Ok(SandboxStatus::default());
     }
-    // Landlock first: seccomp could come to refuse its system calls too.
+    // Landlock is applied first, in case the seccomp filter refuses its system calls one day.
     let landlock = restrict_writes(config);
     let seccomp = refuse_system_calls();
     let failed: Vec<String> = [("landlock", &landlock), ("seccomp", &seccomp)]
@@ -130,10 +131,10 @@ pub(super) fn apply(config: &Config) -> Result<SandboxStatus, Error> {
     Ok(SandboxStatus { landlock, seccomp, problem: (!missing.is_empty()).then_some(missing) })
 }
 
-/// Refuses this thread, and those that it starts, to write anywhere but beneath the state
-/// directory, and the gateway's, where loopgate may create the gateway's identity.
+/// Forbids this thread, and those that it starts, to write outside of the state directory and of
+/// `gateway.state_dir`, in which loopgate may create the gateway's device identity.
 fn restrict_writes(config: &Config) -> Result<(), String> {
-    // A rule needs a directory. If there can be none, the certificates report it.
+    // The directory must exist for the rule. If it can't be created, `pki` reports that later.
     let _ = DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir);
     let text = |error: &dyn std::error::Error| crate::error_chain::error_chain(error);
     let restrict = || {
@@ -164,7 +165,7 @@ fn restrict_writes(config: &Config) -> Result<(), String> {
     }
 }
 
-/// Refuses the system calls in [`REFUSED`], and new namespaces, to all threads.
+/// Forbids all threads the system calls in [`REFUSED`], and to create namespaces.
 fn refuse_system_calls() -> Result<(), String> {
     let text = |error: seccompiler::Error| crate::error_chain::error_chain(&error);
     for program in programs(REFUSED).map_err(|error| error.to_string())? {
@@ -173,7 +174,7 @@ fn refuse_system_calls() -> Result<(), String> {
     Ok(())
 }
 
-/// Returns the filters; the kernel applies all of them, and the strictest answer counts.
+/// Returns the two seccomp filters. The kernel runs both for each system call, and the stricter result counts.
 fn programs(refused: &[libc::c_long]) -> Result<[BpfProgram; 2], BackendError> {
     let mut rules: BTreeMap<i64, Vec<_>> = refused.iter().map(|number| (*number, Vec::new())).collect();
     let namespaces = NAMESPACE_FLAGS.iter().map(|flag| {
@@ -186,10 +187,12 @@ fn programs(refused: &[libc::c_long]) -> Result<[BpfProgram; 2], BackendError> {
     Ok([numbers(), listed.try_into()?])
 }
 
-/// Refuses numbers of the x32 ABI with EPERM, and clone3(2) with ENOSYS: its flags are in memory,
-/// where no filter can read them, and the C library then uses clone(2). Written by hand, since
-/// [`SeccompFilter`] has neither ranges of numbers nor two answers. The other filter checks the
-/// architecture.
+/// Returns the filter that refuses all system calls of the x32 ABI with EPERM, and clone3(2) with
+/// ENOSYS. clone3(2) has its flags in memory, where a filter can't read them; after ENOSYS the C
+/// library uses clone(2).
+///
+/// The filter is written as BPF instructions, because [`SeccompFilter`] supports neither ranges of
+/// numbers nor two error codes. It need not check the architecture, because the other filter does.
 fn numbers() -> BpfProgram {
     const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
@@ -220,7 +223,8 @@ mod tests {
         assert!(programs(REFUSED).unwrap()[1].len() > REFUSED.len());
     }
 
-    /// Makes each system call that an argument names, as `name,number,argument,...`, and prints its errno.
+    /// A Perl program that makes a system call for each argument `name,number,argument,...`, and
+    /// prints the name and the errno.
     const CALLS: &str = r#"
         for my $call (@ARGV) {
             my ($name, $number, @arguments) = split /,/, $call;
@@ -230,11 +234,12 @@ mod tests {
         }
     "#;
 
-    /// In a program that a restricted thread starts, since this code can't make such calls itself.
+    /// A restricted thread starts a Perl program that makes the system calls, because Rust code can't
+    /// make them without `unsafe`.
     #[test]
     fn a_restricted_program_makes_no_namespace_no_device_and_no_call_of_another_abi() {
-        // Without the filter these fail too, but otherwise: a flag that contradicts
-        // CLONE_THREAD, an argument of no size, a path that exists.
+        // Each call fails without the filter too, but with another error: the flags contradict
+        // CLONE_THREAD, a size is 0, or the path exists. The two errors are without and with the filter.
         let thread = u64::try_from(libc::CLONE_THREAD).unwrap();
         let clone = |flags: u64| format!("{},{flags},0,0,0,0", libc::SYS_clone);
         let mut calls = vec![
@@ -265,11 +270,11 @@ mod tests {
         let Ok(unrestricted) = run() else { return eprintln!("NOT RUN: no perl") };
         let unrestricted = unrestricted.replace("x32 0", &format!("x32 {}", libc::ENOSYS));
         if unrestricted != expected(|call| call.2) {
-            // As in a container, whose own filter answers otherwise.
+            // A container's own filter causes other errors.
             return eprintln!("NOT RUN: some are refused here already:\n{unrestricted}");
         }
         let restricted = std::thread::spawn(move || {
-            // The program must be started.
+            // The thread needs execve(2) to start the Perl program.
             let refused: Vec<_> = REFUSED.iter().copied().filter(|number| *number != libc::SYS_execve).collect();
             for program in programs(&refused).unwrap() {
                 if let Err(error) = seccompiler::apply_filter(&program) {

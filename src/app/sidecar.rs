@@ -32,10 +32,10 @@ use crate::proxy::{Proxy, ProxyParts};
 use crate::shutdown::Shutdown;
 use crate::workers::{self, Workers};
 
-/// How long the start waits for the first list of containers or pods.
+/// The time for which the start waits for the first list of containers or pods.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long connections that are aborted at the end of a shutdown may take to end.
+/// The time that connections get to end after they were aborted.
 const ABORT_GRACE: Duration = Duration::from_millis(200);
 
 /// A running sidecar.
@@ -53,22 +53,22 @@ pub struct Sidecar {
     shutdown: Shutdown,
     _workers: Workers,
     span_exporter: SpanExporter,
-    /// Begins once connections have ended: until then open connections can lose their lane, and `/readyz` says that the
-    /// sidecar is stopping.
+    /// The shutdown of discovery, the TLS reloader and the admin listener. It begins after all connections have
+    /// ended: until then open connections can lose their lane, and `/readyz` says that the sidecar is stopping.
     late_shutdown: Shutdown,
 }
 
 impl Sidecar {
-    /// Binds every listener and starts to serve. Must be called within a Tokio runtime.
+    /// Starts every part of the sidecar, and begins to accept connections. Must be called within a Tokio runtime.
     ///
     /// # Errors
-    /// If something that `config` names can't be bound, read or made.
+    /// If an address in `config` can't be bound, a file can't be read, or a certificate can't be made.
     pub async fn start(config: Config) -> Result<Self, Error> {
         Self::start_in_sandbox(config, reload::channel().0, SandboxStatus::default()).await
     }
 
-    /// Starts like [`Sidecar::start`]; the admin listener sends requests to reload to `reload`, and
-    /// shows `sandbox`.
+    /// Starts like [`Sidecar::start`]. The admin listener sends requests for a reload to `reload`, and
+    /// shows `sandbox` as the restrictions of this process.
     ///
     /// # Errors
     /// As [`Sidecar::start`].
@@ -139,7 +139,7 @@ impl Sidecar {
         Ok(sidecar)
     }
 
-    /// Serves `registry`, with the health and the state of this sidecar, on the admin listener.
+    /// Starts the admin listener, which serves `registry` and the state of this sidecar.
     fn serve_admin(
         &self,
         admin: Admin,
@@ -185,22 +185,22 @@ impl Sidecar {
         info!(version, %gateway, listening = listening.join(","), fingerprint, "loopgate is running");
     }
 
-    /// The addresses that clients can connect to now with TLS.
+    /// Returns the addresses on which the sidecar listens for TLS now.
     pub fn listening(&self) -> Vec<SocketAddr> {
         self.listening_for(ListenerKind::Tls)
     }
 
-    /// The addresses that clients can connect to now, on listeners of this kind.
+    /// Returns the addresses of the listeners of this kind that are open now.
     pub fn listening_for(&self, kind: ListenerKind) -> Vec<SocketAddr> {
         self.bound.borrow().iter().filter(|bound| bound.kind == kind).map(|bound| bound.address).collect()
     }
 
-    /// The configuration in use.
+    /// Returns the configuration in use.
     pub fn config(&self) -> Arc<Config> {
         self.config.load_full()
     }
 
-    /// The certificate that clients are shown.
+    /// Returns the certificate and CA that are served to clients.
     pub fn identity(&self) -> Arc<ServerIdentity> {
         Arc::clone(&self.tls.served().borrow())
     }
@@ -214,7 +214,7 @@ impl Sidecar {
         }
     }
 
-    /// Reads the certificate files again and applies `wanted`, as far as options can change without
+    /// Reads the certificate files again, and applies the options of `wanted` that can change without
     /// a restart. If `wanted` is invalid, the configuration in use stays. Connections stay open
     /// unless the new configuration no longer authorizes them.
     pub fn reload(&self, wanted: Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Outcome {
@@ -268,14 +268,14 @@ impl Sidecar {
         self.shutdown.has_begun()
     }
 
-    /// Stops: accepts no new connection, lets requests finish, sends WebSockets a close frame, and
-    /// aborts what is left after `limits.drain_timeout`.
+    /// Stops the sidecar: accepts no new connection, lets requests finish, sends WebSockets a close
+    /// frame, and aborts the connections that are left after `limits.drain_timeout`.
     pub async fn stop(&self) {
         info!("stopping");
         self.shutdown.begin();
         let left = self.shutdown.wait(self.config.load().limits.drain_timeout).await;
         if left > 0 {
-            // So that each of their requests is logged with how it ended.
+            // The aborted connections get time to log how each of their requests ended.
             self.shutdown.wait(ABORT_GRACE).await;
             warn!(left, "drain timeout reached; aborted the connections that were left (limits.drain_timeout)");
         }
@@ -284,8 +284,8 @@ impl Sidecar {
         info!("stopped");
     }
 
-    /// Ends a [`Sidecar::stop`] that was begun: aborts all connections, and waits for a moment until each of their
-    /// requests is logged.
+    /// Ends a [`Sidecar::stop`] that is in progress: aborts all connections, and waits briefly so
+    /// that each of their requests is logged.
     pub async fn abort(&self) {
         self.shutdown.abort();
         self.shutdown.wait(ABORT_GRACE).await;
@@ -293,7 +293,8 @@ impl Sidecar {
     }
 }
 
-/// Starts discovery, and waits for its first list; returns the view, and the engine where it is asked.
+/// Starts discovery, and waits for the first list of agents. Returns the view, and the Docker Engine
+/// if discovery uses one.
 async fn start_discovery(
     config: &Config,
     metrics: &DiscoveryMetrics,
@@ -307,8 +308,8 @@ async fn start_discovery(
     (view, engine)
 }
 
-/// Starts the proxy, and makes what limits its connections. The limits of `config` are lowered to
-/// what the open-file limit allows.
+/// Starts the proxy, and creates the limits on connections. `limits.max_connections` is lowered to the
+/// number that the open-file limit allows.
 fn start_proxy(
     config: &Config,
     parts: ProxyParts,

@@ -19,7 +19,7 @@ impl StopSignals {
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
-    /// Returns at the next SIGTERM or SIGINT.
+    /// Waits for the next SIGTERM or SIGINT.
     pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
@@ -34,7 +34,7 @@ impl Hangup {
         Ok(Self(signal(SignalKind::hangup())?))
     }
 
-    /// Returns at the next SIGHUP.
+    /// Waits for the next SIGHUP.
     pub(super) async fn next(&mut self) {
         self.0.recv().await;
     }

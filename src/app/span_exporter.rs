@@ -1,4 +1,4 @@
-//! The exporter of spans, which only builds with the feature `otel` have.
+//! The exporter of spans. In builds without the feature `otel` it does nothing.
 
 use std::sync::Arc;
 
@@ -16,15 +16,17 @@ pub(super) struct SpanExporter {
 
 #[cfg(feature = "otel")]
 impl SpanExporter {
+    /// Creates the exporter. Fails if the collector's client can't be created.
     pub fn new(config: &Config) -> Result<Self, Error> {
         Ok(Self { exporter: config.log.otel_endpoint.as_ref().map(Exporter::new).transpose()?.map(Arc::new) })
     }
 
+    /// Returns the recorder that passes spans to this exporter; `None` if no collector is configured.
     pub fn recorder(&self) -> Option<Arc<dyn Recorder>> {
         self.exporter.clone().map(|exporter| exporter as Arc<dyn Recorder>)
     }
 
-    /// Sends what is left.
+    /// Sends the spans that are still queued.
     pub async fn stop(&self) {
         if let Some(exporter) = self.exporter.clone() {
             exporter.stop().await;

@@ -1,4 +1,4 @@
-//! Keeps TLS handshakes up to date with the newest server certificate and client CAs.
+//! Makes TLS handshakes use the newest server certificate and client CAs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,20 +16,20 @@ use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 use crate::tls::{self, ClientAuthorities, TlsServerConfig};
 
-/// How long to wait before a failed update is tried again: the client CA file may be half written,
-/// and the next certificate may be far away.
+/// The pause before a failed update is tried again. The client CA file may have been half written, and
+/// the next certificate, which would cause an update, may be weeks away.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Builds the TLS configuration of new handshakes and hands it to the proxy.
+/// Builds the TLS configuration of new handshakes, and passes it to the proxy.
 pub(super) struct TlsReloader {
     newest: watch::Receiver<Arc<ServerIdentity>>,
     config: Arc<ArcSwap<Config>>,
     proxy: Arc<Proxy>,
-    /// The certificate in use.
+    /// The certificate that new handshakes use.
     served: watch::Sender<Arc<ServerIdentity>>,
-    /// Why the newest certificate is not in use.
+    /// Why the last update failed; `None` if it succeeded.
     problem: watch::Sender<Option<String>>,
-    /// Held during an update, so that concurrent updates can't put an older certificate in place of a newer one.
+    /// Held during an update, so that of two concurrent updates the one with the older certificate can't win.
     updating: Mutex<()>,
 }
 
@@ -51,12 +51,12 @@ impl TlsReloader {
         }
     }
 
-    /// The certificate that clients are shown.
+    /// Returns the certificate that new handshakes use.
     pub(super) fn served(&self) -> watch::Receiver<Arc<ServerIdentity>> {
         self.served.subscribe()
     }
 
-    /// Why the newest certificate or client CA is not in use.
+    /// Returns why the newest certificate or client CA is not in use; `None` if it is.
     pub(super) fn problem(&self) -> watch::Receiver<Option<String>> {
         self.problem.subscribe()
     }
@@ -84,7 +84,7 @@ impl TlsReloader {
         });
     }
 
-    /// Updates at each new certificate, and retries a failed update.
+    /// Updates at each new certificate, and retries a failed update. Returns when the shutdown begins.
     pub(super) async fn follow(self: Arc<Self>, shutdown: Shutdown) {
         let mut newest = self.newest.clone();
         loop {
@@ -98,13 +98,16 @@ impl TlsReloader {
     }
 }
 
-/// Returns the TLS configuration that serves `identity`.
+/// Builds the TLS configuration that serves `identity`.
+///
+/// # Errors
+/// If the certificate can't be served, or the client CA can't be read.
 pub(super) fn server_config(identity: &ServerIdentity, config: &Config) -> Result<TlsServerConfig, Error> {
     let authorities =
         ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref(), Arc::clone(&identity.revoked));
     let authorities = authorities.map_err(tls::Error::from)?;
     let further = config.tls.names.iter().filter_map(|name| name.parse().ok());
-    // Beside the operator's own certificate, loopgate's CA signs only agents' certificates.
+    // If the operator provides the certificate, clients don't need loopgate's CA to verify it.
     let serves_ca = config.external.serve_ca && config.tls.provided.is_none();
     let served_ca = identity.ca.as_ref().filter(|_| serves_ca).map(ServedCa::new);
     Ok(TlsServerConfig::new(identity, Arc::new(authorities), further)?.with_served_ca(served_ca))

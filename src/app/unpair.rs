@@ -1,4 +1,5 @@
-//! Removes the pairing of agents' devices once their containers, or pods, are removed (`agents.unpair`).
+//! Removes the pairing of agents' devices at the gateway after their containers or pods were removed
+//! (`agents.unpair`).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -22,19 +23,20 @@ use crate::openclaw::devices::Devices;
 use crate::openclaw::{pair, unpair};
 use crate::secret::Secret;
 
-/// The pauses between two looks at the containers. After a change of agents they start with the
-/// first: a container ends a moment before it is removed.
+/// The shortest and the longest pause between two checks of the containers. The pauses start again
+/// at the shortest when the agents change, because a container usually stops shortly before it is
+/// removed.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Where it is asked whether a container, or pod, is removed.
+/// The source that knows whether a container or a pod was removed.
 pub(super) enum Workloads {
     Docker(Engine),
     Kubernetes(Api),
 }
 
 impl Workloads {
-    /// Returns those of `ids` that the source says are removed. In doubt none is.
+    /// Returns the containers or pods of `ids` that were removed. If the source can't be asked, none counts as removed.
     async fn removed(&self, ids: BTreeSet<String>) -> BTreeSet<String> {
         let mut removed = BTreeSet::new();
         match self {
@@ -46,7 +48,8 @@ impl Workloads {
                 }
             }
             Self::Kubernetes(_) if ids.is_empty() => {}
-            // A pod that has lost the label is no agent any more either.
+            // `uids` lists the pods with the agent's label. A pod that has lost the label counts as removed:
+            // it is no agent any more.
             Self::Kubernetes(api) => match api.uids().await {
                 Ok(present) => removed = ids.difference(&present).cloned().collect(),
                 Err(error) => debug!(error = error_chain(&error), "can't find out which pods are removed"),
@@ -56,7 +59,8 @@ impl Workloads {
     }
 }
 
-/// Returns whether the engine says that there is no such container, running or not. In doubt there is.
+/// Returns whether the engine says that `container` does not exist, not even as a stopped one. Returns
+/// `false` if the engine can't be asked.
 async fn is_removed(engine: &Engine, container: &str) -> bool {
     match engine.inspect(container).await {
         Err(docker::Error::NotFound { .. }) => true,
@@ -68,7 +72,7 @@ async fn is_removed(engine: &Engine, container: &str) -> bool {
     }
 }
 
-/// What removes pairings.
+/// The task that removes pairings.
 pub(super) struct UnpairRemoved {
     pub(super) workloads: Workloads,
     pub(super) view: watch::Receiver<Arc<View>>,
@@ -77,7 +81,7 @@ pub(super) struct UnpairRemoved {
     pub(super) token_file: Option<PathBuf>,
 }
 
-/// The pairings could not be removed this time.
+/// Why the pairings could not be removed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("can't read the gateway's token")]
@@ -89,7 +93,7 @@ enum Error {
 }
 
 impl UnpairRemoved {
-    /// Removes pairings for ever.
+    /// Removes pairings until discovery ends. Failures are logged and tried again.
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let mut logged = None;
@@ -104,7 +108,7 @@ impl UnpairRemoved {
                     logged = Some(failure);
                 }
             }
-            // Not at once: changes come in bursts.
+            // The pause collects changes, which come in bursts.
             sleep(FIRST_PAUSE).await;
             match timeout(backoff.pause(), self.view.changed()).await {
                 Ok(Ok(())) => backoff.reset(),
