@@ -1,4 +1,4 @@
-//! A client of the admin listener. It blocks and needs no runtime.
+//! A client of the admin listener, for commands. It blocks, and needs no runtime.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,26 +7,27 @@ use std::time::Duration;
 use super::reload;
 use super::status::Status;
 
-/// The time limit of each step. Docker's default limit for a health check is 30 s.
+/// The time limit for connecting, and for each read and write. All of them together take less than 30 s,
+/// Docker's default limit for a health check.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// The largest answer that is read, in bytes.
+/// The largest response that is read, in bytes.
 const MAX_ANSWER: u64 = 4 * 1024 * 1024;
 
-/// The request failed.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// `--admin off`.
+    /// The admin listener is turned off in the configuration.
     #[error("the admin listener is off (--admin off), so the sidecar can't be asked")]
     Off,
-    /// Nothing answers.
+    /// The connection failed.
     #[error("no sidecar answers at {admin}; run this in its container or pod, with the same --admin")]
     Unreachable {
-        /// The admin listener.
+        /// The address of the admin listener.
         admin: SocketAddr,
         /// The cause.
         source: io::Error,
     },
-    /// The answer has an unexpected status.
+    /// The response has an unexpected status.
     #[error("{path} answers {status:?}{}{body}", if .body.is_empty() { "" } else { ": " })]
     Refused {
         /// The requested path.
@@ -36,10 +37,10 @@ pub enum Error {
         /// The first line of the body.
         body: String,
     },
-    /// The answer can't be parsed.
+    /// The response can't be parsed.
     #[error("the program at {admin} is not a loopgate sidecar of this version")]
     Unreadable {
-        /// The admin listener.
+        /// The address of the admin listener.
         admin: SocketAddr,
         /// The cause.
         source: serde_json::Error,
@@ -49,7 +50,7 @@ pub enum Error {
 /// Sends `GET path` and returns the body.
 ///
 /// # Errors
-/// If nothing answers, or the status is not 200.
+/// If the connection fails, or the status is not 200.
 pub fn get(admin: SocketAddr, path: &'static str) -> Result<String, Error> {
     let (status, body) = send(admin, "GET", path, "").map_err(|source| Error::Unreachable { admin, source })?;
     match status.split_whitespace().nth(1) {
@@ -58,18 +59,18 @@ pub fn get(admin: SocketAddr, path: &'static str) -> Result<String, Error> {
     }
 }
 
-/// Gets `/status`.
+/// Gets and parses `/status`.
 ///
 /// # Errors
-/// If nothing answers, or the answer can't be parsed.
+/// If the connection fails, the status is not 200, or the response can't be parsed.
 pub fn status(admin: SocketAddr) -> Result<Status, Error> {
     serde_json::from_str(&get(admin, "/status")?).map_err(|source| Error::Unreadable { admin, source })
 }
 
-/// Asks the sidecar to reload its configuration.
+/// Asks the sidecar to reload its configuration. If the sidecar rejects the new configuration, the outcome says so.
 ///
 /// # Errors
-/// If nothing answers, the request is refused, or the answer can't be parsed.
+/// If the connection fails, the request is refused, or the response can't be parsed.
 pub fn reload(admin: SocketAddr) -> Result<reload::Outcome, Error> {
     const PATH: &str = "/reload";
     let field = format!("{}: 1\r\nContent-Length: 0\r\n", reload::HEADER);
@@ -80,7 +81,7 @@ pub fn reload(admin: SocketAddr) -> Result<reload::Outcome, Error> {
     }
 }
 
-/// Sends a request with further header `fields` and returns the status line and the body.
+/// Sends a request, and returns the status line and the body. `fields` are further header lines.
 fn send(admin: SocketAddr, method: &str, path: &str, fields: &str) -> io::Result<(String, String)> {
     let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;

@@ -9,12 +9,12 @@ use http::uri::Authority;
 
 use crate::pki::SubjectName;
 
-/// Returns whether a request with these `headers` may be answered: one to an address, to
-/// `localhost`, or to a name in the certificate.
+/// Returns whether the `Host` in `headers` is an IP address, `localhost` or a name in the certificate,
+/// or is missing. Other requests are refused.
 ///
-/// A web page may have its own name resolve to 127.0.0.1, and then read the responses as its own
-/// origin's (DNS rebinding), but it can't choose the `Host` that the browser sends. A request
-/// without `Host` is not a browser's.
+/// This prevents DNS rebinding: a web page can make its own name resolve to 127.0.0.1, to read the
+/// responses as those of its origin, but the browser then sends that name as `Host`. A request
+/// without `Host` does not come from a browser.
 pub(super) fn is_ours(headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let (host, further) = (hosts.next(), hosts.next());

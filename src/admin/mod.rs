@@ -1,5 +1,5 @@
-//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status` and a page, from snapshots that
-//! other modules publish, and `/reload`.
+//! The admin listener. It serves `/healthz`, `/readyz`, `/metrics`, `/status` and an HTML page, all from
+//! snapshots that other modules publish, and `/reload`.
 
 pub mod client;
 mod host;
@@ -26,15 +26,16 @@ use tracing::{debug, warn};
 use crate::shutdown::Shutdown;
 pub use state::AdminState;
 
-/// The time limit of a connection. Without it, a client that never reads would keep one of the connections forever.
+/// The time limit of a connection. Without it, a client that never reads would occupy one of
+/// [`MAX_CONNECTIONS`] for ever.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most connections at once; further ones wait in the backlog.
+/// The largest number of concurrent connections. Further ones wait in the kernel's accept queue.
 const MAX_CONNECTIONS: usize = 64;
 
-/// The admin listener can't be opened.
+/// Why the admin listener can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its address can't be listened on.
+    /// The sidecar can't listen on the address.
     #[error("can't listen on the admin address {address}")]
     Bind {
         /// The address.
@@ -48,7 +49,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Admin(TcpListener);
 
-/// Listens on `address`; connections wait until [`Admin::serve`].
+/// Begins to listen on `address`. Connections wait until [`Admin::serve`] accepts them.
 ///
 /// # Errors
 /// If the address is in use, or is not an address of this machine.
@@ -60,7 +61,7 @@ pub fn bind(address: SocketAddr) -> Result<Admin, Error> {
 }
 
 impl Admin {
-    /// Answers until `shutdown`. Must be called within a Tokio runtime.
+    /// Starts a task that serves connections until `shutdown` begins. Must be called within a Tokio runtime.
     pub fn serve(self, state: AdminState, shutdown: &Shutdown) {
         let ending = shutdown.clone();
         let state = Arc::new(state);
@@ -87,7 +88,7 @@ impl Admin {
                 let closing = ending.clone();
                 ending.spawn(async move {
                     let service = service_fn(move |request| routes::answer(Arc::clone(&state), peer, request));
-                    // One request per connection, so that pipelined requests that are never read cost nothing.
+                    // With one request per connection, a client can't queue up work with pipelined requests.
                     let connection =
                         http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
                     tokio::select! {

@@ -15,12 +15,12 @@ use crate::html_page::html_page;
 
 const STYLE: &str = include_str!("page.css");
 
-/// How many connections the page shows; `/status` has more.
+/// The largest number of connections that the page shows; `/status` lists more.
 const MOST_ROWS: usize = 200;
 /// A certificate that expires within this many seconds is highlighted.
 const SOON: i64 = 7 * 24 * 60 * 60;
 
-/// Allows only the inline style sheet.
+/// The `Content-Security-Policy` of the page. It allows only the inline style sheet.
 pub(super) static SECURITY_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let style = STANDARD.encode(digest(&SHA256, STYLE.as_bytes()));
     let policy = format!(
@@ -29,13 +29,13 @@ pub(super) static SECURITY_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_str(&policy).expect("base64 is ASCII")
 });
 
-/// Returns how often the page reloads itself: `refresh=SECONDS` in its query.
+/// Returns the interval at which the page reloads itself: `refresh=SECONDS` in its query, from a second to an hour.
 pub(super) fn refresh(query: Option<&str>) -> Option<Duration> {
     let seconds = query?.split('&').find_map(|pair| pair.strip_prefix("refresh="))?.parse().ok()?;
     (1..=3600).contains(&seconds).then(|| Duration::from_secs(seconds))
 }
 
-/// Renders the page. maud escapes all values.
+/// Renders the page, which reloads itself at the interval `refresh`. maud escapes all values.
 pub(super) fn render(status: &Status, refresh: Option<Duration>) -> String {
     let head = html! {
         @if let Some(after) = refresh { meta http-equiv="refresh" content=(after.as_secs()); }
@@ -236,7 +236,7 @@ fn row(connection: &Connection) -> Markup {
     }
 }
 
-/// Returns what makes the client an agent, as part of a sentence.
+/// Returns what makes a client an agent in words, for a basis as `/status` names it.
 fn basis_in_words(label: &str) -> &str {
     match label {
         "own-address" => "by its own address",

@@ -1,40 +1,40 @@
-//! Readiness, computed anew for each request.
+//! Decides whether the sidecar is ready.
 
 use crate::openclaw::tls_detector;
 
-/// What readiness depends on, at one moment.
+/// The facts at one moment on which readiness depends.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
-    /// How many addresses are listened on for the gateway itself.
+    /// The number of addresses on which the sidecar listens for the gateway's own port.
     pub listeners: usize,
     /// The values of `listen.on` and `listen.plain` that no local address matches.
     pub not_listening: Vec<String>,
     /// Whether the certificate is valid now.
     pub certificate_valid: bool,
-    /// Why a newer certificate is not served.
+    /// Why a newer certificate than the served one could not be loaded or made; `None` if there is no such problem.
     pub certificate_problem: Option<String>,
-    /// Why the gateway can't be used, if it can't.
+    /// Why loopgate can't use the gateway; `None` if it can.
     pub gateway_error: Option<GatewayError>,
-    /// Whether the container that owns this network namespace has stopped.
+    /// Whether the container that owns this network namespace has stopped, or runs in another one.
     pub orphaned: bool,
     /// Whether the sidecar is stopping.
     pub stopping: bool,
 }
 
-/// Why the gateway can't be used.
+/// Why loopgate can't use the gateway.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum GatewayError {
-    /// It accepts no connection.
+    /// The gateway accepts no connection. The field is the error.
     #[error("{0}")]
     Unreachable(String),
-    /// It expects TLS.
+    /// The gateway expects TLS, but loopgate connects to it without.
     #[error("{}", tls_detector::PROBLEM)]
     Tls,
 }
 
-/// Returns why the sidecar is not ready; empty means ready.
+/// Returns the reasons why the sidecar is not ready, or none if it is.
 ///
-/// A newer certificate that can't be served is no reason: the old one still is.
+/// A newer certificate that can't be served is not a reason, because the old one is still served.
 pub(super) fn why_not_ready(facts: &Facts) -> Vec<String> {
     let mut reasons = Vec::new();
     if facts.stopping {

@@ -1,4 +1,4 @@
-//! `POST /reload`: the request of `loopgate reload`, and what it returns.
+//! `POST /reload`, the request of `loopgate reload`: its checks and its outcome.
 
 use http::header::ORIGIN;
 use http::{HeaderMap, HeaderName};
@@ -6,35 +6,35 @@ use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tokio::sync::{mpsc, oneshot};
 
-/// The header that a request must carry. A web page can't send it across origins: the browser first
-/// asks for permission by OPTIONS, which the admin listener refuses.
+/// The header that a request to reload must have. A web page of another origin can't send it: the
+/// browser first asks for permission with OPTIONS, which the admin listener refuses.
 pub(super) const HEADER: HeaderName = HeaderName::from_static("x-loopgate-reload");
 
-/// A request to reload, and where its outcome is sent.
+/// A request to reload: the sender of its outcome.
 pub type Request = oneshot::Sender<Outcome>;
 
-/// What a reload did.
+/// The outcome of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The tables of the configuration that changed and are in use now.
+    /// The tables of the configuration in which an option changed and is in use now.
     pub applied: Vec<String>,
-    /// The keys that changed, but need a restart.
+    /// The keys of the options that changed but need a restart.
     pub needs_restart: Vec<String>,
-    /// Why the new configuration was rejected; the old one is still in use.
+    /// Why the new configuration was rejected, so that the old one is still in use; `None` if it was not.
     pub error: Option<String>,
 }
 
-/// Creates the channel for requests. It holds one: a second request during a reload is refused.
+/// Creates the channel for requests to reload. It has room for one request; further ones are refused.
 pub fn channel() -> (mpsc::Sender<Request>, mpsc::Receiver<Request>) {
     mpsc::channel(1)
 }
 
-/// Returns why a request from `peer` with `headers` may not reload.
+/// Returns why a request from `peer` with `headers` may not reload the configuration; `None` if it may.
 ///
-/// The request names no file and carries no configuration, so it can only make the sidecar read
-/// again what the operator wrote. It is still accepted only from 127.0.0.1 and `::1`, wherever the
-/// admin listener is bound, and never from a web page. Forwarders and mesh sidecars deliver outside
-/// clients from other addresses of 127.0.0.0/8.
+/// A reload only makes the sidecar read again what the operator wrote: the request names no file and
+/// contains no configuration. It is still accepted only from 127.0.0.1 and `::1`, whatever address the
+/// admin listener has, and never from a web page. Other addresses of 127.0.0.0/8 are refused,
+/// because forwarders and mesh sidecars use them for clients from outside.
 pub(super) fn refusal(peer: IpAddr, headers: &HeaderMap) -> Option<&'static str> {
     let peer = peer.to_canonical();
     if peer != Ipv4Addr::LOCALHOST && peer != Ipv6Addr::LOCALHOST {

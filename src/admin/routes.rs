@@ -19,6 +19,7 @@ use super::{host, page, reload, snapshot};
 
 type Answer = Response<Full<Bytes>>;
 
+/// Responds to a request from `peer`.
 pub(super) async fn answer(
     state: Arc<AdminState>,
     peer: SocketAddr,
@@ -53,7 +54,7 @@ pub(super) async fn answer(
     })
 }
 
-/// Asks for a reload and waits for its outcome.
+/// Asks the sidecar to reload its configuration, and waits for the outcome.
 async fn run_reload(state: &AdminState) -> Answer {
     let (send, outcome) = oneshot::channel();
     if state.reload.try_send(send).is_err() {

@@ -1,4 +1,4 @@
-//! Takes a snapshot of the running sidecar as one [`Status`].
+//! Takes snapshots of the running sidecar: [`Status`], the facts of readiness, and the health gauges.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -25,10 +25,10 @@ use crate::metrics::health::{Health, ProofLabels};
 use crate::pki::{self, ServerIdentity};
 use crate::proxy::ConnectionInfo;
 
-/// The time limit for the connection with which readiness is checked.
+/// The time limit for connecting to the gateway when readiness is checked.
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Collects what readiness depends on.
+/// Collects the facts on which readiness depends. Connects to the gateway to do so.
 pub(super) async fn facts(state: &AdminState) -> Facts {
     let gateway_error = gateway_error(state).await;
     let now = OffsetDateTime::now_utc();
@@ -44,20 +44,20 @@ pub(super) async fn facts(state: &AdminState) -> Facts {
     }
 }
 
-/// Returns why the gateway can't be used, if it can't.
+/// Returns why loopgate can't use the gateway; `None` if it can.
 async fn gateway_error(state: &AdminState) -> Option<GatewayError> {
     let unreachable = connect_error(state.gateway).await;
     log_gateway(state, unreachable.as_deref());
     let detector = state.proxy.tls_detector();
     if let Some(error) = unreachable {
-        // It may come back with another configuration.
+        // When the gateway runs again, it may have another configuration and expect TLS.
         detector.suspect();
         return Some(GatewayError::Unreachable(error));
     }
     detector.speaks_tls().await.then_some(GatewayError::Tls)
 }
 
-/// Returns why `address` accepts no connection, if it accepts none.
+/// Connects to `address`. Returns the error, or `None` on success.
 async fn connect_error(address: SocketAddr) -> Option<String> {
     match tokio::time::timeout(GATEWAY_TIMEOUT, tokio::net::TcpStream::connect(address)).await {
         Ok(Ok(_)) => None,
@@ -66,7 +66,7 @@ async fn connect_error(address: SocketAddr) -> Option<String> {
     }
 }
 
-/// Returns the ports beside the gateway's own that are carried.
+/// Returns the status of each forward of `listen.forward`. Connects to each target to do so.
 async fn forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::Forward> {
     let each = state.listen.forward.iter().map(|forward| async move {
         let target = SocketAddr::new(state.gateway.ip(), forward.target);
@@ -81,12 +81,13 @@ async fn forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::
     join_all(each).await
 }
 
-/// Returns the addresses of the listeners of this kind.
+/// Returns the addresses in `bound` of the listeners of this kind.
 fn listening(bound: &[ListenerAddress], kind: ListenerKind) -> Vec<String> {
     bound.iter().filter(|bound| bound.kind == kind).map(|bound| bound.address.to_string()).collect()
 }
 
-/// Logs once when the gateway becomes unreachable, and once when it is back. Health checks call this every few seconds.
+/// Logs that the gateway became unreachable (`error`), or can be reached again. Logs each change only
+/// once, because health checks call this function every few seconds.
 fn log_gateway(state: &AdminState, error: Option<&str>) {
     let (gateway, was_lost) = (state.gateway, state.gateway_lost.swap(error.is_some(), Ordering::Relaxed));
     match error {
@@ -96,12 +97,13 @@ fn log_gateway(state: &AdminState, error: Option<&str>) {
     }
 }
 
-/// Where the options ask to listen and no local address matches.
+/// Returns the values of `listen.on` and `listen.plain` that no local address matches.
 fn not_listening(state: &AdminState) -> Vec<String> {
     plan::unmatched(&state.listen, &state.view.borrow().interfaces).map(|(_, on)| on.to_string()).collect()
 }
 
-/// Why a newer certificate is not served.
+/// Returns why a newer certificate than the served one could not be loaded or made; `None` if there
+/// is no such problem.
 fn certificate_problem(state: &AdminState) -> Option<String> {
     state
         .serving_problem
@@ -110,7 +112,7 @@ fn certificate_problem(state: &AdminState) -> Option<String> {
         .or_else(|| state.pki_problem.borrow().as_ref().map(|problem| error_chain(&**problem)))
 }
 
-/// Sets the gauges that are computed at each scrape.
+/// Sets the gauges of `health` to the present state. Called at each scrape.
 pub(super) fn measure(state: &AdminState, facts: &Facts, health: &Health) {
     let view = Arc::clone(&state.view.borrow());
     let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
@@ -132,7 +134,7 @@ pub(super) fn measure(state: &AdminState, facts: &Facts, health: &Health) {
     health.started.set(OffsetDateTime::from(state.started).unix_timestamp());
 }
 
-/// Takes a snapshot of everything.
+/// Takes a snapshot of the whole sidecar.
 pub(super) async fn status(state: &AdminState) -> Status {
     let bound = Arc::clone(&state.bound.borrow());
     let (facts, forwards) = tokio::join!(facts(state), forwards(state, &bound));
@@ -227,7 +229,8 @@ fn discovery(view: &View) -> status::DiscoveryStatus {
     }
 }
 
-/// Agents by name; each may have several addresses.
+/// Returns the agents in `view`, sorted by name, with their numbers of `connections` by agent id. An agent
+/// has one entry, even if it has several addresses.
 fn agents(view: &View, connections: &HashMap<String, usize>) -> Vec<status::Agent> {
     let mut agents: Vec<status::Agent> = Vec::new();
     for (ip, agent) in &view.agents {
@@ -284,7 +287,8 @@ fn connection(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTi
     }
 }
 
-/// Clients do not use such an address: it needs a zone.
+/// Returns whether `ip` is an IPv6 link-local address. `status` omits these, because clients can use them only
+/// with a zone.
 fn is_link_local(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }

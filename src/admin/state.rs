@@ -1,4 +1,4 @@
-//! What the admin listener reads.
+//! The state of the sidecar that the admin listener reads.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,38 +18,38 @@ use crate::pki::{self, ServerIdentity};
 use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 
-/// Everything that the admin listener reads to answer.
+/// The state of the sidecar, from which the admin listener makes its responses.
 pub struct AdminState {
-    /// Where the gateway listens.
+    /// The gateway's address.
     pub gateway: SocketAddr,
-    /// Where the options ask to listen.
+    /// The options for the sidecar's listeners.
     pub listen: Listen,
-    /// The addresses listened on.
+    /// The addresses that the sidecar listens on now.
     pub bound: watch::Receiver<Arc<Vec<ListenerAddress>>>,
-    /// The certificate that is served.
+    /// The certificate that new handshakes use.
     pub served: watch::Receiver<Arc<ServerIdentity>>,
-    /// Why the newest certificate is not the one that is served.
+    /// Why TLS handshakes don't use the newest certificate; `None` if they do.
     pub serving_problem: watch::Receiver<Option<String>>,
-    /// Why there is no newer certificate.
+    /// Why the certificate could not be renewed or read again; `None` if that succeeded.
     pub pki_problem: watch::Receiver<Option<Arc<pki::Error>>>,
     /// Whether the gateway could not be reached at the last readiness check.
     pub gateway_lost: AtomicBool,
-    /// What discovery knows.
+    /// The latest view of discovery.
     pub view: watch::Receiver<Arc<View>>,
-    /// The proxy, which lists open connections.
+    /// The proxy, which knows the open connections.
     pub proxy: Arc<Proxy>,
-    /// All metrics.
+    /// The registry of all metrics.
     pub registry: Registry,
-    /// Where requests to reload are sent.
+    /// The channel for requests to reload the configuration.
     pub reload: mpsc::Sender<reload::Request>,
-    /// Why the last reload was rejected.
+    /// Why the last reload was rejected; `None` if it was not.
     pub config_problem: watch::Receiver<Option<String>>,
     /// The gauges of `registry` that are set at each scrape.
     pub health: Health,
-    /// When the sidecar started.
+    /// The time at which the sidecar started.
     pub started: SystemTime,
     /// The restrictions of this process.
     pub sandbox: SandboxStatus,
-    /// Tells whether the sidecar is stopping.
+    /// The shutdown of the sidecar, which has begun if the sidecar is stopping.
     pub shutdown: Shutdown,
 }

@@ -1,23 +1,24 @@
-//! What `/status`, the page and `loopgate status` show.
+//! The status of the sidecar, as `/status`, the page and `loopgate status` show it. The field names are those of
+//! the JSON.
 
 use serde::{Deserialize, Serialize};
 
 /// A snapshot of the running sidecar. Times are RFC 3339 in UTC, ages are whole seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// The version that runs.
+    /// The version of loopgate that runs.
     pub version: String,
-    /// Since when.
+    /// The time at which the sidecar started.
     pub started: String,
-    /// Seconds since then.
+    /// The number of seconds since the start.
     pub uptime_seconds: u64,
-    /// Whether it is ready.
+    /// Whether the sidecar is ready.
     pub ready: bool,
-    /// Why it is not ready; empty if it is.
+    /// The reasons why the sidecar is not ready; empty if it is.
     pub not_ready: Vec<String>,
-    /// The addresses listened on with TLS.
+    /// The addresses on which the sidecar listens for TLS.
     pub listening: Vec<String>,
-    /// The addresses that listen for plain HTTP of trusted proxies.
+    /// The addresses on which the sidecar listens for plain HTTP of trusted proxies.
     #[serde(default)]
     pub listening_plain: Vec<String>,
     /// The values of `listen.on` and `listen.plain` that no local address matches.
@@ -25,55 +26,56 @@ pub struct Status {
     pub not_listening: Vec<String>,
     /// The gateway.
     pub gateway: Gateway,
-    /// Other ports of the gateway that are carried.
+    /// Further ports of the gateway that the sidecar forwards to.
     #[serde(default)]
     pub forwards: Vec<Forward>,
-    /// Why the last reload was rejected.
+    /// Why the last reload was rejected; `None` if it was not.
     pub config_problem: Option<String>,
     /// The certificate that is served.
     pub certificate: Certificate,
     /// The state of discovery.
     pub discovery: DiscoveryStatus,
-    /// Containers that are agents, by name.
+    /// The containers or pods that are agents, sorted by name.
     pub agents: Vec<Agent>,
-    /// Labelled containers that are not agents, by name.
+    /// The containers or pods that have an agent's label but are not agents, sorted by name.
     pub not_agents: Vec<NotAgent>,
-    /// How many connections each lane has.
+    /// The number of connections on each lane.
     pub lanes: Lanes,
-    /// Open connections, the longest first; no more than [`MOST_CONNECTIONS`] of them.
+    /// The open connections, oldest first. Only the first [`MOST_CONNECTIONS`] are listed.
     pub connections: Vec<Connection>,
-    /// The restrictions of its process; none if it is a version that does not report them.
+    /// The restrictions of the sidecar's process; `None` if the sidecar is of a version that does
+    /// not report them.
     #[serde(default)]
     pub sandbox: Option<SandboxStatus>,
 }
 
-/// How many connections are listed one by one.
+/// The largest number of connections that `connections` lists.
 pub const MOST_CONNECTIONS: usize = 1000;
 
-/// The gateway as the sidecar sees it.
+/// The state of the gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Gateway {
-    /// Its address.
+    /// The gateway's address.
     pub address: String,
-    /// Whether it accepts connections, and expects no TLS on them.
+    /// Whether the gateway accepts connections without TLS.
     pub reachable: bool,
-    /// Why not.
+    /// Why the gateway is not reachable; `None` if it is.
     pub error: Option<String>,
 }
 
 /// The restrictions that the sidecar has put on its own process (`sandbox`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SandboxStatus {
-    /// Whether system calls that it never needs are refused.
+    /// Whether seccomp refuses the system calls that the sidecar never needs.
     pub seccomp: bool,
-    /// Whether it can write only beneath its directories.
+    /// Whether Landlock limits writes to the sidecar's directories.
     pub landlock: bool,
-    /// Why one of them is not in force, unless both are turned off.
+    /// Why one of the two is not in force; `None` if both are, or the sandbox is turned off.
     pub problem: Option<String>,
 }
 
 impl SandboxStatus {
-    /// Returns the restrictions of the process that are in force, and why the others are not.
+    /// Returns the restrictions that are in force, and why the others are not, as text.
     pub fn text(&self) -> String {
         let in_force: Vec<_> = [("seccomp", self.seccomp), ("landlock", self.landlock)]
             .into_iter()
@@ -85,66 +87,68 @@ impl SandboxStatus {
     }
 }
 
-/// Another port of the gateway that is carried (`listen.forward`).
+/// A further port of the gateway that the sidecar forwards to (`listen.forward`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Forward {
-    /// The addresses listened on for it.
+    /// The addresses on which the sidecar listens for this port.
     pub listening: Vec<String>,
-    /// The address that it leads to.
+    /// The gateway's address with this port.
     pub target: String,
-    /// Whether that accepts connections.
+    /// Whether the target accepts connections.
     pub reachable: bool,
-    /// Why not.
+    /// Why the target is not reachable; `None` if it is.
     pub error: Option<String>,
 }
 
-/// The certificate that clients are shown.
+/// The certificate that is served to clients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Certificate {
-    /// The DNS names and addresses in it.
+    /// The DNS names and IP addresses in the certificate.
     pub names: Vec<String>,
-    /// From when it is valid.
+    /// The time from which the certificate is valid.
     pub not_before: String,
-    /// Until when it is valid.
+    /// The time until which the certificate is valid.
     pub not_after: String,
-    /// Seconds until then; negative afterwards.
+    /// The number of seconds until the certificate expires; negative if it has expired.
     pub expires_in_seconds: i64,
-    /// SHA-256 of the leaf, `AA:BB:..`, as OpenClaw pins it.
+    /// The SHA-256 fingerprint of the leaf as `AA:BB:..`, the form that OpenClaw pins.
     pub fingerprint: String,
-    /// SHA-256 of its public key, base64, as `curl --pinnedpubkey sha256//` takes it.
+    /// The SHA-256 digest of the leaf's public key in base64, the form that `curl --pinnedpubkey sha256//` takes.
     pub public_key: String,
-    /// SHA-256 of loopgate's own CA; none beside an operator's pair without a state directory.
+    /// The SHA-256 fingerprint of loopgate's own CA; `None` if the operator provides the certificate and
+    /// there is no CA in the state directory.
     pub ca_fingerprint: Option<String>,
-    /// Why a newer certificate is not served.
+    /// Why a newer certificate could not be loaded or made; `None` if there is no such problem.
     pub problem: Option<String>,
 }
 
 /// The state of discovery.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiscoveryStatus {
-    /// `off`, `connecting`, `live` or `disconnected`.
+    /// The state of the connection to Docker: `off`, `connecting`, `live` or `disconnected`.
     pub docker: String,
-    /// The state of the connection to the Kubernetes API server, by the same words.
+    /// The state of the connection to the Kubernetes API server, in the same words.
     #[serde(default = "off")]
     pub kubernetes: String,
-    /// How long it has been live or disconnected.
+    /// The number of seconds for which the connection has been live or disconnected.
     pub for_seconds: Option<u64>,
-    /// Why Docker, or the API server, can't be reached.
+    /// Why Docker or the API server can't be reached; `None` if it can.
     pub error: Option<String>,
-    /// The container that owns this network namespace.
+    /// The name of the container that owns this network namespace, if it is known.
     pub owner: Option<String>,
-    /// Its compose project.
+    /// The compose project of the owner.
     pub project: Option<String>,
-    /// `attached`, `orphaned` or `left`.
+    /// Whether the owner runs in this namespace: `attached` if it does, `orphaned` if it does not run, `left` if it
+    /// runs in another one.
     pub namespace: String,
-    /// The addresses of this network namespace, loopback and link-local ones excluded.
+    /// The addresses of this network namespace, without loopback and link-local ones.
     pub own_addresses: Vec<String>,
-    /// Its names on shared networks.
+    /// The names of this network namespace on the networks that it shares with other containers.
     pub own_names: Vec<String>,
 }
 
 impl DiscoveryStatus {
-    /// Returns the name of the source of agents, and its state.
+    /// Returns the name of the source of agents, Docker or Kubernetes, and the state of the connection to it.
     pub fn source(&self) -> (&'static str, &str) {
         if self.kubernetes == "off" { ("Docker", &self.docker) } else { ("Kubernetes", &self.kubernetes) }
     }
@@ -154,70 +158,72 @@ fn off() -> String {
     "off".into()
 }
 
-/// A container that is an agent.
+/// A container or a pod that is an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Agent {
-    /// Its name.
+    /// The name of the container or pod.
     pub container: String,
-    /// Its full id.
+    /// The container's full id, or the pod's uid.
     pub id: String,
-    /// Its compose service.
+    /// The container's compose service, or the pod's service account.
     pub service: Option<String>,
-    /// Its addresses on shared networks.
+    /// The addresses from which the agent connects.
     pub addresses: Vec<String>,
-    /// `attested` or `address`: how it proves that a connection is its own.
+    /// How the agent proves its identity: `attested` or `address`.
     pub proof: String,
-    /// The scope cap of its label, if it has one.
+    /// The scope cap in the agent's label; `None` if the label has none.
     pub scopes: Option<Vec<String>>,
-    /// How many connections it has on the agent lane.
+    /// The number of the agent's connections on the agent lane.
     pub connections: usize,
 }
 
-/// A labelled container that is not an agent.
+/// A container or a pod that has an agent's label but is not an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NotAgent {
-    /// Its name.
+    /// The name of the container or pod.
     pub container: String,
-    /// Why not.
+    /// Why it is not an agent.
     pub why: String,
 }
 
-/// Connections by lane.
+/// The number of connections on each lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Lanes {
-    /// On the agent lane.
+    /// The number on the agent lane.
     pub agent: usize,
-    /// On the external lane.
+    /// The number on the external lane.
     pub external: usize,
 }
 
 /// One open connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Connection {
-    /// Its number, as in the log.
+    /// The number of the connection, which the log also has.
     pub number: u64,
-    /// The peer, address and port.
+    /// The peer's address and port.
     pub peer: String,
-    /// `agent` or `external`.
+    /// The lane: `agent` or `external`.
     pub lane: String,
-    /// What makes the client an agent: `own-address`, `cidr`, `address`, `attested` or `certificate`.
+    /// What makes the client an agent: `own-address`, `cidr`, `address`, `attested` or `certificate`;
+    /// `None` on the external lane. The JSON and the audit log call it `admitted`: the proof on which
+    /// the client was admitted to the agent lane.
     #[serde(rename = "admitted")]
     pub basis: Option<String>,
-    /// The container, or the identity in the certificate.
+    /// The agent's container or certificate URI, or the external user's name in the certificate.
     pub who: Option<String>,
-    /// The loopback address that the gateway sees an agent come from.
+    /// The loopback address from which the gateway sees the agent; `None` on the external lane.
     pub source: Option<String>,
-    /// `http/1.1` or `h2`.
+    /// The protocol that the client speaks: `http/1.1` or `h2`.
     pub protocol: String,
-    /// Since when.
+    /// The time at which the connection got its lane.
     pub since: String,
-    /// Seconds since then.
+    /// The number of seconds since that time.
     pub for_seconds: u64,
-    /// Why it is not an agent, where one might expect it to be.
+    /// Why the client is not an agent. `None` if it is one, or has nothing in common with one.
     pub why_not_agent: Option<String>,
 }
 
-/// Formats an age by its two largest units, as in `2h 5m`.
+/// Formats a number of seconds in its two largest units, as in `2h 5m`.
 pub fn span(seconds: u64) -> String {
     let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
     let mut left = seconds;
@@ -237,7 +243,7 @@ pub fn span(seconds: u64) -> String {
     if parts.is_empty() { "0s".into() } else { parts.join(" ") }
 }
 
-/// A status with one of everything.
+/// Returns a status that has at least one element in each list that can have some.
 #[cfg(test)]
 pub fn example() -> Status {
     let connection = |number, lane: &str| Connection {
