@@ -11,37 +11,37 @@ use super::finding::{Kind, Remedy, Report};
 use crate::config::{Config, OwnAddresses};
 use crate::discovery::{AgentKind, NamespaceState, View, WhyNotAgent};
 
-/// What weakens the proof of a client by its address, beyond the view.
+/// Facts that make a source address a weak proof of identity, and that discovery does not know.
 #[derive(Clone, Debug, Default)]
 pub struct AddressRisks {
-    /// Names of agents by address whose containers have NET_RAW, and so can forge source addresses.
+    /// The names of agents by address whose containers have NET_RAW, with which they can forge source addresses.
     pub net_raw: Vec<String>,
     /// Whether this process runs in a user namespace, as every container of a rootless engine does.
     pub user_namespace: bool,
 }
 
-/// The part of a container's configuration that decides on its capabilities.
+/// The part of a container's configuration that determines its capabilities.
 #[derive(Clone, Debug, Default)]
 pub struct Capabilities {
     /// Whether the container is privileged.
     pub privileged: bool,
     /// Whether the engine's default capabilities include NET_RAW: Docker's do, Podman's do not.
     pub default_net_raw: bool,
-    /// Capabilities added to the default ones.
+    /// The capabilities that are added to the default ones.
     pub added: Vec<String>,
-    /// Default capabilities that are dropped.
+    /// The default capabilities that are dropped.
     pub dropped: Vec<String>,
 }
 
 impl Capabilities {
-    /// Returns whether the container has NET_RAW. Docker's default set includes it; an added
-    /// capability wins over a dropped one.
+    /// Returns whether the container has NET_RAW. A capability that is both added and dropped is added.
     pub fn net_raw(&self) -> bool {
         let named = |list: &[String]| list.iter().any(|name| matches!(bare(name).as_str(), "ALL" | "NET_RAW"));
         self.privileged || named(&self.added) || (self.default_net_raw && !named(&self.dropped))
     }
 }
 
+/// Returns the name of a capability in upper case and without `CAP_`.
 fn bare(name: &str) -> String {
     let name = name.to_ascii_uppercase();
     name.strip_prefix("CAP_").map_or_else(|| name.clone(), Into::into)
@@ -157,7 +157,7 @@ fn bridge(view: &View, config: &Config, report: &mut Report) {
     let lists: [(&'static str, &[IpNet]); 2] =
         [("external.trusted_proxies", &config.external.trusted_proxies), ("agents.cidrs", &config.agents.cidrs)];
     for (key, list) in lists {
-        // A wide list of agents leaves the bridge out by itself.
+        // A network in agents.cidrs does not make the bridge an agent, unless it is exactly the bridge's address.
         let means_it = |net: &IpNet, ip: &IpAddr| {
             net.contains(ip) && (key != "agents.cidrs" || net.prefix_len() == net.max_prefix_len())
         };
@@ -200,8 +200,8 @@ fn plain(config: &Config, report: &mut Report) {
     }
 }
 
-/// Returns whether `net` is wider than any private network: 10.0.0.0/8 for IPv4; for IPv6 fc00::/7,
-/// and a /16 elsewhere.
+/// Returns whether `net` is wider than any private network: than a /8 in IPv4, and in IPv6 than a /16, or than
+/// a /7 within fc00::/7.
 fn is_wide(net: &IpNet) -> bool {
     match net {
         IpNet::V4(net) => net.prefix_len() < 8,

@@ -1,4 +1,4 @@
-//! The catalogue of every kind of finding.
+//! All kinds of findings, with their ids, severities and meanings.
 
 use super::finding::{Kind, Severity};
 use Severity::{Error, Note, Warning};

@@ -4,26 +4,28 @@ use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use crate::pki::offline;
 
-/// The state of the certificate.
+/// The state of the server certificate.
 #[derive(Clone, Debug)]
 pub struct CertificateState {
-    /// What its files hold, or why they can't be read; `None` while loopgate has not made one yet.
+    /// The content of the certificate's files, or why they can't be read; `None` if loopgate has not made a
+    /// certificate yet.
     pub report: Option<Result<offline::Report, String>>,
-    /// Whether it is the operator's own pair, which loopgate does not renew.
+    /// Whether the operator provides the certificate. loopgate does not renew it then.
     pub own_pair: bool,
-    /// Whether loopgate adds names to it (`tls.follow_names`).
+    /// Whether loopgate adds new names to the certificate (`tls.follow_names`).
     pub follows_names: bool,
-    /// The names and addresses that clients may connect to.
+    /// The names and addresses that clients may dial.
     pub wanted: Vec<String>,
-    /// Why the running sidecar could not load a newer one.
+    /// Why the running sidecar could not load or make a newer certificate; `None` if there is no such problem.
     pub problem: Option<String>,
     /// The current time in RFC 3339 and UTC, like the times of the report.
     pub now: String,
 }
 
-/// The days before its end from which an operator's own pair is reported.
+/// A certificate that the operator provides is reported if it expires within this many days.
 const FEW_DAYS: i64 = 14;
-/// The days for loopgate's own certificates, which it renews long before.
+/// A certificate that loopgate made is reported if it expires within this many days. loopgate should have renewed
+/// it long before.
 const FEW_DAYS_OF_OURS: i64 = 7;
 
 /// Adds the findings about the certificate.
@@ -113,7 +115,7 @@ fn judge_names(state: &CertificateState, found: &offline::Report, report: &mut R
     report.find(&kind::CERTIFICATE_NAMES, what, remedy);
 }
 
-/// Returns whether the name `has` of a certificate matches `name` (RFC 6125: `*` matches one label).
+/// Returns whether `has`, a name in a certificate, matches `name` (RFC 6125: `*` matches one label).
 fn covers(has: &str, name: &str) -> bool {
     let rest = |name: &str| name.split_once('.').map(|(_, rest)| rest.to_owned());
     has.eq_ignore_ascii_case(name)

@@ -5,39 +5,40 @@ use std::time::Duration;
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 
-/// The state of the engine.
+/// The state of the engine, as the probe observed it.
 #[derive(Clone, Debug)]
 pub struct EngineState {
-    /// Its address as a URL; `None` if discovery by Docker is off.
+    /// The engine's address as a URL; `None` if discovery through Docker is off.
     pub engine: Option<String>,
-    /// Whether its address was only guessed (`--docker auto` without `DOCKER_HOST`).
+    /// Whether the address is that of a usual socket, because neither the configuration nor `DOCKER_HOST` names one.
     pub guessed: bool,
     /// The value of `DOCKER_HOST`, if it is set but the configuration names another engine.
     pub unused_docker_host: Option<String>,
-    /// Whether there is no socket.
+    /// Whether the engine's socket does not exist.
     pub absent: bool,
-    /// Why its events can't be followed.
+    /// Why loopgate can't follow the engine's events; `None` if it can.
     pub error: Option<String>,
     /// The responses to the requests that loopgate needs.
     pub needed: Vec<PathStatus>,
     /// The response to a request that loopgate does not need.
     pub needless: Option<PathStatus>,
-    /// How far the engine's clock is ahead of this one, in seconds; negative if it is behind.
+    /// The seconds by which the engine's clock is ahead of this one; negative if it is behind. `None` if
+    /// it is not known.
     pub ahead: Option<i64>,
 }
 
 /// The response to a request for a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathStatus {
-    /// The path, as the finding prints it.
+    /// The path, in the form that findings print.
     pub path: &'static str,
     /// The HTTP status.
     pub status: u16,
-    /// The text of a refusal.
+    /// The text of the response, if it is a refusal.
     pub refusal: Option<String>,
 }
 
-/// The difference of the clocks that is tolerated.
+/// The largest difference of the clocks that causes no finding.
 const TOLERANCE: Duration = Duration::from_secs(30);
 
 /// Adds the findings about the engine.
@@ -76,7 +77,7 @@ pub fn judge(state: &EngineState, report: &mut Report) {
         report.find(&kind::DOCKER_FORBIDDEN, what, Remedy::words(remedy));
     }
     match &state.needless {
-        // The engine itself answered: 400 means that the query lacks the file's name.
+        // The engine itself responded. 400 is its response to a query without a file name.
         Some(PathStatus { path, status: status @ (400 | 200..300), .. }) => {
             let what = format!(
                 "GET {path} gets through to the engine ({status}), which returns any file of any container on it"

@@ -1,5 +1,5 @@
-//! Asks the Docker Engine which requests it permits, what its clock says, and which capabilities
-//! agents by address have.
+//! Asks the Docker Engine which requests it permits, what time its clock shows, and which
+//! capabilities the containers of agents have.
 
 use std::collections::BTreeMap;
 
@@ -12,13 +12,14 @@ use crate::check::gateway_command::Container;
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::{AgentKind, SourceState, View};
 
-/// A path that loopgate does not need to GET, which returns files of a container. Without a file
-/// name, and for a container that does not exist, the request does nothing, and the engine answers
-/// 400. So an answer of the engine shows that there is no filter, or one that permits GET on every
-/// path of a container, `attach/ws` included.
+/// A path that loopgate never needs to GET, in the form that findings print, and as it is requested.
+///
+/// The path returns files of a container. This request has no file name and names a container that does
+/// not exist, so it has no effect, and the engine responds with 400. If that response arrives, there is no
+/// filter before the engine, or one that permits GET on every path of a container, including `attach/ws`.
 const NEEDLESS: (&str, &str) = ("/containers/{id}/archive", "/containers/loopgate-check/archive");
 
-/// Sends the probes to `engine`, the source of `view`.
+/// Sends the probes to `engine`, from which discovery made `view`.
 pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
     let mut state = EngineState {
         engine: engine.map(Engine::name),

@@ -1,4 +1,4 @@
-//! The result of a check: findings with remedies, and what is in order.
+//! The report of `check`: findings with remedies, and subjects that are in order. Field names are those of its JSON.
 
 use std::fmt;
 
@@ -9,11 +9,11 @@ use serde_json::Value;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// It doesn't work, or it isn't safe.
+    /// Something does not work, or is not safe.
     Error,
-    /// It works, but permits more than it needs to, or will fail soon.
+    /// Something works, but permits more than it needs to, or will fail soon.
     Warning,
-    /// Worth knowing.
+    /// Something that the operator may want to know, and need not change.
     Note,
 }
 
@@ -31,38 +31,38 @@ impl Severity {
 /// A kind of finding. All kinds are in [`super::catalogue::ALL`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// Its id, which never changes.
+    /// The id of the kind, which never changes.
     pub id: &'static str,
-    /// Its severity.
+    /// The severity of all findings of this kind.
     pub severity: Severity,
-    /// Its meaning, in one sentence.
+    /// The meaning of a finding of this kind, in one sentence.
     pub means: &'static str,
 }
 
-/// What to do about a finding.
+/// The remedy for a finding.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "in", rename_all = "kebab-case")]
 pub enum Remedy {
     /// Set a key of the gateway's own `openclaw.json`.
     #[serde(rename = "openclaw.json")]
     OpenClaw {
-        /// The key, dotted.
+        /// The dotted path of the key.
         key: &'static str,
-        /// Its value.
+        /// The value to set.
         value: Value,
     },
     /// Set an option of loopgate.
     #[serde(rename = "loopgate")]
     Loopgate {
-        /// The key of the file, dotted, or the flag.
+        /// The dotted path of the key in the file, or the flag.
         key: &'static str,
-        /// Its value.
+        /// The value to set.
         value: Value,
     },
-    /// Anything else.
+    /// Do something else, described in words.
     #[serde(rename = "surroundings")]
     Do {
-        /// What to do.
+        /// The instruction for the operator.
         what: String,
     },
 }
@@ -87,36 +87,37 @@ impl fmt::Display for Remedy {
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
-    /// The id of its kind.
+    /// The id of the finding's kind.
     pub id: &'static str,
-    /// Its severity.
+    /// The severity of the finding.
     pub severity: Severity,
-    /// The observations that led to it.
+    /// The observations that led to the finding.
     pub seen: Vec<String>,
-    /// What to do about it.
+    /// The remedy.
     pub remedy: Remedy,
 }
 
-/// Something that is in order.
+/// A subject that is in order.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Fine {
-    /// Its subject, in one or two words.
+    /// The subject, in one or two words.
     pub about: &'static str,
-    /// The observation.
+    /// The observation that shows that it is in order.
     pub seen: String,
 }
 
-/// The result of a check.
+/// The report of all checks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
     /// The findings, the worst first.
     pub findings: Vec<Finding>,
-    /// What is in order.
+    /// The subjects that are in order.
     pub fine: Vec<Fine>,
 }
 
 impl Report {
-    /// Adds a finding. Observations with the same kind and remedy become one finding.
+    /// Adds an observation with its remedy. Observations of the same kind and with the same remedy become
+    /// one finding.
     pub fn find(&mut self, kind: &'static Kind, seen: impl Into<String>, remedy: Remedy) {
         let seen = seen.into();
         match self.findings.iter_mut().find(|known| known.id == kind.id && known.remedy == remedy) {
@@ -126,7 +127,7 @@ impl Report {
         }
     }
 
-    /// Adds something that is in order.
+    /// Adds a subject that is in order.
     pub fn fine(&mut self, about: &'static str, seen: impl Into<String>) {
         self.fine.push(Fine { about, seen: seen.into() });
     }

@@ -1,4 +1,4 @@
-//! The findings' remedies in the gateway's `openclaw.json`, as commands of the gateway's own CLI.
+//! Remedies that set a key of the gateway's `openclaw.json`, as commands of OpenClaw's CLI.
 
 use std::fmt;
 
@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::finding::{Remedy, Report};
 
-/// Keys that can be set without asking: each value narrows what the gateway trusts, or lets
-/// loopgate reach it. The others need a decision, such as whose pages may connect.
+/// The keys that `--fix` sets. Each of their values makes the gateway trust less, or lets loopgate reach
+/// the gateway. Other keys need a decision of the operator, such as which pages may connect.
 const SAFE: [&str; 6] = [
     "gateway.bind",
     "gateway.tls.enabled",
@@ -20,14 +20,14 @@ const SAFE: [&str; 6] = [
 /// A command that sets a key of the gateway's configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
-    /// The key, dotted.
+    /// The dotted path of the key.
     pub key: &'static str,
-    /// Its value.
+    /// The value to set.
     pub value: Value,
 }
 
 impl Setting {
-    /// Returns the arguments of `openclaw`.
+    /// Returns the arguments with which `openclaw` sets the key.
     pub fn arguments(&self) -> Vec<String> {
         let mut arguments: Vec<String> = ["config", "set", self.key].map(Into::into).into();
         match &self.value {
@@ -38,13 +38,13 @@ impl Setting {
         arguments
     }
 
-    /// Returns whether it can be set without asking the operator.
+    /// Returns whether `--fix` may set the key without a decision of the operator.
     pub fn is_safe(&self) -> bool {
         SAFE.contains(&self.key)
     }
 }
 
-/// As one types it in a shell.
+/// Formats the command for a shell, with quotes where they are needed.
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("openclaw")?;
@@ -57,7 +57,7 @@ impl fmt::Display for Setting {
     }
 }
 
-/// Returns a command for each key that a finding wants to be set.
+/// Returns a command for each remedy in `report` that sets a key of `openclaw.json`.
 pub fn settings(report: &Report) -> Vec<Setting> {
     let mut settings: Vec<Setting> = Vec::new();
     for finding in &report.findings {

@@ -1,4 +1,4 @@
-//! Findings about the ports beside the gateway's own that are carried (`listen.forward`).
+//! Findings about the further ports of the gateway that loopgate forwards to (`listen.forward`).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use crate::config::{Config, Forward};
 
-/// The time limit for a connection to a port.
+/// The time limit for connecting to a port.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A forward, the address that it leads to, and why that accepts no connection, if it accepts none.
+/// A forward, the address that it leads to, and the error of a connection to that address, if any.
 pub type Observation = (Forward, SocketAddr, Option<String>);
 
-/// Connects to where each forward leads.
+/// Connects to the target of each forward.
 pub async fn probe(config: &Config) -> Vec<Observation> {
     let each = config.listen.forward.iter().map(|forward| async move {
         let target = SocketAddr::new(config.gateway.address.ip(), forward.target);

@@ -1,4 +1,4 @@
-//! Findings about the gateway, from the answers to probes.
+//! Findings about the gateway, from its responses to the probes.
 
 use std::net::IpAddr;
 
@@ -116,7 +116,7 @@ fn trust(seen: &Observation, report: &mut Report) {
                 format!("{source} is not believed about its clients"),
                 trust_exactly(source),
             ),
-            // Newer versions know their own clients even so.
+            // A gateway that still takes its own clients for local ones is one of the newer versions.
             (false, true) if is_first(proxy) && seen.local != Client::Local => {
                 report.find(&kind::PROXIES_LOOPBACK, what, trust_exactly(source))
             }

@@ -7,16 +7,16 @@ use super::finding::{Remedy, Report};
 /// A container that shares this network namespace.
 #[derive(Clone, Debug, Default)]
 pub struct Container {
-    /// Its name.
+    /// The container's name.
     pub name: String,
-    /// Its program and the arguments.
+    /// The container's program and its arguments.
     pub words: Vec<String>,
-    /// Variables that say where the gateway listens, as `NAME=VALUE`.
+    /// The environment variables that make the gateway listen elsewhere, as `NAME=VALUE`.
     pub variables: Vec<String>,
 }
 
-/// Adds a finding for each container whose command or environment makes a gateway listen elsewhere
-/// than on loopback, or kill loopgate.
+/// Adds a finding for each container whose command line or environment makes a gateway listen on an
+/// address that is not loopback, or end the program that listens on its port, such as loopgate.
 pub fn judge(containers: &[Container], report: &mut Report) {
     for container in containers {
         for text in overrides(container) {
@@ -26,7 +26,7 @@ pub fn judge(containers: &[Container], report: &mut Report) {
     }
 }
 
-/// Adds the finding for a gateway that does not listen as its file says.
+/// Adds the finding about a gateway that is exposed although `bind` in its configuration file is `loopback`.
 pub fn judge_file(bind: Option<&str>, is_exposed: bool, report: &mut Report) {
     if is_exposed && bind == Some("loopback") {
         let what = "gateway.bind in openclaw.json is \"loopback\", but the gateway answers on an address of the bridge";
@@ -42,8 +42,9 @@ fn remedy() -> Remedy {
     )
 }
 
+/// Returns the arguments and variables of `container` that override the gateway's configuration, in words.
 fn overrides(container: &Container) -> Vec<String> {
-    // A shell's script is one word.
+    // The script of `sh -c` is one argument, so each argument is split into words.
     let words: Vec<&str> = container.words.iter().flat_map(|word| word.split_whitespace()).collect();
     if !words.contains(&"gateway") {
         return Vec::new();

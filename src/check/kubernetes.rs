@@ -3,14 +3,14 @@
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 
-/// The state of the API server.
+/// The state of the API server, as the probe observed it.
 #[derive(Clone, Debug)]
 pub struct ApiServerState {
-    /// Its address as a URL.
+    /// The API server's address as a URL.
     pub api: String,
-    /// Why its pods can't be watched.
+    /// Why loopgate can't watch pods; `None` if it can.
     pub error: Option<String>,
-    /// The errors of requests that loopgate needs and that it forbids.
+    /// The errors of the requests that loopgate needs but the API server forbids.
     pub forbidden: Vec<String>,
 }
 

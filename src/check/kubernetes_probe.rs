@@ -6,7 +6,7 @@ use crate::discovery::kubernetes::error::Permission;
 use crate::discovery::{AgentKind, SourceState, View};
 use crate::error_chain::error_chain;
 
-/// Sends the probes to `api`, the source of `view`.
+/// Sends the probes to `api`, from which discovery made `view`.
 pub async fn probe(api: &Api, view: &View) -> ApiServerState {
     let mut state =
         ApiServerState { api: api.name(), error: view.source_state.error().map(Into::into), forbidden: Vec::new() };

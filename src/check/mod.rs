@@ -53,10 +53,10 @@ pub use finding::{Finding, Remedy, Report, Severity};
 
 /// The time limit for the first list of discovery.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The port that browsers omit from an origin.
+/// The default port of HTTPS, which browsers omit from an origin.
 const HTTPS: u16 = 443;
 
-/// Runs every check, on a runtime of its own. Blocks.
+/// Runs all checks on a new runtime. Blocks.
 ///
 /// # Errors
 /// If the runtime can't be created.
@@ -67,8 +67,8 @@ pub fn run(config: &Config, openclaw_config: Option<&Path>) -> io::Result<Report
     Ok(runtime.block_on(collect(config, file.as_deref(), status)))
 }
 
-/// Returns the gateway's configuration file to check: the named one, else the one in the gateway's
-/// state directory. Blocks.
+/// Returns the path of the gateway's configuration file: `named`, or else the `openclaw.json` in
+/// `gateway.state_dir`, if it exists. Blocks.
 pub fn openclaw_file(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
     let in_state_dir = || {
         config.gateway.state_dir.as_ref().map(|directory| directory.join("openclaw.json")).filter(|file| file.is_file())
@@ -76,6 +76,8 @@ pub fn openclaw_file(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
     named.map(Path::to_path_buf).or_else(in_state_dir)
 }
 
+/// Runs all probes, and judges what they observe. `file` is the gateway's configuration file, and
+/// `status` the status of the running sidecar.
 async fn collect(config: &Config, file: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
     let mut report = Report::default();
     let shutdown = Shutdown::new();
@@ -100,7 +102,7 @@ async fn collect(config: &Config, file: Option<&Path>, status: Option<Result<Sta
     report
 }
 
-/// Examines the gateway, its configuration `file` and its other files.
+/// Adds the findings about the gateway, its configuration `file` and its other files.
 async fn examine_gateway(
     config: &Config,
     file: Option<&Path>,
@@ -136,7 +138,7 @@ async fn examine_gateway(
     }
 }
 
-/// Examines the source of agents, and the containers that it lists.
+/// Adds the findings about Docker or Kubernetes, and about the containers or pods there.
 async fn examine_discovery(config: &Config, engine: Option<&Engine>, view: &View, report: &mut Report) {
     match config.discovery {
         AgentSourceKind::Docker => docker::judge(&docker_probe::probe(engine, view).await, report),
@@ -153,6 +155,7 @@ async fn examine_discovery(config: &Config, engine: Option<&Engine>, view: &View
     agents::judge(view, &risks, config, report);
 }
 
+/// Returns the plan of the gateway's probe.
 fn plan(
     config: &Config,
     view: &View,
@@ -178,9 +181,11 @@ fn plan(
     }
 }
 
-/// Returns the origins that browsers may send for the host names of the certificate. Names without
-/// a dot are left out: they are used between containers. The published port is not known here, so a
-/// port that the gateway allows for a name is taken for it.
+/// Returns the origins of the pages that browsers may open at the names in `tls.names`. Names without a dot
+/// are left out, because only other containers use them.
+///
+/// The port that is published for a name is not known here. If the gateway allows an origin with that
+/// name and some port, that port is assumed, else the port of `listen.on`.
 fn origins(config: &Config, allowed: &[String]) -> Vec<String> {
     let is_public = |name: &&String| match name.parse() {
         Ok(SubjectName::Dns(name)) => name.contains('.') && !name.starts_with("*."),
@@ -201,8 +206,9 @@ fn origins(config: &Config, allowed: &[String]) -> Vec<String> {
     config.tls.names.iter().filter(is_public).flat_map(of_name).collect()
 }
 
-/// Returns the origin at which people outside reach loopgate, if the gateway allows one. A name of
-/// the certificate would not do: the port that is published for it is not known here.
+/// Returns the origin at which clients from outside reach loopgate: the first one in `allowed` that is
+/// not a name of this machine. It is not made from a name in the certificate, because the published
+/// port is not known here.
 fn public_origin(allowed: &[String]) -> Option<&str> {
     let is_public = |origin: &&str| {
         origin.strip_prefix("https://").is_some_and(|host| {
@@ -212,7 +218,7 @@ fn public_origin(allowed: &[String]) -> Option<&str> {
     allowed.iter().map(String::as_str).find(is_public)
 }
 
-/// Returns the addresses of this namespace that clients can connect to.
+/// Returns the addresses of this namespace that clients may dial: all but link-local ones.
 fn dialled(view: &View) -> Vec<IpAddr> {
     view.own_addresses().filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())).collect()
 }
@@ -223,7 +229,7 @@ fn certificate(config: &Config, view: &View, status: Option<&Result<Status, Stri
     let made = own_pair.is_some() || config.state_dir.join("server.pem").exists();
     let names = if own_pair.is_some() { &[][..] } else { &config.tls.names };
     let addresses = reachable_addresses(&config.listen.on, config.gateway.address, view);
-    // A network alias may be a text that is not a valid name in a certificate.
+    // Docker accepts network aliases that are not valid as a name in a certificate. They are left out.
     let found = view
         .own_names
         .iter()
@@ -244,7 +250,7 @@ fn rfc3339(time: OffsetDateTime) -> String {
     whole.format(&Rfc3339).unwrap_or_default()
 }
 
-/// Returns whether this process runs in a user namespace of its own (`user_namespaces(7)`).
+/// Returns whether this process runs in another user namespace than the host's (`user_namespaces(7)`).
 fn in_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.split_whitespace().ne(["0", "0", "4294967295"])

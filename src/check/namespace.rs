@@ -1,5 +1,5 @@
-//! Findings about what else accepts connections in the gateway's network namespace: a service
-//! mesh's proxy, or another program that could pass outside clients on to the gateway.
+//! Findings about other programs that accept connections in the gateway's network namespace, such as
+//! the proxy of a service mesh. They could forward outside clients to the gateway.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,11 +11,11 @@ use crate::admin::status::Status;
 use crate::config::{AgentSourceKind, Config, OwnAddresses};
 use crate::discovery::View;
 
-/// `TCP_LISTEN` of the kernel's `include/net/tcp_states.h`.
+/// The state of a listening socket: `TCP_LISTEN` in the kernel's `include/net/tcp_states.h`.
 const LISTENING: &str = "0A";
 
-/// Ports that the proxies of service meshes listen on in a pod's network namespace. Connections to
-/// the pod are redirected to them by rules that can't be read without `NET_ADMIN`.
+/// The ports on which proxies of service meshes listen in a pod's network namespace. Netfilter rules
+/// redirect connections to them. The rules themselves can't be read without `NET_ADMIN`.
 const MESHES: &[(u16, &str)] = &[
     (15001, "Istio, Kuma or Consul"),
     (15006, "Istio or Kuma"),
@@ -24,20 +24,20 @@ const MESHES: &[(u16, &str)] = &[
     (4143, "Linkerd"),
 ];
 
-/// What listens in this network namespace.
+/// The listeners in this network namespace.
 #[derive(Clone, Debug, Default)]
 pub struct Observation {
-    /// The addresses on which some program accepts TCP connections.
+    /// The addresses on which any program accepts TCP connections.
     pub listeners: BTreeSet<SocketAddr>,
-    /// The ports of loopgate and of the gateway.
+    /// The ports on which loopgate and the gateway listen.
     pub expected: BTreeSet<u16>,
-    /// Whether the namespace is a container's or a pod's, and not a host's.
+    /// Whether the namespace belongs to a container or a pod, and not to a host.
     pub is_container: bool,
     /// Whether `listen.own_addresses` is `agent`.
     pub own_addresses_are_agents: bool,
 }
 
-/// Reads the listeners of this network namespace. `status` is that of the sidecar in it, if one answers.
+/// Reads the listeners of this network namespace. `status` is the status of the sidecar in it, if one runs.
 pub fn observe(config: &Config, view: &View, status: Option<&Status>) -> Observation {
     let listeners = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
         .into_iter()
@@ -92,8 +92,8 @@ pub fn judge(seen: &Observation, report: &mut Report) {
     }
 }
 
-/// Returns the address of a listening socket in a line of `net/tcp` or `net/tcp6`
-/// (proc_pid_net(5)): number, local address, remote address, state and so on.
+/// Parses a line of `/proc/net/tcp` or `/proc/net/tcp6` (proc_pid_net(5)), whose fields are number,
+/// local address, remote address, state and others. Returns the local address if the socket listens.
 fn listener(line: &str) -> Option<SocketAddr> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, state) = (fields.next()?, fields.nth(1)?);

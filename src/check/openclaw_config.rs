@@ -14,26 +14,26 @@ use crate::error_chain::error_chain;
 use crate::lane::LanePolicy;
 use crate::openclaw::files;
 
-/// What the gateway's configuration must match.
+/// The values that the gateway's configuration must match.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// The configured address of the gateway.
+    /// The gateway's address in loopgate's configuration.
     pub gateway: SocketAddr,
     /// The source address of the external lane.
     pub external_source: IpAddr,
-    /// The lane policy, which says what headers clients can send.
+    /// The lane policy, which knows the headers that clients can send.
     pub policy: LanePolicy,
-    /// Whether the running gateway takes its own clients for local ones, as versions from 2026.4 on do
-    /// whatever they trust.
+    /// Whether the running gateway treats its own clients as local. Versions from 2026.4 on do so even if
+    /// they trust 127.0.0.1 as a proxy.
     pub knows_local_clients: bool,
 }
 
-/// Why the gateway's configuration file is not judged.
+/// Why the gateway's configuration file was not read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unread {
     /// No file was named, and the gateway's state directory is not configured or has none.
     NotNamed,
-    /// The file can't be read or is not JSON5: the error.
+    /// The file can't be read or is not JSON5. The field is the error.
     Failed(String),
 }
 
@@ -61,7 +61,7 @@ pub fn judge_reading(read: Result<(), &Unread>, report: &mut Report) {
     }
 }
 
-/// Adds the findings about `config`.
+/// Adds the findings about the gateway's configuration, `config`.
 pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     let before = report.findings.len();
     let gateway = &config["gateway"];
@@ -79,7 +79,7 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     if gateway["tls"]["enabled"] == true {
         report.find(&kind::GATEWAY_TLS, "gateway.tls.enabled is true", no_tls());
     }
-    // Left out, it is 18789.
+    // If the key is missing, the gateway uses its default port.
     let port = gateway["port"].as_u64().unwrap_or(u64::from(crate::config::GATEWAY_PORT));
     if port != u64::from(wanted.gateway.port()) {
         let remedy = Remedy::OpenClaw { key: "gateway.port", value: json!(wanted.gateway.port()) };
@@ -111,7 +111,7 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     }
 }
 
-/// Finds what keeps `auth.mode: "trusted-proxy"` from working behind loopgate.
+/// Adds the findings about keys that keep `auth.mode: "trusted-proxy"` from working behind loopgate.
 fn proxy_auth(auth: &Value, report: &mut Report) {
     if auth["trustedProxy"]["allowLoopback"] != true {
         let seen = "gateway.auth.mode is \"trusted-proxy\" without gateway.auth.trustedProxy.allowLoopback";
@@ -128,8 +128,8 @@ fn proxy_auth(auth: &Value, report: &mut Report) {
     }
 }
 
-/// Finds headers that the gateway believes in `auth.mode: "trusted-proxy"`, but that any client can
-/// send through loopgate.
+/// Adds a finding for each header that the gateway trusts in `auth.mode: "trusted-proxy"`, but that any
+/// client can send through loopgate.
 fn identity_headers(auth: &Value, policy: &LanePolicy, report: &mut Report) {
     if auth["mode"].as_str().is_some_and(|mode| mode != "trusted-proxy") {
         return;
@@ -150,7 +150,7 @@ fn identity_headers(auth: &Value, policy: &LanePolicy, report: &mut Report) {
     }
 }
 
-/// Adds a finding for each switch of the control page that weakens it.
+/// Adds a finding for each option that makes the gateway's control page less safe.
 fn control_ui(control_ui: &Value, report: &mut Report) {
     let switches = [
         ("dangerouslyDisableDeviceAuth", "gateway.controlUi.dangerouslyDisableDeviceAuth", &kind::DEVICE_AUTH),

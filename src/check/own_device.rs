@@ -9,14 +9,14 @@ use crate::openclaw::pair::SCOPES;
 /// The state of the gateway's own device.
 #[derive(Clone, Debug, Default)]
 pub struct Observation {
-    /// Whether loopgate keeps it paired (`gateway.state_dir`).
+    /// Whether loopgate keeps the device paired, because `gateway.state_dir` is set.
     pub kept: bool,
-    /// The scopes that it is paired for; `None` if the gateway's state can't be read, or has no such device yet.
+    /// The scopes that the device is paired for; `None` if the state can't be read, or has no such device yet.
     pub scopes: Option<Vec<String>>,
 }
 
-/// Adds the finding for a gateway of that version. The gateway's `paired.json` decides, not whether
-/// loopgate should keep the device paired.
+/// Adds the finding about a gateway of version 2026.2. It depends on the scopes in the gateway's
+/// `paired.json`; that loopgate is configured to keep the device paired is not enough.
 pub fn judge(seen: &Observation, report: &mut Report) {
     let missing: Vec<&str> = match &seen.scopes {
         Some(scopes) => SCOPES.into_iter().filter(|scope| !scopes.iter().any(|has| has == scope)).collect(),
@@ -40,7 +40,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
          where the gateway is, run once: loopgate pair --wait --approve --identity ~/.openclaw/identity/device.json \
          --token-file FILE"
     };
-    // Without a paired device there, another state may be the gateway's.
+    // If no paired device was found, the file that was given may not belong to this gateway's state.
     let is_unknown = seen.scopes.is_none() && !seen.kept;
     let kind = if is_unknown { &kind::OWN_DEVICE_UNKNOWN } else { &kind::OWN_DEVICE };
     report.find(kind, what, Remedy::words(remedy));

@@ -7,10 +7,12 @@ use super::finding::{Remedy, Report};
 use crate::config::External;
 use crate::lane::check_path_rules;
 
-/// Requests of the gateway's HTTP API, which ask for its token and for no device.
+/// The prefixes of the gateway's HTTP API, with a request of each. The API asks for a token, but not for a
+/// paired device.
 const HTTP_API: [(&str, &str); 2] = [("/tools/", "/tools/invoke"), ("/v1/", "/v1/chat/completions")];
 
-/// Adds the findings about `[[external.paths]]`. A scope cap without `operator.admin` closes the HTTP API too.
+/// Adds the finding about the gateway's HTTP API, unless `[[external.paths]]` closes it to external
+/// clients. A scope cap without `operator.admin` closes it as well.
 pub fn judge(external: &External, gateway_port: u16, report: &mut Report) {
     let capped = !external.scopes.is_empty() && !external.scopes.iter().any(|scope| scope == "operator.admin");
     let open = |(_, path): &&(&str, &str)| {

@@ -1,16 +1,17 @@
-//! The finding about setup codes, by which phones are paired. The gateway puts its own URL into
-//! them; on loopback it knows none that a phone can reach, and advises `gateway.bind: "lan"`.
+//! The finding about setup codes, with which phones are paired. A setup code contains the gateway's URL.
+//! A gateway on loopback knows no URL that a phone can reach, unless its configuration has one; it then
+//! advises `gateway.bind: "lan"`, which would bypass loopgate.
 
 use serde_json::{Value, json};
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 
-/// The key that tells the gateway the URL of loopgate, on every version.
+/// The key that contains the URL for setup codes, in every version of the gateway.
 const KEY: &str = "plugins.entries.device-pair.config.publicUrl";
 
-/// Adds the finding about the gateway's `config`. `origin` is what a browser's address bar shows
-/// for loopgate, if that is known.
+/// Adds the finding about the gateway's `config`. `origin` is the origin at which clients from outside
+/// reach loopgate, if it is known.
 pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
     let (plugins, gateway) = (&config["plugins"], &config["gateway"]);
     let plugin = &plugins["entries"]["device-pair"];
@@ -32,7 +33,7 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
         return report.find(&kind::SETUP_CODE, seen, remedy());
     }
     if !plugins["allow"].is_null() && !strings(&plugins["allow"]).any(|plugin| plugin == "device-pair") {
-        // Then the plugin is not loaded, and its URL is not read.
+        // The plugin is not loaded, so its URL is not read.
         let seen = "plugins.allow does not list device-pair, which makes setup codes";
         return report.find(
             &kind::SETUP_CODE,
@@ -53,8 +54,8 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
     }
 }
 
-/// Returns whether a client of `url` speaks TLS. The gateway takes a URL without a scheme as one
-/// without TLS, since it has none itself.
+/// Returns whether the scheme of `url` is one with TLS. To the gateway, which speaks no TLS itself, a URL
+/// without a scheme is one without TLS.
 fn is_encrypted(url: &str) -> bool {
     ["https://", "wss://"]
         .iter()

@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 
-/// The state directory as it is on disk.
+/// The state directory and its permissions.
 #[derive(Clone, Debug)]
 pub struct StateDir {
-    /// Its path.
+    /// The path of the directory.
     pub path: PathBuf,
-    /// Its mode bits; `None` if it does not exist.
+    /// The mode bits of the directory; `None` if it does not exist.
     pub mode: Option<u32>,
-    /// Whether this user may write to it, or create it.
+    /// Whether this user may write to the directory, or create it.
     pub writable: bool,
-    /// The keys in it, with their mode bits.
+    /// The key files in the directory, with their mode bits.
     pub keys: Vec<(PathBuf, u32)>,
 }
 

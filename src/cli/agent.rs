@@ -23,7 +23,7 @@ pub struct Args {
     wait: Option<MaybeEmpty<Duration>>,
 }
 
-/// How long connections that are being carried may take to end.
+/// The time that open connections get to end after a signal.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Forwards connections until a signal stops it.

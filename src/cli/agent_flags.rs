@@ -10,7 +10,7 @@ use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, SIDECA
 use crate::enrolment_protocol::{PROOF_DIRECTORY, ProofKind};
 use crate::fingerprint::Fingerprint;
 
-/// Where the shipped compose files mount the CA's certificate.
+/// The path at which the shipped compose files mount the CA's certificate.
 const CA_FILE: &str = "/ca/ca.pem";
 
 /// Every option is also an environment variable, LOOPGATE_ and its name.
@@ -61,18 +61,19 @@ pub struct Flags {
     log_format: Option<MaybeEmpty<LogFormat>>,
 }
 
-/// A value that may be empty, which is as good as absent: compose files write `LOOPGATE_CA: ${CA:-}`.
+/// A value of a flag or variable; `None` if it is empty. An empty value counts as absent, because compose
+/// files pass a variable that the host does not have as an empty one (`LOOPGATE_CA: ${CA:-}`).
 #[derive(Clone, Debug)]
 pub struct MaybeEmpty<T>(Option<T>);
 
-/// `parser`, except that an empty text is no value.
+/// Returns a parser that accepts an empty text, and passes any other to `parser`.
 pub fn maybe_empty<T>(
     parser: impl Fn(&str) -> Result<T, String> + Clone,
 ) -> impl Fn(&str) -> Result<MaybeEmpty<T>, String> + Clone {
     move |text| if text.is_empty() { Ok(MaybeEmpty(None)) } else { parser(text).map(|value| MaybeEmpty(Some(value))) }
 }
 
-/// The value, if there is one that is not empty.
+/// Returns the value, or `None` if it is absent or empty.
 pub fn value<T>(text: Option<MaybeEmpty<T>>) -> Option<T> {
     text.and_then(|text| text.0)
 }
@@ -98,7 +99,7 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
 }
 
 impl Flags {
-    /// How the command logs, where `level` is its own default.
+    /// Returns the log options of the command. `level` is its default level.
     pub fn log(&self, level: &str) -> Log {
         let format = value(self.log_format.clone()).unwrap_or(LogFormat::Text);
         Log {
@@ -109,7 +110,7 @@ impl Flags {
         }
     }
 
-    /// Returns the agent's settings. It listens on `port` of the loopback address unless `--listen` is given.
+    /// Returns the settings of the agent, which listens on 127.0.0.1 and `port` unless `--listen` is given.
     ///
     /// # Errors
     /// If flags contradict each other.
@@ -152,12 +153,15 @@ impl Flags {
     }
 }
 
-/// A complaint about `flag`.
+/// Returns the error for a problem of `flag`.
 pub fn wrong(flag: &str, what: &str) -> config::Error {
     config::Error(vec![Problem { place: flag.into(), what: what.into() }])
 }
 
-/// A runtime for a forwarder: two threads carry more than one agent asks for.
+/// Creates the runtime of `agent` and `exec`. Two threads are enough for the traffic of one agent.
+///
+/// # Errors
+/// If the runtime can't be created.
 pub fn runtime() -> Result<tokio::runtime::Runtime, super::error::Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.map_err(super::error::Error::io("starting the runtime"))

@@ -1,5 +1,5 @@
-//! `loopgate cert`: shows, exports, issues and rotates certificates. It works on the files, whether
-//! or not a sidecar uses them.
+//! `loopgate cert`: shows, exports, issues, revokes and rotates certificates. It works on the files in the
+//! state directory, whether or not a sidecar runs.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -82,11 +82,11 @@ pub enum Command {
     },
 }
 
-/// A serial number.
+/// The serial number of a certificate.
 #[derive(Clone, Debug)]
 pub struct Serial(Vec<u8>);
 
-/// The options that say which files are meant, and the trust domain.
+/// Selects the options for the certificate's files, and the trust domain.
 #[derive(Clone, Debug)]
 pub struct Files;
 
@@ -113,7 +113,8 @@ pub fn run(command: Command) -> Result<(), Error> {
         }
         Command::Issue { flags, name, user, out, password_file, encryption, life } => {
             let config = flags.load()?;
-            // Only the sidecar knows the names for the constraints of a new CA.
+            // Issuing would create a missing CA. With name constraints only the sidecar can create it,
+            // because it knows the names, so a missing CA is an error here.
             if config.tls.constrain_names {
                 offline::export(&config.state_dir)?;
             }
@@ -149,7 +150,8 @@ pub fn run(command: Command) -> Result<(), Error> {
     }
 }
 
-/// Writes the PKCS#12 file of a person. A generated password is printed once it is needed, and never stored.
+/// Issues a certificate for a person, and writes its PKCS#12 file. A generated password is printed
+/// after the file was written, and not stored.
 fn issue_user(
     state_dir: &Path,
     user: &offline::User<'_>,
@@ -177,7 +179,7 @@ fn issue_user(
     Ok(())
 }
 
-/// Parses the encryption of a PKCS#12 file.
+/// Returns the parser of a PKCS#12 file's encryption.
 fn encryption() -> impl clap::builder::TypedValueParser<Value = Encryption> {
     PossibleValuesParser::new(["3des", "aes256"]).map(|word| match word.as_str() {
         "aes256" => Encryption::Aes256,
@@ -185,7 +187,10 @@ fn encryption() -> impl clap::builder::TypedValueParser<Value = Encryption> {
     })
 }
 
-/// The state directory, if what is served is out of there.
+/// Returns the state directory.
+///
+/// # Errors
+/// If the operator provides the certificate, so that the served one is not in the state directory.
 fn served_from(flags: Flags<Files>) -> Result<PathBuf, Error> {
     let config = flags.load()?;
     match config.tls.provided {

@@ -30,7 +30,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Looks once; with `--fix` again after it has changed the gateway's configuration.
+/// Checks once; with `--fix` again, after it has changed the gateway's configuration.
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let config = args.flags.load()?;
     let look = || check::run(&config, args.openclaw_config.as_deref()).map_err(Error::io("starting the runtime"));
@@ -43,14 +43,14 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(if report.has_errors() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Runs the commands that are safe. Returns whether any was run.
+/// Runs the commands that `--fix` may run without a decision of the operator. Returns whether it ran any.
 fn apply(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
     let settings: Vec<Setting> = fix::settings(report).into_iter().filter(Setting::is_safe).collect();
     if settings.is_empty() {
         output::print("nothing to set in the gateway's configuration by itself\n")?;
         return Ok(false);
     }
-    // A file that another user writes would not be the gateway's any more.
+    // If another user wrote the file, it would belong to that user, and the gateway could no longer write it.
     let owner = file.and_then(|file| std::fs::metadata(file).ok()).map(|metadata| metadata.uid());
     if let Some(owner) = owner.filter(|owner| *owner != nix::unistd::geteuid().as_raw()) {
         output::print(format!(
@@ -82,7 +82,7 @@ fn apply(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// How wide the first column is.
+/// The width of the first column, in characters.
 const LABEL: usize = 9;
 
 fn text(report: &Report, colours: bool) -> String {
@@ -97,7 +97,7 @@ fn text(report: &Report, colours: bool) -> String {
         );
     }
     let mut findings: Vec<&Finding> = report.findings.iter().collect();
-    // The worst is last, where a terminal still shows it.
+    // The worst finding is last, because a terminal shows the end of the output.
     findings.reverse();
     for finding in findings {
         let tone = match finding.severity {

@@ -1,4 +1,4 @@
-//! `loopgate compose`: puts loopgate into a compose project that is there already.
+//! `loopgate compose`: adds loopgate to an existing compose project.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ fn user(text: &str) -> Result<String, String> {
     if right { Ok(text.into()) } else { Err("is not UID:GID, in numbers".into()) }
 }
 
-/// Reads the project, and writes the override or what it would change.
+/// Reads the project, and prints the override, or with `--check` the changes that it makes.
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let (place, text) = match &args.file {
         Some(path) => (

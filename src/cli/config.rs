@@ -19,7 +19,7 @@ pub enum Command {
     Schema,
 }
 
-/// Prints.
+/// Prints the configuration in use, the example file or the schema.
 pub fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Show { flags } => {

@@ -1,5 +1,5 @@
-//! `loopgate devices`: the devices that agents have used, from the state directory, whether or not
-//! a sidecar runs on it.
+//! `loopgate devices`: shows or releases the devices that agents have used. It works on the state
+//! directory, whether or not a sidecar runs.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -35,7 +35,7 @@ enum Command {
     },
 }
 
-/// The option for the state directory.
+/// Selects the option for the state directory.
 #[derive(Clone, Debug)]
 pub struct StateDir;
 
@@ -45,7 +45,7 @@ impl Selection for StateDir {
     }
 }
 
-/// Shows or releases.
+/// Shows the devices, or releases some.
 pub fn run(Args { flags, json, command }: Args) -> Result<(), Error> {
     if let Some(Command::Release { flags, ids }) = command {
         let directory = flags.load()?.state_dir;

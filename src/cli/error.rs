@@ -1,6 +1,6 @@
 //! The error of a command, and its exit status.
 
-/// A command failed.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A flag, variable, key or value is wrong.
@@ -15,7 +15,7 @@ pub enum Error {
     /// A certificate can't be read or made.
     #[error(transparent)]
     Pki(#[from] crate::pki::Error),
-    /// The operator's own certificate is served, so loopgate can't do this.
+    /// The operator provides the certificate that is served, so loopgate can't export or rotate it.
     #[error("the operator's own pair is served ({} of tls.cert): clients trust who issued that, and only its files can \
              renew it", .0.display())]
     OwnPair(std::path::PathBuf),
@@ -51,23 +51,23 @@ pub enum Error {
     Fix {
         /// The command.
         command: String,
-        /// Its exit status.
+        /// The exit status of the command.
         status: std::process::ExitStatus,
     },
     /// The gateway did not answer in time.
     #[error("the gateway at {address} does not answer within {}", humantime::format_duration(*limit))]
     NoGateway {
-        /// Its address.
+        /// The gateway's address.
         address: std::net::SocketAddr,
-        /// How long was waited.
+        /// The time for which the command waited.
         limit: std::time::Duration,
-        /// The last failure.
+        /// The error of the last attempt.
         source: crate::openclaw::ready::Error,
     },
     /// A system call failed.
     #[error("{doing}")]
     Io {
-        /// The operation.
+        /// The operation that failed, such as `starting the runtime`.
         doing: String,
         /// The cause.
         source: std::io::Error,
@@ -75,13 +75,13 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns a function that adds what was being done to an I/O error.
+    /// Returns a function that converts an I/O error, and adds the operation `doing` that failed.
     pub fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let doing = doing.into();
         |source| Self::Io { doing, source }
     }
 
-    /// The exit status of the process.
+    /// Returns the exit status of the process.
     pub fn status(&self) -> u8 {
         match self {
             Self::Config(_) => 2,

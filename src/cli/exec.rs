@@ -52,13 +52,13 @@ fn variable(name: &str) -> Result<String, String> {
     if legal { Ok(name.into()) } else { Err("is not the name of an environment variable".into()) }
 }
 
-/// How long connections that are being carried may take to end once the command has.
+/// The time that open connections get to end after the command has ended.
 const DRAIN: Duration = Duration::from_millis(200);
 
-/// Runs the command; the exit status is its own.
+/// Runs the command, and returns its exit status.
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     refuse_unknown_variables()?;
-    // Quiet unless something is wrong: standard error is the command's.
+    // Only warnings are logged, because standard error belongs to the command.
     log::init(&args.flags.log("warn"))?;
     let port = match std::env::var("OPENCLAW_GATEWAY_PORT").ok().filter(|port| !port.is_empty()) {
         Some(port) => Some(
@@ -103,7 +103,7 @@ async fn wait_until_ready(agent: &Agent, patience: Duration, pair: bool) -> Resu
     Ok(())
 }
 
-/// Pairs OpenClaw's device in advance. A failure is only logged, since not every command needs the pairing.
+/// Pairs OpenClaw's device in advance. A failure is only logged, because not every command needs the pairing.
 async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
     let Some(location) =
         device::IdentityLocation::find(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
@@ -133,13 +133,14 @@ async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
     }
 }
 
-/// A node host shares its device identity with the CLI, but a device that is paired as an operator
-/// first can't become a node without a human. So for `openclaw node run` there must be no
-/// pre-pairing.
+/// Returns whether `command` is `openclaw node run`, for which the device must not be paired in advance: a
+/// node host uses the same device identity as the CLI, and a device that was first paired as an
+/// operator can't become a node without a human's approval.
 fn is_node_host(command: &[OsString]) -> bool {
     command.windows(2).any(|words| words[0] == "node" && words[1] == "run")
 }
 
+/// Returns the command of `words`, with the environment variables by which OpenClaw finds the gateway at `address`.
 fn command(words: &[OsString], variables: &[String], address: SocketAddr, token: Option<&Secret>) -> Command {
     let mut command = Command::new(PathBuf::from(&words[0]));
     command

@@ -15,7 +15,7 @@ use crate::config::layer::{Layer, Origin, Problem, RawValue};
 use crate::config::option::{Form, Key};
 use crate::config::{self, Config, environment, file};
 
-/// The heading of what has no table in the file.
+/// The heading, in the help, of options that are not in a table of the file.
 const GENERAL: &str = "General";
 
 const CONFIG_FLAG: &str = "--config";
@@ -37,12 +37,13 @@ impl Selection for All {
     }
 }
 
-/// The options given as flags.
+/// The options on the command line, and the file that `--config` or its variable names. `S` selects the options
+/// that the command has as flags.
 #[derive(Clone, Debug)]
 pub struct Flags<S: Selection = All> {
     layer: Layer,
     file: Option<PathBuf>,
-    /// Where the file was named, for error messages.
+    /// The flag or the variable that names the file, for error messages.
     file_from: &'static str,
     selection: PhantomData<S>,
 }
@@ -65,9 +66,13 @@ impl<S: Selection> Flags<S> {
         config::load(self.layer, environment, file)
     }
 
-    /// Merges the options for a command that asks a running sidecar. A file named on the command
-    /// line must be valid; one that a variable names may have been edited since the sidecar read
-    /// it, so its errors don't matter here.
+    /// Merges the options for a command that asks a running sidecar.
+    ///
+    /// A file that a flag names must be valid. A file that the variable names may be invalid: it may
+    /// have been edited since the sidecar read it, and the command should still work.
+    ///
+    /// # Errors
+    /// If a file that a flag names is invalid.
     pub fn merge_if_named_file_is_right(self) -> Result<Layer, config::Error> {
         if self.file.is_some() && self.file_from == CONFIG_FLAG {
             self.clone().load()?;
@@ -75,7 +80,8 @@ impl<S: Selection> Flags<S> {
         Ok(self.merge())
     }
 
-    /// Loads the configuration again for a reload. A pipe or standard input can be read only once and is rejected.
+    /// Loads the configuration again for a reload. Rejects a file that is a pipe or standard input,
+    /// because it can be read only once.
     pub fn load_again(self) -> Result<Config, config::Error> {
         match &self.file {
             Some(file) if std::fs::metadata(file).is_ok_and(|about| !about.is_file()) => {
@@ -93,17 +99,17 @@ impl<S: Selection> Flags<S> {
     }
 }
 
-/// Rejects unknown `LOOPGATE_*` variables, which clap would ignore.
+/// Rejects unknown `LOOPGATE_*` variables, which clap would ignore. For commands that read their variables by clap.
 pub fn refuse_unknown_variables() -> Result<(), config::Error> {
     let problems = read_environment().problems;
     if problems.is_empty() { Ok(()) } else { Err(config::Error(problems)) }
 }
 
-/// The variables that clap reads itself, for flags that are not in the table of options. The
-/// environment is shared by all commands, so each command must know the variables of the others.
+/// The variables of flags that are not in the table of options, which clap reads. One environment may
+/// set the variables of several commands, so no command may reject those of another.
 static VARIABLES_OF_COMMANDS: OnceLock<BTreeSet<String>> = OnceLock::new();
 
-/// Collects the variables of `command` and its subcommands. Called once, before any command runs.
+/// Stores the variables of `command` and its subcommands. Must be called once, before any command runs.
 pub fn set_variables_of_commands(command: &clap::Command) {
     fn collect(command: &clap::Command, into: &mut BTreeSet<String>) {
         into.extend(command.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())));
@@ -133,7 +139,7 @@ fn argument(key: &'static Key) -> Arg {
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true"),
-        // So that a negative number is rejected as a value and not as an unknown flag.
+        // A negative number is accepted here, and then rejected as a value: clap alone would call it an unknown flag.
         Form::Number => arg.value_name("NUMBER").action(ArgAction::Set).allow_negative_numbers(true),
         Form::Duration => arg.value_name("DURATION").action(ArgAction::Set).allow_negative_numbers(true),
         Form::Choice(words) => {

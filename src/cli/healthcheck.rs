@@ -15,7 +15,7 @@ pub struct Args {
     live: bool,
 }
 
-/// The option for the address of the admin listener.
+/// Selects the option for the address of the admin listener.
 #[derive(Clone, Debug)]
 pub struct Admin;
 
@@ -25,9 +25,9 @@ impl Selection for Admin {
     }
 }
 
-/// Asks once.
+/// Asks the sidecar once.
 pub fn run(args: Args) -> Result<(), super::error::Error> {
-    // Whatever else may be wrong with a file that was edited since, the running sidecar has not read it.
+    // Only this value is validated: other options may be invalid in a file that was edited since the sidecar read it.
     let admin = validate::admin(&args.flags.merge())?;
     let admin = admin.ok_or(client::Error::Off)?;
     client::get(admin, if args.live { "/healthz" } else { "/readyz" })?;

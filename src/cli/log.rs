@@ -12,7 +12,7 @@ use super::error::Error;
 use crate::audit::{self, AuditLog};
 use crate::config::{Log, LogFormat};
 
-/// Changes what is logged while the process runs.
+/// The log and the audit log of this process, whose options can change while it runs.
 pub struct Logging {
     filter: reload::Handle<Targets, Registry>,
     audit: Option<AuditLog>,
@@ -25,15 +25,14 @@ impl Logging {
         self.audit.iter().for_each(AuditLog::reopen);
     }
 
-    /// Waits until the audit log is written, for at most a second.
+    /// Waits until all audit events are written, for at most a second.
     pub fn flush(&self) {
         self.audit.iter().for_each(AuditLog::flush);
     }
 }
 
 fn filter(log: &Log) -> Targets {
-    // The level was validated with the configuration. If it can't be parsed after all, important
-    // lines must still be logged.
+    // The level was validated with the configuration, so the fallback should never be used.
     let targets: Targets = log.level.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
     targets.with_target(audit::TARGET, LevelFilter::OFF)
 }
@@ -49,7 +48,7 @@ pub fn init(log: &Log) -> Result<Logging, Error> {
     let audit = log.audit.as_ref().map(open).transpose()?;
     let (filter, handle) = reload::Layer::new(filter(log));
     let _ = match audit.clone() {
-        // A filter for the whole subscriber costs less than one for each layer.
+        // A filter for the whole subscriber costs less than a filter for one layer.
         None => tracing_subscriber::registry().with(filter).with(lines(log)).try_init(),
         Some(audit) => {
             let audit = audit.with_filter(Targets::new().with_target(audit::TARGET, LevelFilter::INFO));
@@ -59,7 +58,7 @@ pub fn init(log: &Log) -> Result<Logging, Error> {
     Ok(Logging { filter: handle, audit })
 }
 
-/// The layer that writes log lines.
+/// Returns the layer that writes log lines.
 fn lines<S>(log: &Log) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
@@ -68,7 +67,7 @@ where
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(colours)
-        // Otherwise it reports a broken standard error on standard error, by a macro that panics then.
+        // If standard error is broken, the layer would report that with `eprintln!`, which would then panic.
         .log_internal_errors(false);
     match log.format {
         LogFormat::Text => lines.boxed(),

@@ -1,8 +1,8 @@
 //! The command line: one file for each command.
 //!
-//! Exit status: 0 for a clean end, 1 for a failure at run time, 2 for a wrong flag, variable, key
-//! or value, 75 when a sidecar must be restarted because the owner of its network namespace left
-//! it, or could not be found. `exec` ends with the status of its command.
+//! The exit status is 0 for a clean end; 1 for a failure at run time; 2 for a wrong flag, variable, key
+//! or value; and 75 if the sidecar must be restarted, because the owner of its network namespace runs in
+//! another one, or could not be found. `exec` ends with the status of its command.
 
 mod agent;
 mod agent_flags;
@@ -73,7 +73,7 @@ enum Command {
     AttestProof(attest_proof::Args),
 }
 
-/// Runs the command that the process was started with.
+/// Parses the process's arguments, runs the command, and returns its exit status.
 pub fn main() -> ExitCode {
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,

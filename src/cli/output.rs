@@ -1,5 +1,5 @@
-//! Writes results to standard output and `loopgate: ...` to standard error, and does not panic if
-//! the reader has closed them.
+//! Writes results to standard output, and messages as `loopgate: ...` to standard error. Unlike
+//! `println!`, it does not panic if the reader has closed the pipe.
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ pub fn print(bytes: impl AsRef<[u8]>) -> Result<(), Error> {
     print_to_reader(bytes).map(drop)
 }
 
-/// Writes a result; returns whether the reader still reads.
+/// Writes a result. Returns `false` if the reader has closed the pipe.
 pub fn print_to_reader(bytes: impl AsRef<[u8]>) -> Result<bool, Error> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(bytes.as_ref()).and_then(|()| stdout.flush()) {
@@ -25,7 +25,7 @@ pub fn print_to_reader(bytes: impl AsRef<[u8]>) -> Result<bool, Error> {
     }
 }
 
-/// Writes an error: a line for each problem of the configuration, else one line with its causes.
+/// Writes an error to standard error: one line with its causes, or a line for each problem of the configuration.
 pub fn error(error: &Error) {
     if let Error::Config(crate::config::Error(problems)) = error {
         for problem in problems {
@@ -36,7 +36,8 @@ pub fn error(error: &Error) {
     line(&error_chain(error));
 }
 
-/// Handles what clap did not parse as a command: prints help or the version, or one line with the error.
+/// Handles an error of clap: prints the help or the version if that was asked for, else one line with the
+/// error. Returns the exit status.
 pub fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         UsageKind::DisplayHelp | UsageKind::DisplayVersion => {
@@ -51,7 +52,8 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// clap's message without its usage and its pointer to `--help`; what it suggests stays, in parentheses.
+/// Returns clap's error message as one line, without the usage and the reference to `--help`. Clap's tips follow in
+/// parentheses.
 fn in_one_line(message: &str) -> String {
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut paragraphs = message.split("\n\n");
@@ -62,7 +64,7 @@ fn in_one_line(message: &str) -> String {
     line
 }
 
-/// Writes one line of standard error.
+/// Writes one line to standard error, prefixed with `loopgate: `.
 pub fn line(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "loopgate: {text}");
 }

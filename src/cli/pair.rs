@@ -41,8 +41,8 @@ pub struct Args {
     approve: bool,
 }
 
-/// `ws://HOST:PORT`, where the host leads to this network namespace itself: a token must not cross
-/// a network in the clear.
+/// Parses `ws://HOST:PORT`, and resolves the host. It must resolve to a loopback address, because the
+/// token must not cross a network without encryption.
 fn loopback_url(text: &str) -> Result<SocketAddr, String> {
     let what = "is not a loopback URL such as ws://127.0.0.1:18789";
     let authority = text.strip_prefix("ws://").ok_or(what)?.trim_end_matches('/');
@@ -50,7 +50,7 @@ fn loopback_url(text: &str) -> Result<SocketAddr, String> {
     addresses.find(|address| address.ip().to_canonical().is_loopback()).ok_or_else(|| what.into())
 }
 
-/// Pairs once.
+/// Pairs the device, or with `--create-only` creates its identity.
 pub fn run(args: &Args) -> Result<(), Error> {
     if args.create_only {
         if let Some(database) = files::newer_state(&args.identity) {

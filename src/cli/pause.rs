@@ -18,12 +18,12 @@ pub fn run(_: &Args) -> Result<(), Error> {
 }
 
 async fn wait() -> std::io::Result<()> {
-    // PID 1 gets no signal that it has no handler for, so these two are what makes `docker stop` prompt.
+    // The kernel sends PID 1 no signal without a handler, so `docker stop` would wait for its timeout without these.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut child = signal(SignalKind::child())?;
     loop {
-        // Also before the first signal: a child may have ended before there was a handler.
+        // This also runs before the first signal, because a child may have ended before the handler was installed.
         reap();
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
@@ -33,7 +33,7 @@ async fn wait() -> std::io::Result<()> {
     }
 }
 
-/// Takes the status of all children that have ended: a PID 1 inherits every orphan of its PID namespace.
+/// Reaps all children that have ended. PID 1 is the parent of every orphan in its PID namespace.
 fn reap() {
     loop {
         match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {

@@ -24,7 +24,7 @@ pub struct Args {
 
 /// Asks the sidecar to reload, and prints the outcome.
 pub fn run(args: Args) -> Result<(), Error> {
-    // Invalid options are the sidecar's to report: only the admin address matters here.
+    // Only the admin address is validated here: the sidecar reports other invalid options.
     let admin = validate::admin(&args.flags.merge())?.ok_or(Error::ReloadWithoutAdmin)?;
     let outcome = client::reload(admin)?;
     if args.json {

@@ -16,7 +16,7 @@ pub struct Args {
     flags: Flags,
 }
 
-/// Runs the sidecar until a signal stops it.
+/// Loads the configuration, and runs the sidecar until a signal stops it.
 pub fn run(args: Args) -> Result<(), Error> {
     let config = args.flags.clone().load()?;
     let logging = log::init(&config.log)?;

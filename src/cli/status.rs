@@ -40,12 +40,12 @@ pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
         if !watch {
             return output::print(shown);
         }
-        // One line for each status, so that a program can read them.
+        // With `--watch`, each status is one line of JSON, so that a program can read them one by one.
         if !output::print_to_reader(format!("{clear}{shown}"))? {
             return Ok(());
         }
         std::thread::sleep(PAUSE);
-        // The sidecar may be restarting.
+        // While the sidecar restarts, the text shows the error; with JSON, the command ends.
         shown = match client::status(admin) {
             Ok(status) => show(&status, json, watch),
             Err(error) if json => return Err(error.into()),

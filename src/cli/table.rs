@@ -1,30 +1,31 @@
-//! Text for a terminal: aligned columns, and colour if the output is a terminal.
+//! Text for a terminal: tables with aligned columns, and colours.
 
 use std::io::IsTerminal;
 
-/// What a cell is about.
+/// The emphasis of a text, from which its colour follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
-    /// As it is.
+    /// Ordinary text, without a colour.
     Plain,
-    /// Of less interest.
+    /// Text of less interest (dim).
     Quiet,
-    /// A heading.
+    /// A heading (bold).
     Strong,
-    /// As it should be.
+    /// A good state (green).
     Good,
-    /// Worth a look.
+    /// A state that may need attention (yellow).
     Fair,
-    /// Wrong.
+    /// A bad state (red).
     Bad,
 }
 
-/// Whether to colour what goes to standard output (<https://no-color.org>).
+/// Returns whether standard output gets colours: if it is a terminal, and `NO_COLOR` is unset or empty
+/// (<https://no-color.org>).
 pub fn colours() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// `text` in the colour of `tone`, if colours are wanted. What could command a terminal is made visible.
+/// Returns `text` in the colour of `tone`, or without colour unless `colours`. Control characters are escaped.
 pub fn paint(text: &str, tone: Tone, colours: bool) -> String {
     let text = visible(text);
     let code = match tone {
@@ -39,18 +40,19 @@ pub fn paint(text: &str, tone: Tone, colours: bool) -> String {
     format!("\x1b[{code}m{text}\x1b[0m")
 }
 
+/// Escapes control characters, which could command the terminal.
 fn visible(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
 }
 
-/// Rows of cells.
+/// A table of text.
 #[derive(Debug, Default)]
 pub struct Table {
     rows: Vec<Vec<(String, Tone)>>,
 }
 
 impl Table {
-    /// A table with these headings.
+    /// Creates a table with these headings.
     pub fn new(headings: &[&str]) -> Self {
         let mut table = Self::default();
         table.row(headings.iter().map(|heading| (*heading, Tone::Quiet)));
@@ -62,7 +64,7 @@ impl Table {
         self.rows.push(cells.into_iter().map(|(text, tone)| (visible(&text.into()), tone)).collect());
     }
 
-    /// The rows as lines, indented by two; the last cell of a row may be of any width.
+    /// Returns the rows as lines, indented by two spaces. The last cell of a row does not widen its column.
     pub fn render(&self, colours: bool) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
         let width = |column: usize| {

@@ -1,4 +1,4 @@
-//! Checks `TOKIO_WORKER_THREADS` before anything starts, since tokio panics at an invalid value.
+//! Checks the variable `TOKIO_WORKER_THREADS` before a runtime starts, because tokio panics if it is invalid.
 
 use std::ffi::OsStr;
 
@@ -9,7 +9,10 @@ use crate::config::parse;
 
 const VARIABLE: &str = "TOKIO_WORKER_THREADS";
 
-/// Returns whether tokio will take the variable.
+/// Checks the variable.
+///
+/// # Errors
+/// If its value is not a number from 1 to 1024.
 pub fn check() -> Result<(), Error> {
     match std::env::var_os(VARIABLE).as_deref().map(problem) {
         None | Some(None) => Ok(()),
@@ -18,7 +21,7 @@ pub fn check() -> Result<(), Error> {
 }
 
 fn problem(value: &OsStr) -> Option<String> {
-    // Any number but 0 would do; more threads than this are a slip of the pen.
+    // tokio accepts any number but 0. More than 1024 threads are surely a mistake.
     let text = value.to_string_lossy();
     parse::number::<usize>(1..=1024)(&text).err().map(|what| format!("{text:?} {what}"))
 }
