@@ -81,7 +81,7 @@ impl Drop for Harness {
     }
 }
 
-fn tls(address: SocketAddr) -> ListenerAddress {
+fn tls_listener(address: SocketAddr) -> ListenerAddress {
     ListenerAddress { address, kind: ListenerKind::Tls }
 }
 
@@ -307,7 +307,7 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
             ip("address add 10.9.0.5/24 dev left");
             ip("link set left up");
             let v4: SocketAddr = "10.9.0.5:18443".parse().unwrap();
-            bound_becomes(&mut bound, |bound| bound == [tls(v4)]).await;
+            bound_becomes(&mut bound, |bound| bound == [tls_listener(v4)]).await;
             let _client = TcpStream::connect(v4).await.unwrap();
             assert_eq!(in_time(accepted.recv()).await, Some(v4));
 
@@ -316,14 +316,16 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
                 // With its other end up the link has a carrier, and duplicate address detection ends a second later.
                 ip("link set right up");
                 let v6: SocketAddr = "[fd09::5]:18443".parse().unwrap();
-                bound_becomes(&mut bound, |bound| bound == [tls(v4), tls(v6)]).await;
+                bound_becomes(&mut bound, |bound| bound == [tls_listener(v4), tls_listener(v6)]).await;
             }
 
             ip("address add 10.9.0.6/24 dev left");
-            bound_becomes(&mut bound, |bound| bound.len() >= 2 && bound[1] == tls("10.9.0.6:18443".parse().unwrap()))
-                .await;
+            bound_becomes(&mut bound, |bound| {
+                bound.len() >= 2 && bound[1] == tls_listener("10.9.0.6:18443".parse().unwrap())
+            })
+            .await;
             ip("address delete 10.9.0.6/24 dev left");
-            bound_becomes(&mut bound, |bound| !bound.contains(&tls("10.9.0.6:18443".parse().unwrap()))).await;
+            bound_becomes(&mut bound, |bound| !bound.contains(&tls_listener("10.9.0.6:18443".parse().unwrap()))).await;
             assert!(TcpStream::connect(v4).await.is_ok(), "the other listeners stay open");
 
             ip("link delete left");

@@ -136,7 +136,7 @@ impl Proxy {
         self.shared.token.store(token.map(Arc::new));
     }
 
-    /// Applies the part of `config` that concerns requests and lanes. Open connections keep their [`ConnectionSettings`],
+    /// Applies the part of `config` that concerns requests and lanes. Open connections keep their limits and timeouts,
     /// but the new rules apply to their next requests, and those that the rules deny are closed.
     pub fn update(&self, config: &Config) {
         self.shared.settings.store(Arc::new(ConnectionSettings::new(config)));

@@ -8,7 +8,7 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// A header of version 2: version and command, family and protocol, what follows.
+/// Returns a header of version 2. `command` is its 13th byte, `family` its 14th; `rest` follows the length.
 fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let mut header = v2::PROTOCOL_PREFIX.to_vec();
     header.extend([command, family]);
@@ -26,7 +26,7 @@ fn v6() -> Vec<u8> {
     rest
 }
 
-/// Sends `bytes` and the end of the stream, and returns what was read, and what was left.
+/// Sends `bytes` and the end of the stream; returns the header that was read, and the bytes after it.
 async fn through_a_socket(bytes: &[u8]) -> (Result<ProxyHeader, Error>, Vec<u8>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

@@ -91,10 +91,10 @@ pub async fn establish(shared: &Arc<Shared>, accepted: AcceptedConnection) -> Re
     Ok(Established::Http(Box::new(assigned.register(shared)?)))
 }
 
-/// Waits for `phase`.
+/// Waits for the end of `phase`.
 ///
 /// # Errors
-/// Those of the phase, or loopgate begins to shut down before its end.
+/// The phase failed, or loopgate began to shut down before its end.
 async fn unless_shutting_down<T>(shared: &Shared, phase: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::select! {
         () = shared.shutdown.begun() => Err(Error::ShuttingDown),
@@ -165,8 +165,8 @@ impl AcceptedTls {
 }
 
 impl AcceptedPlain {
-    /// Allows a trusted proxy only. A PROXY header is not read: a proxy that sends one passes on what its clients
-    /// write, and these would write requests without TLS.
+    /// Allows a trusted proxy only. No PROXY header is read: a proxy that sends one forwards the bytes of its clients
+    /// unchanged, so that they would send requests without TLS.
     fn allow(self, shared: &Shared) -> Result<AllowedProxy, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;

@@ -276,7 +276,7 @@ impl RequestGuard {
             self.activity.last_progress.store(self.activity.millis(now), Ordering::Relaxed);
             self.activity.unread_responses.fetch_add(1, Ordering::Release);
             if let Some(stream) = &self.stream {
-                stream.begin(now);
+                stream.mark_pending(now);
             }
         }
     }

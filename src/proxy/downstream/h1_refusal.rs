@@ -84,7 +84,7 @@ fn refusal(status: StatusCode, fault: HeadFault) -> Option<HeadRefusal> {
 }
 
 /// Returns the length of the body of the response for `refusal`, in bytes.
-pub fn body_length(refusal: HeadRefusal) -> usize {
+pub fn refusal_body_length(refusal: HeadRefusal) -> usize {
     body(refusal).len()
 }
 

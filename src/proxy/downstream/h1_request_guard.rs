@@ -200,7 +200,7 @@ impl H1RequestGuard {
     /// Ends a line. `line` is the line, or the beginning of a long one; `last` is the last byte before its line feed.
     /// Returns whether the line ends an ambiguous head, or begins HTTP/2.
     fn end_line(&mut self, line: &[u8], last: Option<u8>) -> bool {
-        let whole = line.len() < MAX_LINE_PREFIX;
+        let is_whole = line.len() < MAX_LINE_PREFIX;
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match self.position {
             Position::Head if line.is_empty() => return self.end_head(),
@@ -213,7 +213,7 @@ impl H1RequestGuard {
                     self.spaces = 0;
                 }
                 self.head.has_begun = true;
-                self.note_field(line, whole);
+                self.note_field(line, is_whole);
             }
             Position::ChunkSize => {
                 // A line end follows each chunk, and the trailers follow the last one.
@@ -229,12 +229,12 @@ impl H1RequestGuard {
         false
     }
 
-    fn note_field(&mut self, line: &[u8], whole: bool) {
+    fn note_field(&mut self, line: &[u8], is_whole: bool) {
         if !matches!(line[0] | 0x20, b'c' | b't' | b'u') {
             return;
         }
         if let Some(value) = value_of(line, b"content-length:") {
-            self.head.is_ambiguous |= self.head.is_chunked || self.head.length.is_some() || !whole;
+            self.head.is_ambiguous |= self.head.is_chunked || self.head.length.is_some() || !is_whole;
             self.head.length = Some(std::str::from_utf8(value).ok().and_then(|value| value.parse().ok()).unwrap_or(0));
         } else if value_of(line, b"transfer-encoding:").is_some() {
             self.head.is_ambiguous |= self.head.length.is_some();

@@ -56,7 +56,7 @@ impl StreamStall {
     }
 
     /// Starts the timer at `now`: data wait for the client.
-    pub fn begin(&self, now: Instant) {
+    pub fn mark_pending(&self, now: Instant) {
         let now = u64::try_from((now - self.epoch).as_millis()).unwrap_or(u64::MAX - 1);
         self.since.store(now + 1, Ordering::Relaxed);
     }

@@ -53,7 +53,7 @@ pub struct H2Trailers {
 #[derive(Debug)]
 struct TrailerBlock {
     stream: u32,
-    /// END_STREAM, or 0.
+    /// The flag END_STREAM if the client's HEADERS frame has it; else 0.
     end_stream: u8,
     bytes: Vec<u8>,
     frames: usize,

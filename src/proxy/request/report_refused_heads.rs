@@ -9,7 +9,7 @@ use crate::audit;
 use crate::labels::Protocol;
 use crate::metrics::count;
 use crate::proxy::connection_context::ConnectionContext;
-use crate::proxy::downstream::h1_refusal::body_length;
+use crate::proxy::downstream::h1_refusal::refusal_body_length;
 use crate::proxy::downstream::refused_heads::RefusedHead;
 use crate::proxy::request_end::RequestEnd;
 
@@ -19,7 +19,7 @@ pub fn report_refused_heads(context: &ConnectionContext) {
     for RefusedHead { why, is_answered } in refused {
         record_refusal(context, why.label());
         // The response of `h2` has no body.
-        let bytes = if is_answered && context.protocol == Protocol::H1 { body_length(why) } else { 0 };
+        let bytes = if is_answered && context.protocol == Protocol::H1 { refusal_body_length(why) } else { 0 };
         record_end(context, why.label(), is_answered.then(|| why.status()), bytes);
     }
     let ends =

@@ -230,12 +230,17 @@ impl Direction {
             if Pin::new(&mut *from).poll_read(cx, &mut block)?.is_pending() {
                 return Ok(Poll::Pending);
             }
-            self.take_block(cx, block.filled(), to)?;
+            self.handle_block(cx, block.filled(), to)?;
         }
     }
 
     /// Gives a block to the gate, or writes it. An empty block is the end of the stream.
-    fn take_block(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    fn handle_block(
+        &mut self,
+        cx: &mut Context<'_>,
+        read: &[u8],
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<()> {
         self.block = read.len();
         if read.is_empty() {
             self.end = EndStage::Ending;

@@ -236,7 +236,7 @@ impl FirstMessage {
             return Parsed::Next;
         }
         let Some(check) = self.check.take() else { return Parsed::Verdict(refuse("message after the first")) };
-        let checked = check(&payload(&self.held[..self.parsed], self.length));
+        let checked = check(&unmasked_payload(&self.held[..self.parsed], self.length));
         let mut held = Bytes::from(std::mem::take(&mut self.held));
         Parsed::Verdict(match checked {
             Checked::Connect(ready) => {
@@ -250,7 +250,7 @@ impl FirstMessage {
 }
 
 /// Returns the unmasked payload of the data frames in `frames`, which are complete. `length` is its length in bytes.
-fn payload(frames: &[u8], length: usize) -> Vec<u8> {
+fn unmasked_payload(frames: &[u8], length: usize) -> Vec<u8> {
     let mut message = Vec::with_capacity(length);
     let mut cursor = Cursor::new(frames);
     while let Ok(Some((header, length))) = FrameHeader::parse(&mut cursor) {

@@ -376,7 +376,7 @@ impl Budget {
     fn give_to_next(&self, mut permit: GatewayPermit, queue: &mut ClientQueue) -> Option<GatewayPermit> {
         while let Some(waiter) = queue.next() {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
-            // The permit comes back if the request was given up meanwhile.
+            // The channel returns the permit if the request was given up meanwhile.
             permit = waiter.sender.send(permit).err()?;
         }
         Some(permit)

@@ -68,7 +68,7 @@ fn agreed_length(headers: &HeaderMap) -> Option<HeaderValue> {
 mod tests {
     use super::*;
 
-    fn checked(status: u16, fields: &[(http::HeaderName, &str)]) -> Option<Vec<String>> {
+    fn lengths_after_check(status: u16, fields: &[(http::HeaderName, &str)]) -> Option<Vec<String>> {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(name, value.parse().unwrap());
@@ -82,7 +82,7 @@ mod tests {
         for status in [200, 204, 304, 101, 404] {
             for coding in ["chunked", "Chunked", "CHUNKED"] {
                 let fields = [(CONTENT_LENGTH, "3"), (TRANSFER_ENCODING, coding)];
-                assert_eq!(checked(status, &fields), Some(vec![]), "{status} {coding}");
+                assert_eq!(lengths_after_check(status, &fields), Some(vec![]), "{status} {coding}");
             }
             for codings in [
                 &["gzip, chunked"][..],
@@ -98,7 +98,7 @@ mod tests {
                 &["chunked", ""],
             ] {
                 let fields: Vec<_> = codings.iter().map(|coding| (TRANSFER_ENCODING, *coding)).collect();
-                assert_eq!(checked(status, &fields), None, "{status} {codings:?}");
+                assert_eq!(lengths_after_check(status, &fields), None, "{status} {codings:?}");
             }
         }
     }
@@ -120,7 +120,11 @@ mod tests {
             (103, &["5"], None),
         ] {
             let fields: Vec<_> = lengths.iter().map(|length| (CONTENT_LENGTH, *length)).collect();
-            assert_eq!(checked(status, &fields), Some(left.map(str::to_owned).into_iter().collect()), "{lengths:?}");
+            assert_eq!(
+                lengths_after_check(status, &fields),
+                Some(left.map(str::to_owned).into_iter().collect()),
+                "{lengths:?}"
+            );
         }
     }
 
