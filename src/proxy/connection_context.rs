@@ -30,7 +30,7 @@ pub(super) struct ConnectionContext {
     pub(super) protocol: Protocol,
     /// The connection's number, as in the log and in `status`.
     pub(super) number: u64,
-    /// When the certificate that gave the connection its lane or its user expires.
+    /// The time at which the certificate expires that gave the connection its lane or its user; `None` if none did.
     pub(super) expires: Option<SystemTime>,
     /// The request budget of the connection's peer. The clients that a trusted proxy names have their own budgets.
     pub(super) budget: Arc<ClientBudget>,

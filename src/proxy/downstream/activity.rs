@@ -16,7 +16,7 @@ use super::h2_stream_stall::StreamStall;
 use crate::labels::Protocol;
 use crate::proxy::chunked_trailers::{FlushCounter, TrailerSlot};
 
-/// The activity of one connection. Shared by its stream, its requests and the task that watches its deadlines.
+/// The activity of one connection. Its stream, its requests and the task that watches its deadlines share it.
 #[derive(Debug)]
 pub struct Activity {
     epoch: Instant,

@@ -10,7 +10,8 @@
 //!
 //! Over HTTP/2 hyper does not tell on which stream a request came. [`RequestStreams`] infers it from
 //! the order of header blocks and requests; a request whose stream is not known sends no interim
-//! responses. [`RefusedHeads`] uses the same counts to find the heads that were refused.
+//! responses. [`RefusedHeads`] uses the same counts to find the heads that were refused. Both count in rounds: a round
+//! ends when hyper has done all that it can and everything was written.
 
 use std::fmt;
 use std::io;
