@@ -78,7 +78,7 @@ impl AuditLog {
         let _ = self.queue.try_send(Message::Reopen);
     }
 
-    /// Waits until all earlier events are written, for at most [`FLUSH_TIMEOUT`].
+    /// Waits until all earlier events are written, for at most `FLUSH_TIMEOUT`.
     pub fn flush(&self) {
         let (send, written) = channel();
         if self.queue.try_send(Message::Flush(send)).is_ok() {

@@ -78,7 +78,7 @@ pub enum Error {
 }
 
 /// Pairs `device` with the gateway behind `address`, a loopback address of this network namespace. While the gateway is
-/// starting, this is tried again until [`PAIR_TIMEOUT`].
+/// starting, this is tried again until `PAIR_TIMEOUT`.
 ///
 /// # Errors
 /// The gateway does not accept the device with all scopes.

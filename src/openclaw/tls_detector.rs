@@ -61,7 +61,7 @@ impl TlsDetector {
     }
 
     /// Returns whether the gateway speaks TLS, after it closed a connection without a response. Makes a handshake at
-    /// most every [`MIN_INTERVAL`].
+    /// most every `MIN_INTERVAL`.
     pub async fn explains_broken_answer(&self) -> bool {
         self.suspect();
         let mut last = self.last.lock().await;

@@ -59,7 +59,7 @@ impl ServedCa {
     }
 
     /// Returns the HTML page with links to the other formats. It has a QR code of `url`, the page's address, unless
-    /// [`QR_CODES_PER_SECOND`] is exceeded.
+    /// `QR_CODES_PER_SECOND` is exceeded.
     pub fn page(&self, url: Option<&str>) -> Bytes {
         let rate = Rate::per_second(QR_CODES_PER_SECOND);
         let may_draw =

@@ -17,7 +17,7 @@ const MAX_HELD: usize = MAX_MESSAGE + 4 * 1024;
 /// The bytes that may always be held back for a client. Only bytes beyond these need the budget.
 const FREE_BYTES: usize = 8 * 1024;
 
-/// The memory for bytes beyond [`FREE_BYTES`] that are held back, for all clients together.
+/// The memory for bytes beyond `FREE_BYTES` that are held back, for all clients together.
 #[derive(Debug)]
 pub struct FirstMessageBudget {
     limit: usize,
