@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::sign_in::SignIn;
 
-/// The variables that tell images of the gateway where to listen.
+/// The environment variables by which the gateway's images choose the address to listen on.
 pub(super) const BIND: [&str; 3] = ["OPENCLAW_GATEWAY_BIND", "CLAWDBOT_GATEWAY_BIND", "MOLTBOT_GATEWAY_BIND"];
 
 /// A key of the project, and a remark about it.
@@ -14,7 +14,7 @@ pub(super) const BIND: [&str; 3] = ["OPENCLAW_GATEWAY_BIND", "CLAWDBOT_GATEWAY_B
 pub struct Remark {
     /// The key, such as `services.caddy.environment.UPSTREAM`.
     pub key: String,
-    /// The reason, and what to do.
+    /// The reason for the remark, and what to do.
     pub what: String,
 }
 
@@ -27,7 +27,7 @@ pub enum Namespace {
     Joined(String),
 }
 
-/// What changes. [`super::render`] writes it as an override.
+/// The changes to a project. [`super::render`] formats them as an override.
 #[derive(Debug)]
 pub struct Plan {
     /// The project's name.
@@ -36,27 +36,27 @@ pub struct Plan {
     pub gateway: String,
     /// The gateway's port on loopback.
     pub port: u16,
-    /// Where loopgate runs.
+    /// The network namespace that loopgate runs in.
     pub namespace: Namespace,
     /// The port that loopgate listens on.
     pub listen: u16,
-    /// What the pause container takes over: networks, with aliases.
+    /// The networks that the pause container takes over from the gateway, with their aliases.
     pub networks: Map<String, Value>,
-    /// `network_mode` of the pause container, where it is on no networks.
+    /// Whether the pause container is on Docker's default bridge instead of networks.
     pub legacy_bridge: bool,
-    /// What the pause container takes over: ports, in the short form.
+    /// The published ports that the pause container takes over, in the short form.
     pub ports: Vec<String>,
-    /// What the pause container takes over: host name, resolver and the like.
+    /// The other keys that the pause container takes over, such as the host name and the resolver.
     pub moved: Map<String, Value>,
-    /// The gateway's new entrypoint and command.
+    /// The gateway's new entrypoint; `None` if it does not change.
     pub entrypoint: Option<Vec<String>>,
-    /// See `entrypoint`.
+    /// The gateway's new command; `None` if it does not change.
     pub command: Option<Vec<String>>,
-    /// Each service that changes, with environment variables to set and keys to take out.
+    /// The services that change, by name.
     pub services: BTreeMap<String, Changes>,
-    /// loopgate's user: the gateway's.
+    /// The user of loopgate's container, which is the gateway's.
     pub user: String,
-    /// The gateway's state directory, where it is mounted.
+    /// The gateway's state directory, if a mount for it was found.
     pub state: Option<State>,
     /// Names for the certificate.
     pub names: Vec<String>,
@@ -64,7 +64,7 @@ pub struct Plan {
     pub public_url: String,
     /// Services that become agents.
     pub agents: Vec<String>,
-    /// Whether loopgate asks the engine.
+    /// Whether loopgate discovers agents through Docker, by a filtered socket.
     pub full: bool,
     /// loopgate's image.
     pub image: String,
@@ -72,11 +72,11 @@ pub struct Plan {
     pub profiles: Vec<String>,
     /// The words that run OpenClaw's CLI in the gateway's service.
     pub cli: Vec<String>,
-    /// How the gateway's users sign in, where that is known.
+    /// How the gateway's users sign in, if its configuration could be read.
     pub sign_in: Option<SignIn>,
-    /// What worked before and will not by itself.
+    /// The remarks about changes that the user must make.
     pub left: Vec<Remark>,
-    /// What is worth knowing.
+    /// The remarks that the user should know, and that need no change.
     pub notes: Vec<Remark>,
 }
 
@@ -87,25 +87,25 @@ pub struct State {
     pub kind: String,
     /// The host's path or the volume's name, which loopgate mounts on /openclaw.
     pub source: String,
-    /// Where the state is in there.
+    /// The path of the state directory below /openclaw.
     pub directory: String,
 }
 
-/// What changes in a service that is there already.
+/// The changes to one service of the project.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Whether it joins the namespace.
+    /// Whether the service joins the namespace of loopgate and the gateway.
     pub joins: bool,
-    /// Keys to take out.
+    /// The keys to remove.
     pub reset: Vec<&'static str>,
-    /// Environment variables to set.
+    /// The environment variables to set.
     pub environment: BTreeMap<String, String>,
-    /// A new restart policy.
+    /// The new restart policy; `None` if it does not change.
     pub restart: Option<&'static str>,
 }
 
 impl Plan {
-    /// The `network_mode` of services that share the namespace.
+    /// Returns the `network_mode` of the services that share the namespace.
     pub fn network_mode(&self) -> String {
         match &self.namespace {
             Namespace::Pause => "service:netns".into(),

@@ -1,23 +1,23 @@
-//! The gateway's command line: found, and rewritten so that the gateway stays on loopback.
+//! Recognizes the gateway's command line, and rewrites it so that the gateway stays on loopback.
 
-/// A command line of a service, as compose has it in `entrypoint` or `command`.
+/// The result of rewriting `entrypoint` or `command` of a service.
 #[derive(Debug, PartialEq)]
 pub enum Rewritten {
-    /// It is right as it is.
+    /// Nothing has to change.
     Same,
-    /// It should be this.
+    /// The new words.
     Changed(Vec<String>),
-    /// It should be changed, but loopgate can't, for this reason.
+    /// The words have to change, but loopgate can't change them. The field is the reason.
     Refused(String),
 }
 
-/// Shells whose next argument may be a script.
+/// The names of shells, whose `-c` option takes a script.
 const SHELLS: [&str; 5] = ["sh", "bash", "ash", "dash", "zsh"];
-/// Endings of names whose values are secret.
+/// The endings of the names of variables and flags whose values are secret.
 const SECRET: [&str; 5] = ["token", "password", "secret", "key", "passphrase"];
 
-/// Returns whether these words start a gateway: `... gateway`, perhaps inside of a shell's script,
-/// and not a command of the CLI to one (`gateway call`).
+/// Returns whether these words start a gateway: `openclaw gateway`, also in a shell's script, but not a
+/// command that talks to a gateway, such as `openclaw gateway call`.
 pub fn starts_gateway<'a>(words: impl Iterator<Item = &'a str>) -> bool {
     let words: Vec<&str> = words.flat_map(str::split_whitespace).map(unquoted).collect();
     words.iter().enumerate().any(|(at, word)| {
@@ -37,9 +37,9 @@ fn is_plain(word: &str) -> bool {
     word.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
 
-/// The words before `gateway`, with which the same image runs other commands of the CLI; `None` for
-/// scripts and images' own commands, and where one of the words is a secret, since these words are
-/// written into the override.
+/// Returns the words before `gateway`, with which the image also runs other commands of the CLI. Returns
+/// `None` if there are no such words, if they are in a script, or if one of them is a secret, because they
+/// are written into the override.
 pub fn cli(words: &[String]) -> Option<&[String]> {
     let at = words.iter().position(|word| word == "gateway")?;
     let before = &words[..at];
@@ -47,7 +47,7 @@ pub fn cli(words: &[String]) -> Option<&[String]> {
     (at > 0 && script(words).is_none() && !has_secret).then_some(before)
 }
 
-/// The value of `--port`.
+/// Returns the value of the last `--port` in these words.
 pub fn port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
     let words: Vec<&str> = words.flat_map(str::split_whitespace).map(unquoted).collect();
     let separate = words.windows(2).rev().find(|pair| pair[0] == "--port").map(|pair| pair[1]);
@@ -56,8 +56,8 @@ pub fn port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
         .and_then(|port| port.parse().ok())
 }
 
-/// `words` with `--bind loopback` in place of any other, and without `--force`, which would end
-/// loopgate with all else that listens on the gateway's port number.
+/// Rewrites `words` so that the gateway listens on loopback: any `--bind` becomes `--bind loopback`, and
+/// `--force` is removed, because it ends every program that listens on the gateway's port number.
 pub fn rewrite(words: &[String]) -> Rewritten {
     let (index, old, separator) = match script(words) {
         Some(at) => (Some(at), pieces(&words[at]), ""),
@@ -83,7 +83,7 @@ pub fn rewrite(words: &[String]) -> Rewritten {
     }
 }
 
-/// Where a shell's script is among `words`.
+/// Returns the index of a shell's script among `words`.
 fn script(words: &[String]) -> Option<usize> {
     let shell = words.iter().position(|word| SHELLS.contains(&word.rsplit('/').next().unwrap_or(word)))?;
     let option = words[shell + 1..]

@@ -1,11 +1,11 @@
-//! Finds the service that runs the gateway, those that share its network, and those that dial it.
+//! Finds the service that runs the gateway, the services that share its network, and those that dial it.
 
 use super::command;
 use super::model::{Project, Service};
 
 /// Parts of the names of images that run a gateway by default.
 const IMAGES: [&str; 3] = ["openclaw", "moltbot", "clawdbot"];
-/// Images of programs that stand before others.
+/// Parts of the names of images of reverse proxies.
 const FRONTS: [&str; 12] = [
     "caddy",
     "traefik",
@@ -21,10 +21,11 @@ const FRONTS: [&str; 12] = [
     "tailscale",
 ];
 
-/// The service that runs the gateway: the one that is asked for, or the only one that can be.
+/// Returns the service that runs the gateway: `wanted`, or else the only one whose command or image is
+/// that of a gateway.
 ///
 /// # Errors
-/// What to do where none or several can be.
+/// If there is no such service, or several. The message says what to do.
 pub fn gateway<'a>(project: &'a Project, wanted: Option<&str>) -> Result<(&'a str, &'a Service), String> {
     let all = || project.services.iter().map(|(name, service)| (name.as_str(), service));
     if let Some(wanted) = wanted {
@@ -55,7 +56,8 @@ fn is_gateways_image(service: &Service) -> bool {
     service.image.as_deref().is_some_and(|image| IMAGES.iter().any(|part| image.to_ascii_lowercase().contains(part)))
 }
 
-/// Returns whether `service` has the gateway's image: it is its CLI, unless it runs a node host.
+/// Returns whether `service` is the gateway's CLI: it has the gateway's image, and runs neither a gateway
+/// nor a node host.
 pub fn is_cli(service: &Service, gateway: &Service) -> bool {
     let same = (service.image.is_some() && service.image == gateway.image)
         || (service.build.is_some() && service.build == gateway.build);
@@ -68,14 +70,14 @@ pub fn runs_a_node_host(service: &Service) -> bool {
     words.windows(2).any(|pair| pair[0] == "node" && pair[1] == "run")
 }
 
-/// Returns whether `service` is a proxy, by its image.
+/// Returns whether the image of `service` is that of a reverse proxy.
 pub fn is_front(service: &Service) -> bool {
     let image = service.image.as_deref().unwrap_or_default();
     let name = image.rsplit('/').next().unwrap_or_default().split([':', '@']).next().unwrap_or_default();
     FRONTS.iter().any(|front| name.contains(front))
 }
 
-/// The keys of `service` whose values dial `port` of one of the gateway's `names`.
+/// Returns the keys of `service` whose values contain `port` of one of the gateway's `names`.
 pub fn dials(service: &Service, names: &[String], port: u16) -> Vec<String> {
     let dials = |text: &str| {
         names.iter().any(|name| {

@@ -1,8 +1,8 @@
-//! Puts loopgate into a compose project that is there already: `docker compose config --format
-//! json` in, an override file out.
+//! Adds loopgate to an existing compose project. The input is what `docker compose config --format
+//! json` prints, and the output an override file.
 //!
-//! [`parse`] reads the project, [`plan()`] decides what has to change, and [`render`] writes it.
-//! None of them does I/O, and the same project always gives the same file.
+//! [`parse`] reads the project, [`plan()`] decides what has to change, and [`render`] formats the
+//! changes. None of them does I/O, and the same project always gives the same file.
 
 mod changes;
 mod command;
@@ -21,10 +21,10 @@ pub use model::Project;
 pub use plan::{Options, openclaw_config, plan};
 pub use sign_in::SignIn;
 
-/// Reads what `docker compose config --format json` prints.
+/// Parses the output of `docker compose config --format json`.
 ///
 /// # Errors
-/// What is wrong with it. Values are not part of that, since some are secret.
+/// If the text is not such output. The message contains no values, because some are secret.
 pub fn parse(text: &str) -> Result<Project, String> {
     let value: serde_json::Value = serde_json::from_str(text).map_err(|error| {
         format!(
@@ -44,7 +44,7 @@ pub fn parse(text: &str) -> Result<Project, String> {
     serde_json::from_value(value).map_err(|_| "is not as `docker compose config --format json` prints it".into())
 }
 
-/// Returns which key of a service can't be read.
+/// Checks that each key of a service can be parsed. The error is the first key that can't be.
 fn readable(service: &serde_json::Value) -> Result<(), String> {
     let Some(entries) = service.as_object() else { return Err(String::new()) };
     for (key, value) in entries {

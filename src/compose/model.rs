@@ -1,4 +1,4 @@
-//! What `docker compose config --format json` prints, as far as loopgate reads it.
+//! The part of the output of `docker compose config --format json` that loopgate reads.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 /// A compose project, with all variables replaced.
 #[derive(Debug, Default, Deserialize)]
 pub struct Project {
-    /// Its name.
+    /// The project's name.
     pub name: Option<String>,
-    /// Its services.
+    /// The services, by name.
     #[serde(default)]
     pub services: BTreeMap<String, Service>,
 }
@@ -22,11 +22,11 @@ pub struct Service {
     pub image: Option<String>,
     /// How the image is built.
     pub build: Option<Value>,
-    /// The command's words.
+    /// The words of the command.
     pub command: Option<Vec<String>>,
-    /// The entrypoint's words.
+    /// The words of the entrypoint.
     pub entrypoint: Option<Vec<String>>,
-    /// Environment variables. One without a value is taken from where compose runs.
+    /// The environment variables. Compose takes the value of a variable without one from its own environment.
     #[serde(default)]
     pub environment: BTreeMap<String, Option<String>>,
     /// Published ports.
@@ -35,7 +35,7 @@ pub struct Service {
     /// Networks with their settings.
     #[serde(default)]
     pub networks: BTreeMap<String, Value>,
-    /// `host`, `service:NAME` and the like.
+    /// The network mode, such as `host` or `service:NAME`.
     pub network_mode: Option<String>,
     /// Mounts.
     #[serde(default)]
@@ -44,12 +44,12 @@ pub struct Service {
     pub user: Option<String>,
     /// Restart policy.
     pub restart: Option<String>,
-    /// A further name of the container.
+    /// The name of the container, if the project sets one.
     pub container_name: Option<String>,
     /// Labels.
     #[serde(default)]
     pub labels: BTreeMap<String, Value>,
-    /// Profiles that it belongs to.
+    /// The profiles that the service belongs to.
     #[serde(default)]
     pub profiles: Vec<String>,
     /// All other keys.
@@ -62,7 +62,7 @@ pub struct Service {
 pub struct Port {
     /// The container's port.
     pub target: u16,
-    /// The host's port or range; chosen by Docker where absent.
+    /// The host's port or range of ports. If `None`, Docker chooses a port.
     pub published: Option<String>,
     /// `tcp` or `udp`.
     pub protocol: Option<String>,
@@ -73,7 +73,7 @@ pub struct Port {
 /// A mount.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Mount {
-    /// `bind`, `volume`, `tmpfs`, ...
+    /// The type of the mount, such as `bind`, `volume` or `tmpfs`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The host's path or the volume's name.
@@ -83,19 +83,19 @@ pub struct Mount {
 }
 
 impl Service {
-    /// The entrypoint and the command, one after the other.
+    /// Returns the words of the entrypoint and then those of the command.
     pub fn words(&self) -> impl Iterator<Item = &str> {
         self.entrypoint.iter().chain(&self.command).flatten().map(String::as_str)
     }
 
-    /// The value of an environment variable, unless it is empty.
+    /// Returns the value of an environment variable; `None` if it is empty.
     pub fn variable(&self, name: &str) -> Option<&str> {
         self.environment.get(name)?.as_deref().filter(|value| !value.is_empty())
     }
 }
 
 impl Port {
-    /// This port in compose's short form, leading to `target`.
+    /// Returns this port in compose's short form, with `target` as the container's port.
     pub fn short(&self, target: u16) -> String {
         let mut text = String::new();
         match self.host_ip.as_deref() {
@@ -116,7 +116,7 @@ impl Port {
         text
     }
 
-    /// Returns whether it carries TCP.
+    /// Returns whether the protocol is TCP.
     pub fn is_tcp(&self) -> bool {
         self.protocol.as_deref().is_none_or(|protocol| protocol == "tcp")
     }

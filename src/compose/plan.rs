@@ -1,4 +1,4 @@
-//! What has to change in a compose project for loopgate to stand before its gateway. No I/O.
+//! Decides what has to change in a compose project so that loopgate is in front of its gateway. No I/O.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,12 @@ use super::sign_in::SignIn;
 use crate::config::{GATEWAY_PORT, SIDECAR_PORT};
 use crate::secret::GATEWAY_TOKEN_VARIABLE;
 
-/// What the user asks for.
+/// The options of `loopgate compose`.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The gateway's service, where it can't be found.
+    /// The gateway's service. If `None`, it is found by its command or image.
     pub gateway_service: Option<String>,
-    /// Services that share the gateway's network, beside those that are found to be its CLI.
+    /// Services that share the gateway's network, in addition to those that are found to be its CLI.
     pub cli_services: Vec<String>,
     /// Services that become agents of their own.
     pub agents: Vec<String>,
@@ -32,11 +32,11 @@ pub struct Options {
     pub gateway_user: Option<String>,
     /// loopgate's image.
     pub image: Option<String>,
-    /// How the gateway's users sign in, where its configuration file could be read.
+    /// How the gateway's users sign in, if its configuration file could be read.
     pub sign_in: Option<SignIn>,
 }
 
-/// Returns where the gateway's configuration file is on this machine, if a mount of its service shows it.
+/// Returns the path of the gateway's configuration file on this machine, if a bind mount of its service contains it.
 pub fn openclaw_config(project: &Project, options: &Options) -> Option<PathBuf> {
     let (_, gateway) = find::gateway(project, options.gateway_service.as_deref()).ok()?;
     let state = state(gateway).filter(|state| state.kind == "bind")?;
@@ -44,16 +44,17 @@ pub fn openclaw_config(project: &Project, options: &Options) -> Option<PathBuf> 
     Some(Path::new(&state.source).join(below).join("openclaw.json"))
 }
 
-/// Keys that the owner of a namespace has, and no container that joins it: the engine refuses them there.
+/// The keys that only the owner of a network namespace may have. The engine refuses them in a container that
+/// joins the namespace.
 const OWNERS: [&str; 8] =
     ["hostname", "domainname", "mac_address", "extra_hosts", "dns", "dns_search", "dns_opt", "expose"];
 /// The user of OpenClaw's own image, `node`.
 const NODE: &str = "1000:1000";
 
-/// Plans the change.
+/// Plans the changes to `project`.
 ///
 /// # Errors
-/// What can't be converted at all, by its key.
+/// If the project can't be changed so. The remarks name the keys and the reasons.
 pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
     let services = |what| vec![Remark { key: "services".into(), what }];
     let (name, gateway) = find::gateway(project, options.gateway_service.as_deref()).map_err(services)?;
@@ -138,7 +139,8 @@ fn gateway_port(gateway: &Service) -> u16 {
     command::port(gateway.words()).or_else(variable).unwrap_or(GATEWAY_PORT)
 }
 
-/// Where loopgate and the gateway meet, and whether the pause container is on Docker's default bridge.
+/// Returns the network namespace of loopgate and the gateway, and whether the pause container is on Docker's
+/// default bridge.
 fn namespace(name: &str, gateway: &Service, options: &Options) -> Result<(Namespace, bool), String> {
     match gateway.network_mode.as_deref().unwrap_or("default") {
         "none" => Err("is none: nothing could reach loopgate".into()),
@@ -163,7 +165,7 @@ fn commands(name: &str, gateway: &Service, problems: &mut Vec<Remark>) -> (Optio
     (rewrite("entrypoint", gateway.entrypoint.as_ref()), rewrite("command", gateway.command.as_ref()))
 }
 
-/// Returns the gateway's user as UID:GID: loopgate's image does not know the names of its users.
+/// Returns the gateway's user as UID:GID. A user name would not do, because loopgate's image has no such user.
 fn user(name: &str, gateway: &Service, options: &Options, problems: &mut Vec<Remark>) -> String {
     let both = |user: &str| if user.contains(':') { user.to_owned() } else { format!("{user}:{user}") };
     if let Some(user) = &options.gateway_user {
@@ -184,7 +186,8 @@ fn user(name: &str, gateway: &Service, options: &Options, problems: &mut Vec<Rem
     }
 }
 
-/// What the engine refuses in a container that joins another's namespace, and can't be moved to its owner.
+/// Adds a problem for each key that the engine refuses in a container that joins another's namespace, and
+/// that can't be moved to the owner.
 fn unjoinable(name: &str, gateway: &Service, namespace: &Namespace, problems: &mut Vec<Remark>) {
     if *namespace != Namespace::Pause {
         return;
@@ -197,7 +200,8 @@ fn unjoinable(name: &str, gateway: &Service, namespace: &Namespace, problems: &m
     }
 }
 
-/// The gateway's state directory: where its variables say, or else any mount of that name.
+/// Returns the gateway's state directory: the one that its environment variables name, or else a mount on a
+/// path that ends with `/.openclaw`.
 fn state(gateway: &Service) -> Option<State> {
     let home = gateway.variable("OPENCLAW_HOME").or_else(|| gateway.variable("HOME")).unwrap_or("/home/node");
     let stated = gateway
@@ -211,7 +215,7 @@ fn state(gateway: &Service) -> Option<State> {
     };
     let below = |target: &str| directory.strip_prefix(target).filter(|rest| rest.is_empty() || rest.starts_with('/'));
     let holds = mounts().filter(|(_, _, target)| below(target).is_some()).max_by_key(|(_, _, target)| target.len());
-    // The image itself may set HOME.
+    // The image may set HOME, so the path can't be known from the environment in the project.
     let (mount, source, target) = holds.or_else(|| mounts().find(|(_, _, target)| target.ends_with("/.openclaw")))?;
     Some(State {
         kind: mount.kind.clone(),
@@ -220,7 +224,7 @@ fn state(gateway: &Service) -> Option<State> {
     })
 }
 
-/// The names by which others dial the gateway.
+/// Returns the names by which other services dial the gateway.
 fn names(name: &str, gateway: &Service) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     let aliases = gateway
@@ -237,7 +241,8 @@ fn names(name: &str, gateway: &Service) -> Vec<String> {
     names
 }
 
-/// The URL at which phones reach loopgate. A gateway that publishes no port is behind a front, at its usual port.
+/// Returns the URL at which phones reach loopgate. If the gateway publishes no port, a reverse proxy is assumed
+/// at the default port of HTTPS.
 fn public_url(plan: &Plan, gateway: &Service, options: &Options) -> String {
     let host = options.tls_names.iter().find(|name| !name.contains('*')).map_or("HOST", String::as_str);
     let published = gateway.ports.iter().find(|port| port.target == plan.port && port.is_tcp());
@@ -255,7 +260,7 @@ fn cli(gateway: &Service) -> Vec<String> {
     words.map_or_else(|| vec!["node".into(), "openclaw.mjs".into()], <[String]>::to_vec)
 }
 
-/// The services that share the gateway's namespace from now on.
+/// Returns the services that share the gateway's namespace after the change.
 fn joined<'a>(project: &'a Project, plan: &Plan, gateway: &Service, options: &Options) -> Vec<&'a str> {
     let inside = format!("service:{}", plan.gateway);
     let joins = |name: &str, service: &Service| {
@@ -278,7 +283,8 @@ impl Plan {
         }
         let changes = self.services.entry(name.into()).or_default();
         changes.joins = true;
-        // Without !reset, networks that are named can't be taken back; a service that names none has none to take back.
+        // Without !reset, an override can't remove the networks of a service. A service without networks needs none
+        // removed.
         if !stays {
             if service.network_mode.is_none() {
                 changes.reset.push("networks");
@@ -287,12 +293,12 @@ impl Plan {
                 changes.reset.push("ports");
             }
             changes.reset.extend(OWNERS.iter().filter(|key| service.other.contains_key(**key)));
-            // A container that is stopped by a crash of the engine comes back only with this policy.
+            // After a crash of the engine, only a container with the policy `always` is started again.
             changes.restart = (service.restart.as_deref() == Some("unless-stopped")).then_some("always");
         }
     }
 
-    /// Has the gateway listen on loopback, and leaves out a token that it can't have.
+    /// Sets the variables with which the gateway listens on loopback, and removes a token that it must not have.
     fn gateways_environment(&mut self, gateway: &Service) {
         let bind = BIND
             .iter()
@@ -301,7 +307,7 @@ impl Plan {
         if !set.is_empty() {
             self.services.entry(self.gateway.clone()).or_default().environment.extend(set);
         }
-        // With a token beside it, the gateway refuses to start in this mode.
+        // In this mode the gateway refuses to start with a token.
         if matches!(self.sign_in, Some(SignIn::TrustedProxy(_)))
             && gateway.environment.contains_key(GATEWAY_TOKEN_VARIABLE)
         {
@@ -310,7 +316,7 @@ impl Plan {
         }
     }
 
-    /// Gives the pause container what only the owner of a namespace can have.
+    /// Moves the keys that only the owner of a namespace may have to the pause container.
     fn take_over(&mut self, name: &str, service: &Service) {
         if self.namespace != Namespace::Pause {
             return;

@@ -1,12 +1,12 @@
-//! Remarks about a plan: what the user must change by hand, and what the user should know, each
-//! with its key.
+//! Remarks about a plan: what the user must change by hand, and what the user should know.
 
 use super::changes::{BIND, Namespace, Plan, Remark};
 use super::find::{self, is_front};
 use super::model::{Project, Service};
 use super::sign_in::SignIn;
 
-/// Adds remarks about the services of `project`; `dialled` are the names by which they dial the gateway.
+/// Adds the remarks about the services of `project` to `plan`. `joined` are the services that share the
+/// gateway's namespace, and `dialled` the names by which services dial the gateway.
 pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str], dialled: &[String]) {
     let mut remarks = Remarks { plan, left: Vec::new(), notes: Vec::new() };
     for (name, service) in &project.services {
@@ -32,7 +32,7 @@ struct Remarks<'a> {
 }
 
 impl Remarks<'_> {
-    /// The keys by which a service dials the gateway in plain text.
+    /// Adds a remark for each key with which a service dials the gateway in plain text.
     fn of_dialling(&mut self, name: &str, service: &Service, dialled: &[String], is_inside: bool) {
         let plan = self.plan;
         for key in find::dials(service, dialled, plan.port) {
@@ -55,7 +55,8 @@ impl Remarks<'_> {
         }
     }
 
-    /// A service's part beside the gateway: a neighbour on loopback, a front, a node host or an agent.
+    /// Adds remarks about a service that shares the gateway's loopback, or is a reverse proxy, a node
+    /// host or an agent.
     fn of_service(&mut self, name: &str, service: &Service, gateway: &Service, is_inside: bool) {
         let plan = self.plan;
         let (is_gateway, is_owner) = (name == plan.gateway, plan.network_mode() == format!("service:{name}"));
@@ -90,7 +91,8 @@ impl Remarks<'_> {
         }
     }
 
-    /// The labels and variables by which fronts find the gateway and speak plain HTTP to it.
+    /// Adds remarks about labels and variables of the gateway by which reverse proxies find it and
+    /// speak plain HTTP to it.
     fn of_fronts_labels(&mut self, gateway: &Service) {
         let Plan { gateway: name, listen, .. } = self.plan;
         for label in gateway.labels.keys() {
@@ -121,7 +123,7 @@ impl Remarks<'_> {
         }
     }
 
-    /// What else of the gateway's service does not fit a gateway on loopback.
+    /// Adds remarks about other keys of the gateway's service that don't fit a gateway on loopback.
     fn of_gateway(&mut self, gateway: &Service) {
         let plan = self.plan;
         let name = &plan.gateway;
@@ -159,7 +161,7 @@ impl Remarks<'_> {
         }
     }
 
-    /// What loopgate has to know where a proxy says who the users are.
+    /// Adds a remark about the options that loopgate needs if a proxy authenticates the gateway's users.
     fn of_sign_in(&mut self) {
         let Some(SignIn::TrustedProxy(header)) = &self.plan.sign_in else { return };
         let header = header.as_deref().unwrap_or("x-forwarded-user");
@@ -176,7 +178,7 @@ impl Remarks<'_> {
         self.left.push(Remark { key: "openclaw.json: gateway.auth.mode".into(), what });
     }
 
-    /// Where clients reach loopgate in place of the gateway.
+    /// Returns the URL at which clients reach loopgate in place of the gateway.
     fn address(&self) -> String {
         format!("https://{}:{}", self.plan.gateway, self.plan.listen)
     }
@@ -186,7 +188,7 @@ fn remark(service: &str, key: &str, what: impl Into<String>) -> Remark {
     Remark { key: format!("services.{service}.{key}"), what: what.into() }
 }
 
-/// What a node host needs, which is a client in a container of its own.
+/// Returns the remark for a node host, which is a client in another container than the gateway.
 fn node_host(plan: &Plan, name: &str) -> String {
     if plan.agents.iter().any(|agent| agent == name) {
         format!("runs a node host: let it dial --host {} --port {} --tls", plan.gateway, plan.listen)

@@ -8,17 +8,17 @@ use super::yaml::{self, Node};
 use crate::config::{GATEWAY_PORT, SIDECAR_PORT};
 use crate::secret::GATEWAY_TOKEN_VARIABLE;
 
-/// The filter before the engine's socket, as docker/ has it.
+/// The configuration of the filter in front of the engine's socket.
 const FILTER: &str = include_str!("../../docker/socket-filter/haproxy-unix.cfg");
 /// loopgate's group in its image, which the filter's socket belongs to.
 const GROUP: &str = "65532";
-/// Where loopgate keeps its state, in a volume that any user can write to.
+/// loopgate's state directory. It is in a volume that any user can write to.
 const STATE: &str = "/state/loopgate";
-/// Stops the gateway. One that is killed after the usual 10 s leaves a lock in its state (2026.9),
-/// by which another container can't start for 5 minutes.
+/// The command that stops the gateway. If the gateway (2026.9) is killed after the usual 10 s, it leaves a
+/// lock in its state, and another container with that state can't start for 5 minutes.
 const STOP: &str = "docker compose stop --timeout 60";
 
-/// The override file.
+/// Returns the text of the override file.
 pub fn file(plan: &Plan) -> String {
     let mut services = Vec::new();
     if plan.namespace == Namespace::Pause {
@@ -46,7 +46,7 @@ pub fn file(plan: &Plan) -> String {
     yaml::document(&header(plan), &[("services".into(), Node::Map(services)), ("volumes".into(), Node::map(volumes))])
 }
 
-/// The commands that set the gateway's own configuration, while it is stopped; the second is on several lines.
+/// Returns the commands that set the gateway's configuration while it is stopped. The second has several lines.
 pub fn commands(plan: &Plan) -> Vec<String> {
     let set = |what| format!("{} config set gateway.{what}", cli(plan));
     let mut settings = vec!["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"];
@@ -58,18 +58,18 @@ pub fn commands(plan: &Plan) -> Vec<String> {
     std::iter::once(STOP.to_owned()).chain(run.lines().map(Into::into)).collect()
 }
 
-/// The command that tells the gateway the URL for setup codes of phones.
+/// Returns the command that sets the gateway's URL for the setup codes of phones.
 pub fn public_url_command(plan: &Plan) -> String {
     let url = shell(&plan.public_url);
     format!("{} {} config set plugins.entries.device-pair.config.publicUrl {url}", run_once(plan), cli(plan))
 }
 
-/// Returns whether the gateway's users sign in at a proxy, so that it takes no token.
+/// Returns whether a proxy authenticates the gateway's users, so that the gateway takes no token.
 fn is_trusted_proxy(plan: &Plan) -> bool {
     matches!(plan.sign_in, Some(SignIn::TrustedProxy(_)))
 }
 
-/// The words that run a command in a new container of the gateway's service.
+/// Returns the words that run a command in a new container of the gateway's service.
 fn run_once(plan: &Plan) -> String {
     let dependencies = if plan.network_mode().starts_with("service:") && plan.namespace != Namespace::Pause {
         ""
@@ -79,7 +79,7 @@ fn run_once(plan: &Plan) -> String {
     format!("docker compose run --rm {dependencies}{}", shell(&plan.gateway))
 }
 
-/// The words that run OpenClaw's CLI there.
+/// Returns the words that run OpenClaw's CLI in a new container of the gateway's service.
 fn cli(plan: &Plan) -> String {
     plan.cli.iter().map(|word| shell(word)).collect::<Vec<_>>().join(" ")
 }
@@ -166,8 +166,8 @@ fn netns(plan: &Plan) -> Node {
     Node::Map(map)
 }
 
-/// A host name for the pause container, where the gateway has none of its own to move: a container
-/// that is made anew would get a new one.
+/// Returns a host name for the pause container, if the gateway's service has none that moves to it. Without
+/// one, each new container would get another host name.
 fn host_name(plan: &Plan) -> Option<&str> {
     let is_label = plan.gateway.len() < 64
         && plan.gateway.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
@@ -254,7 +254,7 @@ fn loopgate(plan: &Plan) -> Node {
     Node::Map(map)
 }
 
-/// The gateway's token, which loopgate needs for pairing.
+/// Returns the value of the variable with the gateway's token, which loopgate needs for pairing.
 fn token(plan: &Plan) -> Node {
     let mut note = vec![
         "Pairs the gateway's own device, which 2026.2 needs. Empty: the token is read from the gateway's openclaw.json.",
@@ -268,8 +268,8 @@ fn token(plan: &Plan) -> Node {
     Node::text("${OPENCLAW_GATEWAY_TOKEN:-}").with_comment(note)
 }
 
-/// Creates the gateway's device identity if it has none yet, since loopgate can't write there.
-/// Without a network, and once.
+/// Returns the service that creates the gateway's device identity if there is none, because loopgate itself can't
+/// write to the gateway's state. The service has no network, and runs once.
 fn identity(plan: &Plan, state: &State) -> Node {
     let file = format!("{}/identity/device.json", state.directory);
     let image = Node::text(&plan.image);
@@ -288,7 +288,7 @@ fn identity(plan: &Plan, state: &State) -> Node {
     Node::Map(map)
 }
 
-/// A mount of the gateway's state. Compose's short form can't have a colon in a path.
+/// Returns the mount of the gateway's state, in the long form: the short form can't have a colon in a path.
 fn mount(state: &State, read_only: bool) -> Node {
     if !state.source.contains(':') {
         return Node::text(format!("{}:/openclaw{}", state.source, if read_only { ":ro" } else { "" }));
@@ -302,7 +302,7 @@ fn mount(state: &State, read_only: bool) -> Node {
     ])
 }
 
-/// What an agent by its address gets: its label, the CA, and where the gateway is.
+/// Returns the keys that an agent's service gets: its label, the CA, and the gateway's URL.
 fn agents(plan: &Plan) -> Node {
     Node::map([
         ("labels", Node::map([("loopgate.agent", Node::text("address"))])),
@@ -322,8 +322,8 @@ fn agents(plan: &Plan) -> Node {
     ])
 }
 
-/// The engine's socket, with exact paths permitted and no more. The configuration stands in the
-/// environment: an inline `configs` entry can't be copied into a read-only container.
+/// Returns the service of the filter in front of the engine's socket. The filter's configuration is in an environment
+/// variable, because compose can't copy an inline `configs` entry into a read-only container.
 fn filter(plan: &Plan) -> Node {
     let mut map = vec![
         ("image".to_owned(), Node::text("${HAPROXY_IMAGE:-haproxy:3.2}")),
@@ -355,7 +355,7 @@ fn filter(plan: &Plan) -> Node {
     Node::Map(map)
 }
 
-/// Copies the CA's certificate, and only that, to where agents find it.
+/// Returns the service that copies the CA's certificate, without the key, to the volume that agents mount.
 fn ca(plan: &Plan) -> Node {
     let mut map = vec![
         ("image".to_owned(), Node::text(&plan.image)),
@@ -388,7 +388,7 @@ fn profiles(plan: &Plan) -> Option<(String, Node)> {
     (!plan.profiles.is_empty()).then(|| ("profiles".to_owned(), Node::texts(&plan.profiles)))
 }
 
-/// What the override changes, a line each.
+/// Returns the changes that the override makes, one line each.
 pub fn changes(plan: &Plan) -> Vec<String> {
     let mut lines = Vec::new();
     if plan.namespace == Namespace::Pause {
@@ -435,7 +435,7 @@ fn list<S: AsRef<str>>(items: &[S]) -> String {
     if items.is_empty() { "none".into() } else { items.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ") }
 }
 
-/// A word as a shell reads it.
+/// Quotes a word for a shell, if it needs quotes.
 fn shell(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '=');
     if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', "'\\''")) }

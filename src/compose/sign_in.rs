@@ -1,24 +1,24 @@
-//! How the users of a gateway sign in, as its configuration file says.
+//! How the users of a gateway sign in, according to its configuration file.
 
 use http::HeaderName;
 use serde_json::Value;
 
-/// What the gateway's configuration file says about how its users sign in.
+/// How the users of a gateway sign in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SignIn {
-    /// With a token or a password, or not at all.
+    /// Users give a token or a password, or nothing.
     Shared,
-    /// A proxy says who they are (`auth.mode: "trusted-proxy"`), in the header of this name.
+    /// A proxy authenticates users (`auth.mode: "trusted-proxy"`), and names them in this header.
     TrustedProxy(Option<String>),
 }
 
 impl SignIn {
-    /// Reads it from the gateway's configuration.
+    /// Reads `gateway.auth` of the gateway's configuration.
     pub fn of(config: &Value) -> Self {
         let auth = &config["gateway"]["auth"];
         if auth["mode"] == "trusted-proxy" {
             let header = auth["trustedProxy"]["userHeader"].as_str();
-            // It is printed: nothing but a header's name may reach a terminal.
+            // The name is printed, so it must be a valid header name, which has no control characters.
             Self::TrustedProxy(header.filter(|name| HeaderName::from_bytes(name.as_bytes()).is_ok()).map(Into::into))
         } else {
             Self::Shared

@@ -1,7 +1,7 @@
 //! Writes YAML: the block style of compose files, with comments and compose's own tags, in the
 //! order in which it is built.
 //!
-//! Texts that could be read as anything else are quoted as JSON quotes them, which YAML 1.2 (section 1.3) includes.
+//! Strings that could be read as another type are quoted as in JSON, which is a subset of YAML 1.2 (section 1.3).
 
 use std::fmt::Write;
 
@@ -12,40 +12,40 @@ use serde_json::Value;
 pub enum Node {
     /// A string.
     Text(String),
-    /// A number, `true`, `false` or `null`, as it is written.
+    /// A number, `true`, `false` or `null`, as text.
     Literal(String),
     /// A sequence.
     List(Vec<Node>),
     /// A mapping, in this order.
     Map(Vec<(String, Node)>),
-    /// `!reset` of compose: takes the key out of the files before. An empty list stands for a list, null for all else.
+    /// `!reset`, with which compose removes a key that earlier files set.
     Reset,
     /// A node with comment lines above its key.
     Noted(Vec<String>, Box<Node>),
 }
 
 impl Node {
-    /// A string.
+    /// Creates a string.
     pub fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())
     }
 
-    /// A sequence of strings.
+    /// Creates a sequence of strings.
     pub fn texts<S: Into<String>>(texts: impl IntoIterator<Item = S>) -> Self {
         Self::List(texts.into_iter().map(Self::text).collect())
     }
 
-    /// A mapping in this order.
+    /// Creates a mapping in this order.
     pub fn map<K: Into<String>>(entries: impl IntoIterator<Item = (K, Self)>) -> Self {
         Self::Map(entries.into_iter().map(|(key, value)| (key.into(), value)).collect())
     }
 
-    /// `true` or `false`.
+    /// Creates `true` or `false`.
     pub fn bool(value: bool) -> Self {
         Self::Literal(value.to_string())
     }
 
-    /// This node below comment lines.
+    /// Adds comment lines above the node's key.
     pub fn with_comment<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {
         Self::Noted(lines.into_iter().map(Into::into).collect(), Box::new(self))
     }
@@ -62,7 +62,7 @@ impl From<&Value> for Node {
     }
 }
 
-/// The document: comment lines, then a mapping.
+/// Returns a document of comment lines and a mapping.
 pub fn document(comments: &[String], root: &[(String, Node)]) -> String {
     let mut out = String::new();
     for line in comments {
@@ -88,7 +88,7 @@ fn entries(out: &mut String, indent: usize, map: &[(String, Node)]) {
     }
 }
 
-/// What follows the colon of a key at `indent`, its line's end included.
+/// Writes the value of a key at `indent`: everything after the colon, with the end of the line.
 fn value(out: &mut String, indent: usize, node: &Node) {
     match node {
         Node::Map(map) if !map.is_empty() => {
@@ -101,7 +101,7 @@ fn value(out: &mut String, indent: usize, node: &Node) {
                 let _ = write!(out, "{:width$}-", "", width = indent + 2);
                 match item {
                     Node::Map(map) if !map.is_empty() => {
-                        // The first key stands beside the dash.
+                        // The first key is on the line of the dash.
                         let mut block = String::new();
                         entries(&mut block, indent + 4, map);
                         let _ = write!(out, " {}", block.trim_start());
@@ -136,19 +136,19 @@ fn inline(node: &Node) -> String {
 }
 
 fn comment(out: &mut String, indent: usize, line: &str) {
-    // A line break would end the comment, and what follows would be YAML. YAML 1.1 also
-    // breaks lines at U+0085, U+2028 and U+2029.
+    // A line break would end the comment, and the text after it would be read as YAML. In YAML 1.1, U+0085, U+2028
+    // and U+2029 are line breaks too.
     let ends_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
     let line: String = line.chars().map(|c| if ends_line(c) { ' ' } else { c }).collect();
     let _ = writeln!(out, "{}", format!("{:indent$}# {line}", "").trim_end());
 }
 
-/// A string, plain where nothing can take it for anything else.
+/// Formats a string: without quotes if no parser could read it as another type, else quoted.
 fn scalar(text: &str) -> String {
     if is_plain(text) { text.into() } else { Value::from(text).to_string().replace('\u{7f}', "\\u007f") }
 }
 
-/// Returns whether YAML 1.1 and 1.2 both read it as this very string, in block and in flow style.
+/// Returns whether YAML 1.1 and 1.2 both read `text` without quotes as the same string, in block and in flow style.
 fn is_plain(text: &str) -> bool {
     let first = |c: char| c.is_ascii_alphabetic() || matches!(c, '/' | '_');
     let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '-' | '.');

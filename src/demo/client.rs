@@ -1,5 +1,5 @@
-//! The self-check's client: sends requests to the gateway through the sidecar, over HTTP/1.1,
-//! HTTP/2 and WebSocket on either.
+//! The self-check's client. It sends requests to the gateway through the sidecar, over HTTP/1.1 and HTTP/2, and
+//! as WebSockets over either.
 
 use std::fmt;
 use std::io;
@@ -69,7 +69,7 @@ impl fmt::Display for Way {
     }
 }
 
-/// The request failed.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The sidecar has no listener that a client on loopback can reach.
@@ -140,15 +140,15 @@ impl Client {
         Ok(Self { address, roots: Arc::new(roots), shutdown })
     }
 
-    /// The address of the sidecar, as `Host` states it.
+    /// Returns the address of the sidecar, in the form of a `Host` field.
     pub(super) fn authority(&self) -> String {
         self.address.to_string()
     }
 
-    /// Sends a request from the address `from`, with `extra` fields; a `Host` among them replaces
-    /// the sidecar's address.
+    /// Sends a request from the address `from`, with `extra` header fields. A `Host` in `extra` replaces the
+    /// sidecar's address. Over a WebSocket, also checks that messages are echoed unchanged.
     ///
-    /// Over WebSocket, it also checks that messages are echoed as they were sent.
+    /// Returns the request as the gateway received it.
     pub(super) async fn send(&self, from: Ipv4Addr, way: Way, extra: &[(&str, &str)]) -> Result<Received, Error> {
         let exchange = async {
             let tls = self.connect(from, way).await?;
@@ -195,7 +195,7 @@ impl Client {
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         extra: &[(&str, &str)],
     ) -> Result<Received, Error> {
-        // A client of HTTP/1.1 names the path alone, and the host in a field of its own.
+        // Over HTTP/1.1, the target is the path alone, and the host is in the `Host` field.
         let uri = self.uri("https", "/json", extra)?;
         let host = uri.authority().map_or(String::new(), ToString::to_string);
         let request = with(Request::get("/json").header(HOST, host), extra).body(Empty::<Bytes>::new())?;
@@ -249,7 +249,7 @@ impl Client {
     }
 }
 
-/// Adds `extra` fields except `Host`, which each protocol states in its own way.
+/// Adds the `extra` fields to the request, except `Host`, which differs by protocol.
 fn with(request: request::Builder, extra: &[(&str, &str)]) -> request::Builder {
     extra
         .iter()

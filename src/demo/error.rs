@@ -1,11 +1,11 @@
-//! Why the demonstration failed.
+//! The errors of the demonstration.
 
 use std::io;
 
 use super::client;
 use crate::app;
 
-/// The demonstration failed.
+/// Why the demonstration failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call failed.
@@ -25,9 +25,9 @@ pub enum Error {
     /// The gateway did not see a client as its lane requires.
     #[error("{failed} of {all} checks failed")]
     ChecksFailed {
-        /// How many failed.
+        /// The number of checks that failed.
         failed: usize,
-        /// How many there were.
+        /// The number of all checks.
         all: usize,
     },
     /// A signal came before the self-check finished.

@@ -1,5 +1,5 @@
-//! A gateway that answers every request with the request as it received it. It listens on loopback,
-//! as the real one must.
+//! The demonstration's gateway. It responds to every request with the request as it received it, and listens on
+//! loopback, like the real gateway.
 
 use std::convert::Infallible;
 use std::io;
@@ -34,10 +34,10 @@ const POLICY: HeaderValue = HeaderValue::from_static(
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 
-/// How long to wait after a failed accept.
+/// The pause after a failed accept.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Opens a gateway that trusts the proxy at `trusted`; returns its address. It ends with `shutdown`.
+/// Starts a gateway that trusts the proxy at `trusted`, and returns its address. It ends when `shutdown` begins.
 pub(super) async fn start(trusted: Ipv4Addr, shutdown: &Shutdown) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;

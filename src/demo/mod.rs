@@ -33,11 +33,11 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// Options of the demonstration.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Exit after the self-check.
+    /// Whether to exit after the self-check.
     pub once: bool,
-    /// Where the sidecar listens; port 0 lets the kernel choose.
+    /// The address that the sidecar listens on. With port 0 the kernel chooses the port.
     pub listen: SocketAddr,
-    /// Print colours.
+    /// Whether to print colours.
     pub colours: bool,
 }
 
@@ -88,14 +88,14 @@ async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Resu
     result
 }
 
-/// Runs the trials; returns the address that the clients connected to, too.
+/// Runs the trials. Returns the address that the clients connected to, and the results.
 async fn run_trials(config: &Config, sidecar: &Sidecar, shutdown: &Shutdown) -> Result<(SocketAddr, Report), Error> {
     let address = sidecar.listening().into_iter().find_map(reachable).ok_or(client::Error::NotListening)?;
     let client = client::Client::new(address, sidecar.identity().ca.as_ref(), shutdown.clone())?;
     Ok((address, trials::run(&client, config).await))
 }
 
-/// What a user needs to try the sidecar by hand; `near` is the address that clients on loopback can reach.
+/// Returns the data for trying the sidecar by hand. `near` is the address that clients on loopback can reach.
 fn instructions(options: &Options, config: &Config, sidecar: &Sidecar, near: SocketAddr) -> table::Instructions {
     let asked_for = sidecar.listening().into_iter().find(|address| address.ip() == options.listen.ip()).unwrap_or(near);
     let identity = sidecar.identity();
@@ -113,7 +113,7 @@ fn instructions(options: &Options, config: &Config, sidecar: &Sidecar, near: Soc
     }
 }
 
-/// The default configuration, without what needs Docker or root.
+/// Returns the demonstration's configuration: the defaults, without the features that need Docker or root.
 fn config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_dir: &Path) -> Config {
     let mut config = Config { state_dir: state_dir.to_owned(), admin: None, ..defaults };
     config.gateway.address = gateway;
@@ -133,8 +133,8 @@ fn config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_dir: 
     config
 }
 
-/// Returns where the self-check's clients, which have IPv4 loopback addresses, can connect to
-/// `address`; `None` if they can't.
+/// Returns the address at which the self-check's clients reach a listener on `address`. It is an IPv4 loopback address,
+/// because the clients have such addresses. `None` if they can't reach the listener.
 fn reachable(address: SocketAddr) -> Option<SocketAddr> {
     match address.ip() {
         ip if ip.is_unspecified() => Some((Ipv4Addr::LOCALHOST, address.port()).into()),
@@ -143,7 +143,7 @@ fn reachable(address: SocketAddr) -> Option<SocketAddr> {
     }
 }
 
-/// Writes to an output that may be closed; errors are ignored.
+/// Writes to an output whose reader may have closed it. Errors are ignored.
 struct Printer<'a, W>(&'a mut W);
 
 impl<W: Write> Printer<'_, W> {

@@ -1,4 +1,4 @@
-//! The page that a browser gets: self-contained, with everything that a client sent escaped.
+//! The page that a browser gets. It loads no other resource, and escapes everything that a client sent.
 
 use std::fmt::Write;
 

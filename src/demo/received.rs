@@ -42,18 +42,18 @@ impl Received {
         }
     }
 
-    /// Returns it as indented JSON.
+    /// Returns the request as indented JSON.
     pub(super) fn to_json(&self) -> String {
         // It can't fail: there are only numbers, strings and lists.
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
-    /// Every value of `name`, which is in lower case.
+    /// Returns all values of the field `name`, which must be in lower case.
     pub(super) fn all(&self, name: &str) -> Vec<&str> {
         self.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str()).collect()
     }
 
-    /// The fields that say where the request came from or who sent it, sorted.
+    /// Returns the fields that state the client's address or identity, sorted.
     pub(super) fn attribution(&self) -> Vec<(&str, &str)> {
         let says_who = self.headers.iter().filter(|(name, _)| is_attribution(name));
         let mut fields: Vec<_> = says_who.map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -62,7 +62,7 @@ impl Received {
     }
 }
 
-/// Returns whether a field states where a request came from or who sent it.
+/// Returns whether the field `name` states the client's address or identity.
 pub(super) fn is_attribution(name: &str) -> bool {
     matches!(name, "forwarded" | "via" | "x-real-ip")
         || ["x-forwarded-", "tailscale-", "x-openclaw-"].iter().any(|p| name.starts_with(p))

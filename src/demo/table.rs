@@ -1,4 +1,5 @@
-//! What the demonstration prints: the self-check as a table of at most 80 columns, and how to try the sidecar by hand.
+//! The output of the demonstration: the results of the self-check as a table of at most 80 columns, and instructions
+//! for trying the sidecar by hand.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -23,7 +24,7 @@ impl Paint {
     }
 }
 
-/// The self-check as a table.
+/// Returns the results of the self-check as a table.
 pub(super) fn render(report: &Report, config: &Config, colours: bool) -> String {
     let paint = Paint(colours);
     let head = line("protocol", "seen from", "X-Forwarded-For", "Host", "class", "ok");
@@ -61,7 +62,7 @@ pub(super) fn render(report: &Report, config: &Config, colours: bool) -> String 
     text
 }
 
-/// The heading of a group of rows.
+/// Returns the heading of a group of rows.
 fn heading(trial: &Trial, paint: Paint) -> String {
     let lane = format!("{} lane", trial.lane.label());
     let who = match trial.forged {
@@ -97,12 +98,12 @@ fn write_row(text: &mut String, row: &Row, paint: Paint) {
     }
 }
 
-/// One line; with addresses as long as they can be it is 80 columns wide.
+/// Returns one row. With the longest addresses it is 80 columns wide.
 fn line(way: &str, from: &str, client: &str, host: &str, class: &str, passed: &str) -> String {
     format!("  {way:<13}  {from:<15}  {client:<15}  {host:<15}  {class:<6}  {passed}")
 }
 
-/// What a user needs to try the sidecar by hand.
+/// The data for trying the sidecar by hand.
 pub(super) struct Instructions {
     /// The address that was asked for.
     pub(super) listening: SocketAddr,
@@ -116,7 +117,7 @@ pub(super) struct Instructions {
     pub(super) fingerprint: String,
 }
 
-/// Returns how to try the sidecar by hand.
+/// Returns the instructions for trying the sidecar by hand.
 pub(super) fn instructions(instructions: &Instructions, colours: bool) -> String {
     let paint = Paint(colours);
     let Instructions { listening, url, near, ca, fingerprint } = instructions;

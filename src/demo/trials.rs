@@ -1,4 +1,4 @@
-//! The self-check: clients on each lane, and what the gateway must see of each.
+//! The self-check: clients on each lane send requests, and the gateway must see each client as its lane requires.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::error_chain::error_chain;
 use crate::labels::LaneKind;
 
-/// The loopback address whose clients the demonstration admits as agents.
+/// The loopback address whose clients are agents in the demonstration.
 pub(super) const AGENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
 /// The address of the self-check's external client.
 const OUTSIDER: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -67,7 +67,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// The number of trials that failed.
+    /// Returns the number of trials that failed.
     pub(super) fn failed(&self) -> usize {
         self.rows.iter().filter(|row| !row.failures.is_empty()).count()
     }
@@ -107,8 +107,8 @@ fn trials() -> Vec<Trial> {
     honest.chain(forged).collect()
 }
 
-/// Returns how `received` differs from what `trial` must look like; `own_host` is the `Host` of a
-/// client that forges nothing.
+/// Returns the differences between `received` and what the lane of `trial` requires. `own_host` is the `Host` of a
+/// client that forges no fields.
 fn failures(trial: &Trial, received: &Received, own_host: &str, config: &Config) -> Vec<String> {
     let mut failures = Vec::new();
     let mut expect = |what: &str, holds: bool, expected: String, is: String| {
