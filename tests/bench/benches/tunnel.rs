@@ -13,7 +13,7 @@ const PIPE: usize = 256 * 1024;
 fn echo() -> DuplexStream {
     let ((client, near), (far, mut gateway)) = (duplex(PIPE), duplex(PIPE));
     let options = TunnelOptions {
-        websocket: false,
+        is_websocket: false,
         is_h2: false,
         buffers: TunnelBuffers::new(64 << 20),
         first_message: None,
