@@ -111,12 +111,12 @@ async fn bound_becomes(
 }
 
 /// Waits until `address` refuses connections.
-async fn is_closed_listener(address: SocketAddr) {
+async fn wait_until_listener_closes(address: SocketAddr) {
     in_time(async { while TcpStream::connect(address).await.is_ok() {} }).await;
 }
 
 /// Waits until the other side has closed `client`.
-async fn is_closed(client: &mut TcpStream) {
+async fn wait_until_closed(client: &mut TcpStream) {
     // Closed with an end of stream or a reset, whichever comes first.
     assert_eq!(in_time(client.read(&mut [0])).await.unwrap_or(0), 0);
 }
@@ -167,7 +167,7 @@ async fn listeners_follow_the_addresses_in_the_view() {
     let stays = harness.next_accepted().await;
     harness.addresses_are_now(&["127.66.0.2/32"]);
     harness.listens_on(&["127.66.0.2"]).await;
-    is_closed_listener(first).await;
+    wait_until_listener_closes(first).await;
     assert_eq!(harness.metrics.open.get(), 1, "a connection outlives its listener");
     drop(stays);
 }
@@ -190,7 +190,7 @@ async fn a_client_at_its_limit_is_refused_until_a_connection_ends() {
     let _first = TcpStream::connect(address).await.unwrap();
     let accepted = harness.next_accepted().await;
     let mut second = TcpStream::connect(address).await.unwrap();
-    is_closed(&mut second).await;
+    wait_until_closed(&mut second).await;
     let refused = harness.metrics.refused.clone();
     let reason = crate::metrics::RefusedLabels { reason: crate::metrics::AcceptRefusal::ClientConnections };
     assert_eq!(refused.get_or_create(&reason).get(), 1);
@@ -260,7 +260,7 @@ async fn at_shutdown_the_listeners_close() {
     harness.shutdown.begin();
     harness.listens_on(&[]).await;
     assert_eq!(harness.shutdown.wait(DEADLINE).await, 0);
-    is_closed_listener(address).await;
+    wait_until_listener_closes(address).await;
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Interim responses between what hyper writes.
+//! Tests of the streams of requests, and of interim responses between the bytes that hyper writes.
 
 use std::task::Waker;
 

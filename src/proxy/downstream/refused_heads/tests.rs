@@ -1,4 +1,4 @@
-//! Which heads are refused.
+//! Tests of which heads count as refused, and which as dropped.
 
 use super::*;
 
