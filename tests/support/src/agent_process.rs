@@ -14,9 +14,9 @@ use crate::raw_http::RawHttp;
 use crate::sidecar::loopgate;
 use crate::tls_client::TlsClient;
 
-/// A pod as its programs see it.
+/// The surroundings of a program in a pod.
 pub struct Pod<'a> {
-    /// A client of its sidecar.
+    /// A client of the sidecar that the pod uses.
     pub client: &'a TlsClient,
     /// The pod's address.
     pub source: &'a str,

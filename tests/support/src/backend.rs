@@ -42,19 +42,19 @@ struct Shared {
 }
 
 impl Backend {
-    /// Starts it on a free port of loopback.
+    /// Starts the gateway on a free port of loopback.
     pub async fn start() -> Self {
         Self::start_on(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// Starts it on `address`, in the current runtime.
+    /// Starts the gateway on `address`, in the current runtime.
     pub fn start_on(address: SocketAddr) -> Self {
         let shared = Arc::new(Shared::default());
         let address = listen(address, &shared);
         Self { address, shared }
     }
 
-    /// Stops listening and drops every connection, as when its process is killed.
+    /// Stops listening and drops every connection, as if the gateway's process were killed.
     pub async fn kill(&self) {
         self.shared.tasks.abort_all().await;
     }
@@ -72,12 +72,12 @@ impl Backend {
     }
 }
 
-/// Bytes that depend on their place, so that a lost or repeated block is found.
+/// Returns `size` bytes that depend on their offset, so that a lost or repeated block is detected.
 pub fn pattern(size: usize) -> Bytes {
     (0..size).map(|at| u8::try_from((at ^ (at >> 8) ^ (at >> 16)) & 0xff).unwrap()).collect()
 }
 
-/// A server-sent event.
+/// Returns the server-sent event with this number.
 pub fn event(number: usize) -> String {
     format!("id: {number}\ndata: event {number}\n\n")
 }
@@ -102,7 +102,7 @@ fn listen(address: SocketAddr, shared: &Arc<Shared>) -> SocketAddr {
 async fn serve(stream: TcpStream, peer: IpAddr, shared: Arc<Shared>) {
     stream.set_nodelay(true).unwrap();
     let service = service_fn(|request| answer(request, peer, &shared));
-    // A client may go away at any time.
+    // An error means that the client has closed its connection.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }
 
@@ -158,7 +158,7 @@ async fn checksum(mut body: Incoming) -> String {
     sum.hex()
 }
 
-/// The lane that a request came by, or `neither` if it can't have come by any.
+/// Returns the lane on which loopgate sent a request, or `neither` if it fits no lane.
 fn lane(peer: IpAddr, headers: &HeaderMap) -> &'static str {
     let of_agents = "127.77.0.0/16".parse::<ipnet::IpNet>().unwrap().contains(&peer);
     let forwarded = headers.keys().filter(|name| name.as_str().contains("forward")).count();

@@ -1,4 +1,5 @@
-//! A gibibyte in which a lost, repeated or moved block is found, and which is never whole in memory.
+//! A gibibyte of content for transfers. A lost, repeated or moved block changes its checksum, and it is never in memory
+//! as a whole.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -6,11 +7,11 @@ use std::sync::LazyLock;
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 
-/// Its size in bytes.
+/// The size of the content, in bytes.
 pub const SIZE: u64 = 1 << 30;
 const BLOCK: usize = 64 * 1024;
 
-/// Its blocks, in order. Each carries its number, and bytes that don't compress.
+/// Returns the blocks of the content, in order. A block is its number and bytes that don't compress.
 pub fn blocks() -> impl Iterator<Item = Bytes> + Send {
     static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -29,14 +30,14 @@ pub fn blocks() -> impl Iterator<Item = Bytes> + Send {
     })
 }
 
-/// Its SHA-256.
+/// Returns the SHA-256 of the whole content, in hexadecimal.
 pub fn checksum() -> String {
     let mut sum = Checksum::default();
     blocks().for_each(|block| sum.update(&block));
     sum.hex()
 }
 
-/// A SHA-256 of what it is given.
+/// Computes a SHA-256 step by step.
 pub struct Checksum(Context);
 
 impl Default for Checksum {
@@ -46,12 +47,12 @@ impl Default for Checksum {
 }
 
 impl Checksum {
-    /// Adds bytes.
+    /// Adds bytes to the digest.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The sum of it all.
+    /// Returns the digest of all bytes, in hexadecimal.
     pub fn hex(self) -> String {
         self.0.finish().as_ref().iter().fold(String::new(), |mut hex, byte| {
             write!(hex, "{byte:02x}").expect("a string");

@@ -6,10 +6,10 @@ use std::process::Command;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The script that it runs.
+/// The script that the client runs.
 pub const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/device_client.mjs");
 
-/// A handshake to do.
+/// The settings of one handshake.
 pub struct DeviceClient {
     node: Command,
     options: Value,
@@ -19,35 +19,35 @@ pub struct DeviceClient {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "end", rename_all = "lowercase")]
 pub enum End {
-    /// Accepted.
+    /// The gateway accepted the client.
     Hello {
-        /// What was granted; `None` where the gateway does not say.
+        /// The scopes that were granted; `None` if the gateway does not state them.
         scopes: Option<Vec<String>>,
-        /// The answer to the method that was called, if one was.
+        /// The response to the method that was called, if any.
         called: Option<Value>,
         /// The device's own token, if it got one.
         #[serde(default, rename = "deviceToken")]
         device_token: Option<String>,
     },
-    /// Closed by the gateway.
+    /// The gateway closed the WebSocket.
     Closed {
-        /// WebSocket close code.
+        /// The code of the close frame.
         code: u16,
-        /// WebSocket close reason.
+        /// The reason in the close frame.
         reason: String,
-        /// The gateway's answer to `connect`.
+        /// The gateway's response to `connect`.
         error: Option<Value>,
     },
-    /// Answered by something other than 101.
+    /// The response to the upgrade had another status than 101.
     Refused {
-        /// HTTP status.
+        /// The HTTP status.
         status: u16,
-        /// Its body.
+        /// The body of the response.
         body: String,
     },
-    /// No connection.
+    /// The connection failed.
     Failed {
-        /// Why.
+        /// The error.
         error: String,
     },
 }
@@ -74,7 +74,7 @@ impl DeviceClient {
         self
     }
 
-    /// Is the Control UI of this build, in a page from `origin`.
+    /// Claims to be the Control UI of this build, in a page from `origin`.
     pub fn control_ui(self, origin: &str, build: &str) -> Self {
         self.set("build", json!(build))
             .set("client", json!("openclaw-control-ui"))
@@ -117,7 +117,7 @@ impl DeviceClient {
         self.set("scopes", json!(scopes))
     }
 
-    /// Has no device.
+    /// Connects without a device identity.
     pub fn without_device(self) -> Self {
         self.set("identity", json!("none"))
     }
@@ -127,12 +127,12 @@ impl DeviceClient {
         self.set("client", json!("gateway-client")).set("mode", json!("backend"))
     }
 
-    /// Calls a method once it is in.
+    /// Calls a method after the gateway has accepted the client.
     pub fn call(self, method: &str) -> Self {
         self.set("call", json!(method))
     }
 
-    /// Does the handshake.
+    /// Performs the handshake, and returns how it ended.
     pub fn connect(mut self) -> End {
         let output = self.node.arg(SCRIPT).arg(self.options.to_string()).output().expect("node");
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
@@ -151,7 +151,7 @@ impl DeviceClient {
 }
 
 impl End {
-    /// The scopes of one that was accepted with no approval.
+    /// Returns the scopes of a client that was accepted without an approval.
     #[track_caller]
     pub fn scopes(self) -> Vec<String> {
         match self {
@@ -163,7 +163,7 @@ impl End {
         }
     }
 
-    /// The request id of one that has to wait for an approval.
+    /// Returns the request id of a client that has to wait for an approval.
     #[track_caller]
     pub fn pairing_request(self) -> String {
         match &self {
@@ -174,7 +174,7 @@ impl End {
         }
     }
 
-    /// The device's own token, of one that was accepted.
+    /// Returns the device token of a client that was accepted.
     #[track_caller]
     pub fn device_token(self) -> String {
         match self {
@@ -183,7 +183,7 @@ impl End {
         }
     }
 
-    /// Holds if the method that was called was answered.
+    /// Asserts that the method that was called was answered.
     #[track_caller]
     pub fn answered(self) {
         assert!(
@@ -192,7 +192,7 @@ impl End {
         );
     }
 
-    /// Why loopgate closed the WebSocket.
+    /// Returns the reason for which loopgate closed the WebSocket.
     #[track_caller]
     pub fn refused_by_loopgate(self) -> String {
         match self {
@@ -201,8 +201,8 @@ impl End {
         }
     }
 
-    /// Holds if the client could not have `method` answered: it was let in without the scope for
-    /// it, or not at all.
+    /// Asserts that `method` was not answered: the gateway accepted the client without the scope for it,
+    /// or did not accept the client.
     #[track_caller]
     pub fn may_not_call(self) {
         match &self {
@@ -215,7 +215,7 @@ impl End {
         }
     }
 
-    /// Holds if the token was refused.
+    /// Asserts that the token was refused.
     #[track_caller]
     pub fn token_refused(self) {
         assert!(
@@ -229,13 +229,13 @@ impl End {
         matches!(self, End::Hello { .. })
     }
 
-    /// Holds if the client was not accepted.
+    /// Asserts that the client was not accepted.
     #[track_caller]
     pub fn not_accepted(self) {
         assert!(matches!(self, End::Closed { .. } | End::Refused { .. }), "expected a refusal, but {self:?}");
     }
 
-    /// Holds if the client may not read, whether it was let in without a scope or not at all.
+    /// Asserts that the client may not read: the gateway accepted it without that scope, or did not accept it.
     #[track_caller]
     pub fn may_not_read(self) {
         let refused = match &self {

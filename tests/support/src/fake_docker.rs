@@ -1,5 +1,5 @@
-//! A Docker Engine API on a unix socket, for the real client: lists, inspections and events, and
-//! whatever else a test scripts.
+//! A fake Docker Engine on a Unix socket: it serves lists, inspections and events, and responses that a
+//! test sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -20,7 +20,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// The engine. It ends, and its socket vanishes, when it is dropped.
+/// The engine. When it is dropped, it ends and its socket is removed.
 pub struct FakeDocker {
     directory: tempfile::TempDir,
     shared: Arc<Mutex<Shared>>,
@@ -48,18 +48,18 @@ impl FakeDocker {
         docker
     }
 
-    /// Its socket.
+    /// Returns the path of the engine's socket.
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("docker.sock")
     }
 
-    /// Brings it up again, on a new socket in the same place.
+    /// Starts the engine again, on a new socket with the same path.
     pub fn up(&mut self) {
         let listener = UnixListener::bind(self.socket()).expect("nothing else is on the socket");
         self.running = Some(self.tasks.spawn(accept(listener, Arc::clone(&self.shared))));
     }
 
-    /// Takes it down, in the middle of any response; the socket file stays unless `tidy`.
+    /// Stops the engine and aborts its responses. Removes the socket file only if `tidy`.
     pub async fn down(&mut self, tidy: bool) {
         if let Some(running) = self.running.take() {
             running.abort();
@@ -71,18 +71,18 @@ impl FakeDocker {
         }
     }
 
-    /// Ends every event stream, as filters do with what lasts long.
+    /// Ends every event stream, as a filter does with long responses.
     pub fn cut_events(&self) {
         self.state().subscribers.clear();
     }
 
-    /// Starts a container, made by [`container`], and sends the event.
+    /// Starts a container, as [`container`] returns it, and sends the event.
     pub fn run(&self, container: Value) {
         let id = self.put(container);
         self.event("container", "start", &id, json!({}));
     }
 
-    /// Starts a container without an event; returns its id.
+    /// Starts a container without an event, and returns its id.
     pub fn put(&self, container: Value) -> String {
         let id = container["Id"].as_str().expect("a container has an id").to_owned();
         self.state().containers.insert(id.clone(), container);
@@ -100,18 +100,18 @@ impl FakeDocker {
         self.state().containers.remove(id);
     }
 
-    /// Sets the answer to inspecting `id`; without it the answer is 404.
+    /// Sets the response to inspecting `id`. Without it the response is 404.
     pub fn details(&self, id: &str, details: Value) {
         self.state().details.insert(id.to_owned(), details);
     }
 
-    /// Removes a container that is stopped: inspecting it is answered by 404 again.
+    /// Removes a stopped container, so that inspecting it returns 404 again.
     pub fn remove(&self, id: &str) {
         self.state().details.remove(id);
         self.event("container", "destroy", id, json!({}));
     }
 
-    /// Gives the image `id` these labels; every image exists, and has none unless given.
+    /// Sets the labels of the image `id`. Every image exists, and has no labels unless they are set.
     pub fn image(&self, id: &str, labels: Value) {
         self.state().images.insert(id.to_owned(), labels);
     }
@@ -124,34 +124,34 @@ impl FakeDocker {
         self.state().subscribers.retain(|subscriber| subscriber.send(line.clone()).is_ok());
     }
 
-    /// Answers GET (and HEAD) on `path`, query excluded, with this from now on, whatever else would be the answer.
+    /// Sets the response to GET and HEAD on `path` (without the query). It replaces any other response.
     pub fn answer(&self, path: &str, status: u16, body: impl Into<Bytes>) {
         let status = StatusCode::from_u16(status).expect("a status");
         self.state().answers.insert(path.to_owned(), (status, body.into()));
     }
 
-    /// Takes [`FakeDocker::answer`] and [`FakeDocker::silence`] back.
+    /// Reverts [`FakeDocker::answer`] and [`FakeDocker::silence`] for `path`.
     pub fn permit(&self, path: &str) {
         self.state().answers.remove(path);
         self.state().silent.remove(path);
     }
 
-    /// Never answers on `path` from now on.
+    /// Stops responding on `path`, without closing the connection.
     pub fn silence(&self, path: &str) {
         self.state().silent.insert(path.to_owned());
     }
 
-    /// How many requests there were on `path`.
+    /// Returns the number of requests on `path`.
     pub fn asked(&self, path: &str) -> usize {
         self.state().requests.iter().filter(|asked| *asked == path).count()
     }
 
-    /// Every `METHOD path` that was asked, once each.
+    /// Returns every `METHOD path` that was requested.
     pub fn all_asked(&self) -> BTreeSet<String> {
         self.state().requests.iter().cloned().collect()
     }
 
-    /// How many subscribers to events there are.
+    /// Returns the number of subscribers to events.
     pub fn subscribers(&self) -> usize {
         self.state().subscribers.iter().filter(|subscriber| !subscriber.is_closed()).count()
     }
@@ -161,12 +161,12 @@ impl FakeDocker {
     }
 }
 
-/// The image of every container that [`container`] makes.
+/// The image of every container that [`container`] returns.
 pub const IMAGE: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// A running container as `GET /containers/json` lists it: `{"Id", "Names", "Labels", ...}`, with
-/// an address on each network. Its compose project is `claws`, unless `labels` name another or
-/// null.
+/// Returns a running container as `GET /containers/json` lists it: `{"Id", "Names", "Labels", ...}`, with
+/// an address on each network. The container's compose project is `claws`, unless `labels` has another
+/// one or null.
 pub fn container(id: &str, mut labels: Value, addresses: &[(&str, &str)]) -> Value {
     if labels.get("com.docker.compose.project").is_none() {
         labels["com.docker.compose.project"] = "claws".into();
@@ -188,7 +188,7 @@ pub fn container(id: &str, mut labels: Value, addresses: &[(&str, &str)]) -> Val
 }
 
 async fn accept(listener: UnixListener, shared: Arc<Mutex<Shared>>) {
-    // Dropped, and with it every connection, when this task is.
+    // When this task is aborted, the set is dropped, and with it every connection.
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -202,7 +202,7 @@ async fn accept(listener: UnixListener, shared: Arc<Mutex<Shared>>) {
 
 async fn serve(stream: UnixStream, shared: Arc<Mutex<Shared>>) {
     let service = service_fn(|request| answer(request, Arc::clone(&shared)));
-    // A client may disconnect at any time.
+    // An error means that the client has closed its connection.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 

@@ -28,7 +28,7 @@ pub struct ReceivedRequest {
 }
 
 impl ReceivedRequest {
-    /// The address that it came from.
+    /// Returns the source address of the request.
     pub fn source(&self) -> IpAddr {
         self.peer.ip()
     }
@@ -42,7 +42,7 @@ impl std::ops::Deref for ReceivedRequest {
     }
 }
 
-/// What its connections share.
+/// The state that all connections of the gateway share.
 struct Shared {
     requests: Mutex<Vec<ReceivedRequest>>,
     /// The number of requests so far.

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// What is missing, for the report.
+/// A requirement that is missing, in words.
 pub struct Missing(pub String);
 
-/// The directory that the scripts of `tests/setup` fill.
+/// Returns the directory into which the scripts of `tests/setup` install.
 pub fn cache() -> PathBuf {
     let home = || {
         env::var_os("XDG_CACHE_HOME")
@@ -19,13 +19,13 @@ pub fn cache() -> PathBuf {
     env::var_os("TEST_CACHE").map_or_else(|| home().join("loopgate-tests"), PathBuf::from)
 }
 
-/// The `node_modules` directory of a tree in the cache.
+/// Returns the `node_modules` directory of a tree in the cache.
 pub fn node_modules(tree: &str) -> Result<PathBuf, Missing> {
     let modules = cache().join(tree).join("node_modules");
     if modules.is_dir() { Ok(modules) } else { Err(Missing(format!("{tree} is not installed"))) }
 }
 
-/// A program in `PATH`.
+/// Returns the path of a program in `PATH`.
 pub fn program(name: &str) -> Result<PathBuf, Missing> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -34,11 +34,11 @@ pub fn program(name: &str) -> Result<PathBuf, Missing> {
         .ok_or_else(|| Missing(format!("no {name} here")))
 }
 
-/// Runs a test that needs the whole machine: only one runs at a time. Without what it needs it is
-/// reported as not run, or fails if `CI` is `true`.
+/// Runs a test that needs the whole machine: only one such test runs at a time. If a requirement is
+/// missing, the test is reported as not run, or fails if `CI` is `true`.
 pub fn exclusively(name: &str, test: impl FnOnce() -> Result<(), Missing>) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    // A test that failed has cleaned up after itself.
+    // A poisoned lock is fine: a test that fails still removes what it created.
     let _turn: MutexGuard<()> = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let start = Instant::now();
     report(format_args!("{name}"));

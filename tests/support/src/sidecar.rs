@@ -16,13 +16,13 @@ use crate::fake_gateway::FakeGateway;
 use crate::process::Process;
 use crate::tls_client::TlsClient;
 
-/// A client in the network that `agents.cidrs` names.
+/// The address of a client that `agents.cidrs` makes an agent.
 pub const AGENT: &str = "127.0.0.9";
-/// Longer than a start takes on a busy machine.
+/// The time limit of a start. It is enough for a busy machine.
 const START: Duration = Duration::from_secs(30);
-/// The file, in the sidecar's directory, that its configuration is read from.
+/// The name of the configuration file in the sidecar's directory.
 const CONFIG: &str = "loopgate.toml";
-/// The state directory, in the sidecar's directory.
+/// The name of the state directory in the sidecar's directory.
 const STATE: &str = "state";
 
 /// Returns the binary under test: `TEST_BINARY`, or the one that Cargo has built with the tests.
@@ -37,7 +37,7 @@ pub fn binary() -> PathBuf {
     binary
 }
 
-/// A command of the binary, in an environment without variables of loopgate.
+/// Returns a command that runs the binary, in an environment without variables of loopgate.
 pub fn loopgate<T: Into<OsString>>(arguments: impl IntoIterator<Item = T>) -> Command {
     let mut command = without_variables(Command::new(binary()));
     command.args(arguments.into_iter().map(Into::into)).stdin(Stdio::null());
@@ -70,7 +70,7 @@ pub fn free_address() -> SocketAddr {
     }
 }
 
-/// How a sidecar is started. Without further options it listens on a free port of loopback, follows
+/// The options of a sidecar to start. Without further options the sidecar listens on a free port of loopback, follows
 /// no engine, logs as JSON, and keeps its files in a temporary directory.
 #[derive(Default)]
 pub struct Launch {
@@ -82,42 +82,42 @@ pub struct Launch {
     directory: Option<PathBuf>,
 }
 
-/// Makes a command that runs the arguments that are added to it with the binary, for example on another host.
+/// Returns a command that runs its arguments as a program, for example on another host.
 type Wrapper = Box<dyn Fn() -> Command>;
 
 impl Launch {
-    /// With all defaults.
+    /// Returns the default options.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// In front of this gateway.
+    /// Sets the gateway's address.
     pub fn gateway(self, gateway: SocketAddr) -> Self {
         Self { gateway: Some(gateway), ..self }
     }
 
-    /// With these flags, each of which replaces a default of the same name.
+    /// Adds flags. A flag replaces a default of the same name.
     pub fn flags(mut self, flags: &[&str]) -> Self {
         self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
         self
     }
 
-    /// With this text as its configuration file.
+    /// Sets the text of the configuration file.
     pub fn config(self, text: &str) -> Self {
         Self { config: text.into(), ..self }
     }
 
-    /// After a shell has run `setup`, which can set limits and variables.
+    /// Runs the shell commands `setup` before the sidecar, for example to set limits and variables.
     pub fn after(self, setup: &str) -> Self {
         Self { setup: Some(setup.into()), ..self }
     }
 
-    /// Through the command that `wrapper` makes, which runs the binary with the arguments that are added to it.
+    /// Starts the sidecar with the command that `wrapper` returns, to which the binary and its arguments are added.
     pub fn through(self, wrapper: impl Fn() -> Command + 'static) -> Self {
         Self { wrapper: Some(Box::new(wrapper)), ..self }
     }
 
-    /// With its files in `directory`, where they stay.
+    /// Keeps the sidecar's files in `directory`, and does not remove them.
     pub fn directory(self, directory: &Path) -> Self {
         Self { directory: Some(directory.into()), ..self }
     }
@@ -168,8 +168,8 @@ impl Launch {
         Starting { process, admin, path, directory, wrapper: self.wrapper }
     }
 
-    /// Starts it and waits until it is ready, for code that blocks. Without an admin listener it
-    /// only waits until it runs.
+    /// Starts the sidecar and waits until it is ready. Without an admin listener, waits only until it
+    /// runs. Blocks.
     pub fn start(self) -> Sidecar {
         let mut starting = self.spawn();
         let wrapper = starting.wrapper.take();
@@ -181,14 +181,14 @@ impl Launch {
         sidecar
     }
 
-    /// Starts it and waits until it runs.
+    /// Starts the sidecar and waits until it runs.
     pub async fn start_async(self) -> Sidecar {
         let starting = self.spawn();
         let line = starting.process.wait_for_log(RUNNING).await;
         starting.running(&line)
     }
 
-    /// Starts it in front of a fake gateway, with [`AGENT`] as an agent and without an admin
+    /// Starts the sidecar in front of a fake gateway, with [`AGENT`] as an agent and without an admin
     /// listener, and waits until it runs.
     pub async fn start_with_gateway(self) -> SidecarWithGateway {
         let gateway = FakeGateway::start().await;
@@ -200,7 +200,7 @@ impl Launch {
     }
 }
 
-/// What a sidecar logs when it listens.
+/// The log message of a sidecar that has begun to listen.
 const RUNNING: &str = "loopgate is running";
 
 struct Starting {
@@ -225,7 +225,7 @@ impl Starting {
         let address = listening.split(',').next().and_then(|address| address.parse().ok());
         let address = address.unwrap_or_else(|| panic!("no address to connect to in {line}"));
         let ca = path.join(STATE).join("ca.pem");
-        // With a certificate of the operator's own there is no CA; then the test names it.
+        // If the test provides the certificate, there is no CA in the state directory.
         let client = ca.exists().then(|| TlsClient::with_ca_file(address, &ca));
         Sidecar { process, address, admin, client, path, _directory: directory }
     }
@@ -234,7 +234,7 @@ impl Starting {
 /// A running sidecar. It is killed on drop.
 pub struct Sidecar {
     process: Process,
-    /// The first address that it listens on.
+    /// The first address that the sidecar listens on.
     pub address: SocketAddr,
     admin: Option<SocketAddr>,
     client: Option<TlsClient>,
@@ -251,27 +251,27 @@ impl std::ops::Deref for Sidecar {
 }
 
 impl Sidecar {
-    /// Its process.
+    /// Returns the sidecar's process.
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// Its configuration file.
+    /// Returns the path of the configuration file.
     pub fn config_file(&self) -> PathBuf {
         self.path.join(CONFIG)
     }
 
-    /// Its state directory.
+    /// Returns the path of the state directory.
     pub fn state(&self) -> PathBuf {
         self.path.join(STATE)
     }
 
-    /// The certificate of its CA.
+    /// Returns the path of the CA's certificate.
     pub fn ca(&self) -> PathBuf {
         self.state().join("ca.pem")
     }
 
-    /// Where its admin listener is.
+    /// Returns the address of the admin listener.
     pub fn admin(&self) -> SocketAddr {
         self.admin.expect("a sidecar with an admin listener")
     }
@@ -284,7 +284,7 @@ impl Sidecar {
         });
     }
 
-    /// Returns the whole answer to `GET path` of the admin listener.
+    /// Returns the whole response of the admin listener to `GET path`.
     pub fn get(&self, path: &str, host: &str) -> String {
         let mut stream = TcpStream::connect(self.admin()).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
@@ -293,12 +293,12 @@ impl Sidecar {
         answer
     }
 
-    /// Runs `loopgate status` against it.
+    /// Runs `loopgate status` for this sidecar.
     pub fn status(&self, arguments: &[&str]) -> Output {
         loopgate([&["status"], arguments].concat()).env("LOOPGATE_ADMIN", self.admin().to_string()).output().unwrap()
     }
 
-    /// Returns what `loopgate status --json` prints.
+    /// Returns the output of `loopgate status --json`.
     pub fn json(&self) -> Value {
         let output = self.status(&["--json"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -317,14 +317,14 @@ impl Sidecar {
         }
     }
 
-    /// Stops it as Docker does; it must end with success.
+    /// Stops the sidecar as Docker does, and asserts that it ends with success.
     pub fn stop(self) {
         let status = self.process.stop(Duration::from_secs(15));
         assert!(status.success(), "loopgate ended with {status} on SIGTERM:\n{}", self.process.output());
     }
 }
 
-/// A running sidecar and the fake gateway that it serves.
+/// A running sidecar and the fake gateway behind it.
 pub struct SidecarWithGateway {
     pub sidecar: Sidecar,
     pub gateway: FakeGateway,

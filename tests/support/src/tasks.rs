@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::task::JoinSet;
 
-/// A set of tasks; the last clone that is dropped aborts them.
+/// A set of tasks. They are aborted when the last clone of the set is dropped.
 #[derive(Clone, Default)]
 pub struct Tasks(Arc<Mutex<JoinSet<()>>>);
 

@@ -25,11 +25,11 @@ pub type Tls = TlsStream<TcpStream>;
 /// A client that connects to one address and trusts one CA.
 #[derive(Clone)]
 pub struct TlsClient {
-    /// Where the sidecar listens.
+    /// The sidecar's address.
     pub address: SocketAddr,
     /// Background tasks of the client's connections.
     pub tasks: Tasks,
-    /// Where [`TlsClient::connect`] connects from.
+    /// The source address of [`TlsClient::connect`].
     source: IpAddr,
     server_name: ServerName<'static>,
     ca: CertificateDer<'static>,
@@ -43,11 +43,11 @@ pub enum Protocol {
     H2,
 }
 
-/// Every protocol.
+/// All versions of HTTP.
 pub const PROTOCOLS: [Protocol; 2] = [Protocol::H1, Protocol::H2];
 
 impl TlsClient {
-    /// A client of the sidecar at `address`, whose CA is `ca`. It expects a certificate for `localhost`.
+    /// Creates a client of the sidecar at `address`, whose CA is `ca`. It expects a certificate for `localhost`.
     pub fn new(address: SocketAddr, ca: CertificateDer<'static>) -> Self {
         Self {
             address,
@@ -59,7 +59,7 @@ impl TlsClient {
         }
     }
 
-    /// The same with the CA's certificate in a PEM file.
+    /// Creates a client like [`TlsClient::new`], with the CA's certificate in a PEM file.
     pub fn with_ca_file(address: SocketAddr, ca: &Path) -> Self {
         Self::new(
             address,
@@ -67,12 +67,12 @@ impl TlsClient {
         )
     }
 
-    /// This client at the address `source`.
+    /// Returns this client with the source address `source`.
     pub fn from(&self, source: &str) -> Self {
         Self { source: source.parse().unwrap(), ..self.clone() }
     }
 
-    /// This client, expecting a certificate for the IP address that it connects to.
+    /// Returns this client, which then expects a certificate for the IP address that it connects to.
     pub fn expecting_address(self) -> Self {
         Self { server_name: self.address.ip().into(), ..self }
     }
@@ -82,14 +82,14 @@ impl TlsClient {
         Self { config: Arc::new(trusting(&self.ca).with_client_auth_cert(chain, key).unwrap()), ..self.clone() }
     }
 
-    /// This client without session tickets: each of its handshakes is a full one.
+    /// Returns this client without session tickets, so that each handshake is a full one.
     pub fn without_tickets(&self) -> Self {
         let mut config = (*self.config).clone();
         config.resumption = Resumption::disabled();
         Self { config: Arc::new(config), ..self.clone() }
     }
 
-    /// This client with the certificate of this key.
+    /// Returns this client with this client certificate and key.
     pub fn with_certified_key(&self, key: Arc<CertifiedKey>) -> Self {
         let resolver = Arc::new(SingleCertAndKey::from(key));
         Self { config: Arc::new(trusting(&self.ca).with_client_cert_resolver(resolver)), ..self.clone() }
@@ -105,8 +105,8 @@ impl TlsClient {
         tcp(source.parse().unwrap(), self.address).await.unwrap()
     }
 
-    /// Starts a forwarder for programs that can't choose their own address: what connects to the
-    /// returned address reaches the sidecar from `source`. It lasts as long as
+    /// Starts a forwarder for programs that can't choose their source address. A connection to the
+    /// returned address reaches the sidecar from `source`. The forwarder lasts as long as
     /// [`TlsClient::tasks`].
     pub async fn forwarder(&self, source: &str) -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -143,7 +143,7 @@ impl TlsClient {
         StreamOwned::new(client, socket)
     }
 
-    /// Opens a connection from `source` for HTTP/1.1 as bytes.
+    /// Opens a TLS connection from `source`, on which the caller writes and reads HTTP/1.1 as bytes.
     pub async fn h1(&self, source: &str) -> RawHttp<Tls> {
         RawHttp::new(self.handshake(self.tcp(source).await, "http/1.1").await.unwrap())
     }
@@ -158,7 +158,7 @@ impl TlsClient {
         sender.ready().await.unwrap()
     }
 
-    /// Sends one request without a body on a new connection; returns the response's status and body.
+    /// Sends a request without a body on a new connection, and returns the status and the body of the response.
     pub async fn ask(&self, protocol: Protocol, source: &str, line: &str, fields: &[(&str, &str)]) -> (u16, String) {
         match protocol {
             Protocol::H1 => {
@@ -200,12 +200,12 @@ fn blocking_tcp(source: IpAddr, to: SocketAddr) -> BlockingTcpStream {
     socket.into()
 }
 
-/// The request that most tests send: `method path`, a host, and further fields.
+/// Returns the request that most tests send. `line` is `METHOD path`, and `fields` are further header lines.
 pub fn request(line: &str, fields: &str) -> String {
     format!("{line} HTTP/1.1\r\nHost: gateway.example:18789\r\n{fields}\r\n")
 }
 
-/// The same request as [`request`] makes, for HTTP/2.
+/// Returns the same request as [`request`] for HTTP/2.
 pub fn h2_request(line: &str, fields: &[(&str, &str)]) -> http::Request<()> {
     let (method, path) = line.split_once(' ').unwrap();
     let uri = format!("https://gateway.example:18789{path}");
@@ -213,7 +213,7 @@ pub fn h2_request(line: &str, fields: &[(&str, &str)]) -> http::Request<()> {
     fields.iter().fold(request, |request, (name, value)| request.header(*name, *value)).body(()).unwrap()
 }
 
-/// Reads a whole body, without its trailers.
+/// Reads a whole body, without the trailers.
 pub async fn whole(body: &mut h2::RecvStream) -> Result<Vec<u8>, h2::Error> {
     let mut bytes = Vec::new();
     while let Some(data) = body.data().await {

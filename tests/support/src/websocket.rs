@@ -18,7 +18,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 /// An open WebSocket.
 pub type Socket = WebSocketStream<Box<dyn Io>>;
 
-/// No limit on sizes: a sidecar must not have one either.
+/// Returns a configuration without limits on sizes, because the sidecar must have none either.
 fn config() -> WebSocketConfig {
     WebSocketConfig::default().max_message_size(None).max_frame_size(None)
 }
@@ -68,7 +68,8 @@ impl TlsClient {
 /// Sends a message, waits for its echo and compares.
 pub async fn assert_echo(socket: &mut Socket, message: Bytes) {
     let (mut send, mut receive) = socket.split();
-    // Both at once: a message larger than all buffers on its way comes back while it is still being sent.
+    // The test sends and receives at once, because the echo of a message larger than all buffers begins before the
+    // message is sent.
     let (sent, echo) = tokio::join!(send.send(Message::Binary(message.clone())), receive.next());
     sent.expect("an open WebSocket");
     let echo = echo.expect("an open WebSocket").expect("a message");

@@ -1,8 +1,8 @@
-//! Responses that are always the same, well-formed and not.
+//! Responses that are always the same. Some of them are malformed.
 
 use std::ops::ControlFlow::{self, Break, Continue};
 
-/// The response for `path`, if it is always the same; breaks if the connection ends after it.
+/// Returns the response for `path`, if it is always the same, and `Break` if the connection ends after it.
 pub fn fixed(path: &str) -> Option<(&'static str, ControlFlow<()>)> {
     Some(match path {
         "/trailers" => (
@@ -37,7 +37,7 @@ pub fn fixed(path: &str) -> Option<(&'static str, ControlFlow<()>)> {
             Break(()),
         ),
         "/to-the-end" => ("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end", Break(())),
-        // Without the proof that it understood the upgrade.
+        // The response lacks `Sec-WebSocket-Accept`, the proof that the server understood the upgrade.
         "/ws-unproven" => {
             ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", Break(()))
         }
@@ -50,8 +50,8 @@ pub fn fixed(path: &str) -> Option<(&'static str, ControlFlow<()>)> {
     })
 }
 
-/// The response for `/coded/STATUS?CODINGS`: with a `Transfer-Encoding` for each of the codings between semicolons,
-/// in which a plus is a blank, and with a body in chunks if it has one.
+/// Returns the response for `/coded/STATUS?CODINGS`. It has a `Transfer-Encoding` field for each coding in CODINGS:
+/// semicolons separate the codings, and a plus is a blank. If `has_body`, it has a body in chunks.
 pub fn coded(path: &str, has_body: bool) -> String {
     let (path, codings) = path.split_once('?').unwrap();
     let status = path.strip_prefix("/coded/").unwrap();

@@ -34,9 +34,9 @@ pub async fn serve(mut client: RawHttp<TcpStream>, path: &str, key: &str, pushed
     echo(client, path != "/ws").await
 }
 
-/// Sends one message that has no end, and counts its bytes.
+/// Sends one endless message, and counts the bytes that were sent.
 async fn send_without_end(mut stream: TcpStream, pushed: &AtomicUsize) -> io::Result<()> {
-    // Otherwise the kernel buffers megabytes of what is not read.
+    // With the default size the kernel would buffer megabytes that the client does not read.
     socket2::SockRef::from(&stream).set_send_buffer_size(16 * 1024)?;
     stream.write_all(&[0x82, 0x7f, 0, 0, 0xff, 0, 0, 0, 0, 0]).await?;
     let block = [0; 16 * 1024];
