@@ -1,4 +1,4 @@
-//! Client certificates: which make an agent, which a user with a name, and which nothing.
+//! Client certificates: which ones make a client an agent, which ones name a user, and which ones have no effect.
 
 use std::time::Duration;
 

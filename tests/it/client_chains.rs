@@ -1,4 +1,4 @@
-//! Clients are asked for a certificate only where it can matter, and a hostile chain costs little.
+//! The sidecar asks a client for a certificate only if it can matter, and rejects a hostile chain at little cost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

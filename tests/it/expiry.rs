@@ -1,4 +1,4 @@
-//! A connection outlives its certificate for tunnels only.
+//! A connection whose client certificate expires is closed, unless it carries a tunnel.
 
 use std::time::Duration;
 

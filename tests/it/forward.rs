@@ -1,4 +1,4 @@
-//! Other ports of the gateway (`--forward`).
+//! Further ports of the gateway that the sidecar forwards to (`--forward`).
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! HTTP/2 by frames that wear a server down or mean two things: the offender is sent away, memory
-//! stays, others notice nothing.
+//! HTTP/2 frames that exhaust a server or are ambiguous: the sidecar closes the offender's connection, its memory
+//! does not grow, and other clients are not affected.
 
 use crate::harness::{OUTSIDER, Protocol, process};
 use loopgate_test_support::raw_h2::*;

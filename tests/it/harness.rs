@@ -1,4 +1,4 @@
-//! The sidecar in this process, behind it a fake gateway, and clients.
+//! A harness: the sidecar in this process, a fake gateway behind it, and clients.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

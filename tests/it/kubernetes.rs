@@ -1,5 +1,5 @@
-//! Agents that are pods: they prove who they are by a token that the API server reviews, and lose
-//! everything with their pod.
+//! Agents that are pods: a pod proves its identity with a token that the API server reviews, and its
+//! connections are closed when it is removed.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the gateway sees of each lane.
+//! The requests of each lane, as the gateway receives them.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
-//! Which connections are accepted: the lists, the limits, the PROXY protocol, and a process that
-//! runs out of file descriptors.
+//! Which connections are accepted: the address lists, the limits, the PROXY protocol, and a process
+//! that runs out of file descriptors.
 
 use std::time::Duration;
 

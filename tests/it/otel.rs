@@ -1,4 +1,4 @@
-//! Spans, as a collector gets them.
+//! The spans of requests, as an OpenTelemetry collector receives them.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

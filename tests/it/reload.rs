@@ -1,4 +1,5 @@
-//! SIGHUP: what can change while running does, what can't is named, and what is wrong changes nothing.
+//! Reloads: options that can change live do, options that need a restart are named, and an invalid configuration
+//! changes nothing.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Clients and a gateway that are slow, on purpose or not: each phase has its limit, and what is
-//! quiet for good reason is left alone.
+//! Slow clients and a slow gateway: each phase has a time limit, and connections that are idle for a
+//! good reason stay open.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Bodies on their way: whole, piece by piece, in both directions, and answers that have none.
+//! Streaming of bodies: complete, in pieces, in both directions, and responses that have none.
 
 use std::time::Duration;
 

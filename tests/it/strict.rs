@@ -1,4 +1,5 @@
-//! HTTP/1.1 that different readers could take for different requests: refused, or made into exactly one.
+//! Ambiguous HTTP/1.1, which two parsers could read as different requests: the sidecar refuses it, or forwards
+//! exactly one request.
 
 use std::time::Duration;
 

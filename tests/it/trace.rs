@@ -1,4 +1,4 @@
-//! What becomes of a request's `traceparent`.
+//! The `traceparent` of a request: passed on, or replaced.
 
 use loopgate::config::TraceparentUse;
 

@@ -1,5 +1,5 @@
-//! What a connection over HTTP/2 takes with it where loopgate closes it for something that the client sent, and heads
-//! of which no request came.
+//! The ends of the requests on an HTTP/2 connection that loopgate closes because of something that the client sent,
+//! and heads that did not become requests.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Heads that are refused before there is a request.
+//! Request heads that are refused before they become requests.
 
 use serde_json::Value;
 
