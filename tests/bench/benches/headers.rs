@@ -54,7 +54,7 @@ fn headers(criterion: &mut Criterion) {
     let external = ExternalLane {
         client,
         forwarded_client: ForwardedClient::new(client, unknown),
-        trusted_proxy: false,
+        is_trusted_proxy: false,
         scheme: Scheme::Https,
         user: None,
         scopes: None,
