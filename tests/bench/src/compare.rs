@@ -13,8 +13,9 @@ use crate::backend::Backend;
 use crate::goals;
 use crate::peer::{Peer, Programs, Surroundings, free_address};
 use crate::results::Results;
+use crate::scenario::scale;
 use crate::scenario::{Extent, Scenario};
-use crate::stated;
+use crate::stated::{self, Rows};
 use crate::tls::Certificate;
 
 /// Files that a side needs besides two for each connection.
@@ -48,9 +49,12 @@ pub struct Compare {
     /// beside the best peer.
     #[arg(long)]
     stated: Option<PathBuf>,
-    /// loopgate's release build.
+    /// loopgate as it is shipped: compiled with the profile of docker/profile.sh. Without this file it is left out.
     #[arg(long)]
-    loopgate: PathBuf,
+    loopgate: Option<PathBuf>,
+    /// loopgate as `cargo build --release` makes it. Without this file it is left out.
+    #[arg(long)]
+    loopgate_plain: Option<PathBuf>,
     /// Other programs, if they are not on the path.
     #[arg(long, default_value = "nginx")]
     nginx: PathBuf,
@@ -74,9 +78,18 @@ impl Compare {
         if self.peers.is_empty() {
             self.peers = Peer::value_variants().to_vec();
         }
+        for (peer, file) in [(Peer::Loopgate, &self.loopgate), (Peer::LoopgatePlain, &self.loopgate_plain)] {
+            if file.is_none() && self.peers.contains(&peer) {
+                println!("{} is left out: there is no such build", peer.name());
+                self.peers.retain(|other| *other != peer);
+            }
+        }
+        if self.peers.is_empty() {
+            return Err(io::Error::other("nothing to measure: --loopgate or --loopgate-plain names a build"));
+        }
         let files = raise_file_limit()?;
         let affordable = usize::try_from(files.saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX);
-        let extent = Extent { time: Duration::from_secs_f64(self.seconds), idle: self.idle.min(affordable) };
+        let extent = Extent { time: Duration::from_secs_f64(self.seconds), idle: self.idle.min(affordable), round: 0 };
         let directory = tempfile::tempdir()?;
         let backend = Backend::start(free_address()?)?;
         let around = Surroundings {
@@ -97,11 +110,13 @@ impl Compare {
         println!();
         println!("{}", results.table());
         println!(
-            "In brackets: how many times loopgate's. {} rounds, {} workers, windows of {} s.\n",
+            "In brackets: how many times the first build's, and the lowest and highest of a round. {} rounds, {} \
+             workers, windows of {} s.\n",
             self.rounds, self.workers, self.seconds
         );
         println!("{}", goals::table(&verdicts));
-        println!("{}", stated::table(&results));
+        println!("{}", stated::table(&results, Rows::All));
+        println!("{}", scale::report(&results));
         if let Some(file) = &self.json {
             let mut all = json!({
                 "machine": before,
@@ -130,7 +145,7 @@ impl Compare {
             for round in 0..self.rounds {
                 for peer in self.turns(round).into_iter().filter(|peer| scenario.suits(*peer)) {
                     eprintln!("{} {}/{} {} (load {})", scenario.name(), round + 1, self.rounds, peer.name(), load());
-                    match scenario.measure(peer, around, extent).await {
+                    match scenario.measure(peer, around, Extent { round, ..extent }).await {
                         Ok(sample) => results.add(*scenario, peer, round, sample),
                         Err(error) => {
                             eprintln!("    not measured: {error}");
@@ -155,7 +170,8 @@ impl Compare {
 
     fn programs(&self) -> Programs {
         Programs {
-            loopgate: find(&self.loopgate),
+            loopgate: self.loopgate.as_deref().map(find),
+            loopgate_plain: self.loopgate_plain.as_deref().map(find),
             nginx: find(&self.nginx),
             haproxy: find(&self.haproxy),
             caddy: find(&self.caddy),

@@ -11,6 +11,7 @@ mod process;
 mod results;
 mod scenario;
 mod stated;
+mod tables;
 mod tls;
 mod websocket;
 
@@ -24,6 +25,7 @@ use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
 use compare::Compare;
+use tables::Tables;
 
 #[derive(Parser)]
 #[command(about = "loopgate beside its peers: CPU and memory per unit of work")]
@@ -36,6 +38,8 @@ struct Arguments {
 enum Role {
     /// Measure.
     Compare(Compare),
+    /// Print the tables of the documents from what `compare --json` wrote, or write them into the documents.
+    Tables(Tables),
     /// Be what stands behind every side.
     Backend { listen: SocketAddr },
     /// Be the bare copy loop.
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
     use tokio::runtime::Builder;
     let done = match Arguments::parse().role {
         Role::Compare(compare) => run(&mut Builder::new_current_thread(), LocalSet::new().run_until(compare.run())),
+        Role::Tables(tables) => tables.run(),
         Role::Backend { listen } => {
             let serve = async move { backend::serve(TcpListener::bind(listen).await?).await };
             run(&mut Builder::new_current_thread(), serve)

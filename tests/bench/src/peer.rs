@@ -1,5 +1,6 @@
 //! The sides: how each is configured, started and stopped.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -22,8 +23,10 @@ use crate::tls::Certificate;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
-    /// What this is all about.
+    /// loopgate as it is shipped: compiled with a profile.
     Loopgate,
+    /// loopgate as `cargo build --release` makes it.
+    LoopgatePlain,
     /// nginx.
     Nginx,
     /// HAProxy in HTTP mode.
@@ -46,6 +49,11 @@ impl Peer {
         self.to_possible_value().expect("no variant is skipped").get_name().to_owned()
     }
 
+    /// Whether it is a build of loopgate.
+    pub fn is_loopgate(self) -> bool {
+        matches!(self, Self::Loopgate | Self::LoopgatePlain)
+    }
+
     /// Whether it speaks HTTP/2 with the client.
     pub fn has_h2(self) -> bool {
         !matches!(self, Self::HaproxyTcp | Self::NullTls | Self::Direct)
@@ -53,15 +61,14 @@ impl Peer {
 
     /// Asks `programs` for its version; `None` where it has none of its own.
     pub fn version(self, programs: &Programs) -> Option<String> {
-        let (program, argument) = match self {
-            Self::Loopgate => (&programs.loopgate, "--version"),
-            Self::Nginx => (&programs.nginx, "-V"),
-            Self::Haproxy | Self::HaproxyTcp => (&programs.haproxy, "-v"),
-            Self::Caddy => (&programs.caddy, "version"),
-            Self::Traefik => (&programs.traefik, "version"),
+        let argument = match self {
+            Self::Loopgate | Self::LoopgatePlain => "--version",
+            Self::Nginx => "-V",
+            Self::Haproxy | Self::HaproxyTcp => "-v",
+            Self::Caddy | Self::Traefik => "version",
             Self::NullTls | Self::Direct => return None,
         };
-        let output = Command::new(program).arg(argument).output().ok()?;
+        let output = Command::new(programs.file(self)?).arg(argument).output().ok()?;
         let said = [output.stdout, output.stderr].concat();
         Some(String::from_utf8_lossy(&said).lines().take(3).map(str::trim).collect::<Vec<_>>().join("; "))
     }
@@ -70,8 +77,10 @@ impl Peer {
 /// Where the programs are.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    /// loopgate's release build.
-    pub loopgate: PathBuf,
+    /// loopgate as it is shipped, if it is there.
+    pub loopgate: Option<PathBuf>,
+    /// The plain build, if it is there.
+    pub loopgate_plain: Option<PathBuf>,
     /// nginx.
     pub nginx: PathBuf,
     /// HAProxy.
@@ -83,10 +92,11 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// The executable file of `peer`; `None` where there is no process.
+    /// The executable file of `peer`; `None` if it has no process, or is a build of loopgate that is not there.
     pub fn file(&self, peer: Peer) -> Option<PathBuf> {
         match peer {
-            Peer::Loopgate => Some(self.loopgate.clone()),
+            Peer::Loopgate => self.loopgate.clone(),
+            Peer::LoopgatePlain => self.loopgate_plain.clone(),
             Peer::Nginx => Some(self.nginx.clone()),
             Peer::Haproxy | Peer::HaproxyTcp => Some(self.haproxy.clone()),
             Peer::Caddy => Some(self.caddy.clone()),
@@ -94,6 +104,11 @@ impl Programs {
             Peer::NullTls => std::env::current_exe().ok(),
             Peer::Direct => None,
         }
+    }
+
+    fn command(&self, peer: Peer) -> io::Result<Command> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no program for {}", peer.name()));
+        self.file(peer).map(Command::new).ok_or_else(missing)
     }
 }
 
@@ -125,16 +140,17 @@ pub struct Surroundings {
     pub workers: usize,
 }
 
-/// An API server whose pods a loopgate follows.
-pub struct Follow {
-    /// Distinguishes that loopgate from others that run at the same time.
+/// How a build of loopgate is started that has options of its own.
+#[derive(Default)]
+pub struct Options {
+    /// Distinguishes it from others that run at the same time.
     pub number: usize,
-    /// The API server's `host:port`.
-    pub api: String,
-    /// The directory with the service account's files.
-    pub credentials: PathBuf,
-    /// Where loopgate's metrics are to be, if anywhere.
+    /// Its workers; as many as the other sides have by default.
+    pub workers: Option<usize>,
+    /// Where its metrics are, if anywhere.
     pub admin: Option<SocketAddr>,
+    /// Further arguments.
+    pub arguments: Vec<OsString>,
 }
 
 /// A side that answers.
@@ -176,22 +192,20 @@ impl Surroundings {
         self.launch(&peer.name(), self.command(purpose, backend, peer, address)?, address, config).await
     }
 
-    /// Starts a loopgate that follows the pods of an API server, and waits until it answers.
+    /// Starts `peer`, a build of loopgate, with `options`, and waits until it answers.
     ///
     /// # Errors
     /// It does not answer within ten seconds.
-    pub async fn follow(&self, follow: &Follow, config: &Arc<ClientConfig>) -> io::Result<Running> {
+    pub async fn start_with(&self, options: &Options, peer: Peer, config: &Arc<ClientConfig>) -> io::Result<Running> {
         let (address, Certificate { chain, key, .. }) = (free_address()?, &self.certificate);
-        let admin = follow.admin.map_or_else(|| "off".to_owned(), |admin| admin.to_string());
-        let mut command = Command::new(&self.programs.loopgate);
-        command.args(["run", "--log-level", "warn", "--admin", &admin]);
+        let admin = options.admin.map_or_else(|| "off".to_owned(), |admin| admin.to_string());
+        let mut command = self.programs.command(peer)?;
+        command.args(["run", "--admin", &admin]).args(&options.arguments);
         command.args(["--gateway", &self.backend.to_string(), "--listen", &address.to_string()]);
-        command.args(["--discovery", "kubernetes", "--kubernetes-api", &follow.api]);
-        command.arg("--kubernetes-credentials").arg(&follow.credentials);
-        command.arg("--state-dir").arg(self.directory.join(format!("state-{}", follow.number)));
+        command.arg("--state-dir").arg(self.directory.join(format!("state-{}", options.number)));
         command.arg("--tls-cert").arg(chain).arg("--tls-key").arg(key);
-        command.env("TOKIO_WORKER_THREADS", self.workers.to_string());
-        self.launch("loopgate", command, address, config).await
+        command.env("TOKIO_WORKER_THREADS", options.workers.unwrap_or(self.workers).to_string());
+        self.launch(&format!("{}-{}", peer.name(), options.number), command, address, config).await
     }
 
     /// Starts `command`, which listens on `address`, and waits until it answers.
@@ -203,7 +217,7 @@ impl Surroundings {
         config: &Arc<ClientConfig>,
     ) -> io::Result<Running> {
         let target = Target { address, tls: Some(Arc::clone(config)) };
-        let log = self.directory.join("log");
+        let log = self.directory.join(format!("{name}.log"));
         command.current_dir(&self.directory).stdin(Stdio::null());
         command.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
         let began = Instant::now();
@@ -227,9 +241,9 @@ impl Surroundings {
     fn command(&self, purpose: Purpose, backend: SocketAddr, peer: Peer, address: SocketAddr) -> io::Result<Command> {
         let configuration = |name: &str, template: &str| self.configuration(name, template, purpose, backend, address);
         let Certificate { chain, key, .. } = &self.certificate;
-        let mut command = Command::new(self.programs.file(peer).expect("has a process"));
+        let mut command = self.programs.command(peer)?;
         match peer {
-            Peer::Loopgate => {
+            Peer::Loopgate | Peer::LoopgatePlain => {
                 command.args(["run", "--docker", "off", "--admin", "off", "--log-level", "warn"]);
                 command.args(["--max-connections", "20000"]);
                 match purpose {

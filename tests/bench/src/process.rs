@@ -30,6 +30,17 @@ impl Tree {
         clocks.filter_map(|clock| clock.now().ok()).map(Duration::from).sum()
     }
 
+    /// CPU time so far of the main thread of the first process.
+    ///
+    /// # Errors
+    /// It is gone, or the kernel does not count it.
+    pub fn main_thread_cpu(&self) -> io::Result<Duration> {
+        let root = self.0[0];
+        let account = fs::read_to_string(format!("/proc/{root}/task/{root}/schedstat"))?;
+        let spent = account.split_whitespace().next().and_then(|nanoseconds| nanoseconds.parse().ok());
+        spent.map(Duration::from_nanos).ok_or_else(|| io::Error::other("schedstat without a time"))
+    }
+
     /// Memory in bytes: the sum of the proportional set sizes, so that pages which workers share count once.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::peer::Peer;
@@ -14,6 +15,31 @@ pub struct Results {
     samples: BTreeMap<(Scenario, Peer), Vec<(usize, Sample)>>,
     /// Why it could not be.
     missing: BTreeMap<(Scenario, Peer), String>,
+}
+
+/// A value and how far it was from that in the rounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The median over the rounds.
+    pub median: f64,
+    /// The lowest of a round.
+    pub lowest: f64,
+    /// The highest of a round.
+    pub highest: f64,
+}
+
+impl Spread {
+    /// That of `values`, without those that are no finite numbers; `None` without any.
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.retain(|value| value.is_finite());
+        let (lowest, highest) = (values.iter().copied().reduce(f64::min)?, values.iter().copied().reduce(f64::max)?);
+        Some(Self { median: median(values)?, lowest, highest })
+    }
+
+    /// The lowest and the highest with two digits.
+    pub fn range(&self) -> String {
+        format!("{:.2}–{:.2}", self.lowest, self.highest)
+    }
 }
 
 impl Results {
@@ -44,18 +70,17 @@ impl Results {
         median(self.values(scenario, peer, measure).into_values().collect())
     }
 
-    /// How many times loopgate's value `peer` has: the median over the rounds of the ratio within a
-    /// round, which the machine's own ups and downs touch least.
-    pub fn ratio(&self, scenario: Scenario, peer: Peer, measure: &str) -> Option<f64> {
-        let own = self.values(scenario, Peer::Loopgate, measure);
+    /// The median over all rounds, and their range.
+    pub fn spread(&self, scenario: Scenario, peer: Peer, measure: &str) -> Option<Spread> {
+        Spread::of(self.values(scenario, peer, measure).into_values().collect())
+    }
+
+    /// How many times the value of `base` `peer` has: the ratio is taken within a round, so that the machine's own ups
+    /// and downs affect it least.
+    pub fn ratio(&self, scenario: Scenario, base: Peer, peer: Peer, measure: &str) -> Option<Spread> {
+        let own = self.values(scenario, base, measure);
         let others = self.values(scenario, peer, measure);
-        median(
-            others
-                .iter()
-                .filter_map(|(round, other)| Some(other / own.get(round)?))
-                .filter(|ratio| ratio.is_finite())
-                .collect(),
-        )
+        Spread::of(others.iter().filter_map(|(round, other)| Some(other / own.get(round)?)).collect())
     }
 
     /// Failed connections and requests of all rounds.
@@ -69,41 +94,53 @@ impl Results {
         all
     }
 
-    fn peers(&self) -> Vec<Peer> {
-        let mut all: Vec<_> = self.samples.keys().map(|(_, peer)| *peer).collect();
+    /// Whom `scenario` was measured of.
+    pub fn peers_of(&self, scenario: Scenario) -> Vec<Peer> {
+        self.samples.keys().filter(|(of, _)| *of == scenario).map(|(_, peer)| *peer).collect()
+    }
+
+    fn peers(&self, scenarios: &[Scenario]) -> Vec<Peer> {
+        let mut all: Vec<_> = scenarios.iter().flat_map(|scenario| self.peers_of(*scenario)).collect();
         all.sort_unstable();
         all.dedup();
         all
     }
 
-    fn measures(&self, scenario: Scenario) -> Vec<&'static str> {
+    /// What was measured in `scenario`.
+    pub fn measures(&self, scenario: Scenario) -> Vec<&str> {
         let mut names = Vec::new();
         for ((_, _), samples) in self.samples.iter().filter(|((of, _), _)| *of == scenario) {
             for (name, _) in samples.iter().flat_map(|(_, sample)| &sample.measures) {
-                if !names.contains(name) {
-                    names.push(name);
+                if !names.contains(&name.as_ref()) {
+                    names.push(name.as_ref());
                 }
             }
         }
         names
     }
 
-    /// A table in Markdown: medians, and in brackets how many times loopgate's that is.
+    /// A table in Markdown: medians, and in brackets how many times loopgate's that is, with the lowest and the highest
+    /// ratio of a round.
     pub fn table(&self) -> String {
-        let peers = self.peers();
+        self.table_of(&self.scenarios())
+    }
+
+    /// The same for some scenarios.
+    pub fn table_of(&self, scenarios: &[Scenario]) -> String {
+        let peers = self.peers(scenarios);
         let mut table = String::from("| scenario | measure |");
         table.extend(peers.iter().map(|peer| format!(" {} |", peer.name())));
         table += "\n|---|---|";
         table.extend(peers.iter().map(|_| "---:|"));
-        for scenario in self.scenarios() {
-            for measure in self.measures(scenario) {
+        for scenario in scenarios.iter().filter(|scenario| !self.peers_of(**scenario).is_empty()) {
+            for measure in self.measures(*scenario) {
                 table += &format!("\n| {} | {measure} |", scenario.name());
-                table.extend(peers.iter().map(|peer| format!(" {} |", self.cell(scenario, *peer, measure))));
+                table.extend(peers.iter().map(|peer| format!(" {} |", self.cell(*scenario, *peer, measure))));
             }
             table += &format!("\n| {} | failed |", scenario.name());
             let failed = |peer: &Peer| {
-                if self.samples.contains_key(&(scenario, *peer)) {
-                    self.failed(scenario, *peer).to_string()
+                if self.samples.contains_key(&(*scenario, *peer)) {
+                    self.failed(*scenario, *peer).to_string()
                 } else {
                     "–".into()
                 }
@@ -115,9 +152,13 @@ impl Results {
 
     fn cell(&self, scenario: Scenario, peer: Peer, measure: &str) -> String {
         let Some(median) = self.median(scenario, peer, measure) else { return "–".into() };
-        match self.ratio(scenario, peer, measure) {
-            Some(ratio) if peer != Peer::Loopgate => format!("{} ({ratio:.2})", digits(median)),
-            _ => digits(median),
+        let base = self.peers_of(scenario).first().copied().filter(|base| base.is_loopgate() && *base != peer);
+        match base.and_then(|base| self.ratio(scenario, base, peer, measure)) {
+            Some(ratio) if self.values(scenario, peer, measure).len() > 1 => {
+                format!("{} ({:.2}; {})", digits(median), ratio.median, ratio.range())
+            }
+            Some(ratio) => format!("{} ({:.2})", digits(median), ratio.median),
+            None => digits(median),
         }
     }
 
@@ -130,12 +171,14 @@ impl Results {
                 if values.is_empty() {
                     continue;
                 }
+                let times = |base| self.ratio(*scenario, base, *peer, measure).map(|ratio| ratio.median);
                 all.push(json!({
                     "scenario": scenario,
                     "peer": peer,
                     "measure": measure,
                     "median": self.median(*scenario, *peer, measure),
-                    "times_loopgate": self.ratio(*scenario, *peer, measure),
+                    "times_loopgate": times(Peer::Loopgate),
+                    "times_loopgate_plain": times(Peer::LoopgatePlain),
                     "samples": values,
                 }));
             }
@@ -148,6 +191,35 @@ impl Results {
             .map(|((scenario, peer), why)| json!({ "scenario": scenario, "peer": peer, "why": why }))
             .collect();
         json!({ "measured": all, "missing": missing })
+    }
+
+    /// Adds what [`Results::json`] wrote of another run. No ratio is taken between its rounds and those of this one.
+    ///
+    /// # Errors
+    /// `run` is no such JSON, or of another version of this program.
+    pub fn add_json(&mut self, run: &Value) -> Result<(), String> {
+        let after = self.samples.values().flatten().map(|(round, _)| round + 1).max().unwrap_or(0);
+        let mut samples = BTreeMap::<(Scenario, Peer, usize), Sample>::new();
+        for measured in run["measured"].as_array().ok_or("no measurements")? {
+            let text = |key: &str| measured[key].as_str().ok_or_else(|| format!("no {key} in {measured}"));
+            let scenario = Scenario::from_str(text("scenario")?, false)?;
+            let peer = Peer::from_str(text("peer")?, false)?;
+            if let Some(sum) = measured["sum"].as_u64() {
+                samples.entry((scenario, peer, after)).or_default().failed += sum;
+                continue;
+            }
+            let measure = text("measure")?.to_owned();
+            for (round, value) in measured["samples"].as_object().ok_or_else(|| format!("no samples in {measured}"))? {
+                let round: usize = round.parse().map_err(|_| format!("round {round}"))?;
+                // JSON has no infinity and no NaN.
+                let value = value.as_f64().unwrap_or(f64::NAN);
+                samples.entry((scenario, peer, after + round)).or_default().add([(measure.clone(), value)]);
+            }
+        }
+        for ((scenario, peer, round), sample) in samples {
+            self.add(scenario, peer, round, sample);
+        }
+        Ok(())
     }
 }
 
@@ -172,22 +244,60 @@ mod tests {
     use super::*;
 
     fn sample(value: f64) -> Sample {
-        Sample { measures: vec![("µs", value)], failed: 1 }
+        Sample::new(vec![("µs", value)], 1)
     }
 
-    #[test]
-    fn ratios_are_taken_within_a_round() {
+    /// The machine was ten times slower in the second round, for both.
+    fn three_rounds() -> Results {
         let mut results = Results::default();
-        // The machine was ten times slower in the second round, for both.
         for (round, own, other) in [(0, 1.0, 2.0), (1, 10.0, 20.0), (2, 1.0, 3.0)] {
             results.add(Scenario::H1, Peer::Loopgate, round, sample(own));
             results.add(Scenario::H1, Peer::Nginx, round, sample(other));
         }
+        results
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        let results = three_rounds();
         assert_eq!(results.median(Scenario::H1, Peer::Nginx, "µs"), Some(3.0));
-        assert_eq!(results.ratio(Scenario::H1, Peer::Nginx, "µs"), Some(2.0));
-        assert_eq!(results.ratio(Scenario::H1, Peer::Caddy, "µs"), None);
+        let ratio = results.ratio(Scenario::H1, Peer::Loopgate, Peer::Nginx, "µs");
+        assert_eq!(ratio, Some(Spread { median: 2.0, lowest: 2.0, highest: 3.0 }));
+        assert_eq!(results.ratio(Scenario::H1, Peer::Loopgate, Peer::Caddy, "µs"), None);
         assert_eq!(results.failed(Scenario::H1, Peer::Nginx), 3);
-        assert!(results.table().contains("| h1 | µs | 1.00 | 3.00 (2.00) |"), "{}", results.table());
+        let expected = "| h1 | µs | 1.00 | 3.00 (2.00; 2.00–3.00) |";
+        assert!(results.table().contains(expected), "{}", results.table());
+    }
+
+    #[test]
+    fn the_first_build_of_a_scenario_is_the_base_of_its_ratios() {
+        let mut results = Results::default();
+        for (scenario, peer, value) in [
+            (Scenario::H1, Peer::Loopgate, 2.0),
+            (Scenario::H1, Peer::LoopgatePlain, 3.0),
+            (Scenario::H1, Peer::Nginx, 4.0),
+            (Scenario::Ws, Peer::LoopgatePlain, 4.0),
+            (Scenario::Ws, Peer::Nginx, 2.0),
+        ] {
+            results.add(scenario, peer, 0, sample(value));
+        }
+        for expected in ["| h1 | µs | 2.00 | 3.00 (1.50) | 4.00 (2.00) |", "| ws | µs | – | 4.00 | 2.00 (0.50) |"] {
+            assert!(results.table().contains(expected), "{}", results.table());
+        }
+    }
+
+    #[test]
+    fn json_is_read_as_it_is_written() {
+        let mut read = Results::default();
+        read.add_json(&three_rounds().json()).unwrap();
+        assert_eq!(read.json(), three_rounds().json());
+        // A second run has rounds of its own.
+        read.add_json(&three_rounds().json()).unwrap();
+        assert_eq!(read.values(Scenario::H1, Peer::Nginx, "µs").len(), 6);
+        assert_eq!(read.failed(Scenario::H1, Peer::Nginx), 6);
+        for wrong in [json!({}), json!({ "measured": [{ "scenario": "h9", "peer": "nginx" }] })] {
+            assert!(read.add_json(&wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

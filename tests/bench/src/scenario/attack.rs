@@ -13,7 +13,7 @@ use loopgate_test_support::raw_h2::{DATA, END_HEADERS, HEADERS, RawH2, frame, re
 use loopgate_test_support::tls_client::TlsClient;
 use rustls::ClientConfig;
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Sample;
 use crate::backend::Backend;
@@ -106,7 +106,7 @@ impl Attacked {
         let _one = RunningHandshakes::start(hostile.clone(), vec!["127.0.0.5".into()], 30);
         let _many = RunningHandshakes::start(hostile, attackers(100), 300);
         let mut sample = self.watch().await?;
-        sample.measures.extend([
+        sample.add([
             ("CPU µs/handshake", normal.as_secs_f64() * 1e6),
             ("CPU µs/handshake, worst chain", worst.as_secs_f64() * 1e6),
             ("times a handshake, worst chain", worst.as_secs_f64() / normal.as_secs_f64()),
@@ -139,8 +139,10 @@ impl Attacked {
         self.watch().await
     }
 
-    async fn uploads(self) -> io::Result<Sample> {
+    /// Uploads while the backend is away. Latencies are those after it has come back, with the uploads still there.
+    async fn uploads(mut self) -> io::Result<Sample> {
         let address = self.backend.address;
+        let cpu = self.running.cpu();
         drop(self.backend);
         let outage = Instant::now();
         let (sources, head, data, streams) =
@@ -167,20 +169,23 @@ impl Attacked {
             sleep(INTERVAL).await;
             most = most.max(tree.memory()?);
         }
-        sleep_until(outage + OUTAGE).await;
-        let _backend = Backend::start(address)?;
+        let cpu_away = (self.running.cpu() - cpu).as_secs_f64() * 1e3 / outage.elapsed().as_secs_f64();
+        self.backend = Backend::start(address)?;
         let back = Instant::now();
+        self.before[1] = self.backend.tree().memory()?;
         while Bystanders::watch(&self.client, Duration::from_millis(1), || {}).await?.failed() > 0 {
             if back.elapsed() > Duration::from_secs(30) {
                 return Err(io::Error::other("no answer 30 s after the backend came back"));
             }
         }
-        let measures = vec![
+        let first = back.elapsed().as_secs_f64() * 1e3;
+        let mut sample = self.watch_from(most).await?;
+        sample.add([
             ("MiB sent", sent as f64 / MIB),
-            ("MiB more", most.saturating_sub(self.before[0]) as f64 / MIB),
-            ("ms to the first answer afterwards", back.elapsed().as_secs_f64() * 1e3),
-        ];
-        Ok(Sample { measures, failed: 0 })
+            ("CPU ms/s while the backend is away", cpu_away),
+            ("ms to the first answer afterwards", first),
+        ]);
+        Ok(sample)
     }
 
     async fn connections(&self, idle: usize) -> io::Result<Sample> {
@@ -200,16 +205,21 @@ impl Attacked {
         let new = RunningHandshakes::start(vec![self.client.clone()], attackers(8), 1000);
         let mut sample = self.watch().await?;
         let rate = new.count() as f64 / self.time.as_secs_f64();
-        sample.measures.extend([("idle", open.len() as f64), ("new/s", rate)]);
+        sample.add([("idle", open.len() as f64), ("new/s", rate)]);
         sample.failed += failed;
         Ok(sample)
     }
 
     /// Watches for the time of an attack that runs.
     async fn watch(&self) -> io::Result<Sample> {
+        self.watch_from(self.before[0]).await
+    }
+
+    /// The same if the side's memory has been `most` already.
+    async fn watch_from(&self, most: u64) -> io::Result<Sample> {
         let (tree, backend) = (self.tree()?, self.backend.tree());
         let (cpu, start) = (self.running.cpu(), Instant::now());
-        let mut most = self.before;
+        let mut most = [most, self.before[1]];
         let bystanders = Bystanders::watch(&self.client, self.time, || {
             for (most, tree) in most.iter_mut().zip([tree, &backend]) {
                 *most = tree.memory().unwrap_or_default().max(*most);
@@ -226,7 +236,7 @@ impl Attacked {
             ("MiB more", more(0)),
             ("MiB more, backend", more(1)),
         ];
-        Ok(Sample { measures, failed: bystanders.failed() })
+        Ok(Sample::new(measures, bystanders.failed()))
     }
 }
 

@@ -3,6 +3,7 @@
 //! this process, so that its work does not count.
 
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -16,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::{Sample, start::median};
-use crate::peer::{Follow, Running, Surroundings, free_address};
+use crate::peer::{Options, Peer, Running, Surroundings, free_address};
 
 const PODS: usize = 1000;
 const NAMESPACES: usize = 100;
@@ -27,13 +28,19 @@ const PROBES: usize = 20;
 /// After the start and before anything is read: what is given back with delay should be.
 const SETTLE: Duration = Duration::from_secs(3);
 
-pub(super) async fn measure(around: &Surroundings, config: &Arc<ClientConfig>, time: Duration) -> io::Result<Sample> {
-    let mut measures = one_namespace(around, config, time).await?;
-    measures.extend(many_namespaces(around, config, time).await?);
-    Ok(Sample { measures, failed: 0 })
+pub(super) async fn measure(
+    peer: Peer,
+    around: &Surroundings,
+    config: &Arc<ClientConfig>,
+    time: Duration,
+) -> io::Result<Sample> {
+    let mut measures = one_namespace(peer, around, config, time).await?;
+    measures.extend(many_namespaces(peer, around, config, time).await?);
+    Ok(Sample::new(measures, 0))
 }
 
 async fn one_namespace(
+    peer: Peer,
     around: &Surroundings,
     config: &Arc<ClientConfig>,
     time: Duration,
@@ -41,7 +48,7 @@ async fn one_namespace(
     let namespaces = Rc::new(vec![Namespace::with(PODS)]);
     let admin = free_address()?;
     let began = Instant::now();
-    let running = around.follow(&namespaces[0].follow(0, Some(admin)), config).await?;
+    let running = around.start_with(&namespaces[0].followed(0, Some(admin)), peer, config).await?;
     known(admin, PODS).await?;
     let listed = began.elapsed().as_secs_f64() * 1e3;
     tokio::time::sleep(SETTLE).await;
@@ -74,6 +81,7 @@ async fn one_namespace(
 }
 
 async fn many_namespaces(
+    peer: Peer,
     around: &Surroundings,
     config: &Arc<ClientConfig>,
     time: Duration,
@@ -81,7 +89,7 @@ async fn many_namespaces(
     let namespaces: Rc<Vec<Namespace>> = Rc::new((0..NAMESPACES).map(|_| Namespace::with(PODS / NAMESPACES)).collect());
     let mut sidecars = Vec::new();
     for (number, namespace) in namespaces.iter().enumerate() {
-        sidecars.push(around.follow(&namespace.follow(number, None), config).await?);
+        sidecars.push(around.start_with(&namespace.followed(number, None), peer, config).await?);
     }
     let sidecars: Vec<&Running> = sidecars.iter().collect();
     tokio::time::sleep(SETTLE).await;
@@ -98,7 +106,7 @@ async fn many_namespaces(
 }
 
 /// A namespace with agents that are admitted by their address.
-struct Namespace {
+pub(super) struct Namespace {
     kubernetes: FakeKubernetes,
     pods: usize,
     /// How many pods were made so far.
@@ -106,15 +114,22 @@ struct Namespace {
 }
 
 impl Namespace {
-    fn with(pods: usize) -> Self {
+    pub(super) fn with(pods: usize) -> Self {
         let namespace = Self { kubernetes: FakeKubernetes::start(), pods, made: Cell::new(0) };
         (0..pods).for_each(|_| namespace.make());
         namespace
     }
 
-    /// How a sidecar finds it.
-    fn follow(&self, number: usize, admin: Option<SocketAddr>) -> Follow {
-        Follow { number, api: self.kubernetes.address(), credentials: self.kubernetes.credentials(), admin }
+    /// The options of a sidecar that follows its pods.
+    pub(super) fn followed(&self, number: usize, admin: Option<SocketAddr>) -> Options {
+        let arguments = [
+            ("--log-level", "warn".into()),
+            ("--discovery", "kubernetes".into()),
+            ("--kubernetes-api", self.kubernetes.address().into()),
+            ("--kubernetes-credentials", self.kubernetes.credentials().into()),
+        ];
+        let arguments = arguments.into_iter().flat_map(|(flag, value)| [OsString::from(flag), value]).collect();
+        Options { number, admin, arguments, ..Options::default() }
     }
 
     fn make(&self) {
@@ -147,7 +162,7 @@ fn memory(sidecars: &[&Running]) -> io::Result<f64> {
 }
 
 /// Waits until the sidecar knows so many addresses.
-async fn known(admin: SocketAddr, count: usize) -> io::Result<()> {
+pub(super) async fn known(admin: SocketAddr, count: usize) -> io::Result<()> {
     let patience = Instant::now() + Duration::from_secs(30);
     while addresses(admin).await? < count {
         if Instant::now() > patience {
@@ -159,10 +174,16 @@ async fn known(admin: SocketAddr, count: usize) -> io::Result<()> {
 
 /// How many addresses of agents the sidecar knows, by its metrics.
 async fn addresses(admin: SocketAddr) -> io::Result<usize> {
+    let answer = scrape(admin).await?;
+    let count = answer.lines().find_map(|line| line.strip_prefix("loopgate_discovery_agent_addresses ")?.parse().ok());
+    count.ok_or_else(|| io::Error::other("no loopgate_discovery_agent_addresses in the metrics"))
+}
+
+/// The sidecar's metrics.
+pub(super) async fn scrape(admin: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect(admin).await?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
-    let count = answer.lines().find_map(|line| line.strip_prefix("loopgate_discovery_agent_addresses ")?.parse().ok());
-    count.ok_or_else(|| io::Error::other("no loopgate_discovery_agent_addresses in the metrics"))
+    Ok(answer)
 }

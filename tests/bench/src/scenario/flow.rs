@@ -57,7 +57,7 @@ pub(super) async fn upload(running: &Running, time: Duration, clients: usize) ->
 }
 
 fn sample(window: &Window) -> Sample {
-    Sample { measures: vec![("CPU µs/MiB", window.cpu_each(MIB)), ("MiB/s", window.rate(MIB))], failed: window.failed }
+    Sample::new(vec![("CPU µs/MiB", window.cpu_each(MIB)), ("MiB/s", window.rate(MIB))], window.failed)
 }
 
 /// How old an event is when it comes is its latency: both ends read the same clock.
@@ -81,12 +81,8 @@ pub(super) async fn events(running: &Running, time: Duration, clients: usize) ->
         }
     })
     .await;
-    Sample {
-        measures: vec![
-            ("CPU µs/event", window.cpu_each(1)),
-            ("p50 µs", window.quantile(0.5)),
-            ("p99 µs", window.quantile(0.99)),
-        ],
-        failed: window.failed,
-    }
+    Sample::new(
+        vec![("CPU µs/event", window.cpu_each(1)), ("p50 µs", window.quantile(0.5)), ("p99 µs", window.quantile(0.99))],
+        window.failed,
+    )
 }

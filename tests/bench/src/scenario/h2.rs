@@ -37,11 +37,11 @@ pub(super) async fn requests(running: &Running, time: Duration) -> io::Result<Sa
     };
     // Those still open at the end of the time were never asked for an answer, and count neither way.
     let (succeeded, failed) = (count("succeeded"), count("errored") + count("timeout"));
-    Ok(Sample {
-        measures: vec![
+    Ok(Sample::new(
+        vec![
             ("CPU µs/request", cpu.as_secs_f64() * 1e6 / succeeded as f64),
             ("requests/s", succeeded as f64 / seconds),
         ],
         failed,
-    })
+    ))
 }

@@ -8,12 +8,26 @@ use tokio::io::AsyncWriteExt;
 
 use super::Sample;
 use crate::client::head;
-use crate::load::drive;
+use crate::load::{Window, drive};
 use crate::peer::Running;
 
 pub(super) async fn requests(running: &Running, time: Duration, clients: usize) -> Sample {
+    let window = drive_requests(running, time, clients).await;
+    Sample::new(
+        vec![
+            ("CPU µs/request", window.cpu_each(1)),
+            ("requests/s", window.rate(1)),
+            ("p50 µs", window.quantile(0.5)),
+            ("p99 µs", window.quantile(0.99)),
+        ],
+        window.failed,
+    )
+}
+
+/// Small requests of so many clients, each over one connection.
+pub(super) async fn drive_requests(running: &Running, time: Duration, clients: usize) -> Window {
     let target = running.target.clone();
-    let window = drive(running, time, clients, move |tally| {
+    drive(running, time, clients, move |tally| {
         let target = target.clone();
         async move {
             let request = head("GET", "/", "");
@@ -25,19 +39,25 @@ pub(super) async fn requests(running: &Running, time: Duration, clients: usize) 
             }
         }
     })
-    .await;
-    Sample {
-        measures: vec![
-            ("CPU µs/request", window.cpu_each(1)),
-            ("requests/s", window.rate(1)),
-            ("p50 µs", window.quantile(0.5)),
-            ("p99 µs", window.quantile(0.99)),
-        ],
-        failed: window.failed,
-    }
+    .await
 }
 
 pub(super) async fn handshakes(running: &Running, time: Duration, clients: usize, resuming: bool) -> Sample {
+    let (window, resumed) = drive_handshakes(running, time, clients, resuming).await;
+    let mut measures = vec![("CPU µs/handshake", window.cpu_each(1)), ("handshakes/s", window.rate(1))];
+    if resuming {
+        measures.push(("resumed share", resumed));
+    }
+    Sample::new(measures, window.failed)
+}
+
+/// Connections of so many clients, one after the other, each for one request; and the share of them that were resumed.
+pub(super) async fn drive_handshakes(
+    running: &Running,
+    time: Duration,
+    clients: usize,
+    resuming: bool,
+) -> (Window, f64) {
     let target = running.target.clone();
     let (all, resumed) = (Rc::<Cell<u64>>::default(), Rc::<Cell<u64>>::default());
     let counts = (Rc::clone(&all), Rc::clone(&resumed));
@@ -57,9 +77,6 @@ pub(super) async fn handshakes(running: &Running, time: Duration, clients: usize
         }
     })
     .await;
-    let mut measures = vec![("CPU µs/handshake", window.cpu_each(1)), ("handshakes/s", window.rate(1))];
-    if resuming {
-        measures.push(("resumed share", resumed.get() as f64 / all.get() as f64));
-    }
-    Sample { measures, failed: window.failed }
+    let share = resumed.get() as f64 / all.get() as f64;
+    (window, share)
 }

@@ -16,7 +16,7 @@ use crate::websocket::client_frame;
 /// How many open, or speak, at once.
 const AT_ONCE: usize = 64;
 /// After work and before memory is read: what is given back with delay should be.
-const SETTLE: Duration = Duration::from_secs(3);
+pub(super) const SETTLE: Duration = Duration::from_secs(3);
 
 pub(super) async fn measure(running: &Running, time: Duration, count: usize) -> io::Result<Sample> {
     let tree = running.tree.as_ref().ok_or(io::ErrorKind::Unsupported)?;
@@ -53,8 +53,8 @@ pub(super) async fn measure(running: &Running, time: Duration, count: usize) -> 
     let cpu = tree.cpu();
     failed += echo_each(&sockets, 256).await;
     let tick = (tree.cpu() - cpu).as_secs_f64() * 1e6 / open as f64;
-    Ok(Sample {
-        measures: vec![
+    Ok(Sample::new(
+        vec![
             ("connections", open as f64),
             ("KiB each, new", new),
             ("KiB each, after 64 KiB", used),
@@ -63,7 +63,7 @@ pub(super) async fn measure(running: &Running, time: Duration, count: usize) -> 
             ("CPU µs/echo of an idle one", tick),
         ],
         failed,
-    })
+    ))
 }
 
 /// One echo of `size` bytes by every socket; those that fail are closed.
@@ -84,7 +84,7 @@ async fn echo_each(sockets: &Rc<RefCell<Vec<Connection>>>, size: usize) -> u64 {
 }
 
 /// Does `work` `count` times, some at once; returns how many failed.
-async fn all<F>(count: usize, work: impl Fn(usize) -> F) -> u64
+pub(super) async fn all<F>(count: usize, work: impl Fn(usize) -> F) -> u64
 where
     F: Future<Output = io::Result<()>> + 'static,
 {

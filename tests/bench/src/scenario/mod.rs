@@ -6,10 +6,12 @@ mod flow;
 mod h2;
 mod http;
 mod idle;
+pub mod scale;
 mod stall;
 mod start;
 mod websocket;
 
+use std::borrow::Cow;
 use std::io;
 use std::time::Duration;
 
@@ -51,6 +53,9 @@ pub enum Scenario {
     Stall,
     /// Five starts, then at rest.
     Start,
+    /// What requests, connections and idle connections cost with more connections, workers, agents and path rules, an
+    /// access log and scrapes of the metrics, each beside its base.
+    Scale,
     /// 1,000 pods in one namespace, then in 100 with a sidecar for each; 50 are replaced each second.
     Fleet,
     /// Hostile certificate chains: one after the other for the CPU time of each, then 330
@@ -70,9 +75,23 @@ pub enum Scenario {
 #[derive(Debug, Default)]
 pub struct Sample {
     /// The measures.
-    pub measures: Vec<(&'static str, f64)>,
+    pub measures: Vec<(Cow<'static, str>, f64)>,
     /// Connections and requests that failed.
     pub failed: u64,
+}
+
+impl Sample {
+    /// `measures`, and how many connections and requests failed.
+    pub fn new(measures: Vec<(&'static str, f64)>, failed: u64) -> Self {
+        let mut sample = Self { measures: Vec::new(), failed };
+        sample.add(measures);
+        sample
+    }
+
+    /// Adds `measures`.
+    pub fn add<N: Into<Cow<'static, str>>>(&mut self, measures: impl IntoIterator<Item = (N, f64)>) {
+        self.measures.extend(measures.into_iter().map(|(name, value)| (name.into(), value)));
+    }
 }
 
 /// How long, and how much.
@@ -82,9 +101,15 @@ pub struct Extent {
     pub time: Duration,
     /// Idle WebSockets.
     pub idle: usize,
+    /// The number of the round, from 0.
+    pub round: usize,
 }
 
 impl Scenario {
+    /// The attacks.
+    pub const ATTACKS: [Self; 5] =
+        [Self::AttackChains, Self::AttackUnread, Self::AttackSlow, Self::AttackUploads, Self::AttackConnections];
+
     /// Its name, as on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().expect("no variant is skipped").get_name().to_owned()
@@ -96,10 +121,10 @@ impl Scenario {
             Self::H2 | Self::AttackUnread | Self::AttackSlow | Self::AttackUploads | Self::AttackConnections => {
                 peer.has_h2()
             }
-            Self::AttackChains => matches!(peer, Peer::Loopgate | Peer::Nginx | Peer::Haproxy),
+            Self::AttackChains => peer.is_loopgate() || matches!(peer, Peer::Nginx | Peer::Haproxy),
             Self::HsResumed | Self::Idle | Self::Stall | Self::Start => peer != Peer::Direct,
             // No other side follows pods.
-            Self::Fleet => peer == Peer::Loopgate,
+            Self::Scale | Self::Fleet => peer.is_loopgate(),
             _ => true,
         }
     }
@@ -114,7 +139,10 @@ impl Scenario {
             return start::measure(peer, around, &config).await;
         }
         if self == Self::Fleet {
-            return fleet::measure(around, &config, extent.time).await;
+            return fleet::measure(peer, around, &config, extent.time).await;
+        }
+        if self == Self::Scale {
+            return scale::measure(peer, around, &config, extent).await;
         }
         let attack = match self {
             Self::AttackChains => Some(Attack::Chains),
@@ -128,7 +156,7 @@ impl Scenario {
             return attack.measure(peer, around, &config, extent.time).await;
         }
         let running = around.start(peer, &config).await?;
-        let Extent { time, idle } = extent;
+        let Extent { time, idle, .. } = extent;
         let mut sample = match self {
             Self::H1 => http::requests(&running, time, 64).await,
             Self::H1Lat => http::requests(&running, time, 1).await,

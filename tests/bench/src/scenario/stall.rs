@@ -36,5 +36,5 @@ pub(super) async fn measure(running: &Running, count: usize) -> io::Result<Sampl
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let each = tree.memory()?.saturating_sub(before) as f64 / count as f64 / 1024.0;
-    Ok(Sample { measures: vec![("KiB each", each)], failed: 0 })
+    Ok(Sample::new(vec![("KiB each", each)], 0))
 }

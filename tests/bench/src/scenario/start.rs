@@ -36,7 +36,7 @@ pub(super) async fn measure(peer: Peer, around: &Surroundings, config: &Arc<Clie
     if let Some(file) = around.programs.file(peer).filter(|_| peer != Peer::NullTls) {
         measures.push(("MiB of program and libraries", size(&file)? as f64 / f64::from(1 << 20)));
     }
-    Ok(Sample { measures, failed: 0 })
+    Ok(Sample::new(measures, 0))
 }
 
 pub(super) fn median(mut values: Vec<f64>) -> f64 {

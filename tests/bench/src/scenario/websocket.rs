@@ -24,15 +24,15 @@ pub(super) async fn echoes(running: &Running, time: Duration, clients: usize) ->
         }
     })
     .await;
-    Sample {
-        measures: vec![
+    Sample::new(
+        vec![
             ("CPU µs/echo", window.cpu_each(1)),
             ("echoes/s", window.rate(1)),
             ("p50 µs", window.quantile(0.5)),
             ("p99 µs", window.quantile(0.99)),
         ],
-        failed: window.failed,
-    }
+        window.failed,
+    )
 }
 
 /// Both ways at once, since a message is longer than all buffers on its way.
@@ -48,5 +48,5 @@ pub(super) async fn bulk(running: &Running, time: Duration, clients: usize) -> S
         }
     })
     .await;
-    Sample { measures: vec![("CPU µs/MiB", window.cpu_each(MIB)), ("MiB/s", window.rate(MIB))], failed: window.failed }
+    Sample::new(vec![("CPU µs/MiB", window.cpu_each(MIB)), ("MiB/s", window.rate(MIB))], window.failed)
 }
