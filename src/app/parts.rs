@@ -7,10 +7,10 @@ use tracing::warn;
 
 use super::error::Error;
 use super::unpair::{UnpairRemoved, Workloads};
-use crate::config::{AgentSourceKind, BindDevices, Config};
-use crate::discovery::View;
+use crate::config::{AgentSourceKind, BindDevices, Config, OwnAddresses};
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::kubernetes::api::Api;
+use crate::discovery::{self, View};
 use crate::enrolment::{DockerProofs, Enrolment};
 use crate::openclaw::devices::Devices;
 use crate::openclaw::files::{self, UnreadableFile};
@@ -24,6 +24,16 @@ use crate::tls::{self, ClientAuthorities};
 pub(super) fn warn_of_unreadable_files(config: &Config) {
     for UnreadableFile { key, path, error } in files::unreadable_files(&config.gateway) {
         warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
+    }
+}
+
+/// Warns if outside clients may be on the agent lane because they arrive from own addresses.
+pub(super) fn warn_of_shared_own_addresses(config: &Config) {
+    if config.listen.own_addresses == OwnAddresses::Agent && discovery::in_user_namespace() {
+        warn!(
+            "listen.own_addresses is agent in a user namespace, as on a rootless engine, which delivers outside clients \
+             from own addresses too: they would be agents; set it to external"
+        );
     }
 }
 

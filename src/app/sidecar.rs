@@ -82,6 +82,7 @@ impl Sidecar {
         let admin = config.admin.map(admin::bind).transpose()?;
         let token = gateway_token::inherited(&config)?;
         parts::warn_of_unreadable_files(&config);
+        parts::warn_of_shared_own_addresses(&config);
         let discovery_metrics = DiscoveryMetrics::default();
         let (view, engine) = start_discovery(&config, &discovery_metrics, &late_shutdown).await;
 
@@ -247,6 +248,9 @@ impl Sidecar {
         set_log(&config.log);
         if !needs_restart.is_empty() {
             warn!(keys = needs_restart.join(", "), "changed options that take effect only after a restart");
+        }
+        if changed.contains(&"listen") {
+            parts::warn_of_shared_own_addresses(&config);
         }
         let config = Arc::new(config);
         self.config.store(Arc::clone(&config));

@@ -150,7 +150,7 @@ async fn examine_discovery(config: &Config, engine: Option<&Engine>, view: &View
     gateway_command::judge(&docker_probe::in_this_namespace(engine, view).await, report);
     let risks = agents::AddressRisks {
         net_raw: docker_probe::with_net_raw(engine, view).await,
-        user_namespace: in_user_namespace(),
+        user_namespace: discovery::in_user_namespace(),
     };
     agents::judge(view, &risks, config, report);
 }
@@ -248,12 +248,6 @@ fn certificate(config: &Config, view: &View, status: Option<&Result<Status, Stri
 fn rfc3339(time: OffsetDateTime) -> String {
     let whole = time.replace_nanosecond(0).unwrap_or(time);
     whole.format(&Rfc3339).unwrap_or_default()
-}
-
-/// Returns whether this process runs in another user namespace than the host's (`user_namespaces(7)`).
-fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    map.split_whitespace().ne(["0", "0", "4294967295"])
 }
 
 #[cfg(test)]

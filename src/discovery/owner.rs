@@ -54,6 +54,13 @@ impl OwnerHints {
     }
 }
 
+/// Returns whether this process runs in another user namespace than the host's, as in every container of a rootless
+/// engine (`user_namespaces(7)`).
+pub fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().ne(["0", "0", "4294967295"])
+}
+
 /// Returns the container among `all` that owns the namespace with `addresses`; `None` if it can't be determined.
 ///
 /// In this order:
