@@ -134,7 +134,7 @@ impl Project {
     }
 
     /// Runs compose on this project; returns its standard output, trimmed, or the error.
-    fn try_compose(&self, arguments: &[&str]) -> Result<String, String> {
+    pub fn try_compose(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.run(arguments);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if output.status.success() {
