@@ -13,7 +13,7 @@ use crate::harness::{Deployment, PROJECT};
 const FILTERED: &str = "unix:///run/docker-filter/docker.sock";
 
 /// What a check comes to, in `container`, with these flags.
-fn check(container: &Running, flags: &[&str]) -> Value {
+pub fn check(container: &Running, flags: &[&str]) -> Value {
     let output = container.try_exec(["/loopgate", "check", "--json"].iter().chain(flags));
     serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)))
@@ -24,7 +24,7 @@ fn check_in_sidecar(deployment: &Deployment, flags: &[&str]) -> Value {
     check(&deployment.sidecar, &[&["--docker", FILTERED], flags].concat())
 }
 
-fn ids(report: &Value) -> BTreeSet<&str> {
+pub fn ids(report: &Value) -> BTreeSet<&str> {
     report["findings"].as_array().unwrap().iter().map(|finding| finding["id"].as_str().unwrap()).collect()
 }
 

@@ -19,6 +19,7 @@ mod machine;
 mod matrix;
 mod openclaw;
 mod project;
+mod rootless;
 mod smoke;
 mod swarm;
 mod upheaval;

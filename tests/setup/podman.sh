@@ -3,11 +3,17 @@
 # compatible with Docker's. Needs root.
 #
 #   remove  ends everything and takes its data away
-#   shell   runs a command where Podman is
+#   shell   runs a command where Podman is, as its user
+#
+# TEST_PODMAN=rootless starts a second one, of the user loopgate-test (10000), with the subordinate ids from 100000 on and a control group of its
+# own; TEST_PODMAN=rootless-no-cgroup a third one, whose containers have no control groups (Podman's setting where it may not make any): it can't
+# list their processes.
 . "$(dirname "$0")/lib.sh"
 
-state=$cache/podman-rootful
-network=loopgate-podman-rootful
+kind=${TEST_PODMAN:-rootful}
+user=10000
+state=$cache/podman-$kind
+network=loopgate-podman-$kind
 socket=$state/docker.sock
 . "$(dirname "$0")/forky_namespace.sh"
 answers() { curl -fsS -m 2 --unix-socket "$socket" http://docker/_ping >/dev/null 2>&1; }
@@ -21,9 +27,29 @@ cgroup='
 # in_cgroup COMMAND...: runs it in the namespaces and in that cgroup.
 in_cgroup() { enter sh -ec 'echo $$ >/sys/fs/cgroup/service/cgroup.procs; exec "$@"' in_cgroup "$@"; }
 
-# inside COMMAND...: runs it there, with Podman's configuration.
+# inside COMMAND...: runs it there, with Podman's configuration, as its user.
 inside() {
-  in_cgroup env "CONTAINERS_CONF=$state/containers.conf" "CONTAINERS_STORAGE_CONF=$state/storage.conf" PODMAN_IGNORE_CGROUPSV1_WARNING=1 "$@"
+  local as=()
+  [ "$kind" = rootful ] || as=(setpriv "--reuid=$user" "--regid=$user" --clear-groups env "HOME=$state" "XDG_RUNTIME_DIR=/run/user/$user")
+  in_cgroup "${as[@]}" env "CONTAINERS_CONF=$state/containers.conf" "CONTAINERS_STORAGE_CONF=$state/storage.conf" \
+    PODMAN_IGNORE_CGROUPSV1_WARNING=1 "$@"
+}
+
+# Makes the user, what belongs to it, and the devices that it needs.
+prepare_user() {
+  enter sh -ec '
+    user=$1 state=$2 kind=$3
+    grep -q ^loopgate-test: /etc/passwd || useradd --uid "$user" --no-create-home loopgate-test
+    for file in /etc/subuid /etc/subgid; do grep -q ^loopgate-test: "$file" || echo loopgate-test:100000:65536 >>"$file"; done
+    # The way to the cache may lead through a home directory; this is not the one of this machine.
+    directory=$state
+    while [ "$directory" != / ]; do directory=$(dirname "$directory"); [ -n "$(find "$directory" -maxdepth 0 -perm -1)" ] || chmod a+x "$directory"; done
+    mkdir -p "/run/user/$user"
+    chmod 700 "/run/user/$user"
+    chown -R "$user:$user" "$state" "/run/user/$user"
+    [ "$kind" != rootless ] || chown -R "$user:$user" /sys/fs/cgroup
+    mountpoint -q /dev/net || { mount -t tmpfs -o mode=755 tmpfs /dev/net; mknod -m 666 /dev/net/tun c 10 200; }
+    mount --make-rshared /' prepare_user "$user" "$state" "$kind"
 }
 
 start() {
@@ -35,6 +61,7 @@ start() {
 [containers]
 default_ulimits = []
 pids_limit = 0
+$([ "$kind" != rootless-no-cgroup ] || echo 'cgroups = "disabled"')
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
@@ -42,12 +69,13 @@ CONF
   cat >"$state/storage.conf" <<CONF
 [storage]
 driver = "overlay"
-runroot = "/run/storage"
+runroot = "$([ "$kind" = rootful ] && echo /run/storage || echo "/run/user/$user/storage")"
 graphroot = "$state/data"
 CONF
   enter sh -ec '
     mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
     mkdir -p /sys/fs/cgroup/service'
+  [ "$kind" = rootful ] || prepare_user
   # In place of the timers of systemd, which run health checks elsewhere.
   inside setsid nohup sh -c 'while sleep 2; do
     for state in starting unhealthy; do
@@ -57,7 +85,7 @@ CONF
   inside setsid nohup podman system service --time 0 "unix://$socket" >>"$state/log" 2>&1 </dev/null 8>&- 9>&- &
   local podman=$!
   for _ in $(seq 300); do
-    answers && { say "podman $(inside podman version --format '{{.Server.Version}}') started"; echo "$socket"; return; }
+    answers && { say "podman $(inside podman version --format '{{.Server.Version}}') started, $kind"; echo "$socket"; return; }
     kill -0 "$podman" 2>/dev/null || break
     sleep 0.1
   done
@@ -65,6 +93,10 @@ CONF
   die "podman did not start (its log: $state/log)"
 }
 
+case $kind in
+  rootful | rootless | rootless-no-cgroup) ;;
+  *) die "no podman \"$kind\"" ;;
+esac
 case ${1:-} in
   start) start ;;
   remove) release; rm -rf "$state" ;;
