@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::container::{Container, Running};
 use crate::engine::{DEBIAN, docker, output, skip, try_docker};
-use crate::openclaw;
+use crate::{filter, openclaw};
 use loopgate_test_support::device_client::{self, DeviceClient};
 
 /// A generation of Docker Compose.
@@ -155,6 +155,7 @@ impl Project {
             .env("LOOPGATE_IMAGE", "loopgate-test/loopgate")
             .env("OPENCLAW_IMAGE", "loopgate-test/openclaw")
             .env("HAPROXY_IMAGE", DEBIAN)
+            .env("DOCKER_SOCKET", filter::socket())
             .env("CADDY_IMAGE", "loopgate-test/caddy")
             .env("TRAEFIK_IMAGE", "loopgate-test/traefik")
             .env("AGENT_IMAGE", format!("{}-agent", self.name))
