@@ -37,10 +37,15 @@ fn a_published_port_makes_nobody_an_agent_unless_own_addresses_are_which_is_warn
 #[ignore = "needs a rootless engine whose containers have no control groups: tests/run engines"]
 fn an_agent_whose_processes_cant_be_listed_is_told_why_and_can_prove_itself_by_a_file() {
     let engine = Engine::start().expect("an engine with the images");
-    let deployment = Deployment::with(&engine, &["--agent-proof", "process", "--agent-proof", "file"], |gateway| gateway);
+    let deployment =
+        Deployment::with(&engine, &["--agent-proof", "process", "--agent-proof", "file"], |gateway| gateway);
     let agent = engine.run(deployment.attested_loopgate("agent", ["exec", "--wait", "3s", "--", "true"]));
     assert_eq!(agent.ends(), 1, "{}", agent.logs());
-    assert!(agent.logs().contains("it did not create a cgroup"), "{}", agent.logs());
+    assert!(
+        agent.logs().contains("can't read the proof through Docker; the sidecar's log has the reason"),
+        "{}",
+        agent.logs()
+    );
     deployment.sidecar.says("it did not create a cgroup");
 
     let by_file = engine.run(deployment.attested("by-file").env("LOOPGATE_PROOF", "file"));
