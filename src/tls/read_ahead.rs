@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 /// The size of a read ahead, in bytes: two TLS records.
@@ -45,6 +46,13 @@ impl<S> ReadAhead<S> {
         if self.buffer.is_empty() {
             SPARE_BUFFER.set(Some(std::mem::take(&mut self.buffer)));
         }
+    }
+}
+
+impl ReadAhead<TcpStream> {
+    /// Returns whether a read would be pending. Then the task of `cx` is woken when it is not.
+    pub(crate) fn is_read_pending(&self, cx: &mut Context<'_>) -> bool {
+        self.buffer.is_empty() && self.inner.poll_read_ready(cx).is_pending()
     }
 }
 
