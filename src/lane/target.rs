@@ -42,7 +42,7 @@ impl Target {
 }
 
 /// The source and destination address of a connection to the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GatewayRoute {
     /// The loopback address that loopgate binds, which the gateway sees as the client's.
     pub source: Ipv4Addr,

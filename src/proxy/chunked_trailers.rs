@@ -47,9 +47,14 @@ impl FlushCounter {
         self.count.load(Ordering::Relaxed)
     }
 
+    /// Has the next flush wake the task of `cx`.
+    pub fn register(&self, cx: &Context<'_>) {
+        self.waker.register(cx.waker());
+    }
+
     /// Completes once there were more than `since` flushes.
     pub fn poll_after(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
-        self.waker.register(cx.waker());
+        self.register(cx);
         if self.count() > since { Poll::Ready(()) } else { Poll::Pending }
     }
 }

@@ -286,9 +286,19 @@ impl RequestGuard {
         self.activity.buffered.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Returns whether hyper has enough bytes of the response for now. Over HTTP/1.1 hyper polls the body again after
-    /// the next write. Over HTTP/2 it returns `false`: the stream's window is the limit.
-    pub fn is_above_high_water_mark(&self) -> bool {
+    /// Completes when hyper may get more bytes of the response.
+    pub fn poll_below_high_water_mark(&self, cx: &Context<'_>) -> Poll<()> {
+        if !self.is_above_high_water_mark() {
+            return Poll::Ready(());
+        }
+        // hyper polls the body once more after a flush, and not again after the next one.
+        self.activity.flushes.register(cx);
+        Poll::Pending
+    }
+
+    /// Returns whether hyper has enough bytes of the response for now. Over HTTP/2 it returns `false`: the stream's
+    /// window is the limit.
+    fn is_above_high_water_mark(&self) -> bool {
         self.stream.is_none()
             && (self.activity.is_socket_full.load(Ordering::Relaxed)
                 || self.activity.buffered.load(Ordering::Relaxed) >= HIGH_WATER_MARK)

@@ -208,19 +208,13 @@ impl Download {
 
     fn poll_gateway(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, hyper::Error>>> {
         let guard = self.record.guard();
-        if guard.is_above_high_water_mark() {
-            return Poll::Pending;
-        }
+        ready!(guard.poll_below_high_water_mark(cx));
         guard.mark_drained();
-        let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
         // The connection to the gateway is driven on the client's task, so that no other task must be woken.
-        if frame.is_pending()
-            && let Some(upstream) = &mut self.upstream
-        {
-            upstream.drive(cx);
-            frame = Pin::new(&mut self.incoming).poll_frame(cx);
-        }
-        let frame = ready!(frame);
+        let frame = ready!(match &mut self.upstream {
+            Some(upstream) => upstream.poll_frame(&mut self.incoming, cx),
+            None => Pin::new(&mut self.incoming).poll_frame(cx),
+        });
         let now = Instant::now();
         guard.mark_pending(now);
         if let Some(Ok(frame)) = &frame

@@ -2,19 +2,20 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::drive_waker::DriveWaker;
 use super::gateway_request::GatewayRequest;
 use super::readable_after_write_error::{ReadableAfterWriteError, StreamState};
 use super::request_body::{BodyProgress, RequestBody};
@@ -75,6 +76,7 @@ pub struct UpstreamConnection {
     connection: Option<HttpConnection>,
     /// Whether hyper's connection has completed: it was closed, it failed, or it was upgraded.
     has_ended: bool,
+    drive_waker: DriveWaker,
     stream_state: Arc<StreamState>,
     timer: LazyTimer,
     route: GatewayRoute,
@@ -92,6 +94,19 @@ impl fmt::Debug for UpstreamConnection {
             .field("has_ended", &self.has_ended)
             .finish_non_exhaustive()
     }
+}
+
+/// Polls `connection` if it was woken; returns whether it was.
+fn drive(connection: &mut Option<HttpConnection>, has_ended: &mut bool, drive_waker: &DriveWaker) -> bool {
+    let Some(mut cx) = drive_waker.take() else { return false };
+    *has_ended =
+        *has_ended || connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(&mut cx).is_ready());
+    true
+}
+
+/// Calls `poll` with a waker that does nothing. Only the connection makes progress possible, and the same task drives it.
+fn poll_unwoken<T>(poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+    poll(&mut Context::from_waker(Waker::noop()))
 }
 
 impl UpstreamConnection {
@@ -113,6 +128,7 @@ impl UpstreamConnection {
             sender,
             connection: Some(connection),
             has_ended: false,
+            drive_waker: DriveWaker::new(),
             stream_state,
             timer,
             route,
@@ -179,20 +195,23 @@ impl UpstreamConnection {
         request: GatewayRequest,
         timeout: ResponseTimeout<'a>,
     ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + 'a {
-        let Self { sender, connection, has_ended, stream_state, timer, .. } = self;
+        let Self { sender, connection, has_ended, drive_waker, stream_state, timer, .. } = self;
         stream_state.reset_read();
         let response = request.send(sender, stream_state);
+        drive_waker.set_woken();
         async move {
             let mut response = pin!(response);
             poll_fn(|cx| {
-                *has_ended = *has_ended
-                    || connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
-                let mut result = response.as_mut().poll(cx);
-                if result.is_pending() && *has_ended {
+                let result = drive_waker.poll(cx, || {
+                    drive(connection, has_ended, drive_waker);
+                    let result = poll_unwoken(|cx| response.as_mut().poll(cx));
+                    if result.is_ready() || !*has_ended {
+                        return result;
+                    }
                     // hyper returns a request that it has not sent when its connection is dropped.
                     *connection = None;
-                    result = response.as_mut().poll(cx);
-                }
+                    poll_unwoken(|cx| response.as_mut().poll(cx))
+                });
                 if let Poll::Ready(result) = result {
                     return Poll::Ready(
                         result.map_err(|(error, unsent)| unsent.map_or(SendError::Broken(error), SendError::Unsent)),
@@ -206,9 +225,36 @@ impl UpstreamConnection {
     }
 
     /// Makes hyper read and write as much as it can without waiting.
-    pub fn drive(&mut self, cx: &mut Context<'_>) {
-        self.has_ended = self.has_ended
-            || self.connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
+    pub fn drive(&mut self, cx: &Context<'_>) {
+        let Self { connection, has_ended, drive_waker, .. } = self;
+        drive_waker.set_woken();
+        let _ = drive_waker.poll(cx, || {
+            drive(connection, has_ended, drive_waker);
+            Poll::<()>::Pending
+        });
+    }
+
+    /// Polls `incoming`, the body of the response to the last request, and drives the connection for it.
+    pub fn poll_frame(
+        &mut self,
+        incoming: &mut Incoming,
+        cx: &Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Self { connection, has_ended, drive_waker, .. } = self;
+        drive_waker.poll(cx, || {
+            drive(connection, has_ended, drive_waker);
+            let frame = poll_unwoken(|cx| Pin::new(&mut *incoming).poll_frame(cx));
+            // The poll may have woken the connection, which then has a place for the next frame.
+            if frame.is_pending() && drive(connection, has_ended, drive_waker) {
+                return poll_unwoken(|cx| Pin::new(&mut *incoming).poll_frame(cx));
+            }
+            frame
+        })
+    }
+
+    /// Has the connection wake no task until one drives it again.
+    pub fn release_task(&self) {
+        self.drive_waker.release_task();
     }
 
     /// Waits until the connection is ready for the next request, or has ended.

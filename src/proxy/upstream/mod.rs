@@ -4,6 +4,7 @@
 pub mod budget;
 pub mod connection;
 mod dial;
+mod drive_waker;
 pub mod gateway_request;
 pub mod pool;
 pub mod readable_after_write_error;

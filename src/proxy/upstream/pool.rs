@@ -1,6 +1,6 @@
 //! Idle connections to the gateway, kept for later requests.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +22,7 @@ const REQUEST_END_LIMIT: Duration = Duration::from_secs(1);
 /// The idle connections of one worker, by route. The most recently used is the last.
 #[derive(Debug)]
 pub struct Pool {
-    idle: Mutex<HashMap<GatewayRoute, Vec<IdleConnection>>>,
+    idle: Mutex<BTreeMap<GatewayRoute, Vec<IdleConnection>>>,
     shutdown: Shutdown,
 }
 
@@ -137,6 +137,7 @@ impl Pool {
 
     /// Adds a connection that is idle since `now`, unless the pool is full.
     fn put(&self, connection: Box<UpstreamConnection>, now: Instant) {
+        connection.release_task();
         let until = now + connection.keep_idle();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.entry(connection.route()).or_default();
