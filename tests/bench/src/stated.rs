@@ -74,6 +74,9 @@ const ROWS: [Row; 18] = [
     row("program and libraries: MiB", Scenario::Start, "MiB of program and libraries", 0.0, false),
 ];
 
+/// A row of a document: its label, and the value of each side that has one.
+type StatedRow = (String, BTreeMap<Peer, f64>);
+
 /// Which rows a table has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
@@ -179,7 +182,7 @@ fn best_by(stated: &BTreeMap<Peer, f64>, results: &Results, row: &Row) -> Option
 }
 
 /// The rows of the tables in `document`, by their labels; a side without a value is left out.
-fn read(document: &str) -> Result<Vec<(String, BTreeMap<Peer, f64>)>, String> {
+fn read(document: &str) -> Result<Vec<StatedRow>, String> {
     let cells = |line: &str| -> Vec<String> {
         line.trim().trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
     };
