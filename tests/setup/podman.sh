@@ -43,7 +43,10 @@ prepare_user() {
     for file in /etc/subuid /etc/subgid; do grep -q ^loopgate-test: "$file" || echo loopgate-test:100000:65536 >>"$file"; done
     # The way to the cache may lead through a home directory; this is not the one of this machine.
     directory=$state
-    while [ "$directory" != / ]; do directory=$(dirname "$directory"); [ -n "$(find "$directory" -maxdepth 0 -perm -1)" ] || chmod a+x "$directory"; done
+    while [ "$directory" != / ]; do
+      directory=$(dirname "$directory")
+      [ -n "$(find "$directory" -maxdepth 0 -perm -1)" ] || chmod a+x "$directory"
+    done
     mkdir -p "/run/user/$user"
     chmod 700 "/run/user/$user"
     chown -R "$user:$user" "$state" "/run/user/$user"
