@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gateways_token_is_a_files_or_else_the_variables() {
+    fn the_gateway_token_is_read_from_the_file_or_else_from_the_variable() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "of-the-file\n").unwrap();
         let read = |file, value: Option<&str>| {

@@ -211,7 +211,7 @@ fn connections(status: &Status) -> Markup {
                 div .scroll {
                     table {
                         thead { tr { th { "Peer" } th { "Lane" } th { "Who" } th { "Protocol" } th { "For" } } }
-                        tbody { @for connection in &status.connections[..shown] { (row(connection)) } }
+                        tbody { @for connection in &status.connections[..shown] { (connection_row(connection)) } }
                     }
                 }
                 @if shown < total { p .quiet { "The oldest " (shown) " of " (total) "." } }
@@ -220,7 +220,7 @@ fn connections(status: &Status) -> Markup {
     }
 }
 
-fn row(connection: &Connection) -> Markup {
+fn connection_row(connection: &Connection) -> Markup {
     html! {
         tr {
             td { code { (connection.peer) } }

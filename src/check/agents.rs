@@ -57,7 +57,7 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
         report.fine("agents", format!("{name} ({}) is one, {proof}", addresses.join(", ")));
     }
     for (container, why) in &view.not_agents {
-        let (kind, remedy) = refused(container, why);
+        let (kind, remedy) = kind_and_remedy(container, why);
         report.find(kind, format!("{container}: {why}"), remedy);
     }
     for container in &risks.net_raw {
@@ -78,13 +78,13 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
         );
         report.find(&kind::NAMESPACE, "the interfaces of this network namespace are gone", remedy);
     }
-    own_addresses(risks, config, report);
-    bridge(view, config, report);
-    wide(config, report);
-    plain(config, report);
+    judge_own_addresses(risks, config, report);
+    judge_bridge(view, config, report);
+    judge_wide_networks(config, report);
+    judge_plain_http(config, report);
 }
 
-fn refused(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy) {
+fn kind_and_remedy(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy) {
     match why {
         WhyNotAgent::UnknownLabelValue(_) => (
             &kind::AGENT_LABEL,
@@ -140,7 +140,7 @@ fn refused(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy) {
     }
 }
 
-fn own_addresses(risks: &AddressRisks, config: &Config, report: &mut Report) {
+fn judge_own_addresses(risks: &AddressRisks, config: &Config, report: &mut Report) {
     let is_agent = config.listen.own_addresses == OwnAddresses::Agent;
     if risks.user_namespace && is_agent {
         let remedy = Remedy::Loopgate { key: "listen.own_addresses", value: json!("external") };
@@ -153,7 +153,7 @@ fn own_addresses(risks: &AddressRisks, config: &Config, report: &mut Report) {
     }
 }
 
-fn bridge(view: &View, config: &Config, report: &mut Report) {
+fn judge_bridge(view: &View, config: &Config, report: &mut Report) {
     let lists: [(&'static str, &[IpNet]); 2] =
         [("external.trusted_proxies", &config.external.trusted_proxies), ("agents.cidrs", &config.agents.cidrs)];
     for (key, list) in lists {
@@ -174,7 +174,7 @@ fn bridge(view: &View, config: &Config, report: &mut Report) {
     }
 }
 
-fn wide(config: &Config, report: &mut Report) {
+fn judge_wide_networks(config: &Config, report: &mut Report) {
     let lists: [(&'static Kind, &'static str, &[IpNet]); 2] = [
         (&kind::AGENTS_WIDE, "agents.cidrs", &config.agents.cidrs),
         (&kind::TRUSTED_WIDE, "external.trusted_proxies", &config.external.trusted_proxies),
@@ -191,7 +191,7 @@ fn wide(config: &Config, report: &mut Report) {
 }
 
 /// Reports listeners for plain HTTP that can be reached from outside this host.
-fn plain(config: &Config, report: &mut Report) {
+fn judge_plain_http(config: &Config, report: &mut Report) {
     for on in config.listen.plain.iter().filter(|on| on.exact().is_none_or(|ip| !ip.is_loopback())) {
         let remedy = Remedy::words(
             "let the proxy speak TLS to listen.on if it can; else give the two a network that no other container or host is on",

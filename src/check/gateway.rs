@@ -28,7 +28,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
         let remedy = Remedy::words("run loopgate in the gateway's network namespace, with --gateway 127.0.0.1:PORT");
         report.find(&kind::GATEWAY_REMOTE, format!("the gateway is at {address}"), remedy);
     }
-    exposed(seen, report);
+    judge_exposure(seen, report);
     match &seen.server {
         Server::Unreachable(error) => {
             let port = address.port();
@@ -55,12 +55,12 @@ pub fn judge(seen: &Observation, report: &mut Report) {
             report.fine("gateway", format!("a version without health endpoints (before 2026.4) answers at {address}"))
         }
     }
-    lanes(seen, report);
-    trust(seen, report);
-    origins(seen, report);
+    judge_lanes(seen, report);
+    judge_trusted_proxies(seen, report);
+    judge_origins(seen, report);
 }
 
-fn exposed(seen: &Observation, report: &mut Report) {
+fn judge_exposure(seen: &Observation, report: &mut Report) {
     for (address, tls) in &seen.exposed {
         let how = if *tls { "by TLS, with a certificate that is not the sidecar's" } else { "in plain text" };
         report.find(&kind::GATEWAY_EXPOSED, format!("{address} answers {how}"), bind_loopback());
@@ -70,7 +70,7 @@ fn exposed(seen: &Observation, report: &mut Report) {
     }
 }
 
-fn lanes(seen: &Observation, report: &mut Report) {
+fn judge_lanes(seen: &Observation, report: &mut Report) {
     let source = seen.external_source;
     match &seen.external {
         Client::Remote => report.fine("external lane", "the gateway takes its clients for remote ones"),
@@ -105,7 +105,7 @@ fn lanes(seen: &Observation, report: &mut Report) {
     }
 }
 
-fn trust(seen: &Observation, report: &mut Report) {
+fn judge_trusted_proxies(seen: &Observation, report: &mut Report) {
     let source = seen.external_source;
     for (proxy, trusted) in &seen.trusts {
         let what = format!("{proxy} is believed about its clients");
@@ -131,7 +131,7 @@ pub(super) fn is_first(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V4(ip) if ip.octets() == [127, 0, 0, 1]) || matches!(ip, IpAddr::V6(ip) if ip.is_loopback())
 }
 
-fn origins(seen: &Observation, report: &mut Report) {
+fn judge_origins(seen: &Observation, report: &mut Report) {
     let refused: Vec<&String> = seen.origins.iter().filter(|(_, allowed)| !allowed).map(|(origin, _)| origin).collect();
     if !refused.is_empty() {
         let all: Vec<&String> = seen.allowed.iter().chain(refused.iter().copied()).collect();

@@ -77,7 +77,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
-        Err(error) => return output::usage(&error),
+        Err(error) => return output::report_usage(&error),
     };
     flags::set_variables_of_commands(&Cli::command());
     let done = |()| ExitCode::SUCCESS;

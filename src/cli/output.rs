@@ -38,7 +38,7 @@ pub fn error(error: &Error) {
 
 /// Handles an error of clap: prints the help or the version if that was asked for, else one line with the
 /// error. Returns the exit status.
-pub fn usage(error: &clap::Error) -> ExitCode {
+pub fn report_usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         UsageKind::DisplayHelp | UsageKind::DisplayVersion => {
             let _ = error.print();

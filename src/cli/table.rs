@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_a_cell_commands_the_terminal() {
+    fn control_characters_in_a_cell_are_escaped() {
         let mut table = Table::default();
         table.row([("a\x1b]0;title\x07\nb", Tone::Plain)]);
         assert_eq!(table.render(true), "  a\\u{1b}]0;title\\u{7}\\nb\n");
