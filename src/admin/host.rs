@@ -15,7 +15,7 @@ use crate::pki::SubjectName;
 /// This prevents DNS rebinding: a web page can make its own name resolve to 127.0.0.1, to read the
 /// responses as those of its origin, but the browser then sends that name as `Host`. A request
 /// without `Host` does not come from a browser.
-pub(super) fn is_ours(headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> bool {
+pub(super) fn is_allowed(headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let (host, further) = (hosts.next(), hosts.next());
     let Some(host) = host else { return true };
@@ -57,7 +57,7 @@ mod tests {
             for host in hosts {
                 headers.append(HOST, host.parse().unwrap());
             }
-            assert_eq!(is_ours(&headers, &names), expected, "{hosts:?}");
+            assert_eq!(is_allowed(&headers, &names), expected, "{hosts:?}");
         }
     }
 }

@@ -9,16 +9,16 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use maud::{Markup, html};
 
-use super::status::{Certificate, Connection, DiscoveryStatus, Status, span};
+use super::status::{Certificate, Connection, DiscoveryStatus, Status, format_seconds};
 use crate::discovery::agent_labels;
 use crate::html_page::html_page;
 
 const STYLE: &str = include_str!("page.css");
 
 /// The largest number of connections that the page shows; `/status` lists more.
-const MOST_ROWS: usize = 200;
+const MAX_ROWS: usize = 200;
 /// A certificate that expires within this many seconds is highlighted.
-const SOON: i64 = 7 * 24 * 60 * 60;
+const EXPIRES_SOON_SECONDS: i64 = 7 * 24 * 60 * 60;
 
 /// The `Content-Security-Policy` of the page. It allows only the inline style sheet.
 pub(super) static SECURITY_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
@@ -44,7 +44,7 @@ pub(super) fn render(status: &Status, refresh: Option<Duration>) -> String {
         header {
             h1 { "loopgate" }
             span .badge .good[status.ready] .bad[!status.ready] { (verdict(status)) }
-            span .quiet { (status.version) ", up " (span(status.uptime_seconds)) }
+            span .quiet { (status.version) ", up " (format_seconds(status.uptime_seconds)) }
             nav {
                 @if refresh.is_some() { a href="/" { "Stop refreshing" } }
                 @else { a href="/?refresh=5" { "Refresh every 5 s" } }
@@ -99,8 +99,8 @@ fn traffic(status: &Status) -> Markup {
                         @else { span .bad { (forward.error.as_deref().unwrap_or("not reachable")) } }
                     }
                 }
-                dt { "Agent lane" } dd { (count(status.lanes.agent, "connection")) }
-                dt { "External lane" } dd { (count(status.lanes.external, "connection")) }
+                dt { "Agent lane" } dd { (format_count(status.lanes.agent, "connection")) }
+                dt { "External lane" } dd { (format_count(status.lanes.external, "connection")) }
                 @if let Some(sandbox) = &status.sandbox { dt { "Sandbox" } dd .fair[sandbox.problem.is_some()] { (sandbox.text()) } }
             }
         }
@@ -116,9 +116,9 @@ fn certificate(certificate: &Certificate) -> Markup {
                 @if let Some(problem) = &certificate.problem { dt { "Problem" } dd .bad { (problem) } }
                 dt { "Names" } dd { @for name in &certificate.names { code { (name) } " " } }
                 dt { "Expires" }
-                dd .bad[left <= 0] .warning[left > 0 && left < SOON] {
-                    time datetime=(certificate.not_after) { (minute(&certificate.not_after)) }
-                    @match u64::try_from(left) { Ok(left) => { ", in " (span(left)) } Err(_) => ", has expired" }
+                dd .bad[left <= 0] .warning[left > 0 && left < EXPIRES_SOON_SECONDS] {
+                    time datetime=(certificate.not_after) { (format_to_minute(&certificate.not_after)) }
+                    @match u64::try_from(left) { Ok(left) => { ", in " (format_seconds(left)) } Err(_) => ", has expired" }
                 }
                 dt { "Fingerprint" } dd { code .long { (certificate.fingerprint) } }
                 dt { "Public key" } dd { code .long { "sha256//" (certificate.public_key) } }
@@ -138,7 +138,7 @@ fn discovery(discovery: &DiscoveryStatus) -> Markup {
                 dt { (source) }
                 dd {
                     span .good[live] .bad[!live && !off] { (state) }
-                    @if let Some(seconds) = discovery.for_seconds { " for " (span(seconds)) }
+                    @if let Some(seconds) = discovery.for_seconds { " for " (format_seconds(seconds)) }
                     @if let Some(error) = &discovery.error { ": " (error) }
                 }
                 @if let Some(owner) = &discovery.owner {
@@ -203,7 +203,7 @@ fn agents(status: &Status) -> Markup {
 
 fn connections(status: &Status) -> Markup {
     let total = status.lanes.agent + status.lanes.external;
-    let shown = status.connections.len().min(MOST_ROWS);
+    let shown = status.connections.len().min(MAX_ROWS);
     html! {
         section {
             h2 { "Connections" }
@@ -231,7 +231,7 @@ fn connection_row(connection: &Connection) -> Markup {
                 @if let Some(why) = &connection.why_not_agent { span .warning { (why) } }
             }
             td { (connection.protocol) }
-            td { time title=(connection.since) { (span(connection.for_seconds)) } }
+            td { time title=(connection.since) { (format_seconds(connection.for_seconds)) } }
         }
     }
 }
@@ -248,14 +248,14 @@ fn basis_in_words(label: &str) -> &str {
 }
 
 /// Formats an RFC 3339 time in UTC to the minute.
-fn minute(moment: &str) -> String {
+fn format_to_minute(moment: &str) -> String {
     match (moment.get(..10), moment.get(11..16)) {
         (Some(day), Some(time)) if moment.ends_with('Z') => format!("{day} {time} UTC"),
         _ => moment.to_owned(),
     }
 }
 
-fn count(number: usize, what: &str) -> String {
+fn format_count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
@@ -317,7 +317,7 @@ mod tests {
         assert!(page.contains(">2026-04-01 00:00 UTC</time>"), "{page}");
         assert!(page.contains(">attested</span>") && !page.contains("by attested"), "{page}");
         assert_eq!(["cidr", "attested"].map(basis_in_words), ["by its network", "attested"]);
-        assert_eq!(["soon", "2026-04-01T00:00:00+01:00"].map(minute), ["soon", "2026-04-01T00:00:00+01:00"]);
+        assert_eq!(["soon", "2026-04-01T00:00:00+01:00"].map(format_to_minute), ["soon", "2026-04-01T00:00:00+01:00"]);
     }
 
     #[test]

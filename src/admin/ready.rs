@@ -4,7 +4,7 @@ use crate::openclaw::tls_detector;
 
 /// The facts at one moment on which readiness depends.
 #[derive(Clone, Debug)]
-pub(super) struct Facts {
+pub(super) struct ReadinessFacts {
     /// The number of addresses on which the sidecar listens for the gateway's own port.
     pub listeners: usize,
     /// The values of `listen.on` and `listen.plain` that no local address matches.
@@ -35,7 +35,7 @@ pub(super) enum GatewayError {
 /// Returns the reasons why the sidecar is not ready, or none if it is.
 ///
 /// A newer certificate that can't be served is not a reason, because the old one is still served.
-pub(super) fn why_not_ready(facts: &Facts) -> Vec<String> {
+pub(super) fn why_not_ready(facts: &ReadinessFacts) -> Vec<String> {
     let mut reasons = Vec::new();
     if facts.stopping {
         reasons.push("stopping".to_owned());
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn each_reason_is_named() {
-        let well = || Facts {
+        let well = || ReadinessFacts {
             listeners: 1,
             not_listening: Vec::new(),
             certificate_valid: true,
@@ -79,24 +79,27 @@ mod tests {
             stopping: false,
         };
         let refused = || Some(GatewayError::Unreachable("connection refused".to_owned()));
-        let table: [(Facts, &[&str]); 10] = [
-            (Facts { gateway_error: Some(GatewayError::Tls), ..well() }, &[tls_detector::PROBLEM]),
+        let table: [(ReadinessFacts, &[&str]); 10] = [
+            (ReadinessFacts { gateway_error: Some(GatewayError::Tls), ..well() }, &[tls_detector::PROBLEM]),
             (well(), &[]),
-            (Facts { listeners: 0, ..well() }, &["no address to listen on"]),
+            (ReadinessFacts { listeners: 0, ..well() }, &["no address to listen on"]),
             (
-                Facts { listeners: 0, not_listening: vec!["eth7:1".into()], ..well() },
+                ReadinessFacts { listeners: 0, not_listening: vec!["eth7:1".into()], ..well() },
                 &["no address to listen on matches eth7:1"],
             ),
-            (Facts { not_listening: vec!["eth7:1".into()], ..well() }, &[]),
+            (ReadinessFacts { not_listening: vec!["eth7:1".into()], ..well() }, &[]),
             (
-                Facts { stopping: true, gateway_error: refused(), ..well() },
+                ReadinessFacts { stopping: true, gateway_error: refused(), ..well() },
                 &["stopping", "the gateway accepts no connection: connection refused"],
             ),
-            (Facts { orphaned: true, ..well() }, &["the container that owns this network namespace does not run"]),
-            (Facts { certificate_valid: false, ..well() }, &["the certificate is not valid now"]),
-            (Facts { certificate_problem: Some("disk full".into()), ..well() }, &[]),
             (
-                Facts { certificate_valid: false, certificate_problem: Some("disk full".into()), ..well() },
+                ReadinessFacts { orphaned: true, ..well() },
+                &["the container that owns this network namespace does not run"],
+            ),
+            (ReadinessFacts { certificate_valid: false, ..well() }, &["the certificate is not valid now"]),
+            (ReadinessFacts { certificate_problem: Some("disk full".into()), ..well() }, &[]),
+            (
+                ReadinessFacts { certificate_valid: false, certificate_problem: Some("disk full".into()), ..well() },
                 &["the certificate is not valid now: disk full"],
             ),
         ];

@@ -29,28 +29,28 @@ pub(super) async fn answer(
     let allowed: &[Method] = if is_reload { &[Method::POST] } else { &[Method::GET, Method::HEAD] };
     if !allowed.contains(request.method()) {
         let allow = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {allow} is allowed\n"));
+        let mut response = text_response(StatusCode::METHOD_NOT_ALLOWED, format!("only {allow} is allowed\n"));
         response.headers_mut().extend(HeaderValue::from_str(&allow).map(|allow| (ALLOW, allow)));
         return Ok(response);
     }
-    let is_ours = host::is_ours(request.headers(), &state.served.borrow().names);
-    if !is_ours {
+    let is_host_allowed = host::is_allowed(request.headers(), &state.served.borrow().names);
+    if !is_host_allowed {
         let what = "this Host is not answered; use an IP address, localhost or a name in the certificate\n";
-        return Ok(text(StatusCode::MISDIRECTED_REQUEST, what));
+        return Ok(text_response(StatusCode::MISDIRECTED_REQUEST, what));
     }
     if is_reload {
         return Ok(match reload::refusal(peer.ip(), request.headers()) {
-            Some(why) => text(StatusCode::FORBIDDEN, format!("{why}\n")),
+            Some(why) => text_response(StatusCode::FORBIDDEN, format!("{why}\n")),
             None => run_reload(&state).await,
         });
     }
     Ok(match request.uri().path() {
         "/" => front_page(&state, request.uri().query()).await,
-        "/healthz" => text(StatusCode::OK, "ok\n"),
+        "/healthz" => text_response(StatusCode::OK, "ok\n"),
         "/readyz" => readiness(&state).await,
         "/metrics" => metrics(&state).await,
         "/status" => status(&state).await,
-        _ => text(StatusCode::NOT_FOUND, "not found\n"),
+        _ => text_response(StatusCode::NOT_FOUND, "not found\n"),
     })
 }
 
@@ -58,64 +58,67 @@ pub(super) async fn answer(
 async fn run_reload(state: &AdminState) -> Answer {
     let (send, outcome) = oneshot::channel();
     if state.reload.try_send(send).is_err() {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "another reload is in progress\n");
+        return text_response(StatusCode::SERVICE_UNAVAILABLE, "another reload is in progress\n");
     }
     let Ok(outcome) = outcome.await else {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "the sidecar is stopping\n");
+        return text_response(StatusCode::SERVICE_UNAVAILABLE, "the sidecar is stopping\n");
     };
     let status = if outcome.error.is_some() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
-    json(status, &outcome)
+    json_response(status, &outcome)
 }
 
 async fn readiness(state: &AdminState) -> Answer {
     let facts = snapshot::facts(state).await;
     let reasons = why_not_ready(&facts);
     if !reasons.is_empty() {
-        return text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; ")));
+        return text_response(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; ")));
     }
     match facts.certificate_problem {
-        None => text(StatusCode::OK, "ready\n"),
-        Some(problem) => text(StatusCode::OK, format!("ready, but a newer certificate can't be served: {problem}\n")),
+        None => text_response(StatusCode::OK, "ready\n"),
+        Some(problem) => {
+            text_response(StatusCode::OK, format!("ready, but a newer certificate can't be served: {problem}\n"))
+        }
     }
 }
 
 async fn metrics(state: &AdminState) -> Answer {
-    snapshot::measure(state, &snapshot::facts(state).await, &state.health);
+    snapshot::set_gauges(state, &snapshot::facts(state).await, &state.health);
     let mut body = String::new();
     if prometheus_client::encoding::text::encode(&mut body, &state.registry).is_err() {
-        return text(StatusCode::INTERNAL_SERVER_ERROR, "can't encode the metrics\n");
+        return text_response(StatusCode::INTERNAL_SERVER_ERROR, "can't encode the metrics\n");
     }
-    typed(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
+    build_response(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
 }
 
 async fn status(state: &AdminState) -> Answer {
-    json(StatusCode::OK, &snapshot::status(state).await)
+    json_response(StatusCode::OK, &snapshot::status(state).await)
 }
 
 async fn front_page(state: &AdminState, query: Option<&str>) -> Answer {
     let status = snapshot::status(state).await;
-    let mut response = typed(StatusCode::OK, "text/html; charset=utf-8", page::render(&status, page::refresh(query)));
+    let mut response =
+        build_response(StatusCode::OK, "text/html; charset=utf-8", page::render(&status, page::refresh(query)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_SECURITY_POLICY, page::SECURITY_POLICY.clone());
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
 }
 
-fn json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+fn json_response(status: StatusCode, value: &impl serde::Serialize) -> Answer {
     match serde_json::to_vec_pretty(value) {
         Ok(mut json) => {
             json.push(b'\n');
-            typed(status, "application/json", json)
+            build_response(status, "application/json", json)
         }
-        Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "can't encode the answer\n"),
+        Err(_) => text_response(StatusCode::INTERNAL_SERVER_ERROR, "can't encode the answer\n"),
     }
 }
 
-fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {
-    typed(status, "text/plain; charset=utf-8", text)
+fn text_response(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+    build_response(status, "text/plain; charset=utf-8", text)
 }
 
-fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+fn build_response(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -12,9 +12,9 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::ready::{Facts, GatewayError, why_not_ready};
+use super::ready::{GatewayError, ReadinessFacts, why_not_ready};
 use super::state::AdminState;
-use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
+use super::status::{self, Lanes, MAX_LISTED_CONNECTIONS, NotAgent, Status};
 use crate::config::AgentSourceKind;
 use crate::discovery::{self, AgentKind, NamespaceState, SourceState, View};
 use crate::error_chain::error_chain;
@@ -29,11 +29,11 @@ use crate::proxy::ConnectionInfo;
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Collects the facts on which readiness depends. Connects to the gateway to do so.
-pub(super) async fn facts(state: &AdminState) -> Facts {
+pub(super) async fn facts(state: &AdminState) -> ReadinessFacts {
     let gateway_error = gateway_error(state).await;
     let now = OffsetDateTime::now_utc();
     let identity = Arc::clone(&state.served.borrow());
-    Facts {
+    ReadinessFacts {
         listeners: state.bound.borrow().iter().filter(|bound| bound.kind.leads_to_gateway()).count(),
         not_listening: not_listening(state),
         certificate_valid: identity.not_before <= now && now < identity.not_after,
@@ -113,7 +113,7 @@ fn certificate_problem(state: &AdminState) -> Option<String> {
 }
 
 /// Sets the gauges of `health` to the present state. Called at each scrape.
-pub(super) fn measure(state: &AdminState, facts: &Facts, health: &Health) {
+pub(super) fn set_gauges(state: &AdminState, facts: &ReadinessFacts, health: &Health) {
     let view = Arc::clone(&state.view.borrow());
     let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     health.ready.set(i64::from(why_not_ready(facts).is_empty()));
@@ -183,7 +183,7 @@ pub(super) async fn status(state: &AdminState) -> Status {
         lanes,
         connections: present
             .iter()
-            .take(MOST_CONNECTIONS)
+            .take(MAX_LISTED_CONNECTIONS)
             .map(|(present, why)| connection(present, why.as_ref(), now))
             .collect(),
         sandbox: Some(state.sandbox.clone()),

@@ -41,7 +41,7 @@ pub struct Status {
     pub not_agents: Vec<NotAgent>,
     /// The number of connections on each lane.
     pub lanes: Lanes,
-    /// The open connections, oldest first. Only the first [`MOST_CONNECTIONS`] are listed.
+    /// The open connections, oldest first. Only the first [`MAX_LISTED_CONNECTIONS`] are listed.
     pub connections: Vec<Connection>,
     /// The restrictions of the sidecar's process; `None` if the sidecar is of a version that does
     /// not report them.
@@ -50,7 +50,7 @@ pub struct Status {
 }
 
 /// The largest number of connections that `connections` lists.
-pub const MOST_CONNECTIONS: usize = 1000;
+pub const MAX_LISTED_CONNECTIONS: usize = 1000;
 
 /// The state of the gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -224,7 +224,7 @@ pub struct Connection {
 }
 
 /// Formats a number of seconds in its two largest units, as in `2h 5m`.
-pub fn span(seconds: u64) -> String {
+pub fn format_seconds(seconds: u64) -> String {
     let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
     let mut left = seconds;
     let mut parts = Vec::new();
@@ -329,7 +329,7 @@ mod tests {
             (90_061, "1d 1h"),
         ];
         for (seconds, expected) in table {
-            assert_eq!(span(seconds), expected);
+            assert_eq!(format_seconds(seconds), expected);
         }
     }
 

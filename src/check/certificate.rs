@@ -23,10 +23,10 @@ pub struct CertificateState {
 }
 
 /// A certificate that the operator provides is reported if it expires within this many days.
-const FEW_DAYS: i64 = 14;
+const PROVIDED_EXPIRES_SOON_DAYS: i64 = 14;
 /// A certificate that loopgate made is reported if it expires within this many days. loopgate should have renewed
 /// it long before.
-const FEW_DAYS_OF_OURS: i64 = 7;
+const MANAGED_EXPIRES_SOON_DAYS: i64 = 7;
 
 /// Adds the findings about the certificate.
 pub fn judge(state: &CertificateState, report: &mut Report) {
@@ -74,7 +74,7 @@ fn judge_validity(state: &CertificateState, found: &offline::Report, report: &mu
     // RFC 3339 in UTC and whole seconds sorts as text.
     if state.now < server.not_before || server.not_after <= state.now {
         report.find(&kind::CERTIFICATE_EXPIRED, until, Remedy::words(renew));
-    } else if server.days_left < if state.own_pair { FEW_DAYS } else { FEW_DAYS_OF_OURS } {
+    } else if server.days_left < if state.own_pair { PROVIDED_EXPIRES_SOON_DAYS } else { MANAGED_EXPIRES_SOON_DAYS } {
         report.find(
             &kind::CERTIFICATE_EXPIRING,
             format!("{until}: {} days left", server.days_left),

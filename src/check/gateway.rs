@@ -117,7 +117,7 @@ fn judge_trusted_proxies(seen: &Observation, report: &mut Report) {
                 trust_exactly(source),
             ),
             // A gateway that still takes its own clients for local ones is one of the newer versions.
-            (false, true) if is_first(proxy) && seen.local != Client::Local => {
+            (false, true) if is_first_loopback(proxy) && seen.local != Client::Local => {
                 report.find(&kind::PROXIES_LOOPBACK, what, trust_exactly(source))
             }
             (false, true) => report.find(&kind::PROXIES_WIDE, what, trust_exactly(source)),
@@ -127,7 +127,7 @@ fn judge_trusted_proxies(seen: &Observation, report: &mut Report) {
 }
 
 /// Returns whether `ip` is 127.0.0.1 or ::1, from which local clients connect.
-pub(super) fn is_first(ip: &IpAddr) -> bool {
+pub(super) fn is_first_loopback(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V4(ip) if ip.octets() == [127, 0, 0, 1]) || matches!(ip, IpAddr::V6(ip) if ip.is_loopback())
 }
 

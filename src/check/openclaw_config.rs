@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
-use super::gateway::{bind_loopback, is_first, no_tls, trust_exactly};
+use super::gateway::{bind_loopback, is_first_loopback, no_tls, trust_exactly};
 use crate::error_chain::error_chain;
 use crate::lane::LanePolicy;
 use crate::openclaw::files;
@@ -180,7 +180,7 @@ fn trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
         };
         trusted |= net.contains(&source);
         let firsts: [IpAddr; 2] = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
-        if !wanted.knows_local_clients && firsts.iter().any(|first| is_first(first) && net.contains(first)) {
+        if !wanted.knows_local_clients && firsts.iter().any(|first| is_first_loopback(first) && net.contains(first)) {
             report.find(&kind::PROXIES_LOOPBACK, seen, trust_exactly(source));
         } else if net != IpNet::from(source) {
             report.find(&kind::PROXIES_WIDE, seen, trust_exactly(source));

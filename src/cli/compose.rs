@@ -102,7 +102,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         Ok(plan) => plan,
         Err(problems) => {
             for problem in &problems {
-                output::line(&render::line(problem));
+                output::line(&render::remark_line(problem));
             }
             return Ok(ExitCode::FAILURE);
         }
@@ -117,10 +117,10 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
                 .collect::<String>(),
         )?;
     } else {
-        output::print(render::file(&plan))?;
+        output::print(render::override_file(&plan))?;
     }
     for remark in plan.notes.iter().chain(&plan.left) {
-        output::line(&render::line(remark));
+        output::line(&render::remark_line(remark));
     }
     Ok(if plan.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -10,7 +10,7 @@ use super::healthcheck::Admin;
 use super::output;
 use super::table::{Table, Tone, colours, paint};
 use crate::admin::client;
-use crate::admin::status::{Connection, Status, span};
+use crate::admin::status::{Connection, Status, format_seconds};
 use crate::config::validate;
 
 /// Shows the running sidecar: listeners, certificate, agents and connections
@@ -64,7 +64,7 @@ fn text(status: &Status, colours: bool) -> String {
     let verdict =
         if status.ready { paint("ready", Tone::Good, colours) } else { paint("not ready", Tone::Bad, colours) };
     let name = paint("loopgate", Tone::Strong, colours);
-    let _ = writeln!(text, "{name} {} is {verdict}, up {}", status.version, span(status.uptime_seconds));
+    let _ = writeln!(text, "{name} {} is {verdict}, up {}", status.version, format_seconds(status.uptime_seconds));
     for reason in &status.not_ready {
         let _ = writeln!(text, "  {}", paint(reason, Tone::Bad, colours));
     }
@@ -129,7 +129,7 @@ fn summary(status: &Status) -> Table {
     let certificate = &status.certificate;
     let tone = if certificate.expires_in_seconds <= 0 { Tone::Bad } else { Tone::Plain };
     let left = u64::try_from(certificate.expires_in_seconds)
-        .map_or_else(|_| "expired".into(), |left| format!("in {}", span(left)));
+        .map_or_else(|_| "expired".into(), |left| format!("in {}", format_seconds(left)));
     line("certificate", format!("until {} ({left})", certificate.not_after), tone);
     line("  names", certificate.names.join(" "), Tone::Plain);
     line("  fingerprint", certificate.fingerprint.clone(), Tone::Plain);
@@ -141,7 +141,7 @@ fn summary(status: &Status) -> Table {
         line("  problem", problem.clone(), Tone::Bad);
     }
     let discovery = &status.discovery;
-    let since = discovery.for_seconds.map(|seconds| format!(" for {}", span(seconds))).unwrap_or_default();
+    let since = discovery.for_seconds.map(|seconds| format!(" for {}", format_seconds(seconds))).unwrap_or_default();
     let error = discovery.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
     let (source, state) = discovery.source();
     let tone = if matches!(state, "live" | "off") { Tone::Plain } else { Tone::Bad };
@@ -187,7 +187,7 @@ fn connections(connections: &[Connection]) -> Table {
         table.row([
             (connection.peer.clone(), Tone::Plain),
             (connection.lane.clone(), lane),
-            (span(connection.for_seconds), Tone::Plain),
+            (format_seconds(connection.for_seconds), Tone::Plain),
             (connection.protocol.clone(), Tone::Plain),
             (who.join(", "), if connection.why_not_agent.is_some() { Tone::Fair } else { Tone::Plain }),
         ]);

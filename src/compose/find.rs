@@ -31,7 +31,7 @@ pub fn gateway<'a>(project: &'a Project, wanted: Option<&str>) -> Result<(&'a st
     if let Some(wanted) = wanted {
         return all()
             .find(|(name, _)| *name == wanted)
-            .ok_or_else(|| format!("there is no service {wanted:?}; there are: {}", names(all())));
+            .ok_or_else(|| format!("there is no service {wanted:?}; there are: {}", join_names(all())));
     }
     let by_command: Vec<_> = all().filter(|(_, service)| command::starts_gateway(service.words())).collect();
     let by_image =
@@ -39,16 +39,18 @@ pub fn gateway<'a>(project: &'a Project, wanted: Option<&str>) -> Result<(&'a st
     let found: Vec<_> = if by_command.is_empty() { by_image() } else { by_command };
     match found[..] {
         [only] => Ok(only),
-        [] => {
-            Err(format!("no service starts `openclaw gateway`; name it by --gateway-service, one of: {}", names(all())))
-        }
-        _ => {
-            Err(format!("several services run a gateway: name one by --gateway-service: {}", names(found.into_iter())))
-        }
+        [] => Err(format!(
+            "no service starts `openclaw gateway`; name it by --gateway-service, one of: {}",
+            join_names(all())
+        )),
+        _ => Err(format!(
+            "several services run a gateway: name one by --gateway-service: {}",
+            join_names(found.into_iter())
+        )),
     }
 }
 
-fn names<'a>(services: impl Iterator<Item = (&'a str, &'a Service)>) -> String {
+fn join_names<'a>(services: impl Iterator<Item = (&'a str, &'a Service)>) -> String {
     services.map(|(name, _)| name).collect::<Vec<_>>().join(", ")
 }
 

@@ -39,7 +39,7 @@ pub struct Options {
 /// Returns the path of the gateway's configuration file on this machine, if a bind mount of its service contains it.
 pub fn openclaw_config(project: &Project, options: &Options) -> Option<PathBuf> {
     let (_, gateway) = find::gateway(project, options.gateway_service.as_deref()).ok()?;
-    let state = state(gateway).filter(|state| state.kind == "bind")?;
+    let state = find_state(gateway).filter(|state| state.kind == "bind")?;
     let below = state.directory.strip_prefix("/openclaw")?.trim_start_matches('/');
     Some(Path::new(&state.source).join(below).join("openclaw.json"))
 }
@@ -66,7 +66,7 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
         Err(what) => return Err(vec![Remark { key: format!("services.{name}.network_mode"), what }]),
     };
     let (entrypoint, command) = commands(name, gateway, &mut problems);
-    let user = user(name, gateway, options, &mut problems);
+    let user = gateway_user(name, gateway, options, &mut problems);
     unjoinable(name, gateway, &namespace, &mut problems);
     if !problems.is_empty() {
         return Err(problems);
@@ -86,8 +86,8 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
         command,
         services: BTreeMap::new(),
         user,
-        state: state(gateway),
-        names: names(name, gateway),
+        state: find_state(gateway),
+        names: dialled_names(name, gateway),
         public_url: String::new(),
         agents: options.agents.clone(),
         full: options.full || !options.agents.is_empty(),
@@ -166,7 +166,7 @@ fn commands(name: &str, gateway: &Service, problems: &mut Vec<Remark>) -> (Optio
 }
 
 /// Returns the gateway's user as UID:GID. A user name would not do, because loopgate's image has no such user.
-fn user(name: &str, gateway: &Service, options: &Options, problems: &mut Vec<Remark>) -> String {
+fn gateway_user(name: &str, gateway: &Service, options: &Options, problems: &mut Vec<Remark>) -> String {
     let both = |user: &str| if user.contains(':') { user.to_owned() } else { format!("{user}:{user}") };
     if let Some(user) = &options.gateway_user {
         return both(user);
@@ -202,7 +202,7 @@ fn unjoinable(name: &str, gateway: &Service, namespace: &Namespace, problems: &m
 
 /// Returns the gateway's state directory: the one that its environment variables name, or else a mount on a
 /// path that ends with `/.openclaw`.
-fn state(gateway: &Service) -> Option<State> {
+fn find_state(gateway: &Service) -> Option<State> {
     let home = gateway.variable("OPENCLAW_HOME").or_else(|| gateway.variable("HOME")).unwrap_or("/home/node");
     let stated = gateway
         .variable("OPENCLAW_STATE_DIR")
@@ -225,7 +225,7 @@ fn state(gateway: &Service) -> Option<State> {
 }
 
 /// Returns the names by which other services dial the gateway.
-fn names(name: &str, gateway: &Service) -> Vec<String> {
+fn dialled_names(name: &str, gateway: &Service) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     let aliases = gateway
         .networks
@@ -329,7 +329,7 @@ impl Plan {
             let mine = self.networks.entry(network).or_insert_with(|| json!({}));
             if is_gateway {
                 *mine = Value::Object(settings);
-                mine["aliases"] = json!(names(name, service));
+                mine["aliases"] = json!(dialled_names(name, service));
             }
         }
         for key in OWNERS.iter().filter(|key| **key != "expose") {

@@ -19,7 +19,7 @@ const STATE: &str = "/state/loopgate";
 const STOP: &str = "docker compose stop --timeout 60";
 
 /// Returns the text of the override file.
-pub fn file(plan: &Plan) -> String {
+pub fn override_file(plan: &Plan) -> String {
     let mut services = Vec::new();
     if plan.namespace == Namespace::Pause {
         services.push(("netns".to_owned(), netns(plan)));
@@ -120,18 +120,18 @@ fn header(plan: &Plan) -> Vec<String> {
     if !plan.left.is_empty() {
         lines.push(String::new());
         lines.push("Left to you:".into());
-        lines.extend(plan.left.iter().map(|remark| format!("  {}", line(remark))));
+        lines.extend(plan.left.iter().map(|remark| format!("  {}", remark_line(remark))));
     }
     if !plan.notes.is_empty() {
         lines.push(String::new());
         lines.push("To know:".into());
-        lines.extend(plan.notes.iter().map(|remark| format!("  {}", line(remark))));
+        lines.extend(plan.notes.iter().map(|remark| format!("  {}", remark_line(remark))));
     }
     lines
 }
 
 /// Returns a remark as one line.
-pub fn line(remark: &Remark) -> String {
+pub fn remark_line(remark: &Remark) -> String {
     format!("{}: {}", remark.key, remark.what)
 }
 

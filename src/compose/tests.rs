@@ -132,7 +132,7 @@ fn a_gateway_whose_users_sign_in_at_a_proxy_gets_no_token() {
     for (sign_in, has_token, left) in table {
         let options = Options { sign_in: sign_in.clone(), ..Options::default() };
         let plan = plan(&project_of(gateway.clone()), &options).unwrap();
-        let file = render::file(&plan);
+        let file = render::override_file(&plan);
         assert_eq!((file.contains(passed), file.contains(cleared)), (has_token, !has_token), "{sign_in:?}: {file}");
         assert_eq!(file.contains("trustedProxy.allowLoopback true"), !has_token, "{sign_in:?}: {file}");
         assert_eq!(file.contains("--openclaw-config"), sign_in.is_none(), "{sign_in:?}: {file}");

@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn an_empty_variable_is_unset() {
-        let merged = layer(&[("LOOPGATE_GATEWAY", "")]).over(Layer::defaults());
+        let merged = layer(&[("LOOPGATE_GATEWAY", "")]).merged_over(Layer::defaults());
         assert_eq!(texts(&merged, "gateway"), ["127.0.0.1:18789"]);
     }
 

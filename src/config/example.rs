@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn the_example_equals_the_defaults_and_has_every_key() {
         let layer = parse(&example(), Path::new("example.toml"));
-        assert_eq!(validate(&layer.over(Layer::defaults())).unwrap(), Config::default());
+        assert_eq!(validate(&layer.merged_over(Layer::defaults())).unwrap(), Config::default());
         let uncommented = example().replace("# [[", "[[").lines().map(uncomment).collect::<Vec<_>>().join("\n");
         let layer = parse(&uncommented, Path::new("example.toml"));
         assert_eq!(layer.problems, []);

@@ -111,7 +111,7 @@ impl Layer {
 
     /// Merges this layer with `below`, which it takes precedence over. A list replaces the list in
     /// `below` as a whole. Keeps the problems of both layers.
-    pub fn over(mut self, mut below: Self) -> Self {
+    pub fn merged_over(mut self, mut below: Self) -> Self {
         below.values.append(&mut self.values);
         below.paths = self.paths.or(below.paths);
         self.problems.append(&mut below.problems);
@@ -134,9 +134,9 @@ mod tests {
     #[test]
     fn the_upper_layer_hides_the_lower_one() {
         let merged = layer("allow", &["10.0.0.0/8"], Origin::Flag)
-            .over(layer("allow", &["172.16.0.0/12", "192.168.0.0/16"], Origin::Variable))
-            .over(layer("deny", &["10.1.0.0/16"], Origin::Variable))
-            .over(Layer::defaults());
+            .merged_over(layer("allow", &["172.16.0.0/12", "192.168.0.0/16"], Origin::Variable))
+            .merged_over(layer("deny", &["10.1.0.0/16"], Origin::Variable))
+            .merged_over(Layer::defaults());
         assert_eq!(merged.get(key("allow")), [RawValue { text: "10.0.0.0/8".into(), origin: Origin::Flag }]);
         assert_eq!(merged.get(key("deny")).len(), 1);
         assert_eq!(merged.get(key("admin"))[0].origin, Origin::Default);
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn an_empty_list_hides_the_lower_one_too() {
-        let merged = layer("listen", &[], Origin::Flag).over(Layer::defaults());
+        let merged = layer("listen", &[], Origin::Flag).merged_over(Layer::defaults());
         assert!(merged.get(key("listen")).is_empty());
     }
 
@@ -153,7 +153,7 @@ mod tests {
         let (mut upper, mut lower) = (Layer::default(), Layer::default());
         upper.report("up", "a");
         lower.report("low", "b");
-        let places: Vec<_> = upper.over(lower).problems.into_iter().map(|c| c.place).collect();
+        let places: Vec<_> = upper.merged_over(lower).problems.into_iter().map(|c| c.place).collect();
         assert_eq!(places, ["up", "low"]);
     }
 }

@@ -40,7 +40,7 @@ impl Default for Config {
 
 /// Merges all sources. Flags override the environment, which overrides the file, which overrides the defaults.
 pub fn merge(flags: Layer, environment: Layer, file: Layer) -> Layer {
-    flags.over(environment).over(file).over(Layer::defaults())
+    flags.merged_over(environment).merged_over(file).merged_over(Layer::defaults())
 }
 
 /// Merges the sources and validates the result.

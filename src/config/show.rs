@@ -87,9 +87,9 @@ mod tests {
                     [[external.paths]]\ndeny = \"/x\"\n";
         let mut flags = Layer::default();
         flags.set(key("idle-timeout"), [RawValue { text: "7".into(), origin: Origin::Flag }]);
-        let layer = flags.over(parse(file, Path::new("a.toml"))).over(Layer::defaults());
+        let layer = flags.merged_over(parse(file, Path::new("a.toml"))).merged_over(Layer::defaults());
         let shown = show(&layer);
-        let again = parse(&shown, Path::new("shown.toml")).over(Layer::defaults());
+        let again = parse(&shown, Path::new("shown.toml")).merged_over(Layer::defaults());
         assert_eq!(validate(&again).unwrap(), validate(&layer).unwrap());
         for line in [
             "idle_timeout = \"7\" # --idle-timeout",

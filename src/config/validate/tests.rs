@@ -16,7 +16,7 @@ fn flags(words: &[&str]) -> Layer {
         values.push(RawValue { text: text.into(), origin: Origin::Flag });
         layer.set(key(flag), values);
     }
-    layer.over(Layer::defaults())
+    layer.merged_over(Layer::defaults())
 }
 
 fn problems(layer: &Layer) -> Vec<String> {
@@ -46,7 +46,7 @@ fn every_option_is_read() {
         let text = if matches!(key.form, super::super::option::Form::Text("FILE" | "DIR")) { "" } else { "\u{7f} ," };
         layer.set(key, [RawValue { text: text.into(), origin: Origin::Flag }]);
     }
-    let problems = problems(&layer.over(Layer::defaults()));
+    let problems = problems(&layer.merged_over(Layer::defaults()));
     for key in KEYS.iter() {
         let place = format!("--{}: ", key.flag);
         assert!(problems.iter().any(|problem| problem.starts_with(&place)), "{place}");
@@ -188,12 +188,12 @@ fn an_element_of_a_list_in_a_file_is_named_with_its_own_line() {
     let file =
         file::parse("[external]\ndeny = [\n  \"10.0.0.0/8\",\n  \"10.0.0.0/33\",\n]\n", Path::new("etc/loopgate.toml"));
     let problem = "etc/loopgate.toml:4: external.deny: \"10.0.0.0/33\" is not a network such as 172.18.0.0/16";
-    assert_eq!(problems(&file.over(Layer::defaults())), [problem]);
+    assert_eq!(problems(&file.merged_over(Layer::defaults())), [problem]);
 }
 
 #[test]
 fn path_rules_are_checked() {
-    let parsed = |text: &str| validate(&file::parse(text, Path::new("f")).over(Layer::defaults()));
+    let parsed = |text: &str| validate(&file::parse(text, Path::new("f")).merged_over(Layer::defaults()));
     let config =
         parsed("[[external.paths]]\nallow = \"/hooks/\"\nmethods = [\"POST\"]\n[[external.paths]]\ndeny = \"/\"\n")
             .unwrap();
