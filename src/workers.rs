@@ -112,8 +112,8 @@ impl WorkerPool {
         self.0.len()
     }
 
-    /// Assigns a connection to the worker that has the fewest.
-    pub fn assign(&self) -> WorkerSlot {
+    /// Reserves a slot for a connection on the worker that has the fewest.
+    pub fn reserve_slot(&self) -> WorkerSlot {
         let connections = |worker: &Worker| worker.connections.load(Ordering::Relaxed);
         let (worker, least) =
             self.0.iter().enumerate().min_by_key(|(_, worker)| connections(worker)).expect("there is a worker");
@@ -151,7 +151,7 @@ mod tests {
     async fn connections_go_to_the_worker_with_the_fewest_and_stay_there() {
         let workers = Workers::start(3).unwrap();
         let pool = workers.pool();
-        let mut slots: Vec<_> = (0..6).map(|_| pool.assign()).collect();
+        let mut slots: Vec<_> = (0..6).map(|_| pool.reserve_slot()).collect();
         let (sender, mut indexes) = mpsc::unbounded_channel();
         for slot in &slots {
             let sender = sender.clone();
@@ -167,7 +167,7 @@ mod tests {
         found.sort_unstable();
         assert_eq!(found, [0, 0, 1, 1, 2, 2]);
         let free = slots.remove(4).worker;
-        assert_eq!(pool.assign().worker, free);
+        assert_eq!(pool.reserve_slot().worker, free);
     }
 
     #[tokio::test]

@@ -31,7 +31,7 @@ pub(super) fn capacity(max_connections: usize) -> Capacity {
             usize::MAX
         }
     };
-    debug!(limit, "open-file limit");
+    debug!(limit, "read the open-file limit");
     let capacity = within(limit, max_connections);
     if capacity.connections < max_connections {
         warn!(

@@ -148,8 +148,8 @@ fn restrict_writes(config: &Config) -> Result<(), String> {
                 }
                 Err(error) => {
                     let path = directory.display();
-                    warn!(option, %path, %error, "can't open the directory; loopgate can't write there before it is \
-                                                  restarted (sandbox)");
+                    warn!(option, %path, %error, "sandbox: can't open this directory, so loopgate can't write to it until \
+                                                  it is restarted");
                 }
             }
         }

@@ -206,9 +206,9 @@ fn origins(config: &Config, allowed: &[String]) -> Vec<String> {
     config.tls.names.iter().filter(is_public).flat_map(of_name).collect()
 }
 
-/// Returns the origin at which clients from outside reach loopgate: the first one in `allowed` that is
-/// not a name of this machine. It is not made from a name in the certificate, because the published
-/// port is not known here.
+/// Returns the origin at which clients from outside reach loopgate: the first `https` origin in `allowed` that has
+/// no wildcard, and whose host is not loopback. It is not made from a name in the certificate, because the
+/// published port is not known here.
 fn public_origin(allowed: &[String]) -> Option<&str> {
     let is_public = |origin: &&str| {
         origin.strip_prefix("https://").is_some_and(|host| {

@@ -29,7 +29,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// Forwards connections until a signal stops it.
 pub fn run(args: Args) -> Result<(), Error> {
     refuse_unknown_variables()?;
-    log::init(&args.flags.log("info"))?;
+    log::init(&args.flags.log_options("info"))?;
     let settings = args.flags.settings(None)?;
     let wait = value(args.wait);
     runtime()?.block_on(async {

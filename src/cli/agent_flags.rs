@@ -99,12 +99,12 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
 }
 
 impl Flags {
-    /// Returns the log options of the command. `level` is its default level.
-    pub fn log(&self, level: &str) -> Log {
+    /// Returns the log options of the command, whose default level is `default_level`.
+    pub fn log_options(&self, default_level: &str) -> Log {
         let format = value(self.log_format.clone()).unwrap_or(LogFormat::Text);
         Log {
             format,
-            level: value(self.log_level.clone()).unwrap_or_else(|| level.into()),
+            level: value(self.log_level.clone()).unwrap_or_else(|| default_level.into()),
             access: false,
             ..config::Config::default().log
         }

@@ -111,7 +111,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         output::print(
             render::changes(&plan)
                 .into_iter()
-                .chain(render::commands(&plan))
+                .chain(render::command_lines(&plan))
                 .chain([render::public_url_command(&plan)])
                 .map(|line| line + "\n")
                 .collect::<String>(),

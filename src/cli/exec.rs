@@ -59,7 +59,7 @@ const DRAIN: Duration = Duration::from_millis(200);
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     refuse_unknown_variables()?;
     // Only warnings are logged, because standard error belongs to the command.
-    log::init(&args.flags.log("warn"))?;
+    log::init(&args.flags.log_options("warn"))?;
     let port = match std::env::var("OPENCLAW_GATEWAY_PORT").ok().filter(|port| !port.is_empty()) {
         Some(port) => Some(
             parse::number(1..=u16::MAX)(&port)

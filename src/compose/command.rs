@@ -93,7 +93,7 @@ fn script(words: &[String]) -> Option<usize> {
     (at < words.len()).then_some(at)
 }
 
-/// A script's words and, by themselves, the white space between them.
+/// Splits `script` into words and the white space between them, and keeps both.
 fn pieces(script: &str) -> Vec<&str> {
     let mut pieces = Vec::new();
     let mut rest = script;

@@ -22,16 +22,16 @@ const STOP: &str = "docker compose stop --timeout 60";
 pub fn override_file(plan: &Plan) -> String {
     let mut services = Vec::new();
     if plan.namespace == Namespace::Pause {
-        services.push(("netns".to_owned(), netns(plan)));
+        services.push(("netns".to_owned(), netns_service(plan)));
     }
     for (name, changes) in &plan.services {
-        services.push((name.clone(), changed(plan, name, changes)));
+        services.push((name.clone(), changed_service(plan, name, changes)));
     }
     if !plan.services.contains_key(&plan.gateway) && (plan.entrypoint.is_some() || plan.command.is_some()) {
-        services.push((plan.gateway.clone(), changed(plan, &plan.gateway, &Changes::default())));
+        services.push((plan.gateway.clone(), changed_service(plan, &plan.gateway, &Changes::default())));
     }
     for agent in &plan.agents {
-        services.push((agent.clone(), agents(plan)));
+        services.push((agent.clone(), agent_service(plan)));
     }
     if let Some(state) = &plan.state {
         services.push(("openclaw-identity".to_owned(), identity(plan, state)));
@@ -39,15 +39,16 @@ pub fn override_file(plan: &Plan) -> String {
     services.push(("loopgate".to_owned(), loopgate(plan)));
     let mut volumes = vec![("loopgate-state", Node::Map(vec![]))];
     if plan.full {
-        services.push(("socket-filter".to_owned(), filter(plan)));
-        services.push(("loopgate-ca".to_owned(), ca(plan)));
+        services.push(("socket-filter".to_owned(), filter_service(plan)));
+        services.push(("loopgate-ca".to_owned(), ca_service(plan)));
         volumes.extend([("docker-filter", Node::Map(vec![])), ("loopgate-ca", Node::Map(vec![]))]);
     }
     yaml::document(&header(plan), &[("services".into(), Node::Map(services)), ("volumes".into(), Node::map(volumes))])
 }
 
-/// Returns the commands that set the gateway's configuration while it is stopped. The second has several lines.
-pub fn commands(plan: &Plan) -> Vec<String> {
+/// Returns the two commands that stop the gateway and set its configuration, line by line: the first command is one
+/// line, the rest are the second.
+pub fn command_lines(plan: &Plan) -> Vec<String> {
     let set = |what| format!("{} config set gateway.{what}", cli(plan));
     let mut settings = vec!["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"];
     if is_trusted_proxy(plan) {
@@ -108,7 +109,7 @@ fn header(plan: &Plan) -> Vec<String> {
         "The gateway's own configuration, once; while it is stopped, since it restarts itself at each change:".into(),
     );
     lines.push(String::new());
-    lines.extend(commands(plan).into_iter().map(|command| format!("  {command}")));
+    lines.extend(command_lines(plan).into_iter().map(|command| format!("  {command}")));
     lines.push(String::new());
     lines.push("From then on (COMPOSE_FILE=docker-compose.yml:compose.loopgate.yaml in .env spares the -f):".into());
     lines.push(String::new());
@@ -135,7 +136,7 @@ pub fn remark_line(remark: &Remark) -> String {
     format!("{}: {}", remark.key, remark.what)
 }
 
-fn netns(plan: &Plan) -> Node {
+fn netns_service(plan: &Plan) -> Node {
     let mut map = vec![
         ("image".to_owned(), Node::text(&plan.image)),
         ("command".into(), Node::texts(["pause"])),
@@ -175,7 +176,7 @@ fn host_name(plan: &Plan) -> Option<&str> {
     (is_label && !plan.moved.contains_key("hostname")).then_some(plan.gateway.as_str())
 }
 
-fn changed(plan: &Plan, name: &str, changes: &Changes) -> Node {
+fn changed_service(plan: &Plan, name: &str, changes: &Changes) -> Node {
     let mut map = Vec::new();
     if changes.joins {
         map.push(("network_mode".to_owned(), Node::text(plan.network_mode())));
@@ -303,7 +304,7 @@ fn mount(state: &State, read_only: bool) -> Node {
 }
 
 /// Returns the keys that an agent's service gets: its label, the CA, and the gateway's URL.
-fn agents(plan: &Plan) -> Node {
+fn agent_service(plan: &Plan) -> Node {
     Node::map([
         ("labels", Node::map([("loopgate.agent", Node::text("address"))])),
         ("cap_drop", Node::texts(["NET_RAW"]).with_comment(["Without it this container can't pose as another one."])),
@@ -324,7 +325,7 @@ fn agents(plan: &Plan) -> Node {
 
 /// Returns the service of the filter in front of the engine's socket. The filter's configuration is in an environment
 /// variable, because compose can't copy an inline `configs` entry into a read-only container.
-fn filter(plan: &Plan) -> Node {
+fn filter_service(plan: &Plan) -> Node {
     let mut map = vec![
         ("image".to_owned(), Node::text("${HAPROXY_IMAGE:-haproxy:3.2}")),
         (
@@ -356,7 +357,7 @@ fn filter(plan: &Plan) -> Node {
 }
 
 /// Returns the service that copies the CA's certificate, without the key, to the volume that agents mount.
-fn ca(plan: &Plan) -> Node {
+fn ca_service(plan: &Plan) -> Node {
     let mut map = vec![
         ("image".to_owned(), Node::text(&plan.image)),
         ("command".into(), Node::texts(["cert", "export", "--out", "/state/ca.pem"])),

@@ -199,7 +199,7 @@ pub enum AgentSourceKind {
     /// Containers of a Docker Engine.
     #[default]
     Docker,
-    /// Pods of loopgate's own namespace.
+    /// Pods in loopgate's own Kubernetes namespace.
     Kubernetes,
 }
 

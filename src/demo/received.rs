@@ -15,7 +15,7 @@ pub(super) struct Received {
     pub(super) method: String,
     /// Path and query.
     pub(super) target: String,
-    /// Every field in its order, names in lower case.
+    /// All header fields in the order received, with names in lower case.
     pub(super) headers: Vec<(String, String)>,
     /// How the newest OpenClaw would classify the client.
     #[serde(rename = "judged")]

@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::source_state::SourceState;
 use super::text::one_line;
+use super::view::{ADDRESS_GRACE, ATTESTED_GRACE};
 use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::metrics;
@@ -204,8 +205,10 @@ impl<S: Source> Follower<S> {
                 warn!(
                     source = S::NAME,
                     error = text,
-                    "can't follow the source of agents; trying again. New connections of agents by label become external \
-                     after 5 s (address) or 30 s (attested)"
+                    "can't follow the source of agents; trying again. After {} s (address) or {} s (attested), new \
+                     connections of labelled agents are external",
+                    ADDRESS_GRACE.as_secs(),
+                    ATTESTED_GRACE.as_secs()
                 );
                 self.last_logged = Some((text.to_owned(), now));
             }

@@ -44,7 +44,7 @@ impl OwnerHints {
             mounted_id: container_id_in(&mountinfo),
             hostname: nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()),
         };
-        debug!(?hints, "looked for the owner of this network namespace");
+        debug!(?hints, "read the hints about the owner of this network namespace");
         hints
     }
 

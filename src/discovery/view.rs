@@ -19,8 +19,8 @@ use crate::config::AgentSourceKind;
 /// The time for which an agent by address still counts after the source was lost. Its address may be given to another
 /// container meanwhile, so the time only suffices for a restart of a filter or an engine.
 pub const ADDRESS_GRACE: Duration = Duration::from_secs(5);
-/// The time for which an attested agent still counts after the source was lost. It is longer, since the certificate
-/// proves which container it is: only the label is unconfirmed.
+/// The time for which an attested agent still counts after the source was lost. It is longer than
+/// [`ADDRESS_GRACE`], because the certificate proves which container it is, and only the label is unconfirmed.
 pub const ATTESTED_GRACE: Duration = Duration::from_secs(30);
 
 /// What discovery knows at one moment. A view is immutable once published.

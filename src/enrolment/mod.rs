@@ -80,8 +80,10 @@ pub struct Enrolment<P = DockerProofs> {
 }
 
 impl<P: ProofReader> Enrolment<P> {
-    /// Returns an enrolment of the agents in `view`, with certificates of `authority`. Without an authority, or without
-    /// both a proof reader and a token reviewer, every enrolment is refused.
+    /// Returns a service that enrols the agents in `view`, and signs their certificates with `authority`.
+    ///
+    /// Every enrolment is refused if there is no authority, or if there is neither a proof reader (`proofs`) nor a token
+    /// reviewer ([`Self::with_token_reviewer`]).
     pub fn new(
         config: &Config,
         view: watch::Receiver<Arc<View>>,
@@ -245,7 +247,7 @@ impl<P: ProofReader> Enrolment<P> {
         }
         // Acquired only now: silent agents that held a permit would keep others from enrolling.
         let _permit = self.check_permits.acquire().await;
-        proof::find(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
+        proof::check_proof(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
     }
 
     /// Returns the agent that may enrol from `peer`, like [`Self::agent_at`], but first waits up to [`DISCOVERY_DELAY`]

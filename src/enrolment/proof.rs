@@ -13,7 +13,7 @@ use crate::enrolment_protocol::{
 ///
 /// # Errors
 /// The container does not run, does not show the proof, or others could have put it there.
-pub(super) async fn find<P: ProofReader>(
+pub(super) async fn check_proof<P: ProofReader>(
     reader: &P,
     agent: &str,
     proof: &str,

@@ -145,7 +145,8 @@ const RESERVED_PREFIXES: &[&str] = &[
     "x-webauth-",
 ];
 
-/// Returns whether clients may not send `name`.
+/// Returns whether a client's header `name` is removed: it is reserved, or its name suggests an identity or an
+/// address. Headers that OpenClaw and webhooks need are kept.
 ///
 /// Every character but letters and digits counts as `-`, since servers that turn headers into CGI variables (RFC 3875
 /// section 4.1.18) don't distinguish `-`, `_` and other characters.

@@ -198,7 +198,7 @@ impl ConnectionLimits {
             return Ok(ClientGuard { client: None, limits: Arc::clone(self) });
         }
         let client = client_key(peer.ip());
-        self.clients().add(client, Instant::now(), &limits)?;
+        self.clients().try_add_connection(client, Instant::now(), &limits)?;
         Ok(ClientGuard { client: Some(client), limits: Arc::clone(self) })
     }
 
@@ -208,7 +208,11 @@ impl ConnectionLimits {
 }
 
 impl ClientTable {
-    fn add(&mut self, client: IpAddr, now: Instant, limits: &ClientLimits) -> Result<(), AcceptRefusal> {
+    /// Counts one more connection of `client`.
+    ///
+    /// # Errors
+    /// The client has reached its limit of connections, or the limit of their rate.
+    fn try_add_connection(&mut self, client: IpAddr, now: Instant, limits: &ClientLimits) -> Result<(), AcceptRefusal> {
         if self.clients.len() >= self.clean_at {
             self.clients.retain(|_, client| !client.is_idle(now));
             self.clean_at = MIN_TABLE.max(2 * self.clients.len());

@@ -304,7 +304,7 @@ pub fn count(family: &Family<ReasonLabels, Counter>, reason: &'static str) {
 pub struct GaugeGuard(Gauge);
 
 impl GaugeGuard {
-    /// Increments `gauge`.
+    /// Increments `gauge` until the guard is dropped.
     pub fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())

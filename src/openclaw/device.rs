@@ -29,7 +29,7 @@ pub enum Error {
     /// The file can't be read.
     #[error("can't read the device identity {path}")]
     Read {
-        /// The file.
+        /// The file of the device identity.
         path: PathBuf,
         /// The cause.
         source: io::Error,
@@ -43,7 +43,7 @@ pub enum Error {
     /// A new identity can't be created.
     #[error("can't create the device identity {path}")]
     Create {
-        /// The file.
+        /// The file of the device identity.
         path: PathBuf,
         /// The cause.
         source: io::Error,

@@ -70,7 +70,7 @@ pub enum Error {
          would be invalid"
     )]
     Clock {
-        /// The time of the clock.
+        /// The present time by the system clock.
         now: OffsetDateTime,
     },
     /// The clock is outside the CA's validity, so no certificate that it signs would be valid.
@@ -82,7 +82,7 @@ pub enum Error {
         not_before: OffsetDateTime,
         /// The end of the CA's validity.
         not_after: OffsetDateTime,
-        /// The time of the clock.
+        /// The present time by the system clock.
         now: OffsetDateTime,
     },
     /// A name that is not valid in a certificate.

@@ -102,13 +102,13 @@ impl Proxy {
         // Removes the socket from this thread's event queue. The worker adds it to its own queue.
         match stream.into_std() {
             Ok(stream) => {
-                let slot = self.workers.assign();
+                let slot = self.workers.reserve_slot();
                 let worker = slot.worker();
                 let accepted = AcceptedConnection::new(stream, (peer, local), kind, permit, slot);
                 self.workers
                     .run(worker, self.shared.shutdown.track(connection::serve(Arc::clone(&self.shared), accepted)));
             }
-            Err(error) => debug!(%peer, %error, "connection lost before it reached its worker"),
+            Err(error) => debug!(%peer, %error, "can't hand a connection to a worker; closed it"),
         }
     }
 

@@ -164,17 +164,17 @@ fn only_agents_are_agents(
 
 /// Starts Caddy with docker/Caddyfile and certificates of its local CA.
 fn caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path) -> Front {
-    run_caddy(network, program, directory, gateway_ca, &format!("import {DOCKER}/Caddyfile\n"))
+    start_caddy(network, program, directory, gateway_ca, &format!("import {DOCKER}/Caddyfile\n"))
 }
 
 /// Starts a Caddy that forwards to loopgate's port for plain HTTP.
 fn plain_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path) -> Front {
     let upstream = format!("reverse_proxy http://{GATEWAY}:{PLAIN_PORT}");
     let site = format!("{SITE} {{\n\t{upstream} {{\n\t\theader_up Host {{hostport}}\n\t}}\n}}\n");
-    run_caddy(network, program, directory, gateway_ca, &site)
+    start_caddy(network, program, directory, gateway_ca, &site)
 }
 
-fn run_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path, site: &str) -> Front {
+fn start_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path, site: &str) -> Front {
     fs::create_dir_all(&directory).expect("a directory");
     let configuration = directory.join("Caddyfile");
     // Caddy must not request a public certificate, nor install its local CA as trusted on this machine.

@@ -119,7 +119,7 @@ impl Address {
         Self { location: Location::Tcp(address.into()), is_from_docker_host: false }
     }
 
-    /// Returns the path of the engine's socket; `None` if the address is none of a socket.
+    /// Returns the path of the engine's socket; `None` if the engine is not reached through a Unix socket.
     pub(super) fn socket(&self) -> Option<&Path> {
         match &self.location {
             Location::Usual(usual) => Some(usual.socket()),

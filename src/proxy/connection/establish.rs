@@ -165,8 +165,8 @@ impl AcceptedTls {
 }
 
 impl AcceptedPlain {
-    /// Allows a trusted proxy only. No PROXY header is read: a proxy that sends one forwards the bytes of its clients
-    /// unchanged, so that they would send requests without TLS.
+    /// Allows a trusted proxy only. No PROXY header is read. A proxy that sends one forwards the bytes of its
+    /// clients unchanged, so its clients would speak plain HTTP.
     fn allow(self, shared: &Shared) -> Result<AllowedProxy, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;

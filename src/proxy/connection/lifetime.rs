@@ -185,7 +185,7 @@ where
                     debug!(
                         connection = self.context.number,
                         peer = %self.context.peer,
-                        "the client's certificate has expired: no further request"
+                        "the client's certificate has expired; the connection takes no further request"
                     );
                     if !self.is_ending && self.poll_finish(cx).is_ready() {
                         return Poll::Ready(());
@@ -216,7 +216,7 @@ where
             }
             // hyper closes it without a frame, and with it all other requests (see `refused_heads`).
             Ok(()) if self.context.head_tracker.note_clean_end() => {
-                info!(connection, %peer, "closed with all its requests: the client sent a CONNECT with a body");
+                info!(connection, %peer, "closed the connection and all its requests: the client sent a CONNECT with a body");
             }
             Ok(()) => {}
         }
@@ -270,7 +270,7 @@ where
         }
         let (connection, peer, deadline) = (self.context.number, self.context.peer, overdue.label());
         count(&self.context.shared.traffic.overdue, deadline);
-        debug!(connection, %peer, deadline, "closed: deadline passed");
+        debug!(connection, %peer, deadline, "closed a connection whose client was too slow");
         let head_tracker = &self.context.head_tracker;
         match overdue {
             Overdue::Head if self.context.protocol == Protocol::H1 => head_tracker.note_refused(HeadRefusal::Timeout),

@@ -50,7 +50,7 @@ pub struct Activity {
     requests_begun: AtomicU64,
 }
 
-/// The number of bytes of an HTTP/1.1 response in hyper's buffer from which on no further ones are read from the gateway.
+/// When hyper has buffered this many bytes of an HTTP/1.1 response, no more are read from the gateway.
 const HIGH_WATER_MARK: usize = 16 * 1024;
 
 /// The longest time for each phase of a connection.
@@ -133,8 +133,8 @@ impl Activity {
         }
     }
 
-    /// Notes the unfinished header block in which the bytes that were read over HTTP/2 end, by its stream; `None` if
-    /// they end in none. The time of a block counts from the first such read.
+    /// Notes that the bytes read over HTTP/2 end inside the header block of `stream`; `None` if they end in no header
+    /// block. The time of a block counts from the first such read.
     pub fn note_header_block(&self, stream: Option<u32>) {
         if self.block_stream.swap(stream.unwrap_or(0), Ordering::Relaxed) != stream.unwrap_or(0) {
             let since = if stream.is_some() { self.now() + 1 } else { 0 };

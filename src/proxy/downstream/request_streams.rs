@@ -23,10 +23,11 @@ const MAX_UNKNOWN: usize = 16;
 pub struct RequestStreams {
     /// The header blocks of the round that hyper got and has not passed on as requests.
     blocks: VecDeque<BegunStream>,
-    /// The streams of the requests of the round, if each header block becomes a request.
+    /// The header blocks of the round that count as passed on. They are the streams of the round's requests if every
+    /// block became a request.
     passed_on: Vec<BegunStream>,
-    /// Whether the streams of the round are given up: a request came without a header block, or there are too many
-    /// blocks.
+    /// Whether the streams of the round's requests can't be known any more: a request came without a header block, or
+    /// there are too many blocks.
     is_round_unknown: bool,
     /// The number of requests so far.
     requests: u64,

@@ -32,14 +32,13 @@ pub fn answer(
         let mut response = match result {
             Ok(response) => response,
             Err(error @ Error::ClientLeft(_)) => {
-                record.note_client_left(&error);
+                record.log_client_left(&error);
                 return Err(error);
             }
             Err(error) => {
                 let request_id = record.note_failure(&error);
                 let response = error_response(&error, format, &request_id, &record);
-                // The bytes after an ambiguous request, or after one that asked for a tunnel, might be read as the next
-                // request.
+                // The bytes after a refused head (400), a CONNECT or a TRACE (405) might be read as the next request.
                 must_close |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);
                 response
             }

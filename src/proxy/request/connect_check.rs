@@ -48,7 +48,9 @@ pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<
         let request = ParsedMessage::parse(message);
         let checked =
             cap.as_ref().map_or(Ok(()), |cap| within_cap(&request, cap)).and_then(|()| match (request, device_check) {
-                (ParsedMessage::Connect(request), Some(check)) => check.check(request, &pending).map(Checked::Connect),
+                (ParsedMessage::Connect(request), Some(check)) => {
+                    check.check_and_bind(request, &pending).map(Checked::Connect)
+                }
                 (ParsedMessage::Connect(request), None) => {
                     pending.set(&request.id, |_| {});
                     Ok(Checked::Connect(Box::pin(ready(()))))
@@ -102,7 +104,11 @@ impl DeviceCheck {
     ///
     /// # Errors
     /// The reason of the refusal, for the close frame.
-    fn check(self, request: ConnectRequest, pending: &PendingConnect) -> Result<BoxFuture<'static, ()>, String> {
+    fn check_and_bind(
+        self,
+        request: ConnectRequest,
+        pending: &PendingConnect,
+    ) -> Result<BoxFuture<'static, ()>, String> {
         let Self { devices, mode, agent, may_learn } = self;
         let has_matching_id = request.has_matching_id();
         let Some(device) = request.device else {
@@ -117,7 +123,7 @@ impl DeviceCheck {
         match checked {
             Ok(()) => {}
             Err(refusal) if mode == BindDevices::Report => {
-                warn!(device, %refusal, "a device would be refused (agents.bind_devices is report)");
+                warn!(device, %refusal, "this device would be refused if agents.bind_devices were on");
                 pending.set(&request.id, |_| {});
                 return Ok(Box::pin(ready(())));
             }

@@ -161,7 +161,7 @@ impl RequestRecord {
     }
 
     /// Logs that the client left before the end of the request's body.
-    pub fn note_client_left(&self, error: &Error) {
+    pub fn log_client_left(&self, error: &Error) {
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
         debug!(
             connection, %peer, lane, request_id = self.request_id(), error = error_chain(error),

@@ -233,7 +233,7 @@ where
                     self.stage = TunnelStage::CloseSent { until: Instant::now() + TUNNEL_CLOSE_GRACE };
                 }
                 TunnelStage::CloseSent { until } => return self.poll_timer(cx, until).map(|_| Ok(())),
-                // A tunnel that is open, or that has no close frame.
+                // The tunnel is open, or it is no WebSocket, so there is no close frame to send.
                 _ => return Poll::Pending,
             }
         }

@@ -402,7 +402,7 @@ impl Budget {
                 option = self.option,
                 clients,
                 refused,
-                "limit of concurrent requests at the gateway reached, of all clients or of one; answering 503"
+                "too many requests at the gateway, of one client or of all; answering 503"
             );
         }
         Exhausted { option: self.option }

@@ -164,10 +164,10 @@ impl Upstream {
                 };
                 let (next_request, pause) = match connection.exchange(request, timeout).await {
                     Ok(response) => return accept_response(response, connection, permit),
-                    Err(SendError::Unsent(unsent)) => attempts.after_unsent(*unsent, &connection)?,
+                    Err(SendError::Unsent(unsent)) => attempts.retry_unsent(*unsent, &connection)?,
                     Err(SendError::Broken(error)) => {
                         let has_read = connection.has_read();
-                        match attempts.after_broken(error, &connection) {
+                        match attempts.retry_broken(error, &connection) {
                             Ok(attempt) => attempt,
                             Err(error) => return Err(Box::pin(attempts.why_broken(error, has_read)).await),
                         }
@@ -237,7 +237,7 @@ impl Attempts<'_> {
     ///
     /// # Errors
     /// The wait for the gateway is over.
-    fn after_unsent(
+    fn retry_unsent(
         &self,
         request: GatewayRequest,
         connection: &PooledConnection,
@@ -253,7 +253,7 @@ impl Attempts<'_> {
     ///
     /// # Errors
     /// `error`, if the request must not be sent again.
-    fn after_broken(
+    fn retry_broken(
         &mut self,
         error: hyper::Error,
         connection: &PooledConnection,
