@@ -102,7 +102,12 @@ case $kind in
 esac
 case ${1:-} in
   start) start ;;
-  remove) release; rm -rf "$state" ;;
+  # Rootless Podman makes mount namespaces of its own, so its processes are found by their control groups.
+  remove)
+    # shellcheck disable=SC2016
+    ! held || enter sh -c 'for group in /sys/fs/cgroup/*/cgroup.kill; do echo 1 >"$group"; done'
+    release
+    rm -rf "$state" ;;
   shell) shift; inside "$@" ;;
   *) die "usage: $(basename "$0") start|remove|shell COMMAND..." ;;
 esac
