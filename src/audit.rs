@@ -210,7 +210,7 @@ impl Writer {
                 Err(error) if !failing => {
                     failing = true;
                     error!(
-                        path = ?self.path, %error,
+                        path = self.path.as_ref().map(|path| tracing::field::display(path.display())), %error,
                         "can't write the audit log; events are lost until it can be written again"
                     );
                 }

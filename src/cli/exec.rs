@@ -119,7 +119,7 @@ async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
         Err(error) => {
             return warn!(
                 error = %error_chain(&error),
-                "can't read the OpenClaw device identity; it will not be paired in advance and may get 1008"
+                "can't read the OpenClaw device identity; it will not be paired in advance, and the gateway may refuse it with 1008 (pairing required)"
             );
         }
     };
@@ -128,7 +128,7 @@ async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
             debug!(device = paired.device, scopes = paired.scopes.join(","), "paired the OpenClaw device in advance")
         }
         Err(error) => {
-            warn!(error = %error_chain(&error), "can't pair the OpenClaw device in advance; it may get 1008 (pairing required)")
+            warn!(error = %error_chain(&error), "can't pair the OpenClaw device in advance; the gateway may refuse it with 1008 (pairing required)")
         }
     }
 }

@@ -292,7 +292,7 @@ impl<P: ProofReader> Enrolment<P> {
         read.and_then(|read| read)
             .inspect_err(|error| {
                 warn!(
-                    path = ?self.token_file, %error,
+                    path = self.token_file.as_ref().map(|path| tracing::field::display(path.display())), %error,
                     "can't read the gateway's token, so agents inherit none"
                 )
             })

@@ -89,10 +89,9 @@ impl Rotation {
             Ok(None) => {}
             Ok(Some((digest, result))) => self.apply(requested, digest, result),
             // Happens only by a bug or at the end of the runtime; the served certificate is not affected.
-            Err(error) => tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "the check of the certificate ended unexpectedly"
-            ),
+            Err(error) => {
+                tracing::error!(error = error_chain(&error), "the check of the certificate ended unexpectedly")
+            }
         }
     }
 
@@ -145,7 +144,7 @@ impl Rotation {
             if changed {
                 match &problem {
                     Some(error) => warn_of_problem(error),
-                    None => tracing::info!("the problem with the newer certificate is solved"),
+                    None => tracing::info!("the certificate can be loaded or renewed again"),
                 }
                 *known = problem.map(Arc::new);
             }
@@ -157,7 +156,7 @@ impl Rotation {
 /// Logs that the certificate could not be loaded or renewed.
 pub(super) fn warn_of_problem(error: &Error) {
     tracing::warn!(
-        error = error as &dyn std::error::Error, retry_in = ?RETRY_DELAY,
+        error = error_chain(error), retry_in = ?RETRY_DELAY,
         "can't load or renew the certificate; still serving the old one; trying again"
     );
 }
@@ -178,7 +177,7 @@ pub(super) fn wanted_names(fixed: &BTreeSet<SubjectName>, found: &BTreeSet<Subje
     let checked = found.iter().filter_map(|name| match name.checked() {
         Ok(name) => Some(name),
         Err(error) => {
-            tracing::debug!(error = &error as &dyn std::error::Error, "leaving a name out of the certificate");
+            tracing::debug!(error = error_chain(&error), "leaving a name out of the certificate");
             None
         }
     });

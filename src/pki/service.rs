@@ -17,6 +17,7 @@ use super::rotation::{self, Rotation, RotationState};
 use super::source::Source;
 use super::state_dir::StateDir;
 use crate::config::Tls;
+use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
 
 /// The server certificate of a running sidecar. It is replaced when it is due, or when files or names change.
@@ -94,7 +95,7 @@ pub fn open(
     let retry_at = loaded.problem.is_some().then(|| tokio::time::Instant::now() + rotation::RETRY_DELAY);
     if let Some(problem) = &loaded.problem {
         tracing::warn!(
-            error = problem as &dyn std::error::Error, retry_in = ?rotation::RETRY_DELAY,
+            error = error_chain(problem), retry_in = ?rotation::RETRY_DELAY,
             "serving a certificate that has expired or could not be renewed"
         );
     }
@@ -123,9 +124,7 @@ fn authority_beside_provided_pair(
     constrain: Option<&BTreeSet<SubjectName>>,
 ) -> Option<Arc<CertificateAuthority>> {
     CertificateAuthority::load_or_create_for(state_dir, constrain)
-        .inspect_err(|error| {
-            tracing::warn!(error = error as &dyn std::error::Error, "no certificate authority: agents can't enrol")
-        })
+        .inspect_err(|error| tracing::warn!(error = error_chain(error), "no certificate authority: agents can't enrol"))
         .ok()
         .map(Arc::new)
 }

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
+use crate::error_chain::error_chain;
+
 use super::error::{Error, InvalidFile};
 
 /// The maximum size of a file, in bytes, far larger than any chain or key.
@@ -95,7 +97,7 @@ impl StateDir {
                 Ok(()) => return Ok(DirLock(Some(file))),
                 Err(TryLockError::Error(error)) => {
                     tracing::debug!(
-                        error = &error as &dyn std::error::Error, path = %path.display(),
+                        error = error_chain(&error), path = %path.display(),
                         "no locks on this file system"
                     );
                     return Ok(DirLock(None));
