@@ -66,7 +66,7 @@ pub fn is_cli(service: &Service, gateway: &Service) -> bool {
     same && !runs_a_node_host(service) && !command::starts_gateway(service.words())
 }
 
-/// Returns whether `service` runs `openclaw node`, which is a client of its own.
+/// Returns whether `service` runs `openclaw node run`: a node host, which is a client of the gateway in its own right.
 pub fn runs_a_node_host(service: &Service) -> bool {
     let words: Vec<&str> = service.words().collect();
     words.windows(2).any(|pair| pair[0] == "node" && pair[1] == "run")

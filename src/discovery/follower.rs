@@ -184,7 +184,8 @@ impl<S: Source> Follower<S> {
         changed
     }
 
-    /// Logs why the source can't be followed: at once if the reason is new, else every [`LOG_INTERVAL`].
+    /// Logs why the source can't be followed: at once if the reason is new, else every [`LOG_INTERVAL`]; an absent
+    /// default source only once.
     fn log_failure(&mut self, error: &S::Error, text: &str, now: Instant) {
         let known = self.last_logged.as_ref().filter(|(before, _)| before == text);
         // If the operator configured no source and there is none, one line is enough.

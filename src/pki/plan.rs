@@ -7,7 +7,8 @@ use time::OffsetDateTime;
 use super::name::SubjectName;
 use super::template::Validity;
 
-/// The maximum number of names with which vanished names are kept, so that a leaf can't grow without bound.
+/// If old and wanted names together exceed this number, a new leaf drops the vanished ones, so that it can't grow
+/// without bound.
 const MAX_NAMES: usize = 100;
 
 /// Returns the names of the leaf to issue now; `None` if `leaf` can still be used.

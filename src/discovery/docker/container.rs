@@ -40,7 +40,7 @@ pub struct Container {
 /// A container's attachment to one network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
-    /// The network's id.
+    /// The network's id, or its name if the engine gives none.
     pub network: String,
     /// The container's addresses on this network.
     pub addresses: Vec<IpAddr>,

@@ -73,7 +73,7 @@ pub struct ProbeResponse {
     pub status: u16,
     /// The value of the `Date` header.
     pub date: Option<String>,
-    /// Whether the response has Podman's header.
+    /// Whether the response has the header `Libpod-API-Version`, which Podman sends.
     pub is_podman: bool,
     /// The message in the response if its status is 4xx.
     pub refusal: Option<String>,
