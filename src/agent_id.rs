@@ -38,7 +38,7 @@ pub enum WorkloadKind {
 
 impl WorkloadKind {
     /// Returns the name of this kind in the path of a SPIFFE id.
-    fn segment(self) -> &'static str {
+    fn path_segment(self) -> &'static str {
         match self {
             Self::Container => "docker",
             Self::Pod => "k8s",
@@ -62,14 +62,14 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 impl fmt::Display for AgentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let optional =
-            |field: &Option<String>| field.as_deref().filter(|s| !s.is_empty()).map_or(ABSENT.into(), encode);
+            |field: &Option<String>| field.as_deref().filter(|s| !s.is_empty()).map_or(ABSENT.into(), encode_field);
         let (project, service) = (optional(&self.project), optional(&self.service));
         write!(
             f,
             "spiffe://{}/{}/{project}/{service}/{}",
             self.trust_domain,
-            self.kind.segment(),
-            encode(&self.workload)
+            self.kind.path_segment(),
+            encode_field(&self.workload)
         )
     }
 }
@@ -83,15 +83,15 @@ impl FromStr for AgentId {
         let [trust_domain, kind, project, service, workload] = fields[..] else { return Err(ParseError) };
         let kind = [WorkloadKind::Container, WorkloadKind::Pod]
             .into_iter()
-            .find(|known| known.segment() == kind)
+            .find(|known| known.path_segment() == kind)
             .ok_or(ParseError)?;
-        let optional = |field: &str| if field == ABSENT { Ok(None) } else { decode(field).map(Some) };
+        let optional = |field: &str| if field == ABSENT { Ok(None) } else { decode_field(field).map(Some) };
         let id = Self {
             trust_domain: trust_domain.to_owned(),
             kind,
             project: optional(project)?,
             service: optional(service)?,
-            workload: decode(workload)?,
+            workload: decode_field(workload)?,
         };
         let empty = id.trust_domain.is_empty() || id.workload.is_empty();
         // One identity has one spelling, so that identities are equal if and only if their texts are.
@@ -99,15 +99,15 @@ impl FromStr for AgentId {
     }
 }
 
-fn encode(field: &str) -> String {
+fn encode_field(field: &str) -> String {
     // A field "-" would mean an absent one, and "." and ".." are not allowed as path segments (SPIFFE-ID section 2.2).
     let reserved = matches!(field, ABSENT | "." | "..");
     utf8_percent_encode(field, if reserved { NON_ALPHANUMERIC } else { ENCODED }).to_string()
 }
 
 /// Decodes `field`. A malformed escape such as `%6` is left as it is: [`AgentId::from_str`] refuses
-/// it, because it accepts only the spelling that [`encode`] writes.
-fn decode(field: &str) -> Result<String, ParseError> {
+/// it, because it accepts only the spelling that [`encode_field`] writes.
+fn decode_field(field: &str) -> Result<String, ParseError> {
     percent_decode_str(field).decode_utf8().map(Cow::into_owned).map_err(|_| ParseError)
 }
 

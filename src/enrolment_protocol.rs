@@ -62,7 +62,7 @@ pub const PROOF_MTIME: (i64, u32) = (1_000_000_000, 516_041_219);
 /// is valid for no other key.
 ///
 /// `public_key` is the SubjectPublicKeyInfo in DER. The proof is a valid file name: letters, digits, `-` and `_`.
-pub fn proof(nonce: &Nonce, public_key: &[u8]) -> String {
+pub fn proof_for_key(nonce: &Nonce, public_key: &[u8]) -> String {
     let mut digest = Context::new(&SHA256);
     digest.update(b"loopgate-proof v1\0");
     digest.update(&nonce.0);
@@ -303,10 +303,10 @@ mod tests {
     #[test]
     fn a_proof_is_for_one_nonce_and_one_key() {
         let nonce = Nonce([7; 32]);
-        let shown = proof(&nonce, b"key");
+        let shown = proof_for_key(&nonce, b"key");
         assert_eq!(shown, "loopgate-proof-LA1ETAKeQF8LpHw74kctp14wmUjFLpZ2paqBOKvuacA");
-        assert_ne!(shown, proof(&Nonce([8; 32]), b"key"));
-        assert_ne!(shown, proof(&nonce, b"another"));
+        assert_ne!(shown, proof_for_key(&Nonce([8; 32]), b"key"));
+        assert_ne!(shown, proof_for_key(&nonce, b"another"));
         assert_ne!(Nonce::random(), Nonce::random());
     }
 

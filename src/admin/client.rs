@@ -52,7 +52,7 @@ pub enum Error {
 /// # Errors
 /// If the connection fails, or the status is not 200.
 pub fn get(admin: SocketAddr, path: &'static str) -> Result<String, Error> {
-    let (status, body) = send(admin, "GET", path, "").map_err(|source| Error::Unreachable { admin, source })?;
+    let (status, body) = send_request(admin, "GET", path, "").map_err(|source| Error::Unreachable { admin, source })?;
     match status.split_whitespace().nth(1) {
         Some("200") => Ok(body),
         _ => Err(Error::Refused { path, status, body: body.lines().next().unwrap_or_default().into() }),
@@ -63,7 +63,7 @@ pub fn get(admin: SocketAddr, path: &'static str) -> Result<String, Error> {
 ///
 /// # Errors
 /// If the connection fails, the status is not 200, or the response can't be parsed.
-pub fn status(admin: SocketAddr) -> Result<Status, Error> {
+pub fn fetch_status(admin: SocketAddr) -> Result<Status, Error> {
     serde_json::from_str(&get(admin, "/status")?).map_err(|source| Error::Unreadable { admin, source })
 }
 
@@ -71,10 +71,11 @@ pub fn status(admin: SocketAddr) -> Result<Status, Error> {
 ///
 /// # Errors
 /// If the connection fails, the request is refused, or the response can't be parsed.
-pub fn reload(admin: SocketAddr) -> Result<reload::Outcome, Error> {
+pub fn request_reload(admin: SocketAddr) -> Result<reload::Outcome, Error> {
     const PATH: &str = "/reload";
     let field = format!("{}: 1\r\nContent-Length: 0\r\n", reload::HEADER);
-    let (status, body) = send(admin, "POST", PATH, &field).map_err(|source| Error::Unreachable { admin, source })?;
+    let (status, body) =
+        send_request(admin, "POST", PATH, &field).map_err(|source| Error::Unreachable { admin, source })?;
     match status.split_whitespace().nth(1) {
         Some("200" | "422") => serde_json::from_str(&body).map_err(|source| Error::Unreadable { admin, source }),
         _ => Err(Error::Refused { path: PATH, status, body: body.lines().next().unwrap_or_default().into() }),
@@ -82,7 +83,7 @@ pub fn reload(admin: SocketAddr) -> Result<reload::Outcome, Error> {
 }
 
 /// Sends a request, and returns the status line and the body. `fields` are further header lines.
-fn send(admin: SocketAddr, method: &str, path: &str, fields: &str) -> io::Result<(String, String)> {
+fn send_request(admin: SocketAddr, method: &str, path: &str, fields: &str) -> io::Result<(String, String)> {
     let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;

@@ -87,7 +87,7 @@ impl Admin {
                 let state = Arc::clone(&state);
                 let closing = ending.clone();
                 ending.spawn(async move {
-                    let service = service_fn(move |request| routes::answer(Arc::clone(&state), peer, request));
+                    let service = service_fn(move |request| routes::respond(Arc::clone(&state), peer, request));
                     // With one request per connection, a client can't queue up work with pipelined requests.
                     let connection =
                         http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);

@@ -30,7 +30,7 @@ pub(super) static SECURITY_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 });
 
 /// Returns the interval at which the page reloads itself: `refresh=SECONDS` in its query, from a second to an hour.
-pub(super) fn refresh(query: Option<&str>) -> Option<Duration> {
+pub(super) fn refresh_interval(query: Option<&str>) -> Option<Duration> {
     let seconds = query?.split('&').find_map(|pair| pair.strip_prefix("refresh="))?.parse().ok()?;
     (1..=3600).contains(&seconds).then(|| Duration::from_secs(seconds))
 }
@@ -43,7 +43,7 @@ pub(super) fn render(status: &Status, refresh: Option<Duration>) -> String {
     let body = html! {
         header {
             h1 { "loopgate" }
-            span .badge .good[status.ready] .bad[!status.ready] { (verdict(status)) }
+            span .badge .good[status.ready] .bad[!status.ready] { (readiness_text(status)) }
             span .quiet { (status.version) ", up " (format_seconds(status.uptime_seconds)) }
             nav {
                 @if refresh.is_some() { a href="/" { "Stop refreshing" } }
@@ -59,19 +59,19 @@ pub(super) fn render(status: &Status, refresh: Option<Duration>) -> String {
                     "The last reload was rejected, the old configuration is still in use: " (problem)
                 }
             }
-            div .cards { (traffic(status)) (certificate(&status.certificate)) (discovery(&status.discovery)) }
-            (agents(status))
-            (connections(status))
+            div .cards { (render_traffic(status)) (render_certificate(&status.certificate)) (render_discovery(&status.discovery)) }
+            (render_agents(status))
+            (render_connections(status))
         }
     };
-    html_page(verdict(status), STYLE, &head, &body)
+    html_page(readiness_text(status), STYLE, &head, &body)
 }
 
-fn verdict(status: &Status) -> &'static str {
+fn readiness_text(status: &Status) -> &'static str {
     if status.ready { "ready" } else { "not ready" }
 }
 
-fn traffic(status: &Status) -> Markup {
+fn render_traffic(status: &Status) -> Markup {
     html! {
         section {
             h2 { "Traffic" }
@@ -107,7 +107,7 @@ fn traffic(status: &Status) -> Markup {
     }
 }
 
-fn certificate(certificate: &Certificate) -> Markup {
+fn render_certificate(certificate: &Certificate) -> Markup {
     let left = certificate.expires_in_seconds;
     html! {
         section {
@@ -128,7 +128,7 @@ fn certificate(certificate: &Certificate) -> Markup {
     }
 }
 
-fn discovery(discovery: &DiscoveryStatus) -> Markup {
+fn render_discovery(discovery: &DiscoveryStatus) -> Markup {
     let (source, state) = discovery.source();
     let (live, off) = (state == "live", state == "off");
     html! {
@@ -158,7 +158,7 @@ fn discovery(discovery: &DiscoveryStatus) -> Markup {
     }
 }
 
-fn agents(status: &Status) -> Markup {
+fn render_agents(status: &Status) -> Markup {
     let (what, heading, label) = match status.discovery.source() {
         ("Kubernetes", _) => ("pod", "Pod", agent_labels::POD_AGENT),
         _ => ("container", "Container", agent_labels::AGENT),
@@ -201,7 +201,7 @@ fn agents(status: &Status) -> Markup {
     }
 }
 
-fn connections(status: &Status) -> Markup {
+fn render_connections(status: &Status) -> Markup {
     let total = status.lanes.agent + status.lanes.external;
     let shown = status.connections.len().min(MAX_ROWS);
     html! {
@@ -346,7 +346,7 @@ mod tests {
             (Some("refresh=9999"), None),
         ];
         for (query, expected) in table {
-            assert_eq!(refresh(query), expected.map(Duration::from_secs), "{query:?}");
+            assert_eq!(refresh_interval(query), expected.map(Duration::from_secs), "{query:?}");
         }
     }
 }

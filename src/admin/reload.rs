@@ -35,7 +35,7 @@ pub fn channel() -> (mpsc::Sender<Request>, mpsc::Receiver<Request>) {
 /// contains no configuration. It is still accepted only from 127.0.0.1 and `::1`, whatever address the
 /// admin listener has, and never from a web page. Other addresses of 127.0.0.0/8 are refused,
 /// because forwarders and mesh sidecars use them for clients from outside.
-pub(super) fn refusal(peer: IpAddr, headers: &HeaderMap) -> Option<&'static str> {
+pub(super) fn why_refused(peer: IpAddr, headers: &HeaderMap) -> Option<&'static str> {
     let peer = peer.to_canonical();
     if peer != Ipv4Addr::LOCALHOST && peer != Ipv6Addr::LOCALHOST {
         return Some("reload is accepted from 127.0.0.1 and ::1 only");
@@ -72,7 +72,7 @@ mod tests {
                 .iter()
                 .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
                 .collect();
-            assert_eq!(refusal(peer.parse().unwrap(), &headers).is_none(), expected, "{peer} {fields:?}");
+            assert_eq!(why_refused(peer.parse().unwrap(), &headers).is_none(), expected, "{peer} {fields:?}");
         }
     }
 }

@@ -20,7 +20,7 @@ use super::{host, page, reload, snapshot};
 type Answer = Response<Full<Bytes>>;
 
 /// Responds to a request from `peer`.
-pub(super) async fn answer(
+pub(super) async fn respond(
     state: Arc<AdminState>,
     peer: SocketAddr,
     request: Request<Incoming>,
@@ -39,7 +39,7 @@ pub(super) async fn answer(
         return Ok(text_response(StatusCode::MISDIRECTED_REQUEST, what));
     }
     if is_reload {
-        return Ok(match reload::refusal(peer.ip(), request.headers()) {
+        return Ok(match reload::why_refused(peer.ip(), request.headers()) {
             Some(why) => text_response(StatusCode::FORBIDDEN, format!("{why}\n")),
             None => run_reload(&state).await,
         });
@@ -47,9 +47,9 @@ pub(super) async fn answer(
     Ok(match request.uri().path() {
         "/" => front_page(&state, request.uri().query()).await,
         "/healthz" => text_response(StatusCode::OK, "ok\n"),
-        "/readyz" => readiness(&state).await,
-        "/metrics" => metrics(&state).await,
-        "/status" => status(&state).await,
+        "/readyz" => readiness_response(&state).await,
+        "/metrics" => metrics_response(&state).await,
+        "/status" => status_response(&state).await,
         _ => text_response(StatusCode::NOT_FOUND, "not found\n"),
     })
 }
@@ -67,8 +67,8 @@ async fn run_reload(state: &AdminState) -> Answer {
     json_response(status, &outcome)
 }
 
-async fn readiness(state: &AdminState) -> Answer {
-    let facts = snapshot::facts(state).await;
+async fn readiness_response(state: &AdminState) -> Answer {
+    let facts = snapshot::collect_readiness_facts(state).await;
     let reasons = why_not_ready(&facts);
     if !reasons.is_empty() {
         return text_response(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; ")));
@@ -81,8 +81,8 @@ async fn readiness(state: &AdminState) -> Answer {
     }
 }
 
-async fn metrics(state: &AdminState) -> Answer {
-    snapshot::set_gauges(state, &snapshot::facts(state).await, &state.health);
+async fn metrics_response(state: &AdminState) -> Answer {
+    snapshot::set_gauges(state, &snapshot::collect_readiness_facts(state).await, &state.health);
     let mut body = String::new();
     if prometheus_client::encoding::text::encode(&mut body, &state.registry).is_err() {
         return text_response(StatusCode::INTERNAL_SERVER_ERROR, "can't encode the metrics\n");
@@ -90,14 +90,17 @@ async fn metrics(state: &AdminState) -> Answer {
     build_response(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
 }
 
-async fn status(state: &AdminState) -> Answer {
-    json_response(StatusCode::OK, &snapshot::status(state).await)
+async fn status_response(state: &AdminState) -> Answer {
+    json_response(StatusCode::OK, &snapshot::collect_status(state).await)
 }
 
 async fn front_page(state: &AdminState, query: Option<&str>) -> Answer {
-    let status = snapshot::status(state).await;
-    let mut response =
-        build_response(StatusCode::OK, "text/html; charset=utf-8", page::render(&status, page::refresh(query)));
+    let status = snapshot::collect_status(state).await;
+    let mut response = build_response(
+        StatusCode::OK,
+        "text/html; charset=utf-8",
+        page::render(&status, page::refresh_interval(query)),
+    );
     let headers = response.headers_mut();
     headers.insert(CONTENT_SECURITY_POLICY, page::SECURITY_POLICY.clone());
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

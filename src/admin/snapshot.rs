@@ -29,13 +29,13 @@ use crate::proxy::ConnectionInfo;
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Collects the facts on which readiness depends. Connects to the gateway to do so.
-pub(super) async fn facts(state: &AdminState) -> ReadinessFacts {
+pub(super) async fn collect_readiness_facts(state: &AdminState) -> ReadinessFacts {
     let gateway_error = gateway_error(state).await;
     let now = OffsetDateTime::now_utc();
     let identity = Arc::clone(&state.served.borrow());
     ReadinessFacts {
         listeners: state.bound.borrow().iter().filter(|bound| bound.kind.leads_to_gateway()).count(),
-        not_listening: not_listening(state),
+        not_listening: unmatched_listen_values(state),
         certificate_valid: identity.not_before <= now && now < identity.not_after,
         certificate_problem: certificate_problem(state),
         gateway_error,
@@ -47,7 +47,7 @@ pub(super) async fn facts(state: &AdminState) -> ReadinessFacts {
 /// Returns why loopgate can't use the gateway; `None` if it can.
 async fn gateway_error(state: &AdminState) -> Option<GatewayError> {
     let unreachable = connect_error(state.gateway).await;
-    log_gateway(state, unreachable.as_deref());
+    log_gateway_change(state, unreachable.as_deref());
     let detector = state.proxy.tls_detector();
     if let Some(error) = unreachable {
         // When the gateway runs again, it may have another configuration and expect TLS.
@@ -67,12 +67,12 @@ async fn connect_error(address: SocketAddr) -> Option<String> {
 }
 
 /// Returns the status of each forward of `listen.forward`. Connects to each target to do so.
-async fn forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::Forward> {
+async fn probe_forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::Forward> {
     let each = state.listen.forward.iter().map(|forward| async move {
         let target = SocketAddr::new(state.gateway.ip(), forward.target);
         let error = connect_error(target).await;
         status::Forward {
-            listening: listening(bound, ListenerKind::Forward(*forward)),
+            listening: addresses_of_kind(bound, ListenerKind::Forward(*forward)),
             target: target.to_string(),
             reachable: error.is_none(),
             error,
@@ -82,13 +82,13 @@ async fn forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::
 }
 
 /// Returns the addresses in `bound` of the listeners of this kind.
-fn listening(bound: &[ListenerAddress], kind: ListenerKind) -> Vec<String> {
+fn addresses_of_kind(bound: &[ListenerAddress], kind: ListenerKind) -> Vec<String> {
     bound.iter().filter(|bound| bound.kind == kind).map(|bound| bound.address.to_string()).collect()
 }
 
 /// Logs that the gateway became unreachable (`error`), or can be reached again. Logs each change only
 /// once, because health checks call this function every few seconds.
-fn log_gateway(state: &AdminState, error: Option<&str>) {
+fn log_gateway_change(state: &AdminState, error: Option<&str>) {
     let (gateway, was_lost) = (state.gateway, state.gateway_lost.swap(error.is_some(), Ordering::Relaxed));
     match error {
         Some(error) if !was_lost => warn!(%gateway, error, "the gateway can't be reached"),
@@ -98,7 +98,7 @@ fn log_gateway(state: &AdminState, error: Option<&str>) {
 }
 
 /// Returns the values of `listen.on` and `listen.plain` that no local address matches.
-fn not_listening(state: &AdminState) -> Vec<String> {
+fn unmatched_listen_values(state: &AdminState) -> Vec<String> {
     plan::unmatched(&state.listen, &state.view.borrow().interfaces).map(|(_, on)| on.to_string()).collect()
 }
 
@@ -125,7 +125,7 @@ pub(super) fn set_gauges(state: &AdminState, facts: &ReadinessFacts, health: &He
     let enabled = |source| i64::from(view.source == source && view.source_state != SourceState::Off);
     health.docker_enabled.set(enabled(AgentSourceKind::Docker));
     health.kubernetes_enabled.set(enabled(AgentSourceKind::Kubernetes));
-    let agents = agents(&view, &HashMap::new());
+    let agents = agents_status(&view, &HashMap::new());
     for proof in ["attested", "address"] {
         let those = agents.iter().filter(|agent| agent.proof == proof).count();
         health.agents.get_or_create(&ProofLabels { proof }).set(number(those));
@@ -135,9 +135,9 @@ pub(super) fn set_gauges(state: &AdminState, facts: &ReadinessFacts, health: &He
 }
 
 /// Takes a snapshot of the whole sidecar.
-pub(super) async fn status(state: &AdminState) -> Status {
+pub(super) async fn collect_status(state: &AdminState) -> Status {
     let bound = Arc::clone(&state.bound.borrow());
-    let (facts, forwards) = tokio::join!(facts(state), forwards(state, &bound));
+    let (facts, forwards) = tokio::join!(collect_readiness_facts(state), probe_forwards(state, &bound));
     let view = Arc::clone(&state.view.borrow());
     let mut present = state.proxy.connections();
     present.sort_by_key(|(present, _)| present.number);
@@ -158,12 +158,12 @@ pub(super) async fn status(state: &AdminState) -> Status {
     let now = SystemTime::now();
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
-        started: rfc3339(state.started.into()),
-        uptime_seconds: age(state.started, now),
+        started: format_rfc3339(state.started.into()),
+        uptime_seconds: seconds_since(state.started, now),
         ready: not_ready.is_empty(),
         not_ready,
-        listening: listening(&bound, ListenerKind::Tls),
-        listening_plain: listening(&bound, ListenerKind::Plain),
+        listening: addresses_of_kind(&bound, ListenerKind::Tls),
+        listening_plain: addresses_of_kind(&bound, ListenerKind::Plain),
         not_listening: facts.not_listening,
         gateway: status::Gateway {
             address: state.gateway.to_string(),
@@ -172,9 +172,9 @@ pub(super) async fn status(state: &AdminState) -> Status {
         },
         forwards,
         config_problem: state.config_problem.borrow().clone(),
-        certificate: certificate(&state.served.borrow(), facts.certificate_problem),
-        discovery: discovery(&view),
-        agents: agents(&view, &by_agent),
+        certificate: certificate_status(&state.served.borrow(), facts.certificate_problem),
+        discovery: discovery_status(&view),
+        agents: agents_status(&view, &by_agent),
         not_agents: view
             .not_agents
             .iter()
@@ -184,18 +184,18 @@ pub(super) async fn status(state: &AdminState) -> Status {
         connections: present
             .iter()
             .take(MAX_LISTED_CONNECTIONS)
-            .map(|(present, why)| connection(present, why.as_ref(), now))
+            .map(|(present, why)| connection_status(present, why.as_ref(), now))
             .collect(),
         sandbox: Some(state.sandbox.clone()),
     }
 }
 
-fn certificate(identity: &ServerIdentity, problem: Option<String>) -> status::Certificate {
+fn certificate_status(identity: &ServerIdentity, problem: Option<String>) -> status::Certificate {
     let leaf = identity.certified_key.cert.first();
     status::Certificate {
         names: identity.names.iter().map(ToString::to_string).collect(),
-        not_before: rfc3339(identity.not_before),
-        not_after: rfc3339(identity.not_after),
+        not_before: format_rfc3339(identity.not_before),
+        not_after: format_rfc3339(identity.not_after),
         expires_in_seconds: (identity.not_after - OffsetDateTime::now_utc()).whole_seconds(),
         fingerprint: leaf.map(|leaf| Fingerprint::of(leaf).to_string()).unwrap_or_default(),
         public_key: leaf.and_then(|leaf| pki::public_key_pin(leaf)).unwrap_or_default(),
@@ -204,7 +204,7 @@ fn certificate(identity: &ServerIdentity, problem: Option<String>) -> status::Ce
     }
 }
 
-fn discovery(view: &View) -> status::DiscoveryStatus {
+fn discovery_status(view: &View) -> status::DiscoveryStatus {
     let since = match view.source_state {
         SourceState::Live { since } | SourceState::Disconnected { since, .. } => Some(since),
         SourceState::Off | SourceState::Connecting { .. } => None,
@@ -231,7 +231,7 @@ fn discovery(view: &View) -> status::DiscoveryStatus {
 
 /// Returns the agents in `view`, sorted by name, with their numbers of `connections` by agent id. An agent
 /// has one entry, even if it has several addresses.
-fn agents(view: &View, connections: &HashMap<String, usize>) -> Vec<status::Agent> {
+fn agents_status(view: &View, connections: &HashMap<String, usize>) -> Vec<status::Agent> {
     let mut agents: Vec<status::Agent> = Vec::new();
     for (ip, agent) in &view.agents {
         match agents.iter_mut().find(|known| known.id == agent.id) {
@@ -241,7 +241,7 @@ fn agents(view: &View, connections: &HashMap<String, usize>) -> Vec<status::Agen
                 id: agent.id.clone(),
                 service: agent.service.clone(),
                 addresses: vec![ip.to_string()],
-                proof: proof(agent).into(),
+                proof: proof_label(agent).into(),
                 scopes: agent.scopes.clone(),
                 connections: connections.get(&agent.id).copied().unwrap_or_default(),
             }),
@@ -251,14 +251,14 @@ fn agents(view: &View, connections: &HashMap<String, usize>) -> Vec<status::Agen
     agents
 }
 
-fn proof(agent: &discovery::Agent) -> &'static str {
+fn proof_label(agent: &discovery::Agent) -> &'static str {
     match agent.kind {
         AgentKind::Attested => "attested",
         AgentKind::Address => "address",
     }
 }
 
-fn connection(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTime) -> status::Connection {
+fn connection_status(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTime) -> status::Connection {
     let (basis, who, source) = match &*present.lane {
         Lane::Agent(lane) => {
             let who = match &lane.basis {
@@ -281,8 +281,8 @@ fn connection(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTi
         who,
         source,
         protocol: present.protocol.label().into(),
-        since: rfc3339(present.since.into()),
-        for_seconds: age(present.since, now),
+        since: format_rfc3339(present.since.into()),
+        for_seconds: seconds_since(present.since, now),
         why_not_agent: why.map(ToString::to_string),
     }
 }
@@ -293,11 +293,11 @@ fn is_link_local(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
-fn rfc3339(time: OffsetDateTime) -> String {
+fn format_rfc3339(time: OffsetDateTime) -> String {
     let whole = time.replace_nanosecond(0).unwrap_or(time);
     whole.format(&Rfc3339).unwrap_or_else(|_| whole.to_string())
 }
 
-fn age(since: SystemTime, now: SystemTime) -> u64 {
+fn seconds_since(since: SystemTime, now: SystemTime) -> u64 {
     now.duration_since(since).unwrap_or_default().as_secs()
 }

@@ -188,8 +188,8 @@ impl Connector {
         &self,
         ca_pem: &[u8],
     ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, Error> {
-        let verifier = self.trust.verifier(ca_pem)?;
-        let builder = ClientConfig::builder_with_provider(trust::provider())
+        let verifier = self.trust.create_verifier(ca_pem)?;
+        let builder = ClientConfig::builder_with_provider(trust::crypto_provider())
             .with_safe_default_protocol_versions()
             .expect("the provider has suites for TLS 1.3 and 1.2");
         Ok(builder.dangerous().with_custom_certificate_verifier(verifier))

@@ -69,12 +69,12 @@ impl Credentials {
         let leaf = chain.first().ok_or(Error::Empty)?;
         let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|_| Error::Certificate)?;
         let not_after = parsed.validity().not_after.to_datetime();
-        let certified_key = CertifiedKey::from_der(chain, key, &trust::provider())?;
+        let certified_key = CertifiedKey::from_der(chain, key, &trust::crypto_provider())?;
         Ok(Self { certified_key: Arc::new(certified_key), not_after })
     }
 
     /// Returns the time from `now` to the end of the certificate's validity; zero if it has expired.
-    pub fn remaining(&self, now: OffsetDateTime) -> Duration {
+    pub fn remaining_validity(&self, now: OffsetDateTime) -> Duration {
         (self.not_after - now).try_into().unwrap_or(Duration::ZERO)
     }
 

@@ -98,11 +98,11 @@ where
         return Err(Error::Kind(method.kind()));
     }
 
-    let proof = enrolment_protocol::proof(&challenge.nonce, &key.subject_public_key_info());
+    let proof = enrolment_protocol::proof_for_key(&challenge.nonce, &key.subject_public_key_info());
     let method = method.clone();
     let visible = tokio::task::spawn_blocking(move || method.show(&proof)).await.map_err(io::Error::other);
     let visible = visible.and_then(|visible| visible).map_err(Error::Show)?;
-    lines.send(&visible.shown()).await?;
+    lines.send(&visible.to_message()).await?;
     let answer = lines.receive().await;
     // The proof is removed before the reply is used. The drop blocks, since it waits for the helper process to exit.
     let _ = tokio::task::spawn_blocking(move || drop(visible)).await;

@@ -75,7 +75,7 @@ impl LocalForwarder {
     }
 
     async fn forward(&self, mut local: TcpStream, peer: SocketAddr) {
-        let mut sidecar = match self.connect().await {
+        let mut sidecar = match self.connect_with_retries().await {
             Ok(sidecar) => sidecar,
             Err(error) => {
                 return warn!(%peer, error = %error_chain(&error), "closed a local connection: can't reach the sidecar");
@@ -92,11 +92,11 @@ impl LocalForwarder {
     }
 
     /// Tries to connect to the sidecar until it succeeds, or until [`LocalForwarder::wait_limit`] has elapsed.
-    async fn connect(&self) -> Result<TlsStream<TcpStream>, Error> {
+    async fn connect_with_retries(&self) -> Result<TlsStream<TcpStream>, Error> {
         let deadline = Instant::now() + self.wait_limit;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         loop {
-            let credentials = self.credentials(deadline).await?;
+            let credentials = self.wait_for_credentials(deadline).await?;
             let error = match self.connector.connect_for_client(&credentials).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => error,
@@ -114,9 +114,9 @@ impl LocalForwarder {
     }
 
     /// Waits for valid credentials: with expired ones the sidecar would put the client on the external lane.
-    async fn credentials(&self, deadline: Instant) -> Result<Arc<Credentials>, Error> {
+    async fn wait_for_credentials(&self, deadline: Instant) -> Result<Arc<Credentials>, Error> {
         let now = OffsetDateTime::now_utc();
-        let is_valid = |credentials: &&Arc<Credentials>| !credentials.remaining(now).is_zero();
+        let is_valid = |credentials: &&Arc<Credentials>| !credentials.remaining_validity(now).is_zero();
         let mut state = self.state.clone();
         if state.borrow().credentials.as_ref().is_some_and(|credentials| !is_valid(&credentials)) {
             // After a suspension of the machine the renewal is overdue, and it would be noticed only at the next check

@@ -66,7 +66,7 @@ impl Renewal {
                     let now = OffsetDateTime::now_utc();
                     publish.send_modify(|state| {
                         state.failure = Some(failure);
-                        if state.credentials.as_ref().is_some_and(|c| c.remaining(now).is_zero()) {
+                        if state.credentials.as_ref().is_some_and(|c| c.remaining_validity(now).is_zero()) {
                             state.credentials = None;
                         }
                     });
@@ -78,9 +78,9 @@ impl Renewal {
 
     /// Waits until half the life of `credentials` has elapsed, or until the sidecar refuses them.
     async fn wait_until_due(&self, credentials: &Credentials) {
-        let half = credentials.remaining(OffsetDateTime::now_utc()) / 2;
+        let half = credentials.remaining_validity(OffsetDateTime::now_utc()) / 2;
         sleep(MIN_INTERVAL).await;
-        while credentials.remaining(OffsetDateTime::now_utc()) > half {
+        while credentials.remaining_validity(OffsetDateTime::now_utc()) > half {
             tokio::select! {
                 () = self.refused.notified() => return info!("the sidecar refused the certificate; enrolling again"),
                 () = sleep(CLOCK_CHECK.min(half)) => {}

@@ -37,7 +37,7 @@ impl ProofMethod {
     pub(super) fn show(&self, proof: &str) -> io::Result<VisibleProof> {
         match self {
             Self::Process => ProofHelper::start(Path::new("/proc/self/exe"), proof).map(VisibleProof::Process),
-            Self::File(directory) => VisibleProof::file(directory.join(proof)),
+            Self::File(directory) => VisibleProof::create_file(directory.join(proof)),
         }
     }
 }
@@ -50,7 +50,7 @@ pub(super) enum VisibleProof {
 }
 
 impl VisibleProof {
-    fn file(path: PathBuf) -> io::Result<Self> {
+    fn create_file(path: PathBuf) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         }
@@ -65,7 +65,7 @@ impl VisibleProof {
     }
 
     /// Returns the message that tells the sidecar how the proof is shown.
-    pub(super) fn shown(&self) -> ProofShown {
+    pub(super) fn to_message(&self) -> ProofShown {
         match self {
             Self::Process(_) => ProofShown::Process,
             Self::File(path) => ProofShown::File { path: path.clone() },
@@ -92,12 +92,12 @@ impl ProofHelper {
     fn start(program: &Path, proof: &str) -> io::Result<Self> {
         let mut command = Command::new(program);
         command.arg0(PROOF_PROCESS_NAME).args([PROOF_SUBCOMMAND, proof]).env_clear();
-        Self::spawn(command)
+        Self::spawn_and_wait_for_output(command)
     }
 
     /// Starts `command`, and waits for its first byte of output, since the arguments are not visible before the program
     /// runs.
-    fn spawn(mut command: Command) -> io::Result<Self> {
+    fn spawn_and_wait_for_output(mut command: Command) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut helper = Self(command.spawn()?);
         let mut byte = [0];
@@ -136,7 +136,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let visible = ProofMethod::File(directory.path().to_owned()).show("loopgate-proof-x").unwrap();
         let path = directory.path().join("loopgate-proof-x");
-        assert_eq!(visible.shown(), ProofShown::File { path: path.clone() });
+        assert_eq!(visible.to_message(), ProofShown::File { path: path.clone() });
         let metadata = std::fs::metadata(&path).unwrap();
         assert_eq!(
             (metadata.len(), metadata.mode() & 0o7777, (metadata.mtime(), metadata.mtime_nsec() as u32)),
@@ -151,7 +151,7 @@ mod tests {
         // Like the helper, this shell writes a line when it runs, and exits when its standard input ends.
         let mut command = Command::new("sh");
         command.args(["-c", "echo; read -r line", PROOF_SUBCOMMAND, "loopgate-proof-x"]);
-        let helper = ProofHelper::spawn(command).unwrap();
+        let helper = ProofHelper::spawn_and_wait_for_output(command).unwrap();
         let cmdline = format!("/proc/{}/cmdline", helper.0.id());
         let arguments = std::fs::read_to_string(&cmdline).unwrap();
         assert!(arguments.contains("attest-proof\0loopgate-proof-x"), "{arguments:?}");

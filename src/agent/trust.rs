@@ -43,7 +43,7 @@ pub enum Error {
 }
 
 /// Returns the crypto provider of the agent's handshakes.
-pub(super) fn provider() -> Arc<CryptoProvider> {
+pub(super) fn crypto_provider() -> Arc<CryptoProvider> {
     CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
 }
 
@@ -57,16 +57,18 @@ impl ServerTrust {
     }
 
     /// Returns a verifier for `ca_pem`, the result of [`ServerTrust::ca_pem`].
-    pub(super) fn verifier(&self, ca_pem: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+    pub(super) fn create_verifier(&self, ca_pem: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, Error> {
         match self {
-            Self::Fingerprint(fingerprint) => Ok(Arc::new(Pinned { fingerprint: *fingerprint, provider: provider() })),
+            Self::Fingerprint(fingerprint) => {
+                Ok(Arc::new(Pinned { fingerprint: *fingerprint, provider: crypto_provider() }))
+            }
             Self::Ca(path) => {
                 let no_ca = || Error::NoCa(path.clone());
                 let mut roots = RootCertStore::empty();
                 for certificate in CertificateDer::pem_slice_iter(ca_pem) {
                     roots.add(certificate.map_err(|_| no_ca())?).map_err(|_| no_ca())?;
                 }
-                let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+                let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), crypto_provider()).build();
                 Ok(verifier.map_err(|_| no_ca())?)
             }
         }

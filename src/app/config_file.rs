@@ -33,7 +33,7 @@ impl ConfigFile {
 
     /// Notes that the present version of the file is being read.
     pub(super) fn mark_read(&mut self) {
-        self.read = self.version();
+        self.read = self.read_version();
     }
 
     /// Resolves when the file has changed. A file that is missing, or is a pipe, does not count as changed.
@@ -50,13 +50,13 @@ impl ConfigFile {
     }
 
     fn has_changed(&mut self) -> bool {
-        let now = self.version();
+        let now = self.read_version();
         let settled = now.is_some() && now == self.last;
         self.last = now;
         settled && now != self.read
     }
 
-    fn version(&self) -> Option<Version> {
+    fn read_version(&self) -> Option<Version> {
         let metadata = std::fs::metadata(self.path.as_deref()?).ok().filter(std::fs::Metadata::is_file)?;
         Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.modified().ok()))
     }

@@ -23,8 +23,8 @@ pub(super) struct Capacity {
 
 /// Raises the soft open-file limit, which is often 1024, to the hard limit, and returns the connections
 /// that it allows. Logs a warning if these are fewer than `max_connections`.
-pub(super) fn capacity(max_connections: usize) -> Capacity {
-    let limit = match raised() {
+pub(super) fn raise_limit(max_connections: usize) -> Capacity {
+    let limit = match raise_soft_limit() {
         Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
         Err(error) => {
             warn!(%error, "can't raise the open-file limit");
@@ -32,7 +32,7 @@ pub(super) fn capacity(max_connections: usize) -> Capacity {
         }
     };
     debug!(limit, "read the open-file limit");
-    let capacity = within(limit, max_connections);
+    let capacity = capacity_of_limit(limit, max_connections);
     if capacity.connections < max_connections {
         warn!(
             limit,
@@ -44,7 +44,7 @@ pub(super) fn capacity(max_connections: usize) -> Capacity {
     capacity
 }
 
-fn raised() -> nix::Result<u64> {
+fn raise_soft_limit() -> nix::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
@@ -53,14 +53,14 @@ fn raised() -> nix::Result<u64> {
 }
 
 /// Returns the number of descriptors of `limit` that are reserved for all but connections.
-fn reserve(limit: usize) -> usize {
+fn reserved_descriptors(limit: usize) -> usize {
     (limit / 4).clamp(MIN_RESERVE, RESERVE)
 }
 
 /// Divides `limit` descriptors among the reserve, waiting connections and served ones. A served
 /// connection needs two descriptors: one for the client, and one for the gateway.
-fn within(limit: usize, max_connections: usize) -> Capacity {
-    let reserve = reserve(limit);
+fn capacity_of_limit(limit: usize, max_connections: usize) -> Capacity {
+    let reserve = reserved_descriptors(limit);
     let waiting = MAX_WAITING.min(limit / 16);
     let connections = (limit.saturating_sub(reserve + 2 * waiting) / 2).clamp(1, max_connections);
     Capacity { connections, waiting }
@@ -81,8 +81,8 @@ mod tests {
             (1 << 20, 8192, 8192, 256),
             (usize::MAX, 8192, 8192, 256),
         ] {
-            assert_eq!(within(limit, max_connections), Capacity { connections, waiting }, "{limit}");
-            assert!(2 * connections + 2 * waiting + reserve(limit) <= limit);
+            assert_eq!(capacity_of_limit(limit, max_connections), Capacity { connections, waiting }, "{limit}");
+            assert!(2 * connections + 2 * waiting + reserved_descriptors(limit) <= limit);
         }
     }
 }

@@ -29,7 +29,7 @@ pub enum Error {
 ///
 /// # Errors
 /// If the token can't be read, or can't be sent in a header.
-pub(super) fn inherited(config: &Config) -> Result<Option<HeaderValue>, Error> {
+pub(super) fn read_inherited(config: &Config) -> Result<Option<HeaderValue>, Error> {
     if !config.agents.inherit_token {
         return Ok(None);
     }

@@ -64,7 +64,7 @@ where
         let ended = tokio::select! {
             () = stop.next() => Ok(()),
             never = &mut reloads => match never {},
-            () = sidecar.orphaned() => Err(Error::Orphaned),
+            () = sidecar.wait_until_orphaned() => Err(Error::Orphaned),
         };
         // An orphaned namespace has no interfaces, so there are no clients to drain.
         if ended.is_ok() {

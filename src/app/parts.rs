@@ -46,7 +46,7 @@ pub(super) fn verify_client_ca(config: &Config) -> Result<(), Error> {
 }
 
 /// Opens the list of devices that agents have used. Returns `None` if `agents.bind_devices` is off.
-pub(super) fn devices(config: &Config) -> Result<Option<Arc<Devices>>, Error> {
+pub(super) fn open_devices(config: &Config) -> Result<Option<Arc<Devices>>, Error> {
     if config.agents.bind_devices == BindDevices::Off {
         return Ok(None);
     }
@@ -105,7 +105,7 @@ pub(super) fn unpair_removed(
 }
 
 /// Creates the enrolment service. Without Docker or a CA it refuses every agent, and says why.
-pub(super) fn enrolment(
+pub(super) fn create_enrolment(
     config: &Config,
     pki: &Pki,
     view: watch::Receiver<Arc<View>>,

@@ -168,14 +168,14 @@ fn restrict_writes(config: &Config) -> Result<(), String> {
 /// Forbids all threads the system calls in [`REFUSED`], and to create namespaces.
 fn refuse_system_calls() -> Result<(), String> {
     let text = |error: seccompiler::Error| crate::error_chain::error_chain(&error);
-    for program in programs(REFUSED).map_err(|error| error.to_string())? {
+    for program in seccomp_filters(REFUSED).map_err(|error| error.to_string())? {
         apply_filter_all_threads(&program).map_err(text)?;
     }
     Ok(())
 }
 
 /// Returns the two seccomp filters. The kernel runs both for each system call, and the stricter result counts.
-fn programs(refused: &[libc::c_long]) -> Result<[BpfProgram; 2], BackendError> {
+fn seccomp_filters(refused: &[libc::c_long]) -> Result<[BpfProgram; 2], BackendError> {
     let mut rules: BTreeMap<i64, Vec<_>> = refused.iter().map(|number| (*number, Vec::new())).collect();
     let namespaces = NAMESPACE_FLAGS.iter().map(|flag| {
         let flag = *flag as u64;
@@ -184,7 +184,7 @@ fn programs(refused: &[libc::c_long]) -> Result<[BpfProgram; 2], BackendError> {
     rules.insert(libc::SYS_clone, namespaces.collect::<Result<_, _>>()?);
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let listed = SeccompFilter::new(rules, SeccompAction::Allow, refuse, std::env::consts::ARCH.try_into()?)?;
-    Ok([numbers(), listed.try_into()?])
+    Ok([syscall_number_filter(), listed.try_into()?])
 }
 
 /// Returns the filter that refuses all system calls of the x32 ABI with EPERM, and clone3(2) with
@@ -193,7 +193,7 @@ fn programs(refused: &[libc::c_long]) -> Result<[BpfProgram; 2], BackendError> {
 ///
 /// The filter is written as BPF instructions, because [`SeccompFilter`] supports neither ranges of
 /// numbers nor two error codes. It need not check the architecture, because the other filter does.
-fn numbers() -> BpfProgram {
+fn syscall_number_filter() -> BpfProgram {
     const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
     const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
@@ -220,7 +220,7 @@ mod tests {
     fn every_refused_system_call_is_in_the_filter_once() {
         let numbers: std::collections::BTreeSet<_> = REFUSED.iter().collect();
         assert_eq!(numbers.len(), REFUSED.len());
-        assert!(programs(REFUSED).unwrap()[1].len() > REFUSED.len());
+        assert!(seccomp_filters(REFUSED).unwrap()[1].len() > REFUSED.len());
     }
 
     /// A Perl program that makes a system call for each argument `name,number,argument,...`, and
@@ -276,7 +276,7 @@ mod tests {
         let restricted = std::thread::spawn(move || {
             // The thread needs execve(2) to start the Perl program.
             let refused: Vec<_> = REFUSED.iter().copied().filter(|number| *number != libc::SYS_execve).collect();
-            for program in programs(&refused).unwrap() {
+            for program in seccomp_filters(&refused).unwrap() {
                 if let Err(error) = seccompiler::apply_filter(&program) {
                     eprintln!("NOT RUN: {error}");
                     return None;

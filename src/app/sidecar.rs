@@ -80,7 +80,7 @@ impl Sidecar {
         let started = SystemTime::now();
         let (shutdown, late_shutdown) = (Shutdown::new(), Shutdown::new());
         let admin = config.admin.map(admin::bind).transpose()?;
-        let token = gateway_token::inherited(&config)?;
+        let token = gateway_token::read_inherited(&config)?;
         parts::warn_of_unreadable_files(&config);
         parts::warn_of_shared_own_addresses(&config);
         let discovery_metrics = DiscoveryMetrics::default();
@@ -94,11 +94,11 @@ impl Sidecar {
         let tls_config = tls_reloader::server_config(&served, &config)?;
 
         let span_exporter = SpanExporter::new(&config)?;
-        let enrolment = parts::enrolment(&config, &pki, view.clone(), engine.clone());
+        let enrolment = parts::create_enrolment(&config, &pki, view.clone(), engine.clone());
         let metrics = Metrics::new(discovery_metrics, enrolment.metrics().clone(), span_exporter.recorder());
         let workers =
             Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
-        let devices = parts::devices(&config)?;
+        let devices = parts::open_devices(&config)?;
         parts::unpair_removed(&config, engine, devices.clone(), view.clone(), &shutdown);
         let proxy_parts = ProxyParts {
             view: view.clone(),
@@ -207,7 +207,7 @@ impl Sidecar {
     }
 
     /// Resolves when the container that owns this network namespace runs again in another one.
-    pub(super) async fn orphaned(&self) {
+    pub(super) async fn wait_until_orphaned(&self) {
         let mut view = self.view.clone();
         let is_replaced = view.wait_for(|view| view.namespace == NamespaceState::Replaced).await.is_ok();
         if !is_replaced {
@@ -257,7 +257,7 @@ impl Sidecar {
         self.tls.update();
         self.limits.update(&config);
         self.proxy.update(&config);
-        match gateway_token::inherited(&config) {
+        match gateway_token::read_inherited(&config) {
             Ok(token) => self.proxy.update_token(token),
             Err(error) => error!(
                 error = error_chain(&error),
@@ -321,7 +321,7 @@ fn start_proxy(
     shutdown: &Shutdown,
     late_shutdown: &Shutdown,
 ) -> (Arc<Proxy>, Arc<ConnectionLimits>) {
-    let capacity = super::descriptors::capacity(config.limits.max_connections);
+    let capacity = super::descriptors::raise_limit(config.limits.max_connections);
     let mut config = config.clone();
     config.limits.max_connections = capacity.connections;
     let proxy = Proxy::new(&config, parts, shutdown);

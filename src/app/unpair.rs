@@ -37,7 +37,7 @@ pub(super) enum Workloads {
 
 impl Workloads {
     /// Returns the containers or pods of `ids` that were removed. If the source can't be asked, none counts as removed.
-    async fn removed(&self, ids: BTreeSet<String>) -> BTreeSet<String> {
+    async fn find_removed(&self, ids: BTreeSet<String>) -> BTreeSet<String> {
         let mut removed = BTreeSet::new();
         match self {
             Self::Docker(engine) => {
@@ -50,7 +50,7 @@ impl Workloads {
             Self::Kubernetes(_) if ids.is_empty() => {}
             // `uids` lists the pods with the agent's label. A pod that has lost the label counts as removed:
             // it is no agent any more.
-            Self::Kubernetes(api) => match api.uids().await {
+            Self::Kubernetes(api) => match api.list_uids().await {
                 Ok(present) => removed = ids.difference(&present).cloned().collect(),
                 Err(error) => debug!(error = error_chain(&error), "can't find out which pods are removed"),
             },
@@ -129,11 +129,11 @@ impl UnpairRemoved {
             view.agents.values().map(|agent| agent.id.clone()).collect()
         };
         let containers = used.iter().flat_map(|(_, containers)| containers);
-        let gone = self.workloads.removed(containers.filter(|id| !running.contains(*id)).cloned().collect()).await;
+        let gone = self.workloads.find_removed(containers.filter(|id| !running.contains(*id)).cloned().collect()).await;
         if gone.is_empty() {
             return Ok(());
         }
-        let unused = unused(&used, &gone);
+        let unused = unused_devices(&used, &gone);
         if !unused.is_empty() {
             let token_file = self.token_file.clone();
             let token = spawn_blocking(move || Secret::gateway_token(token_file.as_deref())).await;
@@ -147,7 +147,7 @@ impl UnpairRemoved {
 }
 
 /// Returns the devices of `used` whose containers are all `gone`.
-fn unused(used: &[(String, Vec<String>)], gone: &BTreeSet<String>) -> Vec<String> {
+fn unused_devices(used: &[(String, Vec<String>)], gone: &BTreeSet<String>) -> Vec<String> {
     let all_gone = |containers: &[String]| containers.iter().all(|container| gone.contains(container));
     used.iter().filter(|(_, containers)| all_gone(containers)).map(|(device, _)| device.clone()).collect()
 }
@@ -174,11 +174,11 @@ mod tests {
         };
         let workloads = Workloads::Kubernetes(Api::new(&config));
         let ids: BTreeSet<String> = ["runs", "ends", "without-address", "never"].map(uid).into();
-        assert_eq!(workloads.removed(ids.clone()).await, [uid("never")].into());
+        assert_eq!(workloads.find_removed(ids.clone()).await, [uid("never")].into());
         kubernetes.delete("ends");
-        assert_eq!(workloads.removed(ids.clone()).await, ["ends", "never"].map(uid).into());
+        assert_eq!(workloads.find_removed(ids.clone()).await, ["ends", "never"].map(uid).into());
         kubernetes.down().await;
-        assert_eq!(workloads.removed(ids).await, BTreeSet::new());
+        assert_eq!(workloads.find_removed(ids).await, BTreeSet::new());
     }
 
     #[test]
@@ -189,7 +189,7 @@ mod tests {
             [(vec![], vec![]), (vec!["1"], vec!["a"]), (vec!["2"], vec![]), (vec!["1", "2", "3"], vec!["a", "b", "c"])]
         {
             let gone: BTreeSet<String> = gone.into_iter().map(str::to_owned).collect();
-            assert_eq!(unused(&used, &gone), of(&expected), "{gone:?}");
+            assert_eq!(unused_devices(&used, &gone), of(&expected), "{gone:?}");
         }
     }
 }

@@ -36,13 +36,14 @@ pub struct Capabilities {
 impl Capabilities {
     /// Returns whether the container has NET_RAW. A capability that is both added and dropped is added.
     pub fn net_raw(&self) -> bool {
-        let named = |list: &[String]| list.iter().any(|name| matches!(bare(name).as_str(), "ALL" | "NET_RAW"));
+        let named =
+            |list: &[String]| list.iter().any(|name| matches!(without_cap_prefix(name).as_str(), "ALL" | "NET_RAW"));
         self.privileged || named(&self.added) || (self.default_net_raw && !named(&self.dropped))
     }
 }
 
 /// Returns the name of a capability in upper case and without `CAP_`.
-fn bare(name: &str) -> String {
+fn without_cap_prefix(name: &str) -> String {
     let name = name.to_ascii_uppercase();
     name.strip_prefix("CAP_").map_or_else(|| name.clone(), Into::into)
 }

@@ -91,7 +91,7 @@ fn judge_names(state: &CertificateState, found: &offline::Report, report: &mut R
     let missing: Vec<&str> = state
         .wanted
         .iter()
-        .filter(|name| !server.names.iter().any(|has| covers(has, name)))
+        .filter(|name| !server.names.iter().any(|has| matches_name(has, name)))
         .map(String::as_str)
         .collect();
     if missing.is_empty() {
@@ -116,7 +116,7 @@ fn judge_names(state: &CertificateState, found: &offline::Report, report: &mut R
 }
 
 /// Returns whether `has`, a name in a certificate, matches `name` (RFC 6125: `*` matches one label).
-fn covers(has: &str, name: &str) -> bool {
+fn matches_name(has: &str, name: &str) -> bool {
     let rest = |name: &str| name.split_once('.').map(|(_, rest)| rest.to_owned());
     has.eq_ignore_ascii_case(name)
         || (has.strip_prefix("*.").is_some() && rest(has) == rest(&name.to_ascii_lowercase()))
@@ -221,7 +221,7 @@ mod tests {
             ("gateway", "gateways", false),
         ];
         for (has, name, expected) in table {
-            assert_eq!(covers(has, name), expected, "{has} {name}");
+            assert_eq!(matches_name(has, name), expected, "{has} {name}");
         }
     }
 }

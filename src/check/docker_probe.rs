@@ -80,7 +80,7 @@ pub async fn in_this_namespace(engine: Option<&Engine>, view: &View) -> Vec<Cont
 
 /// Returns the names of agents by address whose containers have NET_RAW. Containers that can't be
 /// inspected are left out.
-pub async fn with_net_raw(engine: Option<&Engine>, view: &View) -> Vec<String> {
+pub async fn agents_with_net_raw(engine: Option<&Engine>, view: &View) -> Vec<String> {
     let Some(engine) = engine else { return Vec::new() };
     let by_address = view.agents.values().filter(|agent| agent.kind == AgentKind::Address);
     let ids: BTreeMap<&str, &str> = by_address.map(|agent| (agent.name.as_str(), agent.id.as_str())).collect();

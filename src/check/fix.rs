@@ -58,7 +58,7 @@ impl fmt::Display for Setting {
 }
 
 /// Returns a command for each remedy in `report` that sets a key of `openclaw.json`.
-pub fn settings(report: &Report) -> Vec<Setting> {
+pub fn settings_to_fix(report: &Report) -> Vec<Setting> {
     let mut settings: Vec<Setting> = Vec::new();
     for finding in &report.findings {
         if let Remedy::OpenClaw { key, value } = &finding.remedy {
@@ -96,7 +96,7 @@ mod tests {
             ("openclaw config set gateway.auth.mode token", false),
             ("openclaw config set gateway.controlUi.allowedOrigins '[\"https://it'\\''s.example\"]' --json", false),
         ];
-        let settings = settings(&report);
+        let settings = settings_to_fix(&report);
         assert_eq!(settings.len(), table.len());
         for (setting, (text, safe)) in settings.iter().zip(table) {
             assert_eq!((setting.to_string().as_str(), setting.is_safe()), (text, safe));

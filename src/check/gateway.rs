@@ -152,7 +152,7 @@ fn judge_origins(seen: &Observation, report: &mut Report) {
 mod tests {
     use super::*;
 
-    fn well() -> Observation {
+    fn healthy_gateway() -> Observation {
         Observation {
             address: "127.0.0.1:18789".parse().unwrap(),
             external_source: "127.0.0.2".parse().unwrap(),
@@ -169,37 +169,49 @@ mod tests {
     #[test]
     fn each_fault_is_found_with_its_remedy() {
         let trusts = |ip: &str| {
-            let mut seen = well();
+            let mut seen = healthy_gateway();
             seen.trusts.push((ip.parse().unwrap(), true));
             seen
         };
         let exact = Some(("gateway.trustedProxies", json!(["127.0.0.2"])));
         let table = [
-            (well(), vec![], None),
+            (healthy_gateway(), vec![], None),
             (
-                Observation { server: Server::Unreachable("connection refused".into()), ..well() },
+                Observation { server: Server::Unreachable("connection refused".into()), ..healthy_gateway() },
                 vec!["gateway-down"],
                 None,
             ),
             (
-                Observation { server: Server::Tls, ..well() },
+                Observation { server: Server::Tls, ..healthy_gateway() },
                 vec!["gateway-tls"],
                 Some(("gateway.tls.enabled", json!(false))),
             ),
-            (Observation { server: Server::Starting, ..well() }, vec!["gateway-starting"], None),
-            (Observation { server: Server::Other("SSH".into()), ..well() }, vec!["gateway-unknown"], None),
+            (Observation { server: Server::Starting, ..healthy_gateway() }, vec!["gateway-starting"], None),
+            (Observation { server: Server::Other("SSH".into()), ..healthy_gateway() }, vec!["gateway-unknown"], None),
             (
-                Observation { exposed: vec![("172.18.0.2:18789".parse().unwrap(), false)], ..well() },
+                Observation { exposed: vec![("172.18.0.2:18789".parse().unwrap(), false)], ..healthy_gateway() },
                 vec!["gateway-exposed"],
                 Some(("gateway.bind", json!("loopback"))),
             ),
-            (Observation { address: "172.18.0.2:18789".parse().unwrap(), ..well() }, vec!["gateway-remote"], None),
-            (Observation { external: Client::Local, ..well() }, vec!["external-lane-local"], exact.clone()),
-            (Observation { external: Client::Refused, ..well() }, vec!["trusted-proxies-missing"], exact.clone()),
-            (Observation { external: Client::Unclear("500".into()), ..well() }, vec!["lanes-unknown"], None),
-            (Observation { local: Client::Remote, ..well() }, vec!["trusted-proxies-loopback"], exact.clone()),
             (
-                Observation { trusts: vec![("127.0.0.2".parse().unwrap(), false)], ..well() },
+                Observation { address: "172.18.0.2:18789".parse().unwrap(), ..healthy_gateway() },
+                vec!["gateway-remote"],
+                None,
+            ),
+            (Observation { external: Client::Local, ..healthy_gateway() }, vec!["external-lane-local"], exact.clone()),
+            (
+                Observation { external: Client::Refused, ..healthy_gateway() },
+                vec!["trusted-proxies-missing"],
+                exact.clone(),
+            ),
+            (Observation { external: Client::Unclear("500".into()), ..healthy_gateway() }, vec!["lanes-unknown"], None),
+            (
+                Observation { local: Client::Remote, ..healthy_gateway() },
+                vec!["trusted-proxies-loopback"],
+                exact.clone(),
+            ),
+            (
+                Observation { trusts: vec![("127.0.0.2".parse().unwrap(), false)], ..healthy_gateway() },
                 vec!["trusted-proxies-missing"],
                 exact.clone(),
             ),
@@ -212,7 +224,7 @@ mod tests {
             (trusts("127.0.0.3"), vec!["trusted-proxies-wide"], exact.clone()),
             (trusts("172.18.0.2"), vec!["trusted-proxies-wide"], exact),
             (
-                Observation { origins: vec![("https://gw.example".into(), false)], ..well() },
+                Observation { origins: vec![("https://gw.example".into(), false)], ..healthy_gateway() },
                 vec!["origin-not-allowed"],
                 Some(("gateway.controlUi.allowedOrigins", json!(["https://old.example", "https://gw.example"]))),
             ),
@@ -231,7 +243,7 @@ mod tests {
     fn a_refusal_and_a_disbelief_are_one_finding() {
         let mut report = Report::default();
         let trusts = vec![("127.0.0.2".parse().unwrap(), false)];
-        judge(&Observation { external: Client::Refused, trusts, ..well() }, &mut report);
+        judge(&Observation { external: Client::Refused, trusts, ..healthy_gateway() }, &mut report);
         assert_eq!(report.ids(), ["trusted-proxies-missing"]);
         assert_eq!(report.findings[0].seen.len(), 2);
     }

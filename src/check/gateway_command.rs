@@ -19,9 +19,9 @@ pub struct Container {
 /// address that is not loopback, or end the program that listens on its port, such as loopgate.
 pub fn judge(containers: &[Container], report: &mut Report) {
     for container in containers {
-        for text in overrides(container) {
+        for text in overriding_settings(container) {
             let what = format!("the container {} has {text}", container.name);
-            report.find(&kind::GATEWAY_COMMAND, what, remedy());
+            report.find(&kind::GATEWAY_COMMAND, what, command_remedy());
         }
     }
 }
@@ -30,11 +30,11 @@ pub fn judge(containers: &[Container], report: &mut Report) {
 pub fn judge_file(bind: Option<&str>, is_exposed: bool, report: &mut Report) {
     if is_exposed && bind == Some("loopback") {
         let what = "gateway.bind in openclaw.json is \"loopback\", but the gateway answers on an address of the bridge";
-        report.find(&kind::GATEWAY_COMMAND, what, remedy());
+        report.find(&kind::GATEWAY_COMMAND, what, command_remedy());
     }
 }
 
-fn remedy() -> Remedy {
+fn command_remedy() -> Remedy {
     Remedy::words(
         "take --bind and --force out of the gateway's command line, and OPENCLAW_GATEWAY_BIND out of its environment \
          (or set both to loopback): they override openclaw.json. If there are none, restart the gateway, which reads \
@@ -43,7 +43,7 @@ fn remedy() -> Remedy {
 }
 
 /// Returns the arguments and variables of `container` that override the gateway's configuration, in words.
-fn overrides(container: &Container) -> Vec<String> {
+fn overriding_settings(container: &Container) -> Vec<String> {
     // The script of `sh -c` is one argument, so each argument is split into words.
     let words: Vec<&str> = container.words.iter().flat_map(|word| word.split_whitespace()).collect();
     if !words.contains(&"gateway") {
@@ -92,7 +92,7 @@ mod tests {
         for (words, variables, expected) in table {
             let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
             let container = Container { name: "claw".into(), words: texts(words), variables: texts(variables) };
-            let found = overrides(&container);
+            let found = overriding_settings(&container);
             assert_eq!(found.len(), expected.len(), "{words:?} {variables:?}: {found:?}");
             assert!(found.iter().zip(expected).all(|(found, expected)| found.starts_with(expected)), "{found:?}");
             let mut report = Report::default();

@@ -62,9 +62,9 @@ const HTTPS: u16 = 443;
 /// If the runtime can't be created.
 pub fn run(config: &Config, openclaw_config: Option<&Path>) -> io::Result<Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = config.admin.map(|admin| client::status(admin).map_err(|error| error_chain(&error)));
+    let status = config.admin.map(|admin| client::fetch_status(admin).map_err(|error| error_chain(&error)));
     let file = openclaw_file(config, openclaw_config);
-    Ok(runtime.block_on(collect(config, file.as_deref(), status)))
+    Ok(runtime.block_on(collect_findings(config, file.as_deref(), status)))
 }
 
 /// Returns the path of the gateway's configuration file: `named`, or else the `openclaw.json` in
@@ -78,7 +78,7 @@ pub fn openclaw_file(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
 
 /// Runs all probes, and judges what they observe. `file` is the gateway's configuration file, and
 /// `status` the status of the running sidecar.
-async fn collect(config: &Config, file: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
+async fn collect_findings(config: &Config, file: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
     let mut report = Report::default();
     let shutdown = Shutdown::new();
     let engine = discovery::docker_engine(config, &shutdown);
@@ -96,7 +96,7 @@ async fn collect(config: &Config, file: Option<&Path>, status: Option<Result<Sta
     paths::judge(&config.external, config.gateway.address.port(), &mut report);
     shutdown.begin();
 
-    certificate::judge(&certificate(config, &view, status.as_ref()), &mut report);
+    certificate::judge(&observe_certificate(config, &view, status.as_ref()), &mut report);
     state_dir::judge(&state_dir::inspect(&config.state_dir), &mut report);
     report.sort();
     report
@@ -113,7 +113,7 @@ async fn examine_gateway(
     let openclaw = openclaw_config::read(file);
     openclaw_config::judge_reading(openclaw.as_ref().map(|_| ()), report);
     let openclaw = openclaw.ok();
-    let plan = plan(config, view, status, openclaw.as_ref());
+    let plan = gateway_probe_plan(config, view, status, openclaw.as_ref());
     let seen = probe::probe(&plan).await;
     gateway::judge(&seen, report);
     let bind = openclaw.as_ref().and_then(|openclaw| openclaw["gateway"]["bind"].as_str());
@@ -149,14 +149,14 @@ async fn examine_discovery(config: &Config, engine: Option<&Engine>, view: &View
     }
     gateway_command::judge(&docker_probe::in_this_namespace(engine, view).await, report);
     let risks = agents::AddressRisks {
-        net_raw: docker_probe::with_net_raw(engine, view).await,
+        net_raw: docker_probe::agents_with_net_raw(engine, view).await,
         user_namespace: discovery::in_user_namespace(),
     };
     agents::judge(view, &risks, config, report);
 }
 
 /// Returns the plan of the gateway's probe.
-fn plan(
+fn gateway_probe_plan(
     config: &Config,
     view: &View,
     status: Option<&Result<Status, String>>,
@@ -174,9 +174,9 @@ fn plan(
     probe::Plan {
         address: config.gateway.address,
         external_source: config.gateway.external_source.into(),
-        namespace_addresses: dialled(view),
+        namespace_addresses: dialled_addresses(view),
         sidecar: fingerprint.and_then(|fingerprint| fingerprint.parse::<Fingerprint>().ok()),
-        origins: origins(config, &allowed),
+        origins: browser_origins(config, &allowed),
         allowed,
     }
 }
@@ -186,7 +186,7 @@ fn plan(
 ///
 /// The port that is published for a name is not known here. If the gateway allows an origin with that
 /// name and some port, that port is assumed, else the port of `listen.on`.
-fn origins(config: &Config, allowed: &[String]) -> Vec<String> {
+fn browser_origins(config: &Config, allowed: &[String]) -> Vec<String> {
     let is_public = |name: &&String| match name.parse() {
         Ok(SubjectName::Dns(name)) => name.contains('.') && !name.starts_with("*."),
         _ => false,
@@ -219,11 +219,15 @@ fn public_origin(allowed: &[String]) -> Option<&str> {
 }
 
 /// Returns the addresses of this namespace that clients may dial: all but link-local ones.
-fn dialled(view: &View) -> Vec<IpAddr> {
+fn dialled_addresses(view: &View) -> Vec<IpAddr> {
     view.own_addresses().filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())).collect()
 }
 
-fn certificate(config: &Config, view: &View, status: Option<&Result<Status, String>>) -> certificate::CertificateState {
+fn observe_certificate(
+    config: &Config,
+    view: &View,
+    status: Option<&Result<Status, String>>,
+) -> certificate::CertificateState {
     let own_pair = config.tls.provided.as_ref().map(|pair| pair.chain.as_path());
     let running = status.and_then(|status| status.as_ref().ok());
     let made = own_pair.is_some() || config.state_dir.join("server.pem").exists();
@@ -241,11 +245,11 @@ fn certificate(config: &Config, view: &View, status: Option<&Result<Status, Stri
         follows_names: config.tls.follow_names,
         wanted: names.iter().cloned().chain(found.map(|name| name.to_string())).collect(),
         problem: running.and_then(|status| status.certificate.problem.clone()),
-        now: rfc3339(OffsetDateTime::now_utc()),
+        now: format_rfc3339(OffsetDateTime::now_utc()),
     }
 }
 
-fn rfc3339(time: OffsetDateTime) -> String {
+fn format_rfc3339(time: OffsetDateTime) -> String {
     let whole = time.replace_nanosecond(0).unwrap_or(time);
     whole.format(&Rfc3339).unwrap_or_default()
 }
@@ -277,16 +281,16 @@ mod tests {
         config.tls.names =
             ["gateway.example.com", "*.example.org", "10.0.0.1", "openclaw-gateway"].map(Into::into).into();
         let allowed = |origins: &[&str]| origins.iter().map(|&origin| origin.into()).collect::<Vec<String>>();
-        assert_eq!(origins(&config, &[]), ["https://gateway.example.com:18443"]);
+        assert_eq!(browser_origins(&config, &[]), ["https://gateway.example.com:18443"]);
         assert_eq!(
-            origins(&config, &allowed(&["https://gateway.example.com:18789", "https://x"])),
+            browser_origins(&config, &allowed(&["https://gateway.example.com:18789", "https://x"])),
             ["https://gateway.example.com:18789"]
         );
         assert_eq!(
-            origins(&config, &allowed(&["https://gateway.example.com.evil"])),
+            browser_origins(&config, &allowed(&["https://gateway.example.com.evil"])),
             ["https://gateway.example.com:18443"]
         );
         config.listen.on[0].port = 443;
-        assert_eq!(origins(&config, &[]), ["https://gateway.example.com"]);
+        assert_eq!(browser_origins(&config, &[]), ["https://gateway.example.com"]);
     }
 }

@@ -42,7 +42,7 @@ pub fn observe(config: &Config, view: &View, status: Option<&Status>) -> Observa
     let listeners = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
         .into_iter()
         .filter_map(|path| std::fs::read_to_string(path).ok())
-        .flat_map(|text| text.lines().filter_map(listener).collect::<Vec<_>>())
+        .flat_map(|text| text.lines().filter_map(parse_listener).collect::<Vec<_>>())
         .collect();
     let listen = &config.listen;
     let configured = listen.on.iter().chain(&listen.plain).map(|on| on.port);
@@ -94,7 +94,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
 
 /// Parses a line of `/proc/net/tcp` or `/proc/net/tcp6` (proc_pid_net(5)), whose fields are number,
 /// local address, remote address, state and others. Returns the local address if the socket listens.
-fn listener(line: &str) -> Option<SocketAddr> {
+fn parse_listener(line: &str) -> Option<SocketAddr> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, state) = (fields.next()?, fields.nth(1)?);
     let (address, port) = local.split_once(':').filter(|_| state == LISTENING)?;
@@ -119,7 +119,7 @@ mod tests {
             ("   6: 0100:0050 00:0000 0A", None),
             ("   7: zzzzzzzz:0050 00:0000 0A", None),
         ] {
-            assert_eq!(listener(line), expected.map(|address| address.parse().unwrap()), "{line}");
+            assert_eq!(parse_listener(line), expected.map(|address| address.parse().unwrap()), "{line}");
         }
     }
 

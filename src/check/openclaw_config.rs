@@ -94,12 +94,12 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
         report.find(&kind::GATEWAY_AUTH, "gateway.auth.mode is \"none\"", remedy);
     }
     identity_headers(&gateway["auth"], &wanted.policy, report);
-    trusted_proxies(&gateway["trustedProxies"], wanted, report);
+    judge_trusted_proxies(&gateway["trustedProxies"], wanted, report);
     if gateway["auth"]["mode"] == "trusted-proxy" {
         proxy_auth(&gateway["auth"], report);
     }
     control_ui(&gateway["controlUi"], report);
-    if strings(&gateway["controlUi"]["allowedOrigins"]).any(|origin| origin == "*") {
+    if strings_in(&gateway["controlUi"]["allowedOrigins"]).any(|origin| origin == "*") {
         let remedy = Remedy::words(
             "in openclaw.json list in gateway.controlUi.allowedOrigins what a browser's address bar shows, and no \
              \"*\"",
@@ -136,7 +136,8 @@ fn identity_headers(auth: &Value, policy: &LanePolicy, report: &mut Report) {
     }
     let proxy = &auth["trustedProxy"];
     let user = proxy["userHeader"].as_str().map(|name| ("userHeader", name));
-    for (key, text) in user.into_iter().chain(strings(&proxy["requiredHeaders"]).map(|name| ("requiredHeaders", name)))
+    for (key, text) in
+        user.into_iter().chain(strings_in(&proxy["requiredHeaders"]).map(|name| ("requiredHeaders", name)))
     {
         if text.parse::<HeaderName>().is_ok_and(|name| policy.controls_header(&name)) {
             continue;
@@ -168,10 +169,10 @@ fn control_ui(control_ui: &Value, report: &mut Report) {
     }
 }
 
-fn trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
+fn judge_trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
     let source = wanted.external_source;
     let mut trusted = false;
-    for entry in strings(list) {
+    for entry in strings_in(list) {
         let seen = format!("gateway.trustedProxies has {entry:?}");
         let net = entry.parse::<IpNet>().ok().or_else(|| entry.parse::<IpAddr>().ok().map(IpNet::from));
         let Some(net) = net else {
@@ -196,7 +197,7 @@ fn trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
     }
 }
 
-fn strings(list: &Value) -> impl Iterator<Item = &str> {
+fn strings_in(list: &Value) -> impl Iterator<Item = &str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 

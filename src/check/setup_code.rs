@@ -17,7 +17,7 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
     let plugin = &plugins["entries"]["device-pair"];
     let is_off = plugins["enabled"] == false
         || plugin["enabled"] == false
-        || strings(&plugins["deny"]).any(|plugin| plugin == "device-pair");
+        || strings_in(&plugins["deny"]).any(|plugin| plugin == "device-pair");
     if is_off {
         return;
     }
@@ -27,12 +27,12 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
             "in openclaw.json set {KEY} to the URL at which phones reach loopgate: https://HOST:PORT"
         )),
     };
-    let stated = text(&plugin["config"]["publicUrl"]);
+    let stated = non_empty_text(&plugin["config"]["publicUrl"]);
     if let Some(url) = stated.filter(|url| !is_encrypted(url)) {
         let seen = format!("{KEY} is {url:?}, which is not encrypted: loopgate's port speaks TLS only");
         return report.find(&kind::SETUP_CODE, seen, remedy());
     }
-    if !plugins["allow"].is_null() && !strings(&plugins["allow"]).any(|plugin| plugin == "device-pair") {
+    if !plugins["allow"].is_null() && !strings_in(&plugins["allow"]).any(|plugin| plugin == "device-pair") {
         // The plugin is not loaded, so its URL is not read.
         let seen = "plugins.allow does not list device-pair, which makes setup codes";
         return report.find(
@@ -41,8 +41,12 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
             Remedy::words("in openclaw.json add \"device-pair\" to plugins.allow"),
         );
     }
-    let tailscale = text(&gateway["tailscale"]["mode"]).is_some_and(|mode| matches!(mode, "serve" | "funnel"));
-    let known = [stated, text(&gateway["publicOrigin"]), text(&gateway["remote"]["url"])].into_iter().flatten().next();
+    let tailscale =
+        non_empty_text(&gateway["tailscale"]["mode"]).is_some_and(|mode| matches!(mode, "serve" | "funnel"));
+    let known = [stated, non_empty_text(&gateway["publicOrigin"]), non_empty_text(&gateway["remote"]["url"])]
+        .into_iter()
+        .flatten()
+        .next();
     match known {
         Some(url) => report.fine("setup codes", format!("they lead phones to {url}")),
         None if tailscale => report.fine("setup codes", "they lead phones to Tailscale's name of this machine"),
@@ -62,11 +66,11 @@ fn is_encrypted(url: &str) -> bool {
         .any(|scheme| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)))
 }
 
-fn text(value: &Value) -> Option<&str> {
+fn non_empty_text(value: &Value) -> Option<&str> {
     value.as_str().map(str::trim).filter(|text| !text.is_empty())
 }
 
-fn strings(list: &Value) -> impl Iterator<Item = &str> {
+fn strings_in(list: &Value) -> impl Iterator<Item = &str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 

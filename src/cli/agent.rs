@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::info;
 
-use super::agent_flags::{Flags, MaybeEmpty, maybe_empty, runtime, value};
+use super::agent_flags::{Flags, MaybeEmpty, create_runtime, maybe_empty, non_empty};
 use super::error::Error;
 use super::flags::refuse_unknown_variables;
 use super::log;
@@ -31,14 +31,14 @@ pub fn run(args: Args) -> Result<(), Error> {
     refuse_unknown_variables()?;
     log::init(&args.flags.log_options("info"))?;
     let settings = args.flags.settings(None)?;
-    let wait = value(args.wait);
-    runtime()?.block_on(async {
+    let wait = non_empty(args.wait);
+    create_runtime()?.block_on(async {
         let mut signals = Signals::new().map_err(Error::io("taking signals"))?;
         let shutdown = Shutdown::new();
         let agent = agent::start(settings, &shutdown).await?;
         if let Some(patience) = wait {
             tokio::select! {
-                answers = ready::wait(agent.address, patience) => {
+                answers = ready::wait_until_ready(agent.address, patience) => {
                     answers.map_err(|error| agent.not_ready_error(patience, error))?;
                 }
                 _ = signals.wait_for_termination() => return Ok(()),

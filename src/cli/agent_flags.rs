@@ -23,16 +23,16 @@ pub struct Flags {
     #[arg(long, env = "LOOPGATE_UNSAFE_LISTEN", value_parser = clap::builder::FalseyValueParser::new())]
     unsafe_listen: bool,
     /// Address of the sidecar [default: gateway:18443]
-    #[arg(long, env = "LOOPGATE_SIDECAR", value_name = "HOST:PORT", value_parser = maybe_empty(endpoint))]
+    #[arg(long, env = "LOOPGATE_SIDECAR", value_name = "HOST:PORT", value_parser = maybe_empty(parse_endpoint))]
     sidecar: Option<MaybeEmpty<Endpoint>>,
     /// The name that the sidecar's certificate must carry [default: the sidecar's host]
-    #[arg(long, env = "LOOPGATE_SERVER_NAME", value_name = "NAME", value_parser = maybe_empty(text))]
+    #[arg(long, env = "LOOPGATE_SERVER_NAME", value_name = "NAME", value_parser = maybe_empty(parse_text))]
     server_name: Option<MaybeEmpty<String>>,
     /// The CA that must have issued the sidecar's certificate (loopgate's ca.pem) [default: /ca/ca.pem]
     #[arg(long, env = "LOOPGATE_CA", value_name = "FILE", value_parser = maybe_empty(parse::path))]
     ca: Option<MaybeEmpty<PathBuf>>,
     /// The SHA-256 fingerprint of the sidecar's certificate, instead of a CA
-    #[arg(long, env = "LOOPGATE_SERVER_FINGERPRINT", value_name = "HEX", value_parser = maybe_empty(fingerprint))]
+    #[arg(long, env = "LOOPGATE_SERVER_FINGERPRINT", value_name = "HEX", value_parser = maybe_empty(parse_fingerprint))]
     server_fingerprint: Option<MaybeEmpty<Fingerprint>>,
     /// A client certificate from `loopgate cert issue` or an own CA, instead of enrolment
     #[arg(long, env = "LOOPGATE_CERT", value_name = "FILE", value_parser = maybe_empty(parse::path))]
@@ -42,7 +42,7 @@ pub struct Flags {
     key: Option<MaybeEmpty<PathBuf>>,
     /// How the proof of enrolment is shown in this container; file needs agents.proofs on the
     /// sidecar [default: process]
-    #[arg(long, env = "LOOPGATE_PROOF", value_name = "process|file", value_parser = maybe_empty(proof_kind))]
+    #[arg(long, env = "LOOPGATE_PROOF", value_name = "process|file", value_parser = maybe_empty(parse_proof_kind))]
     proof: Option<MaybeEmpty<ProofKind>>,
     /// In a pod: enrol by the service-account token in this file, projected with the sidecar's audience (loopgate)
     #[arg(long, env = "LOOPGATE_KUBERNETES_TOKEN", value_name = "FILE", value_parser = maybe_empty(parse::path))]
@@ -74,23 +74,23 @@ pub fn maybe_empty<T>(
 }
 
 /// Returns the value, or `None` if it is absent or empty.
-pub fn value<T>(text: Option<MaybeEmpty<T>>) -> Option<T> {
+pub fn non_empty<T>(text: Option<MaybeEmpty<T>>) -> Option<T> {
     text.and_then(|text| text.0)
 }
 
-fn endpoint(text: &str) -> Result<Endpoint, String> {
+fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
     text.parse().map_err(|_| "is not host:port".into())
 }
 
-fn fingerprint(text: &str) -> Result<Fingerprint, String> {
+fn parse_fingerprint(text: &str) -> Result<Fingerprint, String> {
     text.parse().map_err(|error: crate::fingerprint::ParseError| error.to_string())
 }
 
-fn text(text: &str) -> Result<String, String> {
+fn parse_text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn proof_kind(text: &str) -> Result<ProofKind, String> {
+fn parse_proof_kind(text: &str) -> Result<ProofKind, String> {
     parse::choice(&[("process", ProofKind::Process), ("file", ProofKind::File)])(text)
 }
 
@@ -101,10 +101,10 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
 impl Flags {
     /// Returns the log options of the command, whose default level is `default_level`.
     pub fn log_options(&self, default_level: &str) -> Log {
-        let format = value(self.log_format.clone()).unwrap_or(LogFormat::Text);
+        let format = non_empty(self.log_format.clone()).unwrap_or(LogFormat::Text);
         Log {
             format,
-            level: value(self.log_level.clone()).unwrap_or_else(|| default_level.into()),
+            level: non_empty(self.log_level.clone()).unwrap_or_else(|| default_level.into()),
             access: false,
             ..config::Config::default().log
         }
@@ -115,46 +115,46 @@ impl Flags {
     /// # Errors
     /// If flags contradict each other.
     pub fn settings(self, port: Option<u16>) -> Result<Settings, config::Error> {
-        let trust = match (value(self.ca), value(self.server_fingerprint)) {
+        let trust = match (non_empty(self.ca), non_empty(self.server_fingerprint)) {
             (Some(_), Some(_)) => {
-                return Err(wrong("--server-fingerprint", "is of no use beside --ca: give one of them"));
+                return Err(flag_error("--server-fingerprint", "is of no use beside --ca: give one of them"));
             }
             (None, Some(fingerprint)) => ServerTrust::Fingerprint(fingerprint),
             (ca, None) => ServerTrust::Ca(ca.unwrap_or_else(|| CA_FILE.into())),
         };
-        let token = value(self.kubernetes_token);
-        let kind = value(self.proof).unwrap_or(ProofKind::Process);
-        let identity = match (value(self.cert), value(self.key), kind) {
+        let token = non_empty(self.kubernetes_token);
+        let kind = non_empty(self.proof).unwrap_or(ProofKind::Process);
+        let identity = match (non_empty(self.cert), non_empty(self.key), kind) {
             (Some(_), _, _) | (_, Some(_), _) if token.is_some() => {
-                return Err(wrong("--kubernetes-token", "is of no use beside --cert and --key: give one of them"));
+                return Err(flag_error("--kubernetes-token", "is of no use beside --cert and --key: give one of them"));
             }
             (Some(chain), Some(key), _) => CredentialSource::Files(CertificateFiles { chain, key }),
-            (Some(_), None, _) => return Err(wrong("--cert", "needs --key")),
-            (None, Some(_), _) => return Err(wrong("--key", "needs --cert")),
+            (Some(_), None, _) => return Err(flag_error("--cert", "needs --key")),
+            (None, Some(_), _) => return Err(flag_error("--key", "needs --cert")),
             (None, None, _) if token.is_some() => CredentialSource::Token(token.unwrap_or_default()),
             (None, None, ProofKind::Process) => CredentialSource::Enrol(ProofMethod::Process),
             (None, None, _) => CredentialSource::Enrol(ProofMethod::File(PROOF_DIRECTORY.into())),
         };
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(GATEWAY_PORT)));
-        let listen = value(self.listen).unwrap_or(listen);
+        let listen = non_empty(self.listen).unwrap_or(listen);
         if !self.unsafe_listen && !listen.ip().is_loopback() {
-            return Err(wrong("--listen", &agent::Error::NotLoopback(listen).to_string()));
+            return Err(flag_error("--listen", &agent::Error::NotLoopback(listen).to_string()));
         }
         Ok(Settings {
             listen,
             unsafe_listen: self.unsafe_listen,
-            sidecar: value(self.sidecar).unwrap_or_else(|| Endpoint { host: "gateway".into(), port: SIDECAR_PORT }),
-            server_name: value(self.server_name),
+            sidecar: non_empty(self.sidecar).unwrap_or_else(|| Endpoint { host: "gateway".into(), port: SIDECAR_PORT }),
+            server_name: non_empty(self.server_name),
             trust,
             identity,
-            token_out: value(self.token_out),
-            wait_limit: value(self.hold).unwrap_or(Duration::from_secs(10)),
+            token_out: non_empty(self.token_out),
+            wait_limit: non_empty(self.hold).unwrap_or(Duration::from_secs(10)),
         })
     }
 }
 
 /// Returns the error for a problem of `flag`.
-pub fn wrong(flag: &str, what: &str) -> config::Error {
+pub fn flag_error(flag: &str, what: &str) -> config::Error {
     config::Error(vec![Problem { place: flag.into(), what: what.into() }])
 }
 
@@ -162,7 +162,7 @@ pub fn wrong(flag: &str, what: &str) -> config::Error {
 ///
 /// # Errors
 /// If the runtime can't be created.
-pub fn runtime() -> Result<tokio::runtime::Runtime, super::error::Error> {
+pub fn create_runtime() -> Result<tokio::runtime::Runtime, super::error::Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.map_err(super::error::Error::io("starting the runtime"))
 }

@@ -53,7 +53,7 @@ pub enum Command {
         #[arg(long, value_name = "FILE", conflicts_with = "name")]
         password_file: Option<PathBuf>,
         /// Encryption of the PKCS#12 file: 3des, which every system imports, or aes256 for systems that refuse it
-        #[arg(long, value_name = "WORD", default_value = "3des", conflicts_with = "name", value_parser = encryption())]
+        #[arg(long, value_name = "WORD", default_value = "3des", conflicts_with = "name", value_parser = encryption_parser())]
         encryption: Encryption,
         /// How long it is valid, 397 days at most
         #[arg(long, value_name = "DURATION", default_value = "90days", value_parser = parse::issued_certificate_life)]
@@ -102,7 +102,7 @@ pub fn run(command: Command) -> Result<(), Error> {
         Command::Show { flags, json } => {
             let config = flags.load()?;
             let chain = config.tls.provided.as_ref().map(|pair| pair.chain.as_path());
-            show(&offline::show(&config.state_dir, chain)?, json)
+            print_report(&offline::show(&config.state_dir, chain)?, json)
         }
         Command::Export { flags, out } => {
             let state_dir = served_from(flags)?;
@@ -145,7 +145,7 @@ pub fn run(command: Command) -> Result<(), Error> {
         }
         Command::Rotate { flags, new_key } => {
             let key = if new_key { RotateKey::Replace } else { RotateKey::Keep };
-            show(&offline::rotate(&served_from(flags)?, key)?, false)
+            print_report(&offline::rotate(&served_from(flags)?, key)?, false)
         }
     }
 }
@@ -165,7 +165,7 @@ fn issue_user(
     let (content, description) = offline::issue_user(state_dir, user, &password, file)?;
     if file == Path::new("-") {
         output::print(&content)?;
-        output::line(&format!(
+        output::print_to_stderr(&format!(
             "issued to {}, valid until {}, serial {}",
             user.mail, description.not_after, description.serial
         ));
@@ -174,13 +174,13 @@ fn issue_user(
         output::print(description.to_string())?;
     }
     if password_file.is_none() {
-        output::line(&format!("password of this file, shown only now: {}", *password));
+        output::print_to_stderr(&format!("password of this file, shown only now: {}", *password));
     }
     Ok(())
 }
 
 /// Returns the parser of a PKCS#12 file's encryption.
-fn encryption() -> impl clap::builder::TypedValueParser<Value = Encryption> {
+fn encryption_parser() -> impl clap::builder::TypedValueParser<Value = Encryption> {
     PossibleValuesParser::new(["3des", "aes256"]).map(|word| match word.as_str() {
         "aes256" => Encryption::Aes256,
         _ => Encryption::TripleDes,
@@ -199,6 +199,6 @@ fn served_from(flags: Flags<Files>) -> Result<PathBuf, Error> {
     }
 }
 
-fn show(report: &offline::Report, json: bool) -> Result<(), Error> {
+fn print_report(report: &offline::Report, json: bool) -> Result<(), Error> {
     if json { output::print(format!("{:#}\n", serde_json::json!(report))) } else { output::print(report.to_string()) }
 }

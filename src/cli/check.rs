@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode, Stdio};
 use super::error::Error;
 use super::flags::Flags;
 use super::output;
-use super::table::{Tone, colours, paint};
+use super::table::{Tone, paint, stdout_gets_colours};
 use crate::check::fix::{self, Setting};
 use crate::check::{self, Finding, Report, Severity};
 
@@ -35,17 +35,21 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     let config = args.flags.load()?;
     let look = || check::run(&config, args.openclaw_config.as_deref()).map_err(Error::io("starting the runtime"));
     let mut report = look()?;
-    if args.fix && apply(&report, check::openclaw_file(&config, args.openclaw_config.as_deref()).as_deref())? {
+    if args.fix && apply_fixes(&report, check::openclaw_file(&config, args.openclaw_config.as_deref()).as_deref())? {
         report = look()?;
     }
-    let shown = if args.json { format!("{:#}\n", serde_json::json!(report)) } else { text(&report, colours()) };
+    let shown = if args.json {
+        format!("{:#}\n", serde_json::json!(report))
+    } else {
+        report_text(&report, stdout_gets_colours())
+    };
     output::print(shown)?;
     Ok(if report.has_errors() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Runs the commands that `--fix` may run without a decision of the operator. Returns whether it ran any.
-fn apply(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
-    let settings: Vec<Setting> = fix::settings(report).into_iter().filter(Setting::is_safe).collect();
+fn apply_fixes(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
+    let settings: Vec<Setting> = fix::settings_to_fix(report).into_iter().filter(Setting::is_safe).collect();
     if settings.is_empty() {
         output::print("nothing to set in the gateway's configuration by itself\n")?;
         return Ok(false);
@@ -85,10 +89,10 @@ fn apply(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
 /// The width of the first column, in characters.
 const LABEL: usize = 9;
 
-fn text(report: &Report, colours: bool) -> String {
+fn report_text(report: &Report, colours: bool) -> String {
     let mut text = String::new();
     for fine in &report.fine {
-        line(
+        push_line(
             &mut text,
             "ok",
             Tone::Good,
@@ -105,11 +109,11 @@ fn text(report: &Report, colours: bool) -> String {
             Severity::Warning => Tone::Fair,
             Severity::Note => Tone::Quiet,
         };
-        line(&mut text, finding.severity.label(), tone, &paint(finding.id, Tone::Strong, colours), colours);
+        push_line(&mut text, finding.severity.label(), tone, &paint(finding.id, Tone::Strong, colours), colours);
         for seen in &finding.seen {
-            line(&mut text, "", Tone::Plain, &paint(seen, Tone::Plain, colours), colours);
+            push_line(&mut text, "", Tone::Plain, &paint(seen, Tone::Plain, colours), colours);
         }
-        line(
+        push_line(
             &mut text,
             "",
             Tone::Plain,
@@ -117,7 +121,7 @@ fn text(report: &Report, colours: bool) -> String {
             colours,
         );
     }
-    let settings = fix::settings(report);
+    let settings = fix::settings_to_fix(report);
     if !settings.is_empty() {
         text.push_str(
             "\nThe same as commands, for where the gateway's own command runs; stop the gateway first, and start it \
@@ -138,7 +142,7 @@ fn text(report: &Report, colours: bool) -> String {
     text
 }
 
-fn line(text: &mut String, label: &str, tone: Tone, rest: &str, colours: bool) {
+fn push_line(text: &mut String, label: &str, tone: Tone, rest: &str, colours: bool) {
     let space = " ".repeat(LABEL.saturating_sub(label.len()));
     text.push_str(&format!("{}{space}{rest}\n", paint(label, tone, colours)));
 }
@@ -157,7 +161,7 @@ mod tests {
         report.find(&catalogue::DOCKER_WIDE, "GET /info is answered 200\x1b[2J", Remedy::words("put a filter"));
         report.sort();
         assert_eq!(
-            text(&report, false),
+            report_text(&report, false),
             "ok       gateway: 2026.9.6 answers at 127.0.0.1:18789\nwarning  docker-too-wide\n         GET /info is \
              answered 200\\u{1b}[2J\n         -> put a filter\nerror    gateway-exposed\n         172.18.0.2:18789 \
              answers in plain text\n         -> in openclaw.json set gateway.bind: \"loopback\"\n\nThe same as \

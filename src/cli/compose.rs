@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     tls_name: Vec<String>,
     /// The gateway's user in numbers, where its image has another one than 1000:1000
-    #[arg(long, value_name = "UID:GID", value_parser = user)]
+    #[arg(long, value_name = "UID:GID", value_parser = parse_user)]
     gateway_user: Option<String>,
     /// The gateway's openclaw.json, of which only gateway.auth.mode and userHeader are used
     /// [default: the one in the gateway's mounted state, if it is on this machine]
@@ -57,7 +57,7 @@ pub struct Args {
     check: bool,
 }
 
-fn user(text: &str) -> Result<String, String> {
+fn parse_user(text: &str) -> Result<String, String> {
     let number = |part: &str| part.parse::<u32>().is_ok();
     let right = text.split_once(':').map_or_else(|| number(text), |(user, group)| number(user) && number(group));
     if right { Ok(text.into()) } else { Err("is not UID:GID, in numbers".into()) }
@@ -102,7 +102,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         Ok(plan) => plan,
         Err(problems) => {
             for problem in &problems {
-                output::line(&render::remark_line(problem));
+                output::print_to_stderr(&render::remark_line(problem));
             }
             return Ok(ExitCode::FAILURE);
         }
@@ -120,7 +120,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         output::print(render::override_file(&plan))?;
     }
     for remark in plan.notes.iter().chain(&plan.left) {
-        output::line(&render::remark_line(remark));
+        output::print_to_stderr(&render::remark_line(remark));
     }
     Ok(if plan.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

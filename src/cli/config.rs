@@ -24,7 +24,7 @@ pub fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Show { flags } => {
             let layer = flags.merge();
-            validate::validate(&layer)?;
+            validate::to_config(&layer)?;
             output::print(show::show(&layer))
         }
         Command::Example => output::print(example::example()),

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::error::Error;
 use super::flags::{Flags, Selection};
 use super::output;
-use super::table::{Table, Tone, colours};
+use super::table::{Table, Tone, stdout_gets_colours};
 use crate::config::option::Key;
 use crate::openclaw::devices::{self, FILE};
 
@@ -59,14 +59,14 @@ pub fn run(Args { flags, json, command }: Args) -> Result<(), Error> {
     }
     let mut table = Table::new(&["device", "bound to", "since"]);
     for (device, entry) in known {
-        let since =
-            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(entry.since).min(now())).to_string();
+        let since = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(entry.since).min(unix_time()))
+            .to_string();
         let agent = entry.agent.unwrap_or_else(|| "-".into());
         table.row([(device, Tone::Plain), (agent, Tone::Plain), (since, Tone::Plain)]);
     }
-    output::print(table.render(colours()))
+    output::print(table.render(stdout_gets_colours()))
 }
 
-fn now() -> Duration {
+fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use super::agent_flags::{Flags, MaybeEmpty, maybe_empty, runtime, value, wrong};
+use super::agent_flags::{Flags, MaybeEmpty, create_runtime, flag_error, maybe_empty, non_empty};
 use super::error::Error;
 use super::flags::refuse_unknown_variables;
 use super::log;
@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, env = "LOOPGATE_GRACE", value_name = "DURATION", value_parser = maybe_empty(parse::duration))]
     grace: Option<MaybeEmpty<Duration>>,
     /// A further variable that gets the gateway's URL, ws://127.0.0.1:PORT; may be repeated
-    #[arg(long = "env", env = "LOOPGATE_ENV", value_name = "NAME", value_delimiter = ',', value_parser = variable)]
+    #[arg(long = "env", env = "LOOPGATE_ENV", value_name = "NAME", value_delimiter = ',', value_parser = parse_variable_name)]
     variables: Vec<String>,
     /// Do not pair OpenClaw's device identity in advance, which OpenClaw 2026.2 needs
     #[arg(long, env = "LOOPGATE_NO_PAIR", value_parser = clap::builder::FalseyValueParser::new())]
@@ -47,7 +47,7 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-fn variable(name: &str) -> Result<String, String> {
+fn parse_variable_name(name: &str) -> Result<String, String> {
     let legal = !name.is_empty() && !name.contains('=') && !name.contains('\0');
     if legal { Ok(name.into()) } else { Err("is not the name of an environment variable".into()) }
 }
@@ -63,14 +63,14 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     let port = match std::env::var("OPENCLAW_GATEWAY_PORT").ok().filter(|port| !port.is_empty()) {
         Some(port) => Some(
             parse::number(1..=u16::MAX)(&port)
-                .map_err(|what| wrong("OPENCLAW_GATEWAY_PORT", &format!("{port:?} {what}")))?,
+                .map_err(|what| flag_error("OPENCLAW_GATEWAY_PORT", &format!("{port:?} {what}")))?,
         ),
         None => None,
     };
     let settings = args.flags.settings(port)?;
-    let patience = value(args.wait).unwrap_or(Duration::from_secs(60));
-    let grace = value(args.grace).unwrap_or(Duration::from_secs(10));
-    let status = runtime()?.block_on(async {
+    let patience = non_empty(args.wait).unwrap_or(Duration::from_secs(60));
+    let grace = non_empty(args.grace).unwrap_or(Duration::from_secs(10));
+    let status = create_runtime()?.block_on(async {
         let mut signals = Signals::new().map_err(Error::io("taking signals"))?;
         let shutdown = Shutdown::new();
         let agent = agent::start(settings, &shutdown).await?;
@@ -80,7 +80,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
             signal = signals.wait_for_termination() => return Ok(exit_status_of(signal)),
         }
         let token = agent.state.borrow().token.clone();
-        let command = command(&args.command, &args.variables, agent.address, token.as_ref());
+        let command = build_command(&args.command, &args.variables, agent.address, token.as_ref());
         let status = supervise::run(command, &mut signals, grace).await?;
         shutdown.begin();
         shutdown.wait(DRAIN).await;
@@ -91,7 +91,9 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
 
 /// Waits until the gateway answers, and pairs OpenClaw's device in advance if this version of the gateway needs it.
 async fn wait_until_ready(agent: &Agent, patience: Duration, pair: bool) -> Result<(), Error> {
-    let answers = ready::wait(agent.address, patience).await.map_err(|error| agent.not_ready_error(patience, error))?;
+    let answers = ready::wait_until_ready(agent.address, patience)
+        .await
+        .map_err(|error| agent.not_ready_error(patience, error))?;
     info!(address = %agent.address, "the gateway answers");
     if pair && answers.needs_prepairing {
         let inherited = agent.state.borrow().token.clone();
@@ -141,7 +143,7 @@ fn is_node_host(command: &[OsString]) -> bool {
 }
 
 /// Returns the command of `words`, with the environment variables by which OpenClaw finds the gateway at `address`.
-fn command(words: &[OsString], variables: &[String], address: SocketAddr, token: Option<&Secret>) -> Command {
+fn build_command(words: &[OsString], variables: &[String], address: SocketAddr, token: Option<&Secret>) -> Command {
     let mut command = Command::new(PathBuf::from(&words[0]));
     command
         .args(&words[1..])
@@ -177,7 +179,7 @@ mod tests {
     fn the_environment_is_what_openclaws_clients_read() {
         let token = Secret::new("my-token".to_owned());
         let words = ["true".into()];
-        let command = command(&words, &["GATEWAY".into()], "127.0.0.1:3000".parse().unwrap(), Some(&token));
+        let command = build_command(&words, &["GATEWAY".into()], "127.0.0.1:3000".parse().unwrap(), Some(&token));
         let mut variables: Vec<_> =
             command.get_envs().map(|(k, v)| (k.to_str().unwrap(), v.map(|v| v.to_str().unwrap()))).collect();
         variables.sort_unstable();

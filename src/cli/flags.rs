@@ -111,12 +111,12 @@ static VARIABLES_OF_COMMANDS: OnceLock<BTreeSet<String>> = OnceLock::new();
 
 /// Stores the variables of `command` and its subcommands. Must be called once, before any command runs.
 pub fn set_variables_of_commands(command: &clap::Command) {
-    fn collect(command: &clap::Command, into: &mut BTreeSet<String>) {
+    fn collect_variables(command: &clap::Command, into: &mut BTreeSet<String>) {
         into.extend(command.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())));
-        command.get_subcommands().for_each(|command| collect(command, into));
+        command.get_subcommands().for_each(|command| collect_variables(command, into));
     }
     let mut variables = BTreeSet::new();
-    collect(command, &mut variables);
+    collect_variables(command, &mut variables);
     let _ = VARIABLES_OF_COMMANDS.set(variables);
 }
 
@@ -125,13 +125,13 @@ fn read_environment() -> Layer {
     environment::read(std::env::vars_os(), VARIABLES_OF_COMMANDS.get().unwrap_or(&NONE))
 }
 
-fn argument(key: &'static Key) -> Arg {
+fn argument_of_key(key: &'static Key) -> Arg {
     let help = match key.default {
         Some(default) if key.form != Form::Switch => format!("{} [default: {default}]", key.help),
         _ => key.help.into(),
     };
     let unavailable = key.flag == "otel-endpoint" && !cfg!(feature = "otel");
-    let arg = Arg::new(key.flag).long(key.flag).help(help).help_heading(heading(key.table())).hide(unavailable);
+    let arg = Arg::new(key.flag).long(key.flag).help(help).help_heading(table_heading(key.table())).hide(unavailable);
     match key.form {
         Form::Switch => arg
             .value_name("BOOL")
@@ -154,7 +154,7 @@ fn argument(key: &'static Key) -> Arg {
     }
 }
 
-fn heading(table: &'static str) -> &'static str {
+fn table_heading(table: &'static str) -> &'static str {
     match table {
         "gateway" => "Gateway",
         "listen" => "Listening",
@@ -179,7 +179,7 @@ impl<S: Selection> clap::Args for Flags<S> {
             .help_heading(GENERAL)
             .value_parser(value_parser!(OsString))
             .help("TOML file; flags and environment variables override it");
-        command.arg(config).args(KEYS.iter().filter(|key| S::takes(key)).map(argument))
+        command.arg(config).args(KEYS.iter().filter(|key| S::takes(key)).map(argument_of_key))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {

@@ -21,7 +21,7 @@ pub struct Logging {
 impl Logging {
     /// Applies `log.level`, and opens the audit log again.
     pub fn update(&self, log: &Log) {
-        let _ = self.filter.reload(filter(log));
+        let _ = self.filter.reload(level_filter(log));
         self.audit.iter().for_each(AuditLog::reopen);
     }
 
@@ -31,7 +31,7 @@ impl Logging {
     }
 }
 
-fn filter(log: &Log) -> Targets {
+fn level_filter(log: &Log) -> Targets {
     // The level was validated with the configuration, so the fallback should never be used.
     let targets: Targets = log.level.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
     targets.with_target(audit::TARGET, LevelFilter::OFF)
@@ -46,20 +46,20 @@ pub fn init(log: &Log) -> Result<Logging, Error> {
         AuditLog::open(path).map_err(Error::io(format!("opening the audit log {}", path.display())))
     };
     let audit = log.audit.as_ref().map(open).transpose()?;
-    let (filter, handle) = reload::Layer::new(filter(log));
+    let (filter, handle) = reload::Layer::new(level_filter(log));
     let _ = match audit.clone() {
         // A filter for the whole subscriber costs less than a filter for one layer.
-        None => tracing_subscriber::registry().with(filter).with(lines(log)).try_init(),
+        None => tracing_subscriber::registry().with(filter).with(log_line_layer(log)).try_init(),
         Some(audit) => {
             let audit = audit.with_filter(Targets::new().with_target(audit::TARGET, LevelFilter::INFO));
-            tracing_subscriber::registry().with(lines(log).with_filter(filter)).with(audit).try_init()
+            tracing_subscriber::registry().with(log_line_layer(log).with_filter(filter)).with(audit).try_init()
         }
     };
     Ok(Logging { filter: handle, audit })
 }
 
 /// Returns the layer that writes log lines.
-fn lines<S>(log: &Log) -> Box<dyn Layer<S> + Send + Sync>
+fn log_line_layer<S>(log: &Log) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {

@@ -101,7 +101,7 @@ pub fn main() -> ExitCode {
         Command::AttestProof(args) => Ok(attest_proof::run(&args)),
     });
     ended.unwrap_or_else(|error| {
-        output::error(&error);
+        output::print_error(&error);
         error.status().into()
     })
 }

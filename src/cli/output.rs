@@ -26,14 +26,14 @@ pub fn print_to_reader(bytes: impl AsRef<[u8]>) -> Result<bool, Error> {
 }
 
 /// Writes an error to standard error: one line with its causes, or a line for each problem of the configuration.
-pub fn error(error: &Error) {
+pub fn print_error(error: &Error) {
     if let Error::Config(crate::config::Error(problems)) = error {
         for problem in problems {
-            line(&problem.to_string());
+            print_to_stderr(&problem.to_string());
         }
         return;
     }
-    line(&error_chain(error));
+    print_to_stderr(&error_chain(error));
 }
 
 /// Handles an error of clap: prints the help or the version if that was asked for, else one line with the
@@ -47,7 +47,7 @@ pub fn report_usage(error: &clap::Error) -> ExitCode {
         UsageKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
         }
-        _ => line(&in_one_line(&error.to_string())),
+        _ => print_to_stderr(&in_one_line(&error.to_string())),
     }
     ExitCode::from(2)
 }
@@ -65,7 +65,7 @@ fn in_one_line(message: &str) -> String {
 }
 
 /// Writes one line to standard error, prefixed with `loopgate: `.
-pub fn line(text: &str) {
+pub fn print_to_stderr(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "loopgate: {text}");
 }
 

@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         .map_err(Error::io("starting the runtime"))?;
     let paired = runtime.block_on(async {
         if let Some(limit) = args.wait {
-            ready::wait(args.url, limit).await.map_err(|source| Error::NoGateway {
+            ready::wait_until_ready(args.url, limit).await.map_err(|source| Error::NoGateway {
                 address: args.url,
                 limit,
                 source,
@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         };
         paired.map_err(|error| match error {
             pair::Error::NeedsApproval { request } => {
-                Error::NeedsApproval(approve::advice(&args.identity, request.as_deref()))
+                Error::NeedsApproval(approve::approval_advice(&args.identity, request.as_deref()))
             }
             error => error.into(),
         })

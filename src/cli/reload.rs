@@ -25,12 +25,12 @@ pub struct Args {
 /// Asks the sidecar to reload, and prints the outcome.
 pub fn run(args: Args) -> Result<(), Error> {
     // Only the admin address is validated here: the sidecar reports other invalid options.
-    let admin = validate::admin(&args.flags.merge())?.ok_or(Error::ReloadWithoutAdmin)?;
-    let outcome = client::reload(admin)?;
+    let admin = validate::admin_address(&args.flags.merge())?.ok_or(Error::ReloadWithoutAdmin)?;
+    let outcome = client::request_reload(admin)?;
     if args.json {
         output::print(format!("{:#}\n", serde_json::json!(outcome)))?;
     } else if outcome.error.is_none() {
-        output::print(text(&outcome))?;
+        output::print(outcome_text(&outcome))?;
     }
     match outcome.error {
         Some(error) => Err(Error::ReloadRejected(error)),
@@ -38,7 +38,7 @@ pub fn run(args: Args) -> Result<(), Error> {
     }
 }
 
-fn text(outcome: &Outcome) -> String {
+fn outcome_text(outcome: &Outcome) -> String {
     let mut text = if outcome.applied.is_empty() {
         "reloaded; no option changed\n".to_owned()
     } else {
@@ -56,14 +56,14 @@ mod tests {
 
     #[test]
     fn the_outcome_names_what_changed_and_what_needs_a_restart() {
-        assert_eq!(text(&Outcome::default()), "reloaded; no option changed\n");
+        assert_eq!(outcome_text(&Outcome::default()), "reloaded; no option changed\n");
         let outcome = Outcome {
             applied: vec!["external".into(), "log".into()],
             needs_restart: vec!["admin".into()],
             error: None,
         };
         assert_eq!(
-            text(&outcome),
+            outcome_text(&outcome),
             "reloaded; changed: external, log\nthese options changed but need a restart: admin\n"
         );
     }

@@ -8,7 +8,7 @@ use super::error::Error;
 use super::flags::Flags;
 use super::healthcheck::Admin;
 use super::output;
-use super::table::{Table, Tone, colours, paint};
+use super::table::{Table, Tone, paint, stdout_gets_colours};
 use crate::admin::client;
 use crate::admin::status::{Connection, Status, format_seconds};
 use crate::config::validate;
@@ -33,9 +33,9 @@ const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 
 /// Prints the status once, or repeatedly.
 pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
-    let admin = validate::admin(&flags.merge_if_named_file_is_right()?)?.ok_or(client::Error::Off)?;
+    let admin = validate::admin_address(&flags.merge_if_named_file_is_right()?)?.ok_or(client::Error::Off)?;
     let clear = if std::io::stdout().is_terminal() && !json { CLEAR } else { "" };
-    let mut shown = show(&client::status(admin)?, json, watch);
+    let mut shown = format_status(&client::fetch_status(admin)?, json, watch);
     loop {
         if !watch {
             return output::print(shown);
@@ -46,20 +46,24 @@ pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
         }
         std::thread::sleep(PAUSE);
         // While the sidecar restarts, the text shows the error; with JSON, the command ends.
-        shown = match client::status(admin) {
-            Ok(status) => show(&status, json, watch),
+        shown = match client::fetch_status(admin) {
+            Ok(status) => format_status(&status, json, watch),
             Err(error) if json => return Err(error.into()),
             Err(error) => format!("{error}\n"),
         };
     }
 }
 
-fn show(status: &Status, as_json: bool, on_one_line: bool) -> String {
+fn format_status(status: &Status, as_json: bool, on_one_line: bool) -> String {
     let json = || if on_one_line { serde_json::to_string(status) } else { serde_json::to_string_pretty(status) };
-    if as_json { json().map(|json| json + "\n").unwrap_or_default() } else { text(status, colours()) }
+    if as_json {
+        json().map(|json| json + "\n").unwrap_or_default()
+    } else {
+        status_text(status, stdout_gets_colours())
+    }
 }
 
-fn text(status: &Status, colours: bool) -> String {
+fn status_text(status: &Status, colours: bool) -> String {
     let mut text = String::new();
     let verdict =
         if status.ready { paint("ready", Tone::Good, colours) } else { paint("not ready", Tone::Bad, colours) };
@@ -75,12 +79,12 @@ fn text(status: &Status, colours: bool) -> String {
             paint(&format!("last reload rejected, old configuration still in use: {problem}"), Tone::Bad, colours)
         );
     }
-    text.push_str(&summary(status).render(colours));
+    text.push_str(&summary_table(status).render(colours));
     let mut section = |title: &str, table: Table| {
         let _ = write!(text, "\n{}\n{}", paint(title, Tone::Strong, colours), table.render(colours));
     };
     if !status.agents.is_empty() {
-        section("Agents", agents(status));
+        section("Agents", agents_table(status));
     }
     if !status.not_agents.is_empty() {
         let mut table = Table::default();
@@ -90,7 +94,7 @@ fn text(status: &Status, colours: bool) -> String {
         section("Labelled, but not agents", table);
     }
     if !status.connections.is_empty() {
-        section("Connections", connections(&status.connections));
+        section("Connections", connections_table(&status.connections));
     }
     let left_out = (status.lanes.agent + status.lanes.external).saturating_sub(status.connections.len());
     if left_out > 0 {
@@ -99,7 +103,7 @@ fn text(status: &Status, colours: bool) -> String {
     text
 }
 
-fn summary(status: &Status) -> Table {
+fn summary_table(status: &Status) -> Table {
     let mut table = Table::default();
     let mut line = |name: &str, value: String, tone: Tone| table.row([(name.to_owned(), Tone::Quiet), (value, tone)]);
     line(
@@ -160,7 +164,7 @@ fn summary(status: &Status) -> Table {
     table
 }
 
-fn agents(status: &Status) -> Table {
+fn agents_table(status: &Status) -> Table {
     let heading = if status.discovery.source().0 == "Kubernetes" { "POD" } else { "CONTAINER" };
     let mut table = Table::new(&[heading, "ADDRESSES", "PROOF", "CONNECTIONS", "SCOPES"]);
     for agent in &status.agents {
@@ -177,7 +181,7 @@ fn agents(status: &Status) -> Table {
     table
 }
 
-fn connections(connections: &[Connection]) -> Table {
+fn connections_table(connections: &[Connection]) -> Table {
     let mut table = Table::new(&["PEER", "LANE", "FOR", "PROTOCOL", "WHO"]);
     for connection in connections {
         let lane = if connection.lane == "agent" { Tone::Good } else { Tone::Plain };
@@ -202,7 +206,7 @@ mod tests {
 
     #[test]
     fn the_status_is_shown_as_text() {
-        let shown = text(&example(), false);
+        let shown = status_text(&example(), false);
         for part in [
             "loopgate 0.1.0 is ready, up 1h 2m\n",
             "  listening      172.18.0.2:18789\n",
@@ -230,7 +234,7 @@ mod tests {
         status.not_listening = vec!["nope0:28444".into()];
         status.certificate.problem = Some("disk full".into());
         status.lanes.external = 2001;
-        let shown = text(&status, false);
+        let shown = status_text(&status, false);
         for part in [
             "is not ready",
             "  stopping\n",

@@ -21,13 +21,13 @@ pub enum Tone {
 
 /// Returns whether standard output gets colours: if it is a terminal, and `NO_COLOR` is unset or empty
 /// (<https://no-color.org>).
-pub fn colours() -> bool {
+pub fn stdout_gets_colours() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Returns `text` in the colour of `tone`, or without colour unless `colours`. Control characters are escaped.
 pub fn paint(text: &str, tone: Tone, colours: bool) -> String {
-    let text = visible(text);
+    let text = escape_control_characters(text);
     let code = match tone {
         _ if !colours => return text,
         Tone::Plain => return text,
@@ -41,7 +41,7 @@ pub fn paint(text: &str, tone: Tone, colours: bool) -> String {
 }
 
 /// Escapes control characters, which could command the terminal.
-fn visible(text: &str) -> String {
+fn escape_control_characters(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
 }
 
@@ -61,7 +61,7 @@ impl Table {
 
     /// Adds a row.
     pub fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = (T, Tone)>) {
-        self.rows.push(cells.into_iter().map(|(text, tone)| (visible(&text.into()), tone)).collect());
+        self.rows.push(cells.into_iter().map(|(text, tone)| (escape_control_characters(&text.into()), tone)).collect());
     }
 
     /// Returns the rows as lines, indented by two spaces. The last cell of a row does not widen its column.

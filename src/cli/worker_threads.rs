@@ -14,13 +14,13 @@ const VARIABLE: &str = "TOKIO_WORKER_THREADS";
 /// # Errors
 /// If its value is not a number from 1 to 1024.
 pub fn check() -> Result<(), Error> {
-    match std::env::var_os(VARIABLE).as_deref().map(problem) {
+    match std::env::var_os(VARIABLE).as_deref().map(why_invalid) {
         None | Some(None) => Ok(()),
         Some(Some(what)) => Err(config::Error(vec![Problem { place: VARIABLE.into(), what }]).into()),
     }
 }
 
-fn problem(value: &OsStr) -> Option<String> {
+fn why_invalid(value: &OsStr) -> Option<String> {
     // tokio accepts any number but 0. More than 1024 threads are surely a mistake.
     let text = value.to_string_lossy();
     parse::number::<usize>(1..=1024)(&text).err().map(|what| format!("{text:?} {what}"))
@@ -32,9 +32,9 @@ mod tests {
 
     #[test]
     fn only_what_tokio_takes_passes() {
-        assert_eq!(problem("2".as_ref()), None);
+        assert_eq!(why_invalid("2".as_ref()), None);
         for text in ["", "0", "two", "-1"] {
-            assert_eq!(problem(text.as_ref()), Some(format!("{text:?} is not a number from 1 to 1024")));
+            assert_eq!(why_invalid(text.as_ref()), Some(format!("{text:?} is not a number from 1 to 1024")));
         }
     }
 }

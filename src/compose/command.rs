@@ -19,7 +19,7 @@ const SECRET: [&str; 5] = ["token", "password", "secret", "key", "passphrase"];
 /// Returns whether these words start a gateway: `openclaw gateway`, also in a shell's script, but not a
 /// command that talks to a gateway, such as `openclaw gateway call`.
 pub fn starts_gateway<'a>(words: impl Iterator<Item = &'a str>) -> bool {
-    let words: Vec<&str> = words.flat_map(str::split_whitespace).map(unquoted).collect();
+    let words: Vec<&str> = words.flat_map(str::split_whitespace).map(trim_quotes).collect();
     words.iter().enumerate().any(|(at, word)| {
         *word == "gateway"
             && at > 0
@@ -40,16 +40,16 @@ fn is_plain(word: &str) -> bool {
 /// Returns the words before `gateway`, with which the image also runs other commands of the CLI. Returns
 /// `None` if there are no such words, if they are in a script, or if one of them is a secret, because they
 /// are written into the override.
-pub fn cli(words: &[String]) -> Option<&[String]> {
+pub fn words_before_gateway(words: &[String]) -> Option<&[String]> {
     let at = words.iter().position(|word| word == "gateway")?;
     let before = &words[..at];
-    let has_secret = secret(&before.iter().map(String::as_str).collect::<Vec<_>>()).is_some();
-    (at > 0 && script(words).is_none() && !has_secret).then_some(before)
+    let has_secret = name_of_secret(&before.iter().map(String::as_str).collect::<Vec<_>>()).is_some();
+    (at > 0 && script_index(words).is_none() && !has_secret).then_some(before)
 }
 
 /// Returns the value of the last `--port` in these words.
-pub fn port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
-    let words: Vec<&str> = words.flat_map(str::split_whitespace).map(unquoted).collect();
+pub fn last_port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
+    let words: Vec<&str> = words.flat_map(str::split_whitespace).map(trim_quotes).collect();
     let separate = words.windows(2).rev().find(|pair| pair[0] == "--port").map(|pair| pair[1]);
     separate
         .or_else(|| words.iter().rev().find_map(|word| word.strip_prefix("--port=")))
@@ -59,15 +59,16 @@ pub fn port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
 /// Rewrites `words` so that the gateway listens on loopback: any `--bind` becomes `--bind loopback`, and
 /// `--force` is removed, because it ends every program that listens on the gateway's port number.
 pub fn rewrite(words: &[String]) -> Rewritten {
-    let (index, old, separator) = match script(words) {
-        Some(at) => (Some(at), pieces(&words[at]), ""),
+    let (index, old, separator) = match script_index(words) {
+        Some(at) => (Some(at), split_keeping_spaces(&words[at]), ""),
         None => (None, words.iter().map(String::as_str).collect(), " "),
     };
-    let new = loopback(&old);
+    let new = bind_to_loopback(&old);
     if new == old {
         return Rewritten::Same;
     }
-    if let Some(name) = secret(&old.iter().copied().filter(|word| !word.trim().is_empty()).collect::<Vec<_>>()) {
+    if let Some(name) = name_of_secret(&old.iter().copied().filter(|word| !word.trim().is_empty()).collect::<Vec<_>>())
+    {
         return Rewritten::Refused(format!(
             "has --bind or --force, and the value of {name}, which loopgate does not write into a file: \
              give it as an environment variable (OPENCLAW_GATEWAY_TOKEN) instead"
@@ -84,7 +85,7 @@ pub fn rewrite(words: &[String]) -> Rewritten {
 }
 
 /// Returns the index of a shell's script among `words`.
-fn script(words: &[String]) -> Option<usize> {
+fn script_index(words: &[String]) -> Option<usize> {
     let shell = words.iter().position(|word| SHELLS.contains(&word.rsplit('/').next().unwrap_or(word)))?;
     let option = words[shell + 1..]
         .iter()
@@ -94,7 +95,7 @@ fn script(words: &[String]) -> Option<usize> {
 }
 
 /// Splits `script` into words and the white space between them, and keeps both.
-fn pieces(script: &str) -> Vec<&str> {
+fn split_keeping_spaces(script: &str) -> Vec<&str> {
     let mut pieces = Vec::new();
     let mut rest = script;
     while let Some(first) = rest.chars().next() {
@@ -105,7 +106,7 @@ fn pieces(script: &str) -> Vec<&str> {
     pieces
 }
 
-fn loopback<'a>(pieces: &[&'a str]) -> Vec<&'a str> {
+fn bind_to_loopback<'a>(pieces: &[&'a str]) -> Vec<&'a str> {
     let mut new: Vec<&str> = Vec::new();
     let mut bind = false;
     for piece in pieces {
@@ -129,10 +130,11 @@ fn loopback<'a>(pieces: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// The name of a secret that is among these words with its value.
-fn secret(words: &[&str]) -> Option<String> {
+fn name_of_secret(words: &[&str]) -> Option<String> {
     let names = |word: &str| {
-        let name = unquoted(word).trim_start_matches('-').to_ascii_lowercase();
-        (!name.contains('/') && SECRET.iter().any(|ending| name.ends_with(ending))).then(|| unquoted(word).to_owned())
+        let name = trim_quotes(word).trim_start_matches('-').to_ascii_lowercase();
+        (!name.contains('/') && SECRET.iter().any(|ending| name.ends_with(ending)))
+            .then(|| trim_quotes(word).to_owned())
     };
     let literal = |value: &str| {
         let value = value.trim_start_matches(['"', '\'']);
@@ -146,7 +148,7 @@ fn secret(words: &[&str]) -> Option<String> {
     joined.and_then(|(name, _)| names(name)).or_else(|| separate().and_then(|pair| names(pair[0])))
 }
 
-fn unquoted(word: &str) -> &str {
+fn trim_quotes(word: &str) -> &str {
     word.trim_matches(['"', '\'', ';', '(', ')', '&'])
 }
 
@@ -186,7 +188,7 @@ mod tests {
             (&["run-as", "--token", "hunter2", "node", "dist/index.js", "gateway"], None),
             (&["gateway"], None),
         ] {
-            assert_eq!(cli(&words(line)), expected.map(words).as_deref(), "{line:?}");
+            assert_eq!(words_before_gateway(&words(line)), expected.map(words).as_deref(), "{line:?}");
         }
     }
 
@@ -199,7 +201,7 @@ mod tests {
             (&["--port", "x"], None),
             (&["gateway"], None),
         ] {
-            assert_eq!(port(line.iter().copied()), expected, "{line:?}");
+            assert_eq!(last_port(line.iter().copied()), expected, "{line:?}");
         }
     }
 

@@ -80,7 +80,7 @@ pub fn is_front(service: &Service) -> bool {
 }
 
 /// Returns the keys of `service` whose values contain `port` of one of the gateway's `names`.
-pub fn dials(service: &Service, names: &[String], port: u16) -> Vec<String> {
+pub fn keys_that_dial(service: &Service, names: &[String], port: u16) -> Vec<String> {
     let dials = |text: &str| {
         names.iter().any(|name| {
             let address = format!("{name}:{port}");
@@ -172,7 +172,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(
-            dials(&service, &["claw".into()], 18789),
+            keys_that_dial(&service, &["claw".into()], 18789),
             ["command", "environment.URL", "labels.caddy.reverse_proxy"]
         );
     }

@@ -37,7 +37,7 @@ pub fn parse(text: &str) -> Result<Project, String> {
         return Err("has no services: give it what `docker compose config --format json` prints".into());
     };
     for (name, service) in services {
-        if let Err(key) = readable(service) {
+        if let Err(key) = check_readable(service) {
             return Err(format!("services.{name}{key} is not as `docker compose config --format json` prints it"));
         }
     }
@@ -45,7 +45,7 @@ pub fn parse(text: &str) -> Result<Project, String> {
 }
 
 /// Checks that each key of a service can be parsed. The error is the first key that can't be.
-fn readable(service: &serde_json::Value) -> Result<(), String> {
+fn check_readable(service: &serde_json::Value) -> Result<(), String> {
     let Some(entries) = service.as_object() else { return Err(String::new()) };
     for (key, value) in entries {
         let one = serde_json::json!({ key: value });

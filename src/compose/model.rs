@@ -96,7 +96,7 @@ impl Service {
 
 impl Port {
     /// Returns this port in compose's short form, with `target` as the container's port.
-    pub fn short(&self, target: u16) -> String {
+    pub fn short_form(&self, target: u16) -> String {
         let mut text = String::new();
         match self.host_ip.as_deref() {
             Some(ip) if ip.contains(':') => text.push_str(&format!("[{ip}]:")),
@@ -138,7 +138,7 @@ mod tests {
             (r#"{"target":1,"published":"8000-8005"}"#, "8000-8005:18443"),
         ];
         for (json, expected) in table {
-            assert_eq!(port(json).short(18443), expected);
+            assert_eq!(port(json).short_form(18443), expected);
         }
     }
 }

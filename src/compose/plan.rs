@@ -61,13 +61,13 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
     check_named_services(project, name, options)?;
     let mut problems = Vec::new();
     let port = gateway_port(gateway);
-    let (namespace, legacy_bridge) = match namespace(name, gateway, options) {
+    let (namespace, legacy_bridge) = match choose_namespace(name, gateway, options) {
         Ok(namespace) => namespace,
         Err(what) => return Err(vec![Remark { key: format!("services.{name}.network_mode"), what }]),
     };
-    let (entrypoint, command) = commands(name, gateway, &mut problems);
+    let (entrypoint, command) = rewritten_commands(name, gateway, &mut problems);
     let user = gateway_user(name, gateway, options, &mut problems);
-    unjoinable(name, gateway, &namespace, &mut problems);
+    refuse_unjoinable_keys(name, gateway, &namespace, &mut problems);
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -96,7 +96,7 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
             .clone()
             .unwrap_or_else(|| format!("${{LOOPGATE_IMAGE:-ghcr.io/loopgate/loopgate:{}}}", env!("CARGO_PKG_VERSION"))),
         profiles: gateway.profiles.clone(),
-        cli: cli(gateway),
+        cli: cli_command(gateway),
         sign_in: options.sign_in.clone(),
         left: Vec::new(),
         notes: Vec::new(),
@@ -108,10 +108,10 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
         }
     }
     plan.public_url = public_url(&plan, gateway, options);
-    let joined = joined(project, &plan, gateway, options);
-    plan.joins(name, gateway);
+    let joined = services_in_namespace(project, &plan, gateway, options);
+    plan.join_namespace(name, gateway);
     for service in &joined {
-        plan.joins(service, &project.services[*service]);
+        plan.join_namespace(service, &project.services[*service]);
     }
     plan.gateways_environment(gateway);
     plan.take_over(name, gateway);
@@ -136,12 +136,12 @@ fn check_named_services(project: &Project, gateway: &str, options: &Options) -> 
 
 fn gateway_port(gateway: &Service) -> u16 {
     let variable = || gateway.variable("OPENCLAW_GATEWAY_PORT").and_then(|port| port.parse().ok());
-    command::port(gateway.words()).or_else(variable).unwrap_or(GATEWAY_PORT)
+    command::last_port(gateway.words()).or_else(variable).unwrap_or(GATEWAY_PORT)
 }
 
 /// Returns the network namespace of loopgate and the gateway, and whether the pause container is on Docker's
 /// default bridge.
-fn namespace(name: &str, gateway: &Service, options: &Options) -> Result<(Namespace, bool), String> {
+fn choose_namespace(name: &str, gateway: &Service, options: &Options) -> Result<(Namespace, bool), String> {
     match gateway.network_mode.as_deref().unwrap_or("default") {
         "none" => Err("is none: nothing could reach loopgate".into()),
         "host" => Ok((Namespace::Joined("host".into()), false)),
@@ -153,7 +153,11 @@ fn namespace(name: &str, gateway: &Service, options: &Options) -> Result<(Namesp
     }
 }
 
-fn commands(name: &str, gateway: &Service, problems: &mut Vec<Remark>) -> (Option<Vec<String>>, Option<Vec<String>>) {
+fn rewritten_commands(
+    name: &str,
+    gateway: &Service,
+    problems: &mut Vec<Remark>,
+) -> (Option<Vec<String>>, Option<Vec<String>>) {
     let mut rewrite = |key: &str, words: Option<&Vec<String>>| match words.map(|words| command::rewrite(words)) {
         Some(Rewritten::Changed(words)) => Some(words),
         Some(Rewritten::Refused(what)) => {
@@ -188,7 +192,7 @@ fn gateway_user(name: &str, gateway: &Service, options: &Options, problems: &mut
 
 /// Adds a problem for each key that the engine refuses in a container that joins another's namespace, and
 /// that can't be moved to the owner.
-fn unjoinable(name: &str, gateway: &Service, namespace: &Namespace, problems: &mut Vec<Remark>) {
+fn refuse_unjoinable_keys(name: &str, gateway: &Service, namespace: &Namespace, problems: &mut Vec<Remark>) {
     if *namespace != Namespace::Pause {
         return;
     }
@@ -255,13 +259,13 @@ fn public_url(plan: &Plan, gateway: &Service, options: &Options) -> String {
     if port == "443" { format!("https://{host}") } else { format!("https://{host}:{port}") }
 }
 
-fn cli(gateway: &Service) -> Vec<String> {
-    let words = gateway.command.as_deref().and_then(command::cli);
+fn cli_command(gateway: &Service) -> Vec<String> {
+    let words = gateway.command.as_deref().and_then(command::words_before_gateway);
     words.map_or_else(|| vec!["node".into(), "openclaw.mjs".into()], <[String]>::to_vec)
 }
 
 /// Returns the services that share the gateway's namespace after the change.
-fn joined<'a>(project: &'a Project, plan: &Plan, gateway: &Service, options: &Options) -> Vec<&'a str> {
+fn services_in_namespace<'a>(project: &'a Project, plan: &Plan, gateway: &Service, options: &Options) -> Vec<&'a str> {
     let inside = format!("service:{}", plan.gateway);
     let joins = |name: &str, service: &Service| {
         if name == plan.gateway || options.agents.iter().any(|agent| agent == name) {
@@ -275,7 +279,7 @@ fn joined<'a>(project: &'a Project, plan: &Plan, gateway: &Service, options: &Op
 }
 
 impl Plan {
-    fn joins(&mut self, name: &str, service: &Service) {
+    fn join_namespace(&mut self, name: &str, service: &Service) {
         let is_gateway = name == self.gateway;
         let stays = self.namespace != Namespace::Pause;
         if stays && (is_gateway || service.network_mode.is_some()) {
@@ -322,7 +326,7 @@ impl Plan {
             return;
         }
         let is_gateway = name == self.gateway;
-        let ports: Vec<String> = service.ports.iter().map(|port| self.published(is_gateway, port)).collect();
+        let ports: Vec<String> = service.ports.iter().map(|port| self.published_port(is_gateway, port)).collect();
         self.ports.extend(ports);
         for (network, settings) in &service.networks {
             let settings = settings.as_object().cloned().unwrap_or_default();
@@ -343,8 +347,8 @@ impl Plan {
         }
     }
 
-    fn published(&self, is_gateway: bool, port: &Port) -> String {
+    fn published_port(&self, is_gateway: bool, port: &Port) -> String {
         let gateways = is_gateway && port.target == self.port && port.is_tcp();
-        port.short(if gateways { self.listen } else { port.target })
+        port.short_form(if gateways { self.listen } else { port.target })
     }
 }

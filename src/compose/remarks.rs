@@ -11,12 +11,12 @@ pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str
     let mut remarks = Remarks { plan, left: Vec::new(), notes: Vec::new() };
     for (name, service) in &project.services {
         let is_inside = *name == plan.gateway || joined.contains(&name.as_str());
-        remarks.of_dialling(name, service, dialled, is_inside);
-        remarks.of_service(name, service, gateway, is_inside);
+        remarks.add_for_dialling(name, service, dialled, is_inside);
+        remarks.add_for_service(name, service, gateway, is_inside);
     }
-    remarks.of_fronts_labels(gateway);
-    remarks.of_gateway(gateway);
-    remarks.of_sign_in();
+    remarks.add_for_front_labels(gateway);
+    remarks.add_for_gateway(gateway);
+    remarks.add_for_sign_in();
     let Remarks { left, notes, .. } = remarks;
     plan.left.extend(left);
     plan.notes.extend(notes);
@@ -33,9 +33,9 @@ struct Remarks<'a> {
 
 impl Remarks<'_> {
     /// Adds a remark for each key with which a service dials the gateway in plain text.
-    fn of_dialling(&mut self, name: &str, service: &Service, dialled: &[String], is_inside: bool) {
+    fn add_for_dialling(&mut self, name: &str, service: &Service, dialled: &[String], is_inside: bool) {
         let plan = self.plan;
-        for key in find::dials(service, dialled, plan.port) {
+        for key in find::keys_that_dial(service, dialled, plan.port) {
             if plan.agents.iter().any(|agent| agent == name) || key == "environment.OPENCLAW_GATEWAY_URL" && is_inside {
                 continue;
             }
@@ -48,7 +48,7 @@ impl Remarks<'_> {
                 format!(
                     "dials the gateway in plain text: lead it to {} (wss for WebSockets), with loopgate's CA \
                      (`loopgate cert export`)",
-                    self.address()
+                    self.loopgate_url()
                 )
             };
             self.left.push(remark(name, &key, what));
@@ -57,7 +57,7 @@ impl Remarks<'_> {
 
     /// Adds remarks about a service that shares the gateway's loopback, or is a reverse proxy, a node
     /// host or an agent.
-    fn of_service(&mut self, name: &str, service: &Service, gateway: &Service, is_inside: bool) {
+    fn add_for_service(&mut self, name: &str, service: &Service, gateway: &Service, is_inside: bool) {
         let plan = self.plan;
         let (is_gateway, is_owner) = (name == plan.gateway, plan.network_mode() == format!("service:{name}"));
         if is_inside && !is_gateway && !find::is_cli(service, gateway) {
@@ -67,7 +67,7 @@ impl Remarks<'_> {
             let what = format!(
                 "is a proxy: if it leads to the gateway, lead it to {} with loopgate's CA, give it a fixed address, \
                  and name that address in LOOPGATE_TRUSTED_PROXY",
-                self.address()
+                self.loopgate_url()
             );
             self.notes.push(remark(name, "image", what));
         }
@@ -93,7 +93,7 @@ impl Remarks<'_> {
 
     /// Adds remarks about labels and variables of the gateway by which reverse proxies find it and
     /// speak plain HTTP to it.
-    fn of_fronts_labels(&mut self, gateway: &Service) {
+    fn add_for_front_labels(&mut self, gateway: &Service) {
         let Plan { gateway: name, listen, .. } = self.plan;
         for label in gateway.labels.keys() {
             let key = format!("labels.{label}");
@@ -124,7 +124,7 @@ impl Remarks<'_> {
     }
 
     /// Adds remarks about other keys of the gateway's service that don't fit a gateway on loopback.
-    fn of_gateway(&mut self, gateway: &Service) {
+    fn add_for_gateway(&mut self, gateway: &Service) {
         let plan = self.plan;
         let name = &plan.gateway;
         for (variable, value) in &gateway.environment {
@@ -162,7 +162,7 @@ impl Remarks<'_> {
     }
 
     /// Adds a remark about the options that loopgate needs if a proxy authenticates the gateway's users.
-    fn of_sign_in(&mut self) {
+    fn add_for_sign_in(&mut self) {
         let Some(SignIn::TrustedProxy(header)) = &self.plan.sign_in else { return };
         let header = header.as_deref().unwrap_or("x-forwarded-user");
         let what = if header.eq_ignore_ascii_case("x-forwarded-user") {
@@ -179,7 +179,7 @@ impl Remarks<'_> {
     }
 
     /// Returns the URL at which clients reach loopgate in place of the gateway.
-    fn address(&self) -> String {
+    fn loopgate_url(&self) -> String {
         format!("https://{}:{}", self.plan.gateway, self.plan.listen)
     }
 }

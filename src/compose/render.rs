@@ -34,22 +34,25 @@ pub fn override_file(plan: &Plan) -> String {
         services.push((agent.clone(), agent_service(plan)));
     }
     if let Some(state) = &plan.state {
-        services.push(("openclaw-identity".to_owned(), identity(plan, state)));
+        services.push(("openclaw-identity".to_owned(), identity_service(plan, state)));
     }
-    services.push(("loopgate".to_owned(), loopgate(plan)));
+    services.push(("loopgate".to_owned(), loopgate_service(plan)));
     let mut volumes = vec![("loopgate-state", Node::Map(vec![]))];
     if plan.full {
         services.push(("socket-filter".to_owned(), filter_service(plan)));
         services.push(("loopgate-ca".to_owned(), ca_service(plan)));
         volumes.extend([("docker-filter", Node::Map(vec![])), ("loopgate-ca", Node::Map(vec![]))]);
     }
-    yaml::document(&header(plan), &[("services".into(), Node::Map(services)), ("volumes".into(), Node::map(volumes))])
+    yaml::document(
+        &header_lines(plan),
+        &[("services".into(), Node::Map(services)), ("volumes".into(), Node::map(volumes))],
+    )
 }
 
 /// Returns the two commands that stop the gateway and set its configuration, line by line: the first command is one
 /// line, the rest are the second.
 pub fn command_lines(plan: &Plan) -> Vec<String> {
-    let set = |what| format!("{} config set gateway.{what}", cli(plan));
+    let set = |what| format!("{} config set gateway.{what}", cli_in_new_container(plan));
     let mut settings = vec!["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"];
     if is_trusted_proxy(plan) {
         settings.push("auth.trustedProxy.allowLoopback true");
@@ -61,8 +64,12 @@ pub fn command_lines(plan: &Plan) -> Vec<String> {
 
 /// Returns the command that sets the gateway's URL for the setup codes of phones.
 pub fn public_url_command(plan: &Plan) -> String {
-    let url = shell(&plan.public_url);
-    format!("{} {} config set plugins.entries.device-pair.config.publicUrl {url}", run_once(plan), cli(plan))
+    let url = shell_quoted(&plan.public_url);
+    format!(
+        "{} {} config set plugins.entries.device-pair.config.publicUrl {url}",
+        run_once(plan),
+        cli_in_new_container(plan)
+    )
 }
 
 /// Returns whether a proxy authenticates the gateway's users, so that the gateway takes no token.
@@ -77,15 +84,15 @@ fn run_once(plan: &Plan) -> String {
     } else {
         "--no-deps "
     };
-    format!("docker compose run --rm {dependencies}{}", shell(&plan.gateway))
+    format!("docker compose run --rm {dependencies}{}", shell_quoted(&plan.gateway))
 }
 
 /// Returns the words that run OpenClaw's CLI in a new container of the gateway's service.
-fn cli(plan: &Plan) -> String {
-    plan.cli.iter().map(|word| shell(word)).collect::<Vec<_>>().join(" ")
+fn cli_in_new_container(plan: &Plan) -> String {
+    plan.cli.iter().map(|word| shell_quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
-fn header(plan: &Plan) -> Vec<String> {
+fn header_lines(plan: &Plan) -> Vec<String> {
     let project = plan.project.as_deref().map(|project| format!(" of the project {project}")).unwrap_or_default();
     let mut lines = vec![format!(
         "loopgate in front of the gateway in the service {}{project}, made by `loopgate compose`.",
@@ -142,8 +149,8 @@ fn netns_service(plan: &Plan) -> Node {
         ("command".into(), Node::texts(["pause"])),
         ("healthcheck".into(), Node::map([("disable", Node::bool(true))])),
     ];
-    map.extend(hardened());
-    map.extend(profiles(plan));
+    map.extend(hardening_entries());
+    map.extend(profiles_entry(plan));
     if !plan.ports.is_empty() {
         map.push(("ports".into(), Node::texts(&plan.ports)));
     }
@@ -201,7 +208,7 @@ fn changed_service(plan: &Plan, name: &str, changes: &Changes) -> Node {
     Node::Map(map)
 }
 
-fn loopgate(plan: &Plan) -> Node {
+fn loopgate_service(plan: &Plan) -> Node {
     let mut environment =
         vec![("LOOPGATE_DOCKER", Node::text(if plan.full { "unix:///run/docker-filter/docker.sock" } else { "off" }))];
     if plan.port != GATEWAY_PORT {
@@ -219,7 +226,7 @@ fn loopgate(plan: &Plan) -> Node {
     if let Some(state) = &plan.state {
         environment.push(("LOOPGATE_GATEWAY_STATE_DIR", Node::text(&state.directory)));
         if !is_trusted_proxy(plan) {
-            environment.push((GATEWAY_TOKEN_VARIABLE, token(plan)));
+            environment.push((GATEWAY_TOKEN_VARIABLE, token_variable(plan)));
         }
     }
     let mut map = vec![
@@ -243,11 +250,11 @@ fn loopgate(plan: &Plan) -> Node {
     if !before.is_empty() {
         map.push(("depends_on".into(), Node::texts(before)));
     }
-    map.extend(hardened());
-    map.extend(profiles(plan));
+    map.extend(hardening_entries());
+    map.extend(profiles_entry(plan));
     map.push(("environment".into(), Node::map(environment)));
     let mut volumes = vec![Node::text("loopgate-state:/state")];
-    volumes.extend(plan.state.as_ref().map(|state| mount(state, true)));
+    volumes.extend(plan.state.as_ref().map(|state| state_mount(state, true)));
     if plan.full {
         volumes.push(Node::text("docker-filter:/run/docker-filter:ro"));
     }
@@ -256,7 +263,7 @@ fn loopgate(plan: &Plan) -> Node {
 }
 
 /// Returns the value of the variable with the gateway's token, which loopgate needs for pairing.
-fn token(plan: &Plan) -> Node {
+fn token_variable(plan: &Plan) -> Node {
     let mut note = vec![
         "Pairs the gateway's own device, which 2026.2 needs. Empty: the token is read from the gateway's openclaw.json.",
     ];
@@ -271,7 +278,7 @@ fn token(plan: &Plan) -> Node {
 
 /// Returns the service that creates the gateway's device identity if there is none, because loopgate itself can't
 /// write to the gateway's state. The service has no network, and runs once.
-fn identity(plan: &Plan, state: &State) -> Node {
+fn identity_service(plan: &Plan, state: &State) -> Node {
     let file = format!("{}/identity/device.json", state.directory);
     let image = Node::text(&plan.image);
     let note = "Creates the gateway's device identity where there is none yet, and ends: loopgate, which pairs it, \
@@ -283,14 +290,14 @@ fn identity(plan: &Plan, state: &State) -> Node {
         ("network_mode".into(), Node::text("none")),
         ("healthcheck".into(), Node::map([("disable", Node::bool(true))])),
     ];
-    map.extend(hardened().into_iter().filter(|(key, _)| key != "restart"));
-    map.extend(profiles(plan));
-    map.push(("volumes".into(), Node::List(vec![mount(state, false)])));
+    map.extend(hardening_entries().into_iter().filter(|(key, _)| key != "restart"));
+    map.extend(profiles_entry(plan));
+    map.push(("volumes".into(), Node::List(vec![state_mount(state, false)])));
     Node::Map(map)
 }
 
 /// Returns the mount of the gateway's state, in the long form: the short form can't have a colon in a path.
-fn mount(state: &State, read_only: bool) -> Node {
+fn state_mount(state: &State, read_only: bool) -> Node {
     if !state.source.contains(':') {
         return Node::text(format!("{}:/openclaw{}", state.source, if read_only { ":ro" } else { "" }));
     }
@@ -340,8 +347,8 @@ fn filter_service(plan: &Plan) -> Node {
         ("network_mode".into(), Node::text("none")),
         ("stop_signal".into(), Node::text("SIGTERM")),
     ];
-    map.extend(hardened());
-    map.extend(profiles(plan));
+    map.extend(hardening_entries());
+    map.extend(profiles_entry(plan));
     map.extend([
         ("tmpfs".to_owned(), Node::texts(["/tmp:mode=1777"])),
         ("environment".into(), Node::map([("FILTER", Node::text(FILTER.replace('$', "$$")))])),
@@ -366,8 +373,8 @@ fn ca_service(plan: &Plan) -> Node {
         ("healthcheck".into(), Node::map([("disable", Node::bool(true))])),
         ("depends_on".into(), Node::map([("loopgate", Node::map([("condition", Node::text("service_healthy"))]))])),
     ];
-    map.extend(hardened().into_iter().filter(|(key, _)| key != "restart"));
-    map.extend(profiles(plan));
+    map.extend(hardening_entries().into_iter().filter(|(key, _)| key != "restart"));
+    map.extend(profiles_entry(plan));
     map.extend([
         ("restart".to_owned(), Node::text("on-failure")),
         ("environment".into(), Node::map([("LOOPGATE_STATE_DIR", Node::text("/run/loopgate-state/loopgate"))])),
@@ -376,7 +383,7 @@ fn ca_service(plan: &Plan) -> Node {
     Node::Map(map)
 }
 
-fn hardened() -> Vec<(String, Node)> {
+fn hardening_entries() -> Vec<(String, Node)> {
     vec![
         ("read_only".into(), Node::bool(true)),
         ("cap_drop".into(), Node::texts(["ALL"])),
@@ -385,7 +392,7 @@ fn hardened() -> Vec<(String, Node)> {
     ]
 }
 
-fn profiles(plan: &Plan) -> Option<(String, Node)> {
+fn profiles_entry(plan: &Plan) -> Option<(String, Node)> {
     (!plan.profiles.is_empty()).then(|| ("profiles".to_owned(), Node::texts(&plan.profiles)))
 }
 
@@ -396,8 +403,8 @@ pub fn changes(plan: &Plan) -> Vec<String> {
         let networks: Vec<&str> = plan.networks.keys().map(String::as_str).collect();
         lines.push(format!(
             "services.netns: new, owns the network namespace; networks: {}; ports: {}",
-            list(&networks),
-            list(&plan.ports)
+            comma_separated(&networks),
+            comma_separated(&plan.ports)
         ));
         lines.extend(plan.moved.keys().map(|key| format!("services.netns.{key}: taken over")));
         lines.extend(host_name(plan).map(|name| format!("services.netns.hostname: {name}")));
@@ -432,12 +439,12 @@ pub fn changes(plan: &Plan) -> Vec<String> {
     lines
 }
 
-fn list<S: AsRef<str>>(items: &[S]) -> String {
+fn comma_separated<S: AsRef<str>>(items: &[S]) -> String {
     if items.is_empty() { "none".into() } else { items.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ") }
 }
 
 /// Quotes a word for a shell, if it needs quotes.
-fn shell(word: &str) -> String {
+fn shell_quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '=');
     if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }

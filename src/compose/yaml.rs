@@ -66,34 +66,34 @@ impl From<&Value> for Node {
 pub fn document(comments: &[String], root: &[(String, Node)]) -> String {
     let mut out = String::new();
     for line in comments {
-        comment(&mut out, 0, line);
+        write_comment(&mut out, 0, line);
     }
-    entries(&mut out, 0, root);
+    write_entries(&mut out, 0, root);
     out
 }
 
-fn entries(out: &mut String, indent: usize, map: &[(String, Node)]) {
+fn write_entries(out: &mut String, indent: usize, map: &[(String, Node)]) {
     for (key, node) in map {
         let node = match node {
             Node::Noted(lines, node) => {
                 for line in lines {
-                    comment(out, indent, line);
+                    write_comment(out, indent, line);
                 }
                 node
             }
             node => node,
         };
-        let _ = write!(out, "{:indent$}{}:", "", scalar(key));
-        value(out, indent, node);
+        let _ = write!(out, "{:indent$}{}:", "", format_scalar(key));
+        write_value(out, indent, node);
     }
 }
 
 /// Writes the value of a key at `indent`: everything after the colon, with the end of the line.
-fn value(out: &mut String, indent: usize, node: &Node) {
+fn write_value(out: &mut String, indent: usize, node: &Node) {
     match node {
         Node::Map(map) if !map.is_empty() => {
             out.push('\n');
-            entries(out, indent + 2, map);
+            write_entries(out, indent + 2, map);
         }
         Node::List(items) if items.iter().any(is_block) => {
             out.push('\n');
@@ -103,15 +103,15 @@ fn value(out: &mut String, indent: usize, node: &Node) {
                     Node::Map(map) if !map.is_empty() => {
                         // The first key is on the line of the dash.
                         let mut block = String::new();
-                        entries(&mut block, indent + 4, map);
+                        write_entries(&mut block, indent + 4, map);
                         let _ = write!(out, " {}", block.trim_start());
                     }
-                    item => value(out, indent + 2, item),
+                    item => write_value(out, indent + 2, item),
                 }
             }
         }
         node => {
-            let _ = writeln!(out, " {}", inline(node));
+            let _ = writeln!(out, " {}", format_inline(node));
         }
     }
 }
@@ -120,22 +120,22 @@ fn is_block(node: &Node) -> bool {
     matches!(node, Node::Map(map) if !map.is_empty())
 }
 
-fn inline(node: &Node) -> String {
+fn format_inline(node: &Node) -> String {
     match node {
-        Node::Text(text) => scalar(text),
+        Node::Text(text) => format_scalar(text),
         Node::Literal(text) => text.clone(),
-        Node::List(items) => format!("[{}]", items.iter().map(inline).collect::<Vec<_>>().join(", ")),
+        Node::List(items) => format!("[{}]", items.iter().map(format_inline).collect::<Vec<_>>().join(", ")),
         Node::Map(map) => {
             let pairs: Vec<String> =
-                map.iter().map(|(key, node)| format!("{}: {}", scalar(key), inline(node))).collect();
+                map.iter().map(|(key, node)| format!("{}: {}", format_scalar(key), format_inline(node))).collect();
             format!("{{{}}}", pairs.join(", "))
         }
         Node::Reset => "!reset null".into(),
-        Node::Noted(_, node) => inline(node),
+        Node::Noted(_, node) => format_inline(node),
     }
 }
 
-fn comment(out: &mut String, indent: usize, line: &str) {
+fn write_comment(out: &mut String, indent: usize, line: &str) {
     // A line break would end the comment, and the text after it would be read as YAML. In YAML 1.1, U+0085, U+2028
     // and U+2029 are line breaks too.
     let ends_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
@@ -144,7 +144,7 @@ fn comment(out: &mut String, indent: usize, line: &str) {
 }
 
 /// Formats a string: without quotes if no parser could read it as another type, else quoted.
-fn scalar(text: &str) -> String {
+fn format_scalar(text: &str) -> String {
     if is_plain(text) { text.into() } else { Value::from(text).to_string().replace('\u{7f}', "\\u007f") }
 }
 
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn only_harmless_texts_are_plain() {
         for plain in ["node", "/app/openclaw.mjs", "openclaw-gateway", "a.b_c"] {
-            assert_eq!(scalar(plain), plain);
+            assert_eq!(format_scalar(plain), plain);
         }
         let quoted = [
             ("", r#""""#),
@@ -187,7 +187,7 @@ mod tests {
             ("é", "\"é\""),
         ];
         for (text, expected) in quoted {
-            assert_eq!(scalar(text), expected);
+            assert_eq!(format_scalar(text), expected);
         }
     }
 

@@ -21,7 +21,7 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
             continue;
         }
         let Ok(value) = value.into_string() else {
-            layer.report(name, "is not UTF-8");
+            layer.add_problem(name, "is not UTF-8");
             continue;
         };
         match key {
@@ -33,7 +33,7 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
                     _ => layer.set(key, [raw(&value)]),
                 }
             }
-            None => layer.report(name, "there is no such option"),
+            None => layer.add_problem(name, "there is no such option"),
         }
     }
     layer

@@ -48,14 +48,14 @@ mod tests {
     use std::path::Path;
 
     use super::super::file::parse;
-    use super::super::validate::validate;
+    use super::super::validate::to_config;
     use super::*;
     use crate::config::Config;
 
     #[test]
     fn the_example_equals_the_defaults_and_has_every_key() {
         let layer = parse(&example(), Path::new("example.toml"));
-        assert_eq!(validate(&layer.merged_over(Layer::defaults())).unwrap(), Config::default());
+        assert_eq!(to_config(&layer.merged_over(Layer::defaults())).unwrap(), Config::default());
         let uncommented = example().replace("# [[", "[[").lines().map(uncomment).collect::<Vec<_>>().join("\n");
         let layer = parse(&uncommented, Path::new("example.toml"));
         assert_eq!(layer.problems, []);

@@ -18,7 +18,7 @@ pub fn read(file: &Path, place: &str) -> Layer {
         Ok(text) => parse(&text, file),
         Err(error) => {
             let mut layer = Layer::default();
-            layer.report(place, format!("{}: {error}", file.display()));
+            layer.add_problem(place, format!("{}: {error}", file.display()));
             layer
         }
     }
@@ -38,7 +38,7 @@ pub fn parse(text: &str, name: &Path) -> Layer {
     // One syntax error often causes others after it, so only the first is reported.
     if let Some(error) = errors.first() {
         let offset = start(error);
-        reader.layer.report(format!("{}:{}", name.display(), reader.line_at(offset)), one_line(error.message()));
+        reader.layer.add_problem(format!("{}:{}", name.display(), reader.line_at(offset)), one_line(error.message()));
     }
     reader.layer
 }
@@ -72,13 +72,13 @@ impl FileReader<'_> {
         1 + self.text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count()
     }
 
-    fn origin(&self, offset: usize) -> Origin {
+    fn origin_at(&self, offset: usize) -> Origin {
         Origin::File(self.name.clone(), self.line_at(offset))
     }
 
-    fn report(&mut self, offset: usize, path: &str, what: impl Into<String>) {
+    fn add_problem(&mut self, offset: usize, path: &str, what: impl Into<String>) {
         let place = format!("{}:{}: {path}", self.name.display(), self.line_at(offset));
-        self.layer.report(place, what);
+        self.layer.add_problem(place, what);
     }
 
     fn read_table(&mut self, prefix: &str, table: &DeTable<'_>) {
@@ -92,10 +92,10 @@ impl FileReader<'_> {
             } else if prefix.is_empty() && KEYS.iter().any(|key| key.table() == path) {
                 match value.get_ref() {
                     DeValue::Table(inner) => self.read_table(&path, inner),
-                    other => self.report(offset, &path, format!("must be a table, not {}", type_name(other))),
+                    other => self.add_problem(offset, &path, format!("must be a table, not {}", type_name(other))),
                 }
             } else {
-                self.report(offset, &path, "there is no such key");
+                self.add_problem(offset, &path, "there is no such key");
             }
         }
     }
@@ -118,7 +118,7 @@ impl FileReader<'_> {
         let (text, wanted) = match (key.form, value.get_ref()) {
             (Form::Switch, DeValue::Boolean(on)) => (Some(on.to_string()), ""),
             (Form::Switch, _) => (None, "true or false"),
-            (Form::Number | Form::Duration, DeValue::Integer(number)) => (decimal(number), "a whole number"),
+            (Form::Number | Form::Duration, DeValue::Integer(number)) => (format_decimal(number), "a whole number"),
             (Form::Number, _) => (None, "a whole number"),
             (_, DeValue::String(text)) => (Some(text.to_string()), ""),
             (Form::Duration, _) => (None, "a string such as \"10s\", or a number of seconds"),
@@ -126,14 +126,14 @@ impl FileReader<'_> {
             (Form::Choice(_) | Form::Text(_), _) => (None, "a string"),
         };
         if text.is_none() {
-            self.report(offset, key.path, format!("must be {wanted}, not {}", type_name(value.get_ref())));
+            self.add_problem(offset, key.path, format!("must be {wanted}, not {}", type_name(value.get_ref())));
         }
-        text.map(|text| RawValue { text, origin: self.origin(offset) })
+        text.map(|text| RawValue { text, origin: self.origin_at(offset) })
     }
 
     fn read_path_rules(&mut self, value: &Spanned<DeValue<'_>>) {
         let DeValue::Array(items) = value.get_ref() else {
-            self.report(
+            self.add_problem(
                 value.span().start,
                 PATHS,
                 format!("must be an array of tables, not {}", type_name(value.get_ref())),
@@ -145,11 +145,11 @@ impl FileReader<'_> {
             let offset = item.span().start;
             match FileRule::deserialize(ValueDeserializer::from(item.clone())) {
                 Ok(FileRule { allow, deny, methods, upgrade, port }) => {
-                    rules.push(RawRule { allow, deny, methods, upgrade, port, origin: self.origin(offset) });
+                    rules.push(RawRule { allow, deny, methods, upgrade, port, origin: self.origin_at(offset) });
                 }
                 Err(error) => {
                     let offset = error.span().map_or(offset, |span| span.start);
-                    self.report(offset, PATHS, one_line(error.message()));
+                    self.add_problem(offset, PATHS, one_line(error.message()));
                 }
             }
         }
@@ -157,7 +157,7 @@ impl FileReader<'_> {
     }
 }
 
-fn decimal(number: &toml::de::DeInteger<'_>) -> Option<String> {
+fn format_decimal(number: &toml::de::DeInteger<'_>) -> Option<String> {
     i64::from_str_radix(number.as_str(), number.radix()).ok().map(|number| number.to_string())
 }
 

@@ -59,7 +59,7 @@ pub enum Origin {
 
 impl Origin {
     /// Returns the place where a user finds the value of `key`: its flag, its variable, or file, line and path.
-    pub fn place(&self, key: &Key) -> String {
+    pub fn place_of(&self, key: &Key) -> String {
         match self {
             Self::Default => format!("the default of --{}", key.flag),
             Self::Flag => format!("--{}", key.flag),
@@ -105,7 +105,7 @@ impl Layer {
     }
 
     /// Adds a problem of the source itself.
-    pub fn report(&mut self, place: impl Into<String>, what: impl Into<String>) {
+    pub fn add_problem(&mut self, place: impl Into<String>, what: impl Into<String>) {
         self.problems.push(Problem { place: place.into(), what: what.into() });
     }
 
@@ -151,8 +151,8 @@ mod tests {
     #[test]
     fn complaints_of_all_layers_are_kept_upper_first() {
         let (mut upper, mut lower) = (Layer::default(), Layer::default());
-        upper.report("up", "a");
-        lower.report("low", "b");
+        upper.add_problem("up", "a");
+        lower.add_problem("low", "b");
         let places: Vec<_> = upper.merged_over(lower).problems.into_iter().map(|c| c.place).collect();
         assert_eq!(places, ["up", "low"]);
     }

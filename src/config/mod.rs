@@ -1,7 +1,7 @@
 //! The sidecar's configuration, as types that hold only valid values.
 //!
 //! Other modules read [`Config`]. `layer` merges the sources (flags, environment, file, defaults),
-//! and `validate` turns the result into a `Config`. [`key::KEYS`] is the one table of options.
+//! and `validate::to_config` turns the result into a `Config`. [`key::KEYS`] is the one table of options.
 
 pub mod environment;
 pub mod example;
@@ -34,7 +34,7 @@ pub const SIDECAR_PORT: u16 = 18443;
 impl Default for Config {
     /// The configuration of `loopgate run` without a flag, a variable or a file: the defaults of [`key::KEYS`].
     fn default() -> Self {
-        validate::validate(&Layer::defaults()).expect("the defaults are right")
+        validate::to_config(&Layer::defaults()).expect("the defaults are right")
     }
 }
 
@@ -49,5 +49,5 @@ pub fn merge(flags: Layer, environment: Layer, file: Layer) -> Layer {
 ///
 /// If a source or the merged configuration has problems. The error lists all of them.
 pub fn load(flags: Layer, environment: Layer, file: Layer) -> Result<Config, Error> {
-    validate::validate(&merge(flags, environment, file))
+    validate::to_config(&merge(flags, environment, file))
 }

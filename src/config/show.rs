@@ -30,7 +30,7 @@ fn format_origin(origin: &Origin, key: &Key) -> String {
     match origin {
         Origin::Default => "default".into(),
         Origin::File(file, line) => format!("{}:{line}", file.display()),
-        origin => origin.place(key),
+        origin => origin.place_of(key),
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
 
     use super::super::file::parse;
     use super::super::key::key;
-    use super::super::validate::validate;
+    use super::super::validate::to_config;
     use super::*;
 
     #[test]
@@ -90,7 +90,7 @@ mod tests {
         let layer = flags.merged_over(parse(file, Path::new("a.toml"))).merged_over(Layer::defaults());
         let shown = show(&layer);
         let again = parse(&shown, Path::new("shown.toml")).merged_over(Layer::defaults());
-        assert_eq!(validate(&again).unwrap(), validate(&layer).unwrap());
+        assert_eq!(to_config(&again).unwrap(), to_config(&layer).unwrap());
         for line in [
             "idle_timeout = \"7\" # --idle-timeout",
             "on = [\"eth0:1\", \"eth1:1\"] # a.toml:4",

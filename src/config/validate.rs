@@ -20,18 +20,18 @@ use crate::enrolment_protocol::ProofKind;
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Error(pub Vec<Problem>);
 
-/// Validates the merged sources, which include the defaults.
+/// Converts the merged layers, which include the defaults, into a `Config`.
 ///
 /// # Errors
 ///
 /// If a source, a value or a combination of values has a problem. The error lists all problems;
 /// combinations are only checked if all values are valid.
-pub fn validate(layer: &Layer) -> Result<Config, Error> {
+pub fn to_config(layer: &Layer) -> Result<Config, Error> {
     let mut read = ValueReader { layer, problems: layer.problems.clone() };
     let config = Config {
-        gateway: gateway(&mut read),
-        listen: listen(&mut read),
-        tls: tls(&mut read),
+        gateway: read_gateway(&mut read),
+        listen: read_listen(&mut read),
+        tls: read_tls(&mut read),
         state_dir: read.value("state-dir", parse::path),
         sandbox: read.value(
             "sandbox",
@@ -51,11 +51,11 @@ pub fn validate(layer: &Layer) -> Result<Config, Error> {
             any_project: read.value("any-project", parse::switch),
             container: read.optional("container", parse::container),
         },
-        agents: agents(&mut read),
-        external: external(&mut read),
+        agents: read_agents(&mut read),
+        external: read_external(&mut read),
         http: Http { upgrades: read.list("upgrade", parse::upgrade) },
         admin: read.value("admin", parse::socket_address_or_off),
-        limits: limits(&mut read),
+        limits: read_limits(&mut read),
         log: Log {
             format: read.value("log-format", parse::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
             level: read.value("log-level", parse::log_filter),
@@ -79,13 +79,13 @@ pub fn validate(layer: &Layer) -> Result<Config, Error> {
 /// # Errors
 ///
 /// If the value of `--admin` is invalid.
-pub fn admin(layer: &Layer) -> Result<Option<SocketAddr>, Error> {
+pub fn admin_address(layer: &Layer) -> Result<Option<SocketAddr>, Error> {
     let mut read = ValueReader { layer, problems: Vec::new() };
     let admin = read.value("admin", parse::socket_address_or_off);
     if read.problems.is_empty() { Ok(admin) } else { Err(Error(read.problems)) }
 }
 
-fn gateway(read: &mut ValueReader<'_>) -> Gateway {
+fn read_gateway(read: &mut ValueReader<'_>) -> Gateway {
     let allow_remote = read.value("allow-remote-gateway", parse::switch);
     Gateway {
         address: read.value("gateway", |text| gateway_address(text, allow_remote)),
@@ -111,7 +111,7 @@ fn gateway_address(text: &str, allow_remote: bool) -> Parsed<SocketAddr> {
     }
 }
 
-fn listen(read: &mut ValueReader<'_>) -> Listen {
+fn read_listen(read: &mut ValueReader<'_>) -> Listen {
     Listen {
         on: read.list("listen", parse::listen_on),
         plain: read.list("listen-plain", parse::listen_on),
@@ -124,7 +124,7 @@ fn listen(read: &mut ValueReader<'_>) -> Listen {
     }
 }
 
-fn tls(read: &mut ValueReader<'_>) -> Tls {
+fn read_tls(read: &mut ValueReader<'_>) -> Tls {
     let chain = read.optional("tls-cert", parse::path);
     let key = read.optional("tls-key", parse::path);
     match (&chain, &key) {
@@ -141,7 +141,7 @@ fn tls(read: &mut ValueReader<'_>) -> Tls {
     }
 }
 
-fn agents(read: &mut ValueReader<'_>) -> Agents {
+fn read_agents(read: &mut ValueReader<'_>) -> Agents {
     Agents {
         cidrs: read.list("agent-cidr", parse::agent_network),
         certificate_from: read.list("certificate-from", parse::network),
@@ -160,7 +160,7 @@ fn agents(read: &mut ValueReader<'_>) -> Agents {
     }
 }
 
-fn external(read: &mut ValueReader<'_>) -> External {
+fn read_external(read: &mut ValueReader<'_>) -> External {
     let paths = read.layer.paths.iter().flatten().filter_map(|rule| read.path_rule(rule)).collect();
     External {
         trusted_proxies: read.list("trusted-proxy", parse::network),
@@ -180,7 +180,7 @@ fn external(read: &mut ValueReader<'_>) -> External {
     }
 }
 
-fn limits(read: &mut ValueReader<'_>) -> Limits {
+fn read_limits(read: &mut ValueReader<'_>) -> Limits {
     Limits {
         max_connections: read.value("max-connections", parse::number(1..=10_000_000)),
         max_connections_per_client: read.value("max-connections-per-client", parse::number(1..=10_000_000)),
@@ -214,7 +214,7 @@ fn limits(read: &mut ValueReader<'_>) -> Limits {
 fn check_combinations(config: &Config, read: &mut ValueReader<'_>) {
     check_gateway_addresses(&config.gateway, read);
     if config.listen.on.is_empty() {
-        read.report("listen", "needs at least one address to listen on");
+        read.add_problem("listen", "needs at least one address to listen on");
     }
     check_path_rules(config, read);
     for fault in listeners::faults(config) {
@@ -338,7 +338,7 @@ impl ValueReader<'_> {
             Ok(value) => Some(value),
             Err(what) => {
                 self.problems
-                    .push(Problem { place: value.origin.place(key), what: format!("{:?} {what}", value.text) });
+                    .push(Problem { place: value.origin.place_of(key), what: format!("{:?} {what}", value.text) });
                 None
             }
         });
@@ -379,7 +379,7 @@ impl ValueReader<'_> {
         None
     }
 
-    fn report(&mut self, flag: &str, what: &str) {
+    fn add_problem(&mut self, flag: &str, what: &str) {
         self.report_at_first_set(&[flag], what);
     }
 
@@ -392,7 +392,7 @@ impl ValueReader<'_> {
             Some(Origin::Variable) => needed.variable(),
             Some(Origin::Flag | Origin::Default) | None => format!("--{}", needed.flag),
         };
-        self.report(flag, &format!("needs {needed}{why}"));
+        self.add_problem(flag, &format!("needs {needed}{why}"));
     }
 
     /// Reports a problem of several options. Its place is the first of them that is not a default.
@@ -401,7 +401,7 @@ impl ValueReader<'_> {
         let options: Vec<_> = flags.iter().map(|flag| key(flag)).map(|key| (key, origin(key))).collect();
         let first_set = options.iter().find(|(_, origin)| *origin != Origin::Default);
         let (key, origin) = first_set.unwrap_or(&options[0]);
-        self.problems.push(Problem { place: origin.place(key), what: what.into() });
+        self.problems.push(Problem { place: origin.place_of(key), what: what.into() });
     }
 }
 

@@ -161,7 +161,7 @@ impl Client {
                         .fold(ClientRequestBuilder::new(self.uri("wss", "/echo", extra)?), |request, (name, value)| {
                             request.with_header(*name, *value)
                         });
-                    echo(client_async(request, tls).await?.0).await
+                    check_echo(client_async(request, tls).await?.0).await
                 }
                 Way::WebSocketOnH2 => self.websocket_h2(tls, extra).await,
             }
@@ -198,8 +198,8 @@ impl Client {
         // Over HTTP/1.1, the target is the path alone, and the host is in the `Host` field.
         let uri = self.uri("https", "/json", extra)?;
         let host = uri.authority().map_or(String::new(), ToString::to_string);
-        let request = with(Request::get("/json").header(HOST, host), extra).body(Empty::<Bytes>::new())?;
-        read(send_request(io, request).await?).await
+        let request = add_headers(Request::get("/json").header(HOST, host), extra).body(Empty::<Bytes>::new())?;
+        read_received(send_request(io, request).await?).await
     }
 
     async fn open_h2(
@@ -217,8 +217,8 @@ impl Client {
         extra: &[(&str, &str)],
     ) -> Result<Received, Error> {
         let mut sender = self.open_h2(io).await?;
-        let request = with(Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2), extra);
-        read(sender.send_request(request.body(Empty::<Bytes>::new())?).await?).await
+        let request = add_headers(Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2), extra);
+        read_received(sender.send_request(request.body(Empty::<Bytes>::new())?).await?).await
     }
 
     async fn websocket_h2(
@@ -230,17 +230,19 @@ impl Client {
         // Only the server's SETTINGS allow an extended CONNECT (RFC 8441 section 3), and they precede its first answer.
         let first =
             Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2).body(Empty::<Bytes>::new())?;
-        read(sender.send_request(first).await?).await?;
+        read_received(sender.send_request(first).await?).await?;
         let request =
             Request::builder().method(Method::CONNECT).uri(self.uri("https", "/echo", extra)?).version(Version::HTTP_2);
-        let request =
-            with(request.extension(Protocol::from_static("websocket")).header(SEC_WEBSOCKET_VERSION, "13"), extra);
+        let request = add_headers(
+            request.extension(Protocol::from_static("websocket")).header(SEC_WEBSOCKET_VERSION, "13"),
+            extra,
+        );
         let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
         if response.status() != StatusCode::OK {
             return Err(Error::Status(response.status()));
         }
         let stream = TokioIo::new(hyper::upgrade::on(response).await?);
-        echo(WebSocketStream::from_raw_socket(stream, Role::Client, None).await).await
+        check_echo(WebSocketStream::from_raw_socket(stream, Role::Client, None).await).await
     }
 
     fn uri(&self, scheme: &str, path: &str, extra: &[(&str, &str)]) -> Result<Uri, http::Error> {
@@ -250,14 +252,14 @@ impl Client {
 }
 
 /// Adds the `extra` fields to the request, except `Host`, which differs by protocol.
-fn with(request: request::Builder, extra: &[(&str, &str)]) -> request::Builder {
+fn add_headers(request: request::Builder, extra: &[(&str, &str)]) -> request::Builder {
     extra
         .iter()
         .filter(|(name, _)| *name != "Host")
         .fold(request, |request, (name, value)| request.header(*name, *value))
 }
 
-async fn read(response: Response<impl Body<Data = Bytes, Error = hyper::Error>>) -> Result<Received, Error> {
+async fn read_received(response: Response<impl Body<Data = Bytes, Error = hyper::Error>>) -> Result<Received, Error> {
     if response.status() != StatusCode::OK {
         return Err(Error::Status(response.status()));
     }
@@ -267,7 +269,7 @@ async fn read(response: Response<impl Body<Data = Bytes, Error = hyper::Error>>)
 
 /// Reads the request as the gateway received it, and sends two messages that must be echoed, the
 /// second larger than any buffer on the way.
-async fn echo<S: AsyncRead + AsyncWrite + Unpin>(mut websocket: WebSocketStream<S>) -> Result<Received, Error> {
+async fn check_echo<S: AsyncRead + AsyncWrite + Unpin>(mut websocket: WebSocketStream<S>) -> Result<Received, Error> {
     let Some(Message::Text(received)) = websocket.next().await.transpose()? else {
         return Err(Error::Echo("send the request as it was received"));
     };

@@ -64,7 +64,7 @@ pub(super) async fn start(trusted: Ipv4Addr, shutdown: &Shutdown) -> io::Result<
 async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown: Shutdown) {
     let _ = stream.set_nodelay(true);
     let answer = |request| {
-        let response = answer(request, from, trusted, &shutdown);
+        let response = respond(request, from, trusted, &shutdown);
         async { Ok::<_, Infallible>(response) }
     };
     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).with_upgrades();
@@ -76,7 +76,7 @@ async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown:
     }
 }
 
-fn answer(
+fn respond(
     mut request: Request<Incoming>,
     from: SocketAddr,
     trusted: Ipv4Addr,
@@ -92,14 +92,14 @@ fn answer(
         shutdown.spawn(async move {
             tokio::select! {
                 () = ending.begun() => {}
-                () = echo(upgrade, received) => {}
+                () = echo_messages(upgrade, received) => {}
             }
         });
         return switch_to_websocket(key);
     }
     match head.uri.path() {
-        "/json" => content("application/json", received.to_json()),
-        _ => content("text/html; charset=utf-8", page::render(&received)),
+        "/json" => content_response("application/json", received.to_json()),
+        _ => content_response("text/html; charset=utf-8", page::render(&received)),
     }
 }
 
@@ -115,7 +115,7 @@ fn switch_to_websocket(key: &HeaderValue) -> Response<Full<Bytes>> {
     response
 }
 
-fn content(kind: &'static str, body: String) -> Response<Full<Bytes>> {
+fn content_response(kind: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -125,7 +125,7 @@ fn content(kind: &'static str, body: String) -> Response<Full<Bytes>> {
 }
 
 /// Sends the request as it was received, then echoes every message.
-async fn echo(upgrade: OnUpgrade, received: Received) {
+async fn echo_messages(upgrade: OnUpgrade, received: Received) {
     let Ok(upgraded) = upgrade.await else { return };
     let mut websocket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
     if websocket.send(received.to_json().into()).await.is_err() {

@@ -61,27 +61,27 @@ async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Resu
     let defaults = Config::default();
     let gateway =
         gateway::start(defaults.gateway.external_source, &shutdown).await.map_err(Error::io("opening the gateway"))?;
-    let config = config(defaults, options.listen, gateway, state.path());
+    let config = demo_config(defaults, options.listen, gateway, state.path());
     let sidecar = Sidecar::start(config.clone()).await?;
     let report = tokio::select! {
         report = run_trials(&config, &sidecar, &shutdown) => Some(report?),
-        () = signals.received() => None,
+        () = signals.wait_for_termination() => None,
     };
     let result = match report {
         Some((address, report)) => {
             out.print(&table::render(&report, &config, options.colours));
             if !options.once {
                 out.print(&table::instructions(&instructions(options, &config, &sidecar, address), options.colours));
-                signals.received().await;
+                signals.wait_for_termination().await;
             }
-            report.verdict()
+            report.check_all_passed()
         }
         None if options.once => Err(Error::Interrupted),
         None => Ok(()),
     };
     tokio::select! {
         () = sidecar.stop() => {}
-        () = signals.received() => {}
+        () = signals.wait_for_termination() => {}
     }
     shutdown.begin();
     shutdown.wait(DRAIN).await;
@@ -90,7 +90,7 @@ async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Resu
 
 /// Runs the trials. Returns the address that the clients connected to, and the results.
 async fn run_trials(config: &Config, sidecar: &Sidecar, shutdown: &Shutdown) -> Result<(SocketAddr, Report), Error> {
-    let address = sidecar.listening().into_iter().find_map(reachable).ok_or(client::Error::NotListening)?;
+    let address = sidecar.listening().into_iter().find_map(reachable_address).ok_or(client::Error::NotListening)?;
     let client = client::Client::new(address, sidecar.identity().ca.as_ref(), shutdown.clone())?;
     Ok((address, trials::run(&client, config).await))
 }
@@ -114,7 +114,7 @@ fn instructions(options: &Options, config: &Config, sidecar: &Sidecar, near: Soc
 }
 
 /// Returns the demonstration's configuration: the defaults, without the features that need Docker or root.
-fn config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_dir: &Path) -> Config {
+fn demo_config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_dir: &Path) -> Config {
     let mut config = Config { state_dir: state_dir.to_owned(), admin: None, ..defaults };
     config.gateway.address = gateway;
     config.docker.engine = Engine::Off;
@@ -123,7 +123,7 @@ fn config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_dir: 
     let address =
         |address: SocketAddr| ListenOn { addresses: ListenAddresses::Address(address.ip()), port: address.port() };
     config.listen.on = vec![address(listen)];
-    if reachable(listen).is_none() {
+    if reachable_address(listen).is_none() {
         config.listen.on.push(address((Ipv4Addr::LOCALHOST, 0).into()));
     }
     config.tls.names = vec![Ipv4Addr::LOCALHOST.to_string()];
@@ -135,7 +135,7 @@ fn config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_dir: 
 
 /// Returns the address at which the self-check's clients reach a listener on `address`. It is an IPv4 loopback address,
 /// because the clients have such addresses. `None` if they can't reach the listener.
-fn reachable(address: SocketAddr) -> Option<SocketAddr> {
+fn reachable_address(address: SocketAddr) -> Option<SocketAddr> {
     match address.ip() {
         ip if ip.is_unspecified() => Some((Ipv4Addr::LOCALHOST, address.port()).into()),
         IpAddr::V4(_) => Some(address),
@@ -168,7 +168,7 @@ impl Signals {
         })
     }
 
-    async fn received(&mut self) {
+    async fn wait_for_termination(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -187,7 +187,7 @@ mod tests {
             [("127.0.0.1:0", 1), ("0.0.0.0:0", 1), ("[::]:0", 1), ("[::1]:0", 2), ("10.0.0.5:0", 1)]
         {
             let listen: SocketAddr = listen.parse().unwrap();
-            let config = config(Config::default(), listen, "127.0.0.1:1".parse().unwrap(), Path::new("/nowhere"));
+            let config = demo_config(Config::default(), listen, "127.0.0.1:1".parse().unwrap(), Path::new("/nowhere"));
             assert_eq!(config.listen.on.len(), addresss, "{listen}");
         }
     }

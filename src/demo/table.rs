@@ -19,7 +19,7 @@ const RESET: &str = "\x1b[0m";
 struct Paint(bool);
 
 impl Paint {
-    fn with(self, style: &str, text: &str) -> String {
+    fn styled(self, style: &str, text: &str) -> String {
         if self.0 { format!("{style}{text}{RESET}") } else { text.to_owned() }
     }
 }
@@ -27,30 +27,30 @@ impl Paint {
 /// Returns the results of the self-check as a table.
 pub(super) fn render(report: &Report, config: &Config, colours: bool) -> String {
     let paint = Paint(colours);
-    let head = line("protocol", "seen from", "X-Forwarded-For", "Host", "class", "ok");
+    let head = format_row("protocol", "seen from", "X-Forwarded-For", "Host", "class", "ok");
     let mut text = format!(
         "\n{}\n{}\n\n{}\n{}\n",
-        paint.with(BOLD, "loopgate demo: what each client looks like from the gateway's side"),
-        paint.with(
+        paint.styled(BOLD, "loopgate demo: what each client looks like from the gateway's side"),
+        paint.styled(
             DIM,
             &format!("A gateway on {}, loopgate in front, and clients that use TLS.", config.gateway.address)
         ),
-        paint.with(BOLD, &head),
-        paint.with(DIM, &"─".repeat(head.len())),
+        paint.styled(BOLD, &head),
+        paint.styled(DIM, &"─".repeat(head.len())),
     );
     let mut group = None;
     for row in &report.rows {
         let now = (row.trial.lane, row.trial.forged);
         if group != Some(now) {
             text.push_str(if group.is_some() { "\n" } else { "" });
-            text.push_str(&heading(&row.trial, paint));
+            text.push_str(&trial_heading(&row.trial, paint));
             group = Some(now);
         }
         write_row(&mut text, row, paint);
     }
-    let verdict = match report.verdict() {
-        Ok(()) => paint.with(GREEN, &format!("All {} checks passed.", report.rows.len())),
-        Err(error) => paint.with(RED, &format!("{error}.")),
+    let verdict = match report.check_all_passed() {
+        Ok(()) => paint.styled(GREEN, &format!("All {} checks passed.", report.rows.len())),
+        Err(error) => paint.styled(RED, &format!("{error}.")),
     };
     let legend = format!(
         "  local      the gateway sees a client on its own host\n  \
@@ -58,19 +58,19 @@ pub(super) fn render(report: &Report, config: &Config, colours: bool) -> String 
            {:<9}  stated instead of a loopback client address\n",
         config.external.unknown_client.to_string(),
     );
-    let _ = write!(text, "\n{verdict}\n\n{}", paint.with(DIM, &legend));
+    let _ = write!(text, "\n{verdict}\n\n{}", paint.styled(DIM, &legend));
     text
 }
 
 /// Returns the heading of a group of rows.
-fn heading(trial: &Trial, paint: Paint) -> String {
+fn trial_heading(trial: &Trial, paint: Paint) -> String {
     let lane = format!("{} lane", trial.lane.label());
     let who = match trial.forged {
         [] => format!("a client at {}", client_address(trial.lane)),
         [(name, value)] => format!("the same, with {name}: {value}"),
         all => format!("the same, with {} forged fields at once", all.len()),
     };
-    format!("{} {}\n", paint.with(BOLD, &lane), paint.with(DIM, &format!("· {who}")))
+    format!("{} {}\n", paint.styled(BOLD, &lane), paint.styled(DIM, &format!("· {who}")))
 }
 
 fn write_row(text: &mut String, row: &Row, paint: Paint) {
@@ -80,7 +80,7 @@ fn write_row(text: &mut String, row: &Row, paint: Paint) {
             let one = |name| {
                 Some(received.all(name).join(", ")).filter(|value| !value.is_empty()).unwrap_or_else(|| "none".into())
             };
-            line(
+            format_row(
                 &way,
                 &received.from.ip().to_string(),
                 &one("x-forwarded-for"),
@@ -89,17 +89,17 @@ fn write_row(text: &mut String, row: &Row, paint: Paint) {
                 "",
             )
         }
-        None => line(&way, "-", "-", "-", "-", ""),
+        None => format_row(&way, "-", "-", "-", "-", ""),
     };
-    let passed = if row.failures.is_empty() { paint.with(GREEN, "yes") } else { paint.with(RED, "NO") };
+    let passed = if row.failures.is_empty() { paint.styled(GREEN, "yes") } else { paint.styled(RED, "NO") };
     let _ = writeln!(text, "{cells}{passed}");
     for failure in &row.failures {
-        let _ = writeln!(text, "    {}", paint.with(RED, failure));
+        let _ = writeln!(text, "    {}", paint.styled(RED, failure));
     }
 }
 
 /// Returns one row. With the longest addresses it is 80 columns wide.
-fn line(way: &str, from: &str, client: &str, host: &str, class: &str, passed: &str) -> String {
+fn format_row(way: &str, from: &str, client: &str, host: &str, class: &str, passed: &str) -> String {
     format!("  {way:<13}  {from:<15}  {client:<15}  {host:<15}  {class:<6}  {passed}")
 }
 
@@ -142,11 +142,11 @@ pub(super) fn instructions(instructions: &Instructions, colours: bool) -> String
   curl --cacert {ca} --interface {AGENT} https://{near}/json
 
 ",
-        title = paint.with(BOLD, "Now try it yourself."),
-        shown = paint.with(GREEN, url),
-        browser = paint.with(BOLD, "In a browser"),
-        outsider = paint.with(BOLD, "With curl, as an external client"),
-        agent = paint.with(BOLD, &format!("With curl, as the agent at {AGENT}")),
+        title = paint.styled(BOLD, "Now try it yourself."),
+        shown = paint.styled(GREEN, url),
+        browser = paint.styled(BOLD, "In a browser"),
+        outsider = paint.styled(BOLD, "With curl, as an external client"),
+        agent = paint.styled(BOLD, &format!("With curl, as the agent at {AGENT}")),
     )
 }
 

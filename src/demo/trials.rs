@@ -68,13 +68,13 @@ pub(super) struct Report {
 
 impl Report {
     /// Returns the number of trials that failed.
-    pub(super) fn failed(&self) -> usize {
+    pub(super) fn failed_count(&self) -> usize {
         self.rows.iter().filter(|row| !row.failures.is_empty()).count()
     }
 
     /// Returns an error unless there were trials and all of them passed.
-    pub(super) fn verdict(&self) -> Result<(), Error> {
-        let (failed, all) = (self.failed(), self.rows.len());
+    pub(super) fn check_all_passed(&self) -> Result<(), Error> {
+        let (failed, all) = (self.failed_count(), self.rows.len());
         if all > 0 && failed == 0 { Ok(()) } else { Err(Error::ChecksFailed { failed, all }) }
     }
 }
@@ -82,11 +82,11 @@ impl Report {
 /// Runs every trial, one after the other.
 pub(super) async fn run(client: &Client, config: &Config) -> Report {
     let mut rows = Vec::new();
-    for trial in trials() {
+    for trial in all_trials() {
         rows.push(match client.send(client_address(trial.lane), trial.way, trial.forged).await {
             Ok(received) => Row {
                 trial,
-                failures: failures(&trial, &received, &client.authority(), config),
+                failures: find_failures(&trial, &received, &client.authority(), config),
                 received: Some(received),
             },
             Err(error) => Row { trial, failures: vec![error_chain(&error)], received: None },
@@ -95,7 +95,7 @@ pub(super) async fn run(client: &Client, config: &Config) -> Report {
     Report { rows }
 }
 
-fn trials() -> Vec<Trial> {
+fn all_trials() -> Vec<Trial> {
     let honest = [LaneKind::Agent, LaneKind::External]
         .into_iter()
         .flat_map(|lane| Way::ALL.map(|way| Trial { lane, way, forged: &[] }));
@@ -109,7 +109,7 @@ fn trials() -> Vec<Trial> {
 
 /// Returns the differences between `received` and what the lane of `trial` requires. `own_host` is the `Host` of a
 /// client that forges no fields.
-fn failures(trial: &Trial, received: &Received, own_host: &str, config: &Config) -> Vec<String> {
+fn find_failures(trial: &Trial, received: &Received, own_host: &str, config: &Config) -> Vec<String> {
     let mut failures = Vec::new();
     let mut expect = |what: &str, holds: bool, expected: String, is: String| {
         if !holds {
@@ -132,12 +132,12 @@ fn failures(trial: &Trial, received: &Received, own_host: &str, config: &Config)
     let hosts = received.all("host");
     expect("Host", hosts == [host.as_str()], host.clone(), hosts.join(" and "));
     let is = received.attribution();
-    expect("the headers that name the client", is == attribution, fields(&attribution), fields(&is));
+    expect("the headers that name the client", is == attribution, format_fields(&attribution), format_fields(&is));
     expect("the class", received.class == class, class.label().into(), received.class.label().into());
     failures
 }
 
-fn fields(fields: &[(&str, &str)]) -> String {
+fn format_fields(fields: &[(&str, &str)]) -> String {
     if fields.is_empty() {
         return "nothing".into();
     }
@@ -184,21 +184,21 @@ mod tests {
             (LaneKind::External, "127.0.0.2:1", vec![("host", host)], Class::Local, 2),
         ] {
             let trial = Trial { lane, way: Way::H1, forged: &[] };
-            let found = failures(&trial, &received(from, &headers, judged), host, &config);
+            let found = find_failures(&trial, &received(from, &headers, judged), host, &config);
             assert_eq!(found.len(), failures_, "{lane:?} {from} {headers:?}: {found:?}");
         }
     }
 
     #[test]
     fn a_report_without_rows_is_a_failure() {
-        assert!(Report { rows: vec![] }.verdict().is_err());
+        assert!(Report { rows: vec![] }.check_all_passed().is_err());
     }
 
     #[test]
     fn every_lane_is_tried_in_every_way() {
         for lane in [LaneKind::Agent, LaneKind::External] {
             for way in Way::ALL {
-                assert!(trials().iter().any(|trial| trial.lane == lane && trial.way == way), "{lane:?} {way}");
+                assert!(all_trials().iter().any(|trial| trial.lane == lane && trial.way == way), "{lane:?} {way}");
             }
         }
     }

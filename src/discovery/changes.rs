@@ -34,10 +34,10 @@ pub fn log(before: &View, after: &View) {
              --container"
         );
     }
-    for (ip, agent) in missing(&after.agents, &before.agents) {
+    for (ip, agent) in missing_from(&after.agents, &before.agents) {
         info!(address = %ip, container = agent.name, id = agent.id, proof = ?agent.kind, "found an agent");
     }
-    for (ip, agent) in missing(&before.agents, &after.agents) {
+    for (ip, agent) in missing_from(&before.agents, &after.agents) {
         info!(address = %ip, container = agent.name, id = agent.id, "no longer an agent");
     }
     for (name, why) in &after.not_agents {
@@ -65,7 +65,7 @@ pub fn log(before: &View, after: &View) {
 }
 
 /// Returns the entries of `all` that are not in `others`.
-fn missing<'a>(
+fn missing_from<'a>(
     all: &'a BTreeMap<IpAddr, Arc<Agent>>,
     others: &'a BTreeMap<IpAddr, Arc<Agent>>,
 ) -> impl Iterator<Item = (&'a IpAddr, &'a Arc<Agent>)> {

@@ -57,7 +57,7 @@ pub fn start(
         inspected_owner: None,
         orphan: OrphanWatch::default(),
     };
-    let (publish, view) = watch::channel(Arc::new(sources.view()));
+    let (publish, view) = watch::channel(Arc::new(sources.build_view()));
     shutdown.spawn(run(sources, publish, metrics.clone(), shutdown.clone()));
     view
 }
@@ -94,7 +94,7 @@ async fn run(
             () = shutdown.begun() => return,
             () = sources.changed() => {}
         }
-        let view = sources.view();
+        let view = sources.build_view();
         metrics.agent_addresses.set(i64::try_from(view.agents.len()).unwrap_or(i64::MAX));
         publish.send_if_modified(|published| {
             let changed = **published != view;
@@ -164,7 +164,7 @@ impl Sources {
     }
 
     /// Builds a view of what all sources report now.
-    fn view(&mut self) -> View {
+    fn build_view(&mut self) -> View {
         let mut view = match &self.agents {
             AgentSource::Kubernetes(kubernetes) => View::of_pods(self.interfaces.latest(), kubernetes.pods()),
             AgentSource::Docker(docker) => self.view_of_containers(docker),

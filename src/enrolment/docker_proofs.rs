@@ -121,14 +121,18 @@ fn read_error(endpoint: &'static str) -> impl Fn(Error) -> ReadError {
 
 fn to_entry(stat: &PathStat) -> Entry {
     match stat.mode & MODE_TYPE {
-        0 => Entry::File(FileStat { size: stat.size, mode: permissions(stat.mode), mtime: parse_mtime(&stat.mtime) }),
+        0 => Entry::File(FileStat {
+            size: stat.size,
+            mode: unix_permissions(stat.mode),
+            mtime: parse_mtime(&stat.mtime),
+        }),
         MODE_DIR => Entry::Directory,
         _ => Entry::Other,
     }
 }
 
 /// Converts the permission bits of Go's `os.FileMode` to those of `chmod`.
-fn permissions(mode: u32) -> u32 {
+fn unix_permissions(mode: u32) -> u32 {
     let special = [(1 << 23, 0o4000), (1 << 22, 0o2000), (1 << 20, 0o1000)];
     special.iter().filter(|(go, _)| mode & go != 0).fold(mode & 0o777, |bits, (_, unix)| bits | unix)
 }

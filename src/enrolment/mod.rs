@@ -236,7 +236,7 @@ impl<P: ProofReader> Enrolment<P> {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let nonce = Nonce::random();
-        let proof = enrolment_protocol::proof(&nonce, public_key);
+        let proof = enrolment_protocol::proof_for_key(&nonce, public_key);
         lines.send(&Reply::Granted(Challenge { nonce, show: self.accepted_kinds.clone() })).await?;
         let shown: ProofShown = lines.receive().await?;
         if !self.accepted_kinds.contains(&proof::kind_of(&shown)) {
@@ -328,7 +328,7 @@ fn noun_and_label(source: AgentSourceKind) -> (&'static str, &'static str) {
 
 /// Checks by a token review that `token` is bound to the pod `agent`.
 async fn check_pod_token(api: &Api, agent: &Agent, token: &Secret) -> Result<(), Error> {
-    let Some(owner) = api.review(token).await? else {
+    let Some(owner) = api.review_token(token).await? else {
         let message = "the API server does not accept the token as a pod's for this audience: project one with that \
                        audience into the pod";
         return Err(refusal_error(RefusalReason::BadToken, message));

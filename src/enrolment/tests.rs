@@ -156,7 +156,7 @@ impl Csr {
         lines.send(&EnrolmentRequest { csr: self.pem(), token: None }).await.unwrap();
         match lines.receive().await.unwrap() {
             Reply::Granted(Challenge { nonce, .. }) => {
-                enrolment_protocol::proof(&nonce, &self.key.subject_public_key_info())
+                enrolment_protocol::proof_for_key(&nonce, &self.key.subject_public_key_info())
             }
             Reply::Refused(refused) => panic!("{refused:?}"),
         }
@@ -376,7 +376,7 @@ async fn malformed_requests_are_refused() {
     };
     lines.send(&EnrolmentRequest { csr: forged, token: None }).await.unwrap();
     let Reply::Granted(Challenge { nonce, .. }) = lines.receive().await.unwrap() else { panic!("refused") };
-    harness.containers.show("a", &enrolment_protocol::proof(&nonce, &csr.key.subject_public_key_info()));
+    harness.containers.show("a", &enrolment_protocol::proof_for_key(&nonce, &csr.key.subject_public_key_info()));
     assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::BadRequest);
 }
 

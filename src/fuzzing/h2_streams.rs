@@ -40,34 +40,34 @@ const PRIORITY: u8 = 0x20;
 /// final response so.
 const HINTS: &[u8] = b"\x08\x03103";
 
-/// The number of kinds of acts; see [`act`].
+/// The number of kinds of acts; see [`frames_of_act`].
 const KINDS: u8 = 12;
 
 /// The number of times that the connection is polled after it has read and written everything.
 const ROUNDS: usize = 20;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+fn encode_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("frames are short").to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// Returns a header field as an HPACK literal without indexing (RFC 7541 section 6.2.2). `name` and
 /// `value` must be short.
-fn field(name: &str, value: &str) -> Vec<u8> {
+fn encode_field(name: &str, value: &str) -> Vec<u8> {
     let length = |text: &str| u8::try_from(text.len()).expect("fields are short");
     [&[0, length(name)][..], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
 }
 
 /// Returns the header block of a request whose path is its stream id, so that the service knows the stream.
-fn block(stream: u32) -> Vec<u8> {
+fn header_block(stream: u32) -> Vec<u8> {
     let path = format!("/{stream}");
     [(":method", "POST"), (":scheme", "https"), (":authority", "a"), (":path", path.as_str())]
-        .map(|(name, value)| field(name, value))
+        .map(|(name, value)| encode_field(name, value))
         .concat()
 }
 
 /// Returns the frames of the act that `byte` encodes. `next` is the id of the next stream.
-fn act(byte: u8, next: &mut u32) -> Vec<u8> {
+fn frames_of_act(byte: u8, next: &mut u32) -> Vec<u8> {
     let mut new = || {
         *next += 2;
         *next - 2
@@ -75,49 +75,54 @@ fn act(byte: u8, next: &mut u32) -> Vec<u8> {
     match byte % KINDS {
         0..=2 => {
             let stream = new();
-            frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(stream))
+            encode_frame(HEADERS, END_HEADERS | END_STREAM, stream, &header_block(stream))
         }
         3 => {
             let stream = new();
-            frame(HEADERS, END_HEADERS, stream, &block(stream))
+            encode_frame(HEADERS, END_HEADERS, stream, &header_block(stream))
         }
         4 => {
             let stream = new();
-            let block = block(stream);
+            let block = header_block(stream);
             let (first, second) = block.split_at(usize::from(byte) % block.len());
-            [frame(HEADERS, END_STREAM, stream, first), frame(CONTINUATION, END_HEADERS, stream, second)].concat()
+            [encode_frame(HEADERS, END_STREAM, stream, first), encode_frame(CONTINUATION, END_HEADERS, stream, second)]
+                .concat()
         }
         // Malformed: without a path.
-        5 => frame(HEADERS, END_HEADERS | END_STREAM, new(), &field(":method", "GET")),
+        5 => encode_frame(HEADERS, END_HEADERS | END_STREAM, new(), &encode_field(":method", "GET")),
         // Too large.
         6 => {
             let stream = new();
-            frame(
+            encode_frame(
                 HEADERS,
                 END_HEADERS | END_STREAM,
                 stream,
-                &[block(stream), field("x", &"y".repeat(100)).repeat(4)].concat(),
+                &[header_block(stream), encode_field("x", &"y".repeat(100)).repeat(4)].concat(),
             )
         }
-        7 => trailers(byte / KINDS, next.saturating_sub(4) | 1),
-        8 => frame(RST_STREAM, 0, next.saturating_sub(2) | 1, &[0, 0, 0, 8]),
-        9 => frame(DATA, byte & END_STREAM, next.saturating_sub(2) | 1, b"data"),
+        7 => trailer_frames(byte / KINDS, next.saturating_sub(4) | 1),
+        8 => encode_frame(RST_STREAM, 0, next.saturating_sub(2) | 1, &[0, 0, 0, 8]),
+        9 => encode_frame(DATA, byte & END_STREAM, next.saturating_sub(2) | 1, b"data"),
         10 => match byte / KINDS {
             // 1 to 3 are connection errors (RFC 9113 section 5.4.1).
-            1 => frame(PING, 0, 0, &[0; 7]),
-            2 => frame(DATA, 0, 0, b"data"),
-            3 => frame(WINDOW_UPDATE, 0, 0, &[0; 4]),
-            _ => frame(PING, 0, 0, &[0; 8]),
+            1 => encode_frame(PING, 0, 0, &[0; 7]),
+            2 => encode_frame(DATA, 0, 0, b"data"),
+            3 => encode_frame(WINDOW_UPDATE, 0, 0, &[0; 4]),
+            _ => encode_frame(PING, 0, 0, &[0; 8]),
         },
-        _ => frame(SETTINGS, 0, 0, &[0, 1, 0, 0, byte & 16, 0]),
+        _ => encode_frame(SETTINGS, 0, 0, &[0, 1, 0, 0, byte & 16, 0]),
     }
 }
 
 /// Returns trailers on `stream`. The bits of `form` choose their form: 1 adds a pseudo-header field,
 /// 2 an update of the dynamic table's size, 4 padding, 8 a priority, and 16 a CONTINUATION frame.
-fn trailers(form: u8, stream: u32) -> Vec<u8> {
+fn trailer_frames(form: u8, stream: u32) -> Vec<u8> {
     let has = |bit: u8| form & bit != 0;
-    let fields = if has(1) { [field(":path", "/"), field("x-bad", "1")].concat() } else { field("x-sum", "1") };
+    let fields = if has(1) {
+        [encode_field(":path", "/"), encode_field("x-bad", "1")].concat()
+    } else {
+        encode_field("x-sum", "1")
+    };
     // The update keeps the size that the table has.
     let block = if has(2) { [&[0x3f, 0xe1, 0x1f][..], &fields].concat() } else { fields };
     let (mut flags, mut payload) = (END_STREAM, Vec::new());
@@ -135,9 +140,9 @@ fn trailers(form: u8, stream: u32) -> Vec<u8> {
         payload.extend([0; 3]);
     }
     if !has(16) {
-        return frame(HEADERS, flags | END_HEADERS, stream, &payload);
+        return encode_frame(HEADERS, flags | END_HEADERS, stream, &payload);
     }
-    [frame(HEADERS, flags, stream, &payload), frame(CONTINUATION, END_HEADERS, stream, second)].concat()
+    [encode_frame(HEADERS, flags, stream, &payload), encode_frame(CONTINUATION, END_HEADERS, stream, second)].concat()
 }
 
 /// The client's side of a connection. Each read gets the next piece, or is pending if that is `None`.
@@ -240,12 +245,12 @@ struct Script {
 impl Script {
     fn new(size: u8, acts: &[u8]) -> Self {
         let mut next = 1;
-        let mut bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat();
+        let mut bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), encode_frame(SETTINGS, 0, 0, &[])].concat();
         let mut pieces = VecDeque::new();
         let mut kinds = [0; KINDS as usize];
         for byte in acts.iter().take(200) {
             kinds[usize::from(byte % KINDS)] += 1;
-            bytes.extend(act(*byte, &mut next));
+            bytes.extend(frames_of_act(*byte, &mut next));
             // The client pauses after an act with the high bit.
             if byte & 0x80 != 0 {
                 pieces.extend(bytes.chunks(usize::from(size).max(1) * 8).map(|piece| Some(piece.to_vec())));
@@ -312,7 +317,7 @@ fn run(data: &[u8]) -> Outcome {
             let handle = head_tracker.begin_request();
             let stream: u32 = request.uri().path().trim_start_matches('/').parse().expect("the path is a stream");
             seen.borrow_mut().push((stream, handle.clone()));
-            answer(stream, handle, request.into_body(), Rc::clone(&trailers))
+            answer_request(stream, handle, request.into_body(), Rc::clone(&trailers))
         }),
     );
     let mut connection = pin!(connection);
@@ -346,12 +351,12 @@ fn run(data: &[u8]) -> Outcome {
     }
     let (requests, dropped) = (seen.borrow().len(), dropped.by_client + dropped.by_closing);
     assert_counted((kinds, begun), requests, &refused, dropped, has_ended);
-    Outcome { requests, refused, hints: check(&written.borrow()), trailers: trailers.get() }
+    Outcome { requests, refused, hints: check_frames(&written.borrow()), trailers: trailers.get() }
 }
 
 /// Responds to a request after a few polls. Each poll sends an interim response and reads what has
 /// arrived of the body. Adds the trailers that arrive to `count`.
-async fn answer(
+async fn answer_request(
     stream: u32,
     handle: RequestHandle,
     mut body: Incoming,
@@ -375,7 +380,7 @@ async fn answer(
 }
 
 /// Checks the frames that the client got, and returns the number of interim responses among them.
-fn check(mut bytes: &[u8]) -> usize {
+fn check_frames(mut bytes: &[u8]) -> usize {
     let mut hints = 0;
     let mut ended = BTreeSet::new();
     let mut in_block = false;
@@ -387,7 +392,7 @@ fn check(mut bytes: &[u8]) -> usize {
         match kind {
             HEADERS if payload.starts_with(HINTS) => {
                 assert!(!ended.contains(&stream), "an interim response after the end of stream {stream}");
-                let wanted = field("x-for", &stream.to_string());
+                let wanted = encode_field("x-for", &stream.to_string());
                 hints += 1;
                 assert_eq!((flags, &payload[HINTS.len()..]), (END_HEADERS, wanted.as_slice()), "stream {stream}");
             }

@@ -150,7 +150,7 @@ impl ConnectionLimits {
     /// The client is at one of its limits, or too many connections wait for a permit.
     pub(super) fn take_slot(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
         self.try_take_slot(peer).inspect_err(|refusal| {
-            self.metrics.refuse(*refusal);
+            self.metrics.count_refusal(*refusal);
             info!(
                 target: audit::TARGET, kind = "refusal", at = "accept", %peer, reason = refusal.label(),
                 "connection refused"

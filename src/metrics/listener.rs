@@ -79,7 +79,7 @@ impl ListenerMetrics {
     }
 
     /// Counts a connection that was closed for `reason`.
-    pub fn refuse(&self, reason: AcceptRefusal) {
+    pub fn count_refusal(&self, reason: AcceptRefusal) {
         self.refused.get_or_create(&RefusedLabels { reason }).inc();
     }
 }
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn refused_connections_are_encoded_with_their_reason() {
         let metrics = ListenerMetrics::default();
-        metrics.refuse(AcceptRefusal::ClientRate);
+        metrics.count_refusal(AcceptRefusal::ClientRate);
         let mut registry = Registry::with_prefix("loopgate");
         metrics.register(&mut registry);
         let mut text = String::new();

@@ -71,7 +71,7 @@ fn could_be_loopgates(request: &Value) -> bool {
 
 /// Returns what the operator can do about a device that needs an approval. `identity` is the file of the device's
 /// identity. Blocks.
-pub fn advice(identity: &Path, request: Option<&str>) -> String {
+pub fn approval_advice(identity: &Path, request: Option<&str>) -> String {
     let state_dir = identity.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
     let pending = files::pending_request(state_dir);
     let scopes = pending.as_ref().map(|pending| format!(" for {}", pending.scopes.join(", "))).unwrap_or_default();

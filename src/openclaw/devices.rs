@@ -199,7 +199,7 @@ impl Devices {
         if self.is_gateways_device(device) {
             return;
         }
-        let entry = DeviceEntry { agent: None, since: now(), containers: Vec::new() };
+        let entry = DeviceEntry { agent: None, since: unix_time(), containers: Vec::new() };
         {
             let mut known = self.lock();
             if known.table.contains_key(device) || known.table.len() >= MAX_DEVICES {
@@ -208,7 +208,7 @@ impl Devices {
             known.table.insert(device.into(), entry.clone());
             known.unsaved.insert(device.into(), entry.clone());
         }
-        self.save(device, entry);
+        self.save_entry(device, entry);
     }
 
     /// Binds a device to the agent lane provisionally, until the gateway answers its `connect`; `None` if the device is
@@ -220,7 +220,7 @@ impl Devices {
         let (agent, container) = (agent.name.as_str(), agent.container.as_deref());
         let mut entry = DeviceEntry {
             agent: Some(agent.into()),
-            since: now(),
+            since: unix_time(),
             containers: container.map(Into::into).into_iter().collect(),
         };
         {
@@ -243,7 +243,7 @@ impl Devices {
             known.table.insert(device.into(), entry.clone());
             known.unsaved.insert(device.into(), entry.clone());
         }
-        self.save(device, entry.clone());
+        self.save_entry(device, entry.clone());
         Some(ProvisionalBinding { devices: Arc::clone(self), device: device.into(), entry, is_resolved: false })
     }
 
@@ -290,7 +290,7 @@ impl Devices {
     }
 
     /// Adds an entry to the file, without holding the lock on the state meanwhile.
-    fn save(&self, device: &str, entry: DeviceEntry) {
+    fn save_entry(&self, device: &str, entry: DeviceEntry) {
         let written = update_file(&self.directory, |table| {
             table.entry(device.into()).or_insert(entry);
             Ok(())
@@ -352,7 +352,7 @@ impl Drop for ProvisionalBinding {
     }
 }
 
-fn now() -> u64 {
+fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

@@ -47,7 +47,7 @@ pub fn read_config(path: &Path) -> Result<Value, Error> {
 }
 
 /// Returns `gateway.auth.token` of the gateway's configuration; `None` if it is missing or refers to a variable.
-pub fn token(config: &Value) -> Option<Secret> {
+pub fn configured_token(config: &Value) -> Option<Secret> {
     let token = config["gateway"]["auth"]["token"].as_str()?.trim();
     (!token.is_empty() && !token.contains("${")).then(|| Secret::new(token.to_owned()))
 }
@@ -129,7 +129,7 @@ mod tests {
             ("{}", None),
         ] {
             let config: Value = json5::from_str(config).unwrap();
-            assert_eq!(super::token(&config).as_ref().map(Secret::expose), expected, "{config}");
+            assert_eq!(super::configured_token(&config).as_ref().map(Secret::expose), expected, "{config}");
         }
     }
 

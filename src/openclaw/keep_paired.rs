@@ -80,22 +80,22 @@ impl KeepPaired {
 
     /// Pairs the device unless it is the one with the id `paired` and has all scopes.
     async fn pair_if_needed(&self, paired: Option<&str>) -> Result<Outcome, Error> {
-        if paired.is_some() && paired == self.identity(false).await?.map(|device| device.id()).as_deref() {
+        if paired.is_some() && paired == self.read_identity(false).await?.map(|device| device.id()).as_deref() {
             if !self.has_lost_scopes().await {
                 return Ok(Outcome::Waiting);
             }
             warn!("the gateway has recorded fewer scopes for its own device than it granted; pairing it again");
         }
-        if !ready::wait(self.gateway, READY_TIMEOUT).await?.needs_prepairing {
+        if !ready::wait_until_ready(self.gateway, READY_TIMEOUT).await?.needs_prepairing {
             return Ok(Outcome::NotNeeded);
         }
-        let Some(device) = self.identity(true).await? else { return Ok(Outcome::Waiting) };
+        let Some(device) = self.read_identity(true).await? else { return Ok(Outcome::Waiting) };
         Ok(Outcome::Paired(
-            approve::pair_and_approve(self.gateway, &device, self.token().await?.as_ref()).await?.device,
+            approve::pair_and_approve(self.gateway, &device, self.read_token().await?.as_ref()).await?.device,
         ))
     }
 
-    async fn identity(&self, may_create: bool) -> Result<Option<Device>, Error> {
+    async fn read_identity(&self, may_create: bool) -> Result<Option<Device>, Error> {
         let state_dir = self.state_dir.clone();
         let identity = tokio::task::spawn_blocking(move || read_or_create_identity(&state_dir, may_create)).await;
         Ok(identity.expect("reading a file does not panic")?)
@@ -113,10 +113,10 @@ impl KeepPaired {
     }
 
     /// Returns the gateway's token from the environment or `token_file`, else from the gateway's configuration.
-    async fn token(&self) -> Result<Option<Secret>, Error> {
+    async fn read_token(&self) -> Result<Option<Secret>, Error> {
         let (file, config) = (self.token_file.clone(), self.state_dir.join("openclaw.json"));
         let read = tokio::task::spawn_blocking(move || match Secret::gateway_token(file.as_deref())? {
-            None => Ok(files::read_config(&config).ok().as_ref().and_then(files::token)),
+            None => Ok(files::read_config(&config).ok().as_ref().and_then(files::configured_token)),
             token => Ok(token),
         });
         let read = read.await.map_err(io::Error::other).and_then(|read| read);

@@ -253,11 +253,11 @@ pub(super) mod tests {
     }
 
     /// A gateway that challenges with the nonce `n-1`, checks the signature as OpenClaw does, and gives `answer`.
-    async fn gateway(answer: Value, shutdown: &Shutdown) -> SocketAddr {
+    async fn start_gateway(answer: Value, shutdown: &Shutdown) -> SocketAddr {
         gateway_with_answers(vec![answer], shutdown).await
     }
 
-    /// Like [`gateway`], but gives each connection the next of `answers`. It answers plain HTTP like 2026.2.19.
+    /// Like [`start_gateway`], but gives each connection the next of `answers`. It answers plain HTTP like 2026.2.19.
     pub(in crate::openclaw) async fn gateway_with_answers(answers: Vec<Value>, shutdown: &Shutdown) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -318,7 +318,7 @@ pub(super) mod tests {
             json!({"ok": true, "payload": {"type": "hello-ok", "auth": {"role": "operator", "scopes": SCOPES}}});
         let (device, token) = (device(), Secret::new("my-token".to_owned()));
         for token in [Some(&token), None] {
-            let paired = pair(gateway(hello.clone(), &shutdown).await, &device, token).await.unwrap();
+            let paired = pair(start_gateway(hello.clone(), &shutdown).await, &device, token).await.unwrap();
             assert_eq!(paired, Paired { device: device.id(), scopes: SCOPES.map(str::to_owned).to_vec() });
         }
     }
@@ -338,11 +338,11 @@ pub(super) mod tests {
         let device = device();
         let refuse = json!({"ok": false, "error": {"code": "NOT_PAIRED", "message": "pairing required",
             "details": {"requestId": "r-7"}}});
-        let error = pair(gateway(refuse, &shutdown).await, &device, None).await.unwrap_err();
+        let error = pair(start_gateway(refuse, &shutdown).await, &device, None).await.unwrap_err();
         assert!(matches!(&error, Error::NeedsApproval { request: Some(id) } if id == "r-7"), "{error:?}");
         let refuse = json!({"ok": false, "error": {"code": "INVALID_REQUEST",
             "message": "unauthorized: gateway token mismatch"}});
-        let error = pair(gateway(refuse, &shutdown).await, &device, None).await.unwrap_err();
+        let error = pair(start_gateway(refuse, &shutdown).await, &device, None).await.unwrap_err();
         assert_eq!(error.to_string(), "the gateway refused to pair the device: unauthorized: gateway token mismatch");
         assert!(matches!(
             error_of_close("pairing required: device is not approved yet".into()),

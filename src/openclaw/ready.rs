@@ -73,7 +73,7 @@ async fn request_startupz(address: SocketAddr) -> Result<Ready, Error> {
 ///
 /// # Errors
 /// The error of the last request.
-pub async fn wait(address: SocketAddr, limit: Duration) -> Result<Ready, Error> {
+pub async fn wait_until_ready(address: SocketAddr, limit: Duration) -> Result<Ready, Error> {
     let deadline = Instant::now() + limit;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
     let mut last = Error::Timeout;
@@ -98,7 +98,7 @@ mod tests {
     use crate::shutdown::Shutdown;
 
     /// A gateway that gives each connection the next of `answers`, and repeats the last one.
-    async fn gateway(answers: &'static [&'static str], shutdown: &Shutdown) -> SocketAddr {
+    async fn start_gateway(answers: &'static [&'static str], shutdown: &Shutdown) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         shutdown.spawn(async move {
@@ -118,9 +118,9 @@ mod tests {
     #[tokio::test]
     async fn only_a_gateway_without_startupz_needs_prepairing() {
         let shutdown = Shutdown::new();
-        let old = gateway(&["HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>"], &shutdown).await;
+        let old = start_gateway(&["HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>"], &shutdown).await;
         assert_eq!(ask(old).await.unwrap(), Ready { needs_prepairing: true });
-        let new = gateway(&["HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"ok\":true}"], &shutdown).await;
+        let new = start_gateway(&["HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"ok\":true}"], &shutdown).await;
         assert_eq!(ask(new).await.unwrap(), Ready { needs_prepairing: false });
     }
 
@@ -128,11 +128,12 @@ mod tests {
     async fn wait_returns_once_a_starting_gateway_answers() {
         let shutdown = Shutdown::new();
         const STARTING: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
-        let address = gateway(&[STARTING, "", "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"], &shutdown).await;
-        assert!(wait(address, Duration::from_secs(20)).await.is_ok());
-        let never = gateway(&[STARTING], &shutdown).await;
+        let address =
+            start_gateway(&[STARTING, "", "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"], &shutdown).await;
+        assert!(wait_until_ready(address, Duration::from_secs(20)).await.is_ok());
+        let never = start_gateway(&[STARTING], &shutdown).await;
         assert!(matches!(
-            wait(never, Duration::from_millis(50)).await,
+            wait_until_ready(never, Duration::from_millis(50)).await,
             Err(Error::NotReady(StatusCode::SERVICE_UNAVAILABLE))
         ));
     }

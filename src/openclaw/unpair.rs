@@ -55,7 +55,7 @@ pub async fn unpair(address: SocketAddr, devices: &[String], token: Option<&Secr
         for device in devices {
             match remover.connection.call(REMOVE_METHOD, json!({ "deviceId": device })).await {
                 Ok(_) => info!(device, "removed the pairing of a device at the gateway"),
-                Err(Error::Refused(reason)) if is_unknown(&reason) => {
+                Err(Error::Refused(reason)) if means_unknown_device(&reason) => {
                     info!(device, "the device is not paired any more")
                 }
                 Err(error) => return Err(error),
@@ -69,7 +69,7 @@ pub async fn unpair(address: SocketAddr, devices: &[String], token: Option<&Secr
 }
 
 /// Returns whether the gateway refuses a removal because it does not know the device.
-fn is_unknown(reason: &str) -> bool {
+fn means_unknown_device(reason: &str) -> bool {
     reason.contains("unknown deviceId")
 }
 
@@ -78,7 +78,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::openclaw::approve::tests::{FakeDevices, gateway};
+    use crate::openclaw::approve::tests::{FakeDevices, start_gateway};
     use crate::openclaw::pair::SCOPES;
     use crate::shutdown::Shutdown;
 
@@ -90,7 +90,7 @@ mod tests {
             paired: [paired("one"), paired("two"), paired("other")].into(),
             ..FakeDevices::default()
         }));
-        let address = gateway(&devices, &shutdown).await;
+        let address = start_gateway(&devices, &shutdown).await;
         let named: Vec<String> = ["one", "gone", "two"].map(str::to_owned).into();
         unpair(address, &named, None).await.unwrap();
         assert_eq!(devices.lock().unwrap().paired.keys().collect::<Vec<_>>(), ["other"]);

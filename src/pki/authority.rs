@@ -154,7 +154,7 @@ impl CertificateAuthority {
         life: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let validity = self.client_validity(OffsetDateTime::now_utc(), life)?;
-        self.sign(template::user_params(&user_name(user)?, validity)?, key)
+        self.sign_leaf(template::user_params(&user_name(user)?, validity)?, key)
     }
 
     fn sign_client(
@@ -164,7 +164,7 @@ impl CertificateAuthority {
         life: Duration,
         now: OffsetDateTime,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
-        self.sign(template::client_params(uri, self.client_validity(now, life)?)?, key)
+        self.sign_leaf(template::client_params(uri, self.client_validity(now, life)?)?, key)
     }
 
     fn client_validity(&self, now: OffsetDateTime, life: Duration) -> Result<Validity, Error> {
@@ -172,11 +172,15 @@ impl CertificateAuthority {
         if !(time::Duration::MINUTE..=template::MAX_LIFE).contains(&life) {
             return Err(Error::Lifetime);
         }
-        self.validity(now, life)
+        self.leaf_validity(now, life)
     }
 
     /// Signs a leaf. The returned chain ends with the CA.
-    fn sign(&self, params: CertificateParams, key: &impl PublicKeyData) -> Result<Vec<CertificateDer<'static>>, Error> {
+    fn sign_leaf(
+        &self,
+        params: CertificateParams,
+        key: &impl PublicKeyData,
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let leaf = params.signed_by(key, &self.issuer).map_err(Error::Issue)?;
         Ok(vec![leaf.into(), self.certificate.clone()])
     }
@@ -188,11 +192,11 @@ impl CertificateAuthority {
         names: &BTreeSet<SubjectName>,
         now: OffsetDateTime,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
-        self.sign(template::server_params(names, self.validity(now, template::SERVER_LIFE)?)?, key)
+        self.sign_leaf(template::server_params(names, self.leaf_validity(now, template::SERVER_LIFE)?)?, key)
     }
 
     /// Returns the validity of a certificate signed `now`. Fails if the CA is not valid now.
-    fn validity(&self, now: OffsetDateTime, life: time::Duration) -> Result<Validity, Error> {
+    fn leaf_validity(&self, now: OffsetDateTime, life: time::Duration) -> Result<Validity, Error> {
         let Validity { not_before, not_after } = self.validity;
         if now < not_before || not_after <= now {
             return Err(Error::CaNotValid { path: self.path.clone(), not_before, not_after, now });

@@ -21,7 +21,7 @@ pub(super) struct OrderedChain {
 ///
 /// The leaf is the certificate for `public_key` (a SubjectPublicKeyInfo). Without a key it is the first certificate
 /// that is not a CA's, else the first of all.
-pub(super) fn order(
+pub(super) fn order_chain(
     chain: &[CertificateDer<'static>],
     public_key: Option<&[u8]>,
 ) -> Result<Option<OrderedChain>, InvalidFile> {

@@ -37,7 +37,7 @@ impl Constraints {
     }
 
     /// Returns whether the CA may sign a certificate for `name`.
-    pub(super) fn permit(&self, name: &SubjectName) -> bool {
+    pub(super) fn permits(&self, name: &SubjectName) -> bool {
         match name {
             SubjectName::Dns(name) => self.dns.as_ref().is_none_or(|permitted| {
                 let name = name.strip_prefix("*.").unwrap_or(name);

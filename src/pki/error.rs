@@ -19,7 +19,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file is invalid. It is left unchanged.
-    #[error("can't use {}{}", path.display(), remedy(path))]
+    #[error("can't use {}{}", path.display(), remedy_for_file(path))]
     Unusable {
         /// The file.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum Error {
         source: Box<Error>,
     },
     /// One file of a pair is missing. A crash of loopgate can't cause this.
-    #[error("{} is missing, but {} exists{}", path.display(), partner.display(), remedy(path))]
+    #[error("{} is missing, but {} exists{}", path.display(), partner.display(), remedy_for_file(path))]
     Missing {
         /// The missing file.
         path: PathBuf,
@@ -239,7 +239,7 @@ pub enum InvalidFile {
 }
 
 /// Returns the remedy for an invalid file of the state directory.
-fn remedy(path: &std::path::Path) -> &'static str {
+fn remedy_for_file(path: &std::path::Path) -> &'static str {
     match path.file_name().and_then(|name| name.to_str()) {
         Some("ca.pem" | "ca.key") => {
             " (restore it from a backup, or remove ca.pem, ca.key and server.pem to create a new CA, which every \

@@ -86,7 +86,7 @@ impl Managed {
     ) -> BTreeSet<SubjectName> {
         match current.filter(|_| !self.follow_names) {
             Some(current) => current.clone(),
-            None => wanted.iter().filter(|name| self.constraints.permit(name)).cloned().collect(),
+            None => wanted.iter().filter(|name| self.constraints.permits(name)).cloned().collect(),
         }
     }
 
@@ -113,7 +113,7 @@ impl Managed {
             let (chain, _) = current.expect("without a leaf one is due");
             return self.to_loaded(chain, &key, None);
         };
-        match (self.issue(&key, &names, now), current) {
+        match (self.issue_leaf(&key, &names, now), current) {
             (Ok(chain), _) => self.to_loaded(chain, &key, None),
             // The old certificate is served until it expires.
             (Err(error), Some((chain, facts))) if now <= facts.validity.not_after => {
@@ -132,7 +132,7 @@ impl Managed {
         let names = names.unwrap_or_else(|| [SubjectName::Dns("localhost".into())].into());
         match rotate_key {
             RotateKey::Keep => {
-                let chain = self.issue(&key, &names, now)?;
+                let chain = self.issue_leaf(&key, &names, now)?;
                 self.to_loaded(chain, &key, None)
             }
             RotateKey::Replace => {
@@ -188,7 +188,7 @@ impl Managed {
     }
 
     /// Issues a new leaf and writes it to the directory.
-    fn issue(
+    fn issue_leaf(
         &self,
         key: &KeyPair,
         names: &BTreeSet<SubjectName>,

@@ -69,7 +69,7 @@ pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<Report, Error>
     };
     let chain = pem::certificates(&read_file(&server)?.0).map_err(Error::unusable(&server))?;
     let ca = ca.map(|(certificate, _)| describe(dir.file(authority::CA_CERTIFICATE), &certificate)).transpose()?;
-    let Some(chain) = chain::order(&chain, None).map_err(Error::unusable(&server))? else {
+    let Some(chain) = chain::order_chain(&chain, None).map_err(Error::unusable(&server))? else {
         return Err(Error::unusable(&server)(InvalidFile::NoCertificate));
     };
     Ok(Report { server: describe(server, &chain.certificates[0])?, ca, missing_issuer: chain.missing_issuer })

@@ -55,7 +55,7 @@ impl Provided {
     ///
     /// # Errors
     /// The reason why it can't.
-    pub(super) fn check(&self) -> Result<(), Error> {
+    pub(super) fn check_files(&self) -> Result<(), Error> {
         self.read_pair().map(drop)
     }
 
@@ -71,7 +71,7 @@ impl Provided {
         };
         let key =
             any_supported_type(&key).map_err(|error| key_error(refused_key().unwrap_or(InvalidFile::TlsKey(error))))?;
-        let ordered = chain::order(&chain, key.public_key().as_ref().map(AsRef::as_ref)).map_err(chain_error)?;
+        let ordered = chain::order_chain(&chain, key.public_key().as_ref().map(AsRef::as_ref)).map_err(chain_error)?;
         let ordered = ordered.ok_or_else(|| key_error(InvalidFile::NotKeyOf(chain_file.clone())))?;
         Ok((ordered, key))
     }

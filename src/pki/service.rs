@@ -78,7 +78,7 @@ pub fn open(
         Some(files) => {
             // The pair is checked before a CA is created, so that a start that fails leaves no CA.
             let mut pair = Provided { files: files.clone(), state_dir: StateDir::at(state_dir), ca: None };
-            pair.check()?;
+            pair.check_files()?;
             let authority = authority_beside_provided_pair(state_dir, constrain);
             // If only the CA's key can't be used, the certificates that the CA signed before are still accepted.
             let certificate =

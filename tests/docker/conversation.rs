@@ -34,7 +34,7 @@ impl Conversation {
         let csr = CertificateParams::default().serialize_request(key).unwrap().pem().unwrap();
         self.send(&EnrolmentRequest { csr, token: None });
         let challenge: Challenge = self.receive()?;
-        Ok(enrolment_protocol::proof(&challenge.nonce, &key.subject_public_key_info()))
+        Ok(enrolment_protocol::proof_for_key(&challenge.nonce, &key.subject_public_key_info()))
     }
 
     /// Claims that the proof is shown as a process, and returns the sidecar's reply.

@@ -250,7 +250,7 @@ async fn a_new_certificate_is_served_once_the_client_ca_is_readable_again() {
     let sidecar = process(&flags.each_ref().map(String::as_str), "").await;
     let certificate = async || {
         let status =
-            tokio::task::spawn_blocking(move || loopgate::admin::client::status(admin)).await.unwrap().unwrap();
+            tokio::task::spawn_blocking(move || loopgate::admin::client::fetch_status(admin)).await.unwrap().unwrap();
         status.certificate
     };
     std::fs::rename(file("clients.pem"), file("away.pem")).unwrap();

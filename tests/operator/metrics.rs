@@ -23,7 +23,7 @@ pub fn all_metrics() -> String {
     traffic.count_response(LaneKind::Agent, Protocol::H2, 200, Duration::ZERO);
     let enrolments = EnrolmentMetrics::default();
     count(&enrolments.refused, "reason");
-    listener_metrics.refuse(AcceptRefusal::ClientRate);
+    listener_metrics.count_refusal(AcceptRefusal::ClientRate);
     health.agents.get_or_create(&ProofLabels { proof: "address" }).set(1);
     let mut registry = Registry::with_prefix("loopgate");
     traffic.register(&mut registry);

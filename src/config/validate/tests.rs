@@ -20,7 +20,7 @@ fn flags(words: &[&str]) -> Layer {
 }
 
 fn problems(layer: &Layer) -> Vec<String> {
-    validate(layer).err().map(|error| error.0).unwrap_or_default().iter().map(ToString::to_string).collect()
+    to_config(layer).err().map(|error| error.0).unwrap_or_default().iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn an_element_of_a_list_in_a_file_is_named_with_its_own_line() {
 
 #[test]
 fn path_rules_are_checked() {
-    let parsed = |text: &str| validate(&file::parse(text, Path::new("f")).merged_over(Layer::defaults()));
+    let parsed = |text: &str| to_config(&file::parse(text, Path::new("f")).merged_over(Layer::defaults()));
     let config =
         parsed("[[external.paths]]\nallow = \"/hooks/\"\nmethods = [\"POST\"]\n[[external.paths]]\ndeny = \"/\"\n")
             .unwrap();

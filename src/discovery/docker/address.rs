@@ -59,7 +59,7 @@ impl UsualSockets {
     }
 
     /// Chooses `connected` if no socket is chosen yet. Returns whether `connected` is the chosen socket.
-    fn choose(&self, connected: &Path) -> bool {
+    fn try_choose(&self, connected: &Path) -> bool {
         let chosen = self.chosen.get_or_init(|| {
             info!(socket = %connected.display(), "found the engine's socket; using it until loopgate is restarted");
             connected.to_owned()
@@ -131,7 +131,7 @@ impl Address {
     /// Records a connection to `socket`. Returns false if another of the usual sockets was chosen before, so that the
     /// connection must not be used.
     pub(super) fn choose_socket(&self, socket: &Path) -> bool {
-        if let Location::Usual(usual) = &self.location { usual.choose(socket) } else { true }
+        if let Location::Usual(usual) = &self.location { usual.try_choose(socket) } else { true }
     }
 
     /// Warns once if one of the usual sockets exists that would have been preferred to the chosen one.

@@ -133,13 +133,14 @@ impl Engine {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn events(&self) -> Result<Events, Error> {
+    pub async fn subscribe_to_events(&self) -> Result<Events, Error> {
         const ENDPOINT: &str = "/events";
         let head_received = Arc::new(Notify::new());
         let filters = HashMap::from([("type", vec!["container", "network"])]);
         let options = EventsOptionsBuilder::default().filters(&filters).build();
-        let api =
-            self.bollard(Some(Arc::clone(&head_received))).map_err(|error| self.address.api_error(ENDPOINT, error))?;
+        let api = self
+            .bollard_client(Some(Arc::clone(&head_received)))
+            .map_err(|error| self.address.api_error(ENDPOINT, error))?;
         let mut stream = api.events(Some(options)).boxed();
         let beginning = async {
             tokio::select! {
@@ -292,7 +293,7 @@ impl Engine {
         request: impl AsyncFnOnce(Docker) -> Result<T, ApiError>,
     ) -> Result<T, Error> {
         let answer = async {
-            let answer = match self.bollard(None) {
+            let answer = match self.bollard_client(None) {
                 Ok(api) => request(api).await,
                 Err(error) => Err(error),
             };
@@ -303,7 +304,7 @@ impl Engine {
 
     /// Returns a bollard client that sends its requests by [`Self::send`]. `head_received` is notified when the head of
     /// a successful response has arrived.
-    fn bollard(&self, head_received: Option<Arc<Notify>>) -> Result<Docker, ApiError> {
+    fn bollard_client(&self, head_received: Option<Arc<Notify>>) -> Result<Docker, ApiError> {
         let engine = self.clone();
         let transport = move |request: BollardRequest| {
             let (engine, head_received) = (engine.clone(), head_received.clone());

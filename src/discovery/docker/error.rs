@@ -51,7 +51,7 @@ pub enum Error {
         engine: String,
     },
     /// A filter, or the engine itself, refuses the request with a status 4xx.
-    #[error("{engine} refuses GET {endpoint} ({status}: {message}){}", advice(*status))]
+    #[error("{engine} refuses GET {endpoint} ({status}: {message}){}", advice_for_status(*status))]
     Refused {
         /// The engine's URL.
         engine: String,
@@ -97,7 +97,7 @@ pub enum Error {
 }
 
 /// Returns advice for the message if `status` is one with which socket filters refuse requests.
-fn advice(status: u16) -> &'static str {
+fn advice_for_status(status: u16) -> &'static str {
     if matches!(status, 401 | 403 | 405) { ": permit exactly this path in the socket's filter" } else { "" }
 }
 

@@ -36,7 +36,7 @@ impl ImageLabels {
     ///
     /// Only containers on which a decision depends are compared: those that may be agents, by label
     /// or because their service is one of `services`, and all containers of the projects of these.
-    pub async fn compare(
+    pub async fn remove_labels_of_images(
         &self,
         engine: &Engine,
         services: &[String],

@@ -109,7 +109,7 @@ impl Session {
             engine: engine.clone(),
             services,
             images,
-            events: Subscription::Opening(Box::pin(async move { subscriber.events().await })),
+            events: Subscription::Opening(Box::pin(async move { subscriber.subscribe_to_events().await })),
             listing: None,
             first_list_started: false,
             list_due: now,
@@ -177,7 +177,7 @@ impl Session {
         let (engine, services, images) = (self.engine.clone(), Arc::clone(&self.services), self.images.clone());
         let list = async move {
             let (mut summaries, unreadable) = engine.list().await?;
-            let origins = images.compare(&engine, &services, &mut summaries).await;
+            let origins = images.remove_labels_of_images(&engine, &services, &mut summaries).await;
             Ok((running_containers(summaries, origins), unreadable))
         };
         let now = Instant::now();
@@ -208,7 +208,7 @@ impl Session {
 
     /// Handles one event. Returns the loss that it reports, if any.
     fn handle_event(&mut self, event: &EventMessage) -> Option<Loss> {
-        let effect = effect(event);
+        let effect = effect_of_event(event);
         if effect != EventEffect::Nothing {
             self.list_due = self.list_due.min(Instant::now() + SETTLE_DELAY);
         }
@@ -231,7 +231,7 @@ impl Session {
 }
 
 /// Returns the effect of `event`.
-fn effect(event: &EventMessage) -> EventEffect {
+fn effect_of_event(event: &EventMessage) -> EventEffect {
     let action = event.action.as_deref().unwrap_or_default();
     let id = event.actor.as_ref().and_then(|actor| actor.id.clone());
     match event.typ {
@@ -305,7 +305,7 @@ mod tests {
             ("volume", "mount", EventEffect::Nothing),
             ("image", "pull", EventEffect::Nothing),
         ] {
-            assert_eq!(effect(&event(kind, action)), expected, "{kind} {action}");
+            assert_eq!(effect_of_event(&event(kind, action)), expected, "{kind} {action}");
         }
     }
 }

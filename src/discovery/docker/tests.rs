@@ -57,7 +57,7 @@ impl Harness {
     }
 
     /// Waits until the view is as expected.
-    async fn until(&mut self, what: &str, is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
+    async fn wait_until(&mut self, what: &str, is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
         let mut is_expected = is_expected;
         let view = timeout(TIMEOUT, self.view.wait_for(|view| is_expected(view)))
             .await
@@ -66,11 +66,11 @@ impl Harness {
     }
 
     async fn until_live(&mut self) -> Arc<View> {
-        self.until("Docker is followed", |view| matches!(view.source_state, SourceState::Live { .. })).await
+        self.wait_until("Docker is followed", |view| matches!(view.source_state, SourceState::Live { .. })).await
     }
 
     /// Stops discovery, and checks that all of its tasks end.
-    async fn close(self) {
+    async fn stop_and_check_tasks(self) {
         self.shutdown.begin();
         assert_eq!(self.shutdown.wait(TIMEOUT).await, 0, "a task outlived discovery");
     }
@@ -100,14 +100,14 @@ async fn a_labelled_container_is_an_agent_from_its_start_to_its_death() {
     assert!(view.agents.is_empty() && view.own_names.contains("front-door"), "{view:?}");
 
     docker.run(agent("a", AGENT));
-    let view = harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    let view = harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     assert_eq!(view.agents[&AGENT].kind, AgentKind::Address);
 
     // No list is answered any more, so only the event can report the stop.
     docker.silence(LIST);
     docker.stop("a");
-    harness.until("the agent is forgotten", |view| view.agents.is_empty() && view.last_known.is_empty()).await;
-    harness.close().await;
+    harness.wait_until("the agent is forgotten", |view| view.agents.is_empty() && view.last_known.is_empty()).await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -115,16 +115,16 @@ async fn an_unlabelled_container_that_gets_an_agents_address_is_no_agent() {
     let docker = FakeDocker::start();
     let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
-    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
 
     docker.stop("a");
     docker.run(container("b", json!({}), &[("front", &AGENT.to_string())]));
-    harness.until("no container is an agent", |view| view.agents.is_empty()).await;
+    harness.wait_until("no container is an agent", |view| view.agents.is_empty()).await;
     let lists = harness.metrics.lists_read.get();
     docker.event("container", "rename", "b", json!({}));
-    eventually("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
+    wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
     assert!(harness.view.borrow().agents.is_empty());
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -136,14 +136,14 @@ async fn a_container_that_leaves_the_shared_network_is_no_agent() {
         json!({"loopgate.agent": "true"}),
         &[("front", &AGENT.to_string()), ("back", "198.51.100.8")],
     ));
-    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
 
     docker.silence(LIST);
     docker.event("network", "disconnect", "back", json!({"container": "a"}));
     docker.event("network", "disconnect", "front", json!({"container": "a"}));
-    let view = harness.until("it is none", |view| view.agents.is_empty()).await;
+    let view = harness.wait_until("it is none", |view| view.agents.is_empty()).await;
     assert_eq!(view.not_agents.get("a"), Some(&WhyNotAgent::NoSharedNetwork));
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -159,12 +159,12 @@ async fn a_label_that_the_image_has_too_is_not_the_operators() {
     renamed["ImageID"] = "sha256:hostile".into();
     docker.put(renamed);
     docker.put(agent("a", AGENT));
-    let view = harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    let view = harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     assert_eq!(view.agents.len(), 1, "{view:?}");
     assert_eq!(view.not_agents["hostile"], WhyNotAgent::ImageLabel("address".into()));
     // The operator's label, but in a project that the image names.
     assert!(matches!(view.not_agents["renamed"], WhyNotAgent::OtherProject { project: None, .. }), "{view:?}");
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -173,18 +173,18 @@ async fn no_label_counts_while_images_cant_be_read() {
     docker.answer(&image(), 403, "no");
     let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
-    let view = harness.until("it says why", |view| view.not_agents.contains_key("a")).await;
+    let view = harness.wait_until("it says why", |view| view.not_agents.contains_key("a")).await;
     assert!(view.agents.is_empty());
     assert!(view.not_agents["a"].to_string().contains("GET /images/{id}/json (403"), "{view:?}");
     docker.permit(&image());
     docker.event("container", "rename", "a", json!({}));
-    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     let asked = docker.asked(&image());
     docker.event("container", "rename", "a", json!({}));
     let lists = harness.metrics.lists_read.get();
-    eventually("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
+    wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
     assert_eq!(docker.asked(&image()), asked, "an image is read once");
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -199,12 +199,12 @@ async fn a_container_that_cant_be_read_is_ignored_and_discovery_goes_on() {
     unreadable["NetworkSettings"]["Networks"]["front"]["IPAddress"] = 7.into();
     docker.put(unreadable);
     docker.put(agent("a", AGENT));
-    let view = harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    let view = harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     assert_eq!(view.agents.len(), 1, "{view:?}");
     docker.run(container("b", json!({"loopgate.agent": "true", "empty": null}), &[("front", "198.51.100.10")]));
-    harness.until("events are read", |view| view.agents.len() == 2).await;
+    harness.wait_until("events are read", |view| view.agents.len() == 2).await;
     assert_eq!(harness.metrics.lost_streams.get(), 0);
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -212,29 +212,29 @@ async fn a_container_that_lost_its_endpoint_stays_out_until_it_starts_or_connect
     let docker = FakeDocker::start();
     let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
-    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     for (kind, action, actor) in [("container", "start", "a"), ("network", "connect", "front")] {
         // Engine 28 disconnects a container that was killed while its list still shows it as running.
         docker.event("network", "disconnect", "front", json!({"container": "a"}));
-        harness.until("it is none", |view| view.agents.is_empty()).await;
+        harness.wait_until("it is none", |view| view.agents.is_empty()).await;
         for _ in 0..2 {
             let lists = harness.metrics.lists_read.get();
             docker.event("container", "rename", "another", json!({}));
-            eventually("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
+            wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
             assert!(harness.view.borrow().agents.is_empty(), "a list brought it back");
         }
         docker.event(kind, action, actor, json!({"container": "a"}));
-        harness.until("it is one again", |view| is_agent(view, "a")).await;
+        harness.wait_until("it is one again", |view| is_agent(view, "a")).await;
     }
     docker.event("container", "die", "a", json!({}));
-    harness.until("it is dead", |view| view.agents.is_empty()).await;
+    harness.wait_until("it is dead", |view| view.agents.is_empty()).await;
     let lists = harness.metrics.lists_read.get();
     docker.event("container", "rename", "another", json!({}));
-    eventually("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
+    wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
     assert!(harness.view.borrow().agents.is_empty(), "a list brought it back");
     docker.event("container", "start", "a", json!({}));
-    harness.until("it lives again", |view| is_agent(view, "a")).await;
-    harness.close().await;
+    harness.wait_until("it lives again", |view| is_agent(view, "a")).await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -253,7 +253,7 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_
             assert_eq!(harness.view.borrow().own_names.contains(name), permitted, "{name}");
         }
         docker.run(agent("a", AGENT));
-        harness.until("the agent is known", |view| is_agent(view, "a")).await;
+        harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
         assert_eq!(docker.asked("/containers/gateway/json"), 1);
         let asked = docker.all_asked();
         assert_eq!(
@@ -261,7 +261,7 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_
             BTreeSet::from(["/containers/gateway/json", &image(), LIST, "/events"].map(String::from)),
             "nothing else is needed"
         );
-        harness.close().await;
+        harness.stop_and_check_tasks().await;
     }
 }
 
@@ -288,19 +288,19 @@ async fn after_many_starts_and_stops_the_running_agents_are_known() {
         }
     }
     let expected: Vec<IpAddr> = (0..500).filter(|n| n % 5 == 0).map(address).collect();
-    harness.until("the right ones are left", |view| view.agents.keys().eq(expected.iter())).await;
-    eventually("what is left is listed", || harness.metrics.agent_addresses.get() == 100).await;
+    harness.wait_until("the right ones are left", |view| view.agents.keys().eq(expected.iter())).await;
+    wait_until_true("what is left is listed", || harness.metrics.agent_addresses.get() == 100).await;
     assert!(
         harness.metrics.lists_read.get() - before < 60,
         "{} lists for 900 events",
         harness.metrics.lists_read.get() - before
     );
     assert_eq!(docker.subscribers(), 1);
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 /// Waits until `is_so` returns true.
-async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+async fn wait_until_true(what: &str, mut is_so: impl FnMut() -> bool) {
     let wait = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -102,7 +102,7 @@ impl Api {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn uids(&self) -> Result<BTreeSet<String>, Error> {
+    pub async fn list_uids(&self) -> Result<BTreeSet<String>, Error> {
         let mut uids = BTreeSet::new();
         let mut after: Option<String> = None;
         loop {
@@ -135,7 +135,7 @@ impl Api {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn review(&self, token: &Secret) -> Result<Option<TokenOwner>, Error> {
+    pub async fn review_token(&self, token: &Secret) -> Result<Option<TokenOwner>, Error> {
         const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
         // Not serialized through a `Value`, which would leave copies of the token in memory.
         let spec = TokenReviewRequest::new(token, &self.audience);
@@ -157,7 +157,7 @@ impl Api {
                 let version = self.list_page(None, 1).await?.metadata.resource_version;
                 self.open_watch(&version, Duration::from_secs(1)).await.map(drop)
             }
-            Permission::Review => self.review(&Secret::new("loopgate-check".to_owned())).await.map(drop),
+            Permission::Review => self.review_token(&Secret::new("loopgate-check".to_owned())).await.map(drop),
         }
     }
 

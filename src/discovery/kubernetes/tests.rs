@@ -37,7 +37,7 @@ impl Harness {
     }
 
     /// Waits until the view is as expected.
-    async fn until(&mut self, what: &str, mut is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
+    async fn wait_until(&mut self, what: &str, mut is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
         let view = timeout(TIMEOUT, self.view.wait_for(|view| is_expected(view)))
             .await
             .map(|view| Arc::clone(&view.expect("discovery goes on")));
@@ -45,15 +45,15 @@ impl Harness {
     }
 
     async fn until_agents(&mut self, expected: &[&str]) -> Arc<View> {
-        self.until(&format!("agents are {expected:?}"), |view| is_live(view) && agents(view) == expected).await
+        self.wait_until(&format!("agents are {expected:?}"), |view| is_live(view) && agents(view) == expected).await
     }
 
     async fn until_error(&mut self, words: &str) -> Arc<View> {
-        self.until(words, |view| view.source_state.error().is_some_and(|error| error.contains(words))).await
+        self.wait_until(words, |view| view.source_state.error().is_some_and(|error| error.contains(words))).await
     }
 
     /// Stops discovery, and checks that all of its tasks end.
-    async fn close(self) {
+    async fn stop_and_check_tasks(self) {
         self.shutdown.begin();
         assert_eq!(self.shutdown.wait(TIMEOUT).await, 0, "a task outlived discovery");
     }
@@ -105,7 +105,7 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     assert!(view.last_known.is_empty());
     // All changes came from the watch, without another list.
     assert_eq!((harness.metrics.lists_read.get(), kubernetes.asked("list pods")), (lists, 1));
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -119,7 +119,7 @@ async fn a_list_of_many_pages_is_read_to_its_end() {
     let mut harness = Harness::start(&kubernetes);
     harness.until_agents(&names).await;
     assert_eq!(kubernetes.asked("list pods"), 3);
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -129,11 +129,11 @@ async fn a_pod_on_its_nodes_network_is_no_agent_and_the_view_has_the_reason() {
     on_node["spec"]["hostNetwork"] = true.into();
     kubernetes.put(on_node);
     let mut harness = Harness::start(&kubernetes);
-    let view = harness.until("followed", is_live).await;
+    let view = harness.wait_until("followed", is_live).await;
     assert!(view.agents.is_empty());
     assert_eq!(view.not_agents["node-exporter"], WhyNotAgent::HostNetwork);
     assert!(view.not_agents["node-exporter"].to_string().contains("hostNetwork"));
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -147,7 +147,7 @@ async fn a_watch_whose_time_is_up_is_resumed() {
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
     harness.until_agents(&["a", "b"]).await;
     assert_eq!((kubernetes.asked("list pods"), harness.metrics.lost_streams.get()), (1, 0));
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -170,14 +170,14 @@ async fn a_watch_that_is_too_old_is_replaced_and_brings_no_removed_pod_back() {
         }
         let mut ever_wider = false;
         harness
-            .until("a list without it", |view| {
+            .wait_until("a list without it", |view| {
                 ever_wider |= view.agents.len() > 2;
                 is_live(view) && agents(view) == ["b"]
             })
             .await;
         assert!(!ever_wider);
         assert_eq!((kubernetes.asked("list pods"), harness.metrics.lost_streams.get()), (2, 1), "silently: {silently}");
-        harness.close().await;
+        harness.stop_and_check_tasks().await;
     }
 }
 
@@ -190,10 +190,10 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
     harness.until_agents(&["a", "b"]).await;
     kubernetes.down().await;
     let view =
-        harness.until("disconnected", |view| matches!(view.source_state, SourceState::Disconnected { .. })).await;
+        harness.wait_until("disconnected", |view| matches!(view.source_state, SourceState::Disconnected { .. })).await;
     let since = tokio::time::Instant::now();
     assert_eq!(agents(&view), ["a", "b"], "there is a grace");
-    let view = harness.until("the grace is over", |view| agents(view) == ["b"]).await;
+    let view = harness.wait_until("the grace is over", |view| agents(view) == ["b"]).await;
     assert!(since.elapsed() >= ADDRESS_GRACE - Duration::from_secs(1), "{:?}", since.elapsed());
     assert_eq!(view.last_known.len(), 2);
     assert_eq!(view.for_established().agents.len(), 2);
@@ -202,7 +202,7 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
     kubernetes.up();
     let view = harness.until_agents(&["a"]).await;
     assert_eq!(view.last_known.len(), 1);
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -216,7 +216,7 @@ async fn a_token_that_was_rotated_is_read_again() {
     harness.until_error("(401)").await;
     kubernetes.rotate("own-token-2");
     harness.until_agents(&["a"]).await;
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -234,7 +234,7 @@ async fn a_forbidden_request_is_named_with_the_missing_rule() {
         assert!(view.agents.is_empty() && view.last_known.is_empty());
         kubernetes.permit(what);
         harness.until_agents(&["a"]).await;
-        harness.close().await;
+        harness.stop_and_check_tasks().await;
     }
 }
 
@@ -248,7 +248,7 @@ async fn an_api_server_whose_certificate_is_not_of_the_ca_is_refused() {
     assert!(view.agents.is_empty());
     // The API server did not receive the token.
     assert_eq!(kubernetes.asked("list pods"), 0);
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -288,5 +288,5 @@ async fn a_watch_without_a_bookmark_is_resumed_and_loses_nothing() {
         (kubernetes.asked("watch pods"), kubernetes.asked("list pods"), harness.metrics.lost_streams.get()),
         (2, 1, 0)
     );
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }

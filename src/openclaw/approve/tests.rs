@@ -70,7 +70,7 @@ impl FakeDevices {
     }
 }
 
-pub(in crate::openclaw) async fn gateway(devices: &Arc<Mutex<FakeDevices>>, shutdown: &Shutdown) -> SocketAddr {
+pub(in crate::openclaw) async fn start_gateway(devices: &Arc<Mutex<FakeDevices>>, shutdown: &Shutdown) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let devices = Arc::clone(devices);
@@ -108,7 +108,7 @@ async fn a_device_that_may_not_approve_itself_is_approved_by_a_second_one() {
         pending: [(device.id(), scopes(&["operator.write"])), ("another".into(), scopes(&["operator.admin"]))].into(),
         remote: false,
     }));
-    let address = gateway(&devices, &shutdown).await;
+    let address = start_gateway(&devices, &shutdown).await;
     assert!(matches!(pair::pair(address, &device, None).await, Err(Error::NeedsApproval { request: Some(_) })));
     pair_and_approve(address, &device, None).await.unwrap();
     let devices = devices.lock().unwrap();
@@ -122,7 +122,7 @@ async fn a_remote_client_still_needs_a_human() {
     let shutdown = Shutdown::new();
     let device = Device::generate().unwrap();
     let devices = Arc::new(Mutex::new(FakeDevices { remote: true, ..FakeDevices::default() }));
-    let address = gateway(&devices, &shutdown).await;
+    let address = start_gateway(&devices, &shutdown).await;
     let error = pair_and_approve(address, &device, None).await.unwrap_err();
     let own = format!("request-of-{}", device.id());
     assert!(matches!(&error, Error::NeedsApproval { request: Some(id) } if *id == own), "{error:?}");
@@ -148,7 +148,7 @@ fn the_advice_says_which_device_can_approve_and_for_which_scopes() {
     let identity = state.path().join("identity/device.json");
     let device = Device::create(&identity).unwrap();
     assert_eq!(
-        advice(&identity, Some("r-1")),
+        approval_advice(&identity, Some("r-1")),
         "the gateway wants a human to approve the device: run `openclaw devices approve r-1` beside it, once"
     );
     // The gateway's own state.
@@ -158,13 +158,13 @@ fn the_advice_says_which_device_can_approve_and_for_which_scopes() {
     };
     write("paired.json", json!({device.id(): {"scopes": ["operator.admin"]}}));
     write("pending.json", json!({"r-2": {"requestId": "r-2", "deviceId": device.id(), "scopes": ["operator.write"]}}));
-    let stuck = advice(&identity, None);
+    let stuck = approval_advice(&identity, None);
     assert!(
         stuck.contains("approved for operator.write")
             && stuck.contains("OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve r-2"),
         "{stuck}"
     );
     write("paired.json", json!({device.id(): {"scopes": ["operator.pairing"]}}));
-    let may = advice(&identity, None);
+    let may = approval_advice(&identity, None);
     assert!(may.contains("for operator.write: run `openclaw devices approve r-2`"), "{may}");
 }

@@ -14,7 +14,7 @@ pub(super) fn render(certificate: &CertificateDer<'_>, fingerprint: &Fingerprint
     let (profile, payload) = digits.split_at(32);
     let identifier = format!("loopgate.ca.{}", digits[..16].to_ascii_lowercase());
     let data = STANDARD.encode(certificate);
-    let (profile, payload) = (uuid(profile), uuid(payload));
+    let (profile, payload) = (format_uuid(profile), format_uuid(payload));
     format!(
         r#"<?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
@@ -58,7 +58,7 @@ pub(super) fn render(certificate: &CertificateDer<'_>, fingerprint: &Fingerprint
 }
 
 /// Formats 32 hexadecimal digits as a UUID of version 8 (RFC 9562 section 5.8).
-fn uuid(digits: &str) -> String {
+fn format_uuid(digits: &str) -> String {
     format!("{}-{}-8{}-8{}-{}", &digits[..8], &digits[8..12], &digits[13..16], &digits[17..20], &digits[20..32])
 }
 

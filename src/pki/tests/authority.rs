@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, UnixTime};
 use super::super::CertificateAuthority;
 use super::super::certificate::{CertificateFields, verify_before_publishing};
 use super::super::offline::{self, Agent};
-use super::{error_chain, files, home, names, now};
+use super::{create_home, error_chain, names, now, read_files};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const URI: &str = "spiffe://loopgate.local/docker/shop/worker/0123456789ab";
@@ -35,7 +35,7 @@ fn client_verifies(chain: &[CertificateDer<'static>], ca: &CertificateDer<'stati
 
 #[test]
 fn a_users_certificate_has_an_e_mail_address_and_no_other_name() {
-    let home = home();
+    let home = create_home();
     let authority = CertificateAuthority::load_or_create(&home.state).unwrap();
     let chain =
         authority.issue_user(&KeyPair::generate().unwrap(), "ann@example.com", Duration::from_secs(3600)).unwrap();
@@ -69,7 +69,7 @@ fn only_plain_e_mail_addresses_name_a_user() {
 
 #[test]
 fn only_the_key_of_a_request_is_used() {
-    let ca = CertificateAuthority::load_or_create(&home().state).unwrap();
+    let ca = CertificateAuthority::load_or_create(&create_home().state).unwrap();
     let key = KeyPair::generate().unwrap();
     let chain = ca.issue_client(&request(&key), URI, HOUR).unwrap();
     let facts = CertificateFields::parse(&chain[0]).unwrap();
@@ -86,7 +86,7 @@ fn only_the_key_of_a_request_is_used() {
 
 #[test]
 fn a_request_that_its_key_did_not_sign_or_for_another_kind_of_key_is_refused() {
-    let ca = CertificateAuthority::load_or_create(&home().state).unwrap();
+    let ca = CertificateAuthority::load_or_create(&create_home().state).unwrap();
     let good = request(&KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap());
     assert!(ca.issue_client(&good, URI, HOUR).is_ok());
     let mut forged = good.to_vec();
@@ -102,7 +102,7 @@ fn a_request_that_its_key_did_not_sign_or_for_another_kind_of_key_is_refused() {
 
 #[test]
 fn lifetimes_that_no_client_would_accept_are_refused() {
-    let ca = CertificateAuthority::load_or_create(&home().state).unwrap();
+    let ca = CertificateAuthority::load_or_create(&create_home().state).unwrap();
     let request = request(&KeyPair::generate().unwrap());
     for (life, fine) in [
         (Duration::ZERO, false),
@@ -117,23 +117,23 @@ fn lifetimes_that_no_client_would_accept_are_refused() {
 
 #[test]
 fn an_issued_agent_certificate_is_renewed_for_the_same_key() {
-    let home = home();
+    let home = create_home();
     let out = home.state.join("worker");
     let agent = Agent { trust_domain: "loopgate.local", name: "worker-1", life: HOUR };
     let first = offline::issue(&home.state, &agent, &out).unwrap();
     assert_eq!(first.names, ["spiffe://loopgate.local/agent/worker-1"]);
-    let before = files(&out);
+    let before = read_files(&out);
     let second = offline::issue(&home.state, &agent, &out).unwrap();
     assert_eq!(second.public_key, first.public_key);
     assert_ne!(second.serial, first.serial);
-    let after = files(&out);
+    let after = read_files(&out);
     assert_eq!((&after["agent.key"], &after["ca.pem"]), (&before["agent.key"], &before["ca.pem"]));
     assert_eq!(after["ca.pem"], offline::export(&home.state).unwrap().as_bytes());
 }
 
 #[test]
 fn an_agent_name_is_a_single_path_segment() {
-    let home = home();
+    let home = create_home();
     for name in ["", "../ca", "a/b", ".hidden", "a b", "ä", &"x".repeat(64)] {
         let agent = Agent { trust_domain: "loopgate.local", name, life: HOUR };
         let error = offline::issue(&home.state, &agent, &home.state.join(name)).unwrap_err();
@@ -144,18 +144,18 @@ fn an_agent_name_is_a_single_path_segment() {
 
 #[test]
 fn show_changes_nothing_and_reads_no_key() {
-    let home = home();
-    super::start(&home.state, "localhost 172.18.0.2").unwrap();
+    let home = create_home();
+    super::load_at_start(&home.state, "localhost 172.18.0.2").unwrap();
     for name in [".lock", "ca.key", "server.key"] {
         std::fs::remove_file(home.state.join(name)).unwrap();
     }
-    let before = files(&home.state);
+    let before = read_files(&home.state);
     let report = offline::show(&home.state, None).unwrap();
     assert_eq!(report.server.names, ["localhost", "172.18.0.2"]);
     assert!((89..=90).contains(&report.server.days_left));
     assert_eq!(report.server.fingerprint.len(), 95);
     assert!(report.to_string().contains(&report.ca.unwrap().fingerprint));
-    assert_eq!(files(&home.state), before);
+    assert_eq!(read_files(&home.state), before);
     assert!(!home.state.join(".lock").exists());
     assert!(offline::show(&home.state.join("elsewhere"), None).is_err());
     assert!(!home.state.join("elsewhere").exists());

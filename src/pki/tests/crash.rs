@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::super::managed::{Managed, RotateKey};
-use super::{files, handshake, home, now, start};
+use super::{create_home, handshake, load_at_start, now, read_files};
 
 /// The environment variable with the state directory of a child process.
 const STATE_VARIABLE: &str = "TEST_STATE";
@@ -16,13 +16,13 @@ const ROTATE_VARIABLE: &str = "TEST_ROTATE";
 /// Starts a sidecar once. The other tests run this test in child processes, as a sidecar on their state directory.
 #[test]
 fn a_sidecar_starts() {
-    let home = home();
+    let home = create_home();
     let state = std::env::var_os(STATE_VARIABLE).map_or(home.state.clone(), Into::into);
-    start(&state, "localhost").unwrap();
+    load_at_start(&state, "localhost").unwrap();
     while std::env::var_os(ROTATE_VARIABLE).is_some() {
         Managed::open(&state, now()).unwrap().rotate(RotateKey::Replace, now()).unwrap();
     }
-    assert_eq!(files(&state).len(), 4);
+    assert_eq!(read_files(&state).len(), 4);
 }
 
 fn sidecar(state: &Path) -> Command {
@@ -39,9 +39,9 @@ fn kill_and_reap(mut child: Child) {
 
 /// Asserts that the next start works and removes only temporary files.
 fn assert_recovers(state: &Path) {
-    let before = files(state);
-    let identity = start(state, "localhost").unwrap().identity;
-    let after = files(state);
+    let before = read_files(state);
+    let identity = load_at_start(state, "localhost").unwrap().identity;
+    let after = read_files(state);
     handshake(&identity, identity.ca.as_ref().unwrap(), "localhost").unwrap();
     for (name, content) in before.iter().filter(|(name, _)| !name.starts_with("server.pem")) {
         assert_eq!(after.get(name), Some(content), "{name}");
@@ -51,7 +51,7 @@ fn assert_recovers(state: &Path) {
 
 #[test]
 fn processes_that_start_at_once_on_nothing_end_with_one_ca_and_one_key() {
-    let home = home();
+    let home = create_home();
     let children: Vec<_> = (0..6).map(|_| sidecar(&home.state).spawn().unwrap()).collect();
     for mut child in children {
         assert!(child.wait().unwrap().success());
@@ -61,12 +61,12 @@ fn processes_that_start_at_once_on_nothing_end_with_one_ca_and_one_key() {
 
 #[test]
 fn threads_without_locks_end_with_one_ca_too() {
-    let home = home();
+    let home = create_home();
     // The lock file is replaced by something that can't be locked, so only the atomic creation of files is left.
     fs::create_dir_all(home.state.join(".lock")).unwrap();
     let cas: Vec<_> = std::thread::scope(|scope| {
         let starts: Vec<_> =
-            (0..8).map(|_| scope.spawn(|| start(&home.state, "localhost").unwrap().identity.ca)).collect();
+            (0..8).map(|_| scope.spawn(|| load_at_start(&home.state, "localhost").unwrap().identity.ca)).collect();
         starts.into_iter().map(|start| start.join().unwrap()).collect()
     });
     assert!(cas.iter().all(|ca| ca == &cas[0]));
@@ -76,8 +76,8 @@ fn threads_without_locks_end_with_one_ca_too() {
 fn every_step_of_the_first_start_is_completed_by_the_next() {
     let steps = ["ca.key", "ca.pem", "server.key", "server.pem"];
     for done in 0..=steps.len() {
-        let home = home();
-        start(&home.state, "localhost").unwrap();
+        let home = create_home();
+        load_at_start(&home.state, "localhost").unwrap();
         for name in &steps[done..] {
             fs::remove_file(home.state.join(name)).unwrap();
         }
@@ -88,11 +88,11 @@ fn every_step_of_the_first_start_is_completed_by_the_next() {
 
 #[test]
 fn every_step_of_a_rotation_to_a_new_key_is_completed_or_forgotten_by_the_next_start() {
-    let home = home();
-    start(&home.state, "localhost").unwrap();
-    let old = files(&home.state);
+    let home = create_home();
+    load_at_start(&home.state, "localhost").unwrap();
+    let old = read_files(&home.state);
     Managed::open(&home.state, now()).unwrap().rotate(RotateKey::Replace, now()).unwrap();
-    let new = files(&home.state);
+    let new = read_files(&home.state);
     assert_ne!(new["server.key"], old["server.key"]);
 
     // As if killed before the new key was renamed: the old pair is complete, and the next chain is not needed.
@@ -101,14 +101,14 @@ fn every_step_of_a_rotation_to_a_new_key_is_completed_or_forgotten_by_the_next_s
         fs::write(home.state.join("server.pem"), &chain["server.pem"]).unwrap();
         fs::write(home.state.join("server.pem.next"), &new["server.pem"]).unwrap();
         assert_recovers(&home.state);
-        assert_eq!(files(&home.state)["server.pem"], key["server.pem"]);
+        assert_eq!(read_files(&home.state)["server.pem"], key["server.pem"]);
     }
 }
 
 #[test]
 fn a_sidecar_killed_at_any_moment_leaves_a_directory_that_the_next_start_can_use() {
     for round in 0..12 {
-        let home = home();
+        let home = create_home();
         fs::create_dir(&home.state).unwrap();
         let child = sidecar(&home.state).env(ROTATE_VARIABLE, "1").spawn().unwrap();
         // The process is killed at different times: in the first half of the rounds during the first start, later

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use time::Duration;
 
 use super::super::managed::Managed;
-use super::{Home, error_chain, files, home, names, now, start};
+use super::{Home, create_home, error_chain, load_at_start, names, now, read_files};
 
 fn damaged(kind: &str, content: &[u8], of_another: &[u8]) -> Vec<u8> {
     match kind {
@@ -22,23 +22,23 @@ fn damaged(kind: &str, content: &[u8], of_another: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_damaged_file_is_named_and_left_unchanged() {
-    let stranger = home();
-    start(&stranger.state, "localhost").unwrap();
-    let other = files(&stranger.state);
+    let stranger = create_home();
+    load_at_start(&stranger.state, "localhost").unwrap();
+    let other = read_files(&stranger.state);
 
     for name in ["ca.pem", "ca.key", "server.pem", "server.key"] {
         for kind in ["empty", "cut off", "zeroed", "garbled", "some text", "of another sidecar"] {
-            let home = home();
-            start(&home.state, "localhost").unwrap();
+            let home = create_home();
+            load_at_start(&home.state, "localhost").unwrap();
             let path = home.state.join(name);
             fs::write(&path, damaged(kind, &fs::read(&path).unwrap(), &other[name])).unwrap();
-            let before = files(&home.state);
-            let text = error_chain(&start(&home.state, "localhost new.name").expect_err(kind));
+            let before = read_files(&home.state);
+            let text = error_chain(&load_at_start(&home.state, "localhost new.name").expect_err(kind));
             // If a pair does not match, either file may be wrong. The error names the certificate.
             let certificate = name.replace(".key", ".pem");
             let named = text.contains(name) || kind == "of another sidecar" && text.contains(&certificate);
             assert!(named, "{name} {kind}: {text}");
-            assert_eq!(files(&home.state), before, "{name} {kind}");
+            assert_eq!(read_files(&home.state), before, "{name} {kind}");
         }
     }
 }
@@ -46,15 +46,15 @@ fn a_damaged_file_is_named_and_left_unchanged() {
 #[test]
 fn a_missing_file_of_a_pair_is_named_unless_it_can_be_created_again() {
     for (name, fine) in [("ca.key", false), ("server.key", false), ("server.pem", true), ("ca.pem", true)] {
-        let home = home();
-        start(&home.state, "localhost").unwrap();
+        let home = create_home();
+        load_at_start(&home.state, "localhost").unwrap();
         fs::remove_file(home.state.join(name)).unwrap();
-        let mut before = files(&home.state);
-        match start(&home.state, "localhost") {
+        let mut before = read_files(&home.state);
+        match load_at_start(&home.state, "localhost") {
             Ok(_) => assert!(fine, "{name}"),
             Err(error) => assert!(!fine && error.to_string().contains(name), "{name}: {error}"),
         }
-        let mut after = files(&home.state);
+        let mut after = read_files(&home.state);
         before.remove(name);
         after.remove(name);
         assert_eq!(after, before, "{name}");
@@ -64,11 +64,11 @@ fn a_missing_file_of_a_pair_is_named_unless_it_can_be_created_again() {
 #[test]
 fn a_key_that_every_user_can_read_is_refused_and_left_unchanged() {
     for name in ["ca.key", "server.key"] {
-        let home = home();
-        start(&home.state, "localhost").unwrap();
+        let home = create_home();
+        load_at_start(&home.state, "localhost").unwrap();
         let path = home.state.join(name);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let error = start(&home.state, "localhost").unwrap_err().to_string();
+        let error = load_at_start(&home.state, "localhost").unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("chmod 600"), "{error}");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
     }
@@ -76,11 +76,11 @@ fn a_key_that_every_user_can_read_is_refused_and_left_unchanged() {
 
 #[test]
 fn a_directory_that_cannot_be_created_is_named() {
-    let home = home();
+    let home = create_home();
     fs::write(&home.state, b"a file").unwrap();
-    let error = start(&home.state.join("below"), "localhost").unwrap_err();
+    let error = load_at_start(&home.state.join("below"), "localhost").unwrap_err();
     assert!(error.to_string().contains("state/below"), "{error}");
-    let error = start(&home.state, "localhost").unwrap_err();
+    let error = load_at_start(&home.state, "localhost").unwrap_err();
     assert!(error.to_string().contains("state"), "{error}");
 }
 
@@ -111,8 +111,8 @@ fn leaf(state: &Path, wanted: &str, days: i64) -> (Vec<u8>, Option<String>) {
 
 #[test]
 fn on_a_full_or_read_only_disk_the_present_certificate_is_served_until_it_expires() {
-    let home = home();
-    start(&home.state, "localhost").unwrap();
+    let home = create_home();
+    load_at_start(&home.state, "localhost").unwrap();
     let state = make_unwritable(&home);
 
     let (first, problem) = leaf(&state, "localhost", 0);
@@ -130,10 +130,10 @@ fn on_a_full_or_read_only_disk_the_present_certificate_is_served_until_it_expire
 #[test]
 fn on_a_full_or_read_only_disk_the_missing_file_is_named() {
     for name in ["server.pem", "ca.pem"] {
-        let home = home();
-        start(&home.state, "localhost").unwrap();
+        let home = create_home();
+        load_at_start(&home.state, "localhost").unwrap();
         fs::remove_file(home.state.join(name)).unwrap();
-        let error = start(&make_unwritable(&home), "localhost").unwrap_err().to_string();
+        let error = load_at_start(&make_unwritable(&home), "localhost").unwrap_err().to_string();
         assert!(error.starts_with("can't write") && error.ends_with(name), "{error}");
     }
 }

@@ -6,12 +6,12 @@ use time::Duration;
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
 
 use super::super::managed::{Managed, RotateKey};
-use super::{files, handshake, home, names, now, start};
+use super::{create_home, handshake, load_at_start, names, now, read_files};
 
 #[test]
 fn a_client_that_trusts_the_ca_connects_under_every_name_and_no_other() {
-    let home = home();
-    let made = start(&home.state, "localhost my_gateway *.example.org 172.18.0.2 fd00::2").unwrap();
+    let home = create_home();
+    let made = load_at_start(&home.state, "localhost my_gateway *.example.org 172.18.0.2 fd00::2").unwrap();
     let ca = made.identity.ca.clone().unwrap();
     for name in ["localhost", "my_gateway", "www.example.org", "172.18.0.2", "fd00::2"] {
         handshake(&made.identity, &ca, name).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -19,14 +19,14 @@ fn a_client_that_trusts_the_ca_connects_under_every_name_and_no_other() {
     for name in ["gateway", "172.18.0.3", "example.org"] {
         assert!(handshake(&made.identity, &ca, name).is_err(), "{name}");
     }
-    let stranger = start(&super::home().state, "localhost").unwrap().identity.ca.unwrap();
+    let stranger = load_at_start(&super::create_home().state, "localhost").unwrap().identity.ca.unwrap();
     assert!(handshake(&made.identity, &stranger, "localhost").is_err());
 }
 
 #[test]
 fn certificates_follow_the_rules_of_browsers_and_platforms() {
-    let home = home();
-    let identity = start(&home.state, "localhost 172.18.0.2").unwrap().identity;
+    let home = create_home();
+    let identity = load_at_start(&home.state, "localhost 172.18.0.2").unwrap().identity;
     let (_, leaf) = X509Certificate::from_der(&identity.certified_key.cert[0]).unwrap();
     let (_, ca) = X509Certificate::from_der(&identity.certified_key.cert[1]).unwrap();
 
@@ -65,16 +65,16 @@ fn certificates_follow_the_rules_of_browsers_and_platforms() {
 #[test]
 fn two_cas_have_different_names() {
     let subject = |state| {
-        let identity = start(state, "localhost").unwrap().identity;
+        let identity = load_at_start(state, "localhost").unwrap().identity;
         X509Certificate::from_der(&identity.ca.unwrap()).unwrap().1.subject().to_string()
     };
-    assert_ne!(subject(&home().state), subject(&home().state));
+    assert_ne!(subject(&create_home().state), subject(&create_home().state));
 }
 
 #[test]
 fn no_serial_is_used_twice_though_the_key_stays() {
-    let home = home();
-    start(&home.state, "localhost").unwrap();
+    let home = create_home();
+    load_at_start(&home.state, "localhost").unwrap();
     let made = Managed::open(&home.state, now()).unwrap();
     let key = std::fs::read(home.state.join("server.key")).unwrap();
     let mut serials = BTreeSet::new();
@@ -90,19 +90,19 @@ fn no_serial_is_used_twice_though_the_key_stays() {
 
 #[test]
 fn a_restart_serves_the_same_certificate() {
-    let home = home();
-    start(&home.state, "localhost 172.18.0.2").unwrap();
-    let before = files(&home.state);
-    start(&home.state, "localhost").unwrap();
-    assert_eq!(files(&home.state), before);
+    let home = create_home();
+    load_at_start(&home.state, "localhost 172.18.0.2").unwrap();
+    let before = read_files(&home.state);
+    load_at_start(&home.state, "localhost").unwrap();
+    assert_eq!(read_files(&home.state), before);
     assert_eq!(before.keys().collect::<Vec<_>>(), ["ca.key", "ca.pem", "server.key", "server.pem"]);
 }
 
 #[test]
 fn a_new_name_leads_to_a_new_leaf_for_the_same_key() {
-    let home = home();
-    let before = start(&home.state, "localhost 172.18.0.2").unwrap().identity;
-    let after = start(&home.state, "localhost 172.19.0.2").unwrap().identity;
+    let home = create_home();
+    let before = load_at_start(&home.state, "localhost 172.18.0.2").unwrap().identity;
+    let after = load_at_start(&home.state, "localhost 172.19.0.2").unwrap().identity;
     assert_eq!(after.names, names("localhost 172.18.0.2 172.19.0.2"));
     assert_ne!(after.certified_key.cert[0], before.certified_key.cert[0]);
     assert_eq!(after.certified_key.key.public_key(), before.certified_key.key.public_key());
@@ -111,7 +111,7 @@ fn a_new_name_leads_to_a_new_leaf_for_the_same_key() {
 
 #[test]
 fn a_leaf_is_renewed_at_two_thirds_of_its_life_and_after_a_clock_that_was_wrong() {
-    let home = home();
+    let home = create_home();
     let made = Managed::open(&home.state, now()).unwrap();
     let wanted = names("localhost");
     let leaf_at = |days| {
@@ -128,7 +128,7 @@ fn a_leaf_is_renewed_at_two_thirds_of_its_life_and_after_a_clock_that_was_wrong(
 
 #[test]
 fn a_leaf_does_not_outlive_its_ca_which_signs_nothing_once_it_has_expired() {
-    let home = home();
+    let home = create_home();
     let made = Managed::open(&home.state, now()).unwrap();
     let late = made.load(&names("localhost"), now() + Duration::days(3640)).unwrap().identity;
     assert!(late.not_after - now() <= Duration::days(3650));
@@ -138,8 +138,8 @@ fn a_leaf_does_not_outlive_its_ca_which_signs_nothing_once_it_has_expired() {
 
 #[test]
 fn a_ca_is_not_dated_by_a_clock_that_was_never_set() {
-    let home = home();
+    let home = create_home();
     let error = Managed::open(&home.state, time::OffsetDateTime::UNIX_EPOCH + Duration::hours(3)).unwrap_err();
     assert!(error.to_string().contains("the clock says 1970"), "{error}");
-    assert!(files(&home.state).is_empty());
+    assert!(read_files(&home.state).is_empty());
 }

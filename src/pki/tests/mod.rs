@@ -29,7 +29,7 @@ struct Home {
     state: PathBuf,
 }
 
-fn home() -> Home {
+fn create_home() -> Home {
     let temporary = tempfile::tempdir().unwrap();
     let state = temporary.path().join("state");
     Home { _temporary: temporary, state }
@@ -44,12 +44,12 @@ fn now() -> OffsetDateTime {
 }
 
 /// Returns the certificate that the next start of a sidecar serves.
-fn start(state: &Path, wanted: &str) -> Result<LoadedIdentity, Error> {
+fn load_at_start(state: &Path, wanted: &str) -> Result<LoadedIdentity, Error> {
     Managed::open(state, now())?.load(&names(wanted), now())
 }
 
 /// Returns the files in the directory with their contents, except those whose names begin with a dot.
-fn files(state: &Path) -> BTreeMap<String, Vec<u8>> {
+fn read_files(state: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = state.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     entries
         .filter(|name| !name.starts_with('.'))

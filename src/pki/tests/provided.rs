@@ -9,12 +9,12 @@ use rcgen::{CertificateParams, KeyPair};
 use tokio::sync::watch;
 
 use super::super::{Error, Pki, ServerIdentity, SubjectName, open};
-use super::{Home, error_chain, home, names};
+use super::{Home, create_home, error_chain, names};
 use crate::config::{CertificateFiles, Tls};
 use crate::shutdown::Shutdown;
 
 /// Returns a self-signed certificate and its key as PEM.
-fn pair(name: &str) -> (String, String) {
+fn make_pair(name: &str) -> (String, String) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new([name.to_owned()]).unwrap();
     params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(if name == "expired" { -1 } else { 30 });
@@ -31,7 +31,7 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let home = home();
+    let home = create_home();
     let place = home.state.parent().unwrap();
     let (sender, receiver) = watch::channel(BTreeSet::new());
     let (chain, key) = (place.join("tls.crt"), place.join("tls.key"));
@@ -51,11 +51,11 @@ impl Fixture {
     }
 }
 
-async fn served(identity: &mut watch::Receiver<Arc<ServerIdentity>>, name: &str) {
+async fn wait_until_served(identity: &mut watch::Receiver<Arc<ServerIdentity>>, name: &str) {
     identity.wait_for(|identity| identity.names == names(name)).await.unwrap();
 }
 
-async fn problem(pki: &Pki, part: &str) {
+async fn wait_for_problem(pki: &Pki, part: &str) {
     pki.problem()
         .wait_for(|problem| problem.as_ref().is_some_and(|error| error_chain(error).contains(part)))
         .await
@@ -64,7 +64,7 @@ async fn problem(pki: &Pki, part: &str) {
 
 #[tokio::test]
 async fn an_unusable_pair_is_an_error_that_names_the_file() {
-    let (good, other) = (pair("good"), pair("other"));
+    let (good, other) = (make_pair("good"), make_pair("other"));
     let cases = [
         ("", good.1.as_str(), "tls.crt"),
         (good.0.as_str(), "", "tls.key"),
@@ -87,7 +87,7 @@ async fn an_unusable_pair_is_an_error_that_names_the_file() {
 #[tokio::test]
 async fn beside_a_provided_pair_there_is_a_ca_if_there_can_be_one() {
     let fixture = fixture();
-    fixture.write(&pair("good"));
+    fixture.write(&make_pair("good"));
     let pki = fixture.open().unwrap();
     assert_eq!(pki.identity().borrow().ca.as_ref(), Some(pki.authority().unwrap().certificate()));
 
@@ -100,11 +100,11 @@ async fn beside_a_provided_pair_there_is_a_ca_if_there_can_be_one() {
 #[tokio::test(start_paused = true)]
 async fn a_pair_changed_in_place_is_reloaded() {
     let fixture = fixture();
-    fixture.write(&pair("first"));
+    fixture.write(&make_pair("first"));
     let mut identity = fixture.open().unwrap().identity();
-    served(&mut identity, "first").await;
-    fixture.write(&pair("second"));
-    served(&mut identity, "second").await;
+    wait_until_served(&mut identity, "first").await;
+    fixture.write(&make_pair("second"));
+    wait_until_served(&mut identity, "second").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -112,7 +112,7 @@ async fn a_pair_swapped_by_symlinks_is_reloaded() {
     let mut fixture = fixture();
     let place: PathBuf = fixture.home.state.parent().unwrap().into();
     let publish = |version: &str| {
-        let (chain, key) = pair(version);
+        let (chain, key) = make_pair(version);
         fs::create_dir(place.join(version)).unwrap();
         fs::write(place.join(version).join("tls.crt"), chain).unwrap();
         fs::write(place.join(version).join("tls.key"), key).unwrap();
@@ -126,51 +126,51 @@ async fn a_pair_swapped_by_symlinks_is_reloaded() {
     fixture.chain = place.join("tls.crt");
     fixture.key = place.join("tls.key");
     let mut identity = fixture.open().unwrap().identity();
-    served(&mut identity, "v1").await;
+    wait_until_served(&mut identity, "v1").await;
     publish("v2");
-    served(&mut identity, "v2").await;
+    wait_until_served(&mut identity, "v2").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn with_an_invalid_pair_the_old_one_is_served_and_the_problem_reported_until_it_is_fixed() {
     let fixture = fixture();
-    fixture.write(&pair("first"));
+    fixture.write(&make_pair("first"));
     let pki = fixture.open().unwrap();
     let mut identity = pki.identity();
 
-    let second = pair("second");
+    let second = make_pair("second");
     fs::write(&fixture.chain, &second.0).unwrap();
-    problem(&pki, "tls.key").await;
-    served(&mut identity, "first").await;
+    wait_for_problem(&pki, "tls.key").await;
+    wait_until_served(&mut identity, "first").await;
     fs::write(&fixture.key, &second.1).unwrap();
-    served(&mut identity, "second").await;
+    wait_until_served(&mut identity, "second").await;
     pki.problem().wait_for(Option::is_none).await.unwrap();
 
-    fixture.write(&pair("expired"));
-    problem(&pki, "expired").await;
-    served(&mut identity, "second").await;
+    fixture.write(&make_pair("expired"));
+    wait_for_problem(&pki, "expired").await;
+    wait_until_served(&mut identity, "second").await;
     fs::remove_file(&fixture.chain).unwrap();
-    problem(&pki, "can't read").await;
-    served(&mut identity, "second").await;
+    wait_for_problem(&pki, "can't read").await;
+    wait_until_served(&mut identity, "second").await;
 }
 
 #[tokio::test]
 async fn a_reload_checks_the_files_at_once() {
     let fixture = fixture();
-    fixture.write(&pair("first"));
+    fixture.write(&make_pair("first"));
     let pki = fixture.open().unwrap();
     fixture.write(&("hello".to_owned(), "hello".to_owned()));
     pki.reload();
-    problem(&pki, "tls.crt").await;
-    fixture.write(&pair("second"));
+    wait_for_problem(&pki, "tls.crt").await;
+    fixture.write(&make_pair("second"));
     pki.reload();
-    served(&mut pki.identity(), "second").await;
+    wait_until_served(&mut pki.identity(), "second").await;
     fixture.shutdown.begin();
     assert_eq!(fixture.shutdown.wait(std::time::Duration::from_secs(10)).await, 0);
 }
 
 /// Returns a chain from a leaf up to its root, each certificate as PEM, and the leaf's key.
-fn issued(intermediates: usize) -> (Vec<String>, String) {
+fn issue_chain(intermediates: usize) -> (Vec<String>, String) {
     let ca = |name: &str| {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
@@ -201,7 +201,7 @@ fn der(pem: &str) -> rustls_pki_types::CertificateDer<'static> {
 
 #[tokio::test]
 async fn files_as_editors_and_copying_leave_them_are_served() {
-    let (chain, key) = issued(2);
+    let (chain, key) = issue_chain(2);
     let [leaf, second, first, root] = &chain[..] else { panic!() };
     let whole = chain[..3].concat();
     let bom = "\u{feff}";
@@ -235,9 +235,9 @@ async fn files_as_editors_and_copying_leave_them_are_served() {
 
 #[test]
 fn a_leaf_without_its_issuer_is_reported_with_the_issuers_name() {
-    let (chain, _) = issued(1);
+    let (chain, _) = issue_chain(1);
     let [leaf, intermediate, root] = &chain[..] else { panic!() };
-    let (unrelated, _) = pair("unrelated");
+    let (unrelated, _) = make_pair("unrelated");
     for (certificates, missing) in [
         (leaf.clone(), true),
         (format!("{leaf}{root}"), true),
@@ -256,7 +256,7 @@ fn a_leaf_without_its_issuer_is_reported_with_the_issuers_name() {
 
 #[tokio::test]
 async fn a_file_in_another_format_or_with_a_refused_key_is_named_with_the_reason() {
-    let (certificate, key) = pair("good");
+    let (certificate, key) = make_pair("good");
     let utf16: Vec<u8> = [0xfeff].into_iter().chain(certificate.encode_utf16()).flat_map(u16::to_le_bytes).collect();
     let rsa1024 = include_bytes!("data/rsa1024.pem").to_vec();
     let secp256k1 = include_bytes!("data/secp256k1.pem").to_vec();
@@ -265,7 +265,7 @@ async fn a_file_in_another_format_or_with_a_refused_key_is_named_with_the_reason
     let encrypted_rsa = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,73AC\n\nMIHs\n\
                          -----END RSA PRIVATE KEY-----\n";
     let [certificate, key] = [certificate, key].map(String::into_bytes);
-    let (binary, other) = (der(std::str::from_utf8(&certificate).unwrap()), pair("other").1);
+    let (binary, other) = (der(std::str::from_utf8(&certificate).unwrap()), make_pair("other").1);
     let cases: [(&[u8], &[u8], &str, &str); 8] = [
         (&certificate, encrypted.as_bytes(), "tls.key", "encrypted"),
         (&certificate, encrypted_rsa.as_bytes(), "tls.key", "encrypted"),

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::super::offline;
 use super::super::{Pki, RotateKey, SubjectName, open};
-use super::{Home, home, names};
+use super::{Home, create_home, names};
 use crate::config::{Config, Tls};
 use crate::shutdown::Shutdown;
 
@@ -18,12 +18,12 @@ struct Sidecar {
     _shutdown: Shutdown,
 }
 
-fn sidecar() -> Sidecar {
-    sidecar_with(|_| {})
+fn start_sidecar() -> Sidecar {
+    start_sidecar_with(|_| {})
 }
 
-fn sidecar_with(change: impl FnOnce(&mut Tls)) -> Sidecar {
-    let home = home();
+fn start_sidecar_with(change: impl FnOnce(&mut Tls)) -> Sidecar {
+    let home = create_home();
     let shutdown = Shutdown::new();
     let (sender, receiver) = watch::channel(names("172.18.0.2"));
     let mut tls = Tls { names: vec!["Gateway.Example".into()], ..Config::default().tls };
@@ -34,14 +34,14 @@ fn sidecar_with(change: impl FnOnce(&mut Tls)) -> Sidecar {
 
 #[tokio::test]
 async fn the_first_certificate_has_the_found_names_the_configured_ones_and_localhost() {
-    let sidecar = sidecar();
+    let sidecar = start_sidecar();
     assert_eq!(sidecar.pki.identity().borrow().names, names("172.18.0.2 gateway.example localhost"));
     assert!(sidecar.pki.problem().borrow().is_none());
 }
 
 #[tokio::test]
 async fn a_new_address_is_added_to_the_certificate_at_once_and_a_vanished_one_stays() {
-    let sidecar = sidecar();
+    let sidecar = start_sidecar();
     let mut identity = sidecar.pki.identity();
     let before = identity.borrow_and_update().clone();
     sidecar.names.send_replace(names("172.19.0.2"));
@@ -53,7 +53,7 @@ async fn a_new_address_is_added_to_the_certificate_at_once_and_a_vanished_one_st
 
 #[tokio::test]
 async fn an_invalid_name_is_left_out_of_the_certificate() {
-    let sidecar = sidecar();
+    let sidecar = start_sidecar();
     let mut identity = sidecar.pki.identity();
     identity.mark_unchanged();
     let strange = [SubjectName::Dns("no name!".into()), SubjectName::Dns("Fine".into())];
@@ -64,7 +64,7 @@ async fn an_invalid_name_is_left_out_of_the_certificate() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rotation_by_command_is_noticed() {
-    let sidecar = sidecar();
+    let sidecar = start_sidecar();
     let mut identity = sidecar.pki.identity();
     let first = identity.borrow_and_update().clone();
     offline::rotate(&sidecar.home.state, RotateKey::Keep).unwrap();
@@ -80,7 +80,7 @@ async fn a_rotation_by_command_is_noticed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_state_directory_that_is_damaged_or_removed_while_running_is_reported_and_not_created_again() {
-    let sidecar = sidecar();
+    let sidecar = start_sidecar();
     let identity = sidecar.pki.identity();
     let before = identity.borrow().clone();
     fs::write(sidecar.home.state.join("server.pem"), b"").unwrap();
@@ -100,7 +100,7 @@ async fn a_state_directory_that_is_damaged_or_removed_while_running_is_reported_
 
 #[tokio::test(start_paused = true)]
 async fn without_follow_names_the_certificate_stays_as_it_is() {
-    let sidecar = sidecar_with(|tls| tls.follow_names = false);
+    let sidecar = start_sidecar_with(|tls| tls.follow_names = false);
     let before = sidecar.pki.identity().borrow().clone();
     sidecar.names.send_replace(names("172.19.0.2"));
     tokio::time::sleep(std::time::Duration::from_secs(10)).await;
@@ -110,7 +110,7 @@ async fn without_follow_names_the_certificate_stays_as_it_is() {
 
 #[tokio::test(start_paused = true)]
 async fn a_constrained_ca_signs_for_the_names_at_its_creation_only_and_clients_enforce_that() {
-    let sidecar = sidecar_with(|tls| tls.constrain_names = true);
+    let sidecar = start_sidecar_with(|tls| tls.constrain_names = true);
     let first = sidecar.pki.identity().borrow().clone();
     let ca = first.ca.clone().unwrap();
     for name in ["172.18.0.2", "gateway.example", "localhost"] {

@@ -8,12 +8,12 @@ async fn an_engine_that_freezes_ends_agents_by_address_in_five_seconds() {
     let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
     docker.put(container("b", json!({"loopgate.agent": "true"}), &[("front", "198.51.100.8")]));
-    harness.until("both are known", |view| view.agents.len() == 2).await;
+    harness.wait_until("both are known", |view| view.agents.len() == 2).await;
     for path in [LIST, "/events"] {
         docker.silence(path);
     }
     let frozen = std::time::Instant::now();
-    let view = harness.until("the address counts no longer", |view| !is_agent(view, "a")).await;
+    let view = harness.wait_until("the address counts no longer", |view| !is_agent(view, "a")).await;
     let took = frozen.elapsed();
     // 5 s, and a margin for a busy machine.
     assert!(took > Duration::from_secs(3) && took < Duration::from_secs(10), "{took:?}");
@@ -21,15 +21,15 @@ async fn an_engine_that_freezes_ends_agents_by_address_in_five_seconds() {
     for path in [LIST, "/events"] {
         docker.permit(path);
     }
-    harness.until("the engine is back", |view| is_agent(view, "a")).await;
-    harness.close().await;
+    harness.wait_until("the engine is back", |view| is_agent(view, "a")).await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
 async fn events_of_health_checks_and_enrolment_cause_no_list() {
     let docker = FakeDocker::start();
     let Some(harness) = Harness::start(&docker) else { return };
-    eventually("the first list is confirmed by a second one", || harness.metrics.lists_read.get() == 2).await;
+    wait_until_true("the first list is confirmed by a second one", || harness.metrics.lists_read.get() == 2).await;
     let before = harness.metrics.lists_read.get();
     for _ in 0..200 {
         for ignored in [
@@ -45,9 +45,9 @@ async fn events_of_health_checks_and_enrolment_cause_no_list() {
         docker.event("volume", "mount", "v", json!({"container": "a"}));
     }
     docker.event("container", "rename", "a", json!({}));
-    eventually("it is listed", || harness.metrics.lists_read.get() > before).await;
+    wait_until_true("it is listed", || harness.metrics.lists_read.get() > before).await;
     assert_eq!(harness.metrics.lists_read.get(), before + 1);
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -55,7 +55,7 @@ async fn changes_while_a_filter_cuts_the_stream_are_found() {
     let docker = FakeDocker::start();
     let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
-    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     for round in 0..5 {
         docker.cut_events();
         // No event reports these changes: only a new list shows them.
@@ -63,12 +63,12 @@ async fn changes_while_a_filter_cuts_the_stream_are_found() {
         docker.take(gone);
         docker.put(agent(came, AGENT));
         harness
-            .until("the other one is known", |view| {
+            .wait_until("the other one is known", |view| {
                 is_agent(view, came) && matches!(view.source_state, SourceState::Live { .. })
             })
             .await;
     }
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -76,12 +76,14 @@ async fn an_engine_that_restarts_is_followed_again_and_meanwhile_established_con
     let mut docker = FakeDocker::start();
     let Some(mut harness) = Harness::start(&docker) else { return };
     docker.put(agent("a", AGENT));
-    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     for removes_socket in [true, false] {
         docker.down(removes_socket).await;
         let expected = if removes_socket { "no socket at" } else { "nothing listens at" };
         let view = harness
-            .until("Docker is lost", |view| view.source_state.error().is_some_and(|error| error.contains(expected)))
+            .wait_until("Docker is lost", |view| {
+                view.source_state.error().is_some_and(|error| error.contains(expected))
+            })
             .await;
         assert!(is_agent(&view.for_established(), "a"), "an established connection keeps its lane: {view:?}");
         if !removes_socket {
@@ -89,7 +91,7 @@ async fn an_engine_that_restarts_is_followed_again_and_meanwhile_established_con
         }
         docker.up();
         harness
-            .until("Docker is back", |view| {
+            .wait_until("Docker is back", |view| {
                 matches!(view.source_state, SourceState::Live { .. }) && is_agent(view, "a")
             })
             .await;
@@ -97,8 +99,8 @@ async fn an_engine_that_restarts_is_followed_again_and_meanwhile_established_con
     docker.down(true).await;
     docker.take("a");
     docker.up();
-    harness.until("the agent ended meanwhile", |view| view.last_known.is_empty()).await;
-    harness.close().await;
+    harness.wait_until("the agent ended meanwhile", |view| view.last_known.is_empty()).await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -108,14 +110,14 @@ async fn a_refused_endpoint_is_named_and_requested_again() {
         docker.answer(endpoint, 403, "<html>\n<h1>Forbidden</h1>\n</html>");
         let Some(mut harness) = Harness::start(&docker) else { return };
         docker.put(agent("a", AGENT));
-        let view = harness.until("it says what is missing", |view| view.source_state.error().is_some()).await;
+        let view = harness.wait_until("it says what is missing", |view| view.source_state.error().is_some()).await;
         let error = view.source_state.error().unwrap();
         assert!(error.contains(&format!("refuses GET {endpoint} (403")) && error.contains("filter"), "{error}");
         assert!(view.agents.is_empty());
 
         docker.permit(endpoint);
-        harness.until("the agent is known", |view| is_agent(view, "a")).await;
-        harness.close().await;
+        harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
+        harness.stop_and_check_tasks().await;
     }
 }
 
@@ -130,8 +132,8 @@ async fn an_inspection_that_failed_is_repeated_at_the_next_list() {
         .details("gateway", json!({"Id": "gateway", "NetworkSettings": {"Networks": {"front": {"Aliases": ["api"]}}}}));
     docker.permit("/containers/gateway/json");
     docker.event("container", "rename", "a", json!({}));
-    harness.until("the aliases are known", |view| view.own_names.contains("api")).await;
-    harness.close().await;
+    harness.wait_until("the aliases are known", |view| view.own_names.contains("api")).await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -152,12 +154,12 @@ async fn a_filter_may_be_reached_by_tcp() {
     });
     let mut by_tcp = Harness::new(Engine::Tcp(address));
     docker.run(agent("a", AGENT));
-    by_tcp.until("the agent is known", |view| is_agent(view, "a")).await;
+    by_tcp.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     docker.stop("a");
-    by_tcp.until("the agent is forgotten", |view| view.agents.is_empty()).await;
-    by_tcp.close().await;
+    by_tcp.wait_until("the agent is forgotten", |view| view.agents.is_empty()).await;
+    by_tcp.stop_and_check_tasks().await;
     harness.until_live().await;
-    harness.close().await;
+    harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
@@ -171,6 +173,6 @@ async fn without_a_socket_there_is_no_agent_until_there_is_one() {
     let SourceState::Connecting { error: Some(error) } = &view.source_state else { panic!("{view:?}") };
     assert!(error.starts_with("no socket at"), "{error}");
     docker.up();
-    harness.until("the agent is known", |view| is_agent(view, "a")).await;
-    harness.close().await;
+    harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.stop_and_check_tasks().await;
 }

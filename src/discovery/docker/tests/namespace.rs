@@ -24,14 +24,15 @@ fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again(
 
             docker.stop("gateway");
             ip("link delete eth0");
-            let view =
-                harness.until("the namespace is an orphan", |view| view.namespace == NamespaceState::Orphaned).await;
+            let view = harness
+                .wait_until("the namespace is an orphan", |view| view.namespace == NamespaceState::Orphaned)
+                .await;
             assert!(view.own_names.contains("gateway"), "names outlive the owner: {view:?}");
             lives("2026-01-01T00:01:00Z");
             docker.run(gateway(own));
-            harness.until("it is left", |view| view.namespace == NamespaceState::Replaced).await;
+            harness.wait_until("it is left", |view| view.namespace == NamespaceState::Replaced).await;
             assert_eq!(EXIT_ORPHANED, 75);
-            harness.close().await;
+            harness.stop_and_check_tasks().await;
         },
     );
 }
@@ -69,10 +70,10 @@ fn the_bridge_is_known_by_the_routes_where_docker_is_off() {
             }
 
             ip("-6 route add default via fd09::1");
-            harness.until("both are known", |view| bridge(view) == ["172.30.9.1", "fd09::1"]).await;
+            harness.wait_until("both are known", |view| bridge(view) == ["172.30.9.1", "fd09::1"]).await;
             ip("route replace default via 172.30.9.254");
-            harness.until("the new one is known", |view| bridge(view) == ["172.30.9.254", "fd09::1"]).await;
-            harness.close().await;
+            harness.wait_until("the new one is known", |view| bridge(view) == ["172.30.9.254", "fd09::1"]).await;
+            harness.stop_and_check_tasks().await;
         },
     );
 }
