@@ -247,7 +247,7 @@ mod tests {
         std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    fn with_log(test: impl FnOnce(&AuditLog, &Path)) {
+    fn run_with_log(test: impl FnOnce(&AuditLog, &Path)) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("audit.jsonl");
         let log = AuditLog::open(&path).unwrap();
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn audit_events_are_written_whatever_the_log_level() {
-        with_log(|log, path| {
+        run_with_log(|log, path| {
             info!(
                 target: TARGET, kind = "lane", connection = 7_u64, peer = %"172.18.0.3:1", lane = "agent",
                 "connected"
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_one_reason_is_counted_and_hides_no_other() {
-        with_log(|log, path| {
+        run_with_log(|log, path| {
             for _ in 0..10_000 {
                 info!(target: TARGET, kind = "refusal", reason = "client_rate", "refused");
             }
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_external_connections_hides_no_agents_lane_and_no_certificate() {
-        with_log(|log, path| {
+        run_with_log(|log, path| {
             for _ in 0..1_000 {
                 info!(target: TARGET, kind = "lane", lane = "external", "connected");
                 info!(target: TARGET, kind = "enrolment", outcome = "refused", reason = "", "enrolment refused");
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_renamed_file_is_opened_again() {
-        with_log(|log, path| {
+        run_with_log(|log, path| {
             let old = path.with_extension("1");
             info!(target: TARGET, kind = "lane", "one");
             log.flush();

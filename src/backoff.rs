@@ -17,7 +17,7 @@ impl Backoff {
     }
 
     /// Returns the next pause, and doubles the one after it.
-    pub fn pause(&mut self) -> Duration {
+    pub fn next_pause(&mut self) -> Duration {
         let now = self.next;
         self.next = now.saturating_mul(2).min(self.longest);
         now
@@ -36,9 +36,9 @@ mod tests {
     #[test]
     fn pauses_double_up_to_the_longest_and_start_again_after_a_reset() {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(35));
-        let pauses: Vec<u128> = (0..4).map(|_| backoff.pause().as_millis()).collect();
+        let pauses: Vec<u128> = (0..4).map(|_| backoff.next_pause().as_millis()).collect();
         assert_eq!(pauses, [10, 20, 35, 35]);
         backoff.reset();
-        assert_eq!(backoff.pause().as_millis(), 10);
+        assert_eq!(backoff.next_pause().as_millis(), 10);
     }
 }

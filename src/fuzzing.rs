@@ -39,12 +39,12 @@ const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 9);
 
 /// The configuration of all targets. It is created once, because that takes longer than one run of a target.
 static RULES: LazyLock<(Config, RequestRules)> = LazyLock::new(|| {
-    let config = config();
+    let config = default_config();
     let rules = RequestRules::new(&config);
     (config, rules)
 });
 
-fn config() -> Config {
+fn default_config() -> Config {
     let mut config = Config::default();
     config.external.trusted_proxies = vec![IpAddr::V4(PROXY).into()];
     config.agents.cidrs = vec![IpAddr::V4(AGENT).into()];

@@ -30,7 +30,7 @@ const GATEWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Collects the facts on which readiness depends. Connects to the gateway to do so.
 pub(super) async fn collect_readiness_facts(state: &AdminState) -> ReadinessFacts {
-    let gateway_error = gateway_error(state).await;
+    let gateway_error = probe_gateway(state).await;
     let now = OffsetDateTime::now_utc();
     let identity = Arc::clone(&state.served.borrow());
     ReadinessFacts {
@@ -45,8 +45,8 @@ pub(super) async fn collect_readiness_facts(state: &AdminState) -> ReadinessFact
 }
 
 /// Returns why loopgate can't use the gateway; `None` if it can.
-async fn gateway_error(state: &AdminState) -> Option<GatewayError> {
-    let unreachable = connect_error(state.gateway).await;
+async fn probe_gateway(state: &AdminState) -> Option<GatewayError> {
+    let unreachable = try_connect(state.gateway).await;
     log_gateway_change(state, unreachable.as_deref());
     let detector = state.proxy.tls_detector();
     if let Some(error) = unreachable {
@@ -58,7 +58,7 @@ async fn gateway_error(state: &AdminState) -> Option<GatewayError> {
 }
 
 /// Connects to `address`. Returns the error, or `None` on success.
-async fn connect_error(address: SocketAddr) -> Option<String> {
+async fn try_connect(address: SocketAddr) -> Option<String> {
     match tokio::time::timeout(GATEWAY_TIMEOUT, tokio::net::TcpStream::connect(address)).await {
         Ok(Ok(_)) => None,
         Ok(Err(error)) => Some(error.to_string()),
@@ -70,7 +70,7 @@ async fn connect_error(address: SocketAddr) -> Option<String> {
 async fn probe_forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::Forward> {
     let each = state.listen.forward.iter().map(|forward| async move {
         let target = SocketAddr::new(state.gateway.ip(), forward.target);
-        let error = connect_error(target).await;
+        let error = try_connect(target).await;
         status::Forward {
             listening: addresses_of_kind(bound, ListenerKind::Forward(*forward)),
             target: target.to_string(),

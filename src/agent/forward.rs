@@ -104,7 +104,7 @@ impl LocalForwarder {
             if let super::connector::Error::Handshake { source, .. } = &error {
                 self.renew_if_refused(source);
             }
-            let retry_at = Instant::now() + backoff.pause();
+            let retry_at = Instant::now() + backoff.next_pause();
             if retry_at > deadline {
                 return Err(error.into());
             }

@@ -55,7 +55,7 @@ impl Renewal {
                 }
                 Err(error) => {
                     let failure = error_chain(&error);
-                    let pause = backoff.pause();
+                    let pause = backoff.next_pause();
                     // A repeated failure is logged only at debug.
                     if logged_failure.as_ref() == Some(&failure) {
                         debug!(error = %failure, ?pause, "enrolment failed again");

@@ -22,7 +22,7 @@ use crate::tls::{self, ClientAuthorities};
 
 /// Logs a warning for each configured file of the gateway that can't be read yet.
 pub(super) fn warn_of_unreadable_files(config: &Config) {
-    for UnreadableFile { key, path, error } in files::unreadable_files(&config.gateway) {
+    for UnreadableFile { key, path, error } in files::find_unreadable_files(&config.gateway) {
         warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
     }
 }
@@ -66,7 +66,7 @@ pub(super) fn serve_enrolments(enrolment: Enrolment) -> Enrol {
 }
 
 /// Starts a task that keeps the gateway's own device paired, if `gateway.state_dir` is set.
-pub(super) fn keep_paired(config: &Config, shutdown: &Shutdown) {
+pub(super) fn start_keeping_paired(config: &Config, shutdown: &Shutdown) {
     let Some(state_dir) = config.gateway.state_dir.clone() else { return };
     let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
     let ending = shutdown.clone();
@@ -80,7 +80,7 @@ pub(super) fn keep_paired(config: &Config, shutdown: &Shutdown) {
 
 /// Starts a task that removes the pairing of devices whose containers or pods were removed, if
 /// `agents.unpair` is set.
-pub(super) fn unpair_removed(
+pub(super) fn start_unpairing_removed(
     config: &Config,
     engine: Option<Engine>,
     devices: Option<Arc<Devices>>,

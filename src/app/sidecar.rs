@@ -99,7 +99,7 @@ impl Sidecar {
         let workers =
             Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
         let devices = parts::open_devices(&config)?;
-        parts::unpair_removed(&config, engine, devices.clone(), view.clone(), &shutdown);
+        parts::start_unpairing_removed(&config, engine, devices.clone(), view.clone(), &shutdown);
         let proxy_parts = ProxyParts {
             view: view.clone(),
             tls: tls_config,
@@ -113,7 +113,7 @@ impl Sidecar {
         let server = Arc::clone(&proxy);
         let serve = move |accepted| server.serve(accepted);
         let bound = listener::follow(&config, view.clone(), &shutdown, &limits, serve)?;
-        parts::keep_paired(&config, &shutdown);
+        parts::start_keeping_paired(&config, &shutdown);
 
         let config = Arc::new(ArcSwap::from_pointee(config));
         let tls = Arc::new(TlsReloader::new(newest, served, Arc::clone(&config), Arc::clone(&proxy)));

@@ -110,7 +110,7 @@ impl UnpairRemoved {
             }
             // The pause collects changes, which come in bursts.
             sleep(FIRST_PAUSE).await;
-            match timeout(backoff.pause(), self.view.changed()).await {
+            match timeout(backoff.next_pause(), self.view.changed()).await {
                 Ok(Ok(())) => backoff.reset(),
                 Ok(Err(_)) => return,
                 Err(_) => {}

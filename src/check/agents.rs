@@ -55,18 +55,18 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
         let of_it = || view.agents.iter().filter(|(_, agent)| agent.name == name);
         let addresses: Vec<String> = of_it().map(|(ip, _)| ip.to_string()).collect();
         let proof = if of_it().all(|(_, agent)| agent.kind == AgentKind::Attested) { "attested" } else { "by address" };
-        report.fine("agents", format!("{name} ({}) is one, {proof}", addresses.join(", ")));
+        report.add_passed("agents", format!("{name} ({}) is one, {proof}", addresses.join(", ")));
     }
     for (container, why) in &view.not_agents {
         let (kind, remedy) = kind_and_remedy(container, why);
-        report.find(kind, format!("{container}: {why}"), remedy);
+        report.add_finding(kind, format!("{container}: {why}"), remedy);
     }
     for container in &risks.net_raw {
         let what = format!(
             "in the compose file give {container}, and whatever else is on its networks, cap_drop: [NET_RAW]; or label \
              it attested and let it run loopgate agent"
         );
-        report.find(
+        report.add_finding(
             &kind::AGENT_NET_RAW,
             format!("{container} is an agent by address, and has NET_RAW"),
             Remedy::words(what),
@@ -77,7 +77,7 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
             "start the container that owns this network namespace, then restart the sidecar; `loopgate pause` as the \
              owner avoids this",
         );
-        report.find(&kind::NAMESPACE, "the interfaces of this network namespace are gone", remedy);
+        report.add_finding(&kind::NAMESPACE, "the interfaces of this network namespace are gone", remedy);
     }
     judge_own_addresses(risks, config, report);
     judge_bridge(view, config, report);
@@ -146,11 +146,11 @@ fn judge_own_addresses(risks: &AddressRisks, config: &Config, report: &mut Repor
     if risks.user_namespace && is_agent {
         let remedy = Remedy::Loopgate { key: "listen.own_addresses", value: json!("external") };
         let what = "this process is in a user namespace, as on a rootless engine, and listen.own_addresses is agent";
-        report.find(&kind::OWN_ADDRESSES, what, remedy);
+        report.add_finding(&kind::OWN_ADDRESSES, what, remedy);
     } else {
         let lane = if is_agent { "agent" } else { "external" };
         let engine = if risks.user_namespace { "the engine may be rootless" } else { "the engine is not rootless" };
-        report.fine("own addresses", format!("they are on the {lane} lane; {engine}"));
+        report.add_passed("own addresses", format!("they are on the {lane} lane; {engine}"));
     }
 }
 
@@ -165,7 +165,7 @@ fn judge_bridge(view: &View, config: &Config, report: &mut Report) {
         for ip in &view.bridge_gateways {
             if let Some(net) = list.iter().find(|net| means_it(net, ip)) {
                 let rest: Vec<String> = list.iter().filter(|other| *other != net).map(ToString::to_string).collect();
-                report.find(
+                report.add_finding(
                     &kind::BRIDGE_TRUSTED,
                     format!("{key} has {net}, and {ip} is the bridge itself"),
                     Remedy::Loopgate { key, value: json!(rest) },
@@ -182,7 +182,7 @@ fn judge_wide_networks(config: &Config, report: &mut Report) {
     ];
     for (kind, key, list) in lists {
         for net in list.iter().filter(|net| is_wide(net)) {
-            report.find(
+            report.add_finding(
                 kind,
                 format!("{key} has {net}"),
                 Remedy::words(format!("list in {key} but the networks that are meant")),
@@ -197,7 +197,7 @@ fn judge_plain_http(config: &Config, report: &mut Report) {
         let remedy = Remedy::words(
             "let the proxy speak TLS to listen.on if it can; else give the two a network that no other container or host is on",
         );
-        report.find(&kind::PLAIN_HTTP, format!("listen.plain has {on}"), remedy);
+        report.add_finding(&kind::PLAIN_HTTP, format!("listen.plain has {on}"), remedy);
     }
 }
 

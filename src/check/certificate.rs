@@ -34,20 +34,20 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
         let remedy = Remedy::words(
             "correct the file that it names; the sidecar reads it again by itself, or at once with `loopgate reload`",
         );
-        report.find(&kind::CERTIFICATE_PROBLEM, problem.clone(), remedy);
+        report.add_finding(&kind::CERTIFICATE_PROBLEM, problem.clone(), remedy);
     }
     let found = match &state.report {
         None => return,
         Some(Ok(found)) => found,
         Some(Err(error)) => {
             let remedy = Remedy::words("repair or remove the file that it names; loopgate creates what is missing");
-            return report.find(&kind::CERTIFICATE_UNREADABLE, error.clone(), remedy);
+            return report.add_finding(&kind::CERTIFICATE_UNREADABLE, error.clone(), remedy);
         }
     };
     judge_validity(state, found, report);
     if let Some(ca) = found.ca.as_ref().filter(|ca| state.now < ca.not_before) {
         let remedy = Remedy::words("set this clock right (NTP)");
-        report.find(
+        report.add_finding(
             &kind::CLOCK_CA,
             format!("it is {}, and {} begins at {}", state.now, ca.file.display(), ca.not_before),
             remedy,
@@ -57,7 +57,7 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
         let what = format!("{} does not contain the certificate of its issuer, {issuer}", found.server.file.display());
         let remedy =
             Remedy::words("append the issuer's certificate to the file, unless every client trusts that issuer itself");
-        report.find(&kind::CERTIFICATE_CHAIN, what, remedy);
+        report.add_finding(&kind::CERTIFICATE_CHAIN, what, remedy);
     }
     judge_names(state, found, report);
 }
@@ -73,15 +73,15 @@ fn judge_validity(state: &CertificateState, found: &offline::Report, report: &mu
     };
     // RFC 3339 in UTC and whole seconds sorts as text.
     if state.now < server.not_before || server.not_after <= state.now {
-        report.find(&kind::CERTIFICATE_EXPIRED, until, Remedy::words(renew));
+        report.add_finding(&kind::CERTIFICATE_EXPIRED, until, Remedy::words(renew));
     } else if server.days_left < if state.own_pair { PROVIDED_EXPIRES_SOON_DAYS } else { MANAGED_EXPIRES_SOON_DAYS } {
-        report.find(
+        report.add_finding(
             &kind::CERTIFICATE_EXPIRING,
             format!("{until}: {} days left", server.days_left),
             Remedy::words(renew),
         );
     } else {
-        report.fine("certificate", format!("{} days left, fingerprint {}", server.days_left, server.fingerprint));
+        report.add_passed("certificate", format!("{} days left, fingerprint {}", server.days_left, server.fingerprint));
     }
 }
 
@@ -95,7 +95,7 @@ fn judge_names(state: &CertificateState, found: &offline::Report, report: &mut R
         .map(String::as_str)
         .collect();
     if missing.is_empty() {
-        report.fine("certificate", format!("it has every name and address: {}", state.wanted.join(" ")));
+        report.add_passed("certificate", format!("it has every name and address: {}", state.wanted.join(" ")));
         return;
     }
     let what = format!("{} is not for {}", server.file.display(), missing.join(", "));
@@ -112,7 +112,7 @@ fn judge_names(state: &CertificateState, found: &offline::Report, report: &mut R
     } else {
         Remedy::words("restart the sidecar with this configuration: it adds the missing names to its certificate")
     };
-    report.find(&kind::CERTIFICATE_NAMES, what, remedy);
+    report.add_finding(&kind::CERTIFICATE_NAMES, what, remedy);
 }
 
 /// Returns whether `has`, a name in a certificate, matches `name` (RFC 6125: `*` matches one label).

@@ -44,11 +44,15 @@ const TOLERANCE: Duration = Duration::from_secs(30);
 /// Adds the findings about the engine.
 pub fn judge(state: &EngineState, report: &mut Report) {
     let Some(engine) = &state.engine else {
-        return report.fine("docker", "discovery is off");
+        return report.add_passed("docker", "discovery is off");
     };
     if let Some(host) = &state.unused_docker_host {
         let what = format!("DOCKER_HOST is {host}, while {engine} is configured and used");
-        report.find(&kind::DOCKER_HOST, what, Remedy::words("unset DOCKER_HOST, or set --docker auto, which uses it"));
+        report.add_finding(
+            &kind::DOCKER_HOST,
+            what,
+            Remedy::words("unset DOCKER_HOST, or set --docker auto, which uses it"),
+        );
     }
     if let Some(error) = &state.error {
         let (kind, remedy) = if state.absent && state.guessed {
@@ -61,9 +65,9 @@ pub fn judge(state: &EngineState, report: &mut Report) {
                           (group_add), name another engine by --docker, or set --docker off";
             (&kind::DOCKER_UNREACHABLE, remedy)
         };
-        return report.find(kind, format!("{engine}: {error}"), Remedy::words(remedy));
+        return report.add_finding(kind, format!("{engine}: {error}"), Remedy::words(remedy));
     }
-    report.fine("docker", format!("{engine} is followed"));
+    report.add_passed("docker", format!("{engine} is followed"));
     for answer in state.needed.iter().filter(|answer| (400..500).contains(&answer.status)) {
         let text = answer
             .refusal
@@ -74,7 +78,7 @@ pub fn judge(state: &EngineState, report: &mut Report) {
         let what = format!("GET {} is answered {}{text}", answer.path, answer.status);
         let remedy = "permit exactly that path, for GET, in the socket's filter; or correct what the answer says, if \
                       it is the engine's own";
-        report.find(&kind::DOCKER_FORBIDDEN, what, Remedy::words(remedy));
+        report.add_finding(&kind::DOCKER_FORBIDDEN, what, Remedy::words(remedy));
     }
     match &state.needless {
         // The engine itself responded. 400 is its response to a query without a file name.
@@ -83,10 +87,10 @@ pub fn judge(state: &EngineState, report: &mut Report) {
                 "GET {path} gets through to the engine ({status}), which returns any file of any container on it"
             );
             let remedy = "put a filter before the socket that permits exact paths only, as docker/socket-filter does";
-            report.find(&kind::DOCKER_WIDE, what, Remedy::words(remedy));
+            report.add_finding(&kind::DOCKER_WIDE, what, Remedy::words(remedy));
         }
         Some(PathStatus { status: 400.., .. }) => {
-            report.fine("docker", "it refuses the one request tried that loopgate does not need")
+            report.add_passed("docker", "it refuses the one request tried that loopgate does not need")
         }
         _ => {}
     }
@@ -94,9 +98,9 @@ pub fn judge(state: &EngineState, report: &mut Report) {
         Some(ahead) if ahead.unsigned_abs() > TOLERANCE.as_secs() => {
             let what =
                 format!("the Docker host's clock is {} s {}", ahead.abs(), if ahead > 0 { "ahead" } else { "behind" });
-            report.find(&kind::CLOCK, what, Remedy::words("let both hosts set their clocks by NTP"));
+            report.add_finding(&kind::CLOCK, what, Remedy::words("let both hosts set their clocks by NTP"));
         }
-        Some(_) => report.fine("clock", "it agrees with the Docker host's"),
+        Some(_) => report.add_passed("clock", "it agrees with the Docker host's"),
         None => {}
     }
 }

@@ -118,7 +118,7 @@ pub struct Report {
 impl Report {
     /// Adds an observation with its remedy. Observations of the same kind and with the same remedy become
     /// one finding.
-    pub fn find(&mut self, kind: &'static Kind, seen: impl Into<String>, remedy: Remedy) {
+    pub fn add_finding(&mut self, kind: &'static Kind, seen: impl Into<String>, remedy: Remedy) {
         let seen = seen.into();
         match self.findings.iter_mut().find(|known| known.id == kind.id && known.remedy == remedy) {
             Some(known) if known.seen.contains(&seen) => {}
@@ -128,7 +128,7 @@ impl Report {
     }
 
     /// Adds a subject that is in order.
-    pub fn fine(&mut self, about: &'static str, seen: impl Into<String>) {
+    pub fn add_passed(&mut self, about: &'static str, seen: impl Into<String>) {
         self.fine.push(Fine { about, seen: seen.into() });
     }
 
@@ -160,9 +160,9 @@ mod tests {
     fn two_observations_of_one_thing_are_one_finding() {
         let mut report = Report::default();
         let remedy = || Remedy::OpenClaw { key: "gateway.bind", value: "loopback".into() };
-        report.find(&catalogue::GATEWAY_EXPOSED, "by probe", remedy());
-        report.find(&catalogue::GATEWAY_EXPOSED, "by file", remedy());
-        report.find(&catalogue::GATEWAY_EXPOSED, "by file", remedy());
+        report.add_finding(&catalogue::GATEWAY_EXPOSED, "by probe", remedy());
+        report.add_finding(&catalogue::GATEWAY_EXPOSED, "by file", remedy());
+        report.add_finding(&catalogue::GATEWAY_EXPOSED, "by file", remedy());
         assert_eq!(report.findings.len(), 1);
         assert_eq!(report.findings[0].seen, ["by probe", "by file"]);
         assert_eq!(report.findings[0].remedy.to_string(), "in openclaw.json set gateway.bind: \"loopback\"");

@@ -81,14 +81,14 @@ mod tests {
     #[test]
     fn each_key_is_one_command_that_a_shell_can_run() {
         let mut report = Report::default();
-        let mut find = |kind, key, value| report.find(kind, "seen", Remedy::OpenClaw { key, value });
+        let mut find = |kind, key, value| report.add_finding(kind, "seen", Remedy::OpenClaw { key, value });
         find(&kind::GATEWAY_EXPOSED, "gateway.bind", json!("loopback"));
         find(&kind::PROXIES_MISSING, "gateway.trustedProxies", json!(["127.0.0.2"]));
         find(&kind::PROXIES_WIDE, "gateway.trustedProxies", json!(["127.0.0.2"]));
         find(&kind::GATEWAY_TLS, "gateway.tls.enabled", json!(false));
         find(&kind::GATEWAY_AUTH, "gateway.auth.mode", json!("token"));
         find(&kind::ORIGIN, "gateway.controlUi.allowedOrigins", json!(["https://it's.example"]));
-        report.find(&kind::DOCKER_WIDE, "seen", Remedy::words("put a filter"));
+        report.add_finding(&kind::DOCKER_WIDE, "seen", Remedy::words("put a filter"));
         let table = [
             ("openclaw config set gateway.bind loopback", true),
             ("openclaw config set gateway.trustedProxies '[\"127.0.0.2\"]' --json", true),

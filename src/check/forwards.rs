@@ -35,12 +35,12 @@ pub async fn probe(config: &Config) -> Vec<Observation> {
 pub fn judge(seen: &[Observation], report: &mut Report) {
     for (forward, target, error) in seen {
         match error {
-            None => report.fine("forward", format!("{target} answers (--forward {forward})")),
+            None => report.add_passed("forward", format!("{target} answers (--forward {forward})")),
             Some(error) => {
                 let remedy = Remedy::words(
                     "start what listens there, in the gateway's network namespace and on loopback, or take the port out of listen.forward",
                 );
-                report.find(&kind::FORWARD_DOWN, format!("{target}: {error} (--forward {forward})"), remedy);
+                report.add_finding(&kind::FORWARD_DOWN, format!("{target}: {error} (--forward {forward})"), remedy);
             }
         }
     }

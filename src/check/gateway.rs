@@ -26,7 +26,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
     let Observation { address, .. } = seen;
     if !address.ip().is_loopback() {
         let remedy = Remedy::words("run loopgate in the gateway's network namespace, with --gateway 127.0.0.1:PORT");
-        report.find(&kind::GATEWAY_REMOTE, format!("the gateway is at {address}"), remedy);
+        report.add_finding(&kind::GATEWAY_REMOTE, format!("the gateway is at {address}"), remedy);
     }
     judge_exposure(seen, report);
     match &seen.server {
@@ -38,22 +38,21 @@ pub fn judge(seen: &Observation, report: &mut Report) {
                  already listening\", its command line has --bind or --force, or its environment \
                  OPENCLAW_GATEWAY_BIND, which beat openclaw.json: remove them"
             ));
-            return report.find(&kind::GATEWAY_DOWN, format!("{address}: {error}"), remedy);
+            return report.add_finding(&kind::GATEWAY_DOWN, format!("{address}: {error}"), remedy);
         }
-        Server::Tls => return report.find(&kind::GATEWAY_TLS, format!("{address} answers by TLS"), no_tls()),
+        Server::Tls => return report.add_finding(&kind::GATEWAY_TLS, format!("{address} answers by TLS"), no_tls()),
         Server::Starting => {
             let remedy = Remedy::words("wait until it has started, and check again");
-            return report.find(&kind::GATEWAY_STARTING, format!("{address} answers 503"), remedy);
+            return report.add_finding(&kind::GATEWAY_STARTING, format!("{address} answers 503"), remedy);
         }
         Server::Other(answer) => {
             let remedy = Remedy::words("point --gateway at the gateway's own port");
-            return report.find(&kind::GATEWAY_UNKNOWN, format!("{address} answers {answer}"), remedy);
+            return report.add_finding(&kind::GATEWAY_UNKNOWN, format!("{address} answers {answer}"), remedy);
         }
-        Server::Modern(Some(version)) => report.fine("gateway", format!("{version} answers at {address}")),
-        Server::Modern(None) => report.fine("gateway", format!("it answers at {address}")),
-        Server::Old => {
-            report.fine("gateway", format!("a version without health endpoints (before 2026.4) answers at {address}"))
-        }
+        Server::Modern(Some(version)) => report.add_passed("gateway", format!("{version} answers at {address}")),
+        Server::Modern(None) => report.add_passed("gateway", format!("it answers at {address}")),
+        Server::Old => report
+            .add_passed("gateway", format!("a version without health endpoints (before 2026.4) answers at {address}")),
     }
     judge_lanes(seen, report);
     judge_trusted_proxies(seen, report);
@@ -63,32 +62,32 @@ pub fn judge(seen: &Observation, report: &mut Report) {
 fn judge_exposure(seen: &Observation, report: &mut Report) {
     for (address, tls) in &seen.exposed {
         let how = if *tls { "by TLS, with a certificate that is not the sidecar's" } else { "in plain text" };
-        report.find(&kind::GATEWAY_EXPOSED, format!("{address} answers {how}"), bind_loopback());
+        report.add_finding(&kind::GATEWAY_EXPOSED, format!("{address} answers {how}"), bind_loopback());
     }
     if seen.exposed.is_empty() && !matches!(seen.server, Server::Unreachable(_)) {
-        report.fine("gateway", "it can't be reached on an address of the bridge");
+        report.add_passed("gateway", "it can't be reached on an address of the bridge");
     }
 }
 
 fn judge_lanes(seen: &Observation, report: &mut Report) {
     let source = seen.external_source;
     match &seen.external {
-        Client::Remote => report.fine("external lane", "the gateway takes its clients for remote ones"),
+        Client::Remote => report.add_passed("external lane", "the gateway takes its clients for remote ones"),
         Client::Local => {
             let what = format!(
                 "a request from {source} that is forwarded for 198.51.100.7 is answered as one of a local client"
             );
-            report.find(&kind::EXTERNAL_LOCAL, what, trust_exactly(source));
+            report.add_finding(&kind::EXTERNAL_LOCAL, what, trust_exactly(source));
         }
         Client::Refused => {
             let what = format!("a forwarded request from {source} is answered 403 (proxy_attribution_required)");
-            report.find(&kind::PROXIES_MISSING, what, trust_exactly(source));
+            report.add_finding(&kind::PROXIES_MISSING, what, trust_exactly(source));
         }
         Client::Unclear(answer) => {
             let remedy = Remedy::words(
                 "check again with --openclaw-config FILE, which reads it from the gateway's own configuration",
             );
-            report.find(
+            report.add_finding(
                 &kind::LANES_UNKNOWN,
                 format!("a forwarded request from {source} is answered {answer}"),
                 remedy,
@@ -96,10 +95,10 @@ fn judge_lanes(seen: &Observation, report: &mut Report) {
         }
     }
     match seen.local {
-        Client::Local => report.fine("agent lane", "the gateway takes its clients for local ones"),
+        Client::Local => report.add_passed("agent lane", "the gateway takes its clients for local ones"),
         Client::Remote | Client::Refused => {
             let what = "a request from 127.0.0.1 without forwarding headers is answered as one of a remote client";
-            report.find(&kind::PROXIES_LOOPBACK, what, trust_exactly(source));
+            report.add_finding(&kind::PROXIES_LOOPBACK, what, trust_exactly(source));
         }
         Client::Unclear(_) => {}
     }
@@ -110,17 +109,17 @@ fn judge_trusted_proxies(seen: &Observation, report: &mut Report) {
     for (proxy, trusted) in &seen.trusts {
         let what = format!("{proxy} is believed about its clients");
         match (*proxy == source, trusted) {
-            (true, true) => report.fine("external lane", format!("{source} is trusted as a proxy")),
-            (true, false) => report.find(
+            (true, true) => report.add_passed("external lane", format!("{source} is trusted as a proxy")),
+            (true, false) => report.add_finding(
                 &kind::PROXIES_MISSING,
                 format!("{source} is not believed about its clients"),
                 trust_exactly(source),
             ),
             // A gateway that still takes its own clients for local ones is one of the newer versions.
             (false, true) if is_first_loopback(proxy) && seen.local != Client::Local => {
-                report.find(&kind::PROXIES_LOOPBACK, what, trust_exactly(source))
+                report.add_finding(&kind::PROXIES_LOOPBACK, what, trust_exactly(source))
             }
-            (false, true) => report.find(&kind::PROXIES_WIDE, what, trust_exactly(source)),
+            (false, true) => report.add_finding(&kind::PROXIES_WIDE, what, trust_exactly(source)),
             (false, false) => {}
         }
     }
@@ -137,14 +136,14 @@ fn judge_origins(seen: &Observation, report: &mut Report) {
         let all: Vec<&String> = seen.allowed.iter().chain(refused.iter().copied()).collect();
         let remedy = Remedy::OpenClaw { key: "gateway.controlUi.allowedOrigins", value: json!(all) };
         let list = refused.iter().map(|origin| origin.as_str()).collect::<Vec<_>>().join(", ");
-        report.find(
+        report.add_finding(
             &kind::ORIGIN,
             format!("a page from {list} may not connect (leave out what no browser's address bar shows)"),
             remedy,
         );
     }
     for (origin, _) in seen.origins.iter().filter(|(_, allowed)| *allowed) {
-        report.fine("browsers", format!("{origin} may connect"));
+        report.add_passed("browsers", format!("{origin} may connect"));
     }
 }
 

@@ -21,7 +21,7 @@ pub fn judge(containers: &[Container], report: &mut Report) {
     for container in containers {
         for text in overriding_settings(container) {
             let what = format!("the container {} has {text}", container.name);
-            report.find(&kind::GATEWAY_COMMAND, what, command_remedy());
+            report.add_finding(&kind::GATEWAY_COMMAND, what, command_remedy());
         }
     }
 }
@@ -30,7 +30,7 @@ pub fn judge(containers: &[Container], report: &mut Report) {
 pub fn judge_file(bind: Option<&str>, is_exposed: bool, report: &mut Report) {
     if is_exposed && bind == Some("loopback") {
         let what = "gateway.bind in openclaw.json is \"loopback\", but the gateway answers on an address of the bridge";
-        report.find(&kind::GATEWAY_COMMAND, what, command_remedy());
+        report.add_finding(&kind::GATEWAY_COMMAND, what, command_remedy());
     }
 }
 

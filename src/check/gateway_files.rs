@@ -8,7 +8,7 @@ use crate::openclaw::files::UnreadableFile;
 pub fn judge(unreadable: &[UnreadableFile], report: &mut Report) {
     for UnreadableFile { key, path, error } in unreadable {
         let remedy = Remedy::words(format!("mount it, readable for this user, or give {key} another path"));
-        report.find(&kind::GATEWAY_FILES, format!("{key} {}: {error}", path.display()), remedy);
+        report.add_finding(&kind::GATEWAY_FILES, format!("{key} {}: {error}", path.display()), remedy);
     }
 }
 

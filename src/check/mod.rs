@@ -125,7 +125,7 @@ async fn examine_gateway(
         own_device::judge(&own_device::Observation { kept, scopes }, report);
     }
     forwards::judge(&forwards::probe(config).await, report);
-    gateway_files::judge(&files::unreadable_files(&config.gateway), report);
+    gateway_files::judge(&files::find_unreadable_files(&config.gateway), report);
     if let Some(openclaw) = &openclaw {
         let wanted = openclaw_config::Wanted {
             gateway: config.gateway.address,

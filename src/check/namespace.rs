@@ -71,7 +71,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
                  istio.io/dataplane-mode: none, annotation linkerd.io/inject: disabled, as the chart sets them), and \
                  keep listen.own_addresses = \"external\"",
             );
-            report.find(&kind::MESH_PROXY, format!("{listener} is a port of {name}"), remedy);
+            report.add_finding(&kind::MESH_PROXY, format!("{listener} is a port of {name}"), remedy);
         }
     }
     let others = seen.listeners.iter().filter(|listener| {
@@ -81,13 +81,13 @@ pub fn judge(seen: &Observation, report: &mut Report) {
         let what = format!("a program other than loopgate and the gateway listens on {listener}");
         if seen.own_addresses_are_agents {
             let remedy = Remedy::Loopgate { key: "listen.own_addresses", value: "external".into() };
-            report.find(&kind::OWN_ADDRESSES, what, remedy);
+            report.add_finding(&kind::OWN_ADDRESSES, what, remedy);
         } else if seen.is_container {
             let remedy = Remedy::words(
                 "if it forwards connections, or sends requests for its clients, move it out of the gateway's network \
                  namespace: whatever it connects to on 127.0.0.1 takes it for a local client",
             );
-            report.find(&kind::OTHER_LISTENER, what, remedy);
+            report.add_finding(&kind::OTHER_LISTENER, what, remedy);
         }
     }
 }

@@ -52,11 +52,11 @@ pub fn judge_reading(read: Result<(), &Unread>, report: &mut Report) {
         Ok(()) => {}
         Err(Unread::NotNamed) => {
             let remedy = Remedy::words("give the gateway's openclaw.json with --openclaw-config FILE");
-            report.find(&kind::OPENCLAW_UNREAD, "no --openclaw-config", remedy);
+            report.add_finding(&kind::OPENCLAW_UNREAD, "no --openclaw-config", remedy);
         }
         Err(Unread::Failed(error)) => {
             let remedy = Remedy::words("name by --openclaw-config the gateway's own file, which is JSON5");
-            report.find(&kind::OPENCLAW_CONFIG, error.as_str(), remedy);
+            report.add_finding(&kind::OPENCLAW_CONFIG, error.as_str(), remedy);
         }
     }
 }
@@ -67,23 +67,23 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     let gateway = &config["gateway"];
     if !config["$include"].is_null() || !gateway["$include"].is_null() {
         let remedy = Remedy::words("check the files that it includes one by one");
-        report.find(&kind::OPENCLAW_INCLUDE, "it has a $include", remedy);
+        report.add_finding(&kind::OPENCLAW_INCLUDE, "it has a $include", remedy);
     }
     if gateway["mode"] == "remote" {
         let remedy = Remedy::OpenClaw { key: "gateway.mode", value: json!("local") };
-        report.find(&kind::GATEWAY_MODE, "gateway.mode is \"remote\"", remedy);
+        report.add_finding(&kind::GATEWAY_MODE, "gateway.mode is \"remote\"", remedy);
     }
     if let Some(bind) = gateway["bind"].as_str().filter(|bind| *bind != "loopback") {
-        report.find(&kind::GATEWAY_EXPOSED, format!("gateway.bind is {bind:?}"), bind_loopback());
+        report.add_finding(&kind::GATEWAY_EXPOSED, format!("gateway.bind is {bind:?}"), bind_loopback());
     }
     if gateway["tls"]["enabled"] == true {
-        report.find(&kind::GATEWAY_TLS, "gateway.tls.enabled is true", no_tls());
+        report.add_finding(&kind::GATEWAY_TLS, "gateway.tls.enabled is true", no_tls());
     }
     // If the key is missing, the gateway uses its default port.
     let port = gateway["port"].as_u64().unwrap_or(u64::from(crate::config::GATEWAY_PORT));
     if port != u64::from(wanted.gateway.port()) {
         let remedy = Remedy::OpenClaw { key: "gateway.port", value: json!(wanted.gateway.port()) };
-        report.find(
+        report.add_finding(
             &kind::GATEWAY_PORT,
             format!("gateway.port is {port}, while loopgate looks at {}", wanted.gateway),
             remedy,
@@ -91,32 +91,32 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     }
     if gateway["auth"]["mode"] == "none" {
         let remedy = Remedy::OpenClaw { key: "gateway.auth.mode", value: json!("token") };
-        report.find(&kind::GATEWAY_AUTH, "gateway.auth.mode is \"none\"", remedy);
+        report.add_finding(&kind::GATEWAY_AUTH, "gateway.auth.mode is \"none\"", remedy);
     }
-    identity_headers(&gateway["auth"], &wanted.policy, report);
+    judge_identity_headers(&gateway["auth"], &wanted.policy, report);
     judge_trusted_proxies(&gateway["trustedProxies"], wanted, report);
     if gateway["auth"]["mode"] == "trusted-proxy" {
-        proxy_auth(&gateway["auth"], report);
+        judge_proxy_auth(&gateway["auth"], report);
     }
-    control_ui(&gateway["controlUi"], report);
+    judge_control_ui(&gateway["controlUi"], report);
     if strings_in(&gateway["controlUi"]["allowedOrigins"]).any(|origin| origin == "*") {
         let remedy = Remedy::words(
             "in openclaw.json list in gateway.controlUi.allowedOrigins what a browser's address bar shows, and no \
              \"*\"",
         );
-        report.find(&kind::ORIGIN_ANY, "gateway.controlUi.allowedOrigins has \"*\"", remedy);
+        report.add_finding(&kind::ORIGIN_ANY, "gateway.controlUi.allowedOrigins has \"*\"", remedy);
     }
     if report.findings.len() == before {
-        report.fine("openclaw.json", "nothing in it needs to change");
+        report.add_passed("openclaw.json", "nothing in it needs to change");
     }
 }
 
 /// Adds the findings about keys that keep `auth.mode: "trusted-proxy"` from working behind loopgate.
-fn proxy_auth(auth: &Value, report: &mut Report) {
+fn judge_proxy_auth(auth: &Value, report: &mut Report) {
     if auth["trustedProxy"]["allowLoopback"] != true {
         let seen = "gateway.auth.mode is \"trusted-proxy\" without gateway.auth.trustedProxy.allowLoopback";
         let remedy = Remedy::OpenClaw { key: "gateway.auth.trustedProxy.allowLoopback", value: json!(true) };
-        report.find(&kind::PROXY_AUTH_LOOPBACK, seen, remedy);
+        report.add_finding(&kind::PROXY_AUTH_LOOPBACK, seen, remedy);
     }
     if !auth["token"].is_null() {
         let seen = "gateway.auth.mode is \"trusted-proxy\", and there is a gateway.auth.token";
@@ -124,13 +124,13 @@ fn proxy_auth(auth: &Value, report: &mut Report) {
             "run `openclaw config unset gateway.auth.token` where the gateway is, and take OPENCLAW_GATEWAY_TOKEN out \
              of its environment",
         );
-        report.find(&kind::PROXY_AUTH_TOKEN, seen, remedy);
+        report.add_finding(&kind::PROXY_AUTH_TOKEN, seen, remedy);
     }
 }
 
 /// Adds a finding for each header that the gateway trusts in `auth.mode: "trusted-proxy"`, but that any
 /// client can send through loopgate.
-fn identity_headers(auth: &Value, policy: &LanePolicy, report: &mut Report) {
+fn judge_identity_headers(auth: &Value, policy: &LanePolicy, report: &mut Report) {
     if auth["mode"].as_str().is_some_and(|mode| mode != "trusted-proxy") {
         return;
     }
@@ -147,12 +147,12 @@ fn identity_headers(auth: &Value, policy: &LanePolicy, report: &mut Report) {
             "use x-forwarded-user, which loopgate sets, or add {text:?} to external.identity_headers, so that only \
              trusted proxies may send it"
         ));
-        report.find(&kind::IDENTITY_HEADER, seen, remedy);
+        report.add_finding(&kind::IDENTITY_HEADER, seen, remedy);
     }
 }
 
 /// Adds a finding for each option that makes the gateway's control page less safe.
-fn control_ui(control_ui: &Value, report: &mut Report) {
+fn judge_control_ui(control_ui: &Value, report: &mut Report) {
     let switches = [
         ("dangerouslyDisableDeviceAuth", "gateway.controlUi.dangerouslyDisableDeviceAuth", &kind::DEVICE_AUTH),
         (
@@ -164,7 +164,7 @@ fn control_ui(control_ui: &Value, report: &mut Report) {
     ];
     for (name, key, kind) in switches {
         if control_ui[name] == true {
-            report.find(kind, format!("{key} is true"), Remedy::OpenClaw { key, value: json!(false) });
+            report.add_finding(kind, format!("{key} is true"), Remedy::OpenClaw { key, value: json!(false) });
         }
     }
 }
@@ -176,15 +176,15 @@ fn judge_trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
         let seen = format!("gateway.trustedProxies has {entry:?}");
         let net = entry.parse::<IpNet>().ok().or_else(|| entry.parse::<IpAddr>().ok().map(IpNet::from));
         let Some(net) = net else {
-            report.find(&kind::PROXIES_WIDE, format!("{seen}, which is no address"), trust_exactly(source));
+            report.add_finding(&kind::PROXIES_WIDE, format!("{seen}, which is no address"), trust_exactly(source));
             continue;
         };
         trusted |= net.contains(&source);
         let firsts: [IpAddr; 2] = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
         if !wanted.knows_local_clients && firsts.iter().any(|first| is_first_loopback(first) && net.contains(first)) {
-            report.find(&kind::PROXIES_LOOPBACK, seen, trust_exactly(source));
+            report.add_finding(&kind::PROXIES_LOOPBACK, seen, trust_exactly(source));
         } else if net != IpNet::from(source) {
-            report.find(&kind::PROXIES_WIDE, seen, trust_exactly(source));
+            report.add_finding(&kind::PROXIES_WIDE, seen, trust_exactly(source));
         }
     }
     if !trusted {
@@ -193,7 +193,7 @@ fn judge_trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
         } else {
             format!("gateway.trustedProxies is {list}")
         };
-        report.find(&kind::PROXIES_MISSING, seen, trust_exactly(source));
+        report.add_finding(&kind::PROXIES_MISSING, seen, trust_exactly(source));
     }
 }
 

@@ -23,7 +23,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
         None => SCOPES.to_vec(),
     };
     if missing.is_empty() {
-        return report.fine("own device", "the gateway's own device is paired for all scopes");
+        return report.add_passed("own device", "the gateway's own device is paired for all scopes");
     }
     let what = match &seen.scopes {
         Some(_) => format!("the gateway's own device is not paired for {}", missing.join(", ")),
@@ -43,7 +43,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
     // If no paired device was found, the file that was given may not belong to this gateway's state.
     let is_unknown = seen.scopes.is_none() && !seen.kept;
     let kind = if is_unknown { &kind::OWN_DEVICE_UNKNOWN } else { &kind::OWN_DEVICE };
-    report.find(kind, what, Remedy::words(remedy));
+    report.add_finding(kind, what, Remedy::words(remedy));
 }
 
 #[cfg(test)]

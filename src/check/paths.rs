@@ -20,11 +20,11 @@ pub fn judge(external: &External, gateway_port: u16, report: &mut Report) {
     };
     let open: Vec<_> = HTTP_API.iter().filter(open).map(|(prefix, _)| *prefix).collect();
     if open.is_empty() {
-        return report.fine("paths", "external clients can't use the gateway's HTTP API (/tools/, /v1/)");
+        return report.add_passed("paths", "external clients can't use the gateway's HTTP API (/tools/, /v1/)");
     }
     let blocks: Vec<_> = open.iter().map(|prefix| format!("[[external.paths]] with deny = {prefix:?}")).collect();
     let remedy = format!("unless clients outside need it, add {} before other rules", blocks.join(" and "));
-    report.find(
+    report.add_finding(
         &kind::HTTP_API_OPEN,
         format!("[[external.paths]] lets external clients use {}", open.join(" and ")),
         Remedy::words(remedy),

@@ -30,12 +30,12 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
     let stated = non_empty_text(&plugin["config"]["publicUrl"]);
     if let Some(url) = stated.filter(|url| !is_encrypted(url)) {
         let seen = format!("{KEY} is {url:?}, which is not encrypted: loopgate's port speaks TLS only");
-        return report.find(&kind::SETUP_CODE, seen, remedy());
+        return report.add_finding(&kind::SETUP_CODE, seen, remedy());
     }
     if !plugins["allow"].is_null() && !strings_in(&plugins["allow"]).any(|plugin| plugin == "device-pair") {
         // The plugin is not loaded, so its URL is not read.
         let seen = "plugins.allow does not list device-pair, which makes setup codes";
-        return report.find(
+        return report.add_finding(
             &kind::SETUP_CODE,
             seen,
             Remedy::words("in openclaw.json add \"device-pair\" to plugins.allow"),
@@ -48,12 +48,12 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
         .flatten()
         .next();
     match known {
-        Some(url) => report.fine("setup codes", format!("they lead phones to {url}")),
-        None if tailscale => report.fine("setup codes", "they lead phones to Tailscale's name of this machine"),
+        Some(url) => report.add_passed("setup codes", format!("they lead phones to {url}")),
+        None if tailscale => report.add_passed("setup codes", "they lead phones to Tailscale's name of this machine"),
         None => {
             let seen = "the gateway knows no URL that phones can reach: `openclaw qr` and /pair advise \
                         gateway.bind=lan, which must stay loopback";
-            report.find(&kind::SETUP_CODE, seen, remedy());
+            report.add_finding(&kind::SETUP_CODE, seen, remedy());
         }
     }
 }

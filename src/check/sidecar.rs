@@ -10,24 +10,24 @@ pub fn judge(status: &Result<Status, String>, report: &mut Report) {
         let remedy = Remedy::words(
             "correct what it names; the sidecar reads the file again by itself, or at once with `loopgate reload`",
         );
-        report.find(&kind::CONFIG_PROBLEM, problem.clone(), remedy);
+        report.add_finding(&kind::CONFIG_PROBLEM, problem.clone(), remedy);
     }
     match status {
         Err(error) => {
             let remedy = Remedy::words("start it (loopgate run), or give its admin address with --admin");
-            report.find(&kind::SIDECAR_DOWN, error.clone(), remedy);
+            report.add_finding(&kind::SIDECAR_DOWN, error.clone(), remedy);
         }
         Ok(status) if status.ready => {
             let lanes = status.lanes;
             let listening = status.listening.join(" ");
-            report.fine(
+            report.add_passed(
                 "sidecar",
                 format!("ready on {listening}, {} agent and {} external connections", lanes.agent, lanes.external),
             );
         }
         Ok(status) => {
             for reason in &status.not_ready {
-                report.find(
+                report.add_finding(
                     &kind::SIDECAR_NOT_READY,
                     reason.clone(),
                     Remedy::words("see the other findings and the sidecar's log"),

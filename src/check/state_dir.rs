@@ -27,19 +27,23 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
             "run check as the sidecar's user; or give {path} to the user that runs the sidecar (chown -R {user}, where \
              that is this one; 65532 in loopgate's image), or mount a volume that it may write to"
         );
-        report.find(&kind::STATE_OWNER, format!("{path} can't be written to by the user {user}"), Remedy::words(what));
+        report.add_finding(
+            &kind::STATE_OWNER,
+            format!("{path} can't be written to by the user {user}"),
+            Remedy::words(what),
+        );
     }
     let Some(mode) = directory.mode else {
         let remedy = Remedy::words(
             "run the sidecar, which creates it; keep it on a volume, or clients have to trust a new authority each \
              time",
         );
-        return report.find(&kind::STATE_MISSING, format!("{path} does not exist"), remedy);
+        return report.add_finding(&kind::STATE_MISSING, format!("{path} does not exist"), remedy);
     };
     let mut tight = true;
     if mode & 0o022 != 0 {
         tight = false;
-        report.find(
+        report.add_finding(
             &kind::STATE_MODE,
             format!("{path} has mode {mode:04o}"),
             Remedy::words(format!("chmod 700 {path}")),
@@ -48,10 +52,14 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
     for (key, mode) in directory.keys.iter().filter(|(_, mode)| mode & 0o077 != 0) {
         tight = false;
         let key = key.display();
-        report.find(&kind::STATE_MODE, format!("{key} has mode {mode:04o}"), Remedy::words(format!("chmod 600 {key}")));
+        report.add_finding(
+            &kind::STATE_MODE,
+            format!("{key} has mode {mode:04o}"),
+            Remedy::words(format!("chmod 600 {key}")),
+        );
     }
     if tight && !directory.keys.is_empty() {
-        report.fine("state directory", "keys are for their owner alone");
+        report.add_passed("state directory", "keys are for their owner alone");
     }
 }
 

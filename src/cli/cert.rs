@@ -39,10 +39,10 @@ pub enum Command {
         #[command(flatten)]
         flags: Flags<Files>,
         /// The agent's name, the last part of its SPIFFE ID
-        #[arg(long, value_parser = offline::agent_name)]
+        #[arg(long, value_parser = offline::parse_agent_name)]
         name: Option<String>,
         /// The person's e-mail address, which the gateway gets as X-Forwarded-User; makes a PKCS#12 file
-        #[arg(long, value_name = "E-MAIL", value_parser = offline::user_name)]
+        #[arg(long, value_name = "E-MAIL", value_parser = offline::parse_user_name)]
         user: Option<String>,
         /// An agent's directory for agent.pem, agent.key and ca.pem [default: .]; a person's file,
         /// - for standard output [default: E-MAIL.p12]
@@ -105,7 +105,7 @@ pub fn run(command: Command) -> Result<(), Error> {
             print_report(&offline::show(&config.state_dir, chain)?, json)
         }
         Command::Export { flags, out } => {
-            let state_dir = served_from(flags)?;
+            let state_dir = state_dir_of_served(flags)?;
             match out {
                 None => output::print(offline::export(&state_dir)?),
                 Some(file) => Ok(offline::export_to(&state_dir, &file)?),
@@ -137,15 +137,15 @@ pub fn run(command: Command) -> Result<(), Error> {
             let config = flags.load()?;
             let serial = match (serial, cert) {
                 (Some(Serial(serial)), _) => serial,
-                (None, Some(file)) => offline::serial_of(&file)?,
+                (None, Some(file)) => offline::read_serial(&file)?,
                 (None, None) => unreachable!("clap requires one of them"),
             };
             let done = if offline::revoke(&config.state_dir, &serial)? { "revoked" } else { "was revoked before" };
-            output::print(format!("{} {done}\n", offline::serial_text(&serial)))
+            output::print(format!("{} {done}\n", offline::format_serial(&serial)))
         }
         Command::Rotate { flags, new_key } => {
             let key = if new_key { RotateKey::Replace } else { RotateKey::Keep };
-            print_report(&offline::rotate(&served_from(flags)?, key)?, false)
+            print_report(&offline::rotate(&state_dir_of_served(flags)?, key)?, false)
         }
     }
 }
@@ -191,7 +191,7 @@ fn encryption_parser() -> impl clap::builder::TypedValueParser<Value = Encryptio
 ///
 /// # Errors
 /// If the operator provides the certificate, so that the served one is not in the state directory.
-fn served_from(flags: Flags<Files>) -> Result<PathBuf, Error> {
+fn state_dir_of_served(flags: Flags<Files>) -> Result<PathBuf, Error> {
     let config = flags.load()?;
     match config.tls.provided {
         None => Ok(config.state_dir),

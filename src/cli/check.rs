@@ -155,10 +155,10 @@ mod tests {
     #[test]
     fn errors_come_last_with_what_to_do() {
         let mut report = Report::default();
-        report.fine("gateway", "2026.9.6 answers at 127.0.0.1:18789");
+        report.add_passed("gateway", "2026.9.6 answers at 127.0.0.1:18789");
         let remedy = Remedy::OpenClaw { key: "gateway.bind", value: "loopback".into() };
-        report.find(&catalogue::GATEWAY_EXPOSED, "172.18.0.2:18789 answers in plain text", remedy);
-        report.find(&catalogue::DOCKER_WIDE, "GET /info is answered 200\x1b[2J", Remedy::words("put a filter"));
+        report.add_finding(&catalogue::GATEWAY_EXPOSED, "172.18.0.2:18789 answers in plain text", remedy);
+        report.add_finding(&catalogue::DOCKER_WIDE, "GET /info is answered 200\x1b[2J", Remedy::words("put a filter"));
         report.sort();
         assert_eq!(
             report_text(&report, false),

@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, env = "LOOPGATE_IDENTITY", value_name = "FILE", value_parser = parse::path)]
     identity: PathBuf,
     /// The gateway, or the loopback listener of an agent
-    #[arg(long, env = "LOOPGATE_URL", value_name = "URL", default_value = "ws://127.0.0.1:18789", value_parser = loopback_url)]
+    #[arg(long, env = "LOOPGATE_URL", value_name = "URL", default_value = "ws://127.0.0.1:18789", value_parser = parse_loopback_url)]
     url: SocketAddr,
     /// The file that holds the gateway's token [default: the variable OPENCLAW_GATEWAY_TOKEN]
     #[arg(long, env = "LOOPGATE_TOKEN_FILE", value_name = "FILE", value_parser = parse::path)]
@@ -43,7 +43,7 @@ pub struct Args {
 
 /// Parses `ws://HOST:PORT`, and resolves the host. It must resolve to a loopback address, because the
 /// token must not cross a network without encryption.
-fn loopback_url(text: &str) -> Result<SocketAddr, String> {
+fn parse_loopback_url(text: &str) -> Result<SocketAddr, String> {
     let what = "is not a loopback URL such as ws://127.0.0.1:18789";
     let authority = text.strip_prefix("ws://").ok_or(what)?.trim_end_matches('/');
     let mut addresses = authority.to_socket_addrs().map_err(|_| what)?;
@@ -53,7 +53,7 @@ fn loopback_url(text: &str) -> Result<SocketAddr, String> {
 /// Pairs the device, or with `--create-only` creates its identity.
 pub fn run(args: &Args) -> Result<(), Error> {
     if args.create_only {
-        if let Some(database) = files::newer_state(&args.identity) {
+        if let Some(database) = files::newer_database(&args.identity) {
             return output::print(format!(
                 "nothing created: the gateway keeps its identity in {}\n",
                 database.display()
@@ -107,7 +107,7 @@ mod tests {
             ("wss://127.0.0.1:18789", None),
             ("ws://127.0.0.1", None),
         ] {
-            assert_eq!(loopback_url(url).ok().map(|address| address.to_string()).as_deref(), expected, "{url}");
+            assert_eq!(parse_loopback_url(url).ok().map(|address| address.to_string()).as_deref(), expected, "{url}");
         }
     }
 }

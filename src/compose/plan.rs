@@ -113,10 +113,10 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
     for service in &joined {
         plan.join_namespace(service, &project.services[*service]);
     }
-    plan.gateways_environment(gateway);
-    plan.take_over(name, gateway);
+    plan.set_gateways_environment(gateway);
+    plan.move_keys_to_pause(name, gateway);
     for service in &joined {
-        plan.take_over(service, &project.services[*service]);
+        plan.move_keys_to_pause(service, &project.services[*service]);
     }
     super::remarks::add(&mut plan, project, gateway, &joined, &dialled);
     Ok(plan)
@@ -303,7 +303,7 @@ impl Plan {
     }
 
     /// Sets the variables with which the gateway listens on loopback, and removes a token that it must not have.
-    fn gateways_environment(&mut self, gateway: &Service) {
+    fn set_gateways_environment(&mut self, gateway: &Service) {
         let bind = BIND
             .iter()
             .filter(|name| gateway.environment.get(**name).is_some_and(|value| value.as_deref() != Some("loopback")));
@@ -321,7 +321,7 @@ impl Plan {
     }
 
     /// Moves the keys that only the owner of a namespace may have to the pause container.
-    fn take_over(&mut self, name: &str, service: &Service) {
+    fn move_keys_to_pause(&mut self, name: &str, service: &Service) {
         if self.namespace != Namespace::Pause {
             return;
         }

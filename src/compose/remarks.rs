@@ -72,7 +72,7 @@ impl Remarks<'_> {
             self.notes.push(remark(name, "image", what));
         }
         if !is_inside && find::runs_a_node_host(service) {
-            self.left.push(remark(name, "command", node_host(plan, name)));
+            self.left.push(remark(name, "command", node_host_remark(plan, name)));
         }
         if plan.agents.iter().any(|agent| agent == name)
             && plan.namespace == Namespace::Pause
@@ -189,7 +189,7 @@ fn remark(service: &str, key: &str, what: impl Into<String>) -> Remark {
 }
 
 /// Returns the remark for a node host, which is a client in another container than the gateway.
-fn node_host(plan: &Plan, name: &str) -> String {
+fn node_host_remark(plan: &Plan, name: &str) -> String {
     if plan.agents.iter().any(|agent| agent == name) {
         format!("runs a node host: let it dial --host {} --port {} --tls", plan.gateway, plan.listen)
     } else {

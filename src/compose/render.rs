@@ -58,7 +58,7 @@ pub fn command_lines(plan: &Plan) -> Vec<String> {
         settings.push("auth.trustedProxy.allowLoopback true");
     }
     let script = settings.into_iter().map(set).collect::<Vec<_>>().join("; \\\n  ").replace('\'', "'\\''");
-    let run = format!("{} sh -ec '{script}'", run_once(plan));
+    let run = format!("{} sh -ec '{script}'", run_once_command(plan));
     std::iter::once(STOP.to_owned()).chain(run.lines().map(Into::into)).collect()
 }
 
@@ -67,7 +67,7 @@ pub fn public_url_command(plan: &Plan) -> String {
     let url = shell_quoted(&plan.public_url);
     format!(
         "{} {} config set plugins.entries.device-pair.config.publicUrl {url}",
-        run_once(plan),
+        run_once_command(plan),
         cli_in_new_container(plan)
     )
 }
@@ -78,7 +78,7 @@ fn is_trusted_proxy(plan: &Plan) -> bool {
 }
 
 /// Returns the words that run a command in a new container of the gateway's service.
-fn run_once(plan: &Plan) -> String {
+fn run_once_command(plan: &Plan) -> String {
     let dependencies = if plan.network_mode().starts_with("service:") && plan.namespace != Namespace::Pause {
         ""
     } else {

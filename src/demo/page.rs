@@ -19,7 +19,7 @@ pub(super) fn render(received: &Received) -> String {
     };
     let (attribution, others): (Vec<_>, Vec<_>) =
         received.headers.iter().partition(|(name, _)| name == "host" || is_attribution(name));
-    let nothing = if received.attribution().is_empty() {
+    let nothing = if received.attribution_fields().is_empty() {
         "<tr><td colspan=\"2\">no header that states where the request comes from</td></tr>\n"
     } else {
         ""

@@ -49,12 +49,12 @@ impl Received {
     }
 
     /// Returns all values of the field `name`, which must be in lower case.
-    pub(super) fn all(&self, name: &str) -> Vec<&str> {
+    pub(super) fn values_of(&self, name: &str) -> Vec<&str> {
         self.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str()).collect()
     }
 
     /// Returns the fields that state the client's address or identity, sorted.
-    pub(super) fn attribution(&self) -> Vec<(&str, &str)> {
+    pub(super) fn attribution_fields(&self) -> Vec<(&str, &str)> {
         let says_who = self.headers.iter().filter(|(name, _)| is_attribution(name));
         let mut fields: Vec<_> = says_who.map(|(name, value)| (name.as_str(), value.as_str())).collect();
         fields.sort_unstable();

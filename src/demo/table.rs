@@ -78,7 +78,9 @@ fn write_row(text: &mut String, row: &Row, paint: Paint) {
     let cells = match &row.received {
         Some(received) => {
             let one = |name| {
-                Some(received.all(name).join(", ")).filter(|value| !value.is_empty()).unwrap_or_else(|| "none".into())
+                Some(received.values_of(name).join(", "))
+                    .filter(|value| !value.is_empty())
+                    .unwrap_or_else(|| "none".into())
             };
             format_row(
                 &way,

@@ -129,9 +129,9 @@ fn find_failures(trial: &Trial, received: &Received, own_host: &str, config: &Co
     };
     let from_source = matches!(received.from, SocketAddr::V4(from) if source.contains(from.ip()));
     expect("the source address", from_source, source.to_string(), received.from.ip().to_string());
-    let hosts = received.all("host");
+    let hosts = received.values_of("host");
     expect("Host", hosts == [host.as_str()], host.clone(), hosts.join(" and "));
-    let is = received.attribution();
+    let is = received.attribution_fields();
     expect("the headers that name the client", is == attribution, format_fields(&attribution), format_fields(&is));
     expect("the class", received.class == class, class.label().into(), received.class.label().into());
     failures

@@ -171,7 +171,7 @@ impl<S: Source> Follower<S> {
             self.backoff.reset();
             self.phase = Phase::open_session(&self.source);
         } else {
-            self.phase = Phase::Pausing(Box::pin(sleep(self.backoff.pause())));
+            self.phase = Phase::Pausing(Box::pin(sleep(self.backoff.next_pause())));
             self.log_failure(error, &text, now);
         }
         let state = match &self.state {

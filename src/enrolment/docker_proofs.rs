@@ -31,7 +31,7 @@ impl DockerProofs {
 }
 
 impl ProofReader for DockerProofs {
-    async fn environment(&self, id: &str, kind: ProofKind) -> Result<Option<ProofEnvironment>, ReadError> {
+    async fn read_environment(&self, id: &str, kind: ProofKind) -> Result<Option<ProofEnvironment>, ReadError> {
         let (listed, unreadable) = self.engine.list().await.map_err(read_error("/containers/json"))?;
         let is_agent = |container: &&ContainerSummary| container.id.as_deref() == Some(id);
         let Some(container) =
@@ -52,7 +52,7 @@ impl ProofReader for DockerProofs {
         Ok(Some(ProofEnvironment { mounts, shares_processes }))
     }
 
-    async fn command_lines(&self, id: &str) -> Result<Vec<String>, ReadError> {
+    async fn read_command_lines(&self, id: &str) -> Result<Vec<String>, ReadError> {
         let top = self.engine.top(id).await.map_err(read_error("/containers/{id}/top"))?;
         let titles = top.titles.unwrap_or_default();
         let column = titles.iter().position(|title| matches!(title.as_str(), "CMD" | "COMMAND" | "ARGS"));
@@ -193,12 +193,12 @@ mod tests {
         ];
         let shutdown = Shutdown::new();
         let (_directory, proofs) = engine(answers, &shutdown);
-        assert_eq!(proofs.command_lines("abc").await.unwrap(), ["loopgate attest-proof x"]);
+        assert_eq!(proofs.read_command_lines("abc").await.unwrap(), ["loopgate attest-proof x"]);
         let stat = FileStat { size: 0, mode: 0o600, mtime: (0, 0) };
         assert_eq!(proofs.stat("abc", Path::new("/tmp/x")).await.unwrap(), Some(Entry::File(stat)));
         assert_eq!(proofs.stat("abc", Path::new("/tmp/y")).await.unwrap(), None);
         assert_eq!(proofs.stat("abc", Path::new("/tmp/z")).await.unwrap_err().endpoint, "/containers/{id}/archive");
-        assert_eq!(proofs.command_lines("another").await.unwrap_err().endpoint, "/containers/{id}/top");
+        assert_eq!(proofs.read_command_lines("another").await.unwrap_err().endpoint, "/containers/{id}/top");
     }
 
     #[test]
@@ -254,9 +254,9 @@ mod tests {
             ];
             let shutdown = Shutdown::new();
             let (_directory, proofs) = engine(answers, &shutdown);
-            let environment = proofs.environment("a", ProofKind::Process).await.unwrap().unwrap();
+            let environment = proofs.read_environment("a", ProofKind::Process).await.unwrap().unwrap();
             assert_eq!(environment.shares_processes, expected);
-            assert_eq!(proofs.environment("c", ProofKind::Process).await.unwrap(), None);
+            assert_eq!(proofs.read_environment("c", ProofKind::Process).await.unwrap(), None);
         }
     }
 
@@ -280,7 +280,7 @@ mod tests {
             let shutdown = Shutdown::new();
             let (_directory, proofs) =
                 engine([(LIST, list), ("GET /_ping", ping), ("GET /containers/a/json", PRIVATE)], &shutdown);
-            let environment = proofs.environment("a", ProofKind::Process).await;
+            let environment = proofs.read_environment("a", ProofKind::Process).await;
             match expected {
                 Some(shares) => assert_eq!(environment.unwrap().unwrap().shares_processes, shares, "{list} {ping}"),
                 None => {
@@ -290,7 +290,7 @@ mod tests {
                 }
             }
             assert!(
-                proofs.environment("a", ProofKind::File).await.is_ok(),
+                proofs.read_environment("a", ProofKind::File).await.is_ok(),
                 "a proof shown as a file does not depend on it"
             );
         }

@@ -196,7 +196,7 @@ impl<P: ProofReader> Enrolment<P> {
         }
 
         // The view may have changed meanwhile. The container that proved itself must still have the address.
-        if self.agent_at(peer).map_err(|_| agent_gone())?.id != agent.id {
+        if self.find_enrollable_agent(peer).map_err(|_| agent_gone())?.id != agent.id {
             return Err(agent_gone());
         }
         let id = AgentId {
@@ -213,7 +213,7 @@ impl<P: ProofReader> Enrolment<P> {
                 "the request can't be signed: it takes a P-256 key and a signature by it",
             )
         })?;
-        let token = self.inherited_token().await;
+        let token = self.read_inherited_token().await;
         info!(%peer, agent = agent.name, container = agent.id, token = token.is_some(), "enrolled");
         let (agent_name, container, has_token) = (&agent.name, &agent.id, token.is_some());
         info!(
@@ -250,19 +250,19 @@ impl<P: ProofReader> Enrolment<P> {
         proof::check_proof(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
     }
 
-    /// Returns the agent that may enrol from `peer`, like [`Self::agent_at`], but first waits up to [`DISCOVERY_DELAY`]
+    /// Returns the agent that may enrol from `peer`, like [`Self::find_enrollable_agent`], but first waits up to [`DISCOVERY_DELAY`]
     /// for its discovery.
     async fn await_agent_at(&self, peer: PeerAddr) -> Result<Arc<Agent>, Error> {
         let mut view = self.view.clone();
         let _ = timeout(DISCOVERY_DELAY, view.wait_for(|view| view.agents.contains_key(&peer.ip()))).await;
-        self.agent_at(peer)
+        self.find_enrollable_agent(peer)
     }
 
     /// Returns the agent that may enrol from `peer`.
     ///
     /// # Errors
     /// No agent has the address, or the agent has the kind `address`.
-    fn agent_at(&self, peer: PeerAddr) -> Result<Arc<Agent>, Error> {
+    fn find_enrollable_agent(&self, peer: PeerAddr) -> Result<Arc<Agent>, Error> {
         let view = self.view.borrow();
         match view.agents.get(&peer.ip()) {
             None => {
@@ -281,7 +281,7 @@ impl<P: ProofReader> Enrolment<P> {
     }
 
     /// Returns the gateway's token if agents inherit it and it can be read.
-    async fn inherited_token(&self) -> Option<Secret> {
+    async fn read_inherited_token(&self) -> Option<Secret> {
         if !self.inherits_token {
             return None;
         }

@@ -20,7 +20,8 @@ pub(super) async fn check_proof<P: ProofReader>(
     shown: &ProofShown,
     directory: &Path,
 ) -> Result<(), Error> {
-    let Some(ProofEnvironment { mounts, shares_processes }) = reader.environment(agent, kind_of(shown)).await? else {
+    let Some(ProofEnvironment { mounts, shares_processes }) = reader.read_environment(agent, kind_of(shown)).await?
+    else {
         return Err(agent_gone());
     };
     let found = match shown {
@@ -29,7 +30,7 @@ pub(super) async fn check_proof<P: ProofReader>(
                 "the container shares its PID namespace, so the engine shows other containers' processes as its own";
             return Err(refusal_error(RefusalReason::ProofMisplaced, why));
         }
-        ProofShown::Process => reader.command_lines(agent).await?.iter().any(|line| is_proof_helper(line, proof)),
+        ProofShown::Process => reader.read_command_lines(agent).await?.iter().any(|line| is_proof_helper(line, proof)),
         ProofShown::File { path } => {
             let directories = checked_directories(path, &directory.join(proof), &mounts)
                 .map_err(|why| refusal_error(RefusalReason::ProofMisplaced, why))?;

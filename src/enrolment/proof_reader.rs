@@ -8,13 +8,13 @@ use crate::enrolment_protocol::ProofKind;
 pub trait ProofReader: Send + Sync {
     /// Returns the properties of the container `id` on which the validity of a proof of `kind` depends; `None` if the
     /// container does not run.
-    fn environment(
+    fn read_environment(
         &self,
         id: &str,
         kind: ProofKind,
     ) -> impl Future<Output = Result<Option<ProofEnvironment>, ReadError>> + Send;
     /// Returns the command lines of the processes in the container `id`.
-    fn command_lines(&self, id: &str) -> impl Future<Output = Result<Vec<String>, ReadError>> + Send;
+    fn read_command_lines(&self, id: &str) -> impl Future<Output = Result<Vec<String>, ReadError>> + Send;
     /// Returns the type of the file at `path` in the container `id`, without following a symbolic link; `None` if there
     /// is no file.
     fn stat(&self, id: &str, path: &Path) -> impl Future<Output = Result<Option<Entry>, ReadError>> + Send;

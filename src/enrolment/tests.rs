@@ -33,7 +33,7 @@ struct Containers {
 }
 
 impl ProofReader for Arc<Containers> {
-    async fn environment(&self, id: &str, _kind: ProofKind) -> Result<Option<ProofEnvironment>, ReadError> {
+    async fn read_environment(&self, id: &str, _kind: ProofKind) -> Result<Option<ProofEnvironment>, ReadError> {
         if self.fails {
             return Err(ReadError { endpoint: "/containers/json", source: "no socket".into() });
         }
@@ -41,7 +41,7 @@ impl ProofReader for Arc<Containers> {
         Ok(runs.then(|| ProofEnvironment { mounts: self.mounts.clone(), shares_processes: self.shares_processes }))
     }
 
-    async fn command_lines(&self, id: &str) -> Result<Vec<String>, ReadError> {
+    async fn read_command_lines(&self, id: &str) -> Result<Vec<String>, ReadError> {
         Ok(self.processes.lock().unwrap()[id].clone())
     }
 

@@ -95,7 +95,7 @@ impl AcceptLoop {
             self.warned_at = Some(Instant::now());
             warn!(%error, "can't accept connections; will try again");
         }
-        tokio::time::sleep(self.pauses.pause()).await;
+        tokio::time::sleep(self.pauses.next_pause()).await;
     }
 }
 

@@ -123,7 +123,7 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
             tokio::select! {
                 () = self.shutdown.begun() => {}
                 Ok(()) = view.changed() => retry.reset(),
-                () = tokio::time::sleep(retry.pause()), if !self.failed.is_empty() => {}
+                () = tokio::time::sleep(retry.next_pause()), if !self.failed.is_empty() => {}
             }
         }
         self.open.clear();

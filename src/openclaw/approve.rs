@@ -73,7 +73,7 @@ fn could_be_loopgates(request: &Value) -> bool {
 /// identity. Blocks.
 pub fn approval_advice(identity: &Path, request: Option<&str>) -> String {
     let state_dir = identity.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-    let pending = files::pending_request(state_dir);
+    let pending = files::read_pending_request(state_dir);
     let scopes = pending.as_ref().map(|pending| format!(" for {}", pending.scopes.join(", "))).unwrap_or_default();
     let id = request.map(Into::into).or(pending.map(|pending| pending.id)).unwrap_or_else(|| "REQUEST".into());
     if files::is_gateways_state(state_dir)

@@ -191,7 +191,7 @@ impl Devices {
 
     /// Returns whether `device` is the gateway's own device, which is never bound.
     fn is_gateways_device(&self, device: &str) -> bool {
-        self.gateway_state.as_deref().and_then(gateways_device).is_some_and(|gateways| gateways == device)
+        self.gateway_state.as_deref().and_then(read_gateways_device).is_some_and(|gateways| gateways == device)
     }
 
     /// Records a device that the gateway has accepted on the external lane, so that it is not bound later. Blocks.
@@ -365,7 +365,7 @@ fn count_of_agent(table: &DeviceTable, agent: &str) -> usize {
     table.values().filter(|entry| entry.agent.as_deref() == Some(agent)).count()
 }
 
-fn gateways_device(state_dir: &Path) -> Option<String> {
+fn read_gateways_device(state_dir: &Path) -> Option<String> {
     let text = std::fs::read(state_dir.join("identity/device.json")).ok()?;
     let identity: serde_json::Value = serde_json::from_slice(&text).ok()?;
     Some(identity.get("deviceId")?.as_str()?.to_owned())

@@ -32,7 +32,7 @@ pub enum Error {
 /// Returns the database in which a newer gateway (2026.9) keeps the device identity; `None` if the state directory of
 /// `identity` (`STATE/identity/device.json`) has no database. Such a gateway does not start if the file and the
 /// database have different identities.
-pub fn newer_state(identity: &Path) -> Option<PathBuf> {
+pub fn newer_database(identity: &Path) -> Option<PathBuf> {
     let database = identity.parent()?.parent()?.join("state/openclaw.sqlite");
     database.exists().then_some(database)
 }
@@ -64,7 +64,7 @@ pub struct UnreadableFile {
 }
 
 /// Returns those of the configured token file and state directory that can't be read.
-pub fn unreadable_files(gateway: &Gateway) -> Vec<UnreadableFile> {
+pub fn find_unreadable_files(gateway: &Gateway) -> Vec<UnreadableFile> {
     let token = |path: &PathBuf| Secret::read_file(path).err().map(|error| ("gateway.token_file", path.clone(), error));
     let state = |path: &PathBuf| std::fs::read_dir(path).err().map(|error| ("gateway.state_dir", path.clone(), error));
     let unreadable = [gateway.token_file.as_ref().and_then(token), gateway.state_dir.as_ref().and_then(state)];
@@ -101,7 +101,7 @@ pub fn is_gateways_state(directory: &Path) -> bool {
 }
 
 /// Returns the pending request of the gateway's own device, from the state directory `directory` (2026.2).
-pub fn pending_request(directory: &Path) -> Option<PendingRequest> {
+pub fn read_pending_request(directory: &Path) -> Option<PendingRequest> {
     let read =
         |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };
     let device = read("identity/device.json")?;
@@ -155,7 +155,7 @@ mod tests {
         ];
         for (token_file, state_dir, expected) in table {
             let gateway = Gateway { token_file, state_dir, ..Config::default().gateway };
-            let keys: Vec<_> = unreadable_files(&gateway).iter().map(|unreadable| unreadable.key).collect();
+            let keys: Vec<_> = find_unreadable_files(&gateway).iter().map(|unreadable| unreadable.key).collect();
             assert_eq!(keys, expected, "{gateway:?}");
         }
     }

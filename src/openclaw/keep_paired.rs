@@ -63,7 +63,7 @@ impl KeepPaired {
                     let again = paired.as_ref() == Some(&device);
                     (paired, logged_failure) = (Some(device), None);
                     if again {
-                        sleep(backoff.pause()).await;
+                        sleep(backoff.next_pause()).await;
                     }
                 }
                 Err(error) => {
@@ -72,7 +72,7 @@ impl KeepPaired {
                         warn!(error = failure, "the gateway's own device is not paired: its sub-agents may be refused");
                     }
                     logged_failure = Some(failure);
-                    sleep(backoff.pause()).await;
+                    sleep(backoff.next_pause()).await;
                 }
             }
         }

@@ -99,7 +99,7 @@ pub async fn probe(plan: &Plan) -> Observation {
         address,
         external_source,
         server: detect_server(address).await,
-        exposed: exposed_addresses(plan).await,
+        exposed: probe_exposed_addresses(plan).await,
         local: Client::Unclear("nothing".into()),
         external: Client::Unclear("nothing".into()),
         trusts: Vec::new(),
@@ -169,7 +169,7 @@ async fn detect_server(address: SocketAddr) -> Server {
 }
 
 /// Returns the other addresses of this namespace at which the gateway answers on its port, and whether with TLS.
-async fn exposed_addresses(plan: &Plan) -> Vec<(SocketAddr, bool)> {
+async fn probe_exposed_addresses(plan: &Plan) -> Vec<(SocketAddr, bool)> {
     let mut exposed = Vec::new();
     for ip in &plan.namespace_addresses {
         let address = SocketAddr::new(*ip, plan.address.port());

@@ -83,7 +83,7 @@ pub async fn wait_until_ready(address: SocketAddr, limit: Duration) -> Result<Re
             Ok(Err(error)) => last = error,
             Err(_) => return Err(last),
         }
-        if timeout_at(deadline, sleep(backoff.pause())).await.is_err() {
+        if timeout_at(deadline, sleep(backoff.next_pause())).await.is_err() {
             return Err(last);
         }
     }

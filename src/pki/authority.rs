@@ -65,7 +65,7 @@ impl CertificateAuthority {
     ) -> Result<Self, Error> {
         dir.remove_temporary_files(lock);
         if dir.read(CA_KEY, Access::Secret)?.is_none() && dir.read(CA_CERTIFICATE, Access::Public)?.is_some() {
-            return Err(Error::Missing { path: dir.file(CA_KEY), partner: dir.file(CA_CERTIFICATE) });
+            return Err(Error::Missing { path: dir.path_of(CA_KEY), partner: dir.path_of(CA_CERTIFICATE) });
         }
         if dir.read(CA_CERTIFICATE, Access::Public)?.is_none() {
             if now < EARLIEST_CLOCK {
@@ -76,7 +76,7 @@ impl CertificateAuthority {
             let certificate = params.self_signed(&key).map_err(Error::Issue)?;
             let pem = pem::encode_certificates(&[certificate.der().clone()]);
             if dir.write_new(CA_CERTIFICATE, pem.as_bytes(), Access::Public)? {
-                tracing::info!(path = %dir.file(CA_CERTIFICATE).display(), "created a certificate authority");
+                tracing::info!(path = %dir.path_of(CA_CERTIFICATE).display(), "created a certificate authority");
             }
         }
         Self::load_in(dir)
@@ -84,9 +84,9 @@ impl CertificateAuthority {
 
     /// Loads the CA in `dir`. Both files must exist and belong together.
     fn load_in(dir: &StateDir) -> Result<Self, Error> {
-        let path = dir.file(CA_CERTIFICATE);
+        let path = dir.path_of(CA_CERTIFICATE);
         let (certificate, facts) = load_certificate(dir)?;
-        let missing = || Error::Missing { path: dir.file(CA_KEY), partner: path.clone() };
+        let missing = || Error::Missing { path: dir.path_of(CA_KEY), partner: path.clone() };
         let key = load_key(dir, CA_KEY)?.ok_or_else(missing)?;
         if key.subject_public_key_info() != facts.public_key {
             return Err(Error::unusable(path)(InvalidFile::KeyMismatch));
@@ -154,7 +154,7 @@ impl CertificateAuthority {
         life: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let validity = self.client_validity(OffsetDateTime::now_utc(), life)?;
-        self.sign_leaf(template::user_params(&user_name(user)?, validity)?, key)
+        self.sign_leaf(template::user_params(&parse_user_name(user)?, validity)?, key)
     }
 
     fn sign_client(
@@ -230,7 +230,7 @@ pub fn is_ca_file(file: &Path, state_dir: &Path) -> bool {
 ///
 /// # Errors
 /// `text` is not an e-mail address of this form.
-pub(super) fn user_name(text: &str) -> Result<String, Error> {
+pub(super) fn parse_user_name(text: &str) -> Result<String, Error> {
     let is_valid = |part: &str, further: &str| {
         !part.is_empty()
             && !part.starts_with(['.', '-'])
@@ -250,7 +250,7 @@ pub(super) fn user_name(text: &str) -> Result<String, Error> {
 
 /// Loads `ca.pem`, which must contain a CA certificate.
 pub(super) fn load_certificate(dir: &StateDir) -> Result<(CertificateDer<'static>, CertificateFields), Error> {
-    let path = dir.file(CA_CERTIFICATE);
+    let path = dir.path_of(CA_CERTIFICATE);
     let Some(content) = dir.read(CA_CERTIFICATE, Access::Public)? else {
         return Err(Error::NoAuthority { dir: dir.path().to_owned() });
     };
@@ -269,7 +269,7 @@ pub(super) fn load_key(dir: &StateDir, name: &str) -> Result<Option<KeyPair>, Er
         let der = pem::private_key(&content)?;
         KeyPair::try_from(&der).map_err(InvalidFile::Key)
     };
-    read().map(Some).map_err(Error::unusable(dir.file(name)))
+    read().map(Some).map_err(Error::unusable(dir.path_of(name)))
 }
 
 /// Loads the private key in the file `name`, or creates one if there is none. Two processes that do this at once get
@@ -282,5 +282,5 @@ pub(super) fn load_or_create_key(dir: &StateDir, name: &str) -> Result<KeyPair, 
     if dir.write_new(name, Zeroizing::new(key.serialize_pem()).as_bytes(), Access::Secret)? {
         return Ok(key);
     }
-    load_key(dir, name)?.ok_or_else(|| Error::io("read", dir.file(name))(std::io::ErrorKind::NotFound.into()))
+    load_key(dir, name)?.ok_or_else(|| Error::io("read", dir.path_of(name))(std::io::ErrorKind::NotFound.into()))
 }

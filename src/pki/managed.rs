@@ -64,11 +64,11 @@ impl Managed {
         let lock = dir.lock()?;
         let authority = Arc::new(CertificateAuthority::load_or_create_in(&dir, &lock, constrain, now)?);
         if dir.read(SERVER_KEY, Access::Secret)?.is_none() && dir.read(SERVER_CERTIFICATE, Access::Public)?.is_some() {
-            return Err(Error::Missing { path: dir.file(SERVER_KEY), partner: dir.file(SERVER_CERTIFICATE) });
+            return Err(Error::Missing { path: dir.path_of(SERVER_KEY), partner: dir.path_of(SERVER_CERTIFICATE) });
         }
         load_or_create_key(&dir, SERVER_KEY)?;
         let constraints =
-            Constraints::parse(authority.certificate()).map_err(Error::unusable(dir.file(CA_CERTIFICATE)))?;
+            Constraints::parse(authority.certificate()).map_err(Error::unusable(dir.path_of(CA_CERTIFICATE)))?;
         Ok(Self { dir, authority, constraints, follow_names })
     }
 
@@ -97,7 +97,11 @@ impl Managed {
 
     /// Returns the digest of the server's files.
     pub(super) fn files_digest(&self) -> FilesDigest {
-        files_digest([&self.dir.file(SERVER_CERTIFICATE), &self.dir.file(SERVER_KEY), &self.dir.file(REVOKED_FILE)])
+        files_digest([
+            &self.dir.path_of(SERVER_CERTIFICATE),
+            &self.dir.path_of(SERVER_KEY),
+            &self.dir.path_of(REVOKED_FILE),
+        ])
     }
 
     /// Loads the server's certificate, and issues a new one if it is due. If the CA or the key has vanished meanwhile,
@@ -147,7 +151,8 @@ impl Managed {
     }
 
     fn read_key(&self) -> Result<KeyPair, Error> {
-        let missing = || Error::Missing { path: self.dir.file(SERVER_KEY), partner: self.dir.file(SERVER_CERTIFICATE) };
+        let missing =
+            || Error::Missing { path: self.dir.path_of(SERVER_KEY), partner: self.dir.path_of(SERVER_CERTIFICATE) };
         load_key(&self.dir, SERVER_KEY)?.ok_or_else(missing)
     }
 
@@ -184,7 +189,7 @@ impl Managed {
                 .map_err(InvalidFile::NotByCa)?;
             Ok((chain, facts))
         };
-        check().map(Some).map_err(Error::unusable(self.dir.file(name)))
+        check().map(Some).map_err(Error::unusable(self.dir.path_of(name)))
     }
 
     /// Issues a new leaf and writes it to the directory.
@@ -219,8 +224,11 @@ impl Managed {
     ) -> Result<LoadedIdentity, Error> {
         let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
         let key = any_supported_type(&key)
-            .map_err(|error| Error::unusable(self.dir.file(SERVER_KEY))(InvalidFile::TlsKey(error)))?;
+            .map_err(|error| Error::unusable(self.dir.path_of(SERVER_KEY))(InvalidFile::TlsKey(error)))?;
         let identity = server_identity(chain, key, Some(self.authority.certificate().clone()));
-        Ok(LoadedIdentity { identity: identity.map_err(Error::unusable(self.dir.file(SERVER_CERTIFICATE)))?, problem })
+        Ok(LoadedIdentity {
+            identity: identity.map_err(Error::unusable(self.dir.path_of(SERVER_CERTIFICATE)))?,
+            problem,
+        })
     }
 }

@@ -65,10 +65,10 @@ pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<Report, Error>
     let dir = StateDir::at(state_dir);
     let (server, ca) = match own_chain {
         Some(chain) => (chain.to_owned(), authority::load_certificate(&dir).ok()),
-        None => (dir.file(SERVER_CERTIFICATE), Some(authority::load_certificate(&dir)?)),
+        None => (dir.path_of(SERVER_CERTIFICATE), Some(authority::load_certificate(&dir)?)),
     };
     let chain = pem::certificates(&read_file(&server)?.0).map_err(Error::unusable(&server))?;
-    let ca = ca.map(|(certificate, _)| describe(dir.file(authority::CA_CERTIFICATE), &certificate)).transpose()?;
+    let ca = ca.map(|(certificate, _)| describe(dir.path_of(authority::CA_CERTIFICATE), &certificate)).transpose()?;
     let Some(chain) = chain::order_chain(&chain, None).map_err(Error::unusable(&server))? else {
         return Err(Error::unusable(&server)(InvalidFile::NoCertificate));
     };
@@ -127,7 +127,7 @@ pub struct Agent<'a> {
 ///
 /// # Errors
 /// `text` can't be part of a SPIFFE ID.
-pub fn agent_name(text: &str) -> Result<String, Error> {
+pub fn parse_agent_name(text: &str) -> Result<String, Error> {
     authority::agent_uri("loopgate.local", text).map(|_| text.to_owned())
 }
 
@@ -146,7 +146,7 @@ pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Descript
         out.replace("ca.pem", ca.as_bytes(), Access::Public)?;
     }
     out.replace("agent.pem", pem::encode_certificates(&chain).as_bytes(), Access::Public)?;
-    describe(out.file("agent.pem"), &chain[0])
+    describe(out.path_of("agent.pem"), &chain[0])
 }
 
 /// A person with a certificate of `loopgate cert issue --user`.
@@ -164,8 +164,8 @@ pub struct User<'a> {
 ///
 /// # Errors
 /// `text` is not an e-mail address, or has characters that are not accepted here.
-pub fn user_name(text: &str) -> Result<String, Error> {
-    authority::user_name(text)
+pub fn parse_user_name(text: &str) -> Result<String, Error> {
+    authority::parse_user_name(text)
 }
 
 /// Issues a certificate for a person. Returns the content of a PKCS#12 file with the certificate and its key, which is
@@ -179,7 +179,7 @@ pub fn issue_user(
     password: &str,
     file: &Path,
 ) -> Result<(Zeroizing<Vec<u8>>, Description), Error> {
-    authority::user_name(user.mail)?;
+    authority::parse_user_name(user.mail)?;
     let authority = CertificateAuthority::load_or_create(state_dir)?;
     let key = KeyPair::generate().map_err(Error::Issue)?;
     let chain = authority.issue_user(&key, user.mail, user.life)?;
@@ -210,13 +210,13 @@ pub fn revoke(state_dir: &Path, serial: &[u8]) -> Result<bool, Error> {
 ///
 /// # Errors
 /// The file can't be read or contains no certificate.
-pub fn serial_of(file: &Path) -> Result<Vec<u8>, Error> {
+pub fn read_serial(file: &Path) -> Result<Vec<u8>, Error> {
     let certificate = read_certificates(file)?.swap_remove(0);
     parse_serial(&CertificateFields::parse(&certificate).map_err(Error::unusable(file))?.serial)
 }
 
 /// Formats a serial number like [`Description::serial`].
-pub fn serial_text(serial: &[u8]) -> String {
+pub fn format_serial(serial: &[u8]) -> String {
     let digits = hex::encode(serial);
     digits.as_bytes().chunks(2).map(String::from_utf8_lossy).collect::<Vec<_>>().join(":")
 }

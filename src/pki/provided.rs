@@ -36,7 +36,7 @@ pub(super) struct Provided {
 impl Provided {
     /// Returns the digest of the two files and of the list of revoked certificates.
     pub(super) fn files_digest(&self) -> FilesDigest {
-        files_digest([&self.files.chain, &self.files.key, &self.state_dir.file(REVOKED_FILE)])
+        files_digest([&self.files.chain, &self.files.key, &self.state_dir.path_of(REVOKED_FILE)])
     }
 
     /// Loads the pair, and checks that key and certificate belong together. The mode of the key file is not checked,

@@ -45,7 +45,7 @@ pub(super) fn read(dir: &StateDir) -> Result<Revoked, Error> {
         Err(error) => return Err(error),
     };
     let Some(content) = content else { return Ok(Revoked::default()) };
-    let unusable = |line: usize| Error::unusable(dir.file(REVOKED_FILE))(InvalidFile::RevokedLine(line));
+    let unusable = |line: usize| Error::unusable(dir.path_of(REVOKED_FILE))(InvalidFile::RevokedLine(line));
     let text = std::str::from_utf8(&content).map_err(|_| unusable(1))?;
     let lines = text.trim_start_matches('\u{feff}').lines().enumerate();
     let numbered = lines.map(|(number, line)| (number + 1, line.split('#').next().unwrap_or_default().trim()));

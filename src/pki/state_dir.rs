@@ -80,13 +80,13 @@ impl StateDir {
     }
 
     /// Returns the path of the file `name`.
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
     /// Acquires the lock. Waits for other processes for at most [`LOCK_WAIT`].
     pub(super) fn lock(&self) -> Result<DirLock, Error> {
-        let path = self.file(LOCK_FILE);
+        let path = self.path_of(LOCK_FILE);
         // flock(2) needs no write access, so the lock also works in a read-only or full directory.
         let opened =
             OpenOptions::new().write(true).create(true).truncate(false).open(&path).or_else(|_| File::open(&path));
@@ -123,7 +123,7 @@ impl StateDir {
 
     /// Returns the content of `name`; `None` if there is no such file.
     pub(super) fn read(&self, name: &str, access: Access) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
-        let path = self.file(name);
+        let path = self.path_of(name);
         match read_file(&path) {
             Ok((content, mode)) => {
                 if access == Access::Secret {
@@ -138,7 +138,7 @@ impl StateDir {
 
     /// Writes the file `name` unless it exists. Returns whether it was written.
     pub(super) fn write_new(&self, name: &str, content: &[u8], access: Access) -> Result<bool, Error> {
-        let path = self.file(name);
+        let path = self.path_of(name);
         match self.write_temporary(name, content, access)?.persist_noclobber(&path) {
             Ok(_) => self.sync_directory().map(|()| true),
             Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(false),
@@ -148,7 +148,7 @@ impl StateDir {
 
     /// Writes the file `name`, and replaces an existing one.
     pub(super) fn replace(&self, name: &str, content: &[u8], access: Access) -> Result<(), Error> {
-        let path = self.file(name);
+        let path = self.path_of(name);
         self.write_temporary(name, content, access)?
             .persist(&path)
             .map_err(|error| Error::io("replace", path)(error.error))?;
@@ -157,7 +157,7 @@ impl StateDir {
 
     /// Renames `from` to `to`.
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
-        std::fs::rename(self.file(from), self.file(to)).map_err(Error::io("replace", self.file(to)))?;
+        std::fs::rename(self.path_of(from), self.path_of(to)).map_err(Error::io("replace", self.path_of(to)))?;
         self.sync_directory()
     }
 
@@ -176,7 +176,7 @@ impl StateDir {
             file.as_file().sync_all()?;
             Ok(file)
         };
-        write().map_err(Error::io("write", self.file(name)))
+        write().map_err(Error::io("write", self.path_of(name)))
     }
 
     /// Syncs the directory, so that the names of files are durable too.
@@ -245,7 +245,7 @@ mod tests {
         dir.write_new("a.key", b"secret", Access::Secret).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&dir.path), 0o700);
-        assert_eq!(mode(&dir.file("a.key")), 0o600);
+        assert_eq!(mode(&dir.path_of("a.key")), 0o600);
     }
 
     #[test]
@@ -276,19 +276,19 @@ mod tests {
     #[test]
     fn temporary_files_are_removed_only_under_the_lock() {
         let (_home, dir) = dir();
-        std::fs::write(dir.file(".new-x-ca.key"), b"half").unwrap();
+        std::fs::write(dir.path_of(".new-x-ca.key"), b"half").unwrap();
         dir.remove_temporary_files(&DirLock(None));
-        assert!(dir.file(".new-x-ca.key").exists());
+        assert!(dir.path_of(".new-x-ca.key").exists());
         dir.remove_temporary_files(&dir.lock().unwrap());
-        assert!(!dir.file(".new-x-ca.key").exists());
+        assert!(!dir.path_of(".new-x-ca.key").exists());
     }
 
     #[test]
     fn special_and_huge_files_are_refused_by_name() {
         let (_home, dir) = dir();
-        std::fs::create_dir(dir.file("directory")).unwrap();
-        nix::unistd::mkfifo(&dir.file("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        File::create(dir.file("huge")).unwrap().set_len(MAX_FILE + 1).unwrap();
+        std::fs::create_dir(dir.path_of("directory")).unwrap();
+        nix::unistd::mkfifo(&dir.path_of("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        File::create(dir.path_of("huge")).unwrap().set_len(MAX_FILE + 1).unwrap();
         for name in ["directory", "pipe", "huge"] {
             let error = dir.read(name, Access::Public).unwrap_err();
             assert!(error.to_string().contains(name), "{error}");

@@ -27,7 +27,7 @@ fn issued(harness: &Harness, name: &str, out: &Path) -> TlsClient {
 
 /// Revokes the certificate that was issued into `out`.
 fn revoke(harness: &Harness, out: &Path) {
-    let serial = offline::serial_of(&out.join("agent.pem")).unwrap();
+    let serial = offline::read_serial(&out.join("agent.pem")).unwrap();
     assert!(offline::revoke(harness.state.path(), &serial).unwrap());
 }
 

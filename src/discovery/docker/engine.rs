@@ -244,7 +244,7 @@ impl Engine {
             let answer = self.with_endpoint(ENDPOINT, self.send_get(path).await)?;
             let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok()).map(Into::into);
             let (status, is_podman) = (answer.status(), answer.headers().contains_key(LIBPOD));
-            let refusal = if status.is_client_error() { Some(error_message(answer).await) } else { None };
+            let refusal = if status.is_client_error() { Some(read_error_message(answer).await) } else { None };
             Ok(ProbeResponse { status: status.as_u16(), date, is_podman, refusal })
         };
         self.within_response_timeout(ENDPOINT, answer).await
@@ -268,7 +268,7 @@ impl Engine {
         if status.is_success() {
             return Ok(response);
         }
-        Err(self.address.status_error(endpoint, status, error_message(response).await))
+        Err(self.address.status_error(endpoint, status, read_error_message(response).await))
     }
 
     async fn within_response_timeout<T>(
@@ -401,7 +401,7 @@ impl Events {
 }
 
 /// Returns the message in the body of an error response, on one line.
-async fn error_message(response: Response<ResponseBody>) -> String {
+async fn read_error_message(response: Response<ResponseBody>) -> String {
     let body = read_all(response.into_body(), MAX_ERROR_RESPONSE).await.unwrap_or_default();
     let json = serde_json::from_slice::<Value>(&body).ok();
     let text = json

@@ -62,7 +62,7 @@ impl ImageLabels {
             .filter(|(_, is_compared)| **is_compared)
             .map(|(container, _)| container.image.clone().unwrap_or_default())
             .collect();
-        let images = self.labels_of_images(engine, ids).await;
+        let images = self.read_labels_of_images(engine, ids).await;
         let compared = |(container, is_compared): (&mut ContainerSummary, bool)| match images
             .get(container.image.as_deref().unwrap_or_default())
         {
@@ -74,7 +74,7 @@ impl ImageLabels {
     }
 
     /// Returns the labels of each image, or the reason why they can't be read. Removes all other images from the cache.
-    async fn labels_of_images(
+    async fn read_labels_of_images(
         &self,
         engine: &Engine,
         ids: BTreeSet<String>,

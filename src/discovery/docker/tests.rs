@@ -65,7 +65,7 @@ impl Harness {
         view.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
     }
 
-    async fn until_live(&mut self) -> Arc<View> {
+    async fn wait_until_live(&mut self) -> Arc<View> {
         self.wait_until("Docker is followed", |view| matches!(view.source_state, SourceState::Live { .. })).await
     }
 
@@ -96,7 +96,7 @@ fn is_agent(view: &View, id: &str) -> bool {
 async fn a_labelled_container_is_an_agent_from_its_start_to_its_death() {
     let docker = FakeDocker::start();
     let Some(mut harness) = Harness::start(&docker) else { return };
-    let view = harness.until_live().await;
+    let view = harness.wait_until_live().await;
     assert!(view.agents.is_empty() && view.own_names.contains("front-door"), "{view:?}");
 
     docker.run(agent("a", AGENT));
@@ -269,7 +269,7 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_
 async fn after_many_starts_and_stops_the_running_agents_are_known() {
     let docker = FakeDocker::start();
     let Some(mut harness) = Harness::start(&docker) else { return };
-    harness.until_live().await;
+    harness.wait_until_live().await;
     let before = harness.metrics.lists_read.get();
     let address = |n: u16| IpAddr::from([10, 200, (n / 250) as u8, (n % 250) as u8 + 1]);
     let id = |n: u16| format!("{n:064x}");

@@ -95,7 +95,7 @@ impl Api {
         if let Some(after) = after {
             query = format!("{query}&continue={}", query_value(after));
         }
-        self.request_json(Permission::List, Method::GET, &self.pods_path(&query).await?, Bytes::new()).await
+        self.request_json(Permission::List, Method::GET, &self.read_pods_path(&query).await?, Bytes::new()).await
     }
 
     /// Returns the uids of all pods with the label, whether they run or not.
@@ -126,7 +126,7 @@ impl Api {
         let query = format!(
             "{selector}&watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={duration}"
         );
-        let path = self.pods_path(&query).await?;
+        let path = self.read_pods_path(&query).await?;
         let response = timeout(RESPONSE_TIMEOUT, self.send(Permission::Watch, Method::GET, &path, Bytes::new())).await;
         response.map_err(|_| Error::Timeout(Permission::Watch.operation()))?
     }
@@ -162,7 +162,7 @@ impl Api {
     }
 
     /// Returns the path of the pods in the service account's namespace, with `query`.
-    async fn pods_path(&self, query: &str) -> Result<String, Error> {
+    async fn read_pods_path(&self, query: &str) -> Result<String, Error> {
         let namespace = self.read_credential("namespace").await?;
         let namespace = namespace.trim();
         let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';

@@ -44,11 +44,11 @@ impl Harness {
         view.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
     }
 
-    async fn until_agents(&mut self, expected: &[&str]) -> Arc<View> {
+    async fn wait_until_agents(&mut self, expected: &[&str]) -> Arc<View> {
         self.wait_until(&format!("agents are {expected:?}"), |view| is_live(view) && agents(view) == expected).await
     }
 
-    async fn until_error(&mut self, words: &str) -> Arc<View> {
+    async fn wait_until_error(&mut self, words: &str) -> Arc<View> {
         self.wait_until(words, |view| view.source_state.error().is_some_and(|error| error.contains(words))).await
     }
 
@@ -76,7 +76,7 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     kubernetes.put(pod("a", Some("address"), &[AGENT, "2001:db8::7"]));
     kubernetes.put(pod("bystander", None, &["198.51.100.9"]));
     let mut harness = Harness::start(&kubernetes);
-    let view = harness.until_agents(&["a"]).await;
+    let view = harness.wait_until_agents(&["a"]).await;
     let (v4, v6): (IpAddr, IpAddr) = (AGENT.parse().unwrap(), "2001:db8::7".parse().unwrap());
     assert_eq!(view.agents.keys().copied().collect::<Vec<_>>(), [v4, v6]);
     assert_eq!((view.agents[&v4].kind, view.agents[&v4].id.as_str()), (AgentKind::Address, "uid-of-a"));
@@ -87,21 +87,21 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     kubernetes.put(starting);
     kubernetes.bookmark();
     kubernetes.put(pod("c", Some("true"), &["198.51.100.10"]));
-    harness.until_agents(&["a", "c"]).await;
+    harness.wait_until_agents(&["a", "c"]).await;
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
-    harness.until_agents(&["a", "b", "c"]).await;
+    harness.wait_until_agents(&["a", "b", "c"]).await;
 
     let lists = harness.metrics.lists_read.get();
     kubernetes.change("a", |pod| pod["metadata"]["labels"] = json!({}));
-    harness.until_agents(&["b", "c"]).await;
+    harness.wait_until_agents(&["b", "c"]).await;
     kubernetes.change("b", |pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into());
-    harness.until_agents(&["c"]).await;
+    harness.wait_until_agents(&["c"]).await;
     kubernetes.change("c", |pod| pod["status"]["phase"] = "Succeeded".into());
-    harness.until_agents(&[]).await;
+    harness.wait_until_agents(&[]).await;
     kubernetes.put(pod("d", Some("address"), &[AGENT]));
-    harness.until_agents(&["d"]).await;
+    harness.wait_until_agents(&["d"]).await;
     kubernetes.delete("d");
-    let view = harness.until_agents(&[]).await;
+    let view = harness.wait_until_agents(&[]).await;
     assert!(view.last_known.is_empty());
     // All changes came from the watch, without another list.
     assert_eq!((harness.metrics.lists_read.get(), kubernetes.asked("list pods")), (lists, 1));
@@ -117,7 +117,7 @@ async fn a_list_of_many_pages_is_read_to_its_end() {
         kubernetes.put(pod(name, Some("true"), &[&format!("198.51.100.{}", 20 + number)]));
     }
     let mut harness = Harness::start(&kubernetes);
-    harness.until_agents(&names).await;
+    harness.wait_until_agents(&names).await;
     assert_eq!(kubernetes.asked("list pods"), 3);
     harness.stop_and_check_tasks().await;
 }
@@ -141,11 +141,11 @@ async fn a_watch_whose_time_is_up_is_resumed() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("true"), &[AGENT]));
     let mut harness = Harness::start(&kubernetes);
-    harness.until_agents(&["a"]).await;
+    harness.wait_until_agents(&["a"]).await;
     sleep(Duration::from_millis(1100)).await;
     kubernetes.end_watches();
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
-    harness.until_agents(&["a", "b"]).await;
+    harness.wait_until_agents(&["a", "b"]).await;
     assert_eq!((kubernetes.asked("list pods"), harness.metrics.lost_streams.get()), (1, 0));
     harness.stop_and_check_tasks().await;
 }
@@ -157,7 +157,7 @@ async fn a_watch_that_is_too_old_is_replaced_and_brings_no_removed_pod_back() {
         kubernetes.put(pod("a", Some("address"), &[AGENT]));
         kubernetes.put(pod("b", Some("address"), &[OTHER]));
         let mut harness = Harness::start(&kubernetes);
-        harness.until_agents(&["a", "b"]).await;
+        harness.wait_until_agents(&["a", "b"]).await;
         if silently {
             sleep(Duration::from_millis(1100)).await;
         }
@@ -187,7 +187,7 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
     kubernetes.put(pod("a", Some("address"), &[AGENT]));
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
     let mut harness = Harness::start(&kubernetes);
-    harness.until_agents(&["a", "b"]).await;
+    harness.wait_until_agents(&["a", "b"]).await;
     kubernetes.down().await;
     let view =
         harness.wait_until("disconnected", |view| matches!(view.source_state, SourceState::Disconnected { .. })).await;
@@ -200,7 +200,7 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
     // A pod that was deleted meanwhile no longer counts for established connections either.
     kubernetes.take("b");
     kubernetes.up();
-    let view = harness.until_agents(&["a"]).await;
+    let view = harness.wait_until_agents(&["a"]).await;
     assert_eq!(view.last_known.len(), 1);
     harness.stop_and_check_tasks().await;
 }
@@ -210,12 +210,12 @@ async fn a_token_that_was_rotated_is_read_again() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("true"), &[AGENT]));
     let mut harness = Harness::start(&kubernetes);
-    harness.until_agents(&["a"]).await;
+    harness.wait_until_agents(&["a"]).await;
     kubernetes.expire("own-token-2");
     kubernetes.forget();
-    harness.until_error("(401)").await;
+    harness.wait_until_error("(401)").await;
     kubernetes.rotate("own-token-2");
-    harness.until_agents(&["a"]).await;
+    harness.wait_until_agents(&["a"]).await;
     harness.stop_and_check_tasks().await;
 }
 
@@ -229,11 +229,11 @@ async fn a_forbidden_request_is_named_with_the_missing_rule() {
         kubernetes.put(pod("a", Some("address"), &[AGENT]));
         kubernetes.forbid(what);
         let mut harness = Harness::start(&kubernetes);
-        let view = harness.until_error(rule).await;
+        let view = harness.wait_until_error(rule).await;
         // If only the watch is forbidden, the list alone is not used, since no event would report the end of a pod.
         assert!(view.agents.is_empty() && view.last_known.is_empty());
         kubernetes.permit(what);
-        harness.until_agents(&["a"]).await;
+        harness.wait_until_agents(&["a"]).await;
         harness.stop_and_check_tasks().await;
     }
 }
@@ -244,7 +244,7 @@ async fn an_api_server_whose_certificate_is_not_of_the_ca_is_refused() {
     kubernetes.put(pod("a", Some("address"), &[AGENT]));
     std::fs::copy(other.credentials().join("ca.crt"), kubernetes.credentials().join("ca.crt")).unwrap();
     let mut harness = Harness::start(&kubernetes);
-    let view = harness.until_error("can't reach the API server").await;
+    let view = harness.wait_until_error("can't reach the API server").await;
     assert!(view.agents.is_empty());
     // The API server did not receive the token.
     assert_eq!(kubernetes.asked("list pods"), 0);
@@ -257,7 +257,7 @@ async fn a_silent_api_server_ends_agents_by_address_within_ninety_seconds() {
     kubernetes.put(pod("a", Some("address"), &[AGENT]));
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
     let mut harness = Harness::start(&kubernetes);
-    harness.until_agents(&["a", "b"]).await;
+    harness.wait_until_agents(&["a", "b"]).await;
     kubernetes.freeze();
     tokio::time::pause();
     let frozen = tokio::time::Instant::now();
@@ -271,7 +271,7 @@ async fn a_watch_without_a_bookmark_is_resumed_and_loses_nothing() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("true"), &[AGENT]));
     let mut harness = Harness::start(&kubernetes);
-    harness.until_agents(&["a"]).await;
+    harness.wait_until_agents(&["a"]).await;
     assert_eq!(kubernetes.asked("watch pods"), 1);
     tokio::time::pause();
     tokio::time::advance(SILENCE + Duration::from_secs(1)).await;
@@ -283,7 +283,7 @@ async fn a_watch_without_a_bookmark_is_resumed_and_loses_nothing() {
         sleep(Duration::from_millis(10)).await;
     }
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
-    harness.until_agents(&["a", "b"]).await;
+    harness.wait_until_agents(&["a", "b"]).await;
     assert_eq!(
         (kubernetes.asked("watch pods"), kubernetes.asked("list pods"), harness.metrics.lost_streams.get()),
         (2, 1, 0)

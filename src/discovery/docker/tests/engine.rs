@@ -158,7 +158,7 @@ async fn a_filter_may_be_reached_by_tcp() {
     docker.stop("a");
     by_tcp.wait_until("the agent is forgotten", |view| view.agents.is_empty()).await;
     by_tcp.stop_and_check_tasks().await;
-    harness.until_live().await;
+    harness.wait_until_live().await;
     harness.stop_and_check_tasks().await;
 }
 

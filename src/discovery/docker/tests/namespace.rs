@@ -19,7 +19,7 @@ fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again(
             lives("2026-01-01T00:00:00Z");
             docker.put(gateway(own));
             let mut harness = Harness::new(Engine::Unix(docker.socket()));
-            harness.until_live().await;
+            harness.wait_until_live().await;
             assert_eq!(harness.view.borrow().namespace, NamespaceState::Attached);
 
             docker.stop("gateway");
