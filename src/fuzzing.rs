@@ -28,9 +28,11 @@ use crate::config::{Config, PathRule};
 use crate::discovery::View;
 use crate::enrolment_protocol::{self, Challenge, Enrolled, JsonLines, ProofShown, Reply};
 use crate::labels::LaneKind;
-use crate::lane::{Evidence, GatewayHead, Lane, ProxyHeader, RequestRules, Target, decide, scrub_request_trailers};
+use crate::lane::{
+    Evidence, GatewayHead, Lane, ProxyHeader, RequestRules, Target, decide_lane, scrub_request_trailers,
+};
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
-use crate::proxy::{H1RequestGuard, encode};
+use crate::proxy::{H1RequestGuard, percent_encode};
 pub use h2_streams::h2_streams;
 
 const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
@@ -63,7 +65,7 @@ pub fn head(data: &[u8]) {
     let (config, rules) = &*RULES;
     let peer = [STRANGER, PROXY, AGENT][usize::from(kind % 3)];
     let evidence = Evidence { peer: peer.into(), proxy_header: ProxyHeader::Local, certificate: None };
-    let lane = decide(&evidence, &View::default(), rules.policy(), 0).expect("no client is denied");
+    let lane = decide_lane(&evidence, &View::default(), rules.policy(), 0).expect("no client is denied");
     assert_eq!(matches!(lane, Lane::Agent(_)), peer == AGENT);
 
     let mut lines = text.split(|byte| *byte == b'\n');
@@ -85,7 +87,7 @@ pub fn head(data: &[u8]) {
     let path = request.uri().path().to_owned();
     let (parts, ()) = request.into_parts();
     let Ok(head) =
-        GatewayHead::new(parts, &lane, rules, &Target::gateway(config.gateway.address), None, &BTreeSet::new())
+        GatewayHead::new(parts, &lane, rules, &Target::for_gateway(config.gateway.address), None, &BTreeSet::new())
     else {
         return;
     };
@@ -206,7 +208,7 @@ pub fn enrolment(data: &[u8]) {
 pub fn h1_request_guard(data: &[u8]) {
     let Some((&size, bytes)) = data.split_first() else { return };
     let (mut whole, mut raw) = (bytes.to_vec(), Vec::new());
-    let found = H1RequestGuard::default().follow(&mut whole, &mut raw);
+    let found = H1RequestGuard::default().follow_input(&mut whole, &mut raw);
     assert!(found || whole == bytes);
     assert!(raw.iter().all(|place| matches!(bytes[*place], b'"' | b'<' | b'>' | b'`')));
     let mut guard = H1RequestGuard::default();
@@ -215,7 +217,7 @@ pub fn h1_request_guard(data: &[u8]) {
     let mut raw_in_pieces = Vec::new();
     let found_in_pieces = cut.chunks_mut(size).enumerate().any(|(number, piece)| {
         let mut raw = Vec::new();
-        let found = guard.follow(piece, &mut raw);
+        let found = guard.follow_input(piece, &mut raw);
         raw_in_pieces.extend(raw.iter().map(|place| number * size + place));
         found
     });
@@ -244,10 +246,10 @@ impl AsyncRead for Trickle<'_> {
         let mut byte = [*first];
         let before = self.guard.is_in_head();
         let mut raw = Vec::new();
-        let spoilt = self.guard.follow(&mut byte, &mut raw);
+        let spoilt = self.guard.follow_input(&mut byte, &mut raw);
         assert!(!self.head_ended.get(), "a head ended that hyper did not see");
         self.head_ended.set(before && !self.guard.is_in_head() && !spoilt);
-        self.encoded = encode(&byte, &raw);
+        self.encoded = percent_encode(&byte, &raw);
         let byte = self.encoded.remove(0);
         buf.put_slice(&[byte]);
         self.rest = rest;

@@ -40,7 +40,7 @@ impl Shutdown {
     }
 
     /// Resolves once [`Shutdown::abort`] was called.
-    pub fn aborted(&self) -> WaitForCancellationFuture<'_> {
+    pub fn wait_until_aborted(&self) -> WaitForCancellationFuture<'_> {
         self.tokens.aborted.cancelled()
     }
 
@@ -50,7 +50,7 @@ impl Shutdown {
     }
 
     /// Resolves once the shutdown has begun.
-    pub async fn begun(&self) {
+    pub async fn wait_until_begun(&self) {
         self.tokens.begun.cancelled().await;
     }
 
@@ -104,7 +104,7 @@ mod tests {
     async fn wait_waits_for_a_task_that_ends_with_the_token() {
         let shutdown = Shutdown::new();
         let observed = shutdown.clone();
-        shutdown.spawn(async move { observed.begun().await });
+        shutdown.spawn(async move { observed.wait_until_begun().await });
         shutdown.begin();
         assert_eq!(shutdown.wait(Duration::from_secs(5)).await, 0);
     }

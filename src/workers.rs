@@ -21,14 +21,14 @@ thread_local! {
 }
 
 /// Returns the number of worker threads: `TOKIO_WORKER_THREADS`, or the number of processors available to this process.
-pub fn count() -> usize {
+pub fn worker_count() -> usize {
     let wanted =
         std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|text| text.parse().ok()).filter(|count| *count > 0);
     wanted.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
 /// Returns the index of the worker that calls this function, or 0 on a thread that is not a worker.
-pub fn index() -> usize {
+pub fn current_index() -> usize {
     INDEX.get()
 }
 
@@ -108,7 +108,7 @@ async fn run_tasks(mut inbox: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>, s
 
 impl WorkerPool {
     /// Returns the number of workers.
-    pub fn size(&self) -> usize {
+    pub fn worker_count(&self) -> usize {
         self.0.len()
     }
 
@@ -132,7 +132,7 @@ impl WorkerPool {
 
 impl WorkerSlot {
     /// Returns the index of the worker that the connection is assigned to.
-    pub fn worker(&self) -> usize {
+    pub fn worker_index(&self) -> usize {
         self.worker
     }
 }
@@ -155,9 +155,9 @@ mod tests {
         let (sender, mut indexes) = mpsc::unbounded_channel();
         for slot in &slots {
             let sender = sender.clone();
-            pool.run(slot.worker(), async move {
+            pool.run(slot.worker_index(), async move {
                 tokio::task::yield_now().await;
-                sender.send(index()).unwrap();
+                sender.send(current_index()).unwrap();
             });
         }
         let mut found = Vec::new();

@@ -74,7 +74,7 @@ impl Admin {
             loop {
                 let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
                 let (stream, peer) = tokio::select! {
-                    () = ending.begun() => return,
+                    () = ending.wait_until_begun() => return,
                     accepted = listener.accept() => match accepted {
                         Ok(accepted) => accepted,
                         Err(error) => {
@@ -97,7 +97,7 @@ impl Admin {
                             Ok(Err(error)) => debug!(%peer, %error, "admin connection failed"),
                             Err(_) => debug!(%peer, limit = ?CONNECTION_TIMEOUT, "closed an admin connection that took too long"),
                         },
-                        () = closing.begun() => {}
+                        () = closing.wait_until_begun() => {}
                     }
                     drop(permit);
                 });

@@ -60,7 +60,7 @@ impl LocalForwarder {
                     Ok((local, peer)) => {
                         let (forwarder, stop) = (self.clone(), shutdown.clone());
                         shutdown.spawn(async move {
-                            tokio::select! { () = stop.begun() => {}, () = forwarder.forward(local, peer) => {} }
+                            tokio::select! { () = stop.wait_until_begun() => {}, () = forwarder.forward(local, peer) => {} }
                             drop(permit);
                         });
                     }
@@ -71,7 +71,7 @@ impl LocalForwarder {
                 }
             }
         };
-        tokio::select! { () = shutdown.begun() => {}, () = accept => {} }
+        tokio::select! { () = shutdown.wait_until_begun() => {}, () = accept => {} }
     }
 
     async fn forward(&self, mut local: TcpStream, peer: SocketAddr) {

@@ -28,7 +28,7 @@ pub(super) fn follow_names(
     shutdown.spawn(async move {
         loop {
             tokio::select! {
-                () = ending.begun() => return,
+                () = ending.wait_until_begun() => return,
                 changed = view.changed() => if changed.is_err() { return },
             }
             let now = names(&view.borrow_and_update());

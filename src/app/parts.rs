@@ -72,7 +72,7 @@ pub(super) fn start_keeping_paired(config: &Config, shutdown: &Shutdown) {
     let ending = shutdown.clone();
     shutdown.spawn(async move {
         tokio::select! {
-            () = ending.begun() => {}
+            () = ending.wait_until_begun() => {}
             () = KeepPaired { gateway, state_dir, token_file }.run() => {}
         }
     });
@@ -98,7 +98,7 @@ pub(super) fn start_unpairing_removed(
     let ending = shutdown.clone();
     shutdown.spawn(async move {
         tokio::select! {
-            () = ending.begun() => {}
+            () = ending.wait_until_begun() => {}
             () = unpair.run() => {}
         }
     });

@@ -96,8 +96,8 @@ impl Sidecar {
         let span_exporter = SpanExporter::new(&config)?;
         let enrolment = parts::create_enrolment(&config, &pki, view.clone(), engine.clone());
         let metrics = Metrics::new(discovery_metrics, enrolment.metrics().clone(), span_exporter.recorder());
-        let workers =
-            Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
+        let workers = Workers::start(workers::worker_count())
+            .map_err(|source| Error::Io { doing: "starting the workers", source })?;
         let devices = parts::open_devices(&config)?;
         parts::start_unpairing_removed(&config, engine, devices.clone(), view.clone(), &shutdown);
         let proxy_parts = ProxyParts {
@@ -112,7 +112,7 @@ impl Sidecar {
         let (proxy, limits) = start_proxy(&config, proxy_parts, &metrics.listener, &shutdown, &late_shutdown);
         let server = Arc::clone(&proxy);
         let serve = move |accepted| server.serve(accepted);
-        let bound = listener::follow(&config, view.clone(), &shutdown, &limits, serve)?;
+        let bound = listener::start(&config, view.clone(), &shutdown, &limits, serve)?;
         parts::start_keeping_paired(&config, &shutdown);
 
         let config = Arc::new(ArcSwap::from_pointee(config));

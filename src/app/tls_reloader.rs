@@ -89,7 +89,7 @@ impl TlsReloader {
         let mut newest = self.newest.clone();
         loop {
             tokio::select! {
-                () = shutdown.begun() => return,
+                () = shutdown.wait_until_begun() => return,
                 changed = newest.changed() => if changed.is_err() { return },
                 () = sleep(RETRY) => if self.problem.borrow().is_none() { continue },
             }

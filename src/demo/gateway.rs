@@ -45,7 +45,7 @@ pub(super) async fn start(trusted: Ipv4Addr, shutdown: &Shutdown) -> io::Result<
     shutdown.spawn(async move {
         loop {
             let accepted = tokio::select! {
-                () = ending.begun() => return,
+                () = ending.wait_until_begun() => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -69,7 +69,7 @@ async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown:
     };
     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).with_upgrades();
     tokio::select! {
-        () = shutdown.begun() => {}
+        () = shutdown.wait_until_begun() => {}
         result = connection => if let Err(error) = result {
             debug!(%from, %error, "connection to the gateway of the demonstration ended");
         },
@@ -91,7 +91,7 @@ fn respond(
         let ending = shutdown.clone();
         shutdown.spawn(async move {
             tokio::select! {
-                () = ending.begun() => {}
+                () = ending.wait_until_begun() => {}
                 () = echo_messages(upgrade, received) => {}
             }
         });

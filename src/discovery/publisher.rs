@@ -91,7 +91,7 @@ async fn run(
 ) {
     loop {
         tokio::select! {
-            () = shutdown.begun() => return,
+            () = shutdown.wait_until_begun() => return,
             () = sources.changed() => {}
         }
         let view = sources.build_view();

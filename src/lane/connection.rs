@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::assignment::{Denied, Lane};
-use super::decide::{decide, decide_plain};
+use super::decide::{decide_lane, decide_plain_lane};
 use super::evidence::{Certificate, Evidence};
 use super::policy::LanePolicy;
 use crate::discovery::View;
@@ -22,10 +22,10 @@ impl ConnectionEvidence {
     ///
     /// # Errors
     /// Why the connection gets no lane.
-    pub fn decide(&self, view: &View, policy: &LanePolicy, now: i64) -> Result<Lane, Denied> {
+    pub fn decide_lane(&self, view: &View, policy: &LanePolicy, now: i64) -> Result<Lane, Denied> {
         match self {
-            Self::Tls(evidence) => decide(evidence, view, policy, now),
-            Self::Plain(peer) => decide_plain(*peer, view, policy).map(Lane::External),
+            Self::Tls(evidence) => decide_lane(evidence, view, policy, now),
+            Self::Plain(peer) => decide_plain_lane(*peer, view, policy).map(Lane::External),
         }
     }
 

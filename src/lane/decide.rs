@@ -22,7 +22,7 @@ use crate::discovery::{AgentKind, View};
 ///
 /// # Errors
 /// Why the connection gets no lane.
-pub fn decide(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i64) -> Result<Lane, Denied> {
+pub fn decide_lane(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i64) -> Result<Lane, Denied> {
     let peer = canonical(evidence.peer);
     let sender = RequestSender::new(peer, evidence.proxy_header, policy);
     let certificate = evidence.certificate.as_ref().filter(|certificate| now < certificate.not_after);
@@ -57,7 +57,7 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i64) -
 ///
 /// # Errors
 /// The peer is not a trusted proxy.
-pub fn decide_plain(peer: IpAddr, view: &View, policy: &LanePolicy) -> Result<ExternalLane, Denied> {
+pub fn decide_plain_lane(peer: IpAddr, view: &View, policy: &LanePolicy) -> Result<ExternalLane, Denied> {
     let peer = canonical(peer);
     if !policy.is_trusted_proxy(peer) {
         return Err(Denied::NotTrustedProxy);

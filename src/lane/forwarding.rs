@@ -75,7 +75,7 @@ impl Forwarding {
             return Ok(forwarding);
         }
         forwarding.stated_client = ForwardedClient::new(checked_client, policy.unknown_client);
-        if let Some(stated) = sole_value(sent, &X_FORWARDED_PROTO).and_then(Scheme::stated) {
+        if let Some(stated) = sole_value(sent, &X_FORWARDED_PROTO).and_then(Scheme::parse) {
             forwarding.scheme = stated;
         }
         if let Some(host) = sole_value(sent, &X_FORWARDED_HOST).filter(|host| is_host(host.as_bytes())) {

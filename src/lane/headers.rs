@@ -121,7 +121,7 @@ impl GatewayHead {
         target: &Target,
         token: Option<&HeaderValue>,
     ) -> Self {
-        let is_upgrade = to_gateway_form(&mut parts, checked.upgrade, &rules.policy);
+        let is_upgrade = convert_to_gateway_form(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, target.host().clone());
         if let Some(scopes) = &lane.scopes {
             parts.headers.insert(X_OPENCLAW_SCOPES, scopes.clone());
@@ -146,7 +146,7 @@ impl GatewayHead {
         check_path_rules(&parts.method, path, checked.upgrade.is_some(), &rules.paths, port)?;
         let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy)
             .map_err(|_| RequestRefusal::ClientDenied)?;
-        let is_upgrade = to_gateway_form(&mut parts, checked.upgrade, &rules.policy);
+        let is_upgrade = convert_to_gateway_form(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
         let written = forwarding.write(&mut parts.headers);
         // A trusted proxy may state a narrower cap, never a wider one.
@@ -239,7 +239,7 @@ impl GatewayHead {
 
 /// Converts a head to the form that both lanes send: an origin-form target, HTTP/1.1, and no field that clients may not
 /// send. Returns whether it asks for an upgrade.
-fn to_gateway_form(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &LanePolicy) -> bool {
+fn convert_to_gateway_form(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &LanePolicy) -> bool {
     let origin_form = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(origin_form);
     parts.version = Version::HTTP_11;

@@ -1,7 +1,7 @@
 //! Lanes: which lane a connection is on, and what each lane may send to the gateway. Pure functions, without I/O or a
 //! clock.
 //!
-//! [`decide()`] assigns a connection to a lane before its first request. The decision is made again whenever the
+//! [`decide_lane`] assigns a connection to a lane before its first request. The decision is made again whenever the
 //! [`View`](crate::discovery::View) or the configuration changes, and a connection that loses its
 //! lane is closed. An external connection that could now be an agent's stays external.
 //! A request that a web page causes on an agent's connection goes out on the external lane.
@@ -41,7 +41,7 @@ mod x_forwarded_for;
 pub use access::{allow_peer, allow_plain, allow_proxied_client, issued_certificate_may_count, may_be_agent};
 pub use assignment::{AgentBasis, AgentLane, Denied, ExternalLane, Lane};
 pub use connection::ConnectionEvidence;
-pub use decide::{decide, decide_plain};
+pub use decide::{decide_lane, decide_plain_lane};
 pub use evidence::{Certificate, Evidence, Issuer, ProxyHeader};
 pub use explain::{WhyExternal, why_external};
 pub use forwarded_client::ForwardedClient;

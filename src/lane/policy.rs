@@ -65,7 +65,7 @@ impl LanePolicy {
 
     /// Returns whether `external.trusted_proxies` contains `ip`, so that a peer there may name its client.
     pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
-        contains(&self.trusted_proxies, ip)
+        any_net_contains(&self.trusted_proxies, ip)
     }
 
     /// Returns whether loopgate controls the header `name`: it removes what clients send, and may set a value itself.
@@ -81,7 +81,7 @@ impl LanePolicy {
     /// The condition is that `agents.certificate_from` contains the address, or that `tls.client_ca` is set, since
     /// every client is then asked for a certificate.
     pub(super) fn accepts_issued_certificates_from(&self, client: IpAddr) -> bool {
-        self.has_client_ca || contains(&self.certificate_from, client)
+        self.has_client_ca || any_net_contains(&self.certificate_from, client)
     }
 
     /// Checks a client of the external lane against the allow and deny lists.
@@ -89,9 +89,9 @@ impl LanePolicy {
     /// # Errors
     /// The list that refuses the client.
     pub fn check_lists(&self, client: IpAddr) -> Result<(), Denied> {
-        if contains(&self.deny, client) {
+        if any_net_contains(&self.deny, client) {
             Err(Denied::InDenyList)
-        } else if !self.allow.is_empty() && !contains(&self.allow, client) {
+        } else if !self.allow.is_empty() && !any_net_contains(&self.allow, client) {
             Err(Denied::NotInAllowList)
         } else {
             Ok(())
@@ -125,6 +125,6 @@ pub(super) fn intersect_optional_caps(a: Option<HeaderValue>, b: Option<&HeaderV
     }
 }
 
-fn contains(nets: &[IpNet], ip: IpAddr) -> bool {
+fn any_net_contains(nets: &[IpNet], ip: IpAddr) -> bool {
     nets.iter().any(|net| net.contains(&ip))
 }

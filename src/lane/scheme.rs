@@ -14,7 +14,7 @@ pub enum Scheme {
 impl Scheme {
     /// Parses the value of a trusted proxy's `X-Forwarded-Proto`; `None` if it is no scheme. Some proxies, such as
     /// Traefik, state `wss` or `ws` for a WebSocket.
-    pub(super) fn stated(value: &HeaderValue) -> Option<Self> {
+    pub(super) fn parse(value: &HeaderValue) -> Option<Self> {
         let is = |scheme: &[u8]| value.as_bytes().eq_ignore_ascii_case(scheme);
         if is(b"https") || is(b"wss") { Some(Self::Https) } else { (is(b"http") || is(b"ws")).then_some(Self::Http) }
     }
@@ -45,7 +45,7 @@ mod tests {
             ("https, http", None),
             ("ftp", None),
         ] {
-            assert_eq!(Scheme::stated(&HeaderValue::from_static(value)), scheme, "{value:?}");
+            assert_eq!(Scheme::parse(&HeaderValue::from_static(value)), scheme, "{value:?}");
         }
     }
 }

@@ -56,7 +56,7 @@ impl AcceptLoop {
                 biased;
                 () = closed.cancelled() => return,
                 Some(accepted) = waiting.next() => serve(accepted),
-                (stream, peer, local) = self.accept() => {
+                (stream, peer, local) = self.accept_next() => {
                     let accepted = move |permit| Accepted { stream, peer, local, kind, permit };
                     match self.limits.take_slot(peer) {
                         Ok(Slot::Now(permit)) => serve(accepted(permit)),
@@ -69,7 +69,7 @@ impl AcceptLoop {
     }
 
     /// Accepts the next connection; returns it with its remote and its local address.
-    async fn accept(&mut self) -> (TcpStream, PeerAddr, SocketAddr) {
+    async fn accept_next(&mut self) -> (TcpStream, PeerAddr, SocketAddr) {
         loop {
             let (stream, peer) = match self.listener.accept().await {
                 Ok((stream, peer)) => (stream, PeerAddr::new(peer)),

@@ -198,11 +198,11 @@ impl ConnectionLimits {
             return Ok(ClientGuard { client: None, limits: Arc::clone(self) });
         }
         let client = client_key(peer.ip());
-        self.clients().try_add_connection(client, Instant::now(), &limits)?;
+        self.lock_clients().try_add_connection(client, Instant::now(), &limits)?;
         Ok(ClientGuard { client: Some(client), limits: Arc::clone(self) })
     }
 
-    fn clients(&self) -> std::sync::MutexGuard<'_, ClientTable> {
+    fn lock_clients(&self) -> std::sync::MutexGuard<'_, ClientTable> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -249,7 +249,7 @@ impl ClientEntry {
 impl Drop for ClientGuard {
     fn drop(&mut self) {
         if let Some(client) = self.client {
-            self.limits.clients().remove(client, Instant::now());
+            self.limits.lock_clients().remove(client, Instant::now());
         }
     }
 }

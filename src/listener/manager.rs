@@ -57,14 +57,14 @@ pub enum Error {
 ///
 /// # Errors
 /// An address that the configuration names exactly can't be bound, or is the gateway's own.
-pub fn follow(
+pub fn start(
     config: &Config,
     view: watch::Receiver<Arc<View>>,
     shutdown: &Shutdown,
     limits: &Arc<ConnectionLimits>,
     serve: impl Fn(Accepted) + Clone + Send + Sync + 'static,
 ) -> Result<watch::Receiver<Arc<Vec<ListenerAddress>>>, Error> {
-    if let Some((listener, taken)) = plan::conflict(&config.listen, config.gateway.address) {
+    if let Some((listener, taken)) = plan::find_conflict(&config.listen, config.gateway.address) {
         return Err(Error::GatewayAddress { listener, taken });
     }
     let (bound, receiver) = watch::channel(Arc::default());
@@ -79,11 +79,11 @@ pub fn follow(
         unmatched: BTreeSet::new(),
         bound,
     };
-    manager.apply(&view.borrow());
+    manager.apply_view(&view.borrow());
     if let Some(error) = manager.take_named_failure() {
         return Err(error);
     }
-    shutdown.spawn(manager.follow(view));
+    shutdown.spawn(manager.run(view));
     Ok(receiver)
 }
 
@@ -112,31 +112,32 @@ struct OpenListener {
 
 impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
     /// Applies each change of `view`, and tries addresses that can't be bound again, until the shutdown.
-    async fn follow(mut self, mut view: watch::Receiver<Arc<View>>) {
+    async fn run(mut self, mut view: watch::Receiver<Arc<View>>) {
         let mut retry = RETRY;
         while !self.shutdown.has_begun() {
             let latest = Arc::clone(&view.borrow_and_update());
-            self.apply(&latest);
+            self.apply_view(&latest);
             if self.failed.is_empty() {
                 retry.reset();
             }
             tokio::select! {
-                () = self.shutdown.begun() => {}
+                () = self.shutdown.wait_until_begun() => {}
                 Ok(()) = view.changed() => retry.reset(),
                 () = tokio::time::sleep(retry.next_pause()), if !self.failed.is_empty() => {}
             }
         }
         self.open.clear();
-        self.publish();
+        self.publish_addresses();
     }
 
     /// Opens and closes listeners so that they are those for the addresses of `view`, except those that can't be bound.
-    fn apply(&mut self, view: &View) {
+    fn apply_view(&mut self, view: &View) {
         let scope_of = |name: &str| nix::net::if_::if_nametoindex(name).unwrap_or(0);
-        let wanted = plan::wanted(&self.config.listen, self.config.gateway.address, &view.interfaces, scope_of);
-        let plan = plan::plan(&wanted, &self.open.keys().copied().collect::<BTreeSet<_>>());
+        let wanted =
+            plan::wanted_listeners(&self.config.listen, self.config.gateway.address, &view.interfaces, scope_of);
+        let plan = plan::plan_changes(&wanted, &self.open.keys().copied().collect::<BTreeSet<_>>());
         for listener in plan.close {
-            self.close(listener);
+            self.close_listener(listener);
         }
         let unmatched = plan::unmatched(&self.config.listen, &view.interfaces);
         let unmatched = unmatched.map(|(kind, on)| (kind.key(), on.to_string())).collect();
@@ -151,7 +152,7 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
                 Err(error) => self.record_failure(listener, error),
             }
         }
-        self.publish();
+        self.publish_addresses();
     }
 
     fn open(&mut self, wanted: ListenerAddress) -> io::Result<()> {
@@ -166,7 +167,7 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         Ok(())
     }
 
-    fn close(&mut self, wanted: ListenerAddress) {
+    fn close_listener(&mut self, wanted: ListenerAddress) {
         if let Some(listener) = self.open.remove(&wanted) {
             info!(address = %listener.local, "no longer listening");
         }
@@ -191,7 +192,7 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
     }
 
     /// Publishes the addresses of the open listeners, if they have changed.
-    fn publish(&self) {
+    fn publish_addresses(&self) {
         let local =
             |(wanted, open): (&ListenerAddress, &OpenListener)| ListenerAddress { address: open.local, ..*wanted };
         let now: Vec<ListenerAddress> = self.open.iter().map(local).collect();

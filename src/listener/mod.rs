@@ -15,5 +15,5 @@ mod tests;
 pub use accepted::Accepted;
 pub use kind::{ListenerAddress, ListenerKind};
 pub use limits::{ConnectionLimits, MAX_WAITING, Permit};
-pub use manager::{Error, follow};
+pub use manager::{Error, start};
 pub use reachable::reachable_addresses;

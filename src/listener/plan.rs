@@ -19,7 +19,7 @@ pub struct Plan {
 }
 
 /// Returns the steps from the `open` listeners to the `wanted` ones.
-pub fn plan(wanted: &BTreeSet<ListenerAddress>, open: &BTreeSet<ListenerAddress>) -> Plan {
+pub fn plan_changes(wanted: &BTreeSet<ListenerAddress>, open: &BTreeSet<ListenerAddress>) -> Plan {
     Plan { close: open.difference(wanted).copied().collect(), open: wanted.difference(open).copied().collect() }
 }
 
@@ -40,7 +40,7 @@ fn reserved_addresses(listen: &Listen, gateway: SocketAddr) -> Vec<SocketAddr> {
 }
 
 /// Returns the listeners that all options ask for; see [`wanted_addresses`].
-pub fn wanted(
+pub fn wanted_listeners(
     listen: &Listen,
     gateway: SocketAddr,
     interfaces: &[Interface],
@@ -82,7 +82,7 @@ pub fn wanted_addresses(
     }
     let covering: Vec<SocketAddr> = wanted.iter().filter(|address| address.ip().is_unspecified()).copied().collect();
     wanted.retain(|address| {
-        !reserved.contains(address) && !covering.iter().any(|wide| wide != address && covers(*wide, *address))
+        !reserved.contains(address) && !covering.iter().any(|wide| wide != address && covers_address(*wide, *address))
     });
     wanted
 }
@@ -129,7 +129,7 @@ pub fn is_named(listen: &Listen, listener: &ListenerAddress) -> bool {
 
 /// Returns the first listener that would take the gateway's address or the target of a forward, and the address that it
 /// would take.
-pub fn conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAddress, SocketAddr)> {
+pub fn find_conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAddress, SocketAddr)> {
     let reserved = reserved_addresses(listen, gateway);
     let found = |(kind, on): (_, Cow<'_, [ListenOn]>)| {
         let taking =
@@ -146,7 +146,7 @@ fn taken_address(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr>
             let address = SocketAddr::new(canonical(exact), on.port);
             // An unspecified address takes the port on every local address. Only a gateway on loopback is certainly
             // local.
-            let taken = address == gateway || (gateway.ip().is_loopback() && covers(address, gateway));
+            let taken = address == gateway || (gateway.ip().is_loopback() && covers_address(address, gateway));
             taken.then_some(address)
         }
         _ => None,
@@ -154,7 +154,7 @@ fn taken_address(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr>
 }
 
 /// Returns whether `wide` is an unspecified address that takes the port of `address` too. `[::]` is dual-stack.
-fn covers(wide: SocketAddr, address: SocketAddr) -> bool {
+fn covers_address(wide: SocketAddr, address: SocketAddr) -> bool {
     wide.ip().is_unspecified() && wide.port() == address.port() && (wide.is_ipv6() || address.is_ipv4())
 }
 
@@ -181,7 +181,7 @@ mod tests {
         ]
     }
 
-    fn on(addresses: &str, port: u16) -> ListenOn {
+    fn listen_on(addresses: &str, port: u16) -> ListenOn {
         let addresses = match addresses {
             "bridge" => ListenAddresses::Bridge,
             other => match (other.parse(), other.parse()) {
@@ -193,7 +193,7 @@ mod tests {
         ListenOn { addresses, port }
     }
 
-    fn set(addresses: &[&str]) -> BTreeSet<SocketAddr> {
+    fn address_set(addresses: &[&str]) -> BTreeSet<SocketAddr> {
         addresses.iter().map(|address| address.parse().unwrap()).collect()
     }
 
@@ -224,10 +224,10 @@ mod tests {
             ),
         ];
         for (listen, expected) in table {
-            let listen: Vec<ListenOn> = listen.iter().map(|(addresses, port)| on(addresses, *port)).collect();
+            let listen: Vec<ListenOn> = listen.iter().map(|(addresses, port)| listen_on(addresses, *port)).collect();
             assert_eq!(
                 wanted_addresses(&listen, &[GATEWAY.parse().unwrap()], &interfaces(), |_| 7),
-                set(expected),
+                address_set(expected),
                 "{listen:?}"
             );
         }
@@ -236,9 +236,9 @@ mod tests {
     #[test]
     fn each_option_has_listeners_of_its_kind() {
         let mut listen = Config::default().listen;
-        listen.on = vec![on("eth1", 443), on("10.0.0.9", 0), on("eth7", 1)];
-        listen.plain = vec![on("10.0.0.9", 0), on("eth8", 1)];
-        let found = wanted(&listen, GATEWAY.parse().unwrap(), &interfaces(), |_| 7);
+        listen.on = vec![listen_on("eth1", 443), listen_on("10.0.0.9", 0), listen_on("eth7", 1)];
+        listen.plain = vec![listen_on("10.0.0.9", 0), listen_on("eth8", 1)];
+        let found = wanted_listeners(&listen, GATEWAY.parse().unwrap(), &interfaces(), |_| 7);
         let found: Vec<_> = found.iter().map(|found| (found.address.to_string(), found.kind.key())).collect();
         let expected = [("10.0.0.5:443", "listen.on"), ("10.0.0.9:0", "listen.on"), ("10.0.0.9:0", "listen.plain")];
         assert_eq!(found, expected.map(|(address, key)| (address.to_owned(), key)));
@@ -250,10 +250,10 @@ mod tests {
     #[test]
     fn a_forward_has_the_addresses_of_listen_on_and_takes_no_target_of_a_forward() {
         let mut listen = Config::default().listen;
-        listen.on = vec![on("eth1", 443), on("lo", 443), on("10.0.0.9", 1)];
+        listen.on = vec![listen_on("eth1", 443), listen_on("lo", 443), listen_on("10.0.0.9", 1)];
         listen.forward = vec![Forward { port: 18793, target: 18793 }, Forward { port: 444, target: 443 }];
         let gateway = GATEWAY.parse().unwrap();
-        let found = wanted(&listen, gateway, &interfaces(), |_| 7);
+        let found = wanted_listeners(&listen, gateway, &interfaces(), |_| 7);
         let of = |kind| {
             let of_it = found.iter().filter(|found| found.kind == kind);
             of_it.map(|found| found.address.to_string()).collect::<Vec<_>>()
@@ -264,9 +264,9 @@ mod tests {
         let mut second = of(ListenerKind::Forward(listen.forward[1]));
         second.sort();
         assert_eq!(second, both);
-        assert_eq!(conflict(&listen, gateway), None);
-        listen.on.push(on("127.0.0.1", 1));
-        let (listener, taken) = conflict(&listen, gateway).unwrap();
+        assert_eq!(find_conflict(&listen, gateway), None);
+        listen.on.push(listen_on("127.0.0.1", 1));
+        let (listener, taken) = find_conflict(&listen, gateway).unwrap();
         assert_eq!(listener, ListenerAddress { address: taken, kind: ListenerKind::Forward(listen.forward[0]) });
         assert_eq!(taken, "127.0.0.1:18793".parse().unwrap());
     }
@@ -288,7 +288,7 @@ mod tests {
             "fe80::9",
             "fe80::5",
         ]
-        .map(|addresses| on(addresses, 443));
+        .map(|addresses| listen_on(addresses, 443));
         assert_eq!(
             named(&listen, &interfaces()),
             ["nope0:443", "192.168.0.0/16:443", "[fd01::/64]:443", "[fe80::9]:443"]
@@ -302,7 +302,7 @@ mod tests {
         let (tls, plain) = (of(ListenerKind::Tls), of(ListenerKind::Plain));
         let wanted = [tls("10.0.0.5:443"), tls("10.0.0.6:443"), plain("10.0.0.7:443")];
         let open = [tls("10.0.0.4:443"), tls("10.0.0.5:443"), tls("10.0.0.7:443")];
-        let plan = plan(&wanted.into(), &open.into());
+        let plan = plan_changes(&wanted.into(), &open.into());
         assert_eq!(plan.close, [tls("10.0.0.4:443"), tls("10.0.0.7:443")]);
         assert_eq!(plan.open, [tls("10.0.0.6:443"), plain("10.0.0.7:443")]);
     }
@@ -325,8 +325,8 @@ mod tests {
         ];
         for (address, port, gateway, taken) in table {
             let mut listen = Config::default().listen;
-            listen.plain = vec![on(address, port)];
-            let found = conflict(&listen, gateway.parse().unwrap());
+            listen.plain = vec![listen_on(address, port)];
+            let found = find_conflict(&listen, gateway.parse().unwrap());
             assert_eq!(found.is_some(), taken, "{address}:{port} before {gateway}");
             assert!(found.is_none_or(|(listener, _)| listener.kind == ListenerKind::Plain));
         }

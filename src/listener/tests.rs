@@ -41,7 +41,7 @@ impl Harness {
         change(&mut config);
         let (sender, accepted) = mpsc::unbounded_channel();
         let (metrics, shutdown) = (ListenerMetrics::default(), Shutdown::new());
-        let bound = follow(&config, view.subscribe(), &shutdown, &limits(&config, &metrics), move |connection| {
+        let bound = start(&config, view.subscribe(), &shutdown, &limits(&config, &metrics), move |connection| {
             drop(sender.send(connection))
         })?;
         Ok(Self { view, bound, accepted, metrics, shutdown })
@@ -49,7 +49,7 @@ impl Harness {
 
     /// Opens one listener on 127.0.0.1; returns its address too.
     fn on_loopback(change: impl FnOnce(&mut Config)) -> (Self, SocketAddr) {
-        let harness = Self::open(&[(exactly("127.0.0.1"), 0)], change).unwrap();
+        let harness = Self::open(&[(exact_address("127.0.0.1"), 0)], change).unwrap();
         let address = harness.bound.borrow()[0].address;
         (harness, address)
     }
@@ -85,7 +85,7 @@ fn tls_listener(address: SocketAddr) -> ListenerAddress {
     ListenerAddress { address, kind: ListenerKind::Tls }
 }
 
-fn exactly(address: &str) -> ListenAddresses {
+fn exact_address(address: &str) -> ListenAddresses {
     ListenAddresses::Address(address.parse().unwrap())
 }
 
@@ -93,7 +93,7 @@ async fn in_time<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.expect("in time")
 }
 
-async fn until(condition: impl Fn() -> bool) {
+async fn wait_until(condition: impl Fn() -> bool) {
     in_time(async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -140,7 +140,7 @@ async fn an_exact_address_that_cannot_be_bound_is_an_error_that_names_it() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     for address in ["127.0.0.1", "192.0.2.1"] {
-        let error = Harness::open(&[(exactly(address), port)], |_| {}).map(drop).unwrap_err();
+        let error = Harness::open(&[(exact_address(address), port)], |_| {}).map(drop).unwrap_err();
         assert_eq!(error.to_string(), format!("can't listen on {address}:{port} (listen.on)"));
         assert!(std::error::Error::source(&error).is_some());
     }
@@ -148,7 +148,7 @@ async fn an_exact_address_that_cannot_be_bound_is_an_error_that_names_it() {
 
 #[tokio::test]
 async fn the_gateways_own_address_is_refused() {
-    let error = Harness::open(&[(exactly("127.0.0.1"), 18789)], |_| {}).map(drop).unwrap_err();
+    let error = Harness::open(&[(exact_address("127.0.0.1"), 18789)], |_| {}).map(drop).unwrap_err();
     assert_eq!(
         error.to_string(),
         "can't listen on 127.0.0.1:18789 (listen.on): it would take the gateway's own address 127.0.0.1:18789"
@@ -201,7 +201,7 @@ async fn a_client_at_its_limit_is_refused_until_a_connection_ends() {
 
 #[tokio::test]
 async fn at_the_total_limit_connections_of_every_listener_wait() {
-    let listen = [(exactly("127.0.0.1"), 0), (exactly("127.0.0.2"), 0)];
+    let listen = [(exact_address("127.0.0.1"), 0), (exact_address("127.0.0.2"), 0)];
     let mut harness = Harness::open(&listen, |config| config.limits.max_connections = 1).unwrap();
     let bound = harness.bound.borrow().clone();
     let mut clients = Vec::new();
@@ -244,7 +244,7 @@ async fn the_unspecified_address_takes_both_families_and_reports_ipv4_as_ipv4() 
     if std::net::TcpListener::bind("[::1]:0").is_err() {
         return eprintln!("SKIPPED: no IPv6 here");
     }
-    let mut harness = Harness::open(&[(exactly("::"), 0)], |_| {}).unwrap();
+    let mut harness = Harness::open(&[(exact_address("::"), 0)], |_| {}).unwrap();
     let port = harness.bound.borrow()[0].address.port();
     for address in ["127.0.0.1", "::1"] {
         let ip: IpAddr = address.parse().unwrap();
@@ -279,7 +279,7 @@ fn at_the_file_descriptor_limit_a_listener_waits_and_recovers() {
             let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
             client.connect(&address.into()).unwrap();
             let failures = harness.metrics.accept_failures.clone();
-            until(|| failures.get() > 1).await;
+            wait_until(|| failures.get() > 1).await;
             drop(files);
             harness.next_accepted().await;
         },
@@ -300,7 +300,7 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
             let (sender, mut accepted) = mpsc::unbounded_channel();
             let serve = move |accepted: Accepted| sender.send(accepted.local).unwrap_or_default();
             let mut bound =
-                follow(&config, view, &shutdown, &limits(&config, &ListenerMetrics::default()), serve).unwrap();
+                start(&config, view, &shutdown, &limits(&config, &ListenerMetrics::default()), serve).unwrap();
             assert!(bound.borrow().is_empty(), "a namespace with only loopback has no listener");
 
             ip("link add left type veth peer name right");

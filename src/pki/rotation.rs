@@ -58,7 +58,7 @@ impl Rotation {
         loop {
             let requested = tokio::select! {
                 biased;
-                () = shutdown.begun() => return,
+                () = shutdown.wait_until_begun() => return,
                 () = self.reload.notified() => true,
                 changed = self.names.changed(), if names_may_change => {
                     names_may_change = changed.is_ok();

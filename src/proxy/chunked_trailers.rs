@@ -43,19 +43,19 @@ impl FlushCounter {
     }
 
     /// Returns the number of flushes since the connection began.
-    pub fn count(&self) -> u64 {
+    pub fn flush_count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
     /// Has the next flush wake the task of `cx`.
-    pub fn register(&self, cx: &Context<'_>) {
+    pub fn wake_on_flush(&self, cx: &Context<'_>) {
         self.waker.register(cx.waker());
     }
 
     /// Completes once there were more than `since` flushes.
     pub fn poll_after(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
-        self.register(cx);
-        if self.count() > since { Poll::Ready(()) } else { Poll::Pending }
+        self.wake_on_flush(cx);
+        if self.flush_count() > since { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 

@@ -52,7 +52,7 @@ impl CloseSignal {
     }
 
     /// Returns the two futures to pass to [`CloseSignal::poll_reason`].
-    pub(super) fn futures(&self) -> (WaitForCancellationFuture<'_>, WaitForCancellationFuture<'_>) {
+    pub(super) fn wait_futures(&self) -> (WaitForCancellationFuture<'_>, WaitForCancellationFuture<'_>) {
         (self.closing.cancelled(), self.revoked.cancelled())
     }
 

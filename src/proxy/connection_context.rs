@@ -93,7 +93,7 @@ impl ConnectionContext {
             return Ok((permit, started));
         }
         // Boxed, because it is seldom needed: the future of each request reserves memory for every future it awaits.
-        let permit = Box::pin(budget.wait(purpose, started + self.settings.limits.gateway_wait)).await?;
+        let permit = Box::pin(budget.wait_for_permit(purpose, started + self.settings.limits.gateway_wait)).await?;
         Ok((permit, Instant::now()))
     }
 

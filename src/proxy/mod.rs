@@ -33,7 +33,7 @@ mod upstream;
 #[cfg(any(test, fuzzing))]
 pub(crate) use downstream::{
     activity::Activity,
-    h1_request_guard::{H1RequestGuard, encode},
+    h1_request_guard::{H1RequestGuard, percent_encode},
     head_tracker::{HeadTracker, RequestHandle},
     io::Downstream,
     refused_heads::{DroppedHeads, HeadRefusal},

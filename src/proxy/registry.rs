@@ -59,7 +59,7 @@ impl ConnectionInfo {
         let (Lane::Agent(before), ConnectionEvidence::Tls(evidence)) = (&*self.lane, &*self.evidence) else {
             return None;
         };
-        let now = self.evidence.decide(view, policy, unix_seconds(self.since));
+        let now = self.evidence.decide_lane(view, policy, unix_seconds(self.since));
         if matches!(now, Ok(Lane::Agent(now)) if now.grants_the_same(before)) {
             return None;
         }
@@ -76,7 +76,7 @@ impl ConnectionInfo {
     /// Returns why an external connection must close because of its scope cap: it would get another one now.
     pub(super) fn why_lost_scope_cap(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
-        let changed = match self.evidence.decide(view, policy, unix_seconds(self.since)).ok()? {
+        let changed = match self.evidence.decide_lane(view, policy, unix_seconds(self.since)).ok()? {
             Lane::External(now) => before.scopes != now.scopes,
             Lane::Agent(now) => before.scopes != now.as_external.scopes,
         };
@@ -88,7 +88,7 @@ impl ConnectionInfo {
     /// would get more rights: an open connection never gains one.
     pub(super) fn why_lost_external_lane(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
-        let untrusted = match self.evidence.decide(view, policy, unix_seconds(self.since)) {
+        let untrusted = match self.evidence.decide_lane(view, policy, unix_seconds(self.since)) {
             Ok(Lane::External(now)) if before.user.is_some() && before.user != now.user => {
                 return Some("its certificate no longer names its user");
             }
@@ -254,7 +254,7 @@ mod tests {
                 proxy_header: ProxyHeader::Local,
                 certificate,
             });
-            let lane = evidence.decide(&view, &LanePolicy::new(&config), unix_seconds(SystemTime::now())).unwrap();
+            let lane = evidence.decide_lane(&view, &LanePolicy::new(&config), unix_seconds(SystemTime::now())).unwrap();
             assert_eq!(lane.kind().label(), "agent", "{kind:?}");
             let registry = Arc::new(Registry::default());
             let addr = PeerAddr::new(format!("{peer}:1").parse().unwrap());

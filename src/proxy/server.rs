@@ -66,12 +66,12 @@ impl Proxy {
         }
         let shared = Arc::new(Shared {
             rules: ArcSwap::from_pointee(RequestRules::new(config)),
-            gateway: Arc::new(Target::gateway(config.gateway.address)),
+            gateway: Arc::new(Target::for_gateway(config.gateway.address)),
             rules_changed: Arc::default(),
             tls: ArcSwap::from_pointee(tls),
             view,
             registry: Arc::default(),
-            upstream: Upstream::new(config, Arc::clone(&traffic), workers.size(), shutdown),
+            upstream: Upstream::new(config, Arc::clone(&traffic), workers.worker_count(), shutdown),
             windows: WindowBudget::new(config.limits.buffered),
             first_messages: FirstMessageBudget::new(config.limits.buffered),
             tunnel_buffers: LaneBuffers::new(config.limits.buffered),
@@ -88,7 +88,7 @@ impl Proxy {
     /// Starts the task that checks open connections again at each change of the view, until `shutdown` begins. That
     /// shutdown must begin only after the connections have ended. Must be called within a Tokio runtime.
     pub fn spawn_recheck(&self, shutdown: &Shutdown) {
-        shutdown.spawn(recheck(Arc::clone(&self.shared), shutdown.clone()));
+        shutdown.spawn(recheck_on_changes(Arc::clone(&self.shared), shutdown.clone()));
     }
 
     /// Returns whether a connection from `peer` may get the agent lane.
@@ -103,7 +103,7 @@ impl Proxy {
         match stream.into_std() {
             Ok(stream) => {
                 let slot = self.workers.reserve_slot();
-                let worker = slot.worker();
+                let worker = slot.worker_index();
                 let accepted = AcceptedConnection::new(stream, (peer, local), kind, permit, slot);
                 self.workers
                     .run(worker, self.shared.shutdown.track(connection::serve(Arc::clone(&self.shared), accepted)));
@@ -164,17 +164,17 @@ impl Proxy {
 }
 
 /// Checks open connections again after each change of the view, and closes idle connections to the gateway.
-async fn recheck(shared: Arc<Shared>, shutdown: Shutdown) {
+async fn recheck_on_changes(shared: Arc<Shared>, shutdown: Shutdown) {
     let mut view = shared.view.clone();
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tokio::select! {
-            () = shutdown.begun() => return,
+            () = shutdown.wait_until_begun() => return,
             changed = view.changed() => match changed {
                 Ok(()) => shared.recheck_lanes_and_caps(),
                 Err(_) => return,
             },
-            _ = sweep.tick() => shared.upstream.sweep(),
+            _ = sweep.tick() => shared.upstream.close_idle(),
         }
     }
 }

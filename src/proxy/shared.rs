@@ -59,7 +59,7 @@ impl LaneBuffers {
         Self { agent: TunnelBuffers::new(buffered), external: TunnelBuffers::new(buffered) }
     }
 
-    pub(super) fn of(&self, lane: LaneKind) -> &Arc<TunnelBuffers> {
+    pub(super) fn for_lane(&self, lane: LaneKind) -> &Arc<TunnelBuffers> {
         match lane {
             LaneKind::Agent => &self.agent,
             LaneKind::External => &self.external,
@@ -101,12 +101,12 @@ impl Shared {
     }
 
     /// Returns the target of requests on a listener of this kind.
-    pub(super) fn target(&self, kind: ListenerKind) -> Arc<Target> {
+    pub(super) fn target_of(&self, kind: ListenerKind) -> Arc<Target> {
         match kind {
             ListenerKind::Tls | ListenerKind::Plain => Arc::clone(&self.gateway),
             ListenerKind::Forward(forward) => {
                 let ip = self.gateway.address().ip();
-                Arc::new(Target::forward(SocketAddr::new(ip, forward.target)))
+                Arc::new(Target::for_forward(SocketAddr::new(ip, forward.target)))
             }
         }
     }

@@ -140,7 +140,7 @@ impl Sidecar {
         };
         let stop = shutdown.clone();
         shutdown.spawn(async move {
-            tokio::select! { () = stop.begun() => {}, () = accept => {} }
+            tokio::select! { () = stop.wait_until_begun() => {}, () = accept => {} }
         });
         Self { address, fingerprint, handshakes }
     }

@@ -29,7 +29,7 @@ fn policy(change: impl FnOnce(&mut Config)) -> LanePolicy {
     LanePolicy::new(&config)
 }
 
-fn nets(list: &[&str]) -> Vec<IpNet> {
+fn parse_nets(list: &[&str]) -> Vec<IpNet> {
     list.iter().map(|net| net.parse().unwrap()).collect()
 }
 
@@ -42,7 +42,7 @@ fn loopgate_certificate(uri: &str) -> Certificate {
 }
 
 fn lane_label(evidence: &Evidence, policy: &LanePolicy) -> String {
-    match decide(evidence, &view(), policy, NOW) {
+    match decide_lane(evidence, &view(), policy, NOW) {
         Ok(Lane::Agent(lane)) => lane.basis.label().into(),
         Ok(Lane::External(lane)) => format!("external {}", lane.client),
         Err(denied) => denied.label().into(),
@@ -53,7 +53,7 @@ fn lane_label(evidence: &Evidence, policy: &LanePolicy) -> String {
 fn every_client_of_a_gateway_off_loopback_is_external() {
     let remote = policy(|config| {
         config.gateway.address = "10.0.0.1:18789".parse().unwrap();
-        config.agents.cidrs = nets(&["10.1.0.0/16"]);
+        config.agents.cidrs = parse_nets(&["10.1.0.0/16"]);
         config.listen.own_addresses = OwnAddresses::Agent;
     });
     for peer in ["172.18.0.3", "10.1.0.1", "172.18.0.2", "127.0.0.1"] {
@@ -69,10 +69,10 @@ fn every_client_of_a_gateway_off_loopback_is_external() {
 #[test]
 fn over_plain_http_a_trusted_proxy_is_external_and_no_other_peer_has_a_lane() {
     let proxies = policy(|c| {
-        c.external.trusted_proxies = nets(&["172.18.0.3/32", "172.18.0.9/32", "127.0.0.1/32"]);
-        c.agents.cidrs = nets(&["172.18.0.0/16", "127.0.0.1/32"]);
+        c.external.trusted_proxies = parse_nets(&["172.18.0.3/32", "172.18.0.9/32", "127.0.0.1/32"]);
+        c.agents.cidrs = parse_nets(&["172.18.0.0/16", "127.0.0.1/32"]);
         c.listen.own_addresses = OwnAddresses::Agent;
-        c.external.deny = nets(&["172.18.0.9/32"]);
+        c.external.deny = parse_nets(&["172.18.0.9/32"]);
         c.external.scopes = vec!["operator.read".into()];
     });
     for (peer, stated) in [
@@ -86,7 +86,7 @@ fn over_plain_http_a_trusted_proxy_is_external_and_no_other_peer_has_a_lane() {
     ] {
         let peer: IpAddr = peer.parse().unwrap();
         let allowed = allow_plain(peer, &proxies);
-        match (decide_plain(peer, &view(), &proxies), stated) {
+        match (decide_plain_lane(peer, &view(), &proxies), stated) {
             (Ok(lane), Some(stated)) => {
                 assert_eq!((allowed, lane.client, lane.is_trusted_proxy), (Ok(()), canonical(peer), true));
                 assert_eq!((lane.scheme, lane.forwarded_client.into_value()), (Scheme::Http, stated.parse().unwrap()));
@@ -104,14 +104,14 @@ fn over_plain_http_a_trusted_proxy_is_external_and_no_other_peer_has_a_lane() {
 fn an_address_gets_its_lane() {
     let none = policy(|_| {});
     let own_agent = policy(|c| c.listen.own_addresses = OwnAddresses::Agent);
-    let wide = policy(|c| c.agents.cidrs = nets(&["172.18.0.0/16", "127.0.0.0/29"]));
-    let all = policy(|c| c.agents.cidrs = nets(&["0.0.0.0/0"]));
-    let exact = policy(|c| c.agents.cidrs = nets(&["172.18.0.1/32", "172.18.0.2/32", "127.0.0.9/32"]));
-    let deny = policy(|c| c.external.deny = nets(&["172.18.0.0/16"]));
-    let allow = policy(|c| c.external.allow = nets(&["10.0.0.0/8"]));
+    let wide = policy(|c| c.agents.cidrs = parse_nets(&["172.18.0.0/16", "127.0.0.0/29"]));
+    let all = policy(|c| c.agents.cidrs = parse_nets(&["0.0.0.0/0"]));
+    let exact = policy(|c| c.agents.cidrs = parse_nets(&["172.18.0.1/32", "172.18.0.2/32", "127.0.0.9/32"]));
+    let deny = policy(|c| c.external.deny = parse_nets(&["172.18.0.0/16"]));
+    let allow = policy(|c| c.external.allow = parse_nets(&["10.0.0.0/8"]));
     let proxy = policy(|c| {
-        c.external.trusted_proxies = nets(&["172.18.0.3/32"]);
-        c.agents.cidrs = nets(&["172.18.0.0/16"]);
+        c.external.trusted_proxies = parse_nets(&["172.18.0.3/32"]);
+        c.agents.cidrs = parse_nets(&["172.18.0.0/16"]);
     });
     for (peer, policy, expected) in [
         ("172.18.0.9", &none, "external 172.18.0.9"),
@@ -152,7 +152,7 @@ fn an_address_gets_its_lane() {
 fn a_certificate_gets_its_lane_only_from_permitted_addresses() {
     let policy = policy(|c| {
         c.agents.uris = vec!["spiffe://corp/robot".into()];
-        c.agents.certificate_from = nets(&["172.18.0.9/32"]);
+        c.agents.certificate_from = parse_nets(&["172.18.0.9/32"]);
     });
     let operator = |uri: &str| Certificate { issuer: Issuer::Operator, ..loopgate_certificate(uri) };
     let expired = Certificate { not_after: NOW, ..loopgate_certificate("spiffe://loopgate.local/docker/p/s/bbb") };
@@ -187,11 +187,11 @@ fn a_certificate_gets_its_lane_only_from_permitted_addresses() {
 #[test]
 fn a_user_of_loopgates_ca_is_named_if_clients_are_asked_and_is_never_an_agent() {
     let user = Certificate { uris: Vec::new(), user: Some("ann@example.com".into()), ..loopgate_certificate("") };
-    let asked = policy(|c| c.agents.certificate_from = nets(&["172.18.0.9/32"]));
+    let asked = policy(|c| c.agents.certificate_from = parse_nets(&["172.18.0.9/32"]));
     let asking_all = policy(|c| c.tls.client_ca = Some("ca.pem".into()));
     let proxy = policy(|c| {
         c.tls.client_ca = Some("ca.pem".into());
-        c.external.trusted_proxies = nets(&["172.18.0.9/32"]);
+        c.external.trusted_proxies = parse_nets(&["172.18.0.9/32"]);
     });
     for (peer, policy, not_after, named) in [
         ("172.18.0.9", &asked, NOW + 1, true),
@@ -202,7 +202,7 @@ fn a_user_of_loopgates_ca_is_named_if_clients_are_asked_and_is_never_an_agent() 
         ("172.18.0.9", &proxy, NOW + 1, false),
     ] {
         let evidence = Evidence { certificate: Some(Certificate { not_after, ..user.clone() }), ..evidence_from(peer) };
-        match decide(&evidence, &view(), policy, NOW) {
+        match decide_lane(&evidence, &view(), policy, NOW) {
             Ok(Lane::External(lane)) => assert_eq!(lane.user.is_some(), named, "{peer} {policy:?}"),
             other => panic!("{peer} {other:?}"),
         }
@@ -211,7 +211,7 @@ fn a_user_of_loopgates_ca_is_named_if_clients_are_asked_and_is_never_an_agent() 
 
 #[test]
 fn only_a_trusted_proxy_states_an_address() {
-    let policy = policy(|c| c.external.trusted_proxies = nets(&["10.0.0.5/32"]));
+    let policy = policy(|c| c.external.trusted_proxies = parse_nets(&["10.0.0.5/32"]));
     let stated = |peer: &str| Evidence {
         proxy_header: ProxyHeader::Client("172.18.0.3".parse().unwrap()),
         ..evidence_from(peer)
@@ -223,8 +223,8 @@ fn only_a_trusted_proxy_states_an_address() {
 #[test]
 fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
     let policy = policy(|c| {
-        c.external.trusted_proxies = nets(&["10.0.0.5/32", "10.0.0.6/32"]);
-        c.external.allow = nets(&["198.51.100.0/24"]);
+        c.external.trusted_proxies = parse_nets(&["10.0.0.5/32", "10.0.0.6/32"]);
+        c.external.allow = parse_nets(&["198.51.100.0/24"]);
     });
     let client = |ip: &str| ProxyHeader::Client(ip.parse().unwrap());
     let operator = Certificate {
@@ -246,7 +246,7 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
         ("198.51.100.9", ProxyHeader::Unknown, Ok(("198.51.100.9", false))),
     ] {
         let evidence = Evidence { proxy_header, certificate: Some(operator.clone()), ..evidence_from(peer) };
-        let decided = decide(&evidence, &view(), &policy, NOW).map(|lane| match lane {
+        let decided = decide_lane(&evidence, &view(), &policy, NOW).map(|lane| match lane {
             Lane::External(lane) => {
                 assert_eq!(
                     lane.user.is_some(),
@@ -268,7 +268,7 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
 
 #[test]
 fn a_possible_agent_is_allowed_the_handshake_in_spite_of_the_deny_list() {
-    let policy = policy(|c| c.external.deny = nets(&["0.0.0.0/0"]));
+    let policy = policy(|c| c.external.deny = parse_nets(&["0.0.0.0/0"]));
     for (peer, expected) in [("172.18.0.3", Ok(())), ("172.18.0.4", Ok(())), ("172.18.0.9", Err(Denied::InDenyList))] {
         assert_eq!(allow_peer(peer.parse().unwrap(), &view(), &policy), expected, "{peer}");
     }
@@ -287,7 +287,7 @@ fn a_label_caps_scopes_and_beats_the_common_cap() {
     ] {
         capped.scopes = own;
         view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(capped.clone()));
-        let Ok(Lane::Agent(lane)) = decide(&evidence_from("172.18.0.3"), &view, &common, NOW) else {
+        let Ok(Lane::Agent(lane)) = decide_lane(&evidence_from("172.18.0.3"), &view, &common, NOW) else {
             panic!("not an agent")
         };
         assert_eq!(lane.scopes.unwrap(), expected);
@@ -318,7 +318,7 @@ fn a_cap_follows_its_container_to_the_external_lane() {
         ("172.18.0.4", &other, Some("")),
         ("172.18.0.9", &common, None),
     ] {
-        let lane = match decide(&evidence_from(peer), &view, policy, NOW).unwrap() {
+        let lane = match decide_lane(&evidence_from(peer), &view, policy, NOW).unwrap() {
             Lane::Agent(lane) => lane.as_external,
             Lane::External(lane) => lane,
         };
@@ -344,8 +344,8 @@ fn every_basis_but_the_own_address_keeps_the_cap_of_its_container() {
             change(c);
         })
     };
-    let cidrs: fn(&mut Config) = |c| c.agents.cidrs = nets(&["172.18.0.0/16"]);
-    let robots: fn(&mut Config) = |c| c.agents.certificate_from = nets(&["172.18.0.0/16"]);
+    let cidrs: fn(&mut Config) = |c| c.agents.cidrs = parse_nets(&["172.18.0.0/16"]);
+    let robots: fn(&mut Config) = |c| c.agents.certificate_from = parse_nets(&["172.18.0.0/16"]);
     let own_agent: fn(&mut Config) = |c| c.listen.own_addresses = OwnAddresses::Agent;
     let robot = || Some(loopgate_certificate("spiffe://loopgate.local/agent/robot"));
     let attested = || Some(loopgate_certificate("spiffe://loopgate.local/docker/p/s/bbb"));
@@ -365,7 +365,7 @@ fn every_basis_but_the_own_address_keeps_the_cap_of_its_container() {
         ("172.18.0.9", None, with("c", |_| {}), "external", Some("a,b")),
     ] {
         let evidence = Evidence { certificate, ..evidence_from(peer) };
-        let (label, lane, external) = match decide(&evidence, &view, &policy, NOW).unwrap() {
+        let (label, lane, external) = match decide_lane(&evidence, &view, &policy, NOW).unwrap() {
             Lane::Agent(lane) => (lane.basis.label(), lane.scopes, lane.as_external.scopes),
             Lane::External(lane) => ("external", lane.scopes.clone(), lane.scopes),
         };
@@ -383,7 +383,7 @@ fn a_common_cap_that_no_header_can_hold_leaves_no_scope() {
         (vec!["bad\nscope".to_owned()], Some("")),
     ] {
         let common = policy(|c| c.agents.scopes = scopes);
-        let Ok(Lane::Agent(lane)) = decide(&evidence_from("172.18.0.3"), &view(), &common, NOW) else {
+        let Ok(Lane::Agent(lane)) = decide_lane(&evidence_from("172.18.0.3"), &view(), &common, NOW) else {
             panic!("not an agent")
         };
         assert_eq!(lane.scopes.as_ref().map(|cap| cap.to_str().unwrap()), expected);
@@ -404,11 +404,11 @@ proptest! {
         let issuer = if ours { Issuer::Loopgate } else { Issuer::Operator };
         let (serial, uris, user) = (Vec::new(), vec![uri.clone()], Some(uri));
         let certificate = Some(Certificate { issuer, serial, uris, user, not_after });
-        let decided = decide(&Evidence { peer, proxy_header, certificate }, &view, &policy(|_| {}), NOW);
+        let decided = decide_lane(&Evidence { peer, proxy_header, certificate }, &view, &policy(|_| {}), NOW);
         prop_assert!(matches!(decided, Ok(Lane::External(_))));
     }
 
-    /// `why_external` repeats the conditions of `decide` for a peer with an agent's address.
+    /// `why_external` repeats the conditions of `decide_lane` for a peer with an agent's address.
     #[test]
     fn why_an_agents_address_is_external_agrees_with_the_decision(
         attested: bool, trusted: bool, remote: bool, ours: bool, shows: bool, expired: bool,
@@ -416,7 +416,7 @@ proptest! {
     ) {
         let policy = policy(|config| {
             if trusted {
-                config.external.trusted_proxies = nets(&["172.18.0.0/16"]);
+                config.external.trusted_proxies = parse_nets(&["172.18.0.0/16"]);
             }
             if remote {
                 config.gateway.address = "10.0.0.1:18789".parse().unwrap();
@@ -429,7 +429,7 @@ proptest! {
         let evidence = Evidence { certificate: shows.then_some(certificate), ..evidence_from(peer) };
         let why = why_external(&evidence, &view(), &policy, NOW);
         let would_be_agent = matches!(why, Some(WhyExternal::ConnectedBeforeAgent { .. }));
-        match decide(&evidence, &view(), &policy, NOW) {
+        match decide_lane(&evidence, &view(), &policy, NOW) {
             Ok(Lane::Agent(AgentLane { basis: AgentBasis::Certificate(_), .. })) => {}
             Ok(Lane::Agent(_)) => prop_assert!(would_be_agent, "{why:?}"),
             Ok(Lane::External(_)) => prop_assert!(why.is_some() && !would_be_agent, "{why:?}"),

@@ -10,7 +10,7 @@ use crate::addr::is_loopback_or_unspecified;
 use crate::config::OwnAddresses;
 use crate::discovery::{Agent, AgentKind, View};
 use crate::lane::forwarding::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_FORWARDED_USER};
-use crate::lane::{Evidence, ProxyHeader, decide};
+use crate::lane::{Evidence, ProxyHeader, decide_lane};
 
 const GATEWAY: &str = "127.0.0.1:18789";
 
@@ -23,10 +23,10 @@ fn rules(change: impl FnOnce(&mut Config)) -> RequestRules {
 }
 
 fn gateway() -> Target {
-    Target::gateway(GATEWAY.parse().unwrap())
+    Target::for_gateway(GATEWAY.parse().unwrap())
 }
 
-fn lane(peer: &str, rules: &RequestRules) -> Lane {
+fn lane_of(peer: &str, rules: &RequestRules) -> Lane {
     let mut view = View::default();
     let agent = Agent {
         id: "a".into(),
@@ -37,7 +37,7 @@ fn lane(peer: &str, rules: &RequestRules) -> Lane {
         scopes: None,
     };
     view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(agent));
-    decide(
+    decide_lane(
         &Evidence { peer: peer.parse().unwrap(), proxy_header: ProxyHeader::Local, certificate: None },
         &view,
         rules.policy(),
@@ -47,13 +47,13 @@ fn lane(peer: &str, rules: &RequestRules) -> Lane {
 }
 
 /// Returns the source address and the head that the gateway receives, as `name: value` lines sorted by name.
-fn received(peer: &str, rules: &RequestRules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
+fn gateway_receives(peer: &str, rules: &RequestRules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
     let mut request = Request::builder().uri("/a?b=c").header("host", "gw.example:8443");
     for (name, value) in fields {
         request = request.header(*name, *value);
     }
     let (parts, ()) = request.body(()).unwrap().into_parts();
-    let head = GatewayHead::new(parts, &lane(peer, rules), rules, &gateway(), None, &BTreeSet::new()).unwrap();
+    let head = GatewayHead::new(parts, &lane_of(peer, rules), rules, &gateway(), None, &BTreeSet::new()).unwrap();
     let source = head.route().source.to_string();
     let request = head.into_request(());
     assert_eq!(request.uri(), "/a?b=c");
@@ -93,15 +93,19 @@ fn forged_headers_are_removed_on_both_lanes() {
         &[("keep-alive", "timeout=5"), ("te", "trailers"), ("proxy-authorization", "Basic eA==")],
         &[("upgrade", "h2c"), ("connection", "upgrade, http2-settings"), ("http2-settings", "AAMAAABkAAQAAP__")],
     ] {
-        assert_eq!(received("172.18.0.9", &rules, forged), ("127.0.0.2".into(), external("172.18.0.9")), "{forged:?}");
-        let (source, lines) = received("172.18.0.3", &rules, forged);
+        assert_eq!(
+            gateway_receives("172.18.0.9", &rules, forged),
+            ("127.0.0.2".into(), external("172.18.0.9")),
+            "{forged:?}"
+        );
+        let (source, lines) = gateway_receives("172.18.0.3", &rules, forged);
         assert!(source.starts_with("127.77."), "{source}");
         assert_eq!(lines, agent, "{forged:?}");
     }
     // For a client on loopback a placeholder is stated, so that the gateway regards it as remote.
-    assert_eq!(received("127.0.0.1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
-    assert_eq!(received("::1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
-    assert_eq!(received("fd00::9", &rules, &[]), ("127.0.0.2".into(), external("fd00::9")));
+    assert_eq!(gateway_receives("127.0.0.1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
+    assert_eq!(gateway_receives("::1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
+    assert_eq!(gateway_receives("fd00::9", &rules, &[]), ("127.0.0.2".into(), external("fd00::9")));
 }
 
 #[test]
@@ -115,13 +119,13 @@ fn headers_without_a_special_meaning_pass() {
         ("accept", "*/*"),
     ];
     for peer in ["172.18.0.9", "172.18.0.3"] {
-        let (_, lines) = received(peer, &rules, &own);
+        let (_, lines) = gateway_receives(peer, &rules, &own);
         for (name, value) in own {
             assert!(lines.contains(&format!("{name}: {value}")), "{peer} {name}");
         }
     }
     // A client can't remove these headers by listing them in `Connection`.
-    let (_, lines) = received(
+    let (_, lines) = gateway_receives(
         "172.18.0.3",
         &rules,
         &[("connection", "authorization, cookie, host, origin"), ("authorization", "Bearer t")],
@@ -135,7 +139,7 @@ fn a_header_that_carries_an_identity_passes_only_if_it_is_kept() {
     let kept = rules(|config| config.external.keep_headers = vec![HeaderName::from_static("x-team-role")]);
     for peer in ["172.18.0.9", "172.18.0.3", "10.0.0.5"] {
         let sent = |rules: &RequestRules| -> Vec<String> {
-            let lines = received(peer, rules, &fields).1;
+            let lines = gateway_receives(peer, rules, &fields).1;
             lines.into_iter().filter(|line| !line.starts_with("host:") && !line.starts_with("x-forwarded-")).collect()
         };
         assert_eq!(sent(&rules(|_| {})), ["x-openclaw-webhook-secret: s"], "{peer}");
@@ -143,7 +147,7 @@ fn a_header_that_carries_an_identity_passes_only_if_it_is_kept() {
     }
     // Only trusted proxies can set an identity header, even if `external.keep_headers` lists it too.
     let both = rules(|config| config.external.keep_headers = vec![HeaderName::from_static("x-auth-user")]);
-    let lines = received("172.18.0.9", &both, &[("x-auth-user", "root")]).1;
+    let lines = gateway_receives("172.18.0.9", &both, &[("x-auth-user", "root")]).1;
     assert!(!lines.iter().any(|line| line.starts_with("x-auth-user")), "{lines:?}");
 }
 
@@ -171,20 +175,20 @@ fn a_page_on_an_agents_connection_is_external() {
         &[("referer", "https://gw.example:8443/"), ("referer", "https://evil.example/")],
         &[("referer", "about:client")],
     ] {
-        let (source, lines) = received("172.18.0.3", &rules, fields);
+        let (source, lines) = gateway_receives("172.18.0.3", &rules, fields);
         assert_eq!(source, "127.0.0.2");
         assert!(lines.contains(&"x-forwarded-for: 172.18.0.3".into()), "{lines:?}");
     }
     // The built-in fetch of Node.js, which is not a browser, sends these headers too.
     for fields in [&[("sec-fetch-mode", "cors")][..], &[("referer", "https://GW.example:8443/chat?a=b")]] {
-        assert!(received("172.18.0.3", &rules, fields).0.starts_with("127.77."), "{fields:?}");
+        assert!(gateway_receives("172.18.0.3", &rules, fields).0.starts_with("127.77."), "{fields:?}");
     }
 }
 
 #[test]
 fn a_request_for_a_foreign_host_is_external() {
     let rules = rules(|_| {});
-    let by_address = lane("172.18.0.3", &rules);
+    let by_address = lane_of("172.18.0.3", &rules);
     let Lane::Agent(mut attested) = by_address.clone() else { panic!("not an agent") };
     attested.basis = crate::lane::AgentBasis::Certificate("spiffe://x".into());
     let attested = Lane::Agent(attested);
@@ -216,7 +220,7 @@ fn a_page_on_an_agents_connection_has_to_pass_the_lists() {
             let request = if page { request.header("origin", "https://evil.example") } else { request };
             GatewayHead::new(
                 request.body(()).unwrap().into_parts().0,
-                &lane("172.18.0.3", &rules),
+                &lane_of("172.18.0.3", &rules),
                 &rules,
                 &gateway(),
                 None,
@@ -239,7 +243,7 @@ fn only_a_trusted_proxy_may_state_the_client() {
         ("x-auth-user", "ann"),
         ("x-forwarded-user", "root"),
     ];
-    let (source, lines) = received("10.0.0.5", &rules, &fields);
+    let (source, lines) = gateway_receives("10.0.0.5", &rules, &fields);
     assert_eq!(source, "127.0.0.2");
     let expected = [
         "host: gw.example:8443",
@@ -258,7 +262,7 @@ fn only_a_trusted_proxy_may_state_the_client() {
         ("", "10.0.0.5"),
         ("10.0.0.5", "10.0.0.5"),
     ] {
-        let (_, lines) = received("10.0.0.5", &rules, &[("x-forwarded-for", value)]);
+        let (_, lines) = gateway_receives("10.0.0.5", &rules, &[("x-forwarded-for", value)]);
         assert!(lines.contains(&format!("x-forwarded-for: {client}")), "{value}: {lines:?}");
     }
     // Values that are lists, and headers that occur twice, are not passed on.
@@ -268,7 +272,7 @@ fn only_a_trusted_proxy_may_state_the_client() {
         ("x-auth-user", "ann"),
         ("x-auth-user", "bob"),
     ];
-    let (_, lines) = received("10.0.0.5", &rules, &malformed);
+    let (_, lines) = gateway_receives("10.0.0.5", &rules, &malformed);
     assert_eq!(
         lines[1..],
         ["x-forwarded-for: 10.0.0.5", "x-forwarded-host: gw.example:8443", "x-forwarded-proto: https"]
@@ -278,7 +282,8 @@ fn only_a_trusted_proxy_may_state_the_client() {
 #[test]
 fn an_identity_header_never_replaces_a_forwarding_header() {
     let rules = rules(|config| config.external.identity_headers = vec![X_FORWARDED_FOR, X_FORWARDED_USER]);
-    let (_, lines) = received("10.0.0.5", &rules, &[("x-forwarded-for", "127.0.0.1"), ("x-forwarded-user", "ann")]);
+    let (_, lines) =
+        gateway_receives("10.0.0.5", &rules, &[("x-forwarded-for", "127.0.0.1"), ("x-forwarded-user", "ann")]);
     assert!(
         lines.contains(&"x-forwarded-for: 192.0.2.1".into()) && lines.contains(&"x-forwarded-user: ann".into()),
         "{lines:?}"
@@ -296,7 +301,7 @@ fn the_lists_hold_for_clients_that_a_trusted_proxy_names() {
         .unwrap()
         .into_parts();
     let refused =
-        GatewayHead::new(parts, &lane("10.0.0.5", &rules), &rules, &gateway(), None, &BTreeSet::new()).unwrap_err();
+        GatewayHead::new(parts, &lane_of("10.0.0.5", &rules), &rules, &gateway(), None, &BTreeSet::new()).unwrap_err();
     assert_eq!(refused, RequestRefusal::ClientDenied);
 }
 
@@ -307,7 +312,7 @@ fn an_inherited_token_is_for_attested_agents_without_one() {
         config.listen.own_addresses = OwnAddresses::Agent;
     });
     let token = HeaderValue::from_static("Bearer inherited");
-    let by_address = lane("172.18.0.3", &rules);
+    let by_address = lane_of("172.18.0.3", &rules);
     let Lane::Agent(mut attested) = by_address.clone() else { panic!("not an agent") };
     attested.basis = crate::lane::AgentBasis::Certificate("spiffe://x".into());
     for (lane, own, expected) in [
@@ -337,7 +342,7 @@ fn an_upgrade_keeps_what_it_needs() {
         ("sec-websocket-key", "k"),
         ("sec-websocket-version", "13"),
     ];
-    let (_, lines) = received("172.18.0.3", &rules, &fields);
+    let (_, lines) = gateway_receives("172.18.0.3", &rules, &fields);
     assert_eq!(
         lines,
         [
@@ -360,7 +365,7 @@ fn a_cap_closes_the_http_api_to_requests_and_upgrades() {
             request = request.header("upgrade", "websocket").header("connection", "upgrade");
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        GatewayHead::new(parts, &lane("172.18.0.3", rules), rules, &gateway(), None, &BTreeSet::new()).err()
+        GatewayHead::new(parts, &lane_of("172.18.0.3", rules), rules, &gateway(), None, &BTreeSet::new()).err()
     };
     for upgrade in [false, true] {
         for path in [
@@ -388,7 +393,7 @@ fn cookies_of_http2_are_joined() {
     let request =
         Request::builder().version(Version::HTTP_2).uri("https://a/").header("cookie", "a=1").header("cookie", "b=2");
     let (parts, ()) = request.body(()).unwrap().into_parts();
-    let request = GatewayHead::new(parts, &lane("172.18.0.3", &rules), &rules, &gateway(), None, &BTreeSet::new())
+    let request = GatewayHead::new(parts, &lane_of("172.18.0.3", &rules), &rules, &gateway(), None, &BTreeSet::new())
         .unwrap()
         .into_request(());
     assert_eq!(request.headers().get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
@@ -433,7 +438,7 @@ proptest! {
         }
         let Ok(request) = request.body(()) else { return Ok(()) };
         let (parts, ()) = request.into_parts();
-        let lane = lane(if trusted { "10.0.0.5" } else { "172.18.0.9" }, &rules);
+        let lane = lane_of(if trusted { "10.0.0.5" } else { "172.18.0.9" }, &rules);
         let Ok(head) = GatewayHead::new(parts, &lane, &rules, &gateway(), None, &BTreeSet::new()) else { return Ok(()) };
         prop_assert_eq!(head.route().source, Ipv4Addr::new(127, 0, 0, 2));
         let request = head.into_request(());

@@ -52,7 +52,7 @@ async fn a_client_at_its_limit_does_not_affect_others() {
         drop(held);
         assert!(take_now(&limits, second).is_ok(), "{second} once {first} has left");
     }
-    assert_eq!(limits.clients().clients.len(), 0, "no client is remembered");
+    assert_eq!(limits.lock_clients().clients.len(), 0, "no client is remembered");
     assert_eq!(limits.metrics.open.get(), 0);
 }
 
@@ -87,7 +87,7 @@ async fn idle_clients_are_forgotten() {
         drop(limits.take_slot(PeerAddr::new((ip, 1).into())));
         tokio::time::advance(Duration::from_millis(1)).await;
     }
-    let known = limits.clients().clients.len();
+    let known = limits.lock_clients().clients.len();
     assert!(known <= 2 * MIN_TABLE, "{known} clients are remembered, 1000 of them not idle");
 }
 
@@ -131,5 +131,5 @@ async fn the_number_of_waiting_connections_is_limited() {
     waiting.pop();
     drop(take_later(&limits, "172.18.0.5"));
     drop(waiting);
-    assert_eq!(limits.clients().clients.len(), 1, "only the client with a slot is remembered");
+    assert_eq!(limits.lock_clients().clients.len(), 1, "only the client with a slot is remembered");
 }

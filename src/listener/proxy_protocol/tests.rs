@@ -9,7 +9,7 @@ use super::*;
 const SOON: Duration = Duration::from_secs(10);
 
 /// Returns a header of version 2. `command` is its 13th byte, `family` its 14th; `rest` follows the length.
-fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+fn v2_header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let mut header = v2::PROTOCOL_PREFIX.to_vec();
     header.extend([command, family]);
     header.extend(u16::try_from(rest.len()).unwrap().to_be_bytes());
@@ -19,7 +19,7 @@ fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
 
 const V4: [u8; 12] = [192, 0, 2, 7, 172, 18, 0, 5, 0x13, 0x88, 0x49, 0x65];
 
-fn v6() -> Vec<u8> {
+fn v6_addresses() -> Vec<u8> {
     let mut rest = Vec::from("2001:db8::7".parse::<std::net::Ipv6Addr>().unwrap().octets());
     rest.extend([0; 16]);
     rest.extend([0x13, 0x88, 0x49, 0x65]);
@@ -52,14 +52,14 @@ async fn exactly_the_header_is_read_and_its_client_returned() {
         (b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:172.18.0.5 5000 18789\r\n".into(), stated_client([192, 0, 2, 7])),
         (b"PROXY UNKNOWN\r\n".into(), ProxyHeader::Unknown),
         (longest.into(), ProxyHeader::Unknown),
-        (v2(0x21, 0x11, &V4), stated_client([192, 0, 2, 7])),
-        (v2(0x21, 0x11, &with_tlv), stated_client([192, 0, 2, 7])),
-        (v2(0x21, 0x21, &v6()), stated_client([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])),
-        (v2(0x21, 0x00, &[]), ProxyHeader::Unknown),
-        (v2(0x21, 0x31, &[0; 216]), ProxyHeader::Unknown),
-        (v2(0x20, 0x00, &[]), ProxyHeader::Local),
-        (v2(0x20, 0x11, &V4), ProxyHeader::Local),
-        (v2(0x21, 0x00, &[0; V2_LONGEST - V2_FIXED]), ProxyHeader::Unknown),
+        (v2_header(0x21, 0x11, &V4), stated_client([192, 0, 2, 7])),
+        (v2_header(0x21, 0x11, &with_tlv), stated_client([192, 0, 2, 7])),
+        (v2_header(0x21, 0x21, &v6_addresses()), stated_client([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])),
+        (v2_header(0x21, 0x00, &[]), ProxyHeader::Unknown),
+        (v2_header(0x21, 0x31, &[0; 216]), ProxyHeader::Unknown),
+        (v2_header(0x20, 0x00, &[]), ProxyHeader::Local),
+        (v2_header(0x20, 0x11, &V4), ProxyHeader::Local),
+        (v2_header(0x21, 0x00, &[0; V2_LONGEST - V2_FIXED]), ProxyHeader::Unknown),
     ];
     for (header, expected) in table {
         let mut bytes = header.clone();
@@ -102,18 +102,18 @@ async fn an_invalid_header_is_an_error() {
     table.push(format!("PROXY UNKNOWN {}\r\n", "x".repeat(V1_LONGEST)).into());
     table.push(b"PROXY TCP4 192.0.2.\xff 172.18.0.5 5000 18789\r\n".into());
     table.extend([
-        v2(0x11, 0x11, &V4),
-        v2(0x22, 0x11, &V4),
-        v2(0x21, 0x41, &V4),
-        v2(0x21, 0x13, &V4),
-        v2(0x21, 0x12, &V4),
-        v2(0x21, 0x10, &V4),
-        v2(0x21, 0x11, &V4[..11]),
-        v2(0x21, 0x21, &V4),
-        v2(0x21, 0x31, &[0; 215]),
-        v2(0x21, 0x11, &V4)[..20].into(),
-        v2(0x21, 0x11, &V4)[..15].into(),
-        v2(0x21, 0x00, &[0; V2_LONGEST - V2_FIXED + 1]),
+        v2_header(0x11, 0x11, &V4),
+        v2_header(0x22, 0x11, &V4),
+        v2_header(0x21, 0x41, &V4),
+        v2_header(0x21, 0x13, &V4),
+        v2_header(0x21, 0x12, &V4),
+        v2_header(0x21, 0x10, &V4),
+        v2_header(0x21, 0x11, &V4[..11]),
+        v2_header(0x21, 0x21, &V4),
+        v2_header(0x21, 0x31, &[0; 215]),
+        v2_header(0x21, 0x11, &V4)[..20].into(),
+        v2_header(0x21, 0x11, &V4)[..15].into(),
+        v2_header(0x21, 0x00, &[0; V2_LONGEST - V2_FIXED + 1]),
     ]);
     for bytes in table {
         let (stated, _) = through_a_socket(&bytes).await;

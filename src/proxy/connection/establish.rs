@@ -18,7 +18,7 @@ use crate::discovery::View;
 use crate::labels::Protocol;
 use crate::lane::{
     Certificate, ConnectionEvidence, Denied, Evidence, ExternalLane, Lane, ProxyHeader, RequestRules, allow_peer,
-    allow_plain, allow_proxied_client, decide, decide_plain, issued_certificate_may_count,
+    allow_plain, allow_proxied_client, decide_lane, decide_plain_lane, issued_certificate_may_count,
 };
 use crate::listener::{ListenerKind, Permit, proxy_protocol};
 use crate::metrics::traffic::GaugeGuard;
@@ -52,7 +52,7 @@ pub enum Error {
 impl Error {
     /// Returns the reason in one word if loopgate refused the connection; `None` if the connection failed or loopgate
     /// shuts down.
-    pub fn refusal(&self) -> Option<&'static str> {
+    pub fn refusal_reason(&self) -> Option<&'static str> {
         match self {
             Self::Denied(denied) => Some(denied.label()),
             Self::ProxyProtocol(_) => Some("proxy_protocol"),
@@ -75,18 +75,18 @@ pub enum Established {
 ///
 /// # Errors
 /// The reason why the connection must be closed.
-pub async fn establish(shared: &Arc<Shared>, accepted: AcceptedConnection) -> Result<Established, Error> {
+pub async fn establish_connection(shared: &Arc<Shared>, accepted: AcceptedConnection) -> Result<Established, Error> {
     let assigned = match accepted {
         AcceptedConnection::Tls(accepted) => {
-            let allowed = accepted.allow(shared)?;
+            let allowed = accepted.try_allow(shared)?;
             let identified = unless_shutting_down(shared, allowed.read_proxy_header(shared)).await?;
-            let handshaken = unless_shutting_down(shared, identified.handshake(shared)).await?;
+            let handshaken = unless_shutting_down(shared, identified.perform_handshake(shared)).await?;
             if handshaken.wants_enrolment() {
                 return Ok(Established::Enrolment(handshaken.stream));
             }
             handshaken.assign_lane(shared)?
         }
-        AcceptedConnection::Plain(accepted) => accepted.allow(shared)?.assign_external_lane(shared)?,
+        AcceptedConnection::Plain(accepted) => accepted.try_allow(shared)?.assign_external_lane(shared)?,
     };
     Ok(Established::Http(Box::new(assigned.register(shared)?)))
 }
@@ -97,7 +97,7 @@ pub async fn establish(shared: &Arc<Shared>, accepted: AcceptedConnection) -> Re
 /// The phase failed, or loopgate began to shut down before its end.
 async fn unless_shutting_down<T>(shared: &Shared, phase: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::select! {
-        () = shared.shutdown.begun() => Err(Error::ShuttingDown),
+        () = shared.shutdown.wait_until_begun() => Err(Error::ShuttingDown),
         result = phase => result,
     }
 }
@@ -156,7 +156,7 @@ impl AcceptedConnection {
 }
 
 impl AcceptedTls {
-    fn allow(self, shared: &Shared) -> Result<Allowed, Error> {
+    fn try_allow(self, shared: &Shared) -> Result<Allowed, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;
         allow_peer(origin.peer.ip(), &shared.view.borrow(), shared.rules.load().policy()).map_err(Error::Denied)?;
@@ -167,7 +167,7 @@ impl AcceptedTls {
 impl AcceptedPlain {
     /// Allows a trusted proxy only. No PROXY header is read. A proxy that sends one forwards the bytes of its
     /// clients unchanged, so its clients would speak plain HTTP.
-    fn allow(self, shared: &Shared) -> Result<AllowedProxy, Error> {
+    fn try_allow(self, shared: &Shared) -> Result<AllowedProxy, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;
         allow_plain(origin.peer.ip(), shared.rules.load().policy()).map_err(Error::Denied)?;
@@ -205,7 +205,7 @@ struct Identified {
 }
 
 impl Identified {
-    async fn handshake(self, shared: &Shared) -> Result<Handshaken, Error> {
+    async fn perform_handshake(self, shared: &Shared) -> Result<Handshaken, Error> {
         let Self { stream, origin, settings, proxy_header } = self;
         let tls_config = shared.tls.load_full();
         let peer = origin.peer.ip();
@@ -242,7 +242,8 @@ impl Handshaken {
         let tls_config = certificate.is_some().then_some(tls_config);
         let evidence = Evidence { peer: origin.peer.ip(), proxy_header, certificate };
         let (view, rules) = (Arc::clone(&shared.view.borrow()), shared.rules.load_full());
-        let lane = decide(&evidence, &view, rules.policy(), unix_seconds(SystemTime::now())).map_err(Error::Denied)?;
+        let lane =
+            decide_lane(&evidence, &view, rules.policy(), unix_seconds(SystemTime::now())).map_err(Error::Denied)?;
         let expires = evidence.certificate.as_ref().filter(|_| lane.depends_on_certificate()).map(|certificate| {
             let not_after = u64::try_from(certificate.not_after).unwrap_or(0);
             SystemTime::UNIX_EPOCH + Duration::from_secs(not_after)
@@ -273,7 +274,7 @@ impl AllowedProxy {
         let Self { stream, origin, settings } = self;
         let peer = origin.peer.ip();
         let (view, rules) = (Arc::clone(&shared.view.borrow()), shared.rules.load_full());
-        let lane: ExternalLane = decide_plain(peer, &view, rules.policy()).map_err(Error::Denied)?;
+        let lane: ExternalLane = decide_plain_lane(peer, &view, rules.policy()).map_err(Error::Denied)?;
         Ok(Assigned {
             stream: Transport::Plain(stream),
             origin,
@@ -349,7 +350,7 @@ impl Registered {
     pub fn open(self) -> (Arc<ConnectionContext>, Downstream) {
         let Self { shared, stream, origin, settings, protocol, expires, lane, guard } = self;
         let Origin { peer, local, kind, permits } = origin;
-        let target = shared.target(kind);
+        let target = shared.target_of(kind);
         debug!(
             connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(),
             "connected"

@@ -49,9 +49,9 @@ where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut driver = Driver::new(context, connection, ask_to_end);
-    let (closing, revoked) = context.close_signal.futures();
+    let (closing, revoked) = context.close_signal.wait_futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
-    let mut aborted = pin!(context.shared.shutdown.aborted());
+    let mut aborted = pin!(context.shared.shutdown.wait_until_aborted());
     poll_fn(|cx| {
         while driver.revoked_until.is_none()
             && let Poll::Ready(reason) =

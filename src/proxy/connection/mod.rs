@@ -1,4 +1,4 @@
-//! One downstream connection: [`establish()`] takes it through its phases, [`serve_http`] serves
+//! One downstream connection: [`establish_connection`] takes it through its phases, [`serve_http`] serves
 //! its requests, [`lifetime`] decides when it ends.
 
 pub mod establish;
@@ -13,15 +13,15 @@ use super::shared::Shared;
 use crate::audit;
 use crate::error_chain::error_chain;
 use crate::metrics::count;
-use establish::{AcceptedConnection, Error, Established, establish};
+use establish::{AcceptedConnection, Error, Established, establish_connection};
 
 /// Serves a connection until it ends. Must be called on the worker that the connection was assigned to.
 pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
     let peer = accepted.peer();
-    match establish(&shared, accepted).await {
+    match establish_connection(&shared, accepted).await {
         Ok(Established::Http(registered)) => serve_http::serve(*registered).await,
         Ok(Established::Enrolment(stream)) => tokio::select! {
-            () = shared.shutdown.begun() => {}
+            () = shared.shutdown.wait_until_begun() => {}
             () = (shared.enrol)(stream, peer) => {}
         },
         Err(error) => {
@@ -33,7 +33,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
                 Error::AuthorityChanged => count(&traffic.denied, "authority_changed"),
                 Error::ShuttingDown | Error::Io(_) => {}
             }
-            if let Some(reason) = error.refusal() {
+            if let Some(reason) = error.refusal_reason() {
                 info!(target: audit::TARGET, kind = "refusal", at = "connection", %peer, reason, "connection refused");
             }
             debug!(%peer, error = error_chain(&error), "connection closed before its first request");

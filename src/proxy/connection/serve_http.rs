@@ -19,7 +19,7 @@ use crate::labels::Protocol;
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::h2_stream_stall::StreamExecutor;
 use crate::proxy::downstream::io::Downstream;
-use crate::proxy::request::answer::answer;
+use crate::proxy::request::answer::answer_request;
 
 /// The largest flow-control window of an HTTP/2 stream, in bytes. The window of a connection comes from the
 /// [`WindowBudget`](crate::proxy::downstream::window_budget::WindowBudget).
@@ -62,7 +62,7 @@ async fn serve_h1(context: Arc<ConnectionContext>, io: Downstream) {
             // ([rust-rpxy#596](https://github.com/junkurihara/rust-rpxy/pull/596)).
             .serve_connection(
                 TokioIo::new(io),
-                service_fn(|request: Request<Incoming>| answer(
+                service_fn(|request: Request<Incoming>| answer_request(
                     Arc::clone(&context),
                     request,
                     context.head_tracker.begin_request()
@@ -86,7 +86,7 @@ async fn close_after_refused_upgrade(context: &ConnectionContext) {
 async fn serve_h2(context: Arc<ConnectionContext>, io: Downstream) {
     let limits = &context.settings.limits;
     // Held until the connection has ended.
-    let window = context.shared.windows.lease();
+    let window = context.shared.windows.take_lease();
     let connection = pin!(
         http2::Builder::new(StreamExecutor::new(
             &context.shared.shutdown,
@@ -109,7 +109,7 @@ async fn serve_h2(context: Arc<ConnectionContext>, io: Downstream) {
             service_fn(|request: Request<Incoming>| {
                 let handle = context.head_tracker.begin_request();
                 let context = Arc::clone(&context);
-                Box::pin(async move { answer(context, request, handle).await })
+                Box::pin(async move { answer_request(context, request, handle).await })
             })
         )
     );

@@ -114,11 +114,11 @@ impl Activity {
         })
     }
 
-    fn now(&self) -> u64 {
-        self.millis(Instant::now())
+    fn now_millis(&self) -> u64 {
+        self.millis_at(Instant::now())
     }
 
-    fn millis(&self, at: Instant) -> u64 {
+    fn millis_at(&self, at: Instant) -> u64 {
         u64::try_from((at - self.epoch).as_millis()).unwrap_or(u64::MAX >> 1)
     }
 
@@ -129,7 +129,7 @@ impl Activity {
             && self.active_requests.load(Ordering::Relaxed) == 0
             && self.phase.load(Ordering::Relaxed) & 1 == 0
         {
-            self.phase.store((self.now() << 1) | 1, Ordering::Relaxed);
+            self.phase.store((self.now_millis() << 1) | 1, Ordering::Relaxed);
         }
     }
 
@@ -137,7 +137,7 @@ impl Activity {
     /// block. The time of a block counts from the first such read.
     pub fn note_header_block(&self, stream: Option<u32>) {
         if self.block_stream.swap(stream.unwrap_or(0), Ordering::Relaxed) != stream.unwrap_or(0) {
-            let since = if stream.is_some() { self.now() + 1 } else { 0 };
+            let since = if stream.is_some() { self.now_millis() + 1 } else { 0 };
             self.block_since.store(since, Ordering::Relaxed);
         }
     }
@@ -150,14 +150,14 @@ impl Activity {
     /// Notes that the HTTP/2 preface and the first SETTINGS are complete.
     pub fn note_preface_end(&self) {
         if self.active_requests.load(Ordering::Relaxed) == 0 {
-            self.phase.store(self.now() << 1, Ordering::Relaxed);
+            self.phase.store(self.now_millis() << 1, Ordering::Relaxed);
         }
     }
 
     /// Notes that the socket took bytes of a response.
     pub fn note_progress(&self) {
         if self.unread_responses.load(Ordering::Relaxed) > 0 {
-            self.last_progress.store(self.now(), Ordering::Relaxed);
+            self.last_progress.store(self.now_millis(), Ordering::Relaxed);
         }
     }
 
@@ -273,7 +273,7 @@ impl RequestGuard {
     pub fn mark_pending(&self, now: Instant) {
         if !self.is_pending.swap(true, Ordering::Relaxed) {
             // The time is stored first, so that no thread computes a deadline from an old time.
-            self.activity.last_progress.store(self.activity.millis(now), Ordering::Relaxed);
+            self.activity.last_progress.store(self.activity.millis_at(now), Ordering::Relaxed);
             self.activity.unread_responses.fetch_add(1, Ordering::Release);
             if let Some(stream) = &self.stream {
                 stream.mark_pending(now);
@@ -292,7 +292,7 @@ impl RequestGuard {
             return Poll::Ready(());
         }
         // hyper polls the body once more after a flush, and not again after the next one.
-        self.activity.flushes.register(cx);
+        self.activity.flushes.wake_on_flush(cx);
         Poll::Pending
     }
 
@@ -344,7 +344,7 @@ impl RequestGuard {
 
     /// Returns the number of flushes of the connection. At each, all bytes written have left the process.
     pub fn flush_count(&self) -> u64 {
-        self.activity.flushes.count()
+        self.activity.flushes.flush_count()
     }
 }
 
@@ -357,7 +357,7 @@ impl Drop for RequestGuard {
         // The phase is stored before the count falls: a thread that reads in between must not take an old phase for
         // the current one. The head of the next request may have begun.
         let head = u64::from(self.activity.is_in_head.load(Ordering::Relaxed));
-        self.activity.phase.store((self.activity.now() << 1) | head, Ordering::Relaxed);
+        self.activity.phase.store((self.activity.now_millis() << 1) | head, Ordering::Relaxed);
         self.activity.active_requests.fetch_sub(1, Ordering::Relaxed);
     }
 }

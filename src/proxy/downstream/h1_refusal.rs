@@ -39,7 +39,7 @@ impl HyperRefusals {
     /// `None` if they are not a refusal by hyper. `fault` is what [`H1RequestGuard`] found wrong with the head.
     ///
     /// [`H1RequestGuard`]: super::h1_request_guard::H1RequestGuard
-    pub fn replacement<'a>(
+    pub fn find_replacement<'a>(
         &self,
         offered: impl Iterator<Item = &'a [u8]>,
         activity: &Activity,
@@ -55,25 +55,25 @@ impl HyperRefusals {
                 return None;
             }
         }
-        with_body(&head, fault)
+        refusal_with_body(&head, fault)
     }
 }
 
 /// Returns hyper's refusal with a body in place of the empty one; `None` if `head` is not the head of a refusal.
-fn with_body(head: &[u8], fault: HeadFault) -> Option<(Vec<u8>, HeadRefusal)> {
+fn refusal_with_body(head: &[u8], fault: HeadFault) -> Option<(Vec<u8>, HeadRefusal)> {
     let code = head.strip_prefix(b"HTTP/1.1 ").or_else(|| head.strip_prefix(b"HTTP/1.0 "))?.get(..3)?;
-    let refusal = refusal(StatusCode::from_bytes(code).ok()?, fault)?;
+    let refusal = refusal_by_hyper(StatusCode::from_bytes(code).ok()?, fault)?;
     let at = memchr::memmem::find(head, NO_BODY)?;
     if !head.ends_with(b"\r\n\r\n") {
         return None;
     }
-    let body = body(refusal);
+    let body = refusal_body(refusal);
     let fields =
         format!("content-type: application/json\r\ncache-control: no-store\r\ncontent-length: {}\r\n", body.len());
     Some(([&head[..at], fields.as_bytes(), &head[at + NO_BODY.len()..], body.as_bytes()].concat(), refusal))
 }
 
-fn refusal(status: StatusCode, fault: HeadFault) -> Option<HeadRefusal> {
+fn refusal_by_hyper(status: StatusCode, fault: HeadFault) -> Option<HeadRefusal> {
     Some(match (status, fault) {
         (StatusCode::BAD_REQUEST, HeadFault::Ambiguous) => HeadRefusal::AmbiguousLength,
         (StatusCode::BAD_REQUEST, HeadFault::Other) => HeadRefusal::Malformed,
@@ -85,16 +85,16 @@ fn refusal(status: StatusCode, fault: HeadFault) -> Option<HeadRefusal> {
 
 /// Returns the length of the body of the response for `refusal`, in bytes.
 pub fn refusal_body_length(refusal: HeadRefusal) -> usize {
-    body(refusal).len()
+    refusal_body(refusal).len()
 }
 
-fn body(refusal: HeadRefusal) -> String {
+fn refusal_body(refusal: HeadRefusal) -> String {
     format!("{}\n", serde_json::json!({"error": {"type": refusal.label(), "message": refusal.client_text()}}))
 }
 
 /// Returns the response to a head that was not finished in time.
-pub fn head_timeout() -> Vec<u8> {
-    let body = body(HeadRefusal::Timeout);
+pub fn head_timeout_response() -> Vec<u8> {
+    let body = refusal_body(HeadRefusal::Timeout);
     format!(
         "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n{body}",
@@ -111,33 +111,36 @@ mod tests {
     const REFUSAL: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\
                            date: Sun, 29 Nov 2026 06:00:00 GMT\r\n\r\n";
 
-    fn replaced(refusals: &HyperRefusals, activity: &Activity, offered: &str) -> bool {
-        refusals.replacement([&b""[..], offered.as_bytes()].into_iter(), activity, HeadFault::Other).is_some()
+    fn is_replaced(refusals: &HyperRefusals, activity: &Activity, offered: &str) -> bool {
+        refusals.find_replacement([&b""[..], offered.as_bytes()].into_iter(), activity, HeadFault::Other).is_some()
     }
 
     #[test]
     fn only_refusals_by_hyper_are_replaced() {
         let activity = Activity::new(Protocol::H1);
         let mut refusals = HyperRefusals::new();
-        assert!(replaced(&refusals, &activity, REFUSAL), "a first head that hyper can't read");
+        assert!(is_replaced(&refusals, &activity, REFUSAL), "a first head that hyper can't read");
         for other in [
             "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
             "HTTP/1.1 400 Bad Request\r\ncontent-length: 5\r\n\r\nhello",
             "x",
             &REFUSAL.repeat(9),
         ] {
-            assert!(!replaced(&refusals, &activity, other), "{other}");
+            assert!(!is_replaced(&refusals, &activity, other), "{other}");
         }
         let request = activity.begin_request();
-        assert!(!replaced(&refusals, &activity, REFUSAL), "a response of the service");
+        assert!(!is_replaced(&refusals, &activity, REFUSAL), "a response of the service");
         refusals.note_flush(&activity);
-        assert!(!replaced(&refusals, &activity, REFUSAL), "while a request is served");
+        assert!(!is_replaced(&refusals, &activity, REFUSAL), "while a request is served");
         drop(request);
-        assert!(!replaced(&refusals, &activity, REFUSAL), "hyper may hold bytes of its response");
+        assert!(!is_replaced(&refusals, &activity, REFUSAL), "hyper may hold bytes of its response");
         refusals.note_flush(&activity);
-        assert!(replaced(&refusals, &activity, REFUSAL), "a second head that hyper can't read");
+        assert!(is_replaced(&refusals, &activity, REFUSAL), "a second head that hyper can't read");
         drop(activity.begin_request());
-        assert!(!replaced(&refusals, &activity, REFUSAL), "a request began and ended before its response was written");
+        assert!(
+            !is_replaced(&refusals, &activity, REFUSAL),
+            "a request began and ended before its response was written"
+        );
     }
 
     #[test]
@@ -149,7 +152,8 @@ mod tests {
             ("431", HeadFault::Other, "head_too_large"),
         ] {
             let text =
-                String::from_utf8(with_body(REFUSAL.replace("400", status).as_bytes(), fault).unwrap().0).unwrap();
+                String::from_utf8(refusal_with_body(REFUSAL.replace("400", status).as_bytes(), fault).unwrap().0)
+                    .unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             assert!(
                 head.contains(&format!("content-length: {}\r\n", body.len()))

@@ -9,7 +9,7 @@
 //! connection without a response.
 //!
 //! It also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow them, but clients send them,
-//! other proxies pass them, and hyper answers 400. [`encode`] percent-encodes them.
+//! other proxies pass them, and hyper answers 400. [`percent_encode`] percent-encodes them.
 //!
 //! Workaround, in three parts: delete the first when hyper can refuse such requests (it drops the
 //! length silently since [hyper#4123](https://github.com/hyperium/hyper/issues/4123) and
@@ -72,7 +72,7 @@ fn must_be_encoded(byte: u8) -> bool {
 }
 
 /// Percent-encodes the bytes at `places` (RFC 3986 section 2.1).
-pub fn encode(bytes: &[u8], places: &[usize]) -> Vec<u8> {
+pub fn percent_encode(bytes: &[u8], places: &[usize]) -> Vec<u8> {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let mut encoded = Vec::with_capacity(bytes.len() + 2 * places.len());
     let mut from = 0;
@@ -108,7 +108,7 @@ impl Default for Line {
 }
 
 impl Line {
-    fn push(&mut self, bytes: &[u8]) {
+    fn append(&mut self, bytes: &[u8]) {
         let more = bytes.len().min(MAX_LINE_PREFIX - self.len);
         self.bytes[self.len..self.len + more].copy_from_slice(&bytes[..more]);
         self.len += more;
@@ -126,10 +126,10 @@ impl H1RequestGuard {
         self.fault
     }
 
-    /// Follows the next bytes of the connection. Appends to `raw` the indices of the bytes that [`encode`] must encode.
+    /// Follows the next bytes of the connection. Appends to `raw` the indices of the bytes that [`percent_encode`] must encode.
     /// If the bytes end a head that states its length more than once, or begin HTTP/2, makes them invalid and returns
     /// `true`.
-    pub(crate) fn follow(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
+    pub(crate) fn follow_input(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
         let mut at = 0;
         while at < bytes.len() {
             if let Position::Data { left, chunked } = self.position {
@@ -193,7 +193,7 @@ impl H1RequestGuard {
         } else {
             0
         };
-        self.line.push(&piece[zeros..]);
+        self.line.append(&piece[zeros..]);
         self.line.last = piece.last().copied().or(self.line.last);
     }
 
@@ -290,7 +290,7 @@ mod tests {
         let mut fed = 0;
         for piece in text.as_bytes().chunks(size) {
             let mut piece = piece.to_vec();
-            if guard.follow(&mut piece, &mut Vec::new()) {
+            if guard.follow_input(&mut piece, &mut Vec::new()) {
                 let invalidated = piece.iter().position(|byte| *byte == 0).expect("a NUL byte");
                 return Some(fed + invalidated + 1);
             }
@@ -365,8 +365,8 @@ mod tests {
         let (mut guard, mut all) = (H1RequestGuard::default(), Vec::new());
         for piece in text.as_bytes().chunks(size) {
             let (mut piece, mut raw) = (piece.to_vec(), Vec::new());
-            guard.follow(&mut piece, &mut raw);
-            all.extend(encode(&piece, &raw));
+            guard.follow_input(&mut piece, &mut raw);
+            all.extend(percent_encode(&piece, &raw));
         }
         String::from_utf8(all).unwrap()
     }

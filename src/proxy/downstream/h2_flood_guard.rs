@@ -81,7 +81,7 @@ impl H2FloodGuard {
     ///
     /// # Errors
     /// The reason why the connection must be closed.
-    pub fn follow(&mut self, mut bytes: &[u8], frames: &mut H2OutputFrames) -> Result<(), Violation> {
+    pub fn check_input(&mut self, mut bytes: &[u8], frames: &mut H2OutputFrames) -> Result<(), Violation> {
         loop {
             let step = self.left.min(bytes.len());
             self.left -= step;
@@ -169,8 +169,8 @@ mod tests {
     use crate::labels::Protocol;
     use crate::proxy::downstream::head_tracker::HeadTracker;
 
-    fn follow(guard: &mut H2FloodGuard, bytes: &[u8]) -> Result<(), Violation> {
-        guard.follow(bytes, &mut H2OutputFrames::new(HeadTracker::new(Protocol::H2)))
+    fn check_input(guard: &mut H2FloodGuard, bytes: &[u8]) -> Result<(), Violation> {
+        guard.check_input(bytes, &mut H2OutputFrames::new(HeadTracker::new(Protocol::H2)))
     }
 
     fn frame(kind: u8, length: usize) -> Vec<u8> {
@@ -182,8 +182,8 @@ mod tests {
     fn exceeds(bytes: &[u8], size: usize, written: usize) -> bool {
         let mut guard = H2FloodGuard::new();
         guard.count_written(written);
-        assert_eq!(follow(&mut guard, &[&PREFACE[..], &frame(SETTINGS, 0)].concat()), Ok(()));
-        bytes.chunks(size).any(|piece| follow(&mut guard, piece) == Err(Violation::Flood))
+        assert_eq!(check_input(&mut guard, &[&PREFACE[..], &frame(SETTINGS, 0)].concat()), Ok(()));
+        bytes.chunks(size).any(|piece| check_input(&mut guard, piece) == Err(Violation::Flood))
     }
 
     #[test]
@@ -208,15 +208,15 @@ mod tests {
         assert!(exceeds(&updates, 16_384, many * 17));
         let mut guard = H2FloodGuard { since: Instant::now() - INTERVAL, ..H2FloodGuard::new() };
         let preface = [&PREFACE[..], &frame(SETTINGS, 0)].concat();
-        assert_eq!(follow(&mut guard, &[&preface[..], &updates].concat()), Ok(()), "not too many over that time");
-        assert_eq!(follow(&mut guard, &updates), Err(Violation::Flood), "too many at once");
+        assert_eq!(check_input(&mut guard, &[&preface[..], &updates].concat()), Ok(()), "not too many over that time");
+        assert_eq!(check_input(&mut guard, &updates), Err(Violation::Flood), "too many at once");
     }
 
     #[test]
     fn a_connection_that_does_not_begin_with_settings_is_refused() {
         for kind in [DATA, HEADERS, 6, 8, 0x42] {
             let bytes = [&PREFACE[..], &frame(kind, 8)].concat();
-            assert_eq!(follow(&mut H2FloodGuard::new(), &bytes), Err(Violation::NoSettings), "{kind}");
+            assert_eq!(check_input(&mut H2FloodGuard::new(), &bytes), Err(Violation::NoSettings), "{kind}");
         }
     }
 }

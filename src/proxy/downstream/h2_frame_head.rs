@@ -52,7 +52,7 @@ impl HeadReader {
     /// Removes the next bytes of the head from the beginning of `bytes`; returns the head once it is complete.
     #[inline]
     pub fn take(&mut self, bytes: &mut &[u8]) -> Option<FrameHead> {
-        let (piece, rest) = bytes.split_at(self.missing().min(bytes.len()));
+        let (piece, rest) = bytes.split_at(self.missing_bytes().min(bytes.len()));
         self.bytes[self.filled..self.filled + piece.len()].copy_from_slice(piece);
         self.filled += piece.len();
         *bytes = rest;
@@ -69,7 +69,7 @@ impl HeadReader {
     }
 
     /// Returns how many bytes of the head are missing.
-    pub fn missing(&self) -> usize {
+    pub fn missing_bytes(&self) -> usize {
         FRAME_HEAD_SIZE - self.filled
     }
 }

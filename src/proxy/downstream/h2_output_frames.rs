@@ -61,7 +61,7 @@ impl H2OutputFrames {
     }
 
     /// Follows bytes that hyper wrote.
-    pub fn follow(&mut self, mut bytes: &[u8]) {
+    pub fn follow_output(&mut self, mut bytes: &[u8]) {
         loop {
             let step = self.left.min(bytes.len());
             self.left -= step;
@@ -131,7 +131,7 @@ impl H2OutputFrames {
 
     /// Returns the number of bytes that hyper may write before [`Self::is_at_boundary`] may return `true` again.
     pub fn bytes_to_boundary(&self) -> usize {
-        if self.left > 0 { self.left } else { self.head.missing() }
+        if self.left > 0 { self.left } else { self.head.missing_bytes() }
     }
 }
 
@@ -242,7 +242,7 @@ mod tests {
                 let mut left = &bytes[..];
                 while !left.is_empty() {
                     let step = size.min(left.len()).min(frames.bytes_to_boundary());
-                    frames.follow(&left[..step]);
+                    frames.follow_output(&left[..step]);
                     left = &left[step..];
                     assert_eq!(frames.is_at_boundary(), left.is_empty() && *between, "{size}: {bytes:?}");
                 }
@@ -287,13 +287,13 @@ mod tests {
         assert!(frames.allows_interims(), "larger");
         settings(&mut frames, 4096);
         assert!(!frames.allows_interims(), "smaller");
-        frames.follow(&frame(HEADERS, END_HEADERS, 1));
-        frames.follow(&frame(SETTINGS, ACK, 0));
-        frames.follow(&frame(HEADERS, END_HEADERS, 1));
+        frames.follow_output(&frame(HEADERS, END_HEADERS, 1));
+        frames.follow_output(&frame(SETTINGS, ACK, 0));
+        frames.follow_output(&frame(HEADERS, END_HEADERS, 1));
         assert!(!frames.allows_interims(), "only the first SETTINGS were acknowledged");
-        frames.follow(&frame(SETTINGS, ACK, 0));
+        frames.follow_output(&frame(SETTINGS, ACK, 0));
         assert!(!frames.allows_interims(), "no block yet");
-        frames.follow(&frame(HEADERS, END_HEADERS, 1));
+        frames.follow_output(&frame(HEADERS, END_HEADERS, 1));
         assert!(frames.allows_interims());
     }
 }

@@ -77,7 +77,7 @@ impl StreamStall {
         self.is_expired.load(Ordering::Relaxed)
     }
 
-    fn since(&self) -> Option<Instant> {
+    fn stalled_since(&self) -> Option<Instant> {
         let since = self.since.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.epoch + Duration::from_millis(since))
     }
@@ -133,7 +133,7 @@ impl<F: Future<Output = ()>> Future for StallGuarded<F> {
         if this.stall.must_reset.load(Ordering::Acquire) || this.task.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let Some(since) = this.stall.since() else { return Poll::Pending };
+        let Some(since) = this.stall.stalled_since() else { return Poll::Pending };
         let timer = this.timer.get_or_insert_with(|| LazyTimer::new(*this.limit));
         timer.poll_due(cx, Some(since + *this.limit)).map(|_| this.stall.is_expired.store(true, Ordering::Relaxed))
     }

@@ -126,7 +126,7 @@ impl H2Trailers {
             if bytes.is_empty() {
                 return true;
             }
-            let FrameAction::Passed(length) = self.decide(bytes) else { return false };
+            let FrameAction::Passed(length) = self.note_frame(bytes) else { return false };
             self.left = length;
         }
     }
@@ -147,7 +147,7 @@ impl H2Trailers {
             if bytes.is_empty() {
                 return Ok(rewritten);
             }
-            match self.decide(bytes) {
+            match self.note_frame(bytes) {
                 FrameAction::Incomplete => {
                     self.held = bytes.to_vec();
                     return Ok(rewritten);
@@ -174,7 +174,7 @@ impl H2Trailers {
     }
 
     /// Decides what to do with the frame that `bytes` begin with.
-    fn decide(&mut self, bytes: &[u8]) -> FrameAction {
+    fn note_frame(&mut self, bytes: &[u8]) -> FrameAction {
         let Some((head, payload)) = bytes.split_first_chunk() else { return FrameAction::Incomplete };
         let FrameHead { length, kind, flags, stream } = FrameHead::parse(head);
         let passed = FrameAction::Passed(FRAME_HEAD_SIZE + length);
@@ -251,12 +251,12 @@ mod tests {
         [&[high, middle, low, kind, flags], &stream.to_be_bytes()[..], payload].concat()
     }
 
-    fn begun() -> Vec<u8> {
+    fn preface_and_heads() -> Vec<u8> {
         let heads = [1, 3].map(|stream| frame(HEADERS, END_HEADERS, stream, b"head")).concat();
         [&PREFACE[..], &frame(4, 0, 0, &[7; 12]), &heads].concat()
     }
 
-    fn rewritten(bytes: &[u8], size: usize) -> (Vec<u8>, H2Trailers) {
+    fn rewrite_in_pieces(bytes: &[u8], size: usize) -> (Vec<u8>, H2Trailers) {
         let mut trailers = H2Trailers::new();
         let pieces = bytes.chunks(size).map(|piece| trailers.rewrite(piece).unwrap().unwrap_or_else(|| piece.to_vec()));
         (pieces.collect::<Vec<_>>().concat(), trailers)
@@ -297,8 +297,9 @@ mod tests {
         ] {
             let after = [frame(0, END_STREAM, 5, b"data"), frame(HEADERS, END_HEADERS, 5, b"head")].concat();
             for size in [1, 2, 8, 9, 10, 14, 1000] {
-                let (bytes, trailers) = rewritten(&[begun(), sent.repeat(2), after.clone()].concat(), size);
-                assert_eq!(bytes, [begun(), wanted.repeat(2), after.clone()].concat(), "{name}, {size}");
+                let (bytes, trailers) =
+                    rewrite_in_pieces(&[preface_and_heads(), sent.repeat(2), after.clone()].concat(), size);
+                assert_eq!(bytes, [preface_and_heads(), wanted.repeat(2), after.clone()].concat(), "{name}, {size}");
                 assert!(trailers.held.is_empty(), "{name}, {size}");
             }
         }
@@ -323,10 +324,10 @@ mod tests {
             too_short.to_vec(),
         ]
         .concat();
-        let bytes = [begun(), frames.concat()].concat();
+        let bytes = [preface_and_heads(), frames.concat()].concat();
         assert_eq!(H2Trailers::new().rewrite(&bytes), Ok(None));
         for size in [1, 7, 9, 10, 4096] {
-            assert_eq!(rewritten(&bytes, size).0, bytes, "{size}");
+            assert_eq!(rewrite_in_pieces(&bytes, size).0, bytes, "{size}");
         }
     }
 
@@ -340,13 +341,13 @@ mod tests {
             (more(0).repeat(MAX_FRAMES - 1), true),
             (more(0).repeat(MAX_FRAMES), false),
         ] {
-            let result = H2Trailers::new().rewrite(&[begun(), start.clone(), rest].concat());
-            assert_eq!(result, if fits { Ok(Some(begun())) } else { Err(TooLarge) });
+            let result = H2Trailers::new().rewrite(&[preface_and_heads(), start.clone(), rest].concat());
+            assert_eq!(result, if fits { Ok(Some(preface_and_heads())) } else { Err(TooLarge) });
         }
         for other in [frame(0, 0, 3, b"data"), frame(CONTINUATION, END_HEADERS, 1, b"x"), frame(HEADERS, 0, 5, b"x")] {
-            let sent = [begun(), frame(HEADERS, END_STREAM, 3, b"block"), other.clone()].concat();
+            let sent = [preface_and_heads(), frame(HEADERS, END_STREAM, 3, b"block"), other.clone()].concat();
             let (host, block) = (frame(HEADERS, END_STREAM, 3, &[EMPTY_HOST]), frame(CONTINUATION, 0, 3, b"block"));
-            assert_eq!(rewritten(&sent, 1000).0, [begun(), host, block, other].concat());
+            assert_eq!(rewrite_in_pieces(&sent, 1000).0, [preface_and_heads(), host, block, other].concat());
         }
     }
 }

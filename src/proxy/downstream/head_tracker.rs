@@ -170,7 +170,7 @@ impl HeadTracker {
         }
         let mut state = self.state();
         self.has_refused.store(false, Ordering::Relaxed);
-        state.refused_heads.take()
+        state.refused_heads.take_refused()
     }
 
     /// Notes that hyper got the first part of the header block that begins `stream`.
@@ -207,7 +207,7 @@ impl HeadTracker {
 
     /// Drops the interim responses of the open request on `stream`, if there is one.
     fn close_in(&self, state: &mut State, stream: u32) {
-        if state.streams.close(stream) && !state.interims.is_empty() {
+        if state.streams.close_stream(stream) && !state.interims.is_empty() {
             state.interims.remove_stream(stream);
             self.has_interims.store(!state.interims.is_empty(), Ordering::Relaxed);
         }
@@ -283,7 +283,7 @@ impl RequestHandle {
             Protocol::H1 => streams.is_last(*number),
             Protocol::H2 => streams.is_known(*number) && streams.is_open(*stream),
         };
-        if is_current && state.interims.push(*stream, response) {
+        if is_current && state.interims.try_push(*stream, response) {
             head_tracker.has_interims.store(true, Ordering::Relaxed);
             drop(state);
             head_tracker.writer.wake();

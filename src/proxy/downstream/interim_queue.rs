@@ -35,7 +35,7 @@ struct Interim {
 impl InterimQueue {
     /// Adds a response, unless it is larger than [`MAX_RESPONSE_BYTES`] or the queue would be larger than
     /// [`MAX_QUEUED_BYTES`]; returns whether it was added.
-    pub fn push(&mut self, stream: u32, response: Vec<u8>) -> bool {
+    pub fn try_push(&mut self, stream: u32, response: Vec<u8>) -> bool {
         let queued: usize = self.responses.iter().map(|interim| interim.unwritten.len()).sum();
         let fits = response.len() <= MAX_RESPONSE_BYTES && queued + response.len() <= MAX_QUEUED_BYTES;
         if fits {

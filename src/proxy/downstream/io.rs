@@ -10,8 +10,8 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::activity::Activity;
-use super::h1_refusal::{HyperRefusals, head_timeout};
-use super::h1_request_guard::{H1RequestGuard, encode};
+use super::h1_refusal::{HyperRefusals, head_timeout_response};
+use super::h1_request_guard::{H1RequestGuard, percent_encode};
 use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard, PROTOCOL_ERROR, Violation};
 use super::h2_output_frames::H2OutputFrames;
 use super::h2_trailers::{H2Trailers, TooLarge};
@@ -100,13 +100,13 @@ impl Observer {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, .. } => {
                 let mut raw = Vec::new();
-                guard.follow(bytes, &mut raw);
+                guard.follow_input(bytes, &mut raw);
                 self.activity.note_read(guard.is_in_head());
-                if raw.is_empty() { ReadOutcome::Passed } else { ReadOutcome::Rewritten(encode(bytes, &raw)) }
+                if raw.is_empty() { ReadOutcome::Passed } else { ReadOutcome::Rewritten(percent_encode(bytes, &raw)) }
             }
             ProtocolGuard::H2 { guard, frames, trailers, floods } => {
                 let had_begun = guard.has_begun();
-                let followed = guard.follow(bytes, frames);
+                let followed = guard.check_input(bytes, frames);
                 if !had_begun && guard.has_begun() {
                     self.activity.note_preface_end();
                 }
@@ -143,7 +143,7 @@ impl Observer {
         if let ProtocolGuard::H2 { frames, .. } = &mut self.guard {
             for buf in bufs {
                 let step = count.min(buf.len());
-                frames.follow(&buf[..step]);
+                frames.follow_output(&buf[..step]);
                 count -= step;
             }
         }
@@ -167,7 +167,7 @@ impl Observer {
                 }
                 if replacement.is_none() {
                     let pieces = offered.iter().map(|piece| &**piece);
-                    let refusal = refusals.replacement(pieces, &self.activity, guard.fault());
+                    let refusal = refusals.find_replacement(pieces, &self.activity, guard.fault());
                     let replaces = offered.iter().map(|piece| piece.len()).sum();
                     *replacement = refusal.map(|(bytes, reason)| {
                         self.head_tracker.note_refused(reason);
@@ -342,7 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
             }
             if observer.activity.is_head_abandoned() {
                 let response = match observer.guard {
-                    ProtocolGuard::H1 { .. } => head_timeout(),
+                    ProtocolGuard::H1 { .. } => head_timeout_response(),
                     ProtocolGuard::H2 { .. } if observer.activity.is_in_header_block() => ENHANCE_YOUR_CALM.to_vec(),
                     // A client that did not end its preface can't read a response.
                     ProtocolGuard::H2 { .. } => Vec::new(),

@@ -161,7 +161,7 @@ impl RefusedHeads {
     }
 
     /// Returns the heads that were refused or dropped since the last call.
-    pub fn take(&mut self) -> (Vec<RefusedHead>, DroppedHeads) {
+    pub fn take_refused(&mut self) -> (Vec<RefusedHead>, DroppedHeads) {
         (take(&mut self.refused), take(&mut self.dropped))
     }
 
@@ -181,11 +181,11 @@ impl RefusedHeads {
     pub fn note_block(&mut self, stream: u32) {
         self.partial_block = None;
         if self.refused_partial_block != Some(stream) {
-            self.begin(stream);
+            self.add_undecided(stream);
         }
     }
 
-    fn begin(&mut self, stream: u32) {
+    fn add_undecided(&mut self, stream: u32) {
         self.undecided += 1;
         if self.begun.len() < MAX_STREAMS {
             self.begun.push(BegunStream { stream, is_answered: false });
@@ -196,7 +196,7 @@ impl RefusedHeads {
     fn refuse_partial_block(&mut self) {
         if let Some(stream) = self.partial_block.take() {
             self.refused_partial_block = Some(stream);
-            self.begin(stream);
+            self.add_undecided(stream);
         }
     }
 
@@ -215,7 +215,7 @@ impl RefusedHeads {
         self.attribute_resets();
         let is_refused = !self.is_closing && !self.has_client_ended && self.undecided > 0;
         if is_refused {
-            self.refuse(RefusedHead::without_response(HeadRefusal::Malformed));
+            self.add_refused(RefusedHead::without_response(HeadRefusal::Malformed));
             self.is_closing = true;
         }
         self.end_round();
@@ -227,7 +227,7 @@ impl RefusedHeads {
         self.undecided = self.undecided.saturating_sub(1);
     }
 
-    fn refuse(&mut self, refused: RefusedHead) {
+    fn add_refused(&mut self, refused: RefusedHead) {
         self.undecided = self.undecided.saturating_sub(1);
         self.refused.push(refused);
     }
@@ -235,7 +235,7 @@ impl RefusedHeads {
     /// Notes the head of a response on `stream`. With `is_status_only`, `h2` sends it because a head is too large (431).
     pub fn note_response(&mut self, stream: u32, is_status_only: bool) {
         if self.mark_answered(stream) && is_status_only {
-            self.refuse(RefusedHead::with_response(HeadRefusal::TooLarge));
+            self.add_refused(RefusedHead::with_response(HeadRefusal::TooLarge));
         }
     }
 
@@ -247,7 +247,7 @@ impl RefusedHeads {
         let is_first = self.mark_answered(stream);
         match code {
             // Only heads get this code, and each only once.
-            REFUSED_STREAM => self.refuse(RefusedHead::without_response(HeadRefusal::TooManyStreams)),
+            REFUSED_STREAM => self.add_refused(RefusedHead::without_response(HeadRefusal::TooManyStreams)),
             PROTOCOL_ERROR | INTERNAL_ERROR if is_first => {
                 self.resets.push(RefusedHead::without_response(HeadRefusal::Malformed))
             }
@@ -284,7 +284,7 @@ impl RefusedHeads {
     fn attribute_resets(&mut self) {
         for refused in take(&mut self.resets) {
             if self.undecided > 0 {
-                self.refuse(refused);
+                self.add_refused(refused);
             }
         }
     }

@@ -95,7 +95,7 @@ impl RequestStreams {
 
     /// Notes that `stream` was reset, or that its response has begun; returns whether it was the stream
     /// of an open request.
-    pub fn close(&mut self, stream: u32) -> bool {
+    pub fn close_stream(&mut self, stream: u32) -> bool {
         let Some(at) = self.open.iter().position(|open| *open == stream) else {
             for opened in self.blocks.iter_mut().chain(&mut self.passed_on) {
                 opened.is_open &= opened.stream != stream;

@@ -35,7 +35,7 @@ impl WindowBudget {
     }
 
     /// Takes the window of a new connection.
-    pub fn lease(self: &Arc<Self>) -> WindowLease {
+    pub fn take_lease(self: &Arc<Self>) -> WindowLease {
         let left = self.limit.saturating_sub(self.leased.load(Ordering::Relaxed));
         let bytes = (left / LEASE_PART).clamp(MIN_WINDOW, MAX_WINDOW);
         self.leased.fetch_add(bytes, Ordering::Relaxed);
@@ -63,14 +63,14 @@ mod tests {
     #[test]
     fn windows_shrink_as_connections_open_and_their_sum_is_limited() {
         let budget = WindowBudget::new(64 << 20);
-        let leases: Vec<_> = (0..60).map(|_| budget.lease()).collect();
+        let leases: Vec<_> = (0..60).map(|_| budget.take_lease()).collect();
         assert_eq!(leases[0].bytes(), 2 << 20);
         assert!(leases.is_sorted_by(|one, next| one.bytes() >= next.bytes()));
         let sum = |leases: &[WindowLease]| leases.iter().map(|lease| lease.bytes).sum::<usize>();
         assert!(sum(&leases) < 32 << 20, "{}", sum(&leases));
-        let more: Vec<_> = (0..1000).map(|_| budget.lease()).collect();
+        let more: Vec<_> = (0..1000).map(|_| budget.take_lease()).collect();
         assert_eq!(more[999].bytes(), 65_535, "no less than every connection has");
         drop((leases, more));
-        assert_eq!(budget.lease().bytes(), 2 << 20, "every window was returned");
+        assert_eq!(budget.take_lease().bytes(), 2 << 20, "every window was returned");
     }
 }

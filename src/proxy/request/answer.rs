@@ -7,7 +7,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::error_response::{ErrorFormat, error_response};
-use super::forward::{ForwardOutcome, forward};
+use super::forward::{ForwardOutcome, forward_request};
 use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::labels::Protocol;
@@ -20,7 +20,7 @@ use crate::proxy::error::Error;
 ///
 /// # Errors
 /// The client left before the end of the request's body. hyper then ends the connection or resets the stream.
-pub fn answer(
+pub fn answer_request(
     context: Arc<ConnectionContext>,
     request: Request<Incoming>,
     handle: RequestHandle,
@@ -28,7 +28,7 @@ pub fn answer(
     let record = RequestRecord::new(&context, &request, handle.clone());
     async move {
         let format = ErrorFormat::wanted_by(&request);
-        let ForwardOutcome { mut must_close, result } = forward(&context, request, handle, &record).await;
+        let ForwardOutcome { mut must_close, result } = forward_request(&context, request, handle, &record).await;
         let mut response = match result {
             Ok(response) => response,
             Err(error @ Error::ClientLeft(_)) => {
@@ -36,7 +36,7 @@ pub fn answer(
                 return Err(error);
             }
             Err(error) => {
-                let request_id = record.note_failure(&error);
+                let request_id = record.record_failure(&error);
                 let response = error_response(&error, format, &request_id, &record);
                 // The bytes after a refused head (400), a CONNECT or a TRACE (405) might be read as the next request.
                 must_close |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);
@@ -63,7 +63,7 @@ mod tests {
     /// that are seldom awaited in it must be boxed.
     #[test]
     fn the_future_of_a_request_is_small() {
-        let size = future_size(answer);
+        let size = future_size(answer_request);
         assert!(size <= 4096, "{size} bytes");
     }
 }

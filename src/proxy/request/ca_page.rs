@@ -93,7 +93,7 @@ impl CaRequest {
         let length = content.len();
         let content = if self.method == Method::HEAD { Bytes::new() } else { content };
         record.note_body_end();
-        let mut response = Response::new(ResponseBody::loopgate(content, Arc::clone(record)));
+        let mut response = Response::new(ResponseBody::from_loopgate(content, Arc::clone(record)));
         let headers = response.headers_mut();
         let mut insert = |name: HeaderName, value| drop(headers.insert(name, HeaderValue::from_static(value)));
         insert(CACHE_CONTROL, "no-store");

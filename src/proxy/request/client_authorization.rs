@@ -72,7 +72,7 @@ impl ClientAuthorization {
     }
 
     /// Waits until the rules deny the client.
-    pub async fn revoked(&mut self) {
+    pub async fn wait_until_revoked(&mut self) {
         poll_fn(|cx| self.poll_revoked(cx)).await;
     }
 

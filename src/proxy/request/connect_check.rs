@@ -52,7 +52,7 @@ pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<
                     check.check_and_bind(request, &pending).map(Checked::Connect)
                 }
                 (ParsedMessage::Connect(request), None) => {
-                    pending.set(&request.id, |_| {});
+                    pending.expect_answer(&request.id, |_| {});
                     Ok(Checked::Connect(Box::pin(ready(()))))
                 }
                 (ParsedMessage::Malformed, _) => Err("loopgate: malformed connect".into()),
@@ -112,7 +112,7 @@ impl DeviceCheck {
         let Self { devices, mode, agent, may_learn } = self;
         let has_matching_id = request.has_matching_id();
         let Some(device) = request.device else {
-            pending.set(&request.id, |_| {});
+            pending.expect_answer(&request.id, |_| {});
             return Ok(Box::pin(ready(())));
         };
         let checked = if agent.is_some() && !has_matching_id {
@@ -124,13 +124,13 @@ impl DeviceCheck {
             Ok(()) => {}
             Err(refusal) if mode == BindDevices::Report => {
                 warn!(device, %refusal, "this device would be refused if agents.bind_devices were on");
-                pending.set(&request.id, |_| {});
+                pending.expect_answer(&request.id, |_| {});
                 return Ok(Box::pin(ready(())));
             }
             Err(refusal) => return Err(format!("loopgate: {refusal}")),
         }
         let Some(agent) = agent else {
-            pending.set(&request.id, move |accepted| {
+            pending.expect_answer(&request.id, move |accepted| {
                 if accepted && may_learn {
                     spawn_blocking(move || devices.remember_external(&device));
                 }
@@ -138,7 +138,7 @@ impl DeviceCheck {
             return Ok(Box::pin(ready(())));
         };
         let (bound, binding) = oneshot::channel();
-        pending.set(&request.id, move |accepted| {
+        pending.expect_answer(&request.id, move |accepted| {
             if !accepted {
                 spawn_blocking(move || binding.blocking_recv().ok().flatten().map(ProvisionalBinding::remove));
             }

@@ -58,7 +58,7 @@ pub fn error_response(
     if format.is_head_only {
         text.clear();
     }
-    let mut response = Response::new(ResponseBody::loopgate(text, Arc::clone(record)));
+    let mut response = Response::new(ResponseBody::from_loopgate(text, Arc::clone(record)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));

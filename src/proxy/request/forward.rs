@@ -19,7 +19,7 @@ use super::client_authorization::ClientAuthorization;
 use super::record::RequestRecord;
 use super::response::pass_back;
 use super::response_body::ResponseBody;
-use super::upgrade::{UpgradeParts, upgrade};
+use super::upgrade::{UpgradeParts, upgrade_request};
 use crate::labels;
 use crate::lane::{GatewayHead, RequestRefusal, RequestRules, Scheme, h2_field_count, h2_head_size};
 use crate::proxy::connection_context::ConnectionContext;
@@ -38,7 +38,7 @@ pub struct ForwardOutcome {
 }
 
 /// Forwards `request` and waits for the head of the response.
-pub async fn forward(
+pub async fn forward_request(
     context: &Arc<ConnectionContext>,
     request: Request<Incoming>,
     handle: RequestHandle,
@@ -52,7 +52,7 @@ pub async fn forward(
     match answered_by {
         AnsweredBy::Loopgate(request) => ForwardOutcome { must_close, result: Ok(request.response(record)) },
         AnsweredBy::Tunnel(parts) => {
-            let result = Box::pin(upgrade(context, head, authorization, parts, record)).await;
+            let result = Box::pin(upgrade_request(context, head, authorization, parts, record)).await;
             ForwardOutcome { must_close, result }
         }
         AnsweredBy::Gateway => send_to_gateway(context, head, body, authorization, handle, record).await,
@@ -209,7 +209,7 @@ async fn send_to_gateway(
     // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
     let handle = record.takes_trailers().then_some(handle);
     let counters = context.shared.traffic.lane(head.lane());
-    record.count_sent(counters.sent.clone());
+    record.set_sent_counter(counters.sent.clone());
     let ClientBody { incoming, expects_continue, rules } = body;
     // Over HTTP/1.1 hyper sends `100 Continue` itself when the body is polled.
     let h2_handle = || handle.clone().filter(RequestHandle::is_h2);

@@ -135,7 +135,7 @@ impl RequestRecord {
     }
 
     /// Notes that loopgate answers with `error`, and logs and counts it; returns the request id for the response.
-    pub fn note_failure(&self, error: &Error) -> String {
+    pub fn record_failure(&self, error: &Error) -> String {
         let request_id = self.request_id();
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
         let reason = error.label();
@@ -180,7 +180,7 @@ impl RequestRecord {
     }
 
     /// Notes that the gateway broke off inside its response, and logs and counts it.
-    pub fn note_gateway_cut(&self, error: &hyper::Error) {
+    pub fn record_gateway_cut(&self, error: &hyper::Error) {
         if self.end.set(RequestEnd::GatewayCut).is_err() {
             return;
         }
@@ -205,7 +205,7 @@ impl RequestRecord {
     }
 
     /// Sets a counter to which the bytes of the response's body are added as they are sent.
-    pub fn count_sent(&self, counter: Counter) {
+    pub fn set_sent_counter(&self, counter: Counter) {
         let _ = self.sent_counter.set(counter);
     }
 
@@ -329,7 +329,7 @@ impl CountedChunk {
     }
 
     /// Creates an empty chunk, and a receiver that completes once all chunks before it were written to the socket.
-    pub fn marker(record: &Arc<RequestRecord>) -> (Self, oneshot::Receiver<()>) {
+    pub fn delivery_marker(record: &Arc<RequestRecord>) -> (Self, oneshot::Receiver<()>) {
         let (sender, delivered) = oneshot::channel();
         (Self { bytes: Bytes::new(), record: Arc::clone(record), _delivered: Some(sender) }, delivered)
     }

@@ -34,5 +34,8 @@ pub fn pass_back(
     let is_h1 = context.protocol == Protocol::H1;
     // Workaround: over HTTP/1.1 hyper drops the `Content-Length` of a 304 with an empty body. Delete when it keeps it.
     let hides_end = is_h1 && parts.status == StatusCode::NOT_MODIFIED && parts.headers.contains_key(CONTENT_LENGTH);
-    Response::from_parts(parts, ResponseBody::gateway(incoming, upstream, Arc::clone(record), authorization, hides_end))
+    Response::from_parts(
+        parts,
+        ResponseBody::from_gateway(incoming, upstream, Arc::clone(record), authorization, hides_end),
+    )
 }

@@ -72,7 +72,7 @@ impl ResponseBody {
     /// Creates a body that passes on the gateway's body, which comes over `upstream`. That connection is returned to its
     /// pool at the end of the body. With `hides_end`, hyper does not learn that the body is empty, so that it keeps the
     /// `Content-Length`.
-    pub fn gateway(
+    pub fn from_gateway(
         incoming: Incoming,
         upstream: PooledConnection,
         record: Arc<RequestRecord>,
@@ -102,7 +102,7 @@ impl ResponseBody {
     }
 
     /// Creates a short body of loopgate.
-    pub fn loopgate(text: impl Into<Bytes>, record: Arc<RequestRecord>) -> Self {
+    pub fn from_loopgate(text: impl Into<Bytes>, record: Arc<RequestRecord>) -> Self {
         Self::Loopgate { text: Some(text.into()).filter(|text| !text.is_empty()), record }
     }
 }
@@ -130,7 +130,7 @@ impl Download {
             };
             match frame {
                 Some(Err(error)) => {
-                    self.record.note_gateway_cut(&error);
+                    self.record.record_gateway_cut(&error);
                     let guard = self.record.guard();
                     let delivered =
                         if guard.is_h2() { Delivered::Marker(None) } else { Delivered::Flushed(guard.flush_count()) };
@@ -198,7 +198,7 @@ impl Download {
                 let _ = ready!(Pin::new(marker).poll(cx));
             }
             Delivered::Marker(marker) => {
-                let (chunk, delivered) = CountedChunk::marker(&self.record);
+                let (chunk, delivered) = CountedChunk::delivery_marker(&self.record);
                 *marker = Some(delivered);
                 return Poll::Ready(Some(Ok(Frame::data(chunk))));
             }

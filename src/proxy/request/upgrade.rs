@@ -44,7 +44,7 @@ pub struct UpgradeParts {
 ///
 /// # Errors
 /// There is no valid response.
-pub async fn upgrade(
+pub async fn upgrade_request(
     context: &Arc<ConnectionContext>,
     mut head: GatewayHead,
     mut authorization: Option<ClientAuthorization>,
@@ -56,7 +56,7 @@ pub async fn upgrade(
     let lane = head.lane();
     let counters = shared.traffic.lane(lane);
     let tunnel_gauge = GaugeGuard::new(&counters.tunnels);
-    record.count_sent(counters.sent.clone());
+    record.set_sent_counter(counters.sent.clone());
     let (first_message, connect_response) = connect_check(context, &head).unzip();
     if first_message.is_some() {
         head.remove_websocket_extensions();
@@ -84,7 +84,7 @@ pub async fn upgrade(
     let options = TunnelOptions {
         is_websocket,
         is_h2: is_h2_connect,
-        buffers: Arc::clone(shared.tunnel_buffers.of(lane)),
+        buffers: Arc::clone(shared.tunnel_buffers.for_lane(lane)),
         close_signal: match authorization {
             Some(_) => context.close_signal.for_tunnel(),
             None => context.close_signal.clone(),
@@ -160,7 +160,7 @@ fn switching_response(
         parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
     }
     parts.version = Version::HTTP_11;
-    Response::from_parts(parts, ResponseBody::loopgate(Bytes::new(), Arc::clone(record)))
+    Response::from_parts(parts, ResponseBody::from_loopgate(Bytes::new(), Arc::clone(record)))
 }
 
 /// Returns whether `response` switches to a WebSocket.
@@ -185,7 +185,7 @@ async fn join_while_authorized(
     let mut joined = pin!(joined);
     tokio::select! {
         biased;
-        () = authorization.revoked() => {
+        () = authorization.wait_until_revoked() => {
             close_signal.revoke();
             joined.await
         }

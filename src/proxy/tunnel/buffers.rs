@@ -55,7 +55,7 @@ impl BufferLease {
     }
 
     /// Changes the lease to what the direction holds while `unsent` bytes of a block are not written; 0 if all are.
-    pub fn hold(&mut self, unsent: usize) {
+    pub fn set_unsent(&mut self, unsent: usize) {
         let held = match unsent {
             0 => 0,
             unsent if self.is_h2 => unsent * (1 + BLOCKS_IN_H2) + H2_BUFFER,
@@ -72,7 +72,7 @@ impl BufferLease {
 
 impl Drop for BufferLease {
     fn drop(&mut self) {
-        self.hold(0);
+        self.set_unsent(0);
     }
 }
 
@@ -88,15 +88,15 @@ mod tests {
             let mut blocks = Vec::new();
             for lease in &mut leases {
                 blocks.push(lease.block_size());
-                lease.hold(lease.block_size());
+                lease.set_unsent(lease.block_size());
             }
             assert_eq!((blocks[0], blocks[4095]), (MAX_BLOCK, MIN_BLOCK));
             assert!(blocks.is_sorted_by(|one, next| one >= next));
             let held = buffers.held.load(Ordering::Relaxed);
             assert!(held <= (16 << 20) + 4096 * most, "{held}");
-            leases.iter_mut().for_each(|lease| lease.hold(0));
+            leases.iter_mut().for_each(|lease| lease.set_unsent(0));
             assert_eq!(leases[4095].block_size(), MAX_BLOCK);
-            leases[0].hold(1);
+            leases[0].set_unsent(1);
             drop(leases);
             assert_eq!(buffers.held.load(Ordering::Relaxed), 0, "every byte was given back");
         }

@@ -23,7 +23,7 @@ type Answered = Box<dyn FnOnce(bool) + Send>;
 
 impl PendingConnect {
     /// Sets the id of the `connect`, and what to do when it is answered.
-    pub fn set(&self, id: &str, answered: impl FnOnce(bool) + Send + 'static) {
+    pub fn expect_answer(&self, id: &str, answered: impl FnOnce(bool) + Send + 'static) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((id.into(), Box::new(answered)));
     }
 }
@@ -73,7 +73,7 @@ impl ConnectResponse {
     }
 
     /// Follows the next bytes of the gateway.
-    pub fn feed(&mut self, mut bytes: &[u8]) {
+    pub fn follow(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.is_lost {
             if self.skip > 0 {
                 let step = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
@@ -101,7 +101,7 @@ impl ConnectResponse {
             match header.opcode {
                 OpCode::Data(Data::Text | Data::Binary) => {
                     let is_whole = header.is_final && (wanted - header_length) as u64 == length;
-                    self.examine(header_length, wanted, is_whole);
+                    self.examine_message(header_length, wanted, is_whole);
                 }
                 OpCode::Control(Control::Close) => self.sent.closed = true,
                 _ => {}
@@ -113,7 +113,7 @@ impl ConnectResponse {
     }
 
     /// Examines the beginning of a message, or all of it if `is_whole`. It is in `start`, between `from` and `to`.
-    fn examine(&mut self, from: usize, to: usize, is_whole: bool) {
+    fn examine_message(&mut self, from: usize, to: usize, is_whole: bool) {
         let message = &self.start[from..to];
         if self.sent.challenge.is_none() {
             self.sent.challenge = Some(message.windows(17).any(|part| part == b"connect.challenge"));
@@ -180,15 +180,15 @@ mod tests {
             for size in [1, 5, 1000, stream.len()] {
                 let answers = Arc::new(Mutex::new(Vec::new()));
                 let (pending, kept) = (Arc::new(PendingConnect::default()), Arc::clone(&answers));
-                pending.set("7", move |ok| kept.lock().unwrap().push(ok));
+                pending.expect_answer("7", move |ok| kept.lock().unwrap().push(ok));
                 let mut response = ConnectResponse::new(pending);
-                stream.chunks(size).for_each(|piece| response.feed(piece));
+                stream.chunks(size).for_each(|piece| response.follow(piece));
                 assert_eq!(*answers.lock().unwrap(), Vec::from_iter(answer), "{size}");
                 assert_eq!(response.sent(), GatewaySent { challenge: Some(true), answer, closed: false });
             }
         }
         let mut response = ConnectResponse::new(Arc::default());
-        response.feed(&[frame(0x82, b"RFB 003.008\n"), frame(0x88, &[3, 0xf0])].concat());
+        response.follow(&[frame(0x82, b"RFB 003.008\n"), frame(0x88, &[3, 0xf0])].concat());
         assert_eq!(response.sent(), GatewaySent { challenge: Some(false), answer: None, closed: true });
     }
 }

@@ -68,7 +68,7 @@ impl Direction {
     /// Creates a direction. `early` are the bytes that were read together with the head.
     pub fn new(early: Bytes, lease: BufferLease, bytes_passed: Counter, mut frames: Option<WebSocketFrames>) -> Self {
         if let Some(frames) = &mut frames {
-            frames.feed(&early);
+            frames.follow(&early);
         }
         bytes_passed.inc_by(early.len() as u64);
         let has_moved = !early.is_empty();
@@ -107,7 +107,7 @@ impl Direction {
 
     fn follow_gateway(&mut self, read: &[u8]) {
         if let Some(response) = &mut self.connect_response {
-            response.feed(read);
+            response.follow(read);
         }
     }
 
@@ -126,7 +126,7 @@ impl Direction {
 
     /// Tells the gate what the gateway has sent.
     pub fn observe_gateway(&mut self, sent: GatewaySent) -> GateChange {
-        let step = self.gate.as_mut().map_or(GateStep::Wait, |gate| gate.observe(sent));
+        let step = self.gate.as_mut().map_or(GateStep::Wait, |gate| gate.observe_gateway(sent));
         self.apply_step(step)
     }
 
@@ -171,7 +171,7 @@ impl Direction {
     ) -> io::Result<Poll<()>> {
         let copied = SCRATCH.with_borrow_mut(|scratch| self.poll_copy_with(cx, from, to, scratch));
         let is_empty = self.pending.is_empty() && !self.is_unflushed;
-        self.lease.hold(if is_empty { 0 } else { self.block.max(self.pending.len()) });
+        self.lease.set_unsent(if is_empty { 0 } else { self.block.max(self.pending.len()) });
         copied
     }
 
@@ -221,7 +221,7 @@ impl Direction {
                     self.pending = message;
                     continue;
                 }
-                room = gate.room().min(room);
+                room = gate.readable_bytes().min(room);
                 if room == 0 {
                     return Ok(Poll::Pending);
                 }
@@ -283,7 +283,7 @@ impl Direction {
         if self.is_close_sent {
             return Ok(());
         }
-        let boundary = self.frames.as_mut().and_then(|frames| frames.feed(read));
+        let boundary = self.frames.as_mut().and_then(|frames| frames.follow(read));
         let close = boundary.and_then(|_| self.due_close());
         let mut rest = &read[..boundary.filter(|_| close.is_some()).unwrap_or(read.len())];
         self.bytes_passed.inc_by(rest.len() as u64);

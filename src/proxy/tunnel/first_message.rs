@@ -39,7 +39,7 @@ pub struct FirstMessageLease {
 
 impl FirstMessageLease {
     /// Extends the lease so that `held` bytes may be held back; returns whether the budget allows it.
-    fn extend(&mut self, held: usize) -> bool {
+    fn try_extend(&mut self, held: usize) -> bool {
         let more = held.saturating_sub(FREE_BYTES).saturating_sub(self.bytes);
         let fits = |used: usize| used.checked_add(more).filter(|used| *used <= self.budget.limit);
         if more > 0 && self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
@@ -159,20 +159,20 @@ impl FirstMessage {
 
     /// Takes the next bytes of the client; returns what to do with all that are held back.
     pub fn feed(&mut self, bytes: &[u8]) -> Verdict {
-        if self.lease.as_mut().is_none_or(|lease| !lease.extend(self.held.len() + bytes.len())) {
-            return refuse("too many long first messages at once");
+        if self.lease.as_mut().is_none_or(|lease| !lease.try_extend(self.held.len() + bytes.len())) {
+            return refusal("too many long first messages at once");
         }
         self.held.extend_from_slice(bytes);
         loop {
             match self.parse_frame() {
                 Parsed::Verdict(verdict) => return verdict,
-                Parsed::Incomplete if self.held.len() >= MAX_HELD => return refuse("first message is too long"),
+                Parsed::Incomplete if self.held.len() >= MAX_HELD => return refusal("first message is too long"),
                 Parsed::Incomplete if self.parsed > 0 && !self.has_begun => {
                     let rest = self.held.split_off(std::mem::take(&mut self.parsed));
                     return Verdict::Control(std::mem::replace(&mut self.held, rest).into());
                 }
                 Parsed::Incomplete => return Verdict::Wait,
-                Parsed::Next if self.parsed > MAX_HELD => return refuse("first message is too long"),
+                Parsed::Next if self.parsed > MAX_HELD => return refusal("first message is too long"),
                 Parsed::Next => {}
             }
         }
@@ -217,7 +217,7 @@ impl FirstMessage {
             }
         }
         if is_data && length > MAX_MESSAGE - self.length {
-            return Parsed::Verdict(refuse("first message is too long"));
+            return Parsed::Verdict(refusal("first message is too long"));
         }
         if available.len() < length {
             return Parsed::Incomplete;
@@ -235,7 +235,7 @@ impl FirstMessage {
         if !is_data || !header.is_final {
             return Parsed::Next;
         }
-        let Some(check) = self.check.take() else { return Parsed::Verdict(refuse("message after the first")) };
+        let Some(check) = self.check.take() else { return Parsed::Verdict(refusal("message after the first")) };
         let checked = check(&unmasked_payload(&self.held[..self.parsed], self.length));
         let mut held = Bytes::from(std::mem::take(&mut self.held));
         Parsed::Verdict(match checked {
@@ -275,7 +275,7 @@ enum Parsed {
     Verdict(Verdict),
 }
 
-fn refuse(reason: &str) -> Verdict {
+fn refusal(reason: &str) -> Verdict {
     Verdict::Refuse(format!("loopgate: {reason}"))
 }
 

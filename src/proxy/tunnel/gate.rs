@@ -79,7 +79,7 @@ impl Gate {
     }
 
     /// Returns how many bytes may be read from the client now.
-    pub fn room(&self) -> usize {
+    pub fn readable_bytes(&self) -> usize {
         match &self.stage {
             GateStage::Check(first) => first.room().max(1),
             GateStage::Other(_) | GateStage::Discard => usize::MAX,
@@ -131,7 +131,7 @@ impl Gate {
     /// Passes the bytes up to the end of a first message that is no `connect`.
     fn pass_other(&mut self, mut bytes: Bytes) -> GateStep {
         let GateStage::Other(frames) = &mut self.stage else { return GateStep::Wait };
-        if let Some(end) = frames.feed_message(&bytes) {
+        if let Some(end) = frames.follow_message(&bytes) {
             self.stage = GateStage::Protocol;
             self.after_message = bytes.split_off(end);
         }
@@ -151,7 +151,7 @@ impl Gate {
     }
 
     /// Takes what the gateway has sent so far; returns the next step.
-    pub fn observe(&mut self, sent: GatewaySent) -> GateStep {
+    pub fn observe_gateway(&mut self, sent: GatewaySent) -> GateStep {
         match self.stage {
             GateStage::Response => self.observe_answer(sent),
             _ => self.observe_challenge(sent.challenge),
@@ -228,25 +228,25 @@ mod tests {
     use crate::proxy::tunnel::{TunnelError, TunnelOptions, run};
 
     /// Returns a message of a client, masked with zeros.
-    fn message(text: &str) -> Vec<u8> {
+    fn client_message(text: &str) -> Vec<u8> {
         let length = u8::try_from(text.len()).unwrap();
         assert!(length < 126);
         [&[0x81, 0x80 | length, 0, 0, 0, 0][..], text.as_bytes()].concat()
     }
 
-    fn from_gateway(text: &str) -> Vec<u8> {
+    fn gateway_message(text: &str) -> Vec<u8> {
         [&[0x81, u8::try_from(text.len()).unwrap()][..], text.as_bytes()].concat()
     }
 
     const CHALLENGE: &str = r#"{"event":"connect.challenge"}"#;
 
     /// Runs a tunnel whose check treats `{"a"...` as a `connect` with the id 1, and all else as other messages.
-    async fn tunnel(client: DuplexStream, gateway: DuplexStream, objects_only: bool) -> Result<(), TunnelError> {
+    async fn run_tunnel(client: DuplexStream, gateway: DuplexStream, objects_only: bool) -> Result<(), TunnelError> {
         let pending = Arc::new(PendingConnect::default());
         let response = ConnectResponse::new(Arc::clone(&pending));
         let check = move |message: &[u8]| {
             if message.starts_with(b"{\"a\"") {
-                pending.set("1", |_| {});
+                pending.expect_answer("1", |_| {});
                 return Checked::Connect(Box::pin(tokio::task::yield_now()));
             }
             Checked::Other
@@ -266,7 +266,7 @@ mod tests {
     }
 
     /// Returns the bytes that arrive at `stream` within a second.
-    async fn arriving(stream: &mut DuplexStream) -> Vec<u8> {
+    async fn read_for_a_second(stream: &mut DuplexStream) -> Vec<u8> {
         let mut got = Vec::new();
         let _ = tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut got)).await;
         got
@@ -274,24 +274,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_follows_a_connect_reaches_the_gateway_only_once_it_is_accepted() {
-        let (first, second) = (message(r#"{"a":1}"#), message(r#"{"a":2}"#));
+        let (first, second) = (client_message(r#"{"a":1}"#), client_message(r#"{"a":2}"#));
         for accepted in [true, false] {
             let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
             let mut tasks = JoinSet::new();
-            let tunnel = tasks.spawn(tunnel(near, far, true));
+            let tunnel = tasks.spawn(run_tunnel(near, far, true));
             client.write_all(&[&first[..], &second].concat()).await.unwrap();
-            gateway.write_all(&from_gateway(CHALLENGE)).await.unwrap();
-            assert_eq!(arriving(&mut gateway).await, first);
+            gateway.write_all(&gateway_message(CHALLENGE)).await.unwrap();
+            assert_eq!(read_for_a_second(&mut gateway).await, first);
             gateway.write_all(&[0x89, 0]).await.unwrap();
             client.write_all(&second).await.unwrap();
-            assert_eq!(arriving(&mut gateway).await, b"", "neither what was read together nor what came later");
-            let answer = from_gateway(&format!(r#"{{"type":"res","id":"1","ok":{accepted}}}"#));
+            assert_eq!(
+                read_for_a_second(&mut gateway).await,
+                b"",
+                "neither what was read together nor what came later"
+            );
+            let answer = gateway_message(&format!(r#"{{"type":"res","id":"1","ok":{accepted}}}"#));
             gateway.write_all(&answer).await.unwrap();
             let expected = if accepted { [&second[..], &second].concat() } else { Vec::new() };
-            assert_eq!(arriving(&mut gateway).await, expected, "{accepted}");
+            assert_eq!(read_for_a_second(&mut gateway).await, expected, "{accepted}");
             let close = [0x88, 2, 3, 0xf0];
             gateway.write_all(&close).await.unwrap();
-            let got = arriving(&mut client).await;
+            let got = read_for_a_second(&mut client).await;
             assert!(got.ends_with(&[&answer[..], &close].concat()), "{got:?}");
             assert_eq!(
                 tunnel.is_finished(),
@@ -305,18 +309,18 @@ mod tests {
     async fn a_gateway_that_closes_without_an_answer_ends_the_tunnel() {
         let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
         let mut tasks = JoinSet::new();
-        let tunnel = tasks.spawn(tunnel(near, far, true));
-        client.write_all(&message(r#"{"a":1}"#)).await.unwrap();
-        arriving(&mut gateway).await;
+        let tunnel = tasks.spawn(run_tunnel(near, far, true));
+        client.write_all(&client_message(r#"{"a":1}"#)).await.unwrap();
+        read_for_a_second(&mut gateway).await;
         gateway.write_all(&[0x88, 2, 3, 0xe8]).await.unwrap();
-        assert_eq!(arriving(&mut client).await, [0x88, 2, 3, 0xe8]);
+        assert_eq!(read_for_a_second(&mut client).await, [0x88, 2, 3, 0xe8]);
         assert!(tunnel.is_finished());
     }
 
     #[tokio::test(start_paused = true)]
     async fn another_message_opens_the_gate_only_if_the_gateway_speaks_another_protocol() {
-        let (connect, close) = (message(r#"{"a":1}"#), 0x88);
-        for other in [message("{}"), message("RFB 003.008")] {
+        let (connect, close) = (client_message(r#"{"a":1}"#), 0x88);
+        for other in [client_message("{}"), client_message("RFB 003.008")] {
             for (greeting, before, freed) in [
                 (CHALLENGE, true, false),
                 (CHALLENGE, false, false),
@@ -325,20 +329,20 @@ mod tests {
             ] {
                 let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
                 let mut tasks = JoinSet::new();
-                tasks.spawn(tunnel(near, far, true));
+                tasks.spawn(run_tunnel(near, far, true));
                 if before {
-                    gateway.write_all(&from_gateway(greeting)).await.unwrap();
-                    arriving(&mut client).await;
+                    gateway.write_all(&gateway_message(greeting)).await.unwrap();
+                    read_for_a_second(&mut client).await;
                 }
                 client.write_all(&[&other[..], &connect].concat()).await.unwrap();
-                let mut got = arriving(&mut gateway).await;
+                let mut got = read_for_a_second(&mut gateway).await;
                 if !before {
                     assert_eq!(got, other, "it may be for another protocol, whose client speaks first");
-                    gateway.write_all(&from_gateway(greeting)).await.unwrap();
-                    got.extend(arriving(&mut gateway).await);
+                    gateway.write_all(&gateway_message(greeting)).await.unwrap();
+                    got.extend(read_for_a_second(&mut gateway).await);
                 }
                 assert_eq!(got.ends_with(&connect), freed, "{greeting} {before}");
-                let sent = arriving(&mut client).await;
+                let sent = read_for_a_second(&mut client).await;
                 assert_eq!(sent.contains(&close), !freed, "{sent:?}");
             }
         }
@@ -346,7 +350,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_must_complete_its_first_message_in_time_once_it_is_asked_for() {
-        let part = &message(r#"{"a":1}"#)[..9];
+        let part = &client_message(r#"{"a":1}"#)[..9];
         let ping = [0x89, 0x80, 0, 0, 0, 0];
         let with_ping = [&ping[..], part].concat();
         for (asked, begun, closed) in [
@@ -358,9 +362,9 @@ mod tests {
         ] {
             let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
             let mut tasks = JoinSet::new();
-            let tunnel = tasks.spawn(tunnel(near, far, true));
+            let tunnel = tasks.spawn(run_tunnel(near, far, true));
             if asked {
-                gateway.write_all(&from_gateway(CHALLENGE)).await.unwrap();
+                gateway.write_all(&gateway_message(CHALLENGE)).await.unwrap();
             }
             client.write_all(begun).await.unwrap();
             tokio::time::sleep(FIRST_MESSAGE_LIMIT - Duration::from_secs(1)).await;

@@ -89,7 +89,7 @@ where
     G: AsyncRead + AsyncWrite + Unpin,
 {
     let mut tunnel = Tunnel::new(client, gateway, early, &mut options);
-    let (closing, revoked) = options.close_signal.futures();
+    let (closing, revoked) = options.close_signal.wait_futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
     let ended = poll_fn(|cx| {
         while !matches!(tunnel.stage, TunnelStage::Rejecting { .. }) {

@@ -54,7 +54,7 @@ impl WebSocketFrames {
     }
 
     /// Follows the next bytes; returns the position after the last complete frame that ends in them, if one does.
-    pub fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
+    pub fn follow(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         let mut boundary = None;
         while at < bytes.len() && !self.is_lost {
@@ -78,7 +78,7 @@ impl WebSocketFrames {
 
     /// Follows the next bytes up to the end of a message; returns how many these are. `None` if the message does not end
     /// in `bytes`.
-    pub fn feed_message(&mut self, bytes: &[u8]) -> Option<usize> {
+    pub fn follow_message(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() && !self.is_lost {
             at += self.advance(&bytes[at..]);
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn bytes_that_are_no_frame_have_no_boundary() {
         let mut frames = WebSocketFrames::default();
-        assert_eq!(frames.feed(&[0x8f, 0x00, 0x82, 0x00]), None);
+        assert_eq!(frames.follow(&[0x8f, 0x00, 0x82, 0x00]), None);
         assert!(!frames.is_at_boundary());
     }
 
@@ -166,12 +166,12 @@ mod tests {
             while at < stream.len() {
                 let to = (at + cut.next().unwrap()).min(stream.len());
                 let expected = ends.iter().rev().find(|end| **end > at && **end <= to).map(|end| end - at);
-                prop_assert_eq!(frames.feed(&stream[at..to]), expected);
+                prop_assert_eq!(frames.follow(&stream[at..to]), expected);
                 prop_assert_eq!(frames.is_at_boundary(), ends.contains(&to));
                 at = to;
             }
             let mut frames = WebSocketFrames::default();
-            let first = stream.iter().position(|byte| frames.feed_message(&[*byte]).is_some());
+            let first = stream.iter().position(|byte| frames.follow_message(&[*byte]).is_some());
             prop_assert_eq!(first.map(|last| last + 1), Some(ends[1]));
         }
     }

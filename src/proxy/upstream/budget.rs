@@ -198,7 +198,7 @@ impl ClientBudget {
         }
     }
 
-    fn held(&self, purpose: Purpose) -> &AtomicUsize {
+    fn permits_held(&self, purpose: Purpose) -> &AtomicUsize {
         match purpose {
             Purpose::Request => &self.requests,
             Purpose::WebSocket => &self.websockets,
@@ -207,9 +207,9 @@ impl ClientBudget {
 
     /// Takes a permit if one is free and within the client's share. Takes no lock.
     pub fn try_acquire(self: &Arc<Self>, purpose: Purpose) -> Option<GatewayPermit> {
-        let (budget, held) = (self.budget(purpose), self.held(purpose));
+        let (budget, held) = (self.budget(purpose), self.permits_held(purpose));
         let most = match purpose {
-            Purpose::Request => self.stalls.most_permits(budget.limit, || budget.millis()),
+            Purpose::Request => self.stalls.most_permits(budget.limit, || budget.now_millis()),
             Purpose::WebSocket => usize::MAX,
         };
         let mut used = budget.used.load(Ordering::SeqCst);
@@ -234,8 +234,8 @@ impl ClientBudget {
     /// Notes that a response was reset because the client did not read it. Has no effect for an agent.
     fn note_stall(self: &Arc<Self>) {
         let budget = &self.budgets.requests;
-        let now = budget.millis();
-        if !budget.is_shared || !self.stalls.note(now) {
+        let now = budget.now_millis();
+        if !budget.is_shared || !self.stalls.note_stall(now) {
             return;
         }
         // Declared before the lock, so that the clients are dropped after it is released.
@@ -254,17 +254,21 @@ impl ClientBudget {
     ///
     /// # Errors
     /// No permit was free in time, or too many requests wait already.
-    pub async fn wait(self: &Arc<Self>, purpose: Purpose, deadline: Instant) -> Result<GatewayPermit, Exhausted> {
+    pub async fn wait_for_permit(
+        self: &Arc<Self>,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<GatewayPermit, Exhausted> {
         let budget = self.budget(purpose);
-        let Some(mut waiter) = Waiter::new(self, purpose) else { return Err(budget.refuse()) };
+        let Some(mut waiter) = Waiter::new(self, purpose) else { return Err(budget.count_refusal()) };
         // A permit may have been returned just before the waiter was added to the queue.
-        budget.dispatch(purpose);
+        budget.give_free_permits(purpose);
         match timeout_at(deadline, &mut waiter.receiver).await {
             Ok(Ok(permit)) => {
                 waiter.is_queued = false;
                 Ok(permit)
             }
-            _ => Err(budget.refuse()),
+            _ => Err(budget.count_refusal()),
         }
     }
 }
@@ -351,7 +355,7 @@ impl Budget {
     }
 
     /// Gives free permits to waiting requests. Clients take turns.
-    fn dispatch(&self, purpose: Purpose) {
+    fn give_free_permits(&self, purpose: Purpose) {
         let mut queue = lock(&self.queue);
         let mut ineligible = 0;
         while ineligible < queue.len() {
@@ -383,14 +387,14 @@ impl Budget {
     }
 
     /// Returns the time since `epoch` in milliseconds.
-    fn millis(&self) -> u64 {
+    fn now_millis(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
     }
 
     /// Counts a request that gets no permit. Logs a warning, at most one every [`WARN_INTERVAL`].
-    fn refuse(&self) -> Exhausted {
+    fn count_refusal(&self) -> Exhausted {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
-        let now = self.millis();
+        let now = self.now_millis();
         let warned_at = self.warned_at.load(Ordering::Relaxed);
         let is_due =
             warned_at == 0 || now + 1 >= warned_at + u64::try_from(WARN_INTERVAL.as_millis()).unwrap_or(u64::MAX);
@@ -420,11 +424,11 @@ impl GatewayPermit {
 
 impl Drop for GatewayPermit {
     fn drop(&mut self) {
-        self.client.held(self.purpose).fetch_sub(1, Ordering::SeqCst);
+        self.client.permits_held(self.purpose).fetch_sub(1, Ordering::SeqCst);
         let budget = self.client.budget(self.purpose);
         budget.used.fetch_sub(1, Ordering::SeqCst);
         if budget.waiting.load(Ordering::SeqCst) > 0 && self.dispatches.load(Ordering::Relaxed) {
-            budget.dispatch(self.purpose);
+            budget.give_free_permits(self.purpose);
         }
     }
 }

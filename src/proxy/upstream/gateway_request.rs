@@ -32,7 +32,7 @@ impl OnInterim {
         hyper::ext::on_informational(request, move |response| {
             if response.status() == StatusCode::CONTINUE {
                 if let Some(signal) = &continue_signal {
-                    signal.open();
+                    signal.open_gate();
                 }
             } else if let Some(handle) = &handle {
                 let mut headers = response.headers().clone();

@@ -147,7 +147,7 @@ impl Pool {
     }
 
     /// Closes connections that have been idle for too long.
-    pub fn sweep(&self) {
+    pub fn close_idle(&self) {
         let now = Instant::now();
         // Declared before the lock, so that expired connections are closed after it is released.
         let mut expired = Vec::new();

@@ -169,7 +169,7 @@ impl Body for RequestBody {
         let Some(stream) = upload.chunked_stream.as_ref().filter(|_| !trailers.is_empty()) else {
             return Poll::Ready(None);
         };
-        let since = stream.flushes().count();
+        let since = stream.flushes().flush_count();
         upload.trailers = Some((trailers, since));
         self.poll_frame(cx)
     }
@@ -293,7 +293,7 @@ pub struct ContinueSignal {
 
 impl ContinueSignal {
     /// Opens the gate.
-    pub fn open(&self) {
+    pub fn open_gate(&self) {
         self.is_open.store(true, Ordering::Release);
         self.waker.wake();
     }

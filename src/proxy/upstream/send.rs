@@ -113,7 +113,7 @@ impl Upstream {
 
     /// Returns the pool of the current worker.
     fn pool(&self) -> &Arc<Pool> {
-        &self.pools[workers::index()]
+        &self.pools[workers::current_index()]
     }
 
     /// Sends a request, and waits for the head of its response. Must be called as soon as the request has its
@@ -151,7 +151,7 @@ impl Upstream {
                 let mut connection = match attempts.take_idle(since) {
                     Some(connection) => connection,
                     None => {
-                        let connection = Box::pin(self.connect(route, limits, attempts.give_up)).await?;
+                        let connection = Box::pin(self.open_connection(route, limits, attempts.give_up)).await?;
                         since = Instant::now();
                         connection
                     }
@@ -188,7 +188,12 @@ impl Upstream {
     ///
     /// # Errors
     /// The error of the last attempt.
-    async fn connect(&self, route: GatewayRoute, limits: &Limits, give_up: Instant) -> Result<PooledConnection, Error> {
+    async fn open_connection(
+        &self,
+        route: GatewayRoute,
+        limits: &Limits,
+        give_up: Instant,
+    ) -> Result<PooledConnection, Error> {
         loop {
             let error = match timeout(limits.connect_timeout, dial(route)).await {
                 Ok(Ok(stream)) => {
@@ -207,9 +212,9 @@ impl Upstream {
     }
 
     /// Closes connections that have been idle for too long. Must be called every few seconds.
-    pub fn sweep(&self) {
+    pub fn close_idle(&self) {
         for pool in &self.pools {
-            pool.sweep();
+            pool.close_idle();
         }
     }
 }

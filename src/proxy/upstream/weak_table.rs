@@ -22,7 +22,7 @@ impl<K, V> Default for WeakTable<K, V> {
 
 impl<K: Hash + Eq, V> WeakTable<K, V> {
     #[cfg(test)]
-    pub(super) fn size(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.values.len()
     }
 
@@ -55,6 +55,6 @@ mod tests {
         for key in 0..10 * MIN_TABLE {
             table.get(key, || "unused");
         }
-        assert!(table.size() <= MIN_TABLE);
+        assert!(table.len() <= MIN_TABLE);
     }
 }

@@ -47,7 +47,7 @@ fn parts(fields: &[(&str, &str)]) -> Parts {
 
 fn headers(criterion: &mut Criterion) {
     let config = Config::default();
-    let (rules, target) = (RequestRules::new(&config), Target::gateway(config.gateway.address));
+    let (rules, target) = (RequestRules::new(&config), Target::for_gateway(config.gateway.address));
     let names = BTreeSet::new();
     let client: IpAddr = "172.18.0.9".parse().expect("an address");
     let unknown = config.external.unknown_client;

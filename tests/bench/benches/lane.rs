@@ -7,7 +7,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use loopgate::config::Config;
 use loopgate::discovery::{Agent, AgentKind, Interface, View};
-use loopgate::lane::{Certificate, Evidence, Issuer, LanePolicy, ProxyHeader, allow_peer, decide};
+use loopgate::lane::{Certificate, Evidence, Issuer, LanePolicy, ProxyHeader, allow_peer, decide_lane};
 
 const NOW: i64 = 1_000;
 
@@ -49,7 +49,7 @@ fn lane(criterion: &mut Criterion) {
             bencher.iter(|| allow_peer(black_box(peer), &view, &policy))
         });
         criterion.bench_function(&format!("decide, {name}"), |bencher| {
-            bencher.iter(|| decide(black_box(&evidence), &view, &policy, NOW))
+            bencher.iter(|| decide_lane(black_box(&evidence), &view, &policy, NOW))
         });
     }
 }

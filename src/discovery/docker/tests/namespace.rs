@@ -63,7 +63,7 @@ fn the_bridge_is_known_by_the_routes_where_docker_is_off() {
                     proxy_header: crate::lane::ProxyHeader::Local,
                     certificate: None,
                 };
-                crate::lane::decide(&evidence, view, &policy, 0).unwrap().kind().label()
+                crate::lane::decide_lane(&evidence, view, &policy, 0).unwrap().kind().label()
             };
             for (peer, lane) in [("172.30.9.1", "external"), ("172.30.9.2", "external"), ("172.30.9.3", "agent")] {
                 assert_eq!(on(&harness.view.borrow(), peer), lane, "{peer}");

@@ -10,29 +10,29 @@ use crate::proxy::downstream::interim_queue::{MAX_QUEUED_BYTES, MAX_RESPONSE_BYT
 const HINTS: StatusCode = StatusCode::EARLY_HINTS;
 
 /// What is written at once.
-fn written(head_tracker: &HeadTracker) -> Vec<u8> {
+fn write_interims(head_tracker: &HeadTracker) -> Vec<u8> {
     let mut stream = Vec::new();
     let poll = head_tracker.poll_write_interims(&mut stream, &mut Context::from_waker(Waker::noop()), false);
     assert!(matches!(poll, Poll::Ready(Ok(()))));
     stream
 }
 
-fn link() -> HeaderMap {
+fn link_header() -> HeaderMap {
     HeaderMap::from_iter([(http::header::LINK, HeaderValue::from_static("</a>"))])
 }
 
 #[test]
 fn an_interim_response_has_the_form_of_its_protocol() {
     let h1 = HeadTracker::new(Protocol::H1);
-    h1.begin_request().send_interim(HINTS, &link());
-    assert_eq!(written(&h1), b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
+    h1.begin_request().send_interim(HINTS, &link_header());
+    assert_eq!(write_interims(&h1), b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
     let h2 = HeadTracker::new(Protocol::H2);
     h2.note_block(5);
     let handle = h2.begin_request();
     h2.note_idle();
-    handle.send_interim(HINTS, &link());
+    handle.send_interim(HINTS, &link_header());
     let block = [&b"\x08\x03103"[..], b"\0\x04link\x04</a>"].concat();
-    assert_eq!(written(&h2), [&[0, 0, 16, 1, 4, 0, 0, 0, 5][..], &block].concat());
+    assert_eq!(write_interims(&h2), [&[0, 0, 16, 1, 4, 0, 0, 0, 5][..], &block].concat());
     let mut long = Vec::new();
     push_string(&mut long, &[b'a'; 1337]);
     assert_eq!(&long[..4], [127, 0xba, 9, b'a'], "127 + 58 + 9 * 128");
@@ -48,8 +48,8 @@ fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
     assert!(head_tracker.state().streams.has_released_blocks(), "nothing stays allocated");
     let handle = head_tracker.begin_request();
     head_tracker.note_idle();
-    handle.send_interim(HINTS, &link());
-    assert!(written(&head_tracker).is_empty(), "the stream is not known");
+    handle.send_interim(HINTS, &link_header());
+    assert!(write_interims(&head_tracker).is_empty(), "the stream is not known");
 }
 
 #[test]
@@ -73,8 +73,8 @@ fn streams_are_known_where_each_header_block_was_one_request() {
         head_tracker.note_block(stream);
     }
     let (one, three) = (head_tracker.begin_request(), head_tracker.begin_request());
-    one.send_interim(HINTS, &link());
-    assert_eq!(written(&head_tracker), b"", "the round has not ended");
+    one.send_interim(HINTS, &link_header());
+    assert_eq!(write_interims(&head_tracker), b"", "the round has not ended");
     head_tracker.note_idle();
     assert_eq!((one.stream(), three.stream()), (Some(1), Some(3)));
     // Of two header blocks, one was refused.
@@ -83,18 +83,18 @@ fn streams_are_known_where_each_header_block_was_one_request() {
     }
     let five_or_seven = head_tracker.begin_request();
     head_tracker.note_idle();
-    five_or_seven.send_interim(HINTS, &link());
-    assert_eq!((five_or_seven.stream(), written(&head_tracker)), (None, Vec::new()));
+    five_or_seven.send_interim(HINTS, &link_header());
+    assert_eq!((five_or_seven.stream(), write_interims(&head_tracker)), (None, Vec::new()));
     head_tracker.note_reset(5, PROTOCOL_ERROR);
     assert!(!five_or_seven.was_reset(), "it may be 7");
-    three.send_interim(HINTS, &link());
-    assert_ne!(written(&head_tracker), b"", "what was known stays known");
+    three.send_interim(HINTS, &link_header());
+    assert_ne!(write_interims(&head_tracker), b"", "what was known stays known");
     head_tracker.note_block(9);
     let nine = head_tracker.begin_request();
     head_tracker.note_idle();
-    nine.send_interim(HINTS, &link());
+    nine.send_interim(HINTS, &link_header());
     assert_eq!(nine.stream(), Some(9), "what comes later is known again");
-    assert_ne!(written(&head_tracker), b"");
+    assert_ne!(write_interims(&head_tracker), b"");
 
     let head_tracker = HeadTracker::new(Protocol::H2);
     let _without_a_block = head_tracker.begin_request();
@@ -147,22 +147,26 @@ fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
     head_tracker.note_block(1);
     let handle = head_tracker.begin_request();
     head_tracker.note_idle();
-    handle.send_interim(HINTS, &link());
+    handle.send_interim(HINTS, &link_header());
     head_tracker.close_stream(1);
-    assert_eq!(written(&head_tracker), b"", "its final response came first");
-    handle.send_interim(HINTS, &link());
-    assert_eq!(written(&head_tracker), b"");
+    assert_eq!(write_interims(&head_tracker), b"", "its final response came first");
+    handle.send_interim(HINTS, &link_header());
+    assert_eq!(write_interims(&head_tracker), b"");
     head_tracker.note_block(3);
     head_tracker.close_stream(3);
     let reset_before = head_tracker.begin_request();
     head_tracker.note_idle();
-    reset_before.send_interim(HINTS, &link());
-    assert_eq!((reset_before.stream(), written(&head_tracker)), (Some(3), Vec::new()), "reset before it was passed on");
+    reset_before.send_interim(HINTS, &link_header());
+    assert_eq!(
+        (reset_before.stream(), write_interims(&head_tracker)),
+        (Some(3), Vec::new()),
+        "reset before it was passed on"
+    );
     let h1 = HeadTracker::new(Protocol::H1);
     let earlier = h1.begin_request();
     let _later = h1.begin_request();
-    earlier.send_interim(HINTS, &link());
-    assert_eq!(written(&h1), b"");
+    earlier.send_interim(HINTS, &link_header());
+    assert_eq!(write_interims(&h1), b"");
 }
 
 #[test]
@@ -191,10 +195,10 @@ fn what_waits_is_bounded() {
         HeaderMap::from_iter([(http::header::LINK, HeaderValue::from_str(&"a".repeat(length)).unwrap())])
     };
     handle.send_interim(HINTS, &large(MAX_RESPONSE_BYTES));
-    assert_eq!(written(&head_tracker), b"", "too large for one frame");
+    assert_eq!(write_interims(&head_tracker), b"", "too large for one frame");
     for _ in 0..100 {
         handle.send_interim(HINTS, &large(MAX_RESPONSE_BYTES - 100));
     }
-    let length = written(&head_tracker).len();
+    let length = write_interims(&head_tracker).len();
     assert!(length > MAX_QUEUED_BYTES - MAX_RESPONSE_BYTES && length <= MAX_QUEUED_BYTES, "{length}");
 }

@@ -17,7 +17,7 @@ fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
     heads.end_round();
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.end_round();
-    assert_eq!(heads.take(), (vec![], NONE));
+    assert_eq!(heads.take_refused(), (vec![], NONE));
     // Of three blocks two became requests.
     for stream in [3, 5, 7] {
         heads.note_block(stream);
@@ -26,10 +26,10 @@ fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
     heads.note_reset(5, PROTOCOL_ERROR);
     heads.note_request();
     heads.end_round();
-    assert_eq!(heads.take(), (vec![MALFORMED], NONE));
+    assert_eq!(heads.take_refused(), (vec![MALFORMED], NONE));
     heads.note_reset(3, PROTOCOL_ERROR);
     heads.end_round();
-    assert_eq!(heads.take(), (vec![], NONE), "each is counted once");
+    assert_eq!(heads.take_refused(), (vec![], NONE), "each is counted once");
 }
 
 #[test]
@@ -41,11 +41,11 @@ fn what_only_a_head_can_get_is_counted_at_once() {
     heads.note_response(1, true);
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.note_reset(3, REFUSED_STREAM);
-    assert_eq!(heads.take(), (vec![RefusedHead::with_response(HeadRefusal::TooLarge), SURPLUS], NONE));
+    assert_eq!(heads.take_refused(), (vec![RefusedHead::with_response(HeadRefusal::TooLarge), SURPLUS], NONE));
     heads.note_goaway(0, COMPRESSION_ERROR, b"");
     heads.note_goaway(0, 0, b"");
     heads.end_round();
-    assert_eq!(heads.take(), (vec![MALFORMED], NONE));
+    assert_eq!(heads.take_refused(), (vec![MALFORMED], NONE));
     // Trailers that are a single field.
     heads.note_block(7);
     heads.note_request();
@@ -53,7 +53,7 @@ fn what_only_a_head_can_get_is_counted_at_once() {
     heads.note_response(7, true);
     heads.end_round();
     heads.note_response(7, true);
-    assert_eq!(heads.take(), (vec![], NONE));
+    assert_eq!(heads.take_refused(), (vec![], NONE));
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_reset_for_a_body_is_no_refusal_while_a_surplus_stream_waits_for_its_own() {
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.note_reset(3, REFUSED_STREAM);
     heads.end_round();
-    assert_eq!(heads.take(), (vec![SURPLUS], NONE));
+    assert_eq!(heads.take_refused(), (vec![SURPLUS], NONE));
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn a_surplus_stream_is_counted_even_where_it_was_not_kept() {
         heads.note_reset(stream, REFUSED_STREAM);
     }
     heads.end_round();
-    assert_eq!(heads.take(), (vec![SURPLUS; 3 * MAX_STREAMS], NONE));
+    assert_eq!(heads.take_refused(), (vec![SURPLUS; 3 * MAX_STREAMS], NONE));
     // An error that is no head's.
     heads.note_goaway(0, PROTOCOL_ERROR, b"");
     heads.end_round();
@@ -97,7 +97,7 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
     }
     heads.note_request();
     heads.end_round();
-    assert_eq!(heads.take(), (vec![], DroppedHeads { by_client: 1, by_closing: 0 }));
+    assert_eq!(heads.take_refused(), (vec![], DroppedHeads { by_client: 1, by_closing: 0 }));
     for close in [|heads: &mut RefusedHeads| heads.note_goaway(0, 0, b""), RefusedHeads::note_closing] {
         let mut heads = RefusedHeads::default();
         for stream in [1, 3, 5] {
@@ -107,19 +107,19 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
         close(&mut heads);
         heads.end_round();
         assert!(!heads.is_empty());
-        assert_eq!(heads.take(), (vec![], DroppedHeads { by_client: 0, by_closing: 2 }));
+        assert_eq!(heads.take_refused(), (vec![], DroppedHeads { by_client: 0, by_closing: 2 }));
         assert!(heads.is_empty());
         // They do not explain a later reset.
         heads.note_block(7);
         heads.note_request();
         heads.note_reset(7, PROTOCOL_ERROR);
         heads.end_round();
-        assert_eq!(heads.take(), (vec![], NONE));
+        assert_eq!(heads.take_refused(), (vec![], NONE));
     }
 }
 
 #[test]
-fn a_block_that_goes_on_is_counted_once_where_it_is_refused() {
+fn a_refused_header_block_is_counted_once_even_if_it_arrives_in_parts() {
     for (name, code, debug_data, wanted) in [
         ("unreadable", PROTOCOL_ERROR, &b""[..], Some(MALFORMED)),
         ("over the limit of what is ignored", COMPRESSION_ERROR, b"", Some(MALFORMED)),
@@ -140,7 +140,11 @@ fn a_block_that_goes_on_is_counted_once_where_it_is_refused() {
             heads.end_round();
             let refused: Vec<_> = wanted.into_iter().collect();
             let by_closing = usize::from(is_whole && refused.is_empty());
-            assert_eq!(heads.take(), (refused, DroppedHeads { by_client: 0, by_closing }), "{name}, {is_whole}");
+            assert_eq!(
+                heads.take_refused(),
+                (refused, DroppedHeads { by_client: 0, by_closing }),
+                "{name}, {is_whole}"
+            );
         }
     }
     // Reset before its end, which then leads to the end of the connection.
@@ -152,11 +156,11 @@ fn a_block_that_goes_on_is_counted_once_where_it_is_refused() {
     heads.note_block(1);
     heads.note_goaway(0, PROTOCOL_ERROR, b"");
     heads.end_round();
-    assert_eq!(heads.take(), (vec![MALFORMED], NONE));
+    assert_eq!(heads.take_refused(), (vec![MALFORMED], NONE));
     // What is no head.
     heads.note_goaway(0, PROTOCOL_ERROR, b"");
     heads.end_round();
-    assert_eq!(heads.take(), (vec![], NONE));
+    assert_eq!(heads.take_refused(), (vec![], NONE));
 }
 
 #[test]
@@ -166,7 +170,7 @@ fn a_head_for_which_hyper_ends_the_connection_is_counted() {
         heads.note_block(1);
         heads.note_request();
         prepare(&mut heads);
-        (heads.note_clean_end(), heads.take())
+        (heads.note_clean_end(), heads.take_refused())
     };
     assert_eq!(ended(|heads| heads.note_block(3)), (true, (vec![MALFORMED], NONE)));
     let two = |heads: &mut RefusedHeads| [3, 5].into_iter().for_each(|stream| heads.note_block(stream));
@@ -208,6 +212,6 @@ fn an_error_of_the_connection_is_no_heads_where_all_blocks_were_read() {
         heads.note_goaway(last_stream, PROTOCOL_ERROR, b"");
         heads.end_round();
         let dropped = DroppedHeads { by_client: 0, by_closing: begun.len() - refused };
-        assert_eq!(heads.take(), (vec![MALFORMED; refused], dropped), "{begun:?} {reset:?} {last_stream}");
+        assert_eq!(heads.take_refused(), (vec![MALFORMED; refused], dropped), "{begun:?} {reset:?} {last_stream}");
     }
 }

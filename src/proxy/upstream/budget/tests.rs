@@ -21,7 +21,7 @@ fn take_all(client: &Arc<ClientBudget>) -> Vec<GatewayPermit> {
     std::iter::from_fn(|| client.try_acquire(Purpose::Request)).collect()
 }
 
-fn soon() -> Instant {
+fn in_five_seconds() -> Instant {
     Instant::now() + Duration::from_secs(5)
 }
 
@@ -62,7 +62,7 @@ fn addresses_of_one_ipv6_network_are_one_client() {
     for number in 0..3 * MIN_TABLE as u32 {
         budgets.for_client(IpAddr::V4(Ipv4Addr::from(number)));
     }
-    assert!(lock(&budgets.clients).size() <= MIN_TABLE, "clients without a connection are removed");
+    assert!(lock(&budgets.clients).len() <= MIN_TABLE, "clients without a connection are removed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -75,7 +75,7 @@ async fn clients_take_turns_in_the_queue_and_one_within_its_share_does_not_wait(
     assert_eq!(held.len(), 4, "2, 1 and 1");
     let order = Mutex::new(Vec::new());
     let wait = async |client: &Arc<ClientBudget>, name| {
-        let permit = client.wait(Purpose::Request, soon()).await.unwrap();
+        let permit = client.wait_for_permit(Purpose::Request, in_five_seconds()).await.unwrap();
         lock(&order).push(name);
         permit
     };
@@ -97,19 +97,19 @@ async fn a_request_that_waits_too_long_or_in_too_long_a_queue_is_refused() {
     let (one, other) = (client(&budgets, 1), client(&budgets, 2));
     let held = [one.try_acquire(Purpose::Request).unwrap(), other.try_acquire(Purpose::Request).unwrap()];
     let start = Instant::now();
-    let refused = one.wait(Purpose::Request, soon()).await.unwrap_err();
+    let refused = one.wait_for_permit(Purpose::Request, in_five_seconds()).await.unwrap_err();
     assert_eq!((refused.option, start.elapsed()), ("limits.gateway_requests", Duration::from_secs(5)));
     let waiting: Vec<_> = std::iter::from_fn(|| Waiter::new(&one, Purpose::Request)).collect();
     assert_eq!(waiting.len(), 2 * WAITING_FACTOR / 2, "a client may fill its share of the queue");
     assert!(Waiter::new(&other, Purpose::Request).is_some());
-    assert_eq!(one.wait(Purpose::Request, soon()).await.unwrap_err().option, refused.option);
+    assert_eq!(one.wait_for_permit(Purpose::Request, in_five_seconds()).await.unwrap_err().option, refused.option);
     assert_eq!(start.elapsed(), Duration::from_secs(5), "at once");
     // Requests that were given up leave nothing behind.
     drop(waiting);
     let queue = &one.budget(Purpose::Request).queue;
     assert!(lock(queue).is_empty() && one.budget(Purpose::Request).waiting.load(Ordering::SeqCst) == 0);
     drop(held);
-    assert!(one.wait(Purpose::Request, soon()).await.is_ok());
+    assert!(one.wait_for_permit(Purpose::Request, in_five_seconds()).await.is_ok());
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn permits_are_neither_lost_nor_doubled_under_contention() {
                         let three = [(); 3].map(|()| async {
                             let deadline =
                                 Instant::now() + Duration::from_millis(if round % 7 == 0 { 0 } else { 5000 });
-                            if let Ok(_permit) = client.wait(Purpose::Request, deadline).await {
+                            if let Ok(_permit) = client.wait_for_permit(Purpose::Request, deadline).await {
                                 most.fetch_max(
                                     client.budget(Purpose::Request).used.load(Ordering::SeqCst),
                                     Ordering::SeqCst,
