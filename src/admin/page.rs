@@ -59,7 +59,11 @@ pub(super) fn render(status: &Status, refresh: Option<Duration>) -> String {
                     "The last reload was rejected, the old configuration is still in use: " (problem)
                 }
             }
-            div .cards { (render_traffic(status)) (render_certificate(&status.certificate)) (render_discovery(&status.discovery)) }
+            div .cards {
+                (render_traffic(status))
+                (render_certificate(&status.certificate))
+                (render_discovery(&status.discovery))
+            }
             (render_agents(status))
             (render_connections(status))
         }

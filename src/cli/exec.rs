@@ -37,7 +37,13 @@ pub struct Args {
     #[arg(long, env = "LOOPGATE_GRACE", value_name = "DURATION", value_parser = maybe_empty(parse::duration))]
     grace: Option<MaybeEmpty<Duration>>,
     /// A further variable that gets the gateway's URL, ws://127.0.0.1:PORT; may be repeated
-    #[arg(long = "env", env = "LOOPGATE_ENV", value_name = "NAME", value_delimiter = ',', value_parser = parse_variable_name)]
+    #[arg(
+        long = "env",
+        env = "LOOPGATE_ENV",
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_parser = parse_variable_name
+    )]
     variables: Vec<String>,
     /// Do not pair OpenClaw's device identity in advance, which OpenClaw 2026.2 needs
     #[arg(long, env = "LOOPGATE_NO_PAIR", value_parser = clap::builder::FalseyValueParser::new())]
@@ -121,7 +127,8 @@ async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
         Err(error) => {
             return warn!(
                 error = %error_chain(&error),
-                "can't read the OpenClaw device identity; it will not be paired in advance, and the gateway may refuse it with 1008 (pairing required)"
+                "can't read the OpenClaw device identity; it will not be paired in advance, and the gateway \
+                 may refuse it with 1008 (pairing required)"
             );
         }
     };
@@ -130,7 +137,10 @@ async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
             debug!(device = paired.device, scopes = paired.scopes.join(","), "paired the OpenClaw device in advance")
         }
         Err(error) => {
-            warn!(error = %error_chain(&error), "can't pair the OpenClaw device in advance; the gateway may refuse it with 1008 (pairing required)")
+            warn!(
+                error = %error_chain(&error),
+                "can't pair the OpenClaw device in advance; the gateway may refuse it with 1008 (pairing required)"
+            )
         }
     }
 }

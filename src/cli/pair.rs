@@ -21,7 +21,13 @@ pub struct Args {
     #[arg(long, env = "LOOPGATE_IDENTITY", value_name = "FILE", value_parser = parse::path)]
     identity: PathBuf,
     /// The gateway, or the loopback listener of an agent
-    #[arg(long, env = "LOOPGATE_URL", value_name = "URL", default_value = "ws://127.0.0.1:18789", value_parser = parse_loopback_url)]
+    #[arg(
+        long,
+        env = "LOOPGATE_URL",
+        value_name = "URL",
+        default_value = "ws://127.0.0.1:18789",
+        value_parser = parse_loopback_url
+    )]
     url: SocketAddr,
     /// The file that holds the gateway's token [default: the variable OPENCLAW_GATEWAY_TOKEN]
     #[arg(long, env = "LOOPGATE_TOKEN_FILE", value_name = "FILE", value_parser = parse::path)]

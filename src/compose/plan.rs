@@ -65,7 +65,7 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
         Ok(namespace) => namespace,
         Err(what) => return Err(vec![Remark { key: format!("services.{name}.network_mode"), what }]),
     };
-    let (entrypoint, command) = rewritten_commands(name, gateway, &mut problems);
+    let (entrypoint, command) = rewrite_commands(name, gateway, &mut problems);
     let user = gateway_user(name, gateway, options, &mut problems);
     refuse_unjoinable_keys(name, gateway, &namespace, &mut problems);
     if !problems.is_empty() {
@@ -153,7 +153,7 @@ fn choose_namespace(name: &str, gateway: &Service, options: &Options) -> Result<
     }
 }
 
-fn rewritten_commands(
+fn rewrite_commands(
     name: &str,
     gateway: &Service,
     problems: &mut Vec<Remark>,

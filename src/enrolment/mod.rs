@@ -161,7 +161,7 @@ impl<P: ProofReader> Enrolment<P> {
                 "too many attempts from this address; wait for some seconds",
             ));
         }
-        let agent = self.await_agent_at(peer).await?;
+        let agent = self.wait_for_enrollable_agent(peer).await?;
         let Some(authority) =
             self.authority.as_ref().filter(|_| self.proofs.is_some() || self.token_reviewer.is_some())
         else {
@@ -250,9 +250,9 @@ impl<P: ProofReader> Enrolment<P> {
         proof::check_proof(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
     }
 
-    /// Returns the agent that may enrol from `peer`, like [`Self::find_enrollable_agent`], but first waits up to [`DISCOVERY_DELAY`]
-    /// for its discovery.
-    async fn await_agent_at(&self, peer: PeerAddr) -> Result<Arc<Agent>, Error> {
+    /// Waits up to [`DISCOVERY_DELAY`] for the discovery of the agent at `peer`, then acts like
+    /// [`Self::find_enrollable_agent`].
+    async fn wait_for_enrollable_agent(&self, peer: PeerAddr) -> Result<Arc<Agent>, Error> {
         let mut view = self.view.clone();
         let _ = timeout(DISCOVERY_DELAY, view.wait_for(|view| view.agents.contains_key(&peer.ip()))).await;
         self.find_enrollable_agent(peer)
