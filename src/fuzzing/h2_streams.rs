@@ -123,7 +123,7 @@ fn trailer_frames(form: u8, stream: u32) -> Vec<u8> {
     } else {
         encode_field("x-sum", "1")
     };
-    // The update keeps the size that the table has.
+    // HPACK: dynamic table size update to 4096, the size that the table has already.
     let block = if has(2) { [&[0x3f, 0xe1, 0x1f][..], &fields].concat() } else { fields };
     let (mut flags, mut payload) = (END_STREAM, Vec::new());
     if has(4) {

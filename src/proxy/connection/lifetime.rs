@@ -105,7 +105,7 @@ struct Driver<'a, C, F> {
     cut_at: Option<Instant>,
     /// The time until which WebSockets may send their close frames, set when the connection is revoked.
     revoked_until: Option<Instant>,
-    /// The earliest deadline for an idle connection and for a head, set when the connection is asked to end.
+    /// A connection is not cut for idleness or a late head before this time; set when it is asked to end.
     grace_until: Option<Instant>,
 }
 

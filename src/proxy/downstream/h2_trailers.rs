@@ -173,7 +173,7 @@ impl H2Trailers {
         }
     }
 
-    /// Decides what to do with the frame that `bytes` begin with.
+    /// Returns what to do with the frame that `bytes` begin with. Records the stream that the frame begins.
     fn note_frame(&mut self, bytes: &[u8]) -> FrameAction {
         let Some((head, payload)) = bytes.split_first_chunk() else { return FrameAction::Incomplete };
         let FrameHead { length, kind, flags, stream } = FrameHead::parse(head);
@@ -188,6 +188,7 @@ impl H2Trailers {
         }
         if stream > self.last_stream {
             self.last_stream = stream;
+            // This frame may be seen twice (`rewrite`): it is recorded once.
             if flags & END_STREAM == 0 && self.begun.back().is_none_or(|last| *last < stream) {
                 if self.begun.len() == MAX_STREAMS {
                     self.dropped = self.begun.pop_front().unwrap_or_default();
