@@ -158,7 +158,7 @@ fn only_a_fresh_proof_in_the_agents_own_container_is_accepted() {
     let mut first = Conversation::begin(&agent);
     let proof = first.request(&key).unwrap();
     let _shown = ShownIn::new(&agent, &proof);
-    assert!(first.claim().is_ok());
+    first.claim().unwrap();
     let mut replay = Conversation::begin(&agent);
     assert_ne!(replay.request(&key).unwrap(), proof, "the nonce of another connection");
     assert_eq!(

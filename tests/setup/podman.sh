@@ -105,7 +105,14 @@ case ${1:-} in
   # Rootless Podman makes mount namespaces of its own, so its processes are found by their control groups.
   remove)
     # shellcheck disable=SC2016
-    ! held || enter sh -c 'for group in /sys/fs/cgroup/*/cgroup.kill; do echo 1 >"$group"; done'
+    ! held || enter sh -c '
+      for group in /sys/fs/cgroup/*/cgroup.kill; do echo 1 >"$group"; done
+      # The groups go, too: Linux 6.18 kills what is cloned into another group from one that was killed once, so crun could start nothing there.
+      for try in $(seq 50); do
+        find /sys/fs/cgroup -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null
+        [ -n "$(find /sys/fs/cgroup -mindepth 1 -type d)" ] || break
+        sleep 0.1
+      done'
     release
     rm -rf "$state" ;;
   shell) shift; inside "$@" ;;
