@@ -139,8 +139,9 @@ fn sweep() {
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok());
     for name in left {
-        let owner = name.strip_prefix("loopgate-").and_then(|rest| rest.split('-').next());
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+        // Namespaces of engines have a name in place of the process id.
+        let owner = name.strip_prefix("loopgate-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
             let _ = Command::new("ip").args(["netns", "del", &name]).output();
         }
     }
