@@ -32,11 +32,13 @@ pub struct ReadAhead<S> {
     buffer: BytesMut,
     /// Whether the last read was large, so that more data is likely.
     expects_more: bool,
+    /// Whether the last read was pending.
+    was_pending: bool,
 }
 
 impl<S> ReadAhead<S> {
     pub(super) fn new(inner: S) -> Self {
-        Self { inner, buffer: BytesMut::new(), expects_more: false }
+        Self { inner, buffer: BytesMut::new(), expects_more: false, was_pending: false }
     }
 
     fn read_from_buffer(&mut self, buf: &mut ReadBuf<'_>) {
@@ -50,32 +52,42 @@ impl<S> ReadAhead<S> {
 }
 
 impl ReadAhead<TcpStream> {
-    /// Returns whether a read would be pending. Then the task of `cx` is woken when it is not.
+    /// Returns whether the last read was pending, and another one would be pending too. Then the task of `cx` is woken
+    /// when it would not be.
+    ///
+    /// It is `false` after a read that was not pending: `tokio_rustls` may have kept an error for its next read.
     pub(crate) fn is_read_pending(&self, cx: &mut Context<'_>) -> bool {
-        self.buffer.is_empty() && self.inner.poll_read_ready(cx).is_pending()
+        self.was_pending && self.inner.poll_read_ready(cx).is_pending()
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if !this.buffer.is_empty() {
-            this.read_from_buffer(buf);
+impl<S: AsyncRead + Unpin> ReadAhead<S> {
+    fn poll_read_or_buffer(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.buffer.is_empty() {
+            self.read_from_buffer(buf);
             return Poll::Ready(Ok(()));
         }
-        if !this.expects_more || buf.remaining() >= READ_SIZE {
+        if !self.expects_more || buf.remaining() >= READ_SIZE {
             let wanted = buf.remaining();
-            ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-            this.expects_more = wanted >= BUSY_READ && buf.remaining() == 0;
+            ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+            self.expects_more = wanted >= BUSY_READ && buf.remaining() == 0;
             return Poll::Ready(Ok(()));
         }
         let mut buffer = SPARE_BUFFER.take().unwrap_or_default();
         buffer.reserve(READ_SIZE);
-        let poll = poll_read_buf(Pin::new(&mut this.inner), cx, &mut buffer);
-        this.expects_more = matches!(poll, Poll::Ready(Ok(count)) if count >= BUSY_READ);
-        this.buffer = buffer;
-        this.read_from_buffer(buf);
+        let poll = poll_read_buf(Pin::new(&mut self.inner), cx, &mut buffer);
+        self.expects_more = matches!(poll, Poll::Ready(Ok(count)) if count >= BUSY_READ);
+        self.buffer = buffer;
+        self.read_from_buffer(buf);
         poll.map_ok(|_| ())
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let poll = self.poll_read_or_buffer(cx, buf);
+        self.was_pending = poll.is_pending();
+        poll
     }
 }
 

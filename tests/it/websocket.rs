@@ -1,15 +1,18 @@
 //! WebSockets over HTTP/1.1 and HTTP/2.
 
+use std::io::Write;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, UNKNOWN_CLIENT};
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, UNKNOWN_CLIENT, request};
 use crate::lanes::{assert_external, assert_is_agents_request};
 use loopgate_test_support::raw_h2::*;
+use loopgate_test_support::raw_http::RawHttp;
 
 #[tokio::test]
 async fn a_websocket_uses_its_lane_and_echoes() {
@@ -207,6 +210,27 @@ async fn a_gateway_that_dies_ends_its_websockets() {
         let end = socket.next().await;
         assert!(!matches!(end, Some(Ok(_))), "{protocol:?}: {end:?}");
     }
+}
+
+/// A part of a message and the record arrive at once, so that the record is read after data, and neither side sends more.
+#[tokio::test]
+async fn a_broken_tls_record_ends_a_websocket() {
+    let harness = Harness::start().await;
+    let mut client = harness.h1(OUTSIDER).await;
+    let fields = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    assert_eq!(client.ask_head(request("GET /ws", fields)).await.status(), 101);
+    let (mut client, _) = client.into_parts();
+    let (socket, session) = client.get_mut();
+    let mut bytes = Vec::new();
+    session.writer().write_all(&[0x82, 0xfe]).unwrap();
+    session.write_tls(&mut bytes).unwrap();
+    // The record does not fit into the first read by rustls.
+    bytes.extend([&[23, 3, 3][..], &8192_u16.to_be_bytes(), &[7; 8192]].concat());
+    socket.write_all(&bytes).await.unwrap();
+    // The alert, and then the end.
+    let end = timeout(Duration::from_secs(10), RawHttp::new(socket).until_end()).await;
+    end.expect("the connection ends");
 }
 
 /// In the middle of a frame, by a reset and by a mere end of what it sends.
