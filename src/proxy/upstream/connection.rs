@@ -217,6 +217,8 @@ impl UpstreamConnection {
                         result.map_err(|(error, unsent)| unsent.map_or(SendError::Broken(error), SendError::Unsent)),
                     );
                 }
+                // If the budget of the task (`tokio::task::coop`) is spent, a response that is there is pending. So is the
+                // timer then, and it wakes the task.
                 let (due, error) = timeout.deadline();
                 timer.poll_due(cx, Some(due)).map(|_| Err(error))
             })
@@ -287,5 +289,88 @@ impl UpstreamConnection {
         .await;
         let Parts { io, read_buf, .. } = self.connection?.into_parts();
         Some((io.into_inner().into_inner(), read_buf))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::thread;
+
+    use http::StatusCode;
+    use tokio::task::{coop, yield_now};
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::discovery::View;
+    use crate::lane::{Evidence, GatewayHead, ProxyHeader, RequestRules, Target, decide_lane};
+    use crate::proxy::upstream::gateway_request::OnInterim;
+
+    const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody";
+
+    fn request(target: &Target) -> GatewayRequest {
+        let rules = RequestRules::new(&Config::default());
+        let peer = "192.0.2.1".parse().unwrap();
+        let evidence = Evidence { peer, proxy_header: ProxyHeader::Local, certificate: None };
+        let lane = decide_lane(&evidence, &View::default(), rules.policy(), 0).unwrap();
+        let (parts, ()) = http::Request::builder().uri("/").header("host", "a").body(()).unwrap().into_parts();
+        let head = GatewayHead::new(parts, &lane, &rules, target, None, &BTreeSet::new()).unwrap();
+        GatewayRequest::new(head, RequestBody::empty(), OnInterim::default())
+    }
+
+    /// Returns the result of an exchange with a gateway that answers or hangs up. In its poll number `poll`, `spent` units
+    /// of the task's budget are spent before.
+    async fn exchange(answers: bool, poll: usize, spent: usize) -> Result<StatusCode, SendError> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let gateway = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            if answers {
+                let _ = stream.read(&mut [0; 1024]).unwrap();
+                stream.write_all(RESPONSE).unwrap();
+            }
+            answers.then_some(stream)
+        });
+        let route = GatewayRoute { source: Ipv4Addr::LOCALHOST, target: address };
+        let stream = TcpStream::connect(address).await.unwrap();
+        let mut connection = UpstreamConnection::open(stream, route, &Config::default().limits).await.unwrap();
+        if !answers {
+            // Until the end of the connection is known.
+            while !gateway.is_finished() {
+                sleep(Duration::from_millis(1)).await;
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        let minute = Duration::from_secs(60);
+        let wait = ResponseTimeout { gateway: minute, client: minute, since: Instant::now(), progress: None };
+        let mut exchange = pin!(connection.exchange(request(&Target::for_gateway(address)), wait));
+        let mut polls = 0;
+        let result = poll_fn(|cx| {
+            polls += 1;
+            for _ in 0..if polls == poll { spent } else { 0 } {
+                assert!(coop::poll_proceed(cx).map(|unit| unit.made_progress()).is_ready(), "no unit is left");
+            }
+            exchange.as_mut().poll(cx)
+        });
+        // The first poll has the whole budget, too.
+        yield_now().await;
+        let result = timeout(Duration::from_secs(10), result).await.expect("the task is woken");
+        drop(gateway.join());
+        result.map(|response| response.status())
+    }
+
+    #[tokio::test]
+    async fn a_spent_budget_of_the_task_loses_no_response() {
+        for poll in 1..=4 {
+            for spent in 120..=128 {
+                let answered = exchange(true, poll, spent).await;
+                assert!(matches!(answered, Ok(StatusCode::OK)), "poll {poll} after {spent} units");
+                let unanswered = exchange(false, poll, spent).await;
+                assert!(matches!(unanswered, Err(SendError::Unsent(_))), "poll {poll} after {spent} units");
+            }
+        }
     }
 }
