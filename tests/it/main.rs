@@ -20,6 +20,7 @@ mod listeners;
 #[cfg(feature = "otel")]
 mod otel;
 mod plain;
+mod progress;
 mod reload;
 mod request_ends;
 mod revocation;

@@ -212,6 +212,21 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
                 .send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 8\r\nConnection: close\r\n\r\ntoo much")
                 .await;
         }
+        if path == "/conversation" {
+            record(shared, peer, connection, message);
+            if !converse(&mut client).await? {
+                return Ok(());
+            }
+            continue;
+        }
+        if path == "/early" {
+            client.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly").await?;
+            if !client.body(&mut message, false).await {
+                return Ok(());
+            }
+            record(shared, peer, connection, message);
+            continue;
+        }
         if message.field("expect").is_some() {
             if path == "/unwelcome" {
                 record(shared, peer, connection, message);
@@ -244,6 +259,21 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
         }
     }
     Ok(())
+}
+
+/// Sends the head of a response, and then each chunk of the request's body as a chunk of the response, as soon as it
+/// arrives; returns whether the body was whole.
+async fn converse(client: &mut RawHttp<TcpStream>) -> io::Result<bool> {
+    client.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+    while let Some(chunk) = client.chunk().await {
+        if chunk.is_empty() {
+            let is_whole = client.trailers().await.is_some();
+            client.send("0\r\n\r\n").await?;
+            return Ok(is_whole);
+        }
+        client.send([format!("{:x}\r\n", chunk.len()).as_bytes(), &chunk, b"\r\n"].concat()).await?;
+    }
+    Ok(false)
 }
 
 /// Responds to a request for `path`; breaks if the connection ends after that.
@@ -323,7 +353,13 @@ async fn respond(
         "/large" => {
             let size = size(path);
             client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await?;
-            send_pattern(&mut client.stream, size).await?;
+            send_pattern(&mut client.stream, size, false).await?;
+        }
+        "/large-chunks" => {
+            let size = size(path);
+            client.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+            send_pattern(&mut client.stream, size, true).await?;
+            client.send(format!("0\r\nX-Sum: {size}\r\n\r\n")).await?;
         }
         _ => {
             let body = if is_head { "" } else { "hello" };
@@ -374,12 +410,13 @@ pub fn pattern(at: usize) -> u8 {
     u8::try_from((at ^ (at >> 8) ^ (at >> 16)) & 0xff).unwrap()
 }
 
-async fn send_pattern(stream: &mut TcpStream, size: usize) -> io::Result<()> {
+async fn send_pattern(stream: &mut TcpStream, size: usize, in_chunks: bool) -> io::Result<()> {
     let mut at = 0;
     while at < size {
         let block: Vec<u8> = (at..size.min(at + 65_536)).map(pattern).collect();
-        stream.write_all(&block).await?;
         at += block.len();
+        let (before, after) = if in_chunks { (format!("{:x}\r\n", block.len()), "\r\n") } else { Default::default() };
+        stream.write_all(&[before.as_bytes(), &block, after.as_bytes()].concat()).await?;
     }
     Ok(())
 }

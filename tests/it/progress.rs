@@ -1,0 +1,237 @@
+//! Nothing waits for ever: bodies go on after each pause, in whatever order client and gateway send and read.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::time::{sleep, timeout};
+
+use crate::harness::{Harness, OUTSIDER, h2_request, request, whole};
+use loopgate_test_support::fake_gateway::pattern;
+
+/// Longer than anything here takes, so that a hang is a failure and not a wait.
+const SOON: Duration = Duration::from_secs(30);
+/// Long enough for all buffers on the way to fill.
+const PAUSE: Duration = Duration::from_millis(300);
+/// More bytes than they hold.
+const MUCH: usize = 20_000_000;
+
+/// Reads slowly at first; `got` is what was read so far. Pauses before the first byte and halfway.
+async fn pace(got: usize, next: usize) {
+    if got == 0 || (got < MUCH / 2) != (got + next < MUCH / 2) {
+        sleep(PAUSE).await;
+    } else if got < MUCH / 100 {
+        sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn assert_pattern(body: &[u8], name: &str) {
+    assert!(body.len() == MUCH && body.iter().enumerate().all(|(at, byte)| *byte == pattern(at)), "{name}");
+}
+
+#[tokio::test]
+async fn a_download_goes_on_after_each_pause_of_its_client() {
+    let harness = Harness::start().await;
+    let reading = async {
+        let mut client = harness.h1(OUTSIDER).await;
+        for path in ["/large", "/large-chunks"] {
+            let head = client.ask_head(request(&format!("GET {path}?{MUCH}"), "")).await;
+            let mut body = Vec::new();
+            while body.len() < MUCH {
+                pace(body.len(), 65_536).await;
+                let is_chunked = head.field("transfer-encoding").is_some();
+                let next =
+                    if is_chunked { client.chunk().await } else { client.exactly(65_536.min(MUCH - body.len())).await };
+                body.extend(next.expect("the body goes on"));
+            }
+            assert_pattern(&body, path);
+            if path == "/large-chunks" {
+                assert_eq!(client.chunk().await.unwrap(), b"");
+                assert_eq!(client.trailers().await.unwrap(), format!("x-sum: {MUCH}\r\n"));
+            }
+            assert_eq!(client.ask(request("GET /", "")).await.text(), "hello");
+        }
+    };
+    timeout(SOON, reading).await.expect("HTTP/1.1");
+    assert_eq!(harness.gateway.connections(), 1, "its connection to the gateway can be used again");
+
+    let harness = Harness::start().await;
+    let reading = async {
+        let mut client = harness.h2(OUTSIDER).await;
+        for path in ["/large", "/large-chunks"] {
+            let (response, _) = client.send_request(h2_request(&format!("GET {path}?{MUCH}"), &[]), true).unwrap();
+            let (mut stream, mut body) = (response.await.unwrap().into_body(), Vec::new());
+            while let Some(data) = stream.data().await {
+                let data = data.unwrap();
+                pace(body.len(), data.len()).await;
+                stream.flow_control().release_capacity(data.len()).unwrap();
+                body.extend(data);
+            }
+            assert_pattern(&body, path);
+            let trailers = stream.trailers().await.unwrap();
+            assert_eq!(trailers.is_some_and(|trailers| trailers["x-sum"] == MUCH.to_string()), path == "/large-chunks");
+            let (response, _) = client.send_request(h2_request("GET /", &[]), true).unwrap();
+            assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"hello");
+        }
+    };
+    timeout(SOON, reading).await.expect("HTTP/2");
+    assert_eq!(harness.gateway.connections(), 1, "its connection to the gateway can be used again");
+}
+
+#[tokio::test]
+async fn a_request_and_its_response_take_turns() {
+    const PIECES: [usize; 6] = [1, 20_000, 3, 200_000, 70_000, 5];
+    let harness = Harness::start().await;
+    let talking = async {
+        let mut client = harness.h1(OUTSIDER).await;
+        for _ in 0..2 {
+            let head = client.ask_head(request("POST /conversation", "Transfer-Encoding: chunked\r\n")).await;
+            assert_eq!(head.status(), 200, "it begins before the body");
+            for size in PIECES {
+                let piece = vec![b'x'; size];
+                client.send([format!("{size:x}\r\n").as_bytes(), &piece, b"\r\n"].concat()).await.unwrap();
+                let mut got = 0;
+                while got < size {
+                    got += client.chunk().await.expect("a piece of the response").len();
+                }
+            }
+            client.send("0\r\n\r\n").await.unwrap();
+            assert_eq!((client.chunk().await.unwrap(), client.trailers().await.unwrap()), (Vec::new(), String::new()));
+            assert_eq!(client.ask(request("GET /", "")).await.text(), "hello");
+        }
+    };
+    timeout(SOON, talking).await.expect("HTTP/1.1");
+
+    let talking = async {
+        let mut client = harness.h2(OUTSIDER).await;
+        for _ in 0..2 {
+            let (response, mut up) = client.send_request(h2_request("POST /conversation", &[]), false).unwrap();
+            let mut down = response.await.unwrap().into_body();
+            for size in PIECES {
+                up.send_data(Bytes::from(vec![b'x'; size]), false).unwrap();
+                let mut got = 0;
+                while got < size {
+                    let data = down.data().await.expect("a piece of the response").unwrap();
+                    down.flow_control().release_capacity(data.len()).unwrap();
+                    got += data.len();
+                }
+            }
+            up.send_data(Bytes::new(), true).unwrap();
+            assert_eq!(whole(&mut down).await.unwrap(), b"");
+        }
+    };
+    timeout(SOON, talking).await.expect("HTTP/2");
+}
+
+#[tokio::test]
+async fn a_response_that_ends_before_its_request_keeps_both_connections() {
+    let early = async {
+        let harness = Harness::start().await;
+        let mut client = harness.h1(OUTSIDER).await;
+        for number in 1..=3 {
+            let response = client.ask(request("POST /early", "Content-Length: 4\r\n")).await;
+            assert_eq!(response.text(), "early");
+            client.send("body").await.unwrap();
+            assert_eq!(harness.gateway.wait_for_requests(number).await[number - 1].body, b"body");
+        }
+        assert_eq!(harness.gateway.connections(), 1, "over HTTP/1.1");
+
+        let harness = Harness::start().await;
+        let mut client = harness.h2(OUTSIDER).await;
+        for number in 1..=3 {
+            let (response, mut up) =
+                client.send_request(h2_request("POST /early", &[("content-length", "4")]), false).unwrap();
+            assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"early");
+            up.send_data(Bytes::from_static(b"body"), true).unwrap();
+            assert_eq!(harness.gateway.wait_for_requests(number).await[number - 1].body, b"body");
+        }
+        assert_eq!(harness.gateway.connections(), 1, "over HTTP/2");
+    };
+    timeout(SOON, early).await.expect("no one waits");
+}
+
+#[tokio::test]
+async fn streams_go_on_beside_one_that_is_read_last() {
+    let harness = Harness::start().await;
+    let stream = harness.handshake(harness.tcp(OUTSIDER).await, "h2").await.unwrap();
+    // The connection's window has room beside that of the stream that is not read.
+    let mut settings = h2::client::Builder::new();
+    let settings = settings.initial_window_size(65_535).initial_connection_window_size(1 << 20);
+    let (client, connection) = settings.handshake::<_, Bytes>(stream).await.unwrap();
+    harness.tasks.spawn(async move {
+        let _ = connection.await;
+    });
+    let mut bodies = Vec::new();
+    for _ in 0..4 {
+        let mut client = client.clone().ready().await.unwrap();
+        let (response, _) = client.send_request(h2_request("GET /large?5000000", &[]), true).unwrap();
+        bodies.push(response.await.unwrap().into_body());
+    }
+    let mut unread = bodies.remove(0);
+    let others = join_all(bodies.iter_mut().map(whole));
+    for body in timeout(SOON, others).await.expect("the others go on") {
+        assert_eq!(body.unwrap().len(), 5_000_000);
+    }
+    sleep(PAUSE).await;
+    assert_eq!(timeout(SOON, whole(&mut unread)).await.expect("the last goes on").unwrap().len(), 5_000_000);
+}
+
+#[tokio::test]
+async fn others_are_served_after_a_client_left_in_the_middle() {
+    let harness = Harness::start().await;
+    let hello = || async {
+        for protocol in crate::harness::PROTOCOLS {
+            let asked = timeout(SOON, harness.ask(protocol, OUTSIDER, "GET /", &[])).await;
+            assert_eq!(asked.expect("an answer"), (200, "hello".into()), "{protocol:?}");
+        }
+    };
+    for round in 0..10 {
+        let mut h1 = harness.h1(OUTSIDER).await;
+        h1.ask_head(request(&format!("GET /large?{MUCH}"), "")).await;
+        let mut talk = harness.h1(OUTSIDER).await;
+        talk.ask_head(request("POST /conversation", "Transfer-Encoding: chunked\r\n") + "1\r\na\r\n").await;
+        let mut h2 = harness.h2(OUTSIDER).await;
+        let (response, mut up) = h2.send_request(h2_request("POST /conversation", &[]), false).unwrap();
+        up.send_data(Bytes::from_static(b"a"), false).unwrap();
+        let response = response.await.unwrap();
+        let (other, _) = h2.send_request(h2_request(&format!("GET /large?{MUCH}"), &[]), true).unwrap();
+        let other = other.await.unwrap();
+        if round % 2 == 0 {
+            hello().await;
+        }
+        drop((h1, talk, up, response, other, h2));
+        hello().await;
+    }
+    let waiting = timeout(SOON, harness.gateway.wait_for_closed(40));
+    waiting.await.expect("no connection to the gateway is left from those who left");
+}
+
+/// The budget that tokio gives a task for one poll (`tokio::task::coop`) does not suffice for all of them.
+#[tokio::test]
+async fn a_request_passes_many_connections_that_the_gateway_has_closed() {
+    const IDLE: usize = 200;
+    let harness = Harness::with(|config| {
+        config.limits.h2_streams = 1000;
+        config.limits.gateway_requests = 1000;
+    })
+    .await;
+    for round in 0..2 {
+        let mut client = harness.h2(OUTSIDER).await;
+        let mut responses = Vec::new();
+        for _ in 0..IDLE {
+            client = client.ready().await.unwrap();
+            responses.push(client.send_request(h2_request("GET /held", &[]), true).unwrap().0);
+        }
+        harness.gateway.wait_for_requests(round * (IDLE + 1) + IDLE).await;
+        harness.gateway.release(IDLE);
+        for response in responses {
+            assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"held");
+        }
+        let closed = harness.gateway.connections();
+        harness.gateway.kill();
+        harness.gateway.wait_for_closed(closed).await;
+        harness.gateway.restart();
+        let (response, _) = client.send_request(h2_request("GET /", &[]), true).unwrap();
+        assert_eq!(timeout(SOON, response).await.expect("an answer").unwrap().status(), 200);
+    }
+}
