@@ -82,8 +82,8 @@ pub struct Enrolment<P = DockerProofs> {
 impl<P: ProofReader> Enrolment<P> {
     /// Returns a service that enrols the agents in `view`, and signs their certificates with `authority`.
     ///
-    /// Every enrolment is refused if there is no authority, or if there is neither a proof reader (`proofs`) nor a token
-    /// reviewer ([`Self::with_token_reviewer`]).
+    /// Every enrolment is refused if there is no authority, or if there is neither a proof reader (`proofs`) nor a
+    /// token reviewer ([`Self::with_token_reviewer`]).
     pub fn new(
         config: &Config,
         view: watch::Receiver<Arc<View>>,

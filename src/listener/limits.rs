@@ -67,7 +67,8 @@ struct ClientLimits {
     connections: usize,
     /// The rate of new connections; `None` for no limit.
     rate: Option<Rate>,
-    /// The trusted proxies, which are exempt: many clients connect through one address, and the proxy limits them itself.
+    /// The trusted proxies, which are exempt: many clients connect through one address, and the proxy limits them
+    /// itself.
     exempt: Vec<IpNet>,
 }
 

@@ -1,8 +1,8 @@
 //! The PROXY protocol, versions 1 and 2, by which a trusted proxy states its client's address
 //! before the first byte of TLS.
 //!
-//! Specification: <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>. The header is read from the stream, and
-//! no byte after it. The caller decides which peers may send a header.
+//! Specification: <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>. The header is read from the stream,
+//! and no byte after it. The caller decides which peers may send a header.
 
 use std::io;
 use std::net::IpAddr;

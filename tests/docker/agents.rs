@@ -110,7 +110,8 @@ fn a_gateway_on_loopback_serves_sub_agents_agents_in_containers_and_outsiders(ve
     });
     assert!(page.contains("<html") && page.contains("OpenClaw"), "{page}");
 
-    // The sub-agent of the issue. The old version pairs its own device for only some of the scopes, so loopgate pairs it.
+    // The sub-agent of the issue. The old version pairs its own device for only some of the scopes, so loopgate pairs
+    // it.
     if version == OLD {
         sidecar.says("the gateway's own device is paired for every scope");
     }

@@ -58,7 +58,8 @@ fn compose_2_starts_the_gateway_behind_loopgate_and_it_survives_a_restart_of_the
 
     let loopgate = project.service("loopgate");
     project.service("netns").restart();
-    // As compose.yaml says, the gateway must be restarted too. loopgate notices that its interfaces are gone, and exits.
+    // As compose.yaml says, the gateway must be restarted too. loopgate notices that its interfaces are gone, and
+    // exits.
     gateway.restart();
     eventually("loopgate is started again", || (loopgate.restarts() > 0).then_some(()));
     wait_for_gateway_over_tls(&project);

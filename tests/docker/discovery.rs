@@ -178,7 +178,8 @@ fn the_sidecar_returns_after_the_namespaces_owner_restarts_or_stops_for_a_while(
 
     deployment.gateway.stop();
     deployment.sidecar.says("lost its interfaces");
-    // While the owner is stopped, the sidecar waits. If it exited at once, the engine would restart it within this time.
+    // While the owner is stopped, the sidecar waits. If it exited at once, the engine would restart it within this
+    // time.
     let sidecar = &deployment.sidecar;
     assert!(stays_true_for(Duration::from_secs(3), || sidecar.is_running() && sidecar.restarts() == 1));
     deployment.gateway.start();

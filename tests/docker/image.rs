@@ -67,8 +67,8 @@ fn new_volumes_belong_to_loopgates_user_and_only_its_state_is_private() {
             .mount_writable(state.name(), "/var/lib/loopgate")
             .mount_writable(shared.name(), "/ca"),
     );
-    // The service `ca` of compose.yaml runs this too. The volume must not stay empty, because Podman changes the owner of
-    // an empty volume at the next mount.
+    // The service `ca` of compose.yaml runs this too. The volume must not stay empty, because Podman changes the
+    // owner of an empty volume at the next mount.
     let export = ["/loopgate", "cert", "export", "--out", "/ca/ca.pem"];
     eventually("there is a CA", || loopgate.try_exec(export).status.success().then_some(()));
     let inspector = engine.run(Container::idle("inspector").mount(state.name(), "/state").mount(shared.name(), "/ca"));

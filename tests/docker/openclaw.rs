@@ -23,8 +23,8 @@ pub fn openclaw(name: &str, version: &str) -> Option<Container> {
     let tree = tree(version)?;
     let container = Container::idle(name).image(IMAGE).hardened().mount(tree, "/openclaw");
     let container = container.mount_writable(plugin_cache(version), "/tmp/jiti");
-    // Podman has no option for the owner of a tmpfs. With Docker the home directory must not be writable for other users,
-    // because OpenClaw would refuse it.
+    // Podman has no option for the owner of a tmpfs. With Docker the home directory must not be writable for other
+    // users, because OpenClaw would refuse it.
     let home = if is_podman() { "--tmpfs=/home/node:mode=1777" } else { "--tmpfs=/home/node:uid=1000,gid=1000" };
     Some(container.option("--tmpfs=/tmp").option(home))
 }
@@ -57,8 +57,8 @@ pub fn tree(version: &str) -> Option<PathBuf> {
     Some(tree)
 }
 
-/// The directory in which jiti caches OpenClaw's compiled plugins. Without it, the old version would compile them in each
-/// container, for half a minute of processor time. jiti validates the files in its cache.
+/// The directory in which jiti caches OpenClaw's compiled plugins. Without it, the old version would compile them in
+/// each container, for half a minute of processor time. jiti validates the files in its cache.
 fn plugin_cache(version: &str) -> PathBuf {
     let directory = cache().join(format!("jiti-{version}"));
     std::fs::create_dir_all(&directory).expect("the cache can be written to");

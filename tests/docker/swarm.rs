@@ -107,8 +107,8 @@ fn client(container: &Running, url: &str) -> DeviceClient {
     DeviceClient::new(node, Path::new("/openclaw/node_modules"), url).token(openclaw::TOKEN)
 }
 
-/// Returns whether a client in the container is paired through `loopgate` on the container's loopback. The container may
-/// end meanwhile, at which the client panics.
+/// Returns whether a client in the container is paired through `loopgate` on the container's loopback. The container
+/// may end meanwhile, at which the client panics.
 fn is_paired_on_loopback(container: &Running) -> bool {
     let ends = catch_unwind(AssertUnwindSafe(|| client(container, "ws://127.0.0.1:18789").connect()));
     matches!(ends, Ok(End::Hello { .. }))

@@ -212,7 +212,8 @@ async fn a_gateway_that_dies_ends_its_websockets() {
     }
 }
 
-/// A part of a message and the record arrive at once, so that the record is read after data, and neither side sends more.
+/// A part of a message and the record arrive at once, so that the record is read after data, and neither side sends
+/// more.
 #[tokio::test]
 async fn a_broken_tls_record_ends_a_websocket() {
     let harness = Harness::start().await;

@@ -261,8 +261,8 @@ impl Handshaken {
     }
 }
 
-/// Phases 2 to 4 of a connection over plain HTTP. Its peer is a trusted proxy. There is no PROXY header, no handshake and
-/// no certificate.
+/// Phases 2 to 4 of a connection over plain HTTP. Its peer is a trusted proxy. There is no PROXY header, no handshake
+/// and no certificate.
 struct AllowedProxy {
     stream: TcpStream,
     origin: Origin,

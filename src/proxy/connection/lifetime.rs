@@ -39,11 +39,12 @@ const FINISH_GRACE: Duration = Duration::from_secs(5);
 /// GOAWAY.
 const DRAIN_GRACE: Duration = Duration::from_millis(300);
 
-/// The time after `limits.drain_timeout` at which a connection is cut. It is still open when the timeout passes, so that
-/// the process counts it as aborted.
+/// The time after `limits.drain_timeout` at which a connection is cut. It is still open when the timeout passes, so
+/// that the process counts it as aborted.
 const CUT_DELAY: Duration = Duration::from_millis(20);
 
-/// Drives hyper's `connection` until it ends or must be cut. `ask_to_end` makes it finish its requests and take no more.
+/// Drives hyper's `connection` until it ends or must be cut. `ask_to_end` makes it finish its requests and take no
+/// more.
 pub async fn run_until_end<C>(context: &ConnectionContext, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,

@@ -33,9 +33,9 @@ const MAX_BUFFER: usize = 64 * 1024;
 
 /// The time that the close of a connection may take if the client does not read.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
-/// hyper accepts HTTP/2 heads of up to this many times `limits.head_bytes`, so that loopgate can refuse them with a reason.
-/// `h2` refuses larger heads with a response without a body, and closes the connection for heads four times as large.
-/// Workaround: delete when h2 or hyper asks the service for the response.
+/// hyper accepts HTTP/2 heads of up to this many times `limits.head_bytes`, so that loopgate can refuse them with a
+/// reason. `h2` refuses larger heads with a response without a body, and closes the connection for heads four times
+/// as large. Workaround: delete when h2 or hyper asks the service for the response.
 const OVERSIZE_FACTOR: usize = 2;
 
 /// Serves the requests of a connection until it ends.

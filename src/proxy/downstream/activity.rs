@@ -24,8 +24,8 @@ pub struct Activity {
     active_requests: AtomicUsize,
     /// The number of tunnels over HTTP/2.
     h2_tunnels: AtomicUsize,
-    /// While no request is served: milliseconds after `epoch` at which the current phase began, shifted left by one. The
-    /// low bit is set if the phase is a head, and not if it is idleness.
+    /// While no request is served: milliseconds after `epoch` at which the current phase began, shifted left by one.
+    /// The low bit is set if the phase is a head, and not if it is idleness.
     phase: AtomicU64,
     /// The number of responses of which a part waits for the client to read it.
     unread_responses: AtomicUsize,
@@ -232,7 +232,8 @@ impl Activity {
         self.h2_tunnels.load(Ordering::Relaxed) > 0
     }
 
-    /// Returns the time at which the client will be overdue, and with what; `None` while only the gateway is waited for.
+    /// Returns the time at which the client will be overdue, and with what; `None` while only the gateway is waited
+    /// for.
     pub fn deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         let since = self.block_since.load(Ordering::Relaxed).checked_sub(1);
         let block =

@@ -2,8 +2,8 @@
 //!
 //! If a head has `Transfer-Encoding`, hyper drops `Content-Length` before the service sees it. It also merges equal
 //! `Content-Length` fields. A proxy in front of loopgate may have used the length that was dropped, so such a request
-//! must be refused (RFC 9112 section 6.3). [`H1RequestGuard`] follows the bytes on their way to hyper, finds such heads,
-//! and makes them invalid, so that hyper answers 400 and closes the connection.
+//! must be refused (RFC 9112 section 6.3). [`H1RequestGuard`] follows the bytes on their way to hyper, finds such
+//! heads, and makes them invalid, so that hyper answers 400 and closes the connection.
 //!
 //! It does the same to the preface of HTTP/2, which is an error on an HTTP/1.1 connection: hyper would close the
 //! connection without a response.
@@ -126,9 +126,9 @@ impl H1RequestGuard {
         self.fault
     }
 
-    /// Follows the next bytes of the connection. Appends to `raw` the indices of the bytes that [`percent_encode`] must encode.
-    /// If the bytes end a head that states its length more than once, or begin HTTP/2, makes them invalid and returns
-    /// `true`.
+    /// Follows the next bytes of the connection. Appends to `raw` the indices of the bytes that [`percent_encode`]
+    /// must encode. If the bytes end a head that states its length more than once, or begin HTTP/2, makes them
+    /// invalid and returns `true`.
     pub(crate) fn follow_input(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
         let mut at = 0;
         while at < bytes.len() {
@@ -169,8 +169,8 @@ impl H1RequestGuard {
         false
     }
 
-    /// Appends the indices of bytes of the request target that must be encoded to `raw`. `piece` is the next part of the
-    /// request line in `bytes`.
+    /// Appends the indices of bytes of the request target that must be encoded to `raw`. `piece` is the next part of
+    /// the request line in `bytes`.
     fn find_unencoded(&mut self, bytes: &[u8], piece: std::ops::Range<usize>, raw: &mut Vec<usize>) {
         let mut at = piece.start;
         while self.spaces < 2 && at < piece.end {

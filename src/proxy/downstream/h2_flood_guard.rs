@@ -114,7 +114,8 @@ impl H2FloodGuard {
         }
     }
 
-    /// Returns whether the preface and the first frame are complete. That frame must be SETTINGS (RFC 9113 section 3.4).
+    /// Returns whether the preface and the first frame are complete. That frame must be SETTINGS (RFC 9113 section
+    /// 3.4).
     pub fn has_begun(&self) -> bool {
         self.frames_begun > 1 || self.frames_begun == 1 && self.left == 0
     }

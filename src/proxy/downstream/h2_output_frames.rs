@@ -135,8 +135,8 @@ impl H2OutputFrames {
     }
 }
 
-/// Returns whether a header block is `:status` alone, with a value that is not in HPACK's static table (RFC 7541 section
-/// 6): that is the 431 without fields that `h2` sends if a head is too large.
+/// Returns whether a header block is `:status` alone, with a value that is not in HPACK's static table (RFC 7541
+/// section 6): that is the 431 without fields that `h2` sends if a head is too large.
 fn is_status_only(mut block: &[u8]) -> bool {
     // The last entry of the static table, and the first byte of a literal `:status`, with and without indexing.
     const STATIC: u8 = 61;

@@ -1,11 +1,11 @@
 //! Makes `h2` refuse pseudo-header fields in the trailers of a request.
 //!
-//! Trailers must not have pseudo-header fields (RFC 9113 section 8.1), but `h2` drops them and accepts the rest. It does
-//! refuse a header block in which a pseudo-header field follows a regular field. So [`H2Trailers`] puts a regular field
-//! before the client's fields: a HEADERS frame with trailers becomes HEADERS with that field, and CONTINUATION with the
-//! client's header block. These are two frames because a header block may begin with an HPACK table size update, which
-//! `h2` accepts at the beginning of a frame. Trailers in several frames are forwarded in one CONTINUATION: `h2` forgets
-//! the error in a frame that ends inside a field.
+//! Trailers must not have pseudo-header fields (RFC 9113 section 8.1), but `h2` drops them and accepts the rest. It
+//! does refuse a header block in which a pseudo-header field follows a regular field. So [`H2Trailers`] puts a
+//! regular field before the client's fields: a HEADERS frame with trailers becomes HEADERS with that field, and
+//! CONTINUATION with the client's header block. These are two frames because a header block may begin with an HPACK
+//! table size update, which `h2` accepts at the beginning of a frame. Trailers in several frames are forwarded in one
+//! CONTINUATION: `h2` forgets the error in a frame that ends inside a field.
 //!
 //! The field is `Host` without a value. Trailers must not have it either, so
 //! [`scrub_request_trailers`](crate::lane::scrub_request_trailers) removes it from all trailers.

@@ -4,8 +4,8 @@
 //! request's body is malformed, and hyper does not tell on which stream a request came. So [`RefusedHeads`] counts:
 //!
 //! 1. The header blocks that begin a stream, less the requests, are undecided.
-//! 2. A reset with REFUSED_STREAM is a refused head. So is a response whose only field is `:status`, which `h2` sends if
-//!    a head is too large. No request can get either.
+//! 2. A reset with REFUSED_STREAM is a refused head. So is a response whose only field is `:status`, which `h2` sends
+//!    if a head is too large. No request can get either.
 //! 3. Each other reset of such a stream is a refused head, as long as header blocks are undecided.
 //!
 //! Step 3 is taken at the end of a round: when hyper has done all that it can, and everything was written. Before that,
@@ -14,9 +14,9 @@
 //! For example, header blocks come on streams 3, 5 and 7, two become requests, and `h2` resets stream 5.
 //! One block is undecided, so the reset is a refused head. A later reset of stream 3 is none.
 //!
-//! A header block that continues in CONTINUATION frames may be refused before its end. For one request, a CONNECT with a
-//! body, hyper ends the connection without a frame (`hyper/src/proto/h2/server.rs`, "h2 connect request with non-zero
-//! body not supported"): it is found by the header block that is undecided when the connection ends.
+//! A header block that continues in CONTINUATION frames may be refused before its end. For one request, a CONNECT
+//! with a body, hyper ends the connection without a frame (`hyper/src/proto/h2/server.rs`, "h2 connect request with
+//! non-zero body not supported"): it is found by the header block that is undecided when the connection ends.
 //!
 //! Workaround: [hyper#3225](https://github.com/hyperium/hyper/issues/3225). Delete when hyper reports
 //! the heads that it refuses.
@@ -232,7 +232,8 @@ impl RefusedHeads {
         self.refused.push(refused);
     }
 
-    /// Notes the head of a response on `stream`. With `is_status_only`, `h2` sends it because a head is too large (431).
+    /// Notes the head of a response on `stream`. With `is_status_only`, `h2` sends it because a head is too large
+    /// (431).
     pub fn note_response(&mut self, stream: u32, is_status_only: bool) {
         if self.mark_answered(stream) && is_status_only {
             self.add_refused(RefusedHead::with_response(HeadRefusal::TooLarge));

@@ -10,8 +10,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// The most header blocks of a round that are kept. hyper passes fewer on in a round, but `h2` may drop any number after
-/// a GOAWAY.
+/// The most header blocks of a round that are kept. hyper passes fewer on in a round, but `h2` may drop any number
+/// after a GOAWAY.
 const MAX_BLOCKS: usize = 256;
 /// The most streams that are kept of those that `h2` reset.
 const MAX_RESET: usize = 64;
@@ -113,8 +113,8 @@ impl RequestStreams {
         }
     }
 
-    /// Ends the round. If some of its header blocks became no request, it is not known which, so that the streams of its
-    /// requests stay unknown.
+    /// Ends the round. If some of its header blocks became no request, it is not known which, so that the streams of
+    /// its requests stay unknown.
     pub fn end_round(&mut self) {
         let is_known = !std::mem::take(&mut self.is_round_unknown) && self.blocks.is_empty();
         self.blocks.clear();

@@ -59,8 +59,8 @@ mod tests {
         size_of::<F>()
     }
 
-    /// The future is moved several times before it runs, and each HTTP/1.1 connection reserves memory for one. So futures
-    /// that are seldom awaited in it must be boxed.
+    /// The future is moved several times before it runs, and each HTTP/1.1 connection reserves memory for one. So
+    /// futures that are seldom awaited in it must be boxed.
     #[test]
     fn the_future_of_a_request_is_small() {
         let size = future_size(answer_request);

@@ -112,8 +112,8 @@ impl CaRequest {
     }
 }
 
-/// Returns the page's URL, if the client used one of `names`. The page shows the URL as a QR code, which must not lead to
-/// another host.
+/// Returns the page's URL, if the client used one of `names`. The page shows the URL as a QR code, which must not
+/// lead to another host.
 fn page_url(uri: &Uri, headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> Option<String> {
     let sent = || headers.get(HOST)?.to_str().ok()?.parse::<Authority>().ok();
     let authority = uri.authority().cloned().or_else(sent)?;

@@ -24,8 +24,8 @@ pub struct ClientAuthorization {
 }
 
 impl ClientAuthorization {
-    /// Watches `client`, which `rules` permitted. Returns `None` if there is nothing to watch: the request has no client
-    /// of its own, or its client is that of the connection, which is checked with the connection.
+    /// Watches `client`, which `rules` permitted. Returns `None` if there is nothing to watch: the request has no
+    /// client of its own, or its client is that of the connection, which is checked with the connection.
     ///
     /// # Errors
     /// The rules have changed meanwhile and deny the client.

@@ -99,8 +99,9 @@ struct DeviceCheck {
 }
 
 impl DeviceCheck {
-    /// Checks the device of `request`. On the agent lane, the device is bound when the future completes, and released if
-    /// the gateway refuses the request. On the external lane, it is remembered when the gateway accepts the request.
+    /// Checks the device of `request`. On the agent lane, the device is bound when the future completes, and released
+    /// if the gateway refuses the request. On the external lane, it is remembered when the gateway accepts the
+    /// request.
     ///
     /// # Errors
     /// The reason of the refusal, for the close frame.

@@ -31,8 +31,8 @@ use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
 
 /// The result of forwarding a request.
 pub struct ForwardOutcome {
-    /// Whether an HTTP/1.1 connection must close, because it is not known whether the client's next bytes are the body of
-    /// this request or a new request.
+    /// Whether an HTTP/1.1 connection must close, because it is not known whether the client's next bytes are the
+    /// body of this request or a new request.
     pub must_close: bool,
     pub result: Result<Response<ResponseBody>, Error>,
 }
@@ -233,8 +233,8 @@ async fn send_to_gateway(
     ForwardOutcome { must_close, result }
 }
 
-/// Waits over HTTP/1.1 until all interim responses are written: they can't be written once hyper's buffer holds bytes of
-/// the final response. A client that does not read them is overdue after the stall timeout.
+/// Waits over HTTP/1.1 until all interim responses are written: they can't be written once hyper's buffer holds bytes
+/// of the final response. A client that does not read them is overdue after the stall timeout.
 async fn write_interims(handle: Option<RequestHandle>, record: &RequestRecord) {
     if let Some(handle) = handle.filter(|handle| !handle.is_h2() && handle.has_interims()) {
         record.guard().mark_pending(Instant::now());

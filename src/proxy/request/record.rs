@@ -51,8 +51,8 @@ pub struct RequestRecord {
     sent_counter: OnceLock<Counter>,
     has_body_ended: AtomicBool,
     end: OnceLock<RequestEnd>,
-    /// The permit, held until the response was sent: a client that does not read its response can't send another request
-    /// in its place.
+    /// The permit, held until the response was sent: a client that does not read its response can't send another
+    /// request in its place.
     permit: OnceLock<GatewayPermit>,
     request_id: Mutex<Option<String>>,
 }
@@ -227,8 +227,8 @@ impl RequestRecord {
         self.end() == RequestEnd::ClientStalled
     }
 
-    /// Returns how the request ends. The first of these that applies counts: the end that was set, a complete response, a
-    /// stream that the client does not read, a malformed body, the end of the connection.
+    /// Returns how the request ends. The first of these that applies counts: the end that was set, a complete
+    /// response, a stream that the client does not read, a malformed body, the end of the connection.
     fn end(&self) -> RequestEnd {
         if let Some(end) = self.end.get() {
             return *end;

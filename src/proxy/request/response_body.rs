@@ -30,9 +30,9 @@ pub struct Download {
     incoming: Incoming,
     /// Whether the response states the length of the body: over HTTP/1.1 such a body can't have trailers.
     has_stated_length: bool,
-    /// Whether an empty body claims to be of unknown length: hyper's HTTP/1.1 server drops the `Content-Length` of a 304
-    /// with an empty body (`hyper/src/proto/h1/role.rs`, "content-length value found, but empty body provided"). It
-    /// writes no body after a 304 in any case.
+    /// Whether an empty body claims to be of unknown length: hyper's HTTP/1.1 server drops the `Content-Length` of a
+    /// 304 with an empty body (`hyper/src/proto/h1/role.rs`, "content-length value found, but empty body provided").
+    /// It writes no body after a 304 in any case.
     hides_end: bool,
     upstream: Option<PooledConnection>,
     record: Arc<RequestRecord>,
@@ -69,9 +69,9 @@ pub enum BodyError {
 }
 
 impl ResponseBody {
-    /// Creates a body that passes on the gateway's body, which comes over `upstream`. That connection is returned to its
-    /// pool at the end of the body. With `hides_end`, hyper does not learn that the body is empty, so that it keeps the
-    /// `Content-Length`.
+    /// Creates a body that passes on the gateway's body, which comes over `upstream`. That connection is returned to
+    /// its pool at the end of the body. With `hides_end`, hyper does not learn that the body is empty, so that it
+    /// keeps the `Content-Length`.
     pub fn from_gateway(
         incoming: Incoming,
         upstream: PooledConnection,

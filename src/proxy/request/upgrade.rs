@@ -127,7 +127,8 @@ fn start_tunnel(
 ) {
     record.note_end(RequestEnd::Upgraded);
     context.set_refused_upgrade(None);
-    // An HTTP/2 connection must wait for the tunnels on its streams. Over HTTP/1.1 the tunnel takes the connection over.
+    // An HTTP/2 connection must wait for the tunnels on its streams. Over HTTP/1.1 the tunnel takes the connection
+    // over.
     let stream = options.is_h2.then(|| context.activity.begin_tunnel(record.guard()));
     let close_signal = options.close_signal.clone();
     let (number, peer) = (context.number, context.peer);

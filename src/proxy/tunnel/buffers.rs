@@ -13,8 +13,8 @@ pub const MAX_BLOCK: usize = 64 * 1024;
 const BLOCK_PART: usize = 16;
 /// The smallest block, in bytes.
 const MIN_BLOCK: usize = 4 * 1024;
-/// The number of blocks that hyper and `h2` hold of an HTTP/2 stream before a write has to wait: two in the channel to the
-/// stream's task, one in that task, one in `h2`.
+/// The number of blocks that hyper and `h2` hold of an HTTP/2 stream before a write has to wait: two in the channel
+/// to the stream's task, one in that task, one in `h2`.
 const BLOCKS_IN_H2: usize = 4;
 /// The bytes that `h2` holds of a stream besides these blocks (`max_send_buf_size`).
 const H2_BUFFER: usize = 64 * 1024;
@@ -42,8 +42,8 @@ pub struct BufferLease {
 }
 
 impl BufferLease {
-    /// Creates a lease of no bytes. `is_h2` is whether the direction writes to an HTTP/2 stream, which takes some blocks
-    /// before a write has to wait.
+    /// Creates a lease of no bytes. `is_h2` is whether the direction writes to an HTTP/2 stream, which takes some
+    /// blocks before a write has to wait.
     pub fn new(buffers: &Arc<TunnelBuffers>, is_h2: bool) -> Self {
         Self { buffers: Arc::clone(buffers), is_h2, held: 0 }
     }

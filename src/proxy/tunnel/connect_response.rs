@@ -8,8 +8,8 @@ use serde::Deserialize;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
-/// The most bytes of a message that are examined. A longer response is recognized by its beginning, which is the same in
-/// both versions of the gateway.
+/// The most bytes of a message that are examined. A longer response is recognized by its beginning, which is the same
+/// in both versions of the gateway.
 const MAX_EXAMINED: usize = 4096;
 /// The longest frame header, in bytes.
 const MAX_HEADER: usize = 14;

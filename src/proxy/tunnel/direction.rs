@@ -1,5 +1,5 @@
-//! One direction of a tunnel: reads from one side and writes to the other. The client's bytes pass a [`Gate`] if the first
-//! message must be checked.
+//! One direction of a tunnel: reads from one side and writes to the other. The client's bytes pass a [`Gate`] if the
+//! first message must be checked.
 
 use std::cell::RefCell;
 use std::io;

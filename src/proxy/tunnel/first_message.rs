@@ -116,8 +116,8 @@ pub struct FirstMessage {
 }
 
 impl FirstMessage {
-    /// Creates the state before the first byte. `check` checks the first message; with `objects_only`, only if the message
-    /// begins like a JSON object.
+    /// Creates the state before the first byte. `check` checks the first message; with `objects_only`, only if the
+    /// message begins like a JSON object.
     pub fn new(objects_only: bool, budget: Arc<FirstMessageBudget>, check: CheckMessage) -> Self {
         Self {
             held: Vec::new(),

@@ -1,7 +1,7 @@
 //! Holds back what a client sends after its first message until the gateway has answered that message.
 //!
-//! Until a `connect` has succeeded, the gateway handles messages concurrently. So it would also handle a second `connect`
-//! that follows the first one at once, although only the first one was checked.
+//! Until a `connect` has succeeded, the gateway handles messages concurrently. So it would also handle a second
+//! `connect` that follows the first one at once, although only the first one was checked.
 
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,8 +14,8 @@ use super::connect_response::GatewaySent;
 use super::first_message::{FirstMessage, FirstMessageLease, Verdict};
 use super::websocket_frames::{WebSocketFrames, policy_violation, protocol_error};
 
-/// The time for the client's first message, from its first byte or from the gateway's request for it. The gateway itself
-/// waits for as long.
+/// The time for the client's first message, from its first byte or from the gateway's request for it. The gateway
+/// itself waits for as long.
 const FIRST_MESSAGE_LIMIT: Duration = Duration::from_secs(15);
 /// The time for the gateway's answer to a `connect`. The gateway itself gives up after 15 s.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(30);

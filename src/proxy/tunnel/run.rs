@@ -21,8 +21,8 @@ use crate::proxy::close_signal::{CloseReason, CloseSignal, REVOKED_GRACE};
 use crate::proxy::lazy_timer::LazyTimer;
 use crate::proxy::upstream::readable_after_write_error::ReadableAfterWriteError;
 
-/// The time that a client has to close the tunnel after loopgate sent a close frame, after the gateway closed a WebSocket,
-/// or after the gateway closed another kind of tunnel and a write to it failed.
+/// The time that a client has to close the tunnel after loopgate sent a close frame, after the gateway closed a
+/// WebSocket, or after the gateway closed another kind of tunnel and a write to it failed.
 const TUNNEL_CLOSE_GRACE: Duration = Duration::from_secs(3);
 /// The time that the last bytes have to leave after either side broke off.
 const LAST_BYTES_GRACE: Duration = Duration::from_millis(50);
@@ -42,8 +42,8 @@ pub enum TunnelError {
     Broken(#[from] io::Error),
 }
 
-/// Returns the time that a WebSocket has to come to rest before it is closed for a shutdown. A function, because a reload
-/// may change the time while the tunnel is open.
+/// Returns the time that a WebSocket has to come to rest before it is closed for a shutdown. A function, because a
+/// reload may change the time while the tunnel is open.
 pub type RestLimit = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// The options of a tunnel.
@@ -127,7 +127,8 @@ enum TunnelStage {
     GatewayClosed {
         until: Instant,
     },
-    /// The client is refused or revoked: its bytes are not read any more. The close frame to it may leave until `until`.
+    /// The client is refused or revoked: its bytes are not read any more. The close frame to it may leave until
+    /// `until`.
     Rejecting {
         until: Instant,
     },
@@ -136,8 +137,8 @@ enum TunnelStage {
 /// The two streams of a tunnel, and the state of each direction.
 struct Tunnel<C, G> {
     client: C,
-    /// Stays readable after a failed write: a client that still sends to a gateway that has closed must get the last bytes
-    /// of the gateway.
+    /// Stays readable after a failed write: a client that still sends to a gateway that has closed must get the last
+    /// bytes of the gateway.
     gateway: ReadableAfterWriteError<G>,
     to_gateway: Direction,
     to_client: Direction,
@@ -216,8 +217,8 @@ where
                 return Poll::Ready(Ok(()));
             }
             self.note_bytes_moved();
-            // A WebSocket can't be half-closed (RFC 6455 section 7.1.1). If loopgate closed the client's side at once, a
-            // client that is still sending could lose the last frames, so it may close first.
+            // A WebSocket can't be half-closed (RFC 6455 section 7.1.1). If loopgate closed the client's side at
+            // once, a client that is still sending could lose the last frames, so it may close first.
             if to_client_done && (self.is_websocket || self.gateway.state().has_write_failed()) {
                 let until = match self.stage {
                     TunnelStage::GatewayClosed { until } => until,

@@ -1,4 +1,5 @@
-//! Finds the ends of WebSocket frames (RFC 6455 section 5.2), so that a close frame is not written inside another frame.
+//! Finds the ends of WebSocket frames (RFC 6455 section 5.2), so that a close frame is not written inside another
+//! frame.
 
 use std::io::Cursor;
 
@@ -76,8 +77,8 @@ impl WebSocketFrames {
         step
     }
 
-    /// Follows the next bytes up to the end of a message; returns how many these are. `None` if the message does not end
-    /// in `bytes`.
+    /// Follows the next bytes up to the end of a message; returns how many these are. `None` if the message does not
+    /// end in `bytes`.
     pub fn follow_message(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() && !self.is_lost {

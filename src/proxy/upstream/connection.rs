@@ -104,7 +104,8 @@ fn drive(connection: &mut Option<HttpConnection>, has_ended: &mut bool, drive_wa
     true
 }
 
-/// Calls `poll` with a waker that does nothing. Only the connection makes progress possible, and the same task drives it.
+/// Calls `poll` with a waker that does nothing. Only the connection makes progress possible, and the same task drives
+/// it.
 fn poll_unwoken<T>(poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
     poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -217,8 +218,8 @@ impl UpstreamConnection {
                         result.map_err(|(error, unsent)| unsent.map_or(SendError::Broken(error), SendError::Unsent)),
                     );
                 }
-                // If the budget of the task (`tokio::task::coop`) is spent, a response that is there is pending. So is the
-                // timer then, and it wakes the task.
+                // If the budget of the task (`tokio::task::coop`) is spent, a response that is there is pending. So
+                // is the timer then, and it wakes the task.
                 let (due, error) = timeout.deadline();
                 timer.poll_due(cx, Some(due)).map(|_| Err(error))
             })
@@ -268,8 +269,8 @@ impl UpstreamConnection {
         .await;
     }
 
-    /// Sets the time for which the connection may be idle to the one in the gateway's `Keep-Alive` field, less one second,
-    /// so that no request is sent just when the gateway closes.
+    /// Sets the time for which the connection may be idle to the one in the gateway's `Keep-Alive` field, less one
+    /// second, so that no request is sent just when the gateway closes.
     pub fn note_keep_alive(&mut self, headers: &HeaderMap) {
         let stated = headers.get(KEEP_ALIVE).and_then(|value| value.to_str().ok()).and_then(|value| {
             value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok())
@@ -279,8 +280,8 @@ impl UpstreamConnection {
         }
     }
 
-    /// Returns the socket after a `101`, and the bytes of the new protocol that hyper has read already. `None` if hyper's
-    /// connection was dropped, which does not happen after a response.
+    /// Returns the socket after a `101`, and the bytes of the new protocol that hyper has read already. `None` if
+    /// hyper's connection was dropped, which does not happen after a response.
     pub async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
         poll_fn(|cx| {
             self.drive(cx);
@@ -321,8 +322,8 @@ mod tests {
         GatewayRequest::new(head, RequestBody::empty(), OnInterim::default())
     }
 
-    /// Returns the result of an exchange with a gateway that answers or hangs up. In its poll number `poll`, `spent` units
-    /// of the task's budget are spent before.
+    /// Returns the result of an exchange with a gateway that answers or hangs up. In its poll number `poll`, `spent`
+    /// units of the task's budget are spent before.
     async fn exchange(answers: bool, poll: usize, spent: usize) -> Result<StatusCode, SendError> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

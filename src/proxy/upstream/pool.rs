@@ -118,8 +118,8 @@ impl Pool {
         Self { idle: Mutex::default(), shutdown: shutdown.clone() }
     }
 
-    /// Takes the most recently used connection along `route` that may still be used at `now`. The gateway may have closed
-    /// it meanwhile; then hyper does not send the request.
+    /// Takes the most recently used connection along `route` that may still be used at `now`. The gateway may have
+    /// closed it meanwhile; then hyper does not send the request.
     pub fn take(self: &Arc<Self>, route: GatewayRoute, now: Instant) -> Option<PooledConnection> {
         // Declared before the lock, so that expired connections are closed after it is released.
         let _expired;

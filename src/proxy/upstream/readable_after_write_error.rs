@@ -23,7 +23,8 @@ pub struct ReadableAfterWriteError<S> {
     state: Arc<StreamState>,
 }
 
-/// The state of a [`ReadableAfterWriteError`]. It is shared with the owner of hyper's connection, which owns the stream.
+/// The state of a [`ReadableAfterWriteError`]. It is shared with the owner of hyper's connection, which owns the
+/// stream.
 #[derive(Debug, Default)]
 pub struct StreamState {
     has_read: AtomicBool,

@@ -22,8 +22,8 @@ use crate::lane::{RequestRules, scrub_request_trailers};
 use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::shutdown::Shutdown;
 
-/// The longest time for which the body of a client that expects `100 Continue` is held back until the gateway sends that
-/// (RFC 9110 section 10.1.1).
+/// The longest time for which the body of a client that expects `100 Continue` is held back until the gateway sends
+/// that (RFC 9110 section 10.1.1).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// The time for which the rest of a body that the gateway does not want is read and discarded.
@@ -44,8 +44,8 @@ struct Upload {
     received: Counter,
     /// The state of the stream to the gateway, if the body has no stated length and is sent in chunks.
     chunked_stream: Option<Arc<StreamState>>,
-    /// The trailers, and the number of flushes of the stream when they came. They are sent after the next flush, when all
-    /// bytes that hyper had by then have left the process.
+    /// The trailers, and the number of flushes of the stream when they came. They are sent after the next flush, when
+    /// all bytes that hyper had by then have left the process.
     trailers: Option<(HeaderMap, u64)>,
 }
 
@@ -99,8 +99,9 @@ impl RequestBody {
     }
 }
 
-/// Reads and discards the rest of a body if the gateway answered and closed before its end. If loopgate stopped reading,
-/// hyper would reset the client's connection or stream, and many clients that are still sending would lose the response.
+/// Reads and discards the rest of a body if the gateway answered and closed before its end. If loopgate stopped
+/// reading, hyper would reset the client's connection or stream, and many clients that are still sending would lose
+/// the response.
 impl Drop for Upload {
     fn drop(&mut self) {
         let Some(mut incoming) = self.incoming.take() else { return };
@@ -188,8 +189,8 @@ impl Body for RequestBody {
 pub enum BrokenBody {
     #[error(transparent)]
     Hyper(hyper::Error),
-    /// The client reset the stream with NO_ERROR. hyper treats that as the end of the body (`hyper/src/body/incoming.rs`),
-    /// but only a server may end a stream in this way (RFC 9113 section 8.1).
+    /// The client reset the stream with NO_ERROR. hyper treats that as the end of the body
+    /// (`hyper/src/body/incoming.rs`), but only a server may end a stream in this way (RFC 9113 section 8.1).
     /// Workaround: delete when hyper's server reports an error.
     #[error("the client reset the stream")]
     Reset,
@@ -205,8 +206,8 @@ impl BrokenBody {
     }
 }
 
-/// Returns whether an error of reading a body was caused by the end of the connection, or by a reset of the stream by the
-/// client.
+/// Returns whether an error of reading a body was caused by the end of the connection, or by a reset of the stream by
+/// the client.
 fn is_caused_by_leaving(error: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<h2::Error>() {
         return error.is_io() || error.is_remote();

@@ -5,8 +5,8 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::proxy::error::Error;
 
-/// Checks the fields that state the body's length, and leaves at most one `Content-Length`, which is a number. hyper has
-/// decided by then how to read the body.
+/// Checks the fields that state the body's length, and leaves at most one `Content-Length`, which is a number. hyper
+/// has decided by then how to read the body.
 ///
 /// Workaround: hyper reads a body whose last coding is `chunked` as a chunked one, and a body with any other coding to
 /// the end of the connection. The other codings would be lost, since `Transfer-Encoding` is a hop-by-hop field. Delete

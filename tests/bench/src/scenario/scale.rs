@@ -324,7 +324,8 @@ pub fn report(results: &Results) -> String {
     report
 }
 
-/// The changes that take more than [`FLAT`] times their base, of the first build; empty if the scenario was not measured.
+/// The changes that take more than [`FLAT`] times their base, of the first build; empty if the scenario was not
+/// measured.
 pub fn summary(results: &Results) -> String {
     let Some(build) = results.peers_of(Scenario::Scale).first().copied() else { return String::new() };
     let above: Vec<_> = ratios(results, build)
