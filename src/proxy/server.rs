@@ -88,7 +88,8 @@ impl Proxy {
     /// Starts the task that checks open connections again at each change of the view, until `shutdown` begins. That
     /// shutdown must begin only after the connections have ended. Must be called within a Tokio runtime.
     pub fn spawn_recheck(&self, shutdown: &Shutdown) {
-        shutdown.spawn(recheck_on_changes(Arc::clone(&self.shared), shutdown.clone()));
+        shutdown.spawn(recheck_on_view_changes(Arc::clone(&self.shared), shutdown.clone()));
+        shutdown.spawn(close_idle_upstreams(Arc::clone(&self.shared), shutdown.clone()));
     }
 
     /// Returns whether a connection from `peer` may get the agent lane.
@@ -163,10 +164,9 @@ impl Proxy {
     }
 }
 
-/// Checks open connections again after each change of the view, and closes idle connections to the gateway.
-async fn recheck_on_changes(shared: Arc<Shared>, shutdown: Shutdown) {
+/// Checks open connections again after each change of the view.
+async fn recheck_on_view_changes(shared: Arc<Shared>, shutdown: Shutdown) {
     let mut view = shared.view.clone();
-    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tokio::select! {
             () = shutdown.wait_until_begun() => return,
@@ -174,7 +174,17 @@ async fn recheck_on_changes(shared: Arc<Shared>, shutdown: Shutdown) {
                 Ok(()) => shared.recheck_lanes_and_caps(),
                 Err(_) => return,
             },
-            _ = sweep.tick() => shared.upstream.close_idle(),
+        }
+    }
+}
+
+/// Closes connections to the gateway that have been idle for too long.
+async fn close_idle_upstreams(shared: Arc<Shared>, shutdown: Shutdown) {
+    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        tokio::select! {
+            () = shutdown.wait_until_begun() => return,
+            _ = interval.tick() => shared.upstream.close_idle(),
         }
     }
 }
