@@ -163,7 +163,7 @@ impl Devices {
     ///
     /// # Errors
     /// The reason why the device may not be used on this lane.
-    pub fn check(&self, device: &str, agent: Option<&str>) -> Result<(), DeviceRefusal> {
+    pub fn check_may_connect(&self, device: &str, agent: Option<&str>) -> Result<(), DeviceRefusal> {
         if device.is_empty()
             || device.len() > MAX_ID
             || !device.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))

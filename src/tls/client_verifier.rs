@@ -46,7 +46,7 @@ pub fn register(registry: &mut Registry) {
 }
 
 /// Returns the number of signatures that were checked in client certificates since the start of the process.
-pub fn signature_checks() -> u64 {
+pub fn signature_check_count() -> u64 {
     SIGNATURE_CHECKS.get()
 }
 

@@ -11,7 +11,7 @@ mod read_ahead;
 mod server;
 
 pub use client_ca::{ClientAuthorities, Error as ClientCaError};
-pub use client_verifier::{register, signature_checks};
+pub use client_verifier::{register, signature_check_count};
 pub(crate) use provider::provider;
 pub use read_ahead::ReadAhead;
 pub use server::{ENROLMENT_ALPN, Error, Handshake, Stream, TlsServerConfig, accept};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use loopgate::config::Config;
-use loopgate::tls::signature_checks;
+use loopgate::tls::signature_check_count;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
@@ -95,7 +95,7 @@ async fn hostile_chains_are_refused_with_few_signature_checks_and_do_not_delay_a
         names
     };
     let own = named(ca.subject().iter_common_name().next().unwrap().as_str().unwrap());
-    let before = signature_checks();
+    let before = signature_check_count();
     let mut handshakes = 0;
     for name in [own, named("unknown CA")] {
         for intermediates in [1, 3, 4, 10, 60] {
@@ -113,7 +113,7 @@ async fn hostile_chains_are_refused_with_few_signature_checks_and_do_not_delay_a
     }
     assert!(harness.gateway.requests().is_empty(), "a hostile client reached the gateway");
     // Other tests of this process verify some certificates at the same time.
-    let checks = signature_checks() - before;
+    let checks = signature_check_count() - before;
     assert!(checks <= 2 * handshakes + 200, "{checks} signatures were checked in {handshakes} handshakes");
     let answer =
         tokio::time::timeout(Duration::from_secs(5), harness.h1(AGENT).await.ask(request("GET /", ""))).await.unwrap();

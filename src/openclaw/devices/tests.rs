@@ -11,22 +11,26 @@ fn user(name: &str, container: Option<&str>) -> DeviceUser {
 fn a_device_belongs_to_the_lane_that_it_was_first_accepted_on() {
     let directory = tempfile::tempdir().unwrap();
     let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
-    assert_eq!(devices.check(A, None), Ok(()));
+    assert_eq!(devices.check_may_connect(A, None), Ok(()));
     drop(devices.bind(A, &user("builder", None)));
     devices.remember_external(B);
     drop(devices.bind(B, &user("builder", None)));
     let bound = Err(DeviceRefusal::Bound { device: A.into(), agent: "builder".into() });
     for devices in [&devices, &Arc::new(Devices::open(directory.path(), None).unwrap())] {
         assert_eq!(
-            (devices.check(A, None), devices.check(A, Some("other")), devices.check(B, None)),
+            (
+                devices.check_may_connect(A, None),
+                devices.check_may_connect(A, Some("other")),
+                devices.check_may_connect(B, None)
+            ),
             (bound.clone(), Ok(()), Ok(()))
         );
     }
     assert!(release(directory.path(), &["b".into()]).is_err(), "it is not bound");
     release(directory.path(), &[A[..12].into()]).unwrap();
-    assert_eq!(devices.check(A, None), Ok(()), "the file is read again");
+    assert_eq!(devices.check_may_connect(A, None), Ok(()), "the file is read again");
     drop(devices.bind(A, &user("builder", None)));
-    assert_eq!(devices.check(A, None), Ok(()), "a released device is not bound again");
+    assert_eq!(devices.check_may_connect(A, None), Ok(()), "a released device is not bound again");
     assert!(release(directory.path(), &[A.into()]).unwrap_err().to_string().contains("no bound device"));
 }
 
@@ -36,7 +40,7 @@ fn only_a_refusal_frees_a_device_and_only_if_no_other_connection_uses_it() {
     let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
     let bind = |device| devices.bind(device, &user("builder", None)).unwrap();
     let is_bound = |device: &str| {
-        let bound = devices.check(device, None).is_err();
+        let bound = devices.check_may_connect(device, None).is_err();
         assert_eq!(read(directory.path()).unwrap().contains_key(device), bound, "the file says the same");
         bound
     };
@@ -64,8 +68,8 @@ fn the_gateways_own_device_is_never_bound() {
     let devices = Arc::new(Devices::open(directory.path(), Some(gateway.path())).unwrap());
     drop(devices.bind(A, &user("cli", None)));
     drop(devices.bind(B, &user("cli", None)));
-    assert_eq!(devices.check(A, None), Ok(()));
-    assert!(devices.check(B, None).is_err());
+    assert_eq!(devices.check_may_connect(A, None), Ok(()));
+    assert!(devices.check_may_connect(B, None).is_err());
 }
 
 #[test]
@@ -76,11 +80,11 @@ fn an_agent_with_too_many_devices_gets_no_further_one() {
         .collect();
     std::fs::write(directory.path().join(FILE), serde_json::to_vec(&table).unwrap()).unwrap();
     let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
-    assert_eq!(devices.check("new", Some("a")), Err(DeviceRefusal::TooMany));
-    assert_eq!(devices.check("d7", Some("a")), Ok(()));
-    assert_eq!((devices.check("new", Some("b")), devices.check("new", None)), (Ok(()), Ok(())));
-    assert_eq!(devices.check("", None), Err(DeviceRefusal::Malformed));
-    assert_eq!(devices.check(&"a".repeat(MAX_ID + 1), Some("b")), Err(DeviceRefusal::Malformed));
+    assert_eq!(devices.check_may_connect("new", Some("a")), Err(DeviceRefusal::TooMany));
+    assert_eq!(devices.check_may_connect("d7", Some("a")), Ok(()));
+    assert_eq!((devices.check_may_connect("new", Some("b")), devices.check_may_connect("new", None)), (Ok(()), Ok(())));
+    assert_eq!(devices.check_may_connect("", None), Err(DeviceRefusal::Malformed));
+    assert_eq!(devices.check_may_connect(&"a".repeat(MAX_ID + 1), Some("b")), Err(DeviceRefusal::Malformed));
 }
 
 #[test]
@@ -89,9 +93,9 @@ fn a_damaged_file_frees_no_device_and_is_not_overwritten() {
     let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
     drop(devices.bind(A, &user("builder", None)));
     std::fs::write(directory.path().join(FILE), "{").unwrap();
-    assert!(devices.check(A, None).is_err());
+    assert!(devices.check_may_connect(A, None).is_err());
     drop(devices.bind(B, &user("builder", None)));
-    assert!(devices.check(B, None).is_err(), "it holds in memory");
+    assert!(devices.check_may_connect(B, None).is_err(), "it holds in memory");
     assert_eq!(std::fs::read_to_string(directory.path().join(FILE)).unwrap(), "{");
     assert!(Devices::open(directory.path(), None).is_err());
 }
@@ -117,7 +121,7 @@ fn a_device_has_the_containers_that_used_it_until_they_are_forgotten() {
     both(&[(A, &["two"])]);
     devices.forget_containers(&["two".to_owned()].into()).unwrap();
     both(&[]);
-    assert!(devices.check(A, None).is_err(), "it stays bound");
+    assert!(devices.check_may_connect(A, None).is_err(), "it stays bound");
     drop(devices.bind(A, &user("builder", Some("three"))));
     both(&[(A, &["three"])]);
     for number in 0..2 * MAX_CONTAINERS {

@@ -305,7 +305,7 @@ impl RequestHandle {
 
     /// Returns whether `h2` reset the request's stream because of what the client sent; `false` if
     /// the stream is not known.
-    pub fn was_reset(&self) -> bool {
+    pub fn was_reset_by_h2(&self) -> bool {
         let State { streams, .. } = &*self.head_tracker.state();
         streams.is_known(self.number) && streams.was_reset(self.stream)
     }

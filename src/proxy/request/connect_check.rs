@@ -119,7 +119,7 @@ impl DeviceCheck {
         let checked = if agent.is_some() && !has_matching_id {
             Err(DeviceRefusal::Mismatch)
         } else {
-            devices.check(&device, agent.as_ref().map(|agent| agent.name.as_str()))
+            devices.check_may_connect(&device, agent.as_ref().map(|agent| agent.name.as_str()))
         };
         match checked {
             Ok(()) => {}

@@ -124,7 +124,7 @@ impl RequestRecord {
 
     /// Notes that the response has begun, with this status.
     pub fn note_response(&self, status: u16) {
-        if self.handle.is_h2() && (self.handle.is_connection_closing() || self.handle.was_reset()) {
+        if self.handle.is_h2() && (self.handle.is_connection_closing() || self.handle.was_reset_by_h2()) {
             // The response does not reach the client.
             return;
         }
@@ -239,7 +239,7 @@ impl RequestRecord {
         if self.guard.is_stream_stalled() {
             return RequestEnd::ClientStalled;
         }
-        if self.handle.is_h2() && self.handle.was_reset() {
+        if self.handle.is_h2() && self.handle.was_reset_by_h2() {
             return RequestEnd::BadBody;
         }
         self.context.end_of_open_requests()

@@ -97,7 +97,11 @@ impl fmt::Debug for UpstreamConnection {
 }
 
 /// Polls `connection` if it was woken; returns whether it was.
-fn drive(connection: &mut Option<HttpConnection>, has_ended: &mut bool, drive_waker: &DriveWaker) -> bool {
+fn poll_connection_if_woken(
+    connection: &mut Option<HttpConnection>,
+    has_ended: &mut bool,
+    drive_waker: &DriveWaker,
+) -> bool {
     let Some(mut cx) = drive_waker.take() else { return false };
     *has_ended =
         *has_ended || connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(&mut cx).is_ready());
@@ -204,7 +208,7 @@ impl UpstreamConnection {
             let mut response = pin!(response);
             poll_fn(|cx| {
                 let result = drive_waker.poll(cx, || {
-                    drive(connection, has_ended, drive_waker);
+                    poll_connection_if_woken(connection, has_ended, drive_waker);
                     let result = poll_unwoken(|cx| response.as_mut().poll(cx));
                     if result.is_ready() || !*has_ended {
                         return result;
@@ -232,7 +236,7 @@ impl UpstreamConnection {
         let Self { connection, has_ended, drive_waker, .. } = self;
         drive_waker.set_woken();
         let _ = drive_waker.poll(cx, || {
-            drive(connection, has_ended, drive_waker);
+            poll_connection_if_woken(connection, has_ended, drive_waker);
             Poll::<()>::Pending
         });
     }
@@ -245,10 +249,10 @@ impl UpstreamConnection {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Self { connection, has_ended, drive_waker, .. } = self;
         drive_waker.poll(cx, || {
-            drive(connection, has_ended, drive_waker);
+            poll_connection_if_woken(connection, has_ended, drive_waker);
             let frame = poll_unwoken(|cx| Pin::new(&mut *incoming).poll_frame(cx));
             // The poll may have woken the connection, which then has a place for the next frame.
-            if frame.is_pending() && drive(connection, has_ended, drive_waker) {
+            if frame.is_pending() && poll_connection_if_woken(connection, has_ended, drive_waker) {
                 return poll_unwoken(|cx| Pin::new(&mut *incoming).poll_frame(cx));
             }
             frame
