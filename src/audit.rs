@@ -164,8 +164,9 @@ impl EventLimits {
         counted
             .map(|([kind, reason, lane, outcome], (_, left_out))| {
                 let count = std::mem::take(left_out);
-                let mut line =
-                    json!({"time": current_timestamp(), "kind": "left_out", "of": kind, "reason": reason, "count": count});
+                let mut line = json!({
+                    "time": current_timestamp(), "kind": "left_out", "of": kind, "reason": reason, "count": count,
+                });
                 for (name, value) in
                     [("lane", lane), ("outcome", outcome)].into_iter().filter(|(_, value)| !value.is_empty())
                 {

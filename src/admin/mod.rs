@@ -95,7 +95,10 @@ impl Admin {
                         result = timeout(CONNECTION_TIMEOUT, connection) => match result {
                             Ok(Ok(())) => {}
                             Ok(Err(error)) => debug!(%peer, %error, "admin connection failed"),
-                            Err(_) => debug!(%peer, limit = ?CONNECTION_TIMEOUT, "closed an admin connection that took too long"),
+                            Err(_) => {
+                                let limit = CONNECTION_TIMEOUT;
+                                debug!(%peer, ?limit, "closed an admin connection that took too long");
+                            }
                         },
                         () = closing.wait_until_begun() => {}
                     }

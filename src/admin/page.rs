@@ -105,7 +105,9 @@ fn render_traffic(status: &Status) -> Markup {
                 }
                 dt { "Agent lane" } dd { (format_count(status.lanes.agent, "connection")) }
                 dt { "External lane" } dd { (format_count(status.lanes.external, "connection")) }
-                @if let Some(sandbox) = &status.sandbox { dt { "Sandbox" } dd .fair[sandbox.problem.is_some()] { (sandbox.text()) } }
+                @if let Some(sandbox) = &status.sandbox {
+                    dt { "Sandbox" } dd .fair[sandbox.problem.is_some()] { (sandbox.text()) }
+                }
             }
         }
     }
@@ -122,7 +124,10 @@ fn render_certificate(certificate: &Certificate) -> Markup {
                 dt { "Expires" }
                 dd .bad[left <= 0] .warning[left > 0 && left < EXPIRES_SOON_SECONDS] {
                     time datetime=(certificate.not_after) { (format_to_minute(&certificate.not_after)) }
-                    @match u64::try_from(left) { Ok(left) => { ", in " (format_seconds(left)) } Err(_) => ", has expired" }
+                    @match u64::try_from(left) {
+                        Ok(left) => { ", in " (format_seconds(left)) }
+                        Err(_) => ", has expired"
+                    }
                 }
                 dt { "Fingerprint" } dd { code .long { (certificate.fingerprint) } }
                 dt { "Public key" } dd { code .long { "sha256//" (certificate.public_key) } }
@@ -176,7 +181,9 @@ fn render_agents(status: &Status) -> Markup {
                 div .scroll {
                     table {
                         thead {
-                            tr { th { (heading) } th { "Addresses" } th { "Proof" } th { "Scopes" } th { "Connections" } }
+                            tr {
+                                th { (heading) } th { "Addresses" } th { "Proof" } th { "Scopes" } th { "Connections" }
+                            }
                         }
                         tbody {
                             @for agent in &status.agents {

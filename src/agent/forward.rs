@@ -60,7 +60,10 @@ impl LocalForwarder {
                     Ok((local, peer)) => {
                         let (forwarder, stop) = (self.clone(), shutdown.clone());
                         shutdown.spawn(async move {
-                            tokio::select! { () = stop.wait_until_begun() => {}, () = forwarder.forward(local, peer) => {} }
+                            tokio::select! {
+                                () = stop.wait_until_begun() => {}
+                                () = forwarder.forward(local, peer) => {}
+                            }
                             drop(permit);
                         });
                     }

@@ -148,8 +148,10 @@ fn restrict_writes(config: &Config) -> Result<(), String> {
                 }
                 Err(error) => {
                     let path = directory.display();
-                    warn!(option, %path, %error, "sandbox: can't open this directory, so loopgate can't write to it until \
-                                                  it is restarted");
+                    warn!(
+                        option, %path, %error,
+                        "sandbox: can't open this directory, so loopgate can't write to it until it is restarted"
+                    );
                 }
             }
         }

@@ -195,7 +195,8 @@ fn judge_wide_networks(config: &Config, report: &mut Report) {
 fn judge_plain_http(config: &Config, report: &mut Report) {
     for on in config.listen.plain.iter().filter(|on| on.exact().is_none_or(|ip| !ip.is_loopback())) {
         let remedy = Remedy::words(
-            "let the proxy speak TLS to listen.on if it can; else give the two a network that no other container or host is on",
+            "let the proxy speak TLS to listen.on if it can; else give the two a network that no other container or \
+             host is on",
         );
         report.add_finding(&kind::PLAIN_HTTP, format!("listen.plain has {on}"), remedy);
     }

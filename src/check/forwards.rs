@@ -38,7 +38,8 @@ pub fn judge(seen: &[Observation], report: &mut Report) {
             None => report.add_passed("forward", format!("{target} answers (--forward {forward})")),
             Some(error) => {
                 let remedy = Remedy::words(
-                    "start what listens there, in the gateway's network namespace and on loopback, or take the port out of listen.forward",
+                    "start what listens there, in the gateway's network namespace and on loopback, or take the port \
+                     out of listen.forward",
                 );
                 report.add_finding(&kind::FORWARD_DOWN, format!("{target}: {error} (--forward {forward})"), remedy);
             }

@@ -257,7 +257,8 @@ mod tests {
                 &["trusted-proxy-token"],
             ),
             (
-                "{gateway: {auth: {mode: 'trusted-proxy', trustedProxy: {allowLoopback: true}}, trustedProxies: ['127.0.0.2']}}",
+                "{gateway: {auth: {mode: 'trusted-proxy', trustedProxy: {allowLoopback: true}}, \
+                 trustedProxies: ['127.0.0.2']}}",
                 &[],
             ),
             (
@@ -288,12 +289,13 @@ mod tests {
         assert_findings(&[
             ("{gateway: {auth: {trustedProxy: {userHeader: 'X-Forwarded-User'}}, trustedProxies: ['127.0.0.2']}}", &[]),
             (
-                "{gateway: {auth: {trustedProxy: {userHeader: 'x-authenticated-user'}}, trustedProxies: ['127.0.0.2']}}",
+                "{gateway: {auth: {trustedProxy: {userHeader: 'x-authenticated-user'}}, \
+                 trustedProxies: ['127.0.0.2']}}",
                 &[],
             ),
             (
-                "{gateway: {auth: {trustedProxy: {userHeader: 'x-forwarded-user', requiredHeaders: ['x-forwarded-proto']}}, \
-                 trustedProxies: ['127.0.0.2']}}",
+                "{gateway: {auth: {trustedProxy: {userHeader: 'x-forwarded-user', \
+                 requiredHeaders: ['x-forwarded-proto']}}, trustedProxies: ['127.0.0.2']}}",
                 &[],
             ),
             (
@@ -301,8 +303,8 @@ mod tests {
                 &["identity-header-open"],
             ),
             (
-                "{gateway: {auth: {trustedProxy: {userHeader: 'x-user', requiredHeaders: ['x-proxy-secret', 'x-kept-user']}}, \
-                 trustedProxies: ['127.0.0.2']}}",
+                "{gateway: {auth: {trustedProxy: {userHeader: 'x-user', \
+                 requiredHeaders: ['x-proxy-secret', 'x-kept-user']}}, trustedProxies: ['127.0.0.2']}}",
                 &["identity-header-open", "identity-header-open"],
             ),
         ]);

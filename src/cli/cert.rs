@@ -53,7 +53,13 @@ pub enum Command {
         #[arg(long, value_name = "FILE", conflicts_with = "name")]
         password_file: Option<PathBuf>,
         /// Encryption of the PKCS#12 file: 3des, which every system imports, or aes256 for systems that refuse it
-        #[arg(long, value_name = "WORD", default_value = "3des", conflicts_with = "name", value_parser = encryption_parser())]
+        #[arg(
+            long,
+            value_name = "WORD",
+            default_value = "3des",
+            conflicts_with = "name",
+            value_parser = encryption_parser()
+        )]
         encryption: Encryption,
         /// How long it is valid, 397 days at most
         #[arg(long, value_name = "DURATION", default_value = "90days", value_parser = parse::issued_certificate_life)]

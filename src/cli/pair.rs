@@ -38,7 +38,14 @@ pub struct Args {
     #[arg(long)]
     create_only: bool,
     /// Wait until the gateway answers, for at most this long
-    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "5m", value_parser = parse::duration)]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "5m",
+        value_parser = parse::duration
+    )]
     wait: Option<Duration>,
     /// If the gateway wants an approval, let a second device give it, which exists for that time
     /// only. For the gateway's own device, which 2026.2.19 leaves without the right to approve

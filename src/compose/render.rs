@@ -265,7 +265,8 @@ fn loopgate_service(plan: &Plan) -> Node {
 /// Returns the value of the variable with the gateway's token, which loopgate needs for pairing.
 fn token_variable(plan: &Plan) -> Node {
     let mut note = vec![
-        "Pairs the gateway's own device, which 2026.2 needs. Empty: the token is read from the gateway's openclaw.json.",
+        "Pairs the gateway's own device, which 2026.2 needs. Empty: the token is read from the gateway's \
+         openclaw.json.",
     ];
     if plan.sign_in.is_none() {
         note.push(

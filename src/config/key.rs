@@ -287,7 +287,8 @@ const AGENTS: &[Key] = &[
         "agents.unpair",
         Switch,
         Some("false"),
-        "Remove the pairing of an agent's devices at the gateway once its container, or pod, is removed; needs --token-file, and Docker or Kubernetes",
+        "Remove the pairing of an agent's devices at the gateway once its container, or pod, is removed; needs \
+         --token-file, and Docker or Kubernetes",
     ),
     Key::new(
         "agent-certificate-life",

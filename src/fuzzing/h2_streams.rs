@@ -412,6 +412,7 @@ fn check_frames(mut bytes: &[u8]) -> usize {
 mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use proptest::sample::select;
 
     use super::*;
 
@@ -430,13 +431,13 @@ mod tests {
         }
 
         #[test]
-        fn every_valid_request_gets_its_own(acts in vec(proptest::sample::select(vec![0_u8, 4, 132, 136]), 1..4), size: u8) {
+        fn every_valid_request_gets_its_own(acts in vec(select(vec![0_u8, 4, 132, 136]), 1..4), size: u8) {
             let outcome = run(&[vec![size], acts.clone()].concat());
             prop_assert!(outcome.hints >= acts.len(), "{:?}", outcome);
         }
 
         #[test]
-        fn every_head_is_a_request_or_refused(acts in vec(proptest::sample::select(vec![0_u8, 3, 4, 5, 6, 133]), 1..5), size: u8) {
+        fn every_head_is_a_request_or_refused(acts in vec(select(vec![0_u8, 3, 4, 5, 6, 133]), 1..5), size: u8) {
             let outcome = run(&[vec![size], acts.clone()].concat());
             let kinds = [HeadRefusal::Malformed, HeadRefusal::TooLarge];
             let refused = kinds.map(|kind| outcome.refused.iter().filter(|refused| **refused == kind).count());

@@ -49,7 +49,10 @@ async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Resul
             pending.filter(|request| request["deviceId"] == id && could_be_loopgates(request)).cloned().collect();
         for request in requests {
             connection.call("device.pair.approve", json!({ "requestId": request["requestId"] })).await?;
-            info!(device = id, scopes = %request["scopes"], "approved a device's request, with a second device made for this");
+            info!(
+                device = id, scopes = %request["scopes"],
+                "approved a device's request, with a second device made for this"
+            );
         }
         Ok(())
     }

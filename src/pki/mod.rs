@@ -5,8 +5,8 @@
 //! | --- | --- |
 //! | `offline`, `service` | the operations of `loopgate cert` on files; the certificate of a running sidecar |
 //! | `rotation`, `source` | renewing the certificate, and following changes of its files |
-//! | `managed`, `provided`, `plan` | the certificate that loopgate issues; the operator's pair; when to issue a new one |
-//! | `authority`, `template`, `constraints`, `revocation` | the CA, the contents of certificates, name constraints, revoked serial numbers |
+//! | `managed`, `provided`, `plan` | the certificate that loopgate issues; the operator's pair; when to issue one |
+//! | `authority`, `template`, `constraints`, `revocation` | the CA; contents of certificates; revoked ones |
 //! | `served_ca` | the CA's certificate in the formats in which devices install it |
 //! | `state_dir`, `pem`, `pkcs12` | atomic writes and locks; file formats |
 //! | `certificate`, `chain`, `name`, `pin`, `identity`, `loaded`, `error` | values, and parsing of certificates |

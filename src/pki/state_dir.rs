@@ -69,7 +69,8 @@ impl StateDir {
         if let Some(why) = other_writers(metadata.mode(), metadata.uid(), us) {
             tracing::warn!(
                 path = %self.path.display(), reason = why,
-                "other users can replace the keys in the state directory; make loopgate's user its owner and run chmod 700"
+                "other users can replace the keys in the state directory; make loopgate's user its owner and run \
+                 chmod 700"
             );
         }
     }

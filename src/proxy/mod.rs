@@ -5,7 +5,7 @@
 //! | `server` | the interface for `app`: accepts connections, takes new configurations, lists connections |
 //! | `connection` | one connection, from accept to its last byte |
 //! | `request` | one request: checked, sent to the gateway, answered or upgraded |
-//! | `connection_context`, `shared` | the data that the requests of a connection share, and that all connections share |
+//! | `connection_context`, `shared` | what the requests of a connection share; what all connections share |
 //! | `registry`, `tunnel` | the open connections, and which of them must close; the bytes after a `101` |
 //! | `upstream` | connections to the gateway, and the limits on concurrent requests there |
 //! | `downstream` | the bytes of a client's connection, below hyper |

@@ -105,8 +105,8 @@ fn each_problem_of_an_address_is_one_line_that_names_the_option() {
         ),
         (
             &["listen-plain=10.0.0.5:18443", "trusted-proxy=172.18.0.2"],
-            "--listen-plain: 10.0.0.5:18443 of --listen-plain could take the address and port of bridge:18443 (--listen): \
-             give each a port of its own",
+            "--listen-plain: 10.0.0.5:18443 of --listen-plain could take the address and port of bridge:18443 \
+             (--listen): give each a port of its own",
         ),
     ]);
 }

@@ -424,7 +424,8 @@ proptest! {
         });
         let issuer = if ours { Issuer::Loopgate } else { Issuer::Operator };
         let not_after = if expired { NOW } else { NOW + 1 };
-        let certificate = Certificate { issuer, not_after, ..loopgate_certificate(&format!("spiffe://loopgate.local/{id}")) };
+        let uri = format!("spiffe://loopgate.local/{id}");
+        let certificate = Certificate { issuer, not_after, ..loopgate_certificate(&uri) };
         let peer = if attested { "172.18.0.4" } else { "172.18.0.3" };
         let evidence = Evidence { certificate: shows.then_some(certificate), ..evidence_from(peer) };
         let why = why_external(&evidence, &view(), &policy, NOW);

@@ -439,7 +439,8 @@ proptest! {
         let Ok(request) = request.body(()) else { return Ok(()) };
         let (parts, ()) = request.into_parts();
         let lane = lane_of(if trusted { "10.0.0.5" } else { "172.18.0.9" }, &rules);
-        let Ok(head) = GatewayHead::new(parts, &lane, &rules, &gateway(), None, &BTreeSet::new()) else { return Ok(()) };
+        let names = BTreeSet::new();
+        let Ok(head) = GatewayHead::new(parts, &lane, &rules, &gateway(), None, &names) else { return Ok(()) };
         prop_assert_eq!(head.route().source, Ipv4Addr::new(127, 0, 0, 2));
         let request = head.into_request(());
         for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST] {

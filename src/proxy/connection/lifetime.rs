@@ -217,7 +217,10 @@ where
             }
             // hyper closes it without a frame, and with it all other requests (see `refused_heads`).
             Ok(()) if self.context.head_tracker.note_clean_end() => {
-                info!(connection, %peer, "closed the connection and all its requests: the client sent a CONNECT with a body");
+                info!(
+                    connection, %peer,
+                    "closed the connection and all its requests: the client sent a CONNECT with a body"
+                );
             }
             Ok(()) => {}
         }

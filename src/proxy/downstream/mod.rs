@@ -7,7 +7,7 @@
 //! | `transport` | the socket below it: over TLS, or plain TCP |
 //! | `activity` | what the connection is doing, for its deadlines |
 //! | `h1_request_guard` | finds HTTP/1.1 requests that state their length twice |
-//! | `h1_refusal`, `refused_heads` | heads that hyper refuses before there is a request: the response's body; the log line and the count |
+//! | `h1_refusal`, `refused_heads` | heads that hyper refuses: the response's body; the log line and the count |
 //! | `h2_frame_head` | parses the heads of HTTP/2 frames |
 //! | `h2_flood_guard` | limits HTTP/2 control frames |
 //! | `head_tracker`, `interim_queue`, `h2_output_frames` | write interim responses (1xx) between hyper's bytes |

@@ -50,7 +50,8 @@ pub fn error_response(
         );
         "text/html; charset=utf-8"
     } else {
-        let body = serde_json::json!({"error": {"type": error.label(), "message": error.client_text(), "request_id": request_id}});
+        let (label, message) = (error.label(), error.client_text());
+        let body = serde_json::json!({"error": {"type": label, "message": message, "request_id": request_id}});
         let _ = writeln!(text, "{body}");
         "application/json"
     };

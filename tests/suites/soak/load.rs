@@ -124,7 +124,8 @@ pub async fn run_http_client(load: Arc<Load>, client: TlsClient, alpn: &'static 
                             let (load, mut sender) = (&load, sender.clone());
                             async move {
                                 let (number, request) = next_request(load, "https://localhost");
-                                load.verify("h2", &load.requests, check_response(number, sender.send_request(request))).await
+                                let response = check_response(number, sender.send_request(request));
+                                load.verify("h2", &load.requests, response).await
                             }
                         });
                         join_all(four).await;
