@@ -227,7 +227,7 @@ impl GatewayHead {
     }
 
     /// Replaces the client's trace context (`traceparent`) by `trace`.
-    pub fn set_trace(&mut self, trace: &Trace) {
+    pub fn set_trace_context(&mut self, trace: &Trace) {
         trace.write(&mut self.parts.headers);
     }
 

@@ -95,8 +95,8 @@ enum ReadOutcome {
 }
 
 impl Observer {
-    /// Follows bytes that were read from the client.
-    fn follow_read(&mut self, bytes: &mut [u8]) -> ReadOutcome {
+    /// Observes bytes that were read from the client.
+    fn observe_read(&mut self, bytes: &mut [u8]) -> ReadOutcome {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, .. } => {
                 let mut raw = Vec::new();
@@ -138,8 +138,8 @@ impl Observer {
         }
     }
 
-    /// Follows the first `count` bytes of `bufs`, which hyper wrote.
-    fn follow_written(&mut self, bufs: &[IoSlice<'_>], mut count: usize) {
+    /// Observes the first `count` bytes of `bufs`, which hyper wrote.
+    fn observe_written(&mut self, bufs: &[IoSlice<'_>], mut count: usize) {
         if let ProtocolGuard::H2 { frames, .. } = &mut self.guard {
             for buf in bufs {
                 let step = count.min(buf.len());
@@ -227,14 +227,14 @@ impl Downstream {
     ) -> Self {
         Self {
             _resources: Some(resources),
-            ..Self::follow(stream, protocol, activity, head_tracker, traffic.floods.clone())
+            ..Self::observed(stream, protocol, activity, head_tracker, traffic.floods.clone())
         }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     /// Creates the stream above `stream`, on which HTTP begins. Floods of HTTP/2 frames are counted in `floods`.
-    pub fn follow(
+    pub fn observed(
         stream: S,
         protocol: Protocol,
         activity: Arc<Activity>,
@@ -258,20 +258,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         Self { stream, observer, unread: Bytes::new(), is_partly_written: false, _resources: None }
     }
 
-    /// Stops following the bytes: after an upgrade they are no longer HTTP/1.1.
-    pub fn leave_http(&mut self) {
+    /// Stops observing the bytes: after an upgrade they are no longer HTTP/1.1.
+    pub fn stop_observing(&mut self) {
         self.observer = None;
     }
 
     /// Notes that the socket does not take all that is to be written.
-    fn note_blocked(&self) {
+    fn record_blocked(&self) {
         if let Some(observer) = &self.observer {
             observer.head_tracker.note_blocked(true);
         }
     }
 
-    /// Notes the result of a write of `bufs`. With `follow`, the bytes are hyper's own.
-    fn note_written(&mut self, poll: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>], follow: bool) {
+    /// Notes the result of a write of `bufs`. With `is_hyper_output`, hyper wrote them.
+    fn record_write(&mut self, poll: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>], is_hyper_output: bool) {
         let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
         self.is_partly_written = written < offered;
@@ -279,8 +279,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
             observer.activity.note_write(written, !self.is_partly_written);
             if written > 0 {
                 observer.count_written(written);
-                if follow {
-                    observer.follow_written(bufs, written);
+                if is_hyper_output {
+                    observer.observe_written(bufs, written);
                 }
             }
         }
@@ -291,7 +291,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     ///
     /// # Errors
     /// Always: hyper must not use the connection any more.
-    fn write_final(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn end_with(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut stream = Pin::new(&mut self.stream);
         let interim = self.observer.as_ref().is_some_and(|observer| observer.head_tracker.is_interim_partly_written());
         if !self.is_partly_written
@@ -304,7 +304,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     }
 
     /// Moves bytes of `unread` to `buf`.
-    fn give_unread(&mut self, buf: &mut ReadBuf<'_>) {
+    fn fill_from_unread(&mut self, buf: &mut ReadBuf<'_>) {
         let count = self.unread.len().min(buf.remaining());
         buf.put_slice(&self.unread[..count]);
         self.unread.advance(count);
@@ -316,18 +316,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
         let this = &mut *self;
         loop {
             if !this.unread.is_empty() {
-                this.give_unread(buf);
+                this.fill_from_unread(buf);
                 return Poll::Ready(Ok(()));
             }
             let before = buf.filled().len();
             let poll = Pin::new(&mut this.stream).poll_read(cx, buf);
             let Some(observer) = &mut this.observer else { return poll };
             if buf.filled().len() > before {
-                match observer.follow_read(&mut buf.filled_mut()[before..]) {
+                match observer.observe_read(&mut buf.filled_mut()[before..]) {
                     ReadOutcome::Passed => return poll,
                     ReadOutcome::Refused(bytes) => {
                         observer.head_tracker.note_closing();
-                        return this.write_final(bytes, cx);
+                        return this.end_with(bytes, cx);
                     }
                     // `bytes` may be empty, which hyper must not take for the end of the connection.
                     ReadOutcome::Rewritten(bytes) => {
@@ -347,7 +347,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                     // A client that did not end its preface can't read a response.
                     ProtocolGuard::H2 { .. } => Vec::new(),
                 };
-                return this.write_final(&response, cx);
+                return this.end_with(&response, cx);
             }
             return poll;
         }
@@ -369,7 +369,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
             Some(observer) => {
                 let turn = observer.poll_before_write(&mut this.stream, cx, bufs);
                 if turn.is_pending() {
-                    this.note_blocked();
+                    this.record_blocked();
                 }
                 ready!(turn)?
             }
@@ -379,7 +379,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
         let poll = match (turn, bufs) {
             (WriteTurn::Replaced(count), _) => {
                 let poll = Poll::Ready(Ok(count));
-                this.note_written(&poll, bufs, false);
+                this.record_write(&poll, bufs, false);
                 return poll;
             }
             (WriteTurn::AtMost(most), _) => {
@@ -390,9 +390,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
             (WriteTurn::All, bufs) => stream.poll_write_vectored(cx, bufs),
         };
         if poll.is_pending() {
-            this.note_blocked();
+            this.record_blocked();
         }
-        this.note_written(&poll, bufs, true);
+        this.record_write(&poll, bufs, true);
         poll
     }
 
@@ -405,7 +405,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
         if let Some(observer) = &mut this.observer {
             let interims = observer.poll_interims(&mut this.stream, cx);
             if interims.is_pending() {
-                this.note_blocked();
+                this.record_blocked();
             }
             ready!(interims)?;
         }

@@ -26,18 +26,18 @@ impl AccessLog {
             Lane::Agent(lane) => &lane.as_external,
         };
         let client = lane.request_client(headers, context.shared.rules.load().policy());
-        let stated = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| is_id(id));
-        Self { client, request_id: stated.map_or_else(next_id, str::to_owned) }
+        let stated = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| is_valid_id(id));
+        Self { client, request_id: stated.map_or_else(new_request_id, str::to_owned) }
     }
 }
 
 /// Returns whether `id` is well-formed: 1 to 64 letters, digits and `-_.:`.
-fn is_id(id: &str) -> bool {
+fn is_valid_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
 }
 
 /// Makes an id for a request. It is unique in one run of loopgate, and very likely in all runs.
-pub fn next_id() -> String {
+pub fn new_request_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     static PREFIX: LazyLock<u32> = LazyLock::new(|| {
         use std::hash::{BuildHasher, RandomState};

@@ -46,7 +46,7 @@ pub fn answer_request(
         if must_close && context.protocol == Protocol::H1 {
             response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
         }
-        record.note_response(response.status().as_u16());
+        record.record_response_start(response.status().as_u16());
         Ok(response)
     }
 }

@@ -34,7 +34,7 @@ enum CaFormat {
 }
 
 impl CaFormat {
-    fn of(path: &str) -> Option<Self> {
+    fn for_path(path: &str) -> Option<Self> {
         match path.strip_prefix(PAGE_PATH)? {
             "" => Some(Self::Page),
             ".pem" => Some(Self::Pem),
@@ -71,9 +71,9 @@ pub struct CaRequest {
 
 impl CaRequest {
     /// Returns the request that `parts` are; `None` if they are another request, or if the CA is not served.
-    pub fn of(parts: &Parts, tls: &ArcSwap<TlsServerConfig>) -> Option<Self> {
+    pub fn from_parts(parts: &Parts, tls: &ArcSwap<TlsServerConfig>) -> Option<Self> {
         // The path is checked first: all other requests cost one comparison.
-        let format = CaFormat::of(parts.uri.path())?;
+        let format = CaFormat::for_path(parts.uri.path())?;
         let tls = tls.load();
         let ca = Arc::clone(tls.served_ca()?);
         let url = if format == CaFormat::Page { page_url(&parts.uri, &parts.headers, tls.names()) } else { None };
@@ -92,7 +92,7 @@ impl CaRequest {
         };
         let length = content.len();
         let content = if self.method == Method::HEAD { Bytes::new() } else { content };
-        record.note_body_end();
+        record.mark_body_complete();
         let mut response = Response::new(ResponseBody::from_loopgate(content, Arc::clone(record)));
         let headers = response.headers_mut();
         let mut insert = |name: HeaderName, value| drop(headers.insert(name, HeaderValue::from_static(value)));
@@ -144,7 +144,7 @@ mod tests {
             ("/", None),
         ];
         for (path, expected) in table {
-            assert_eq!(CaFormat::of(path), expected, "{path}");
+            assert_eq!(CaFormat::for_path(path), expected, "{path}");
         }
     }
 

@@ -45,12 +45,12 @@ impl ClientAuthorization {
         let authorization =
             Self { client, rules_changed: Box::pin(Arc::clone(&shared.rules_changed).notified_owned()), shared };
         if !Arc::ptr_eq(rules, &authorization.shared.rules.load()) {
-            authorization.check_lists()?;
+            authorization.check_access_lists()?;
         }
         Ok(Some(authorization))
     }
 
-    fn check_lists(&self) -> Result<(), Error> {
+    fn check_access_lists(&self) -> Result<(), Error> {
         self.shared
             .rules
             .load()
@@ -64,7 +64,7 @@ impl ClientAuthorization {
         loop {
             ready!(self.rules_changed.as_mut().poll(cx));
             self.rules_changed.set(Arc::clone(&self.shared.rules_changed).notified_owned());
-            if self.check_lists().is_err() {
+            if self.check_access_lists().is_err() {
                 self.shared.count_revoked(1);
                 return Poll::Ready(());
             }

@@ -27,7 +27,7 @@ pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<
     let pending = Arc::new(PendingConnect::default());
     let response = ConnectResponse::new(Arc::clone(&pending));
     let owner = match &*context.lane {
-        Lane::Agent(lane) if head.lane() == LaneKind::Agent => DeviceOwner::of(lane),
+        Lane::Agent(lane) if head.lane() == LaneKind::Agent => DeviceOwner::of_agent(lane),
         _ => DeviceOwner::External,
     };
     let device_check = devices.and_then(|(devices, mode)| {
@@ -46,8 +46,8 @@ pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<
     let objects_only = cap.is_none();
     let check = move |message: &[u8]| {
         let request = ParsedMessage::parse(message);
-        let checked =
-            cap.as_ref().map_or(Ok(()), |cap| within_cap(&request, cap)).and_then(|()| match (request, device_check) {
+        let checked = cap.as_ref().map_or(Ok(()), |cap| check_scope_cap(&request, cap)).and_then(|()| {
+            match (request, device_check) {
                 (ParsedMessage::Connect(request), Some(check)) => {
                     check.check_and_bind(request, &pending).map(Checked::Connect)
                 }
@@ -57,7 +57,8 @@ pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<
                 }
                 (ParsedMessage::Malformed, _) => Err("loopgate: malformed connect".into()),
                 (ParsedMessage::Other, _) => Ok(Checked::Other),
-            });
+            }
+        });
         checked
             .inspect_err(|reason| info!(connection, %peer, reason, "WebSocket refused"))
             .unwrap_or_else(Checked::Refused)
@@ -76,7 +77,7 @@ enum DeviceOwner {
 }
 
 impl DeviceOwner {
-    fn of(lane: &AgentLane) -> Self {
+    fn of_agent(lane: &AgentLane) -> Self {
         let (name, container) = match &lane.basis {
             AgentBasis::Address(agent) | AgentBasis::Attested(agent) => (agent.name.clone(), Some(agent.id.clone())),
             AgentBasis::Certificate(uri) => (uri.clone(), None),
@@ -156,7 +157,7 @@ impl DeviceCheck {
 ///
 /// # Errors
 /// The reason of the refusal, for the close frame.
-fn within_cap(message: &ParsedMessage, cap: &HeaderValue) -> Result<(), String> {
+fn check_scope_cap(message: &ParsedMessage, cap: &HeaderValue) -> Result<(), String> {
     let ParsedMessage::Connect(request) = message else {
         return Err("loopgate: with a scope cap the first message must be a well-formed connect".into());
     };

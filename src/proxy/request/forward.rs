@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use super::ca_page::CaRequest;
 use super::client_authorization::ClientAuthorization;
 use super::record::RequestRecord;
-use super::response::pass_back;
+use super::response::response_for_client;
 use super::response_body::ResponseBody;
 use super::upgrade::{UpgradeParts, upgrade_request};
 use crate::labels;
@@ -126,7 +126,7 @@ fn check_request(
     let mut head = GatewayHead::new(parts, &context.lane, &rules, &context.target, token.as_deref(), tls.names())
         .map_err(|refusal| failure(Error::Refused(refusal)))?;
     if let Some(trace) = record.trace() {
-        head.set_trace(trace);
+        head.set_trace_context(trace);
     }
     record.set_lane(head.lane());
     let authorization = ClientAuthorization::new(context, head.client(), &rules).map_err(failure)?;
@@ -187,7 +187,7 @@ fn expects_continue(parts: &Parts) -> bool {
 /// replace the certificate, nor on a listener of a forward, where the path belongs to the forward's target.
 fn ca_request(context: &ConnectionContext, parts: &Parts) -> Option<CaRequest> {
     let may_offer_ca = context.lane.scheme() == Scheme::Https && context.target.is_gateway();
-    may_offer_ca.then(|| CaRequest::of(parts, &context.shared.tls)).flatten()
+    may_offer_ca.then(|| CaRequest::from_parts(parts, &context.shared.tls)).flatten()
 }
 
 /// Waits for a permit, sends the request and waits for the head of the gateway's response.
@@ -200,7 +200,7 @@ async fn send_to_gateway(
     record: &Arc<RequestRecord>,
 ) -> ForwardOutcome {
     let client = head.client();
-    let waiting = pin!(async { Ok(context.acquire_permit(client, Purpose::Request, record.started()).await?) });
+    let waiting = pin!(async { Ok(context.acquire_permit(client, Purpose::Request, record.start_time()).await?) });
     let (permit, started) = match ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await {
         Ok(permitted) => permitted,
         Err(error) => return ForwardOutcome { must_close: body.is_optional(), result: Err(error) },
@@ -220,22 +220,22 @@ async fn send_to_gateway(
     let on_interim = OnInterim { continue_signal, handle: handle.clone() };
     let sending = pin!(context.shared.upstream.send(head, body, on_interim, permit, &context.settings.limits, started));
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
-    write_interims(handle, record).await;
+    wait_for_interims(handle, record).await;
 
     // The client waited for `100 Continue` and got none: its next bytes may be the body or a new request.
-    let must_close = progress.is_some_and(|progress| progress.last_part().is_none());
+    let must_close = progress.is_some_and(|progress| progress.last_part_time().is_none());
     let result = sent.and_then(|(response, upstream)| {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::BadUpgradeResponse);
         }
-        Ok(pass_back(context, response, upstream, record, authorization))
+        Ok(response_for_client(context, response, upstream, record, authorization))
     });
     ForwardOutcome { must_close, result }
 }
 
 /// Waits over HTTP/1.1 until all interim responses are written: they can't be written once hyper's buffer holds bytes
 /// of the final response. A client that does not read them is overdue after the stall timeout.
-async fn write_interims(handle: Option<RequestHandle>, record: &RequestRecord) {
+async fn wait_for_interims(handle: Option<RequestHandle>, record: &RequestRecord) {
     if let Some(handle) = handle.filter(|handle| !handle.is_h2() && handle.has_interims()) {
         record.guard().mark_pending(Instant::now());
         poll_fn(|cx| handle.poll_interims_written(cx)).await;

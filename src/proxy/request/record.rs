@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::access_log::{AccessLog, next_id};
+use super::access_log::{AccessLog, new_request_id};
 use crate::audit;
 use crate::config::TraceparentUse;
 use crate::error_chain::error_chain;
@@ -89,7 +89,7 @@ impl RequestRecord {
     }
 
     /// Returns the time at which the request's head had been read.
-    pub fn started(&self) -> Instant {
+    pub fn start_time(&self) -> Instant {
         self.started
     }
 
@@ -123,7 +123,7 @@ impl RequestRecord {
     }
 
     /// Notes that the response has begun, with this status.
-    pub fn note_response(&self, status: u16) {
+    pub fn record_response_start(&self, status: u16) {
         if self.handle.is_h2() && (self.handle.is_connection_closing() || self.handle.was_reset_by_h2()) {
             // The response does not reach the client.
             return;
@@ -195,12 +195,12 @@ impl RequestRecord {
     }
 
     /// Sets the end of the request, unless it is set already.
-    pub fn note_end(&self, end: RequestEnd) {
+    pub fn set_end_once(&self, end: RequestEnd) {
         let _ = self.end.set(end);
     }
 
     /// Notes that the body of the response is complete.
-    pub fn note_body_end(&self) {
+    pub fn mark_body_complete(&self) {
         self.has_body_ended.store(true, Ordering::Relaxed);
     }
 
@@ -219,17 +219,17 @@ impl RequestRecord {
         if let Some(access_log) = &self.access_log {
             return access_log.request_id.clone();
         }
-        self.request_id.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(next_id).clone()
+        self.request_id.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(new_request_id).clone()
     }
 
     /// Returns whether the request ends because the client does not read its response.
-    pub fn is_stalled(&self) -> bool {
-        self.end() == RequestEnd::ClientStalled
+    pub fn is_client_stalled(&self) -> bool {
+        self.resolve_end() == RequestEnd::ClientStalled
     }
 
     /// Returns how the request ends. The first of these that applies counts: the end that was set, a complete
     /// response, a stream that the client does not read, a malformed body, the end of the connection.
-    fn end(&self) -> RequestEnd {
+    fn resolve_end(&self) -> RequestEnd {
         if let Some(end) = self.end.get() {
             return *end;
         }
@@ -296,14 +296,14 @@ impl RequestRecord {
 
 impl Drop for RequestRecord {
     fn drop(&mut self) {
-        let end = self.end();
+        let end = self.resolve_end();
         if end == RequestEnd::BadBody {
             self.count_refusal(end.label(), &self.request_id());
         }
         if end == RequestEnd::ClientStalled
             && let Some(permit) = self.permit.get()
         {
-            permit.note_stall();
+            permit.record_stall();
         }
         self.context.shared.traffic.count_end(self.lane(), end.label());
         if let Some(target) = &self.target {

@@ -15,7 +15,7 @@ use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::upstream::pool::PooledConnection;
 
 /// Converts the gateway's `response`, whose body comes over `upstream`.
-pub fn pass_back(
+pub fn response_for_client(
     context: &ConnectionContext,
     response: Response<Incoming>,
     upstream: PooledConnection,

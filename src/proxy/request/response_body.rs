@@ -81,8 +81,8 @@ impl ResponseBody {
     ) -> Self {
         let now = Instant::now();
         let upstream = if incoming.is_end_stream() {
-            record.note_body_end();
-            upstream.give_back(now);
+            record.mark_body_complete();
+            upstream.return_to_pool(now);
             None
         } else {
             Some(upstream)
@@ -114,14 +114,14 @@ impl Download {
         {
             // Closes the connection to the gateway: the rest of the response is not read.
             self.upstream = None;
-            self.record.note_end(RequestEnd::Revoked);
+            self.record.set_end_once(RequestEnd::Revoked);
             return Poll::Ready(Some(Err(BodyError::Denied)));
         }
         if let Some((_, since)) = &self.trailers {
             ready!(self.record.guard().poll_flushed(*since, cx));
         }
         if self.failure.is_none() {
-            let frame = match ready!(self.poll_gateway(cx)) {
+            let frame = match ready!(self.poll_gateway_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_trailers() {
                     Ok(trailers) => return self.poll_trailers(trailers, cx),
                     Err(frame) => Some(Ok(frame)),
@@ -145,7 +145,7 @@ impl Download {
                 frame => return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Gateway))),
             }
         }
-        self.poll_failure(cx)
+        self.poll_fail(cx)
     }
 
     /// Handles the trailers at the end of the body.
@@ -161,7 +161,7 @@ impl Download {
         let guard = self.record.guard();
         if guard.is_h2() {
             // hyper does not poll the body after its trailers.
-            if self.poll_gateway(cx).is_pending() {
+            if self.poll_gateway_frame(cx).is_pending() {
                 self.finish_incoming(false, Instant::now(), cx);
             }
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
@@ -175,7 +175,7 @@ impl Download {
     /// Notes the end of the gateway's body, and returns its connection to the pool unless it `failed`.
     fn finish_incoming(&mut self, failed: bool, now: Instant, cx: &mut Context<'_>) {
         if !failed {
-            self.record.note_body_end();
+            self.record.mark_body_complete();
         }
         if let Some(mut upstream) = self.upstream.take() {
             // Workaround: hyper's connection is ready for the next request only after one more poll. Delete when its
@@ -185,12 +185,12 @@ impl Download {
                 self.record.hold_permit(permit);
             }
             if !failed {
-                upstream.give_back(now);
+                upstream.return_to_pool(now);
             }
         }
     }
 
-    fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
+    fn poll_fail(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
         let Some(failure) = &mut self.failure else { return Poll::Pending };
         match &mut failure.delivered {
             Delivered::Flushed(since) => ready!(self.record.guard().poll_flushed(*since, cx)),
@@ -206,7 +206,7 @@ impl Download {
         Poll::Ready(failure.error.take().map(|error| Err(BodyError::Gateway(error))))
     }
 
-    fn poll_gateway(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, hyper::Error>>> {
+    fn poll_gateway_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, hyper::Error>>> {
         let guard = self.record.guard();
         ready!(guard.poll_below_high_water_mark(cx));
         guard.mark_drained();
@@ -232,8 +232,8 @@ impl Download {
 impl Drop for Download {
     fn drop(&mut self) {
         // Noted before the permit is returned: that may let a waiting request of the same client continue.
-        if let Some(upstream) = self.upstream.as_ref().filter(|_| self.record.is_stalled()) {
-            upstream.note_stall();
+        if let Some(upstream) = self.upstream.as_ref().filter(|_| self.record.is_client_stalled()) {
+            upstream.record_stall();
         }
     }
 }

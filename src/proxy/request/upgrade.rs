@@ -17,7 +17,7 @@ use tracing::debug;
 use super::client_authorization::ClientAuthorization;
 use super::connect_check::connect_check;
 use super::record::RequestRecord;
-use super::response::pass_back;
+use super::response::response_for_client;
 use super::response_body::ResponseBody;
 use crate::lane::{GatewayHead, scrub_response};
 use crate::metrics::traffic::GaugeGuard;
@@ -72,7 +72,7 @@ pub async fn upgrade_request(
         }
         // The gateway may read what follows on this connection as the refused protocol.
         upstream.set_single_use();
-        return Ok(pass_back(context, response, upstream, record, authorization));
+        return Ok(response_for_client(context, response, upstream, record, authorization));
     }
     let is_websocket = switches_to_websocket(&response);
     // Only the messages of a WebSocket can be checked.
@@ -108,7 +108,7 @@ async fn send_upgrade(
     record: &RequestRecord,
 ) -> Result<(Response<Incoming>, PooledConnection), Error> {
     let client = head.client();
-    let waiting = pin!(async { Ok(context.acquire_permit(client, Purpose::WebSocket, record.started()).await?) });
+    let waiting = pin!(async { Ok(context.acquire_permit(client, Purpose::WebSocket, record.start_time()).await?) });
     let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_deref_mut(), waiting).await?;
     let (body, on_interim, limits) = (RequestBody::empty(), OnInterim::default(), &context.settings.limits);
     let sending = pin!(context.shared.upstream.send(head, body, on_interim, permit, limits, started));
@@ -125,7 +125,7 @@ fn start_tunnel(
     upstream: PooledConnection,
     options: TunnelOptions,
 ) {
-    record.note_end(RequestEnd::Upgraded);
+    record.set_end_once(RequestEnd::Upgraded);
     context.set_refused_upgrade(None);
     // An HTTP/2 connection must wait for the tunnels on its streams. Over HTTP/1.1 the tunnel takes the connection
     // over.
@@ -201,12 +201,12 @@ async fn join_connections(
     options: TunnelOptions,
 ) -> Result<(), TunnelError> {
     let (gateway, from_gateway, _permit) =
-        upstream.into_tunnel().await.ok_or_else(|| io::Error::other("the gateway's connection is gone"))?;
+        upstream.into_upgraded().await.ok_or_else(|| io::Error::other("the gateway's connection is gone"))?;
     let client = client_side.await.map_err(io::Error::other)?;
     let joined = match client.downcast::<TokioIo<Downstream>>() {
         Ok(parts) => {
             let mut client = parts.io.into_inner();
-            client.leave_http();
+            client.stop_observing();
             Box::pin(tunnel::run(client, gateway, (parts.read_buf, from_gateway), options)) as BoxFuture<'_, _>
         }
         // The client's side is a stream of an HTTP/2 connection.

@@ -68,12 +68,12 @@ impl ConnectResponse {
     }
 
     /// Returns what the gateway has sent so far.
-    pub fn sent(&self) -> GatewaySent {
+    pub fn gateway_sent(&self) -> GatewaySent {
         self.sent
     }
 
-    /// Follows the next bytes of the gateway.
-    pub fn follow(&mut self, mut bytes: &[u8]) {
+    /// Observes the next bytes of the gateway.
+    pub fn observe_bytes(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.is_lost {
             if self.skip > 0 {
                 let step = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
@@ -182,13 +182,13 @@ mod tests {
                 let (pending, kept) = (Arc::new(PendingConnect::default()), Arc::clone(&answers));
                 pending.expect_answer("7", move |ok| kept.lock().unwrap().push(ok));
                 let mut response = ConnectResponse::new(pending);
-                stream.chunks(size).for_each(|piece| response.follow(piece));
+                stream.chunks(size).for_each(|piece| response.observe_bytes(piece));
                 assert_eq!(*answers.lock().unwrap(), Vec::from_iter(answer), "{size}");
-                assert_eq!(response.sent(), GatewaySent { challenge: Some(true), answer, closed: false });
+                assert_eq!(response.gateway_sent(), GatewaySent { challenge: Some(true), answer, closed: false });
             }
         }
         let mut response = ConnectResponse::new(Arc::default());
-        response.follow(&[frame(0x82, b"RFB 003.008\n"), frame(0x88, &[3, 0xf0])].concat());
-        assert_eq!(response.sent(), GatewaySent { challenge: Some(false), answer: None, closed: true });
+        response.observe_bytes(&[frame(0x82, b"RFB 003.008\n"), frame(0x88, &[3, 0xf0])].concat());
+        assert_eq!(response.gateway_sent(), GatewaySent { challenge: Some(false), answer: None, closed: true });
     }
 }

@@ -38,7 +38,7 @@ pub struct Direction {
     pub close_with: Option<Bytes>,
     /// To the client only: whether the close frame was added to the output. Later bytes of the gateway are discarded.
     pub is_close_sent: bool,
-    /// Whether bytes were read since the last call of [`Direction::take_has_moved`].
+    /// Whether bytes were read since the last call of [`Direction::take_moved_flag`].
     has_moved: bool,
     /// From the client only: holds bytes back until the gateway has accepted the first message.
     pub gate: Option<Box<Gate>>,
@@ -68,7 +68,7 @@ impl Direction {
     /// Creates a direction. `early` are the bytes that were read together with the head.
     pub fn new(early: Bytes, lease: BufferLease, bytes_passed: Counter, mut frames: Option<WebSocketFrames>) -> Self {
         if let Some(frames) = &mut frames {
-            frames.follow(&early);
+            frames.parse_frames(&early);
         }
         bytes_passed.inc_by(early.len() as u64);
         let has_moved = !early.is_empty();
@@ -94,7 +94,7 @@ impl Direction {
         self.gate = first_message.map(|first| Box::new(Gate::new(first)));
         if self.gate.is_some() && !self.pending.is_empty() {
             let early = std::mem::take(&mut self.pending);
-            self.feed_gate(early);
+            self.push_to_gate(early);
         }
     }
 
@@ -107,30 +107,30 @@ impl Direction {
 
     fn follow_gateway(&mut self, read: &[u8]) {
         if let Some(response) = &mut self.connect_response {
-            response.follow(read);
+            response.observe_bytes(read);
         }
     }
 
     /// Returns what the gateway has sent so far; the default if nothing observes it.
     pub fn gateway_sent(&self) -> GatewaySent {
-        self.connect_response.as_ref().map(ConnectResponse::sent).unwrap_or_default()
+        self.connect_response.as_ref().map(ConnectResponse::gateway_sent).unwrap_or_default()
     }
 
     /// Gives bytes of the client to the gate.
-    fn feed_gate(&mut self, read: Bytes) {
+    fn push_to_gate(&mut self, read: Bytes) {
         if let Some(gate) = &mut self.gate {
-            let step = gate.feed(read);
-            self.apply_step(step);
+            let step = gate.push_client_bytes(read);
+            self.apply_gate_step(step);
         }
     }
 
     /// Tells the gate what the gateway has sent.
     pub fn observe_gateway(&mut self, sent: GatewaySent) -> GateChange {
         let step = self.gate.as_mut().map_or(GateStep::Wait, |gate| gate.observe_gateway(sent));
-        self.apply_step(step)
+        self.apply_gate_step(step)
     }
 
-    fn apply_step(&mut self, step: GateStep) -> GateChange {
+    fn apply_gate_step(&mut self, step: GateStep) -> GateChange {
         match step {
             GateStep::Wait => return GateChange::Unchanged,
             GateStep::Refused => return GateChange::Refused,
@@ -150,7 +150,7 @@ impl Direction {
     }
 
     /// Returns whether bytes were read since the last call.
-    pub fn take_has_moved(&mut self) -> bool {
+    pub fn take_moved_flag(&mut self) -> bool {
         std::mem::take(&mut self.has_moved)
     }
 
@@ -200,8 +200,8 @@ impl Direction {
                 }
                 EndStage::Open => {}
             }
-            // Also checked in `write_on`. Checked here because no further bytes may come.
-            if let Some(frame) = self.due_close()
+            // Also checked in `write_block`. Checked here because no further bytes may come.
+            if let Some(frame) = self.due_close_frame()
                 && self.frames.as_ref().is_some_and(WebSocketFrames::is_at_boundary)
             {
                 self.is_close_sent = true;
@@ -217,7 +217,7 @@ impl Direction {
             }
             let mut room = self.lease.block_size();
             if let Some(gate) = &mut self.gate {
-                if let Poll::Ready(message) = gate.poll_ready(cx) {
+                if let Poll::Ready(message) = gate.poll_checked_connect(cx) {
                     self.pending = message;
                     continue;
                 }
@@ -230,12 +230,12 @@ impl Direction {
             if Pin::new(&mut *from).poll_read(cx, &mut block)?.is_pending() {
                 return Ok(Poll::Pending);
             }
-            self.handle_block(cx, block.filled(), to)?;
+            self.gate_or_write_block(cx, block.filled(), to)?;
         }
     }
 
     /// Gives a block to the gate, or writes it. An empty block is the end of the stream.
-    fn handle_block(
+    fn gate_or_write_block(
         &mut self,
         cx: &mut Context<'_>,
         read: &[u8],
@@ -249,15 +249,15 @@ impl Direction {
         self.has_moved = true;
         if self.gate.is_some() {
             self.bytes_passed.inc_by(read.len() as u64);
-            self.feed_gate(Bytes::copy_from_slice(read));
+            self.push_to_gate(Bytes::copy_from_slice(read));
             return Ok(());
         }
         self.follow_gateway(read);
-        self.write_on(cx, read, to)
+        self.write_block(cx, read, to)
     }
 
     /// Returns the close frame that must be sent at the next frame boundary.
-    fn due_close(&self) -> Option<Bytes> {
+    fn due_close_frame(&self) -> Option<Bytes> {
         self.close_with.clone().filter(|_| !self.is_close_sent)
     }
 
@@ -279,12 +279,12 @@ impl Direction {
 
     /// Writes a block, and keeps the part that can't be written now. A close frame that is due goes to the last frame
     /// boundary in the block, and the rest is discarded.
-    fn write_on(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    fn write_block(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         if self.is_close_sent {
             return Ok(());
         }
-        let boundary = self.frames.as_mut().and_then(|frames| frames.follow(read));
-        let close = boundary.and_then(|_| self.due_close());
+        let boundary = self.frames.as_mut().and_then(|frames| frames.parse_frames(read));
+        let close = boundary.and_then(|_| self.due_close_frame());
         let mut rest = &read[..boundary.filter(|_| close.is_some()).unwrap_or(read.len())];
         self.bytes_passed.inc_by(rest.len() as u64);
         while !rest.is_empty() {

@@ -138,7 +138,7 @@ impl FirstMessage {
     }
 
     /// Returns how many more bytes may be held back.
-    pub fn room(&self) -> usize {
+    pub fn remaining_capacity(&self) -> usize {
         MAX_HELD.saturating_sub(self.held.len())
     }
 
@@ -158,21 +158,23 @@ impl FirstMessage {
     }
 
     /// Takes the next bytes of the client; returns what to do with all that are held back.
-    pub fn feed(&mut self, bytes: &[u8]) -> Verdict {
+    pub fn check_next_bytes(&mut self, bytes: &[u8]) -> Verdict {
         if self.lease.as_mut().is_none_or(|lease| !lease.try_extend(self.held.len() + bytes.len())) {
-            return refusal("too many long first messages at once");
+            return refused_verdict("too many long first messages at once");
         }
         self.held.extend_from_slice(bytes);
         loop {
             match self.parse_frame() {
                 Parsed::Verdict(verdict) => return verdict,
-                Parsed::Incomplete if self.held.len() >= MAX_HELD => return refusal("first message is too long"),
+                Parsed::Incomplete if self.held.len() >= MAX_HELD => {
+                    return refused_verdict("first message is too long");
+                }
                 Parsed::Incomplete if self.parsed > 0 && !self.has_begun => {
                     let rest = self.held.split_off(std::mem::take(&mut self.parsed));
                     return Verdict::Control(std::mem::replace(&mut self.held, rest).into());
                 }
                 Parsed::Incomplete => return Verdict::Wait,
-                Parsed::Next if self.parsed > MAX_HELD => return refusal("first message is too long"),
+                Parsed::Next if self.parsed > MAX_HELD => return refused_verdict("first message is too long"),
                 Parsed::Next => {}
             }
         }
@@ -185,19 +187,19 @@ impl FirstMessage {
         let (header, length) = match FrameHeader::parse(&mut cursor) {
             Ok(Some(parsed)) => parsed,
             Ok(None) => return Parsed::Incomplete,
-            Err(_) => return Parsed::Verdict(malformed("not a WebSocket frame")),
+            Err(_) => return Parsed::Verdict(malformed_verdict("not a WebSocket frame")),
         };
         let start = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
         // No extension is negotiated, so the reserved bits must be 0, and clients must mask their frames.
         let Some(mask) = header.mask.filter(|_| !header.rsv1 && !header.rsv2 && !header.rsv3) else {
-            return Parsed::Verdict(malformed("frame is compressed or not masked"));
+            return Parsed::Verdict(malformed_verdict("frame is compressed or not masked"));
         };
         let (is_data, is_close) = match header.opcode {
             OpCode::Data(Data::Text | Data::Binary) if !self.has_begun => (true, false),
             OpCode::Data(Data::Continue) if self.has_begun => (true, false),
             OpCode::Control(Control::Close) if header.is_final && length <= 125 => (false, true),
             OpCode::Control(Control::Ping | Control::Pong) if header.is_final && length <= 125 => (false, false),
-            _ => return Parsed::Verdict(malformed("unexpected WebSocket frame")),
+            _ => return Parsed::Verdict(malformed_verdict("unexpected WebSocket frame")),
         };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let available = &rest[start.min(rest.len())..];
@@ -217,7 +219,7 @@ impl FirstMessage {
             }
         }
         if is_data && length > MAX_MESSAGE - self.length {
-            return Parsed::Verdict(refusal("first message is too long"));
+            return Parsed::Verdict(refused_verdict("first message is too long"));
         }
         if available.len() < length {
             return Parsed::Incomplete;
@@ -235,7 +237,7 @@ impl FirstMessage {
         if !is_data || !header.is_final {
             return Parsed::Next;
         }
-        let Some(check) = self.check.take() else { return Parsed::Verdict(refusal("message after the first")) };
+        let Some(check) = self.check.take() else { return Parsed::Verdict(refused_verdict("message after the first")) };
         let checked = check(&unmasked_payload(&self.held[..self.parsed], self.length));
         let mut held = Bytes::from(std::mem::take(&mut self.held));
         Parsed::Verdict(match checked {
@@ -275,11 +277,11 @@ enum Parsed {
     Verdict(Verdict),
 }
 
-fn refusal(reason: &str) -> Verdict {
+fn refused_verdict(reason: &str) -> Verdict {
     Verdict::Refuse(format!("loopgate: {reason}"))
 }
 
-fn malformed(reason: &str) -> Verdict {
+fn malformed_verdict(reason: &str) -> Verdict {
     Verdict::Malformed(format!("loopgate: {reason}"))
 }
 
@@ -330,7 +332,7 @@ mod tests {
             }
         };
         let mut first = FirstMessage::new(objects_only, FirstMessageBudget::new(1 << 20), Box::new(check));
-        let fed = stream.chunks(size).map(|piece| match first.feed(piece) {
+        let fed = stream.chunks(size).map(|piece| match first.check_next_bytes(piece) {
             Verdict::Wait | Verdict::Control(_) => Outcome::Wait,
             Verdict::Malformed(_) => Outcome::Malformed,
             Verdict::Connect { message, rest, .. } => Outcome::Connect(message.to_vec(), rest.to_vec()),
@@ -402,12 +404,12 @@ mod tests {
         let connect = frame(0x81, b"{}");
         let mut passed = Vec::new();
         for piece in [&ping[..3], &[&ping[3..], &pong, &connect[..4]].concat(), &pong[..0]] {
-            if let Verdict::Control(frames) = first.feed(piece) {
+            if let Verdict::Control(frames) = first.check_next_bytes(piece) {
                 passed.extend_from_slice(&frames);
             }
         }
         assert_eq!(passed, [&ping[..], &pong].concat());
-        let Verdict::Other(message) = first.feed(&connect[4..]) else { panic!("the message") };
+        let Verdict::Other(message) = first.check_next_bytes(&connect[4..]) else { panic!("the message") };
         assert_eq!(message, connect);
     }
 
@@ -418,13 +420,13 @@ mod tests {
         let begun = &frame(0x81, &[b'{'; 20_000])[..FREE_BYTES];
         let mut clients = [client(), client(), client()];
         for client in &mut clients {
-            assert!(matches!(client.feed(begun), Verdict::Wait));
+            assert!(matches!(client.check_next_bytes(begun), Verdict::Wait));
         }
-        assert!(matches!(clients[0].feed(&[0; 60]), Verdict::Wait));
-        assert!(matches!(clients[1].feed(&[0; 60]), Verdict::Refuse(_)));
-        assert!(matches!(clients[1].feed(&[0; 40]), Verdict::Wait));
+        assert!(matches!(clients[0].check_next_bytes(&[0; 60]), Verdict::Wait));
+        assert!(matches!(clients[1].check_next_bytes(&[0; 60]), Verdict::Refuse(_)));
+        assert!(matches!(clients[1].check_next_bytes(&[0; 40]), Verdict::Wait));
         drop(clients);
-        assert!(matches!(client().feed(&[begun, &[0; 100]].concat()), Verdict::Wait));
+        assert!(matches!(client().check_next_bytes(&[begun, &[0; 100]].concat()), Verdict::Wait));
     }
 
     #[test]

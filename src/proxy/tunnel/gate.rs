@@ -81,18 +81,18 @@ impl Gate {
     /// Returns how many bytes may be read from the client now.
     pub fn readable_bytes(&self) -> usize {
         match &self.stage {
-            GateStage::Check(first) => first.room().max(1),
+            GateStage::Check(first) => first.remaining_capacity().max(1),
             GateStage::Other(_) | GateStage::Discard => usize::MAX,
             GateStage::Prepare(..) | GateStage::Response | GateStage::Protocol => 0,
         }
     }
 
     /// Takes bytes that were read from the client; returns the next step.
-    pub fn feed(&mut self, read: Bytes) -> GateStep {
+    pub fn push_client_bytes(&mut self, read: Bytes) -> GateStep {
         match &mut self.stage {
-            GateStage::Check(first) => match first.feed(&read) {
+            GateStage::Check(first) => match first.check_next_bytes(&read) {
                 Verdict::Wait => {
-                    self.set_deadline(FIRST_MESSAGE_LIMIT);
+                    self.set_deadline_once(FIRST_MESSAGE_LIMIT);
                     GateStep::Wait
                 }
                 Verdict::Connect { ready, message, rest } => {
@@ -102,12 +102,12 @@ impl Gate {
                     self.deadline = None;
                     GateStep::Wait
                 }
-                Verdict::Other(_) if self.is_challenged => refuse_other_message(),
+                Verdict::Other(_) if self.is_challenged => close_for_other_message(),
                 Verdict::Other(held) => {
                     self.lease = first.take_lease();
                     self.stage = GateStage::Other(WebSocketFrames::default());
                     self.deadline = None;
-                    self.pass_other(held)
+                    self.pass_other_message(held)
                 }
                 Verdict::Close(held) => {
                     self.stage = GateStage::Discard;
@@ -116,22 +116,22 @@ impl Gate {
                 }
                 Verdict::Control(frames) => {
                     if first.is_holding() {
-                        self.set_deadline(FIRST_MESSAGE_LIMIT);
+                        self.set_deadline_once(FIRST_MESSAGE_LIMIT);
                     }
                     GateStep::Pass(frames)
                 }
                 Verdict::Refuse(reason) => GateStep::Close(policy_violation(&reason)),
                 Verdict::Malformed(reason) => GateStep::Close(protocol_error(&reason)),
             },
-            GateStage::Other(_) => self.pass_other(read),
+            GateStage::Other(_) => self.pass_other_message(read),
             GateStage::Prepare(..) | GateStage::Response | GateStage::Protocol | GateStage::Discard => GateStep::Wait,
         }
     }
 
     /// Passes the bytes up to the end of a first message that is no `connect`.
-    fn pass_other(&mut self, mut bytes: Bytes) -> GateStep {
+    fn pass_other_message(&mut self, mut bytes: Bytes) -> GateStep {
         let GateStage::Other(frames) = &mut self.stage else { return GateStep::Wait };
-        if let Some(end) = frames.follow_message(&bytes) {
+        if let Some(end) = frames.parse_to_message_end(&bytes) {
             self.stage = GateStage::Protocol;
             self.after_message = bytes.split_off(end);
         }
@@ -139,27 +139,27 @@ impl Gate {
     }
 
     /// Completes with the bytes of the `connect` once it may pass.
-    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+    pub fn poll_checked_connect(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let GateStage::Prepare(ready, message) = &mut self.stage else { return Poll::Pending };
         if ready.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
         let message = std::mem::take(message);
         self.stage = GateStage::Response;
-        self.set_deadline(RESPONSE_LIMIT);
+        self.set_deadline_once(RESPONSE_LIMIT);
         Poll::Ready(message)
     }
 
     /// Takes what the gateway has sent so far; returns the next step.
     pub fn observe_gateway(&mut self, sent: GatewaySent) -> GateStep {
         match self.stage {
-            GateStage::Response => self.observe_answer(sent),
-            _ => self.observe_challenge(sent.challenge),
+            GateStage::Response => self.step_after_answer(sent),
+            _ => self.step_after_challenge(sent.challenge),
         }
     }
 
     /// Returns the next step after the gateway's answer to the `connect`, if there is one.
-    fn observe_answer(&mut self, sent: GatewaySent) -> GateStep {
+    fn step_after_answer(&mut self, sent: GatewaySent) -> GateStep {
         match sent.answer {
             Some(true) => return GateStep::Open(std::mem::take(&mut self.after_message)),
             None if !sent.closed => return GateStep::Wait,
@@ -174,13 +174,13 @@ impl Gate {
     }
 
     /// Returns the next step after the gateway's first message. `challenge` is whether that asks for a `connect`.
-    fn observe_challenge(&mut self, challenge: Option<bool>) -> GateStep {
+    fn step_after_challenge(&mut self, challenge: Option<bool>) -> GateStep {
         match (challenge, &mut self.stage) {
-            (Some(true), GateStage::Other(_) | GateStage::Protocol) => refuse_other_message(),
+            (Some(true), GateStage::Other(_) | GateStage::Protocol) => close_for_other_message(),
             (Some(true), GateStage::Check(_)) => {
                 if !self.is_challenged {
                     self.is_challenged = true;
-                    self.set_deadline(FIRST_MESSAGE_LIMIT);
+                    self.set_deadline_once(FIRST_MESSAGE_LIMIT);
                 }
                 GateStep::Wait
             }
@@ -193,7 +193,7 @@ impl Gate {
     }
 
     /// Sets the deadline, unless one is set already.
-    fn set_deadline(&mut self, limit: Duration) {
+    fn set_deadline_once(&mut self, limit: Duration) {
         self.deadline.get_or_insert_with(|| Instant::now() + limit);
     }
 
@@ -207,7 +207,7 @@ impl Gate {
     }
 }
 
-fn refuse_other_message() -> GateStep {
+fn close_for_other_message() -> GateStep {
     GateStep::Close(policy_violation("loopgate: the first message must be a connect"))
 }
 

@@ -204,19 +204,19 @@ where
             let to_gateway_done = self.to_gateway.poll_copy(cx, &mut self.client, &mut self.gateway)?.is_ready();
             if let Some(close) = self.to_gateway.refused_with.take() {
                 self.to_client.close_with = Some(close);
-                return self.reject(cx, REVOKED_GRACE);
+                return self.begin_rejecting(cx, REVOKED_GRACE);
             }
             let to_client_done = self.to_client.poll_copy(cx, &mut self.gateway, &mut self.client)?.is_ready();
             match self.poll_gate(cx) {
                 GateChange::Unchanged => {}
                 GateChange::Progressed => continue,
                 // The gateway closes the WebSocket with its own reason.
-                GateChange::Refused => return self.reject(cx, TUNNEL_CLOSE_GRACE),
+                GateChange::Refused => return self.begin_rejecting(cx, TUNNEL_CLOSE_GRACE),
             }
             if to_gateway_done && to_client_done {
                 return Poll::Ready(Ok(()));
             }
-            self.note_bytes_moved();
+            self.put_off_rest_if_moved();
             // A WebSocket can't be half-closed (RFC 6455 section 7.1.1). If loopgate closed the client's side at
             // once, a client that is still sending could lose the last frames, so it may close first.
             if to_client_done && (self.is_websocket || self.gateway.state().has_write_failed()) {
@@ -241,7 +241,7 @@ where
     }
 
     /// Stops reading from the client. Bytes to it may leave for the time `grace`.
-    fn reject(&mut self, cx: &Context<'_>, grace: Duration) -> Poll<Result<(), TunnelError>> {
+    fn begin_rejecting(&mut self, cx: &Context<'_>, grace: Duration) -> Poll<Result<(), TunnelError>> {
         self.stage = TunnelStage::Rejecting { until: Instant::now() + grace };
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -282,8 +282,8 @@ where
     }
 
     /// Notes which directions carried bytes. If one did, puts off the time at which the tunnel counts as at rest.
-    fn note_bytes_moved(&mut self) {
-        let (from_client, from_gateway) = (self.to_gateway.take_has_moved(), self.to_client.take_has_moved());
+    fn put_off_rest_if_moved(&mut self) {
+        let (from_client, from_gateway) = (self.to_gateway.take_moved_flag(), self.to_client.take_moved_flag());
         if from_client || from_gateway {
             self.is_unanswered = !from_gateway;
         }

@@ -54,12 +54,12 @@ impl WebSocketFrames {
         self.payload == 0 && self.partial_len == 0 && !self.is_lost
     }
 
-    /// Follows the next bytes; returns the position after the last complete frame that ends in them, if one does.
-    pub fn follow(&mut self, bytes: &[u8]) -> Option<usize> {
+    /// Parses the next bytes; returns the position after the last complete frame that ends in them, if one does.
+    pub fn parse_frames(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         let mut boundary = None;
         while at < bytes.len() && !self.is_lost {
-            at += self.advance(&bytes[at..]);
+            at += self.parse_step(&bytes[at..]);
             if self.is_at_boundary() {
                 boundary = Some(at);
             }
@@ -67,22 +67,22 @@ impl WebSocketFrames {
         boundary
     }
 
-    /// Follows the rest of the payload, or a part of a header; returns how many bytes these are.
-    fn advance(&mut self, bytes: &[u8]) -> usize {
+    /// Parses the rest of the payload, or a part of a header; returns how many bytes these are.
+    fn parse_step(&mut self, bytes: &[u8]) -> usize {
         if self.payload == 0 {
-            return self.take_header(bytes);
+            return self.parse_header(bytes);
         }
         let step = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
         self.payload -= step as u64;
         step
     }
 
-    /// Follows the next bytes up to the end of a message; returns how many these are. `None` if the message does not
+    /// Parses the next bytes up to the end of a message; returns how many these are. `None` if the message does not
     /// end in `bytes`.
-    pub fn follow_message(&mut self, bytes: &[u8]) -> Option<usize> {
+    pub fn parse_to_message_end(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() && !self.is_lost {
-            at += self.advance(&bytes[at..]);
+            at += self.parse_step(&bytes[at..]);
             if self.is_at_boundary() && self.ends_message {
                 return Some(at);
             }
@@ -91,8 +91,8 @@ impl WebSocketFrames {
         self.is_lost.then_some(at)
     }
 
-    /// Follows a header, or the part of it that is in `bytes`; returns how many bytes these are.
-    fn take_header(&mut self, bytes: &[u8]) -> usize {
+    /// Parses a header, or the part of it that is in `bytes`; returns how many bytes these are.
+    fn parse_header(&mut self, bytes: &[u8]) -> usize {
         let fresh = bytes.len().min(MAX_HEADER - self.partial_len);
         let mut head = self.partial;
         let have = self.partial_len + fresh;
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn bytes_that_are_no_frame_have_no_boundary() {
         let mut frames = WebSocketFrames::default();
-        assert_eq!(frames.follow(&[0x8f, 0x00, 0x82, 0x00]), None);
+        assert_eq!(frames.parse_frames(&[0x8f, 0x00, 0x82, 0x00]), None);
         assert!(!frames.is_at_boundary());
     }
 
@@ -167,12 +167,12 @@ mod tests {
             while at < stream.len() {
                 let to = (at + cut.next().unwrap()).min(stream.len());
                 let expected = ends.iter().rev().find(|end| **end > at && **end <= to).map(|end| end - at);
-                prop_assert_eq!(frames.follow(&stream[at..to]), expected);
+                prop_assert_eq!(frames.parse_frames(&stream[at..to]), expected);
                 prop_assert_eq!(frames.is_at_boundary(), ends.contains(&to));
                 at = to;
             }
             let mut frames = WebSocketFrames::default();
-            let first = stream.iter().position(|byte| frames.follow_message(&[*byte]).is_some());
+            let first = stream.iter().position(|byte| frames.parse_to_message_end(&[*byte]).is_some());
             prop_assert_eq!(first.map(|last| last + 1), Some(ends[1]));
         }
     }

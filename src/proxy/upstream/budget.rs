@@ -149,14 +149,15 @@ impl GatewayBudgets {
     /// Returns the budget of the external client with the address `ip`. All addresses of an IPv6 /64 network are one
     /// client.
     pub fn for_client(&self, ip: IpAddr) -> Arc<ClientBudget> {
-        lock(&self.clients).get(client_key(ip), || ClientBudget::new(self.external.clone()))
+        lock(&self.clients).get_or_insert_with(client_key(ip), || ClientBudget::new(self.external.clone()))
     }
 
     /// Returns the budget of the agent whose requests reach the gateway from the address `source`.
     pub fn for_agent(&self, source: Ipv4Addr) -> Arc<ClientBudget> {
         let (requests, websockets) = self.limits;
         let limits = (requests.saturating_mul(AGENT_FACTOR), websockets);
-        lock(&self.agents).get(source, || ClientBudget::new(BudgetPair::new(limits, LaneKind::Agent, &self.traffic)))
+        lock(&self.agents)
+            .get_or_insert_with(source, || ClientBudget::new(BudgetPair::new(limits, LaneKind::Agent, &self.traffic)))
     }
 }
 
@@ -233,10 +234,10 @@ impl ClientBudget {
     }
 
     /// Notes that a response was reset because the client did not read it. Has no effect for an agent.
-    fn note_stall(self: &Arc<Self>) {
+    fn record_stall(self: &Arc<Self>) {
         let budget = &self.budgets.requests;
         let now = budget.now_millis();
-        if !budget.is_shared || !self.stalls.note_stall(now) {
+        if !budget.is_shared || !self.stalls.add_and_is_first(now) {
             return;
         }
         // Declared before the lock, so that the clients are dropped after it is released.
@@ -337,7 +338,7 @@ impl Drop for Waiter {
 impl ClientQueue {
     /// Removes the next request: the first one of this thread, or the very first one if it has waited for longer than
     /// [`MAX_PASSED_OVER`].
-    fn next(&mut self) -> Option<QueuedWaiter> {
+    fn pop_next(&mut self) -> Option<QueuedWaiter> {
         let first = self.waiters.front()?;
         let this_thread = thread::current().id();
         let is_own = |waiter: &QueuedWaiter| waiter.thread == this_thread;
@@ -379,7 +380,7 @@ impl Budget {
 
     /// Gives `permit` to the next request of `queue` that still waits; returns it if there is none.
     fn give_to_next(&self, mut permit: GatewayPermit, queue: &mut ClientQueue) -> Option<GatewayPermit> {
-        while let Some(waiter) = queue.next() {
+        while let Some(waiter) = queue.pop_next() {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
             // The channel returns the permit if the request was given up meanwhile.
             permit = waiter.sender.send(permit).err()?;
@@ -416,9 +417,9 @@ impl Budget {
 
 impl GatewayPermit {
     /// Notes that the response to the request is reset because the client does not read it.
-    pub fn note_stall(&self) {
+    pub fn record_stall(&self) {
         if self.purpose == Purpose::Request {
-            self.client.note_stall();
+            self.client.record_stall();
         }
     }
 }

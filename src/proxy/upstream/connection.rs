@@ -47,8 +47,9 @@ pub struct ResponseTimeout<'a> {
 
 impl ResponseTimeout<'_> {
     /// Returns the current deadline of the exchange, and its error.
-    fn deadline(&self) -> (Instant, SendError) {
-        let since = self.progress.and_then(BodyProgress::last_part).map_or(self.since, |last| last.max(self.since));
+    fn deadline_and_error(&self) -> (Instant, SendError) {
+        let since =
+            self.progress.and_then(BodyProgress::last_part_time).map_or(self.since, |last| last.max(self.since));
         if self.progress.is_some_and(BodyProgress::is_waiting_for_client) {
             (since + self.client, SendError::BodyTimeout)
         } else {
@@ -102,7 +103,7 @@ fn poll_connection_if_woken(
     has_ended: &mut bool,
     drive_waker: &DriveWaker,
 ) -> bool {
-    let Some(mut cx) = drive_waker.take() else { return false };
+    let Some(mut cx) = drive_waker.take_wake_context() else { return false };
     *has_ended =
         *has_ended || connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(&mut cx).is_ready());
     true
@@ -119,7 +120,7 @@ impl UpstreamConnection {
     ///
     /// # Errors
     /// None is expected: hyper's handshake does no I/O.
-    pub async fn open(stream: TcpStream, route: GatewayRoute, limits: &Limits) -> Result<Self, hyper::Error> {
+    pub async fn handshake(stream: TcpStream, route: GatewayRoute, limits: &Limits) -> Result<Self, hyper::Error> {
         let stream = ReadableAfterWriteError::new(stream);
         let stream_state = Arc::clone(stream.state());
         let (sender, connection) = Builder::new()
@@ -149,7 +150,7 @@ impl UpstreamConnection {
     }
 
     /// Returns the time for which the connection may be idle before it is closed.
-    pub fn keep_idle(&self) -> Duration {
+    pub fn idle_timeout(&self) -> Duration {
         self.keep_idle
     }
 
@@ -159,13 +160,13 @@ impl UpstreamConnection {
     }
 
     /// Marks the connection as one that had an earlier request.
-    pub fn set_reused(&mut self) {
+    pub fn mark_reused(&mut self) {
         self.is_reused = true;
     }
 
     /// Returns whether a byte of the response to the current request was read.
-    pub fn has_read(&self) -> bool {
-        self.stream_state.has_read()
+    pub fn has_response_begun(&self) -> bool {
+        self.stream_state.has_read_since_request()
     }
 
     /// Returns whether the current request and its response have ended.
@@ -195,15 +196,15 @@ impl UpstreamConnection {
     ///
     /// # Errors
     /// The reason why there is no response.
-    pub(super) fn exchange<'a>(
+    pub(super) fn send_request<'a>(
         &'a mut self,
         request: GatewayRequest,
         timeout: ResponseTimeout<'a>,
     ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + 'a {
         let Self { sender, connection, has_ended, drive_waker, stream_state, timer, .. } = self;
-        stream_state.reset_read();
+        stream_state.begin_request();
         let response = request.send(sender, stream_state);
-        drive_waker.set_woken();
+        drive_waker.mark_woken();
         async move {
             let mut response = pin!(response);
             poll_fn(|cx| {
@@ -224,7 +225,7 @@ impl UpstreamConnection {
                 }
                 // If the budget of the task (`tokio::task::coop`) is spent, a response that is there is pending. So
                 // is the timer then, and it wakes the task.
-                let (due, error) = timeout.deadline();
+                let (due, error) = timeout.deadline_and_error();
                 timer.poll_due(cx, Some(due)).map(|_| Err(error))
             })
             .await
@@ -234,7 +235,7 @@ impl UpstreamConnection {
     /// Makes hyper read and write as much as it can without waiting.
     pub fn drive(&mut self, cx: &Context<'_>) {
         let Self { connection, has_ended, drive_waker, .. } = self;
-        drive_waker.set_woken();
+        drive_waker.mark_woken();
         let _ = drive_waker.poll(cx, || {
             poll_connection_if_woken(connection, has_ended, drive_waker);
             Poll::<()>::Pending
@@ -260,8 +261,8 @@ impl UpstreamConnection {
     }
 
     /// Has the connection wake no task until one drives it again.
-    pub fn release_task(&self) {
-        self.drive_waker.release_task();
+    pub fn clear_task(&self) {
+        self.drive_waker.clear_task();
     }
 
     /// Waits until the connection is ready for the next request, or has ended.
@@ -275,7 +276,7 @@ impl UpstreamConnection {
 
     /// Sets the time for which the connection may be idle to the one in the gateway's `Keep-Alive` field, less one
     /// second, so that no request is sent just when the gateway closes.
-    pub fn note_keep_alive(&mut self, headers: &HeaderMap) {
+    pub fn apply_keep_alive(&mut self, headers: &HeaderMap) {
         let stated = headers.get(KEEP_ALIVE).and_then(|value| value.to_str().ok()).and_then(|value| {
             value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok())
         });
@@ -286,7 +287,7 @@ impl UpstreamConnection {
 
     /// Returns the socket after a `101`, and the bytes of the new protocol that hyper has read already. `None` if
     /// hyper's connection was dropped, which does not happen after a response.
-    pub async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
+    pub async fn into_upgraded(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
         poll_fn(|cx| {
             self.drive(cx);
             if self.has_ended { Poll::Ready(()) } else { Poll::Pending }
@@ -341,7 +342,7 @@ mod tests {
         });
         let route = GatewayRoute { source: Ipv4Addr::LOCALHOST, target: address };
         let stream = TcpStream::connect(address).await.unwrap();
-        let mut connection = UpstreamConnection::open(stream, route, &Config::default().limits).await.unwrap();
+        let mut connection = UpstreamConnection::handshake(stream, route, &Config::default().limits).await.unwrap();
         if !answers {
             // Until the end of the connection is known.
             while !gateway.is_finished() {
@@ -351,7 +352,7 @@ mod tests {
         }
         let minute = Duration::from_secs(60);
         let wait = ResponseTimeout { gateway: minute, client: minute, since: Instant::now(), progress: None };
-        let mut exchange = pin!(connection.exchange(request(&Target::for_gateway(address)), wait));
+        let mut exchange = pin!(connection.send_request(request(&Target::for_gateway(address)), wait));
         let mut polls = 0;
         let result = poll_fn(|cx| {
             polls += 1;

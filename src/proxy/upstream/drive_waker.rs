@@ -63,22 +63,22 @@ impl DriveWaker {
     }
 
     /// Has the connection wake no task until one polls it again.
-    pub fn release_task(&self) {
+    pub fn clear_task(&self) {
         *self.state.task.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Has the connection be polled the next time.
-    pub fn set_woken(&self) {
+    pub fn mark_woken(&self) {
         self.state.is_woken.store(true, Ordering::SeqCst);
     }
 
     /// Returns whether the connection is to be polled now, and the context for that.
-    pub fn take(&self) -> Option<Context<'_>> {
+    pub fn take_wake_context(&self) -> Option<Context<'_>> {
         self.state.is_woken.swap(false, Ordering::SeqCst).then(|| Context::from_waker(&self.waker))
     }
 
-    /// Calls `poll`, which polls the connection as long as [`Self::take`] says so, and what comes over it. The task of
-    /// `cx` is woken later if `poll` is pending.
+    /// Calls `poll`, which polls the connection as long as [`Self::take_wake_context`] says so, and what comes over it.
+    /// The task of `cx` is woken later if `poll` is pending.
     pub fn poll<T>(&self, cx: &Context<'_>, poll: impl FnOnce() -> Poll<T>) -> Poll<T> {
         self.state.set_task(cx);
         self.state.is_polled.store(true, Ordering::SeqCst);
@@ -115,10 +115,10 @@ mod tests {
         let [one, two] = tasks.each_ref().map(|task| Waker::from(Arc::clone(task)));
         let mut kept = None;
         let polled = drive.poll(&Context::from_waker(&one), || {
-            let cx = drive.take().expect("it was not polled yet");
+            let cx = drive.take_wake_context().expect("it was not polled yet");
             cx.waker().wake_by_ref();
             kept = Some(cx.waker().clone());
-            assert!(drive.take().is_some() && drive.take().is_none());
+            assert!(drive.take_wake_context().is_some() && drive.take_wake_context().is_none());
             Poll::<()>::Pending
         });
         assert_eq!((polled, woken()), (Poll::Pending, [0, 0]), "it was polled again for its own wake");
@@ -126,7 +126,7 @@ mod tests {
         kept.wake_by_ref();
         assert_eq!(woken(), [1, 0]);
         let polled = drive.poll(&Context::from_waker(&two), || {
-            assert!(drive.take().is_some());
+            assert!(drive.take_wake_context().is_some());
             kept.wake_by_ref();
             Poll::Ready(())
         });
@@ -135,11 +135,11 @@ mod tests {
         assert_eq!((polled, woken()), (Poll::Pending, [1, 1]), "it was woken and not polled");
         kept.wake_by_ref();
         assert_eq!(woken(), [1, 2], "the last task drives it");
-        drive.release_task();
+        drive.clear_task();
         kept.wake_by_ref();
         assert_eq!(woken(), [1, 2], "no task drives it");
-        assert!(drive.take().is_some() && drive.take().is_none());
-        drive.set_woken();
-        assert!(drive.take().is_some());
+        assert!(drive.take_wake_context().is_some() && drive.take_wake_context().is_none());
+        drive.mark_woken();
+        assert!(drive.take_wake_context().is_some());
     }
 }

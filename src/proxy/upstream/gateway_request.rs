@@ -24,7 +24,7 @@ pub struct OnInterim {
 
 impl OnInterim {
     /// Makes hyper pass the interim responses to `request` on to the receivers.
-    fn attach(self, request: &mut Request<RequestBody>) {
+    fn attach_to(self, request: &mut Request<RequestBody>) {
         let Self { continue_signal, handle } = self;
         if continue_signal.is_none() && handle.is_none() {
             return;
@@ -57,7 +57,7 @@ impl GatewayRequest {
         if is_chunked {
             request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
-        on_interim.attach(&mut request);
+        on_interim.attach_to(&mut request);
         Self(request)
     }
     /// Sends the request by `sender`, on the connection with this `stream_state`; returns the response's head.

@@ -72,23 +72,23 @@ impl PooledConnection {
     }
 
     /// Notes that the response is reset because the client does not read it.
-    pub fn note_stall(&self) {
+    pub fn record_stall(&self) {
         if let Some(permit) = &self.permit {
-            permit.note_stall();
+            permit.record_stall();
         }
     }
 
     /// Returns the connection to its pool. If the response ended before the request's body, first reads the rest of the
     /// body, for at most [`REQUEST_END_LIMIT`]: if it stopped, an HTTP/2 client would get RST_STREAM with NO_ERROR (RFC
     /// 9113 section 8.1), which some clients report as a failure.
-    pub fn give_back(self, now: Instant) {
+    pub fn return_to_pool(self, now: Instant) {
         let Self { mut connection, pool, permit } = self;
         if connection.has_ended() {
             return;
         }
         if connection.is_ready() {
             if connection.is_usable() {
-                pool.put(connection, now);
+                pool.add_idle(connection, now);
             }
             return;
         }
@@ -96,7 +96,7 @@ impl PooledConnection {
         shutdown.spawn(async move {
             let _permit = permit;
             if timeout(REQUEST_END_LIMIT, connection.until_ready()).await.is_ok() && connection.is_usable() {
-                pool.put(connection, Instant::now());
+                pool.add_idle(connection, Instant::now());
             }
         });
     }
@@ -106,9 +106,9 @@ impl PooledConnection {
         self.connection.set_single_use();
     }
 
-    /// Returns what [`UpstreamConnection::into_tunnel`] does, and the permit.
-    pub async fn into_tunnel(self) -> Option<(TcpStream, Bytes, Option<GatewayPermit>)> {
-        let (stream, early) = self.connection.into_tunnel().await?;
+    /// Returns what [`UpstreamConnection::into_upgraded`] does, and the permit.
+    pub async fn into_upgraded(self) -> Option<(TcpStream, Bytes, Option<GatewayPermit>)> {
+        let (stream, early) = self.connection.into_upgraded().await?;
         Some((stream, early, self.permit))
     }
 }
@@ -120,7 +120,7 @@ impl Pool {
 
     /// Takes the most recently used connection along `route` that may still be used at `now`. The gateway may have
     /// closed it meanwhile; then hyper does not send the request.
-    pub fn take(self: &Arc<Self>, route: GatewayRoute, now: Instant) -> Option<PooledConnection> {
+    pub fn take_idle(self: &Arc<Self>, route: GatewayRoute, now: Instant) -> Option<PooledConnection> {
         // Declared before the lock, so that expired connections are closed after it is released.
         let _expired;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,14 +131,14 @@ impl Pool {
             return None;
         }
         let IdleConnection { mut connection, .. } = idle.pop()?;
-        connection.set_reused();
+        connection.mark_reused();
         Some(PooledConnection { connection, pool: Arc::clone(self), permit: None })
     }
 
     /// Adds a connection that is idle since `now`, unless the pool is full.
-    fn put(&self, connection: Box<UpstreamConnection>, now: Instant) {
-        connection.release_task();
-        let until = now + connection.keep_idle();
+    fn add_idle(&self, connection: Box<UpstreamConnection>, now: Instant) {
+        connection.clear_task();
+        let until = now + connection.idle_timeout();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.entry(connection.route()).or_default();
         if idle.len() < MAX_IDLE {

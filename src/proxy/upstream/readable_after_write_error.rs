@@ -36,17 +36,17 @@ pub struct StreamState {
 
 impl StreamState {
     /// Begins a new request: no byte of its response was read.
-    pub fn reset_read(&self) {
+    pub fn begin_request(&self) {
         self.has_read.store(false, Ordering::Relaxed);
     }
 
-    /// Returns whether a byte was read since [`Self::reset_read`].
-    pub fn has_read(&self) -> bool {
+    /// Returns whether a byte was read since [`Self::begin_request`].
+    pub fn has_read_since_request(&self) -> bool {
         self.has_read.load(Ordering::Relaxed)
     }
 
     /// Returns the counter of flushes. At each, all bytes that hyper wrote have left the process.
-    pub fn flushes(&self) -> &FlushCounter {
+    pub fn flush_counter(&self) -> &FlushCounter {
         &self.flushes
     }
 

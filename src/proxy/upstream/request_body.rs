@@ -130,7 +130,7 @@ impl Body for RequestBody {
         let Some(upload) = &mut self.0 else { return Poll::Ready(None) };
         let Some(incoming) = &mut upload.incoming else { return Poll::Ready(None) };
         if let (Some((trailers, since)), Some(stream)) = (&upload.trailers, &upload.chunked_stream) {
-            ready!(stream.flushes().poll_after(*since, cx));
+            ready!(stream.flush_counter().poll_after(*since, cx));
             stream.trailer_slot().set(trailers);
             upload.trailers = None;
             return Poll::Ready(None);
@@ -146,16 +146,16 @@ impl Body for RequestBody {
         let frame = match frame {
             Some(Ok(frame)) => frame,
             None if upload.protocol == Protocol::H1 || incoming.is_end_stream() => {
-                upload.progress.note_part();
+                upload.progress.record_part();
                 return Poll::Ready(None);
             }
             broken => {
                 let broken = broken.and_then(Result::err).map_or(BrokenBody::Reset, BrokenBody::Hyper);
-                upload.progress.note_broken(&broken);
+                upload.progress.record_break(&broken);
                 return Poll::Ready(Some(Err(broken)));
             }
         };
-        upload.progress.note_part();
+        upload.progress.record_part();
         let mut trailers = match frame.into_trailers() {
             Ok(trailers) => trailers,
             Err(frame) => {
@@ -170,7 +170,7 @@ impl Body for RequestBody {
         let Some(stream) = upload.chunked_stream.as_ref().filter(|_| !trailers.is_empty()) else {
             return Poll::Ready(None);
         };
-        let since = stream.flushes().flush_count();
+        let since = stream.flush_counter().flush_count();
         upload.trailers = Some((trailers, since));
         self.poll_frame(cx)
     }
@@ -225,7 +225,7 @@ fn is_caused_by_leaving(error: &(dyn std::error::Error + 'static)) -> bool {
 pub struct BodyProgress {
     created: Instant,
     /// The time at which the latest part passed, in milliseconds after `created`, rounded up; 0 if none has.
-    last_part: AtomicU64,
+    last_part_time: AtomicU64,
     is_waiting_for_client: AtomicBool,
     is_broken: AtomicBool,
     has_client_left: AtomicBool,
@@ -235,7 +235,7 @@ impl Default for BodyProgress {
     fn default() -> Self {
         Self {
             created: Instant::now(),
-            last_part: AtomicU64::new(0),
+            last_part_time: AtomicU64::new(0),
             is_waiting_for_client: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
             has_client_left: AtomicBool::new(false),
@@ -244,19 +244,19 @@ impl Default for BodyProgress {
 }
 
 impl BodyProgress {
-    fn note_part(&self) {
+    fn record_part(&self) {
         self.is_waiting_for_client.store(false, Ordering::Relaxed);
         let after = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_part.store(after.saturating_add(1), Ordering::Relaxed);
+        self.last_part_time.store(after.saturating_add(1), Ordering::Relaxed);
     }
 
     /// Returns the time at which the latest part passed; `None` if none has.
-    pub fn last_part(&self) -> Option<Instant> {
-        let after = self.last_part.load(Ordering::Relaxed);
+    pub fn last_part_time(&self) -> Option<Instant> {
+        let after = self.last_part_time.load(Ordering::Relaxed);
         (after > 0).then(|| self.created + Duration::from_millis(after))
     }
 
-    fn note_broken(&self, why: &BrokenBody) {
+    fn record_break(&self, why: &BrokenBody) {
         self.has_client_left.store(why.has_client_left(), Ordering::Relaxed);
         self.is_broken.store(true, Ordering::Release);
     }

@@ -14,7 +14,7 @@ use crate::proxy::error::Error;
 ///
 /// # Errors
 /// There is a `Transfer-Encoding` other than one `chunked` (RFC 9112 section 6.1).
-pub fn check_length(status: StatusCode, headers: &mut HeaderMap) -> Result<(), Error> {
+pub fn normalize_length(status: StatusCode, headers: &mut HeaderMap) -> Result<(), Error> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_chunked = match (codings.next(), codings.next()) {
         (None, _) => false,
@@ -73,7 +73,7 @@ mod tests {
         for (name, value) in fields {
             headers.append(name, value.parse().unwrap());
         }
-        check_length(StatusCode::from_u16(status).unwrap(), &mut headers).ok()?;
+        normalize_length(StatusCode::from_u16(status).unwrap(), &mut headers).ok()?;
         Some(headers.get_all(CONTENT_LENGTH).iter().map(|length| length.to_str().unwrap().to_owned()).collect())
     }
 

@@ -15,7 +15,7 @@ use super::dial::dial;
 use super::gateway_request::{GatewayRequest, OnInterim};
 use super::pool::{Pool, PooledConnection};
 use super::request_body::{BodyProgress, RequestBody};
-use super::response_head::{check_length, states_forbidden_body};
+use super::response_head::{normalize_length, states_forbidden_body};
 use crate::config::{Config, Limits};
 use crate::lane::{GatewayHead, GatewayRoute, decode_path};
 use crate::metrics::traffic::Traffic;
@@ -76,8 +76,8 @@ fn accept_response(
     if states_forbidden_body(status, response.headers()) {
         connection.set_single_use();
     }
-    check_length(status, response.headers_mut())?;
-    connection.note_keep_alive(response.headers());
+    normalize_length(status, response.headers_mut())?;
+    connection.apply_keep_alive(response.headers());
     connection.set_permit(permit);
     Ok((response, connection))
 }
@@ -162,14 +162,14 @@ impl Upstream {
                     since,
                     progress: attempts.progress.as_deref(),
                 };
-                let (next_request, pause) = match connection.exchange(request, timeout).await {
+                let (next_request, pause) = match connection.send_request(request, timeout).await {
                     Ok(response) => return accept_response(response, connection, permit),
-                    Err(SendError::Unsent(unsent)) => attempts.retry_unsent(*unsent, &connection)?,
+                    Err(SendError::Unsent(unsent)) => attempts.plan_retry_of_unsent(*unsent, &connection)?,
                     Err(SendError::Broken(error)) => {
-                        let has_read = connection.has_read();
-                        match attempts.retry_broken(error, &connection) {
+                        let has_response_begun = connection.has_response_begun();
+                        match attempts.plan_retry_of_broken(error, &connection) {
                             Ok(attempt) => attempt,
-                            Err(error) => return Err(Box::pin(attempts.why_broken(error, has_read)).await),
+                            Err(error) => return Err(Box::pin(attempts.why_broken(error, has_response_begun)).await),
                         }
                     }
                     Err(SendError::GatewayTimeout) => return Err(Error::GatewayTimeout(response_timeout)),
@@ -197,7 +197,7 @@ impl Upstream {
         loop {
             let error = match timeout(limits.connect_timeout, dial(route)).await {
                 Ok(Ok(stream)) => {
-                    let opened = UpstreamConnection::open(stream, route, limits).await;
+                    let opened = UpstreamConnection::handshake(stream, route, limits).await;
                     self.metrics.gateway_connections.inc();
                     return Ok(PooledConnection::new(opened.map_err(Error::GatewayClosed)?, self.pool()));
                 }
@@ -235,14 +235,14 @@ struct Attempts<'a> {
 impl Attempts<'_> {
     /// Returns an idle connection for the next attempt; `None` if a new one must be opened.
     fn take_idle(&self, now: Instant) -> Option<PooledConnection> {
-        if self.only_new_connections { None } else { self.upstream.pool().take(self.route, now) }
+        if self.only_new_connections { None } else { self.upstream.pool().take_idle(self.route, now) }
     }
 
     /// Returns what to send after `connection` failed before a byte of `request` was sent, and the pause before it.
     ///
     /// # Errors
     /// The wait for the gateway is over.
-    fn retry_unsent(
+    fn plan_retry_of_unsent(
         &self,
         request: GatewayRequest,
         connection: &PooledConnection,
@@ -258,13 +258,13 @@ impl Attempts<'_> {
     ///
     /// # Errors
     /// `error`, if the request must not be sent again.
-    fn retry_broken(
+    fn plan_retry_of_broken(
         &mut self,
         error: hyper::Error,
         connection: &PooledConnection,
     ) -> Result<(GatewayRequest, Duration), hyper::Error> {
         let is_bad_body = self.progress.as_deref().is_some_and(BodyProgress::is_broken);
-        let is_final = is_bad_body || error.is_parse_too_large() || connection.has_read();
+        let is_final = is_bad_body || error.is_parse_too_large() || connection.has_response_begun();
         let failure = Failure::Broken { is_final, is_repeatable: self.retry.is_some() };
         let pause = pause_before_retry(failure, connection.is_reused());
         let (Some(pause), Some(head)) = (pause, self.retry.take()) else { return Err(error) };
@@ -273,15 +273,15 @@ impl Attempts<'_> {
         Ok((GatewayRequest::new(head, RequestBody::empty(), OnInterim::default()), pause))
     }
 
-    /// Returns why the last attempt broke with `error`. `has_read` is whether a byte of a response was read.
-    async fn why_broken(&self, error: hyper::Error, has_read: bool) -> Error {
+    /// Returns why the last attempt broke with `error`. `has_response_begun` is whether a byte of a response was read.
+    async fn why_broken(&self, error: hyper::Error, has_response_begun: bool) -> Error {
         if let Some(progress) = self.progress.as_deref().filter(|progress| progress.is_broken()) {
             return if progress.has_client_left() { Error::ClientLeft(error) } else { Error::BadRequestBody(error) };
         }
         if error.is_parse_too_large() {
             return Error::GatewayHeadTooLarge;
         }
-        let may_be_tls = (error.is_parse() || !has_read) && self.route.target == self.upstream.gateway;
+        let may_be_tls = (error.is_parse() || !has_response_begun) && self.route.target == self.upstream.gateway;
         if may_be_tls && self.upstream.tls_detector.explains_broken_answer().await {
             return Error::GatewayTls;
         }

@@ -27,7 +27,7 @@ impl<K: Hash + Eq, V> WeakTable<K, V> {
     }
 
     /// Returns the value of `key`. If none is in use, inserts what `new` returns.
-    pub fn get(&mut self, key: K, new: impl FnOnce() -> V) -> Arc<V> {
+    pub fn get_or_insert_with(&mut self, key: K, new: impl FnOnce() -> V) -> Arc<V> {
         if let Some(value) = self.values.get(&key).and_then(Weak::upgrade) {
             return value;
         }
@@ -48,12 +48,12 @@ mod tests {
     #[test]
     fn a_value_is_shared_while_it_is_used_and_dropped_values_do_not_fill_the_table() {
         let mut table = WeakTable::default();
-        let first = table.get(0, || "first");
-        assert!(Arc::ptr_eq(&first, &table.get(0, || "second")));
+        let first = table.get_or_insert_with(0, || "first");
+        assert!(Arc::ptr_eq(&first, &table.get_or_insert_with(0, || "second")));
         drop(first);
-        assert_eq!(*table.get(0, || "second"), "second");
+        assert_eq!(*table.get_or_insert_with(0, || "second"), "second");
         for key in 0..10 * MIN_TABLE {
-            table.get(key, || "unused");
+            table.get_or_insert_with(key, || "unused");
         }
         assert!(table.len() <= MIN_TABLE);
     }

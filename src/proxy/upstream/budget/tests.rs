@@ -126,13 +126,13 @@ fn a_waiting_request_of_this_thread_comes_first_unless_another_has_waited_for_lo
     };
     let this_thread = thread::current().id();
     let _receivers = [add(other_thread, now), add(other_thread, now), add(this_thread, now), add(this_thread, now)];
-    let mut next = || queue.next().map(|waiter| waiter.thread);
+    let mut next = || queue.pop_next().map(|waiter| waiter.thread);
     assert_eq!([next(), next(), next()], [Some(this_thread), Some(this_thread), Some(other_thread)]);
     let long_ago = now.checked_sub(2 * MAX_PASSED_OVER).unwrap();
     queue.waiters[0].since = long_ago;
     let (sender, _receiver) = oneshot::channel();
     queue.waiters.push_back(QueuedWaiter { sender, thread: this_thread, since: now });
-    assert_eq!(queue.next().map(|waiter| waiter.thread), Some(other_thread));
+    assert_eq!(queue.pop_next().map(|waiter| waiter.thread), Some(other_thread));
 }
 
 #[test]
@@ -173,7 +173,7 @@ async fn a_client_that_left_several_responses_unread_gets_few_permits_for_a_minu
     let budgets = budgets(128, 16);
     let mut one = client(&budgets, 1);
     let few = 128 / STALLED_SHARE;
-    let stall = |permits: Vec<GatewayPermit>| permits.iter().for_each(GatewayPermit::note_stall);
+    let stall = |permits: Vec<GatewayPermit>| permits.iter().for_each(GatewayPermit::record_stall);
     stall(take_all(&one).into_iter().take(few).collect());
     assert_eq!(take_all(&one).len(), 56, "a few are forgiven");
     stall(take_all(&one));
