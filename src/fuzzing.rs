@@ -208,7 +208,7 @@ pub fn enrolment(data: &[u8]) {
 pub fn h1_request_guard(data: &[u8]) {
     let Some((&size, bytes)) = data.split_first() else { return };
     let (mut whole, mut raw) = (bytes.to_vec(), Vec::new());
-    let found = H1RequestGuard::default().follow_input(&mut whole, &mut raw);
+    let found = H1RequestGuard::default().scan_input(&mut whole, &mut raw);
     assert!(found || whole == bytes);
     assert!(raw.iter().all(|place| matches!(bytes[*place], b'"' | b'<' | b'>' | b'`')));
     let mut guard = H1RequestGuard::default();
@@ -217,7 +217,7 @@ pub fn h1_request_guard(data: &[u8]) {
     let mut raw_in_pieces = Vec::new();
     let found_in_pieces = cut.chunks_mut(size).enumerate().any(|(number, piece)| {
         let mut raw = Vec::new();
-        let found = guard.follow_input(piece, &mut raw);
+        let found = guard.scan_input(piece, &mut raw);
         raw_in_pieces.extend(raw.iter().map(|place| number * size + place));
         found
     });
@@ -246,7 +246,7 @@ impl AsyncRead for Trickle<'_> {
         let mut byte = [*first];
         let before = self.guard.is_in_head();
         let mut raw = Vec::new();
-        let spoilt = self.guard.follow_input(&mut byte, &mut raw);
+        let spoilt = self.guard.scan_input(&mut byte, &mut raw);
         assert!(!self.head_ended.get(), "a head ended that hyper did not see");
         self.head_ended.set(before && !self.guard.is_in_head() && !spoilt);
         self.encoded = percent_encode(&byte, &raw);

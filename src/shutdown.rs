@@ -55,31 +55,31 @@ impl Shutdown {
     }
 
     /// Returns a token that is cancelled when the shutdown begins.
-    pub fn token(&self) -> &CancellationToken {
+    pub fn cancellation_token(&self) -> &CancellationToken {
         &self.tokens.begun
     }
 
-    /// Spawns `task` on the current runtime; [`Shutdown::wait`] waits for it.
+    /// Spawns `task` on the current runtime; [`Shutdown::wait_for_tasks`] waits for it.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns, since here the task is tracked")]
     pub fn spawn<F>(&self, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        tokio::spawn(self.track(task));
+        tokio::spawn(self.track_task(task));
     }
 
-    /// Wraps `task`, which another executor runs, so that [`Shutdown::wait`] waits for it.
-    pub fn track<F: Future>(&self, task: F) -> TrackedFuture<F> {
+    /// Wraps `task`, which another executor runs, so that [`Shutdown::wait_for_tasks`] waits for it.
+    pub fn track_task<F: Future>(&self, task: F) -> TrackedFuture<F> {
         self.tasks.track_future(task)
     }
 
     /// Returns the number of tasks that still run.
-    pub fn remaining(&self) -> usize {
+    pub fn running_task_count(&self) -> usize {
         self.tasks.len()
     }
 
     /// Waits until every task has ended, but at most for `limit`. Returns the number of tasks that still run.
-    pub async fn wait(&self, limit: Duration) -> usize {
+    pub async fn wait_for_tasks(&self, limit: Duration) -> usize {
         self.tasks.close();
         let _ = tokio::time::timeout(limit, self.tasks.wait()).await;
         self.tasks.len()
@@ -106,7 +106,7 @@ mod tests {
         let observed = shutdown.clone();
         shutdown.spawn(async move { observed.wait_until_begun().await });
         shutdown.begin();
-        assert_eq!(shutdown.wait(Duration::from_secs(5)).await, 0);
+        assert_eq!(shutdown.wait_for_tasks(Duration::from_secs(5)).await, 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -114,6 +114,6 @@ mod tests {
         let shutdown = Shutdown::new();
         shutdown.spawn(std::future::pending());
         shutdown.begin();
-        assert_eq!(shutdown.wait(Duration::from_secs(1)).await, 1);
+        assert_eq!(shutdown.wait_for_tasks(Duration::from_secs(1)).await, 1);
     }
 }

@@ -99,7 +99,7 @@ fn log_gateway_change(state: &AdminState, error: Option<&str>) {
 
 /// Returns the values of `listen.on` and `listen.plain` that no local address matches.
 fn unmatched_listen_values(state: &AdminState) -> Vec<String> {
-    plan::unmatched(&state.listen, &state.view.borrow().interfaces).map(|(_, on)| on.to_string()).collect()
+    plan::find_unmatched_values(&state.listen, &state.view.borrow().interfaces).map(|(_, on)| on.to_string()).collect()
 }
 
 /// Returns why a newer certificate than the served one could not be loaded or made; `None` if there

@@ -147,13 +147,13 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
                 token_out: settings.token_out,
                 refused: renew.clone(),
             };
-            let token = shutdown.token().clone();
+            let token = shutdown.cancellation_token().clone();
             shutdown.spawn(async move {
                 tokio::select! { () = token.cancelled() => {}, () = renewal.run(publish) => {} }
             });
         }
         CredentialSource::Files(files) => {
-            let token = shutdown.token().clone();
+            let token = shutdown.cancellation_token().clone();
             shutdown.spawn(async move {
                 tokio::select! { () = token.cancelled() => {}, () = credentials::follow_files(files, publish) => {} }
             });

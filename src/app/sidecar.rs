@@ -255,8 +255,8 @@ impl Sidecar {
         let config = Arc::new(config);
         self.config.store(Arc::clone(&config));
         self.tls.update();
-        self.limits.update(&config);
-        self.proxy.update(&config);
+        self.limits.apply_config(&config);
+        self.proxy.apply_config(&config);
         match gateway_token::read_inherited(&config) {
             Ok(token) => self.proxy.update_token(token),
             Err(error) => error!(
@@ -277,10 +277,10 @@ impl Sidecar {
     pub async fn stop(&self) {
         info!("stopping");
         self.shutdown.begin();
-        let left = self.shutdown.wait(self.config.load().limits.drain_timeout).await;
+        let left = self.shutdown.wait_for_tasks(self.config.load().limits.drain_timeout).await;
         if left > 0 {
             // The aborted connections get time to log how each of their requests ended.
-            self.shutdown.wait(ABORT_GRACE).await;
+            self.shutdown.wait_for_tasks(ABORT_GRACE).await;
             warn!(left, "drain timeout reached; aborted the connections that were left (limits.drain_timeout)");
         }
         self.span_exporter.stop().await;
@@ -292,7 +292,7 @@ impl Sidecar {
     /// that each of their requests is logged.
     pub async fn abort(&self) {
         self.shutdown.abort();
-        self.shutdown.wait(ABORT_GRACE).await;
+        self.shutdown.wait_for_tasks(ABORT_GRACE).await;
         self.span_exporter.stop().await;
     }
 }

@@ -48,7 +48,7 @@ pub fn run(args: Args) -> Result<(), Error> {
         let signal = signals.wait_for_termination().await;
         info!(%signal, "stopping");
         shutdown.begin();
-        shutdown.wait(DRAIN).await;
+        shutdown.wait_for_tasks(DRAIN).await;
         Ok(())
     })
 }

@@ -89,7 +89,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         let command = build_command(&args.command, &args.variables, agent.address, token.as_ref());
         let status = supervise::run(command, &mut signals, grace).await?;
         shutdown.begin();
-        shutdown.wait(DRAIN).await;
+        shutdown.wait_for_tasks(DRAIN).await;
         Ok::<_, Error>(status)
     })?;
     Ok(status.into())

@@ -84,7 +84,7 @@ async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Resu
         () = signals.wait_for_termination() => {}
     }
     shutdown.begin();
-    shutdown.wait(DRAIN).await;
+    shutdown.wait_for_tasks(DRAIN).await;
     result
 }
 

@@ -323,8 +323,8 @@ fn run(data: &[u8]) -> Outcome {
     let mut connection = pin!(connection);
     let mut refused = Vec::new();
     let mut dropped = DroppedHeads::default();
-    let mut take_refused = |all: &mut Vec<_>| {
-        let (refused, more) = head_tracker.take_refused();
+    let mut take_refused_and_dropped = |all: &mut Vec<_>| {
+        let (refused, more) = head_tracker.take_refused_and_dropped();
         all.extend(refused.into_iter().map(|refused| refused.why));
         dropped.by_client += more.by_client;
         dropped.by_closing += more.by_closing;
@@ -336,8 +336,8 @@ fn run(data: &[u8]) -> Outcome {
             has_ended = true;
             break;
         }
-        head_tracker.note_idle();
-        take_refused(&mut refused);
+        head_tracker.end_round_unless_blocked();
+        take_refused_and_dropped(&mut refused);
         for (stream, handle) in &*seen.borrow() {
             assert!(handle.stream().is_none_or(|known| known == *stream), "a request of stream {stream}: {handle:?}");
         }
@@ -347,7 +347,7 @@ fn run(data: &[u8]) -> Outcome {
     }
     if has_ended {
         head_tracker.end_round();
-        take_refused(&mut refused);
+        take_refused_and_dropped(&mut refused);
     }
     let (requests, dropped) = (seen.borrow().len(), dropped.by_client + dropped.by_closing);
     assert_counted((kinds, begun), requests, &refused, dropped, has_ended);

@@ -16,16 +16,20 @@ use crate::discovery::View;
 ///
 /// # Errors
 /// Why the connection must be closed.
-pub fn allow_peer(peer: IpAddr, view: &View, policy: &LanePolicy) -> Result<(), Denied> {
+pub fn check_peer_allowed(peer: IpAddr, view: &View, policy: &LanePolicy) -> Result<(), Denied> {
     let peer = canonical(peer);
-    if policy.is_trusted_proxy(peer) || may_be_agent(peer, view, policy) { Ok(()) } else { policy.check_lists(peer) }
+    if policy.is_trusted_proxy(peer) || may_be_agent(peer, view, policy) {
+        Ok(())
+    } else {
+        policy.check_access_lists(peer)
+    }
 }
 
 /// Allows the peer of a new connection over plain HTTP, before a byte is read: only a trusted proxy.
 ///
 /// # Errors
 /// The peer is not a trusted proxy.
-pub fn allow_plain(peer: IpAddr, policy: &LanePolicy) -> Result<(), Denied> {
+pub fn check_plain_peer_allowed(peer: IpAddr, policy: &LanePolicy) -> Result<(), Denied> {
     if policy.is_trusted_proxy(canonical(peer)) { Ok(()) } else { Err(Denied::NotTrustedProxy) }
 }
 
@@ -40,9 +44,9 @@ pub fn may_be_agent(peer: IpAddr, view: &View, policy: &LanePolicy) -> bool {
 ///
 /// # Errors
 /// Why the connection must be closed.
-pub fn allow_proxied_client(peer: IpAddr, header: ProxyHeader, policy: &LanePolicy) -> Result<(), Denied> {
+pub fn check_proxied_client_allowed(peer: IpAddr, header: ProxyHeader, policy: &LanePolicy) -> Result<(), Denied> {
     let sender = RequestSender::new(canonical(peer), header, policy);
-    if header == ProxyHeader::Local || sender.is_trusted_proxy { Ok(()) } else { policy.check_lists(sender.ip) }
+    if header == ProxyHeader::Local || sender.is_trusted_proxy { Ok(()) } else { policy.check_access_lists(sender.ip) }
 }
 
 /// Returns whether a certificate that loopgate's CA issued could make the connection an agent's or name its user.

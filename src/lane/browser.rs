@@ -18,7 +18,7 @@ const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 pub(super) fn is_from_browser(headers: &HeaderMap, host: &HeaderValue) -> bool {
     headers.keys().any(|name| {
         *name == ORIGIN || name.as_str().starts_with("access-control-request-") || is_fetch_metadata(name, headers)
-    }) || headers.get_all(REFERER).iter().any(|referer| !is_of_host(referer, host))
+    }) || headers.get_all(REFERER).iter().any(|referer| !is_url_on_host(referer, host))
 }
 
 /// Returns whether `name` is fetch metadata of a browser. The built-in fetch of Node.js sends `Sec-Fetch-Mode: cors`
@@ -32,7 +32,7 @@ fn is_fetch_metadata(name: &HeaderName, headers: &HeaderMap) -> bool {
 }
 
 /// Returns whether the URL `referer` is on `host`, with the same port.
-fn is_of_host(referer: &HeaderValue, host: &HeaderValue) -> bool {
+fn is_url_on_host(referer: &HeaderValue, host: &HeaderValue) -> bool {
     let authority =
         referer.to_str().ok().and_then(|url| url.parse::<Uri>().ok()).and_then(|url| url.into_parts().authority);
     authority.is_some_and(|authority| authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()))

@@ -48,7 +48,7 @@ pub fn decide_lane(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i
         return Ok(Lane::Agent(agent_lane(peer, basis, external, view, policy)));
     }
     if !sender.is_trusted_proxy {
-        policy.check_lists(external.client)?;
+        policy.check_access_lists(external.client)?;
     }
     Ok(Lane::External(external))
 }

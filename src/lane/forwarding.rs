@@ -60,7 +60,7 @@ impl Forwarding {
     /// to which the lists were not applied before.
     pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &LanePolicy) -> Result<Self, Denied> {
         let checked_client = lane.request_client(sent, policy);
-        policy.check_lists(checked_client)?;
+        policy.check_access_lists(checked_client)?;
         let mut forwarding = Self {
             checked_client,
             stated_client: lane.forwarded_client.clone(),

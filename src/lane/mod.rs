@@ -38,7 +38,10 @@ mod source_address;
 mod target;
 mod x_forwarded_for;
 
-pub use access::{allow_peer, allow_plain, allow_proxied_client, issued_certificate_may_count, may_be_agent};
+pub use access::{
+    check_peer_allowed, check_plain_peer_allowed, check_proxied_client_allowed, issued_certificate_may_count,
+    may_be_agent,
+};
 pub use assignment::{AgentBasis, AgentLane, Denied, ExternalLane, Lane};
 pub use connection::ConnectionEvidence;
 pub use decide::{decide_lane, decide_plain_lane};

@@ -88,7 +88,7 @@ impl LanePolicy {
     ///
     /// # Errors
     /// The list that refuses the client.
-    pub fn check_lists(&self, client: IpAddr) -> Result<(), Denied> {
+    pub fn check_access_lists(&self, client: IpAddr) -> Result<(), Denied> {
         if any_net_contains(&self.deny, client) {
             Err(Denied::InDenyList)
         } else if !self.allow.is_empty() && !any_net_contains(&self.allow, client) {

@@ -74,7 +74,7 @@ impl AcceptLoop {
             let (stream, peer) = match self.listener.accept().await {
                 Ok((stream, peer)) => (stream, PeerAddr::new(peer)),
                 Err(error) => {
-                    self.handle_error(&error).await;
+                    self.handle_accept_error(&error).await;
                     continue;
                 }
             };
@@ -86,7 +86,7 @@ impl AcceptLoop {
     }
 
     /// Ignores failures of the peer. After any other, warns and waits for a while.
-    async fn handle_error(&mut self, error: &io::Error) {
+    async fn handle_accept_error(&mut self, error: &io::Error) {
         if is_peer_failure(error) {
             return;
         }

@@ -22,7 +22,7 @@ impl ListenerKind {
     }
 
     /// Returns the key of the option that asks for listeners of this kind.
-    pub fn key(self) -> &'static str {
+    pub fn option_key(self) -> &'static str {
         match self {
             Self::Tls => "listen.on",
             Self::Plain => "listen.plain",

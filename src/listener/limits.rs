@@ -136,7 +136,7 @@ impl ConnectionLimits {
     }
 
     /// Applies the per-client limits of `config` to new connections. The total stays as it was.
-    pub fn update(&self, config: &Config) {
+    pub fn apply_config(&self, config: &Config) {
         self.per_client.store(Arc::new(ClientLimits::new(config)));
     }
 
@@ -230,7 +230,7 @@ impl ClientTable {
         Ok(())
     }
 
-    fn remove(&mut self, client: IpAddr, now: Instant) {
+    fn remove_connection(&mut self, client: IpAddr, now: Instant) {
         if let Some(known) = self.clients.get_mut(&client) {
             known.open -= 1;
             if known.is_idle(now) {
@@ -250,7 +250,7 @@ impl ClientEntry {
 impl Drop for ClientGuard {
     fn drop(&mut self) {
         if let Some(client) = self.client {
-            self.limits.lock_clients().remove(client, Instant::now());
+            self.limits.lock_clients().remove_connection(client, Instant::now());
         }
     }
 }

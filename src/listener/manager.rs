@@ -29,7 +29,7 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_s
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An address that an option names exactly can't be bound.
-    #[error("can't listen on {} ({})", .listener.address, .listener.kind.key())]
+    #[error("can't listen on {} ({})", .listener.address, .listener.kind.option_key())]
     Bind {
         /// The listener.
         listener: ListenerAddress,
@@ -39,7 +39,7 @@ pub enum Error {
     /// An address to listen on is the gateway's own, or one that a forward leads to.
     #[error(
         "can't listen on {} ({}): it would take the gateway's own address {taken}",
-        .listener.address, .listener.kind.key()
+        .listener.address, .listener.kind.option_key()
     )]
     GatewayAddress {
         /// The listener.
@@ -139,15 +139,15 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         for listener in plan.close {
             self.close_listener(listener);
         }
-        let unmatched = plan::unmatched(&self.config.listen, &view.interfaces);
-        let unmatched = unmatched.map(|(kind, on)| (kind.key(), on.to_string())).collect();
+        let unmatched = plan::find_unmatched_values(&self.config.listen, &view.interfaces);
+        let unmatched = unmatched.map(|(kind, on)| (kind.option_key(), on.to_string())).collect();
         for (option, listen) in BTreeSet::difference(&unmatched, &self.unmatched) {
             warn!(option, listen, "no local address matches this value; will listen when one appears");
         }
         self.unmatched = unmatched;
         self.failed.retain(|listener, _| wanted.contains(listener));
         for listener in plan.open {
-            match self.open(listener) {
+            match self.open_listener(listener) {
                 Ok(()) => drop(self.failed.remove(&listener)),
                 Err(error) => self.record_failure(listener, error),
             }
@@ -155,15 +155,15 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         self.publish_addresses();
     }
 
-    fn open(&mut self, wanted: ListenerAddress) -> io::Result<()> {
+    fn open_listener(&mut self, wanted: ListenerAddress) -> io::Result<()> {
         let ListenerAddress { address, kind } = wanted;
         let listener = socket::listen(address)?;
         let local = listener.local_addr()?;
-        let closed = self.shutdown.token().child_token();
+        let closed = self.shutdown.cancellation_token().child_token();
         let accept_loop = AcceptLoop::new(listener, kind, Arc::clone(&self.limits), self.metrics.clone());
         self.shutdown.spawn(accept_loop.run(closed.clone(), self.serve.clone()));
         self.open.insert(wanted, OpenListener { local, _close: closed.drop_guard() });
-        info!(address = %local, option = kind.key(), "listening");
+        info!(address = %local, option = kind.option_key(), "listening");
         Ok(())
     }
 
@@ -187,7 +187,7 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
 
     /// Takes the failure to bind an address that the configuration names exactly, if there is one.
     fn take_named_failure(&mut self) -> Option<Error> {
-        let listener = *self.failed.keys().find(|listener| plan::is_named(&self.config.listen, listener))?;
+        let listener = *self.failed.keys().find(|listener| plan::is_named_exactly(&self.config.listen, listener))?;
         self.failed.remove(&listener).map(|source| Error::Bind { listener, source })
     }
 

@@ -68,7 +68,7 @@ pub fn wanted_addresses(
     for ListenOn { addresses, port } in listen {
         let own =
             interfaces.iter().flat_map(|interface| interface.addresses.iter().map(move |net| (interface, net.addr())));
-        let matching = own.filter(|(interface, ip)| matches(addresses, interface, *ip));
+        let matching = own.filter(|(interface, ip)| includes_address(addresses, interface, *ip));
         wanted.extend(matching.map(|(interface, ip)| match ip {
             IpAddr::V6(v6) if is_link_local_v6(ip) => SocketAddrV6::new(v6, *port, 0, scope_of(&interface.name)).into(),
             _ => SocketAddr::new(ip, *port),
@@ -88,7 +88,7 @@ pub fn wanted_addresses(
 }
 
 /// Returns the values of `listen` that match no address of `interfaces`: one may appear later, or a value is mistyped.
-pub fn unmatched<'a>(
+pub fn find_unmatched_values<'a>(
     listen: &'a Listen,
     interfaces: &[Interface],
 ) -> impl Iterator<Item = (ListenerKind, &'a ListenOn)> {
@@ -100,7 +100,7 @@ fn unmatched_values<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> imp
     let own = |addresses: &ListenAddresses| {
         interfaces
             .iter()
-            .any(|interface| interface.addresses.iter().any(|net| matches(addresses, interface, net.addr())))
+            .any(|interface| interface.addresses.iter().any(|net| includes_address(addresses, interface, net.addr())))
     };
     // An exact address is bound even if no interface has it.
     listen.iter().filter(move |on| {
@@ -109,7 +109,7 @@ fn unmatched_values<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> imp
 }
 
 /// Returns whether `addresses` include `ip` of `interface`.
-fn matches(addresses: &ListenAddresses, interface: &Interface, ip: IpAddr) -> bool {
+fn includes_address(addresses: &ListenAddresses, interface: &Interface, ip: IpAddr) -> bool {
     match addresses {
         // Clients do not use link-local addresses: they are valid on one link only.
         ListenAddresses::Bridge => !ip.is_loopback() && !is_link_local_v6(ip),
@@ -120,7 +120,7 @@ fn matches(addresses: &ListenAddresses, interface: &Interface, ip: IpAddr) -> bo
 }
 
 /// Returns whether an option names the address of `listener` exactly.
-pub fn is_named(listen: &Listen, listener: &ListenerAddress) -> bool {
+pub fn is_named_exactly(listen: &Listen, listener: &ListenerAddress) -> bool {
     let names = |on: &ListenOn| {
         on.exact().is_some_and(|ip| canonical(ip) == listener.address.ip()) && on.port == listener.address.port()
     };
@@ -239,11 +239,12 @@ mod tests {
         listen.on = vec![listen_on("eth1", 443), listen_on("10.0.0.9", 0), listen_on("eth7", 1)];
         listen.plain = vec![listen_on("10.0.0.9", 0), listen_on("eth8", 1)];
         let found = wanted_listeners(&listen, GATEWAY.parse().unwrap(), &interfaces(), |_| 7);
-        let found: Vec<_> = found.iter().map(|found| (found.address.to_string(), found.kind.key())).collect();
+        let found: Vec<_> = found.iter().map(|found| (found.address.to_string(), found.kind.option_key())).collect();
         let expected = [("10.0.0.5:443", "listen.on"), ("10.0.0.9:0", "listen.on"), ("10.0.0.9:0", "listen.plain")];
         assert_eq!(found, expected.map(|(address, key)| (address.to_owned(), key)));
-        let missing: Vec<_> =
-            unmatched(&listen, &interfaces()).map(|(kind, on)| (kind.key(), on.to_string())).collect();
+        let missing: Vec<_> = find_unmatched_values(&listen, &interfaces())
+            .map(|(kind, on)| (kind.option_key(), on.to_string()))
+            .collect();
         assert_eq!(missing, [("listen.on", "eth7:1".to_owned()), ("listen.plain", "eth8:1".to_owned())]);
     }
 

@@ -259,7 +259,7 @@ async fn at_shutdown_the_listeners_close() {
     let (mut harness, address) = Harness::on_loopback(|_| {});
     harness.shutdown.begin();
     harness.listens_on(&[]).await;
-    assert_eq!(harness.shutdown.wait(DEADLINE).await, 0);
+    assert_eq!(harness.shutdown.wait_for_tasks(DEADLINE).await, 0);
     wait_until_listener_closes(address).await;
 }
 
@@ -331,7 +331,7 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
             ip("link delete left");
             bound_becomes(&mut bound, <[ListenerAddress]>::is_empty).await;
             shutdown.begin();
-            assert_eq!(shutdown.wait(DEADLINE).await, 0);
+            assert_eq!(shutdown.wait_for_tasks(DEADLINE).await, 0);
         },
     );
 }

@@ -89,7 +89,7 @@ impl TrailerSlot {
     ///
     /// # Errors
     /// `offered` does not begin with the last chunk, or the stream fails.
-    pub fn poll_replace<S>(
+    pub fn poll_replace_last_chunk<S>(
         &self,
         stream: &mut S,
         cx: &mut Context<'_>,
@@ -180,16 +180,19 @@ mod tests {
     fn only_the_last_chunk_is_replaced() {
         let (slot, mut stream) = (TrailerSlot::default(), Slow::default());
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(slot.poll_replace(&mut stream, &mut cx, LAST_CHUNK).is_none(), "no trailers");
+        assert!(slot.poll_replace_last_chunk(&mut stream, &mut cx, LAST_CHUNK).is_none(), "no trailers");
         slot.set(&trailers());
         let count = loop {
-            match slot.poll_replace(&mut stream, &mut cx, b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").expect("trailers wait") {
+            match slot
+                .poll_replace_last_chunk(&mut stream, &mut cx, b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n")
+                .expect("trailers wait")
+            {
                 Poll::Ready(count) => break count.unwrap(),
                 Poll::Pending => {}
             }
         };
         assert_eq!((count, stream.written.as_slice()), (5, &b"0\r\nx-checksum: abc\r\n\r\n"[..]));
-        assert!(slot.poll_replace(&mut stream, &mut cx, LAST_CHUNK).is_none(), "one end only");
+        assert!(slot.poll_replace_last_chunk(&mut stream, &mut cx, LAST_CHUNK).is_none(), "one end only");
     }
 
     #[test]
@@ -206,7 +209,8 @@ mod tests {
         for offered in others {
             let (slot, mut stream) = (TrailerSlot::default(), Slow::default());
             slot.set(&trailers());
-            let poll = slot.poll_replace(&mut stream, &mut Context::from_waker(Waker::noop()), offered.as_bytes());
+            let poll =
+                slot.poll_replace_last_chunk(&mut stream, &mut Context::from_waker(Waker::noop()), offered.as_bytes());
             assert!(matches!(poll, Some(Poll::Ready(Err(_)))) && stream.written.is_empty(), "{offered:?}");
         }
     }

@@ -47,7 +47,7 @@ pub(super) struct ConnectionContext {
 impl ConnectionContext {
     /// Returns whether the certificate that gave the connection its lane or its user has expired. Such a connection
     /// takes no new request.
-    pub(super) fn has_expired(&self) -> bool {
+    pub(super) fn has_certificate_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= SystemTime::now())
     }
 
@@ -81,7 +81,7 @@ impl ConnectionContext {
         started: Instant,
     ) -> Result<(GatewayPermit, Instant), Exhausted> {
         let other;
-        let budget = match client.filter(|client| self.own_client() != Some(*client)) {
+        let budget = match client.filter(|client| self.assigned_client() != Some(*client)) {
             // The client that a trusted proxy names, or a web page on an agent's connection.
             Some(client) => {
                 other = self.shared.upstream.budgets().for_client(client);
@@ -107,7 +107,7 @@ impl ConnectionContext {
     }
 
     /// Returns the external client that the connection was assigned; `None` on the agent lane.
-    fn own_client(&self) -> Option<IpAddr> {
+    fn assigned_client(&self) -> Option<IpAddr> {
         match &*self.lane {
             Lane::External(lane) => Some(lane.client),
             Lane::Agent(_) => None,

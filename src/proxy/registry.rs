@@ -144,7 +144,7 @@ impl Registry {
     }
 
     /// Closes the connections for which `why_lost` returns a reason, and logs it; returns how many those are.
-    pub(super) fn revoke<R: Into<String>>(&self, why_lost: impl Fn(&ConnectionInfo) -> Option<R>) -> usize {
+    pub(super) fn revoke_where<R: Into<String>>(&self, why_lost: impl Fn(&ConnectionInfo) -> Option<R>) -> usize {
         let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         let mut revoked = 0;
         for connection in connections.values().filter(|connection| !connection.close_signal.is_revoked()) {

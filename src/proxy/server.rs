@@ -106,8 +106,10 @@ impl Proxy {
                 let slot = self.workers.reserve_slot();
                 let worker = slot.worker_index();
                 let accepted = AcceptedConnection::new(stream, (peer, local), kind, permit, slot);
-                self.workers
-                    .run(worker, self.shared.shutdown.track(connection::serve(Arc::clone(&self.shared), accepted)));
+                self.workers.run(
+                    worker,
+                    self.shared.shutdown.track_task(connection::serve(Arc::clone(&self.shared), accepted)),
+                );
             }
             Err(error) => debug!(%peer, %error, "can't hand a connection to a worker; closed it"),
         }
@@ -121,14 +123,13 @@ impl Proxy {
         if !before.trusts_same_client_cas(&tls) {
             let reason = "tls.client_ca changed";
             let revoked =
-                self.shared.registry.revoke(|connection| connection.has_operator_certificate().then_some(reason));
+                self.shared.registry.revoke_where(|connection| connection.has_operator_certificate().then_some(reason));
             self.shared.count_revoked(revoked);
         }
         let reason = "its certificate is revoked (loopgate cert revoke)";
-        let revoked = self
-            .shared
-            .registry
-            .revoke(|connection| connection.has_certificate(|certificate| tls.revokes(certificate)).then_some(reason));
+        let revoked = self.shared.registry.revoke_where(|connection| {
+            connection.has_certificate(|certificate| tls.revokes(certificate)).then_some(reason)
+        });
         self.shared.count_revoked(revoked);
     }
 
@@ -139,7 +140,7 @@ impl Proxy {
 
     /// Applies the part of `config` that concerns requests and lanes. Open connections keep their limits and timeouts,
     /// but the new rules apply to their next requests, and those that the rules deny are closed.
-    pub fn update(&self, config: &Config) {
+    pub fn apply_config(&self, config: &Config) {
         self.shared.settings.store(Arc::new(ConnectionSettings::new(config)));
         self.shared.rules.store(Arc::new(RequestRules::new(config)));
         self.shared.rules_changed.notify_waiters();

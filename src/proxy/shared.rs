@@ -115,15 +115,21 @@ impl Shared {
     pub(super) fn recheck_lanes_and_caps(&self) {
         let view = self.view.borrow().for_established();
         let rules = self.rules.load();
-        self.count_revoked(self.registry.revoke(|connection| connection.why_lost_agent_lane(&view, rules.policy())));
+        self.count_revoked(
+            self.registry.revoke_where(|connection| connection.why_lost_agent_lane(&view, rules.policy())),
+        );
         // A container may connect before it is discovered: its scope cap is then not known yet.
-        self.count_revoked(self.registry.revoke(|connection| connection.why_lost_scope_cap(&view, rules.policy())));
+        self.count_revoked(
+            self.registry.revoke_where(|connection| connection.why_lost_scope_cap(&view, rules.policy())),
+        );
     }
 
     /// Closes external connections that the current rules no longer permit.
     pub(super) fn revoke_denied_clients(&self) {
         let (view, rules) = (Arc::clone(&self.view.borrow()), self.rules.load());
-        self.count_revoked(self.registry.revoke(|connection| connection.why_lost_external_lane(&view, rules.policy())));
+        self.count_revoked(
+            self.registry.revoke_where(|connection| connection.why_lost_external_lane(&view, rules.policy())),
+        );
     }
 
     /// Counts `revoked` connections in the metrics.

@@ -335,7 +335,7 @@ impl Engine {
         let (head, body) = response.into_parts();
         let (body, connection) = body.split();
         if !connection.is_terminated() {
-            let token = self.shutdown.token().clone();
+            let token = self.shutdown.cancellation_token().clone();
             self.shutdown.spawn(async move {
                 tokio::select! {
                     () = token.cancelled() => {}

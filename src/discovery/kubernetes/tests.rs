@@ -55,7 +55,7 @@ impl Harness {
     /// Stops discovery, and checks that all of its tasks end.
     async fn stop_and_check_tasks(self) {
         self.shutdown.begin();
-        assert_eq!(self.shutdown.wait(TIMEOUT).await, 0, "a task outlived discovery");
+        assert_eq!(self.shutdown.wait_for_tasks(TIMEOUT).await, 0, "a task outlived discovery");
     }
 }
 

@@ -3,7 +3,9 @@
 use super::*;
 use crate::config::Config;
 use crate::discovery::{Agent, Interface, ScopeCap};
-use crate::lane::{ProxyHeader, WhyExternal, allow_peer, allow_plain, allow_proxied_client, why_external};
+use crate::lane::{
+    ProxyHeader, WhyExternal, check_peer_allowed, check_plain_peer_allowed, check_proxied_client_allowed, why_external,
+};
 use proptest::prelude::*;
 
 const NOW: i64 = 1_000;
@@ -85,7 +87,7 @@ fn over_plain_http_a_trusted_proxy_is_external_and_no_other_peer_has_a_lane() {
         ("10.0.0.1", None),
     ] {
         let peer: IpAddr = peer.parse().unwrap();
-        let allowed = allow_plain(peer, &proxies);
+        let allowed = check_plain_peer_allowed(peer, &proxies);
         match (decide_plain_lane(peer, &view(), &proxies), stated) {
             (Ok(lane), Some(stated)) => {
                 assert_eq!((allowed, lane.client, lane.is_trusted_proxy), (Ok(()), canonical(peer), true));
@@ -97,7 +99,7 @@ fn over_plain_http_a_trusted_proxy_is_external_and_no_other_peer_has_a_lane() {
             }
         }
     }
-    assert_eq!(allow_plain("172.18.0.3".parse().unwrap(), &policy(|_| {})), Err(Denied::NotTrustedProxy));
+    assert_eq!(check_plain_peer_allowed("172.18.0.3".parse().unwrap(), &policy(|_| {})), Err(Denied::NotTrustedProxy));
 }
 
 #[test]
@@ -259,7 +261,7 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
         });
         assert_eq!(decided, expected.map(|(client, proxy)| (client.to_owned(), proxy)), "{evidence:?}");
         assert_eq!(
-            allow_proxied_client(peer.parse().unwrap(), proxy_header, &policy),
+            check_proxied_client_allowed(peer.parse().unwrap(), proxy_header, &policy),
             expected.map(|_| ()),
             "{evidence:?}"
         );
@@ -270,7 +272,7 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
 fn a_possible_agent_is_allowed_the_handshake_in_spite_of_the_deny_list() {
     let policy = policy(|c| c.external.deny = parse_nets(&["0.0.0.0/0"]));
     for (peer, expected) in [("172.18.0.3", Ok(())), ("172.18.0.4", Ok(())), ("172.18.0.9", Err(Denied::InDenyList))] {
-        assert_eq!(allow_peer(peer.parse().unwrap(), &view(), &policy), expected, "{peer}");
+        assert_eq!(check_peer_allowed(peer.parse().unwrap(), &view(), &policy), expected, "{peer}");
     }
 }
 

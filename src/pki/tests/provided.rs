@@ -166,7 +166,7 @@ async fn a_reload_checks_the_files_at_once() {
     pki.reload();
     wait_until_served(&mut pki.identity(), "second").await;
     fixture.shutdown.begin();
-    assert_eq!(fixture.shutdown.wait(std::time::Duration::from_secs(10)).await, 0);
+    assert_eq!(fixture.shutdown.wait_for_tasks(std::time::Duration::from_secs(10)).await, 0);
 }
 
 /// Returns a chain from a leaf up to its root, each certificate as PEM, and the leaf's key.

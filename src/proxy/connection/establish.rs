@@ -17,8 +17,9 @@ use crate::audit;
 use crate::discovery::View;
 use crate::labels::Protocol;
 use crate::lane::{
-    Certificate, ConnectionEvidence, Denied, Evidence, ExternalLane, Lane, ProxyHeader, RequestRules, allow_peer,
-    allow_plain, allow_proxied_client, decide_lane, decide_plain_lane, issued_certificate_may_count,
+    Certificate, ConnectionEvidence, Denied, Evidence, ExternalLane, Lane, ProxyHeader, RequestRules,
+    check_peer_allowed, check_plain_peer_allowed, check_proxied_client_allowed, decide_lane, decide_plain_lane,
+    issued_certificate_may_count,
 };
 use crate::listener::{ListenerKind, Permit, proxy_protocol};
 use crate::metrics::traffic::GaugeGuard;
@@ -159,7 +160,8 @@ impl AcceptedTls {
     fn try_allow(self, shared: &Shared) -> Result<Allowed, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;
-        allow_peer(origin.peer.ip(), &shared.view.borrow(), shared.rules.load().policy()).map_err(Error::Denied)?;
+        check_peer_allowed(origin.peer.ip(), &shared.view.borrow(), shared.rules.load().policy())
+            .map_err(Error::Denied)?;
         Ok(Allowed { stream, origin, settings: shared.settings.load_full() })
     }
 }
@@ -170,7 +172,7 @@ impl AcceptedPlain {
     fn try_allow(self, shared: &Shared) -> Result<AllowedProxy, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;
-        allow_plain(origin.peer.ip(), shared.rules.load().policy()).map_err(Error::Denied)?;
+        check_plain_peer_allowed(origin.peer.ip(), shared.rules.load().policy()).map_err(Error::Denied)?;
         Ok(AllowedProxy { stream, origin, settings: shared.settings.load_full() })
     }
 }
@@ -191,7 +193,7 @@ impl Allowed {
         if settings.proxy_protocol && shared.rules.load().policy().is_trusted_proxy(peer) {
             proxy_header = proxy_protocol::read(&mut stream, settings.limits.handshake_timeout).await?;
         }
-        allow_proxied_client(peer, proxy_header, shared.rules.load().policy()).map_err(Error::Denied)?;
+        check_proxied_client_allowed(peer, proxy_header, shared.rules.load().policy()).map_err(Error::Denied)?;
         Ok(Identified { stream, origin, settings, proxy_header })
     }
 }
@@ -316,8 +318,13 @@ impl Assigned {
     /// The TLS settings changed, so that the client's certificate might not be accepted any more.
     fn register(self, shared: &Arc<Shared>) -> Result<Registered, Error> {
         let Self { stream, origin, settings, evidence, protocol, expires, lane, decided_by } = self;
-        let guard =
-            shared.registry.register(origin.peer, Arc::clone(&lane), protocol, evidence, shared.shutdown.token());
+        let guard = shared.registry.register(
+            origin.peer,
+            Arc::clone(&lane),
+            protocol,
+            evidence,
+            shared.shutdown.cancellation_token(),
+        );
         let DecidedBy { view, rules, tls_config } = decided_by;
         let rules_changed = !Arc::ptr_eq(&rules, &shared.rules.load());
         if rules_changed || !Arc::ptr_eq(&view, &shared.view.borrow()) {
@@ -347,7 +354,7 @@ pub struct Registered {
 
 impl Registered {
     /// Logs and counts the connection as open; returns the context of its requests, and its stream.
-    pub fn open(self) -> (Arc<ConnectionContext>, Downstream) {
+    pub fn into_open_connection(self) -> (Arc<ConnectionContext>, Downstream) {
         let Self { shared, stream, origin, settings, protocol, expires, lane, guard } = self;
         let Origin { peer, local, kind, permits } = origin;
         let target = shared.target_of(kind);

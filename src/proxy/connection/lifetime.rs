@@ -26,7 +26,7 @@ use crate::metrics::count;
 use crate::proxy::close_signal::{CloseReason, REVOKED_GRACE};
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::activity::{Overdue, Timeouts};
-use crate::proxy::downstream::refused_heads::HeadRefusal;
+use crate::proxy::downstream::refused_heads::{CleanEnd, HeadRefusal};
 use crate::proxy::lazy_timer::LazyTimer;
 use crate::proxy::request::report_refused_heads::report_refused_heads;
 use crate::proxy::request_end::RequestEnd;
@@ -167,17 +167,17 @@ where
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(until) = self.revoked_until {
             let ended = self.connection.as_mut().poll(cx).is_ready();
-            self.context.head_tracker.note_idle();
+            self.context.head_tracker.end_round_unless_blocked();
             return if ended { Poll::Ready(()) } else { self.timer.poll_due(cx, Some(until)).map(|_| ()) };
         }
         if let Poll::Ready(result) = self.connection.as_mut().poll(cx) {
-            self.note_result(result);
+            self.record_result(result);
             return Poll::Ready(());
         }
-        self.context.head_tracker.note_idle();
+        self.context.head_tracker.end_round_unless_blocked();
         report_refused_heads(self.context);
         loop {
-            match ready!(self.poll_due(cx)) {
+            match ready!(self.poll_passed_deadline(cx)) {
                 PassedDeadline::DrainTimeout => {
                     self.set_closed_by(RequestEnd::DrainTimeout);
                     return Poll::Ready(());
@@ -205,18 +205,18 @@ where
         }
     }
 
-    /// Notes that hyper ended the connection, with `result`.
-    fn note_result(&self, result: hyper::Result<()>) {
+    /// Records that hyper ended the connection, with `result`.
+    fn record_result(&self, result: hyper::Result<()>) {
         let (connection, peer) = (self.context.number, self.context.peer);
         match result {
             Err(error) => {
                 if is_client_error(&error) {
-                    self.context.head_tracker.note_closing();
+                    self.context.head_tracker.mark_closing();
                 }
                 debug!(connection, %peer, %error, "connection broke off");
             }
             // hyper closes it without a frame, and with it all other requests (see `refused_heads`).
-            Ok(()) if self.context.head_tracker.note_clean_end() => {
+            Ok(()) if self.context.head_tracker.record_clean_end() == CleanEnd::RefusedHead => {
                 info!(
                     connection, %peer,
                     "closed the connection and all its requests: the client sent a CONNECT with a body"
@@ -227,7 +227,7 @@ where
     }
 
     /// Completes when a deadline has passed.
-    fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<PassedDeadline> {
+    fn poll_passed_deadline(&mut self, cx: &mut Context<'_>) -> Poll<PassedDeadline> {
         loop {
             let overdue = self.client_deadline();
             let first = overdue.map(|(at, _)| at).into_iter().chain(self.expires).chain(self.cut_at).min();
@@ -277,8 +277,10 @@ where
         debug!(connection, %peer, deadline, "closed a connection whose client was too slow");
         let head_tracker = &self.context.head_tracker;
         match overdue {
-            Overdue::Head if self.context.protocol == Protocol::H1 => head_tracker.note_refused(HeadRefusal::Timeout),
-            Overdue::HeaderBlock => head_tracker.note_block_timeout(),
+            Overdue::Head if self.context.protocol == Protocol::H1 => {
+                head_tracker.record_refused_head(HeadRefusal::Timeout)
+            }
+            Overdue::HeaderBlock => head_tracker.record_header_block_timeout(),
             // Over HTTP/2 `Head` is the preface, which is no request head.
             Overdue::Head | Overdue::Idle | Overdue::Stall => {}
         }

@@ -40,7 +40,7 @@ const OVERSIZE_FACTOR: usize = 2;
 
 /// Serves the requests of a connection until it ends.
 pub async fn serve(registered: Registered) {
-    let (context, io) = registered.open();
+    let (context, io) = registered.into_open_connection();
     match context.protocol {
         Protocol::H2 => serve_h2(context, io).await,
         Protocol::H1 => serve_h1(context, io).await,
@@ -95,8 +95,8 @@ async fn serve_h2(context: Arc<ConnectionContext>, io: Downstream) {
         ))
         .timer(TokioTimer::new())
         .enable_connect_protocol()
-        .initial_stream_window_size(window.bytes().min(MAX_STREAM_WINDOW))
-        .initial_connection_window_size(window.bytes())
+        .initial_stream_window_size(window.window_size().min(MAX_STREAM_WINDOW))
+        .initial_connection_window_size(window.window_size())
         .max_concurrent_streams(limits.h2_streams)
         .max_send_buf_size(MAX_BUFFER)
         .max_pending_accept_reset_streams(MAX_RESETS)

@@ -122,8 +122,8 @@ impl Activity {
         u64::try_from((at - self.epoch).as_millis()).unwrap_or(u64::MAX >> 1)
     }
 
-    /// Notes that bytes were read over HTTP/1.1. `is_in_head` is whether they ended inside a head.
-    pub fn note_read(&self, is_in_head: bool) {
+    /// Records that bytes were read over HTTP/1.1. `is_in_head` is whether they ended inside a head.
+    pub fn record_h1_read(&self, is_in_head: bool) {
         self.is_in_head.store(is_in_head, Ordering::Relaxed);
         if is_in_head
             && self.active_requests.load(Ordering::Relaxed) == 0
@@ -133,9 +133,9 @@ impl Activity {
         }
     }
 
-    /// Notes that the bytes read over HTTP/2 end inside the header block of `stream`; `None` if they end in no header
+    /// Records that the bytes read over HTTP/2 end inside the header block of `stream`; `None` if they end in no header
     /// block. The time of a block counts from the first such read.
-    pub fn note_header_block(&self, stream: Option<u32>) {
+    pub fn set_unfinished_header_block(&self, stream: Option<u32>) {
         if self.block_stream.swap(stream.unwrap_or(0), Ordering::Relaxed) != stream.unwrap_or(0) {
             let since = if stream.is_some() { self.now_millis() + 1 } else { 0 };
             self.block_since.store(since, Ordering::Relaxed);
@@ -147,29 +147,29 @@ impl Activity {
         self.block_since.load(Ordering::Relaxed) > 0
     }
 
-    /// Notes that the HTTP/2 preface and the first SETTINGS are complete.
-    pub fn note_preface_end(&self) {
+    /// Records that the HTTP/2 preface and the first SETTINGS are complete.
+    pub fn record_preface_end(&self) {
         if self.active_requests.load(Ordering::Relaxed) == 0 {
             self.phase.store(self.now_millis() << 1, Ordering::Relaxed);
         }
     }
 
-    /// Notes that the socket took bytes of a response.
-    pub fn note_progress(&self) {
+    /// Records that the socket took bytes of a response.
+    pub fn record_write_progress(&self) {
         if self.unread_responses.load(Ordering::Relaxed) > 0 {
             self.last_progress.store(self.now_millis(), Ordering::Relaxed);
         }
     }
 
-    /// Notes that the socket took `count` bytes. `is_all` is whether these are all that it was offered.
-    pub fn note_write(&self, count: usize, is_all: bool) {
+    /// Records that the socket took `count` bytes. `is_all` is whether these are all that it was offered.
+    pub fn record_write(&self, count: usize, is_all: bool) {
         let left = self.buffered.load(Ordering::Relaxed).saturating_sub(count);
         self.buffered.store(left, Ordering::Relaxed);
         self.is_socket_full.store(!is_all, Ordering::Relaxed);
     }
 
-    /// Notes a flush. `is_all` is whether it completed, so that everything written has left the process.
-    pub fn note_flush(&self, is_all: bool) {
+    /// Records a flush. `is_all` is whether it completed, so that everything written has left the process.
+    pub fn record_flush(&self, is_all: bool) {
         if is_all {
             self.buffered.store(0, Ordering::Relaxed);
             self.flushes.increment();
@@ -202,20 +202,20 @@ impl Activity {
         self.is_head_abandoned.load(Ordering::Relaxed)
     }
 
-    /// Notes that a request is served until the returned guard is dropped. Over HTTP/2, must be called on the task of
+    /// Records that a request is served until the returned guard is dropped. Over HTTP/2, must be called on the task of
     /// its stream.
     pub fn begin_request(self: &Arc<Self>) -> RequestGuard {
         self.active_requests.fetch_add(1, Ordering::Relaxed);
         self.requests_begun.fetch_add(1, Ordering::Relaxed);
         RequestGuard {
             activity: Arc::clone(self),
-            stream: StreamStall::current(),
+            stream: StreamStall::of_current_task(),
             is_pending: AtomicBool::new(false),
             is_tunnel: false,
         }
     }
 
-    /// Notes that the HTTP/2 stream of `request` carries a tunnel until the returned guard is dropped.
+    /// Records that the HTTP/2 stream of `request` carries a tunnel until the returned guard is dropped.
     pub fn begin_tunnel(self: &Arc<Self>, request: &RequestGuard) -> RequestGuard {
         self.active_requests.fetch_add(1, Ordering::Relaxed);
         self.h2_tunnels.fetch_add(1, Ordering::Relaxed);
@@ -270,7 +270,7 @@ pub struct RequestGuard {
 }
 
 impl RequestGuard {
-    /// Notes that since `now` a part of the response waits for the client to read it.
+    /// Records that since `now` a part of the response waits for the client to read it.
     pub fn mark_pending(&self, now: Instant) {
         if !self.is_pending.swap(true, Ordering::Relaxed) {
             // The time is stored first, so that no thread computes a deadline from an old time.
@@ -282,7 +282,7 @@ impl RequestGuard {
         }
     }
 
-    /// Notes that hyper got `count` more bytes of the response.
+    /// Records that hyper got `count` more bytes of the response.
     pub fn add_buffered(&self, count: usize) {
         self.activity.buffered.fetch_add(count, Ordering::Relaxed);
     }
@@ -305,7 +305,7 @@ impl RequestGuard {
                 || self.activity.buffered.load(Ordering::Relaxed) >= HIGH_WATER_MARK)
     }
 
-    /// Notes that no part of the response waits for the client any more.
+    /// Records that no part of the response waits for the client any more.
     pub fn mark_drained(&self) {
         if self.is_pending.swap(false, Ordering::Relaxed) {
             self.activity.unread_responses.fetch_sub(1, Ordering::Relaxed);
@@ -318,7 +318,7 @@ impl RequestGuard {
     /// Resets the HTTP/2 stream of a tunnel, in place of an END_STREAM.
     pub fn reset_stream(&self) {
         if let Some(stream) = &self.stream {
-            stream.reset();
+            stream.reset_stream();
         }
     }
 
@@ -390,7 +390,7 @@ mod tests {
             (21, Some(5), Some(31)),
         ] {
             tokio::time::advance(start + Duration::from_secs(second) - Instant::now()).await;
-            activity.note_header_block(stream);
+            activity.set_unfinished_header_block(stream);
             let expected = deadline.map(|at| (start + Duration::from_secs(at), Overdue::HeaderBlock));
             assert_eq!(activity.deadline(timeouts), expected, "{second} s");
         }
@@ -403,18 +403,18 @@ mod tests {
         let activity = Activity::new(Protocol::H1);
         assert_eq!(activity.deadline(timeouts), Some((start + timeouts.idle, Overdue::Idle)));
         tokio::time::advance(Duration::from_secs(5)).await;
-        activity.note_read(true);
+        activity.record_h1_read(true);
         tokio::time::advance(Duration::from_secs(5)).await;
-        activity.note_read(true);
+        activity.record_h1_read(true);
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(15), Overdue::Head)));
-        activity.note_read(false);
+        activity.record_h1_read(false);
         let (one, two) = (activity.begin_request(), activity.begin_request());
         drop(one);
         assert_eq!(activity.deadline(timeouts), None);
         two.mark_pending(Instant::now());
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(70), Overdue::Stall)));
         tokio::time::advance(Duration::from_secs(5)).await;
-        activity.note_progress();
+        activity.record_write_progress();
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(75), Overdue::Stall)));
         two.mark_drained();
         assert_eq!(activity.deadline(timeouts), None, "the gateway is waited for");
@@ -422,7 +422,7 @@ mod tests {
         drop(two);
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(90), Overdue::Idle)));
         let pipelined = activity.begin_request();
-        activity.note_read(true);
+        activity.record_h1_read(true);
         drop(pipelined);
         assert_eq!(
             activity.deadline(timeouts),
@@ -440,16 +440,16 @@ mod tests {
         assert!(!guard.is_above_high_water_mark(), "below the mark");
         guard.add_buffered(1);
         assert!(guard.is_above_high_water_mark());
-        activity.note_write(HIGH_WATER_MARK / 2, false);
+        activity.record_write(HIGH_WATER_MARK / 2, false);
         assert!(guard.is_above_high_water_mark(), "the socket is full");
-        activity.note_write(HIGH_WATER_MARK, true);
+        activity.record_write(HIGH_WATER_MARK, true);
         assert!(!guard.is_above_high_water_mark());
-        activity.note_flush(false);
+        activity.record_flush(false);
         assert!(guard.is_above_high_water_mark(), "written, but not flushed");
-        activity.note_flush(true);
+        activity.record_flush(true);
         assert!(!guard.is_above_high_water_mark());
         guard.add_buffered(1 << 20);
-        activity.note_flush(true);
+        activity.record_flush(true);
         assert!(!guard.is_above_high_water_mark(), "a flush leaves nothing");
     }
 }

@@ -30,8 +30,8 @@ impl HyperRefusals {
         Self { idle_since: Some(0) }
     }
 
-    /// Notes a flush, at which hyper's buffer is empty.
-    pub fn note_flush(&mut self, activity: &Activity) {
+    /// Records a flush, at which hyper's buffer is empty.
+    pub fn record_flush(&mut self, activity: &Activity) {
         self.idle_since = activity.is_idle().then(|| activity.requests_begun());
     }
 
@@ -130,11 +130,11 @@ mod tests {
         }
         let request = activity.begin_request();
         assert!(!is_replaced(&refusals, &activity, REFUSAL), "a response of the service");
-        refusals.note_flush(&activity);
+        refusals.record_flush(&activity);
         assert!(!is_replaced(&refusals, &activity, REFUSAL), "while a request is served");
         drop(request);
         assert!(!is_replaced(&refusals, &activity, REFUSAL), "hyper may hold bytes of its response");
-        refusals.note_flush(&activity);
+        refusals.record_flush(&activity);
         assert!(is_replaced(&refusals, &activity, REFUSAL), "a second head that hyper can't read");
         drop(activity.begin_request());
         assert!(

@@ -122,14 +122,14 @@ impl H1RequestGuard {
     }
 
     /// Returns what is wrong with the latest head, if hyper refuses it.
-    pub(crate) fn fault(&self) -> HeadFault {
+    pub(crate) fn head_fault(&self) -> HeadFault {
         self.fault
     }
 
     /// Follows the next bytes of the connection. Appends to `raw` the indices of the bytes that [`percent_encode`]
     /// must encode. If the bytes end a head that states its length more than once, or begin HTTP/2, makes them
     /// invalid and returns `true`.
-    pub(crate) fn follow_input(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
+    pub(crate) fn scan_input(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
         let mut at = 0;
         while at < bytes.len() {
             if let Position::Data { left, chunked } = self.position {
@@ -213,11 +213,11 @@ impl H1RequestGuard {
                     self.spaces = 0;
                 }
                 self.head.has_begun = true;
-                self.note_field(line, is_whole);
+                self.record_framing_field(line, is_whole);
             }
             Position::ChunkSize => {
                 // A line end follows each chunk, and the trailers follow the last one.
-                self.position = match chunk_size(line) {
+                self.position = match parse_chunk_size(line) {
                     0 => Position::Trailers { fresh: true },
                     size => Position::Data { left: size.saturating_add(2), chunked: true },
                 };
@@ -229,17 +229,17 @@ impl H1RequestGuard {
         false
     }
 
-    fn note_field(&mut self, line: &[u8], is_whole: bool) {
+    fn record_framing_field(&mut self, line: &[u8], is_whole: bool) {
         if !matches!(line[0] | 0x20, b'c' | b't' | b'u') {
             return;
         }
-        if let Some(value) = value_of(line, b"content-length:") {
+        if let Some(value) = field_value(line, b"content-length:") {
             self.head.is_ambiguous |= self.head.is_chunked || self.head.length.is_some() || !is_whole;
             self.head.length = Some(std::str::from_utf8(value).ok().and_then(|value| value.parse().ok()).unwrap_or(0));
-        } else if value_of(line, b"transfer-encoding:").is_some() {
+        } else if field_value(line, b"transfer-encoding:").is_some() {
             self.head.is_ambiguous |= self.head.length.is_some();
             self.head.is_chunked = true;
-        } else if value_of(line, b"upgrade:").is_some() {
+        } else if field_value(line, b"upgrade:").is_some() {
             self.head.asks_for_upgrade = true;
         }
     }
@@ -260,14 +260,14 @@ impl H1RequestGuard {
 }
 
 /// Returns the value of the field in `line` if it begins with `name`: the field's name in lower case, with the colon.
-fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+fn field_value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
     // The last byte first: in most lines it is no colon.
     (start.last() == name.last() && start.eq_ignore_ascii_case(name)).then(|| value.trim_ascii())
 }
 
 /// Returns the size that the first line of a chunk states, without chunk extensions.
-fn chunk_size(line: &[u8]) -> u64 {
+fn parse_chunk_size(line: &[u8]) -> u64 {
     let digits = line.iter().map_while(|byte| char::from(*byte).to_digit(16));
     digits.fold(0, |size, digit| size.saturating_mul(16).saturating_add(digit.into()))
 }
@@ -290,7 +290,7 @@ mod tests {
         let mut fed = 0;
         for piece in text.as_bytes().chunks(size) {
             let mut piece = piece.to_vec();
-            if guard.follow_input(&mut piece, &mut Vec::new()) {
+            if guard.scan_input(&mut piece, &mut Vec::new()) {
                 let invalidated = piece.iter().position(|byte| *byte == 0).expect("a NUL byte");
                 return Some(fed + invalidated + 1);
             }
@@ -365,7 +365,7 @@ mod tests {
         let (mut guard, mut all) = (H1RequestGuard::default(), Vec::new());
         for piece in text.as_bytes().chunks(size) {
             let (mut piece, mut raw) = (piece.to_vec(), Vec::new());
-            guard.follow_input(&mut piece, &mut raw);
+            guard.scan_input(&mut piece, &mut raw);
             all.extend(percent_encode(&piece, &raw));
         }
         String::from_utf8(all).unwrap()

@@ -86,23 +86,23 @@ impl H2FloodGuard {
             let step = self.left.min(bytes.len());
             self.left -= step;
             if self.is_in_settings {
-                frames.table_updates().take_settings(&bytes[..step]);
+                frames.table_updates().parse_settings(&bytes[..step]);
             }
             bytes = &bytes[step..];
             if self.left == 0
                 && std::mem::take(&mut self.is_last_of_block)
                 && let Some(stream) = self.unfinished_block.take()
             {
-                frames.head_tracker().note_block(stream);
+                frames.head_tracker().record_header_block(stream);
             }
             if bytes.is_empty() {
-                return if self.control_frames >= MAX_CONTROL_FRAMES && self.end_count() {
+                return if self.control_frames >= MAX_CONTROL_FRAMES && self.take_is_flood() {
                     Err(Violation::Flood)
                 } else {
                     Ok(())
                 };
             }
-            if let Some(head) = self.head.take(&mut bytes) {
+            if let Some(head) = self.head.take_head(&mut bytes) {
                 self.begin_frame(head, frames);
                 if self.frames_begun == 1 {
                     self.control_frames = 0;
@@ -125,7 +125,7 @@ impl H2FloodGuard {
         self.unfinished_block
     }
 
-    /// Notes the head of a frame.
+    /// Records the head of a frame.
     fn begin_frame(&mut self, FrameHead { length, kind, flags, stream }: FrameHead, frames: &mut H2OutputFrames) {
         self.frames_begun = self.frames_begun.saturating_add(1).min(2);
         self.left = length;
@@ -137,7 +137,7 @@ impl H2FloodGuard {
                 self.last_stream = self.last_stream.max(stream);
                 self.is_last_of_block = flags & END_HEADERS != 0;
                 if let Some(stream) = self.unfinished_block.filter(|_| !self.is_last_of_block) {
-                    frames.head_tracker().note_partial_block(stream);
+                    frames.head_tracker().record_partial_header_block(stream);
                 }
             }
             CONTINUATION => self.is_last_of_block = flags & END_HEADERS != 0,
@@ -156,7 +156,7 @@ impl H2FloodGuard {
     }
 
     /// Returns whether the control frames since `since` exceed the limit, and starts a new count.
-    fn end_count(&mut self) -> bool {
+    fn take_is_flood(&mut self) -> bool {
         let unexplained = self.control_frames.saturating_sub(self.written / BYTES_PER_FRAME);
         let (now, since) = (Instant::now(), self.since);
         (self.control_frames, self.written, self.since) = (0, 0, now);

@@ -51,7 +51,7 @@ pub struct HeadReader {
 impl HeadReader {
     /// Removes the next bytes of the head from the beginning of `bytes`; returns the head once it is complete.
     #[inline]
-    pub fn take(&mut self, bytes: &mut &[u8]) -> Option<FrameHead> {
+    pub fn take_head(&mut self, bytes: &mut &[u8]) -> Option<FrameHead> {
         let (piece, rest) = bytes.split_at(self.missing_bytes().min(bytes.len()));
         self.bytes[self.filled..self.filled + piece.len()].copy_from_slice(piece);
         self.filled += piece.len();
@@ -85,13 +85,13 @@ mod tests {
             let (mut reader, mut heads) = (HeadReader::default(), Vec::new());
             let mut left = &bytes[..];
             for mut piece in bytes[..FRAME_HEAD_SIZE].chunks(size) {
-                heads.extend(reader.take(&mut piece));
+                heads.extend(reader.take_head(&mut piece));
             }
             assert!(
                 matches!(heads[..], [FrameHead { length: 0x01_02_03, kind: HEADERS, flags: 4, stream: 5 }]),
                 "{size}"
             );
-            assert!(HeadReader::default().take(&mut left).is_some() && left == b"x");
+            assert!(HeadReader::default().take_head(&mut left).is_some() && left == b"x");
         }
     }
 }

@@ -61,29 +61,29 @@ impl H2OutputFrames {
     }
 
     /// Follows bytes that hyper wrote.
-    pub fn follow_output(&mut self, mut bytes: &[u8]) {
+    pub fn observe_output(&mut self, mut bytes: &[u8]) {
         loop {
             let step = self.left.min(bytes.len());
             self.left -= step;
             if step > 0 && matches!(self.frame.kind, HEADERS | RST_STREAM | GOAWAY) {
-                self.take_payload(&bytes[..step]);
+                self.collect_payload(&bytes[..step]);
             }
             bytes = &bytes[step..];
             if bytes.is_empty() {
                 return;
             }
-            let Some(head) = self.head.take(&mut bytes) else { return };
+            let Some(head) = self.head.take_head(&mut bytes) else { return };
             let FrameHead { length, kind, flags, stream } = head;
             self.frame = head;
             self.left = length;
             if matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
                 self.is_in_block = flags & END_HEADERS == 0;
-                self.table_updates.note_block_sent();
+                self.table_updates.record_header_block_sent();
             }
             self.payload_start.clear();
             match kind {
                 RST_STREAM => self.head_tracker.close_stream(stream),
-                SETTINGS if flags & ACK != 0 => self.table_updates.note_acknowledgement(),
+                SETTINGS if flags & ACK != 0 => self.table_updates.record_settings_ack(),
                 _ => {}
             }
         }
@@ -91,7 +91,7 @@ impl H2OutputFrames {
 
     /// Takes a part of the payload of HEADERS, RST_STREAM or GOAWAY, and reports the frame at its end. RST_STREAM holds
     /// an error code (RFC 9113 section 6.4); GOAWAY holds the last stream, an error code and debug data (section 6.8).
-    fn take_payload(&mut self, bytes: &[u8]) {
+    fn collect_payload(&mut self, bytes: &[u8]) {
         let fresh = bytes.len().min(MAX_KEPT_PAYLOAD - self.payload_start.len());
         self.payload_start.extend_from_slice(&bytes[..fresh]);
         if self.left > 0 {
@@ -102,7 +102,7 @@ impl H2OutputFrames {
             // Every response of the service has more fields: at least `Date`.
             let is_status_only =
                 flags & (END_STREAM | END_HEADERS) == END_STREAM | END_HEADERS && is_status_only(&self.payload_start);
-            self.head_tracker.note_response(stream, is_status_only);
+            self.head_tracker.record_response_head(stream, is_status_only);
             return;
         }
         let (last_stream, rest) = match self.payload_start.split_first_chunk() {
@@ -112,7 +112,7 @@ impl H2OutputFrames {
         if let Some((code, debug_data)) = rest.split_first_chunk() {
             let code = u32::from_be_bytes(*code);
             match kind {
-                GOAWAY => self.head_tracker.note_goaway(last_stream, code, debug_data),
+                GOAWAY => self.head_tracker.record_goaway(last_stream, code, debug_data),
                 _ => self.head_tracker.note_reset(stream, code),
             }
         }
@@ -173,14 +173,14 @@ pub struct HpackTableUpdates {
 }
 
 impl HpackTableUpdates {
-    /// Notes that a SETTINGS frame of the client begins.
+    /// Records that a SETTINGS frame of the client begins.
     pub fn begin_settings(&mut self) {
         self.entry_len = 0;
         self.unacknowledged += 1;
     }
 
     /// Takes a part of the payload of the client's SETTINGS.
-    pub fn take_settings(&mut self, bytes: &[u8]) {
+    pub fn parse_settings(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.entry[self.entry_len] = *byte;
             self.entry_len += 1;
@@ -198,12 +198,12 @@ impl HpackTableUpdates {
         }
     }
 
-    fn note_acknowledgement(&mut self) {
+    fn record_settings_ack(&mut self) {
         self.unacknowledged = self.unacknowledged.saturating_sub(1);
         self.acknowledgements_before_update = self.acknowledgements_before_update.map(|due| due.saturating_sub(1));
     }
 
-    fn note_block_sent(&mut self) {
+    fn record_header_block_sent(&mut self) {
         if self.acknowledgements_before_update == Some(0) {
             self.acknowledgements_before_update = None;
         }
@@ -242,7 +242,7 @@ mod tests {
                 let mut left = &bytes[..];
                 while !left.is_empty() {
                     let step = size.min(left.len()).min(frames.bytes_to_boundary());
-                    frames.follow_output(&left[..step]);
+                    frames.observe_output(&left[..step]);
                     left = &left[step..];
                     assert_eq!(frames.is_at_boundary(), left.is_empty() && *between, "{size}: {bytes:?}");
                 }
@@ -280,20 +280,20 @@ mod tests {
             frames.table_updates().begin_settings();
             let bytes = [&[0, 3, 0, 0, 0, 9, 0, 1][..], &size.to_be_bytes()].concat();
             for piece in bytes.chunks(5) {
-                frames.table_updates().take_settings(piece);
+                frames.table_updates().parse_settings(piece);
             }
         };
         settings(&mut frames, 65_536);
         assert!(frames.allows_interims(), "larger");
         settings(&mut frames, 4096);
         assert!(!frames.allows_interims(), "smaller");
-        frames.follow_output(&frame(HEADERS, END_HEADERS, 1));
-        frames.follow_output(&frame(SETTINGS, ACK, 0));
-        frames.follow_output(&frame(HEADERS, END_HEADERS, 1));
+        frames.observe_output(&frame(HEADERS, END_HEADERS, 1));
+        frames.observe_output(&frame(SETTINGS, ACK, 0));
+        frames.observe_output(&frame(HEADERS, END_HEADERS, 1));
         assert!(!frames.allows_interims(), "only the first SETTINGS were acknowledged");
-        frames.follow_output(&frame(SETTINGS, ACK, 0));
+        frames.observe_output(&frame(SETTINGS, ACK, 0));
         assert!(!frames.allows_interims(), "no block yet");
-        frames.follow_output(&frame(HEADERS, END_HEADERS, 1));
+        frames.observe_output(&frame(HEADERS, END_HEADERS, 1));
         assert!(frames.allows_interims());
     }
 }

@@ -51,7 +51,7 @@ impl StreamStall {
     }
 
     /// Returns the timer of the stream on whose task this is called; `None` on other tasks.
-    pub fn current() -> Option<Arc<Self>> {
+    pub fn of_current_task() -> Option<Arc<Self>> {
         STREAM.try_with(Arc::clone).ok()
     }
 
@@ -67,7 +67,7 @@ impl StreamStall {
     }
 
     /// Ends the stream's tasks before their time, so that `h2` resets the stream with CANCEL.
-    pub fn reset(&self) {
+    pub fn reset_stream(&self) {
         self.must_reset.store(true, Ordering::Release);
         self.waker.wake();
     }
@@ -104,7 +104,7 @@ where
 {
     fn execute(&self, task: F) {
         // hyper spawns the task that writes to an upgraded stream on the task of the stream: both share a timer.
-        let stall = StreamStall::current().unwrap_or_else(|| Arc::new(StreamStall::new()));
+        let stall = StreamStall::of_current_task().unwrap_or_else(|| Arc::new(StreamStall::new()));
         let guarded = StallGuarded { task, stall: Arc::clone(&stall), limit: self.limit, timer: None };
         self.shutdown.spawn(STREAM.scope(stall, guarded));
     }

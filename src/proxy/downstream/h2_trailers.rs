@@ -103,7 +103,7 @@ impl H2Trailers {
     ///
     /// # Errors
     /// Trailers are too large, so that the connection must be closed.
-    pub fn rewrite(&mut self, bytes: &[u8]) -> Result<Option<Vec<u8>>, TooLarge> {
+    pub fn rewrite_input(&mut self, bytes: &[u8]) -> Result<Option<Vec<u8>>, TooLarge> {
         if self.held.is_empty() && self.block.is_none() && self.padding == 0 {
             let (left, last_stream) = (self.left, self.last_stream);
             if self.pass_unchanged(bytes) {
@@ -122,11 +122,11 @@ impl H2Trailers {
     /// Follows `bytes` up to the first frame that can't pass unchanged; returns whether there is none.
     fn pass_unchanged(&mut self, mut bytes: &[u8]) -> bool {
         loop {
-            bytes = &bytes[consume(&mut self.left, bytes)..];
+            bytes = &bytes[subtract_up_to(&mut self.left, bytes)..];
             if bytes.is_empty() {
                 return true;
             }
-            let FrameAction::Passed(length) = self.note_frame(bytes) else { return false };
+            let FrameAction::Passed(length) = self.begin_frame(bytes) else { return false };
             self.left = length;
         }
     }
@@ -134,20 +134,20 @@ impl H2Trailers {
     fn rewrite_frames(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, TooLarge> {
         let mut rewritten = Vec::with_capacity(bytes.len() + 2 * FRAME_HEAD_SIZE + 1);
         loop {
-            let (piece, rest) = bytes.split_at(consume(&mut self.left, bytes));
+            let (piece, rest) = bytes.split_at(subtract_up_to(&mut self.left, bytes));
             match &mut self.block {
                 Some(block) => block.bytes.extend_from_slice(piece),
                 None => rewritten.extend_from_slice(piece),
             }
-            bytes = &rest[consume(&mut self.padding, rest)..];
+            bytes = &rest[subtract_up_to(&mut self.padding, rest)..];
             let has_ended = self.left == 0 && self.padding == 0;
             if let Some(block) = self.block.take_if(|block| has_ended && block.is_last_frame) {
-                block.write(&mut rewritten);
+                block.write_frames_to(&mut rewritten);
             }
             if bytes.is_empty() {
                 return Ok(rewritten);
             }
-            match self.note_frame(bytes) {
+            match self.begin_frame(bytes) {
                 FrameAction::Incomplete => {
                     self.held = bytes.to_vec();
                     return Ok(rewritten);
@@ -155,7 +155,7 @@ impl H2Trailers {
                 FrameAction::Passed(length) => {
                     // Another frame interrupts a header block: `h2` refuses both.
                     if let Some(block) = self.block.take() {
-                        block.write(&mut rewritten);
+                        block.write_frames_to(&mut rewritten);
                     }
                     self.left = length;
                 }
@@ -174,7 +174,7 @@ impl H2Trailers {
     }
 
     /// Returns what to do with the frame that `bytes` begin with. Records the stream that the frame begins.
-    fn note_frame(&mut self, bytes: &[u8]) -> FrameAction {
+    fn begin_frame(&mut self, bytes: &[u8]) -> FrameAction {
         let Some((head, payload)) = bytes.split_first_chunk() else { return FrameAction::Incomplete };
         let FrameHead { length, kind, flags, stream } = FrameHead::parse(head);
         let passed = FrameAction::Passed(FRAME_HEAD_SIZE + length);
@@ -188,7 +188,7 @@ impl H2Trailers {
         }
         if stream > self.last_stream {
             self.last_stream = stream;
-            // This frame may be seen twice (`rewrite`): it is recorded once.
+            // This frame may be seen twice (`rewrite_input`): it is recorded once.
             if flags & END_STREAM == 0 && self.begun.back().is_none_or(|last| *last < stream) {
                 if self.begun.len() == MAX_STREAMS {
                     self.dropped = self.begun.pop_front().unwrap_or_default();
@@ -226,7 +226,7 @@ impl TrailerBlock {
     }
 
     /// Appends the two frames of the trailers to `bytes`.
-    fn write(self, bytes: &mut Vec<u8>) {
+    fn write_frames_to(self, bytes: &mut Vec<u8>) {
         let [a, b, c, d] = self.stream.to_be_bytes();
         let [.., high, middle, low] = self.bytes.len().to_be_bytes();
         let end_headers = if self.is_last_frame { END_HEADERS } else { 0 };
@@ -237,7 +237,7 @@ impl TrailerBlock {
 }
 
 /// Subtracts from `left` the bytes of `bytes` that belong to it; returns how many those are.
-fn consume(left: &mut usize, bytes: &[u8]) -> usize {
+fn subtract_up_to(left: &mut usize, bytes: &[u8]) -> usize {
     let count = bytes.len().min(*left);
     *left -= count;
     count
@@ -259,7 +259,8 @@ mod tests {
 
     fn rewrite_in_pieces(bytes: &[u8], size: usize) -> (Vec<u8>, H2Trailers) {
         let mut trailers = H2Trailers::new();
-        let pieces = bytes.chunks(size).map(|piece| trailers.rewrite(piece).unwrap().unwrap_or_else(|| piece.to_vec()));
+        let pieces =
+            bytes.chunks(size).map(|piece| trailers.rewrite_input(piece).unwrap().unwrap_or_else(|| piece.to_vec()));
         (pieces.collect::<Vec<_>>().concat(), trailers)
     }
 
@@ -326,7 +327,7 @@ mod tests {
         ]
         .concat();
         let bytes = [preface_and_heads(), frames.concat()].concat();
-        assert_eq!(H2Trailers::new().rewrite(&bytes), Ok(None));
+        assert_eq!(H2Trailers::new().rewrite_input(&bytes), Ok(None));
         for size in [1, 7, 9, 10, 4096] {
             assert_eq!(rewrite_in_pieces(&bytes, size).0, bytes, "{size}");
         }
@@ -342,7 +343,7 @@ mod tests {
             (more(0).repeat(MAX_FRAMES - 1), true),
             (more(0).repeat(MAX_FRAMES), false),
         ] {
-            let result = H2Trailers::new().rewrite(&[preface_and_heads(), start.clone(), rest].concat());
+            let result = H2Trailers::new().rewrite_input(&[preface_and_heads(), start.clone(), rest].concat());
             assert_eq!(result, if fits { Ok(Some(preface_and_heads())) } else { Err(TooLarge) });
         }
         for other in [frame(0, 0, 3, b"data"), frame(CONTINUATION, END_HEADERS, 1, b"x"), frame(HEADERS, 0, 5, b"x")] {

@@ -24,7 +24,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::io::AsyncWrite;
 
 use super::interim_queue::{InterimQueue, encode_h1, encode_h2};
-use super::refused_heads::{DroppedHeads, HeadRefusal, RefusedHead, RefusedHeads};
+use super::refused_heads::{CleanEnd, DroppedHeads, HeadRefusal, RefusedHead, RefusedHeads};
 use super::request_streams::RequestStreams;
 use crate::labels::Protocol;
 
@@ -40,9 +40,9 @@ pub struct HeadTracker {
     has_interims: AtomicBool,
     /// Whether `state` has refused or dropped heads: read without the lock, for each poll of the connection.
     has_refused: AtomicBool,
-    /// Whether the socket did not take all bytes since [`HeadTracker::note_idle`] was called the last time.
+    /// Whether the socket did not take all bytes since the last call of [`HeadTracker::end_round_unless_blocked`].
     is_blocked: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<TrackerState>,
     /// Whether loopgate closes the connection because of what the client sent.
     is_closing: AtomicBool,
     /// Wakes the connection's task.
@@ -52,7 +52,7 @@ pub struct HeadTracker {
 }
 
 #[derive(Default)]
-struct State {
+struct TrackerState {
     interims: InterimQueue,
     streams: RequestStreams,
     refused_heads: RefusedHeads,
@@ -66,38 +66,38 @@ impl HeadTracker {
         Arc::new(Self { protocol, has_interims, has_refused, is_blocked, state, is_closing, writer, interims_written })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, TrackerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that hyper got the whole header block that begins `stream`.
-    pub fn note_block(&self, stream: u32) {
-        let State { streams, refused_heads, .. } = &mut *self.state();
-        refused_heads.note_block(stream);
-        streams.note_block(stream);
+    /// Records that hyper got the whole header block that begins `stream`.
+    pub fn record_header_block(&self, stream: u32) {
+        let TrackerState { streams, refused_heads, .. } = &mut *self.state();
+        refused_heads.record_header_block(stream);
+        streams.record_header_block(stream);
     }
 
-    /// Notes that hyper passes a request to the service; returns its handle. Must be called in the order of
+    /// Records that hyper passes a request to the service; returns its handle. Must be called in the order of
     /// requests.
     pub fn begin_request(self: &Arc<Self>) -> RequestHandle {
-        let State { streams, refused_heads, .. } = &mut *self.state();
+        let TrackerState { streams, refused_heads, .. } = &mut *self.state();
         let (number, stream) = match self.protocol {
-            Protocol::H1 => (streams.note_h1_request(), 0),
+            Protocol::H1 => (streams.number_h1_request(), 0),
             Protocol::H2 => {
-                refused_heads.note_request();
-                streams.note_h2_request()
+                refused_heads.record_request();
+                streams.number_h2_request()
             }
         };
         RequestHandle { head_tracker: Arc::clone(self), stream, number }
     }
 
-    /// Notes whether the socket did not take all that was to be written.
-    pub fn note_blocked(&self, is_blocked: bool) {
+    /// Records whether the socket did not take all that was to be written.
+    pub fn set_write_blocked(&self, is_blocked: bool) {
         self.is_blocked.store(is_blocked, Ordering::Relaxed);
     }
 
-    /// Notes that hyper has done all that it can for now. Unless bytes wait for the socket, this ends the round.
-    pub fn note_idle(&self) {
+    /// Records that hyper has done all that it can for now. Unless bytes wait for the socket, this ends the round.
+    pub fn end_round_unless_blocked(&self) {
         if self.is_blocked.swap(false, Ordering::Relaxed) {
             // A reset or a response that is not written yet may belong to a header block of the round.
             self.state().streams.end_round_if_known();
@@ -112,7 +112,7 @@ impl HeadTracker {
         if self.protocol == Protocol::H1 {
             return;
         }
-        let State { streams, refused_heads, .. } = &mut *self.state();
+        let TrackerState { streams, refused_heads, .. } = &mut *self.state();
         refused_heads.end_round();
         if !refused_heads.is_empty() {
             self.has_refused.store(true, Ordering::Relaxed);
@@ -120,25 +120,28 @@ impl HeadTracker {
         streams.end_round();
     }
 
-    /// Notes that hyper ended the connection without an error; returns whether it did so because of a request head.
-    pub fn note_clean_end(&self) -> bool {
-        let is_refused = self.protocol == Protocol::H2 && self.state().refused_heads.note_clean_end();
-        if is_refused {
+    /// Records that hyper ended the connection without an error; returns why it did so.
+    pub fn record_clean_end(&self) -> CleanEnd {
+        if self.protocol == Protocol::H1 {
+            return CleanEnd::Other;
+        }
+        let end = self.state().refused_heads.record_clean_end();
+        if end == CleanEnd::RefusedHead {
             self.has_refused.store(true, Ordering::Relaxed);
             self.is_closing.store(true, Ordering::Relaxed);
         }
-        is_refused
+        end
     }
 
-    /// Notes that loopgate closes the connection because of what the client sent, without a GOAWAY of `h2`.
-    pub fn note_closing(&self) {
-        self.state().refused_heads.note_closing();
+    /// Records that loopgate closes the connection because of what the client sent, without a GOAWAY of `h2`.
+    pub fn mark_closing(&self) {
+        self.state().refused_heads.mark_closing();
         self.is_closing.store(true, Ordering::Relaxed);
     }
 
-    /// Notes the GOAWAY by which `h2` closes the connection: it has processed the streams up to `last_stream`.
-    pub fn note_goaway(&self, last_stream: u32, code: u32, debug_data: &[u8]) {
-        self.state().refused_heads.note_goaway(last_stream, code, debug_data);
+    /// Records the GOAWAY by which `h2` closes the connection: it has processed the streams up to `last_stream`.
+    pub fn record_goaway(&self, last_stream: u32, code: u32, debug_data: &[u8]) {
+        self.state().refused_heads.record_goaway(last_stream, code, debug_data);
         if code != NO_ERROR {
             self.is_closing.store(true, Ordering::Relaxed);
         }
@@ -149,65 +152,65 @@ impl HeadTracker {
         self.is_closing.load(Ordering::Relaxed)
     }
 
-    /// Notes a request head that hyper refused, and that gets a response.
-    pub fn note_refused(&self, refusal: HeadRefusal) {
-        self.state().refused_heads.note_answered(refusal);
+    /// Records a request head that hyper refused, and that gets a response.
+    pub fn record_refused_head(&self, refusal: HeadRefusal) {
+        self.state().refused_heads.add_answered(refusal);
         self.has_refused.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that the connection is closed because its unfinished header block did not end in time.
-    pub fn note_block_timeout(&self) {
-        self.state().refused_heads.note_block_timeout();
+    /// Records that the connection is closed because its unfinished header block did not end in time.
+    pub fn record_header_block_timeout(&self) {
+        self.state().refused_heads.record_header_block_timeout();
         self.has_refused.store(true, Ordering::Relaxed);
         self.is_closing.store(true, Ordering::Relaxed);
     }
 
     /// Returns the heads that were refused or dropped since the last call. Over HTTP/2 a head is known to be one of
     /// these once its round has ended.
-    pub fn take_refused(&self) -> (Vec<RefusedHead>, DroppedHeads) {
+    pub fn take_refused_and_dropped(&self) -> (Vec<RefusedHead>, DroppedHeads) {
         if !self.has_refused.load(Ordering::Relaxed) {
             return Default::default();
         }
         let mut state = self.state();
         self.has_refused.store(false, Ordering::Relaxed);
-        state.refused_heads.take_refused()
+        state.refused_heads.take_refused_and_dropped()
     }
 
-    /// Notes that hyper got the first part of the header block that begins `stream`.
-    pub fn note_partial_block(&self, stream: u32) {
-        self.state().refused_heads.note_partial_block(stream);
+    /// Records that hyper got the first part of the header block that begins `stream`.
+    pub fn record_partial_header_block(&self, stream: u32) {
+        self.state().refused_heads.record_partial_header_block(stream);
     }
 
-    /// Notes that the client closed its direction of the connection, or that reading from it failed.
-    pub fn note_client_end(&self) {
-        self.state().refused_heads.note_client_end();
+    /// Records that the client closed its direction of the connection, or that reading from it failed.
+    pub fn record_client_end(&self) {
+        self.state().refused_heads.record_client_end();
     }
 
-    /// Notes that `h2` resets `stream` with `code`.
+    /// Records that `h2` resets `stream` with `code`.
     pub fn note_reset(&self, stream: u32, code: u32) {
-        let State { streams, refused_heads, .. } = &mut *self.state();
+        let TrackerState { streams, refused_heads, .. } = &mut *self.state();
         refused_heads.note_reset(stream, code);
         if matches!(code, PROTOCOL_ERROR | FLOW_CONTROL_ERROR) {
-            streams.note_reset(stream);
+            streams.record_reset_for_client_error(stream);
         }
     }
 
-    /// Notes the head of a final response on `stream`, or its trailers. `is_status_only` is whether it is a response
+    /// Records the head of a final response on `stream`, or its trailers. `is_status_only` is whether it is a response
     /// whose only field is `:status`.
-    pub fn note_response(&self, stream: u32, is_status_only: bool) {
+    pub fn record_response_head(&self, stream: u32, is_status_only: bool) {
         let mut state = self.state();
-        state.refused_heads.note_response(stream, is_status_only);
-        self.close_in(&mut state, stream);
+        state.refused_heads.record_response_head(stream, is_status_only);
+        self.close_stream_in(&mut state, stream);
     }
 
-    /// Notes that `stream` was reset, by either side: its interim responses are dropped.
+    /// Records that `stream` was reset, by either side: its interim responses are dropped.
     pub fn close_stream(&self, stream: u32) {
-        self.close_in(&mut self.state(), stream);
+        self.close_stream_in(&mut self.state(), stream);
     }
 
     /// Drops the interim responses of the open request on `stream`, if there is one.
-    fn close_in(&self, state: &mut State, stream: u32) {
-        if state.streams.close_stream(stream) && !state.interims.is_empty() {
+    fn close_stream_in(&self, state: &mut TrackerState, stream: u32) {
+        if state.streams.remove_open(stream) && !state.interims.is_empty() {
             state.interims.remove_stream(stream);
             self.has_interims.store(!state.interims.is_empty(), Ordering::Relaxed);
         }
@@ -306,7 +309,7 @@ impl RequestHandle {
     /// Returns whether `h2` reset the request's stream because of what the client sent; `false` if
     /// the stream is not known.
     pub fn was_reset_by_h2(&self) -> bool {
-        let State { streams, .. } = &*self.head_tracker.state();
+        let TrackerState { streams, .. } = &*self.head_tracker.state();
         streams.is_known(self.number) && streams.was_reset(self.stream)
     }
 

@@ -100,19 +100,19 @@ impl Observer {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, .. } => {
                 let mut raw = Vec::new();
-                guard.follow_input(bytes, &mut raw);
-                self.activity.note_read(guard.is_in_head());
+                guard.scan_input(bytes, &mut raw);
+                self.activity.record_h1_read(guard.is_in_head());
                 if raw.is_empty() { ReadOutcome::Passed } else { ReadOutcome::Rewritten(percent_encode(bytes, &raw)) }
             }
             ProtocolGuard::H2 { guard, frames, trailers, floods } => {
                 let had_begun = guard.has_begun();
                 let followed = guard.check_input(bytes, frames);
                 if !had_begun && guard.has_begun() {
-                    self.activity.note_preface_end();
+                    self.activity.record_preface_end();
                 }
-                self.activity.note_header_block(guard.unfinished_block());
+                self.activity.set_unfinished_header_block(guard.unfinished_block());
                 match followed {
-                    Ok(()) => match trailers.rewrite(bytes) {
+                    Ok(()) => match trailers.rewrite_input(bytes) {
                         Ok(rewritten) => rewritten.map_or(ReadOutcome::Passed, ReadOutcome::Rewritten),
                         Err(TooLarge) => ReadOutcome::Refused(&ENHANCE_YOUR_CALM),
                     },
@@ -128,11 +128,11 @@ impl Observer {
 
     fn count_written(&mut self, count: usize) {
         match &mut self.guard {
-            ProtocolGuard::H1 { .. } => self.activity.note_progress(),
+            ProtocolGuard::H1 { .. } => self.activity.record_write_progress(),
             ProtocolGuard::H2 { guard, .. } => {
                 guard.count_written(count);
                 if count > MAX_CONTROL_WRITE {
-                    self.activity.note_progress();
+                    self.activity.record_write_progress();
                 }
             }
         }
@@ -143,7 +143,7 @@ impl Observer {
         if let ProtocolGuard::H2 { frames, .. } = &mut self.guard {
             for buf in bufs {
                 let step = count.min(buf.len());
-                frames.follow_output(&buf[..step]);
+                frames.observe_output(&buf[..step]);
                 count -= step;
             }
         }
@@ -162,15 +162,17 @@ impl Observer {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, refusals, replacement } => {
                 ready!(self.head_tracker.poll_write_interims(stream, cx, true))?;
-                if let Some(replaced) = self.activity.trailer_slot().poll_replace(stream, cx, first_nonempty(offered)) {
+                if let Some(replaced) =
+                    self.activity.trailer_slot().poll_replace_last_chunk(stream, cx, first_nonempty(offered))
+                {
                     return replaced.map_ok(WriteTurn::Replaced);
                 }
                 if replacement.is_none() {
                     let pieces = offered.iter().map(|piece| &**piece);
-                    let refusal = refusals.find_replacement(pieces, &self.activity, guard.fault());
+                    let refusal = refusals.find_replacement(pieces, &self.activity, guard.head_fault());
                     let replaces = offered.iter().map(|piece| piece.len()).sum();
                     *replacement = refusal.map(|(bytes, reason)| {
-                        self.head_tracker.note_refused(reason);
+                        self.head_tracker.record_refused_head(reason);
                         Replacement { unwritten: bytes.into(), replaces }
                     });
                 }
@@ -207,7 +209,7 @@ impl Observer {
         self.head_tracker.register_writer(cx);
         let only_rest = match &mut self.guard {
             ProtocolGuard::H1 { refusals, .. } => {
-                refusals.note_flush(&self.activity);
+                refusals.record_flush(&self.activity);
                 false
             }
             ProtocolGuard::H2 { frames, .. } => !(frames.is_at_boundary() && frames.allows_interims()),
@@ -263,20 +265,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         self.observer = None;
     }
 
-    /// Notes that the socket does not take all that is to be written.
+    /// Records that the socket does not take all that is to be written.
     fn record_blocked(&self) {
         if let Some(observer) = &self.observer {
-            observer.head_tracker.note_blocked(true);
+            observer.head_tracker.set_write_blocked(true);
         }
     }
 
-    /// Notes the result of a write of `bufs`. With `is_hyper_output`, hyper wrote them.
+    /// Records the result of a write of `bufs`. With `is_hyper_output`, hyper wrote them.
     fn record_write(&mut self, poll: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>], is_hyper_output: bool) {
         let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
         self.is_partly_written = written < offered;
         if let Some(observer) = &mut self.observer {
-            observer.activity.note_write(written, !self.is_partly_written);
+            observer.activity.record_write(written, !self.is_partly_written);
             if written > 0 {
                 observer.count_written(written);
                 if is_hyper_output {
@@ -326,7 +328,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                 match observer.observe_read(&mut buf.filled_mut()[before..]) {
                     ReadOutcome::Passed => return poll,
                     ReadOutcome::Refused(bytes) => {
-                        observer.head_tracker.note_closing();
+                        observer.head_tracker.mark_closing();
                         return this.end_with(bytes, cx);
                     }
                     // `bytes` may be empty, which hyper must not take for the end of the connection.
@@ -338,7 +340,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                 continue;
             }
             if poll.is_ready() {
-                observer.head_tracker.note_client_end();
+                observer.head_tracker.record_client_end();
             }
             if observer.activity.is_head_abandoned() {
                 let response = match observer.guard {
@@ -411,8 +413,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
         }
         let poll = Pin::new(&mut this.stream).poll_flush(cx);
         if let Some(observer) = &this.observer {
-            observer.head_tracker.note_blocked(poll.is_pending());
-            observer.activity.note_flush(poll.is_ready());
+            observer.head_tracker.set_write_blocked(poll.is_pending());
+            observer.activity.record_flush(poll.is_ready());
         }
         poll
     }

@@ -137,6 +137,15 @@ impl RefusedHead {
     }
 }
 
+/// Why hyper ended a connection without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CleanEnd {
+    /// It refused a request head.
+    RefusedHead,
+    /// Another reason, such as the end of the client's direction.
+    Other,
+}
+
 /// The numbers of heads that became neither a request nor a refusal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DroppedHeads {
@@ -155,30 +164,30 @@ struct BegunStream {
 }
 
 impl RefusedHeads {
-    /// Notes a refused head that gets a response.
-    pub fn note_answered(&mut self, refusal: HeadRefusal) {
+    /// Records a refused head that gets a response.
+    pub fn add_answered(&mut self, refusal: HeadRefusal) {
         self.refused.push(RefusedHead::with_response(refusal));
     }
 
     /// Returns the heads that were refused or dropped since the last call.
-    pub fn take_refused(&mut self) -> (Vec<RefusedHead>, DroppedHeads) {
+    pub fn take_refused_and_dropped(&mut self) -> (Vec<RefusedHead>, DroppedHeads) {
         (take(&mut self.refused), take(&mut self.dropped))
     }
 
-    /// Notes that `h2` got the first part of the header block that begins `stream`.
-    pub fn note_partial_block(&mut self, stream: u32) {
+    /// Records that `h2` got the first part of the header block that begins `stream`.
+    pub fn record_partial_header_block(&mut self, stream: u32) {
         self.partial_block = Some(stream);
     }
 
-    /// Notes that the connection is closed because its unfinished header block did not end in time.
-    pub fn note_block_timeout(&mut self) {
+    /// Records that the connection is closed because its unfinished header block did not end in time.
+    pub fn record_header_block_timeout(&mut self) {
         self.partial_block = None;
         self.is_closing = true;
         self.refused.push(RefusedHead::without_response(HeadRefusal::Timeout));
     }
 
-    /// Notes that `h2` got the whole header block that begins `stream`.
-    pub fn note_block(&mut self, stream: u32) {
+    /// Records that `h2` got the whole header block that begins `stream`.
+    pub fn record_header_block(&mut self, stream: u32) {
         self.partial_block = None;
         if self.refused_partial_block != Some(stream) {
             self.add_undecided(stream);
@@ -192,7 +201,7 @@ impl RefusedHeads {
         }
     }
 
-    /// Notes that the unfinished header block never becomes a request.
+    /// Records that the unfinished header block never becomes a request.
     fn refuse_partial_block(&mut self) {
         if let Some(stream) = self.partial_block.take() {
             self.refused_partial_block = Some(stream);
@@ -200,18 +209,18 @@ impl RefusedHeads {
         }
     }
 
-    /// Notes that the client closed its direction of the connection.
-    pub fn note_client_end(&mut self) {
+    /// Records that the client closed its direction of the connection.
+    pub fn record_client_end(&mut self) {
         self.has_client_ended = true;
     }
 
-    /// Notes that loopgate closes the connection, without a GOAWAY of `h2`.
-    pub fn note_closing(&mut self) {
+    /// Records that loopgate closes the connection, without a GOAWAY of `h2`.
+    pub fn mark_closing(&mut self) {
         self.is_closing = true;
     }
 
-    /// Notes that hyper ended the connection without an error; returns whether it did so because of a request head.
-    pub fn note_clean_end(&mut self) -> bool {
+    /// Records that hyper ended the connection without an error; returns why it did so.
+    pub fn record_clean_end(&mut self) -> CleanEnd {
         self.attribute_resets();
         let is_refused = !self.is_closing && !self.has_client_ended && self.undecided > 0;
         if is_refused {
@@ -219,11 +228,11 @@ impl RefusedHeads {
             self.is_closing = true;
         }
         self.end_round();
-        is_refused
+        if is_refused { CleanEnd::RefusedHead } else { CleanEnd::Other }
     }
 
-    /// Notes that hyper passes a request to the service.
-    pub fn note_request(&mut self) {
+    /// Records that hyper passes a request to the service.
+    pub fn record_request(&mut self) {
         self.undecided = self.undecided.saturating_sub(1);
     }
 
@@ -232,15 +241,16 @@ impl RefusedHeads {
         self.refused.push(refused);
     }
 
-    /// Notes the head of a response on `stream`. With `is_status_only`, `h2` sends it because a head is too large
+    /// Records the head of a response on `stream`. With `is_status_only`, `h2` sends it because a head is too large
     /// (431).
-    pub fn note_response(&mut self, stream: u32, is_status_only: bool) {
-        if self.mark_answered(stream) && is_status_only {
+    pub fn record_response_head(&mut self, stream: u32, is_status_only: bool) {
+        let is_first = self.mark_answered(stream);
+        if is_first && is_status_only {
             self.add_refused(RefusedHead::with_response(HeadRefusal::TooLarge));
         }
     }
 
-    /// Notes that `h2` reset `stream` with `code`.
+    /// Records that `h2` reset `stream` with `code`.
     pub fn note_reset(&mut self, stream: u32, code: u32) {
         if self.partial_block == Some(stream) {
             self.refuse_partial_block();
@@ -256,10 +266,10 @@ impl RefusedHeads {
         }
     }
 
-    /// Notes a GOAWAY of `h2`. It may be the refusal of a header block that `h2` can't read, or whose rest it does not
-    /// want. Streams up to `last_stream` had header blocks that it could read: if all streams are among them, the
+    /// Records a GOAWAY of `h2`. It may be the refusal of a header block that `h2` can't read, or whose rest it does
+    /// not want. Streams up to `last_stream` had header blocks that it could read: if all streams are among them, the
     /// GOAWAY has another cause.
-    pub fn note_goaway(&mut self, last_stream: u32, code: u32, debug_data: &[u8]) {
+    pub fn record_goaway(&mut self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.is_closing = true;
         let refusal = match code {
             PROTOCOL_ERROR | COMPRESSION_ERROR => HeadRefusal::Malformed,
@@ -295,7 +305,7 @@ impl RefusedHeads {
         self.refused.is_empty() && self.dropped == DroppedHeads::default()
     }
 
-    /// Notes that a response or reset was written on `stream`; returns whether it is the first one on a stream of the
+    /// Records that a response or reset was written on `stream`; returns whether it is the first one on a stream of the
     /// round, so that it may be a refusal.
     fn mark_answered(&mut self, stream: u32) -> bool {
         let found = self.begun.binary_search_by_key(&stream, |begun| begun.stream);

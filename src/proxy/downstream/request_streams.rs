@@ -51,8 +51,8 @@ struct BegunStream {
 }
 
 impl RequestStreams {
-    /// Notes that hyper got the whole header block that begins `stream`.
-    pub fn note_block(&mut self, stream: u32) {
+    /// Records that hyper got the whole header block that begins `stream`.
+    pub fn record_header_block(&mut self, stream: u32) {
         if self.is_round_unknown {
             return;
         }
@@ -63,15 +63,15 @@ impl RequestStreams {
         self.blocks.push_back(BegunStream { stream, is_open: true });
     }
 
-    /// Notes a request over HTTP/1.1, which has no stream; returns its number.
-    pub fn note_h1_request(&mut self) -> u64 {
+    /// Records a request over HTTP/1.1, which has no stream; returns its number.
+    pub fn number_h1_request(&mut self) -> u64 {
         self.requests += 1;
         self.requests
     }
 
-    /// Notes a request over HTTP/2; returns its number, and the stream that it came on if [`Self::is_known`] returns
+    /// Records a request over HTTP/2; returns its number, and the stream that it came on if [`Self::is_known`] returns
     /// `true` for the number after the round.
-    pub fn note_h2_request(&mut self) -> (u64, u32) {
+    pub fn number_h2_request(&mut self) -> (u64, u32) {
         self.requests += 1;
         match self.blocks.pop_front() {
             Some(block) if !self.is_round_unknown && self.passed_on.len() < MAX_BLOCKS => {
@@ -86,16 +86,16 @@ impl RequestStreams {
         }
     }
 
-    /// Notes that `h2` reset `stream` because of what the client sent.
-    pub fn note_reset(&mut self, stream: u32) {
+    /// Records that `h2` reset `stream` because of what the client sent.
+    pub fn record_reset_for_client_error(&mut self, stream: u32) {
         if self.reset.len() < MAX_RESET {
             self.reset.push(stream);
         }
     }
 
-    /// Notes that `stream` was reset, or that its response has begun; returns whether it was the stream
+    /// Records that `stream` was reset, or that its response has begun; returns whether it was the stream
     /// of an open request.
-    pub fn close_stream(&mut self, stream: u32) -> bool {
+    pub fn remove_open(&mut self, stream: u32) -> bool {
         let Some(at) = self.open.iter().position(|open| *open == stream) else {
             for opened in self.blocks.iter_mut().chain(&mut self.passed_on) {
                 opened.is_open &= opened.stream != stream;

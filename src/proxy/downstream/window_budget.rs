@@ -45,7 +45,7 @@ impl WindowBudget {
 
 impl WindowLease {
     /// Returns the size of the window in bytes.
-    pub fn bytes(&self) -> u32 {
+    pub fn window_size(&self) -> u32 {
         u32::try_from(self.bytes).expect("at most MAX_WINDOW")
     }
 }
@@ -64,13 +64,13 @@ mod tests {
     fn windows_shrink_as_connections_open_and_their_sum_is_limited() {
         let budget = WindowBudget::new(64 << 20);
         let leases: Vec<_> = (0..60).map(|_| budget.take_lease()).collect();
-        assert_eq!(leases[0].bytes(), 2 << 20);
-        assert!(leases.is_sorted_by(|one, next| one.bytes() >= next.bytes()));
+        assert_eq!(leases[0].window_size(), 2 << 20);
+        assert!(leases.is_sorted_by(|one, next| one.window_size() >= next.window_size()));
         let sum = |leases: &[WindowLease]| leases.iter().map(|lease| lease.bytes).sum::<usize>();
         assert!(sum(&leases) < 32 << 20, "{}", sum(&leases));
         let more: Vec<_> = (0..1000).map(|_| budget.take_lease()).collect();
-        assert_eq!(more[999].bytes(), 65_535, "no less than every connection has");
+        assert_eq!(more[999].window_size(), 65_535, "no less than every connection has");
         drop((leases, more));
-        assert_eq!(budget.take_lease().bytes(), 2 << 20, "every window was returned");
+        assert_eq!(budget.take_lease().window_size(), 2 << 20, "every window was returned");
     }
 }

@@ -55,7 +55,7 @@ impl ClientAuthorization {
             .rules
             .load()
             .policy()
-            .check_lists(self.client)
+            .check_access_lists(self.client)
             .map_err(|_| Error::Refused(RequestRefusal::ClientDenied))
     }
 

@@ -146,7 +146,7 @@ fn check_connection(context: &ConnectionContext) -> Result<(), Error> {
     if context.close_signal.is_revoked() {
         return Err(Error::Refused(RequestRefusal::ClientDenied));
     }
-    if context.has_expired() {
+    if context.has_certificate_expired() {
         return Err(Error::CertificateExpired);
     }
     Ok(())

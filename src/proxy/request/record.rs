@@ -122,7 +122,7 @@ impl RequestRecord {
         if self.is_external.load(Ordering::Relaxed) { LaneKind::External } else { LaneKind::Agent }
     }
 
-    /// Notes that the response has begun, with this status.
+    /// Records that the response has begun, with this status.
     pub fn record_response_start(&self, status: u16) {
         if self.handle.is_h2() && (self.handle.is_connection_closing() || self.handle.was_reset_by_h2()) {
             // The response does not reach the client.
@@ -134,7 +134,7 @@ impl RequestRecord {
         self.context.shared.traffic.count_response(self.lane(), self.context.protocol, status, after);
     }
 
-    /// Notes that loopgate answers with `error`, and logs and counts it; returns the request id for the response.
+    /// Records that loopgate answers with `error`, and logs and counts it; returns the request id for the response.
     pub fn record_failure(&self, error: &Error) -> String {
         let request_id = self.request_id();
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
@@ -179,7 +179,7 @@ impl RequestRecord {
         );
     }
 
-    /// Notes that the gateway broke off inside its response, and logs and counts it.
+    /// Records that the gateway broke off inside its response, and logs and counts it.
     pub fn record_gateway_cut(&self, error: &hyper::Error) {
         if self.end.set(RequestEnd::GatewayCut).is_err() {
             return;
@@ -199,7 +199,7 @@ impl RequestRecord {
         let _ = self.end.set(end);
     }
 
-    /// Notes that the body of the response is complete.
+    /// Records that the body of the response is complete.
     pub fn mark_body_complete(&self) {
         self.has_body_ended.store(true, Ordering::Relaxed);
     }

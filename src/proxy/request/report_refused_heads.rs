@@ -15,7 +15,7 @@ use crate::proxy::request_end::RequestEnd;
 
 /// Counts and logs the heads of a connection that were refused or dropped since the last call.
 pub fn report_refused_heads(context: &ConnectionContext) {
-    let (refused, dropped) = context.head_tracker.take_refused();
+    let (refused, dropped) = context.head_tracker.take_refused_and_dropped();
     for RefusedHead { why, is_answered } in refused {
         record_refusal(context, why.label());
         // The response of `h2` has no body.

@@ -172,7 +172,7 @@ impl Download {
         self.poll(cx)
     }
 
-    /// Notes the end of the gateway's body, and returns its connection to the pool unless it `failed`.
+    /// Records the end of the gateway's body, and returns its connection to the pool unless it `failed`.
     fn finish_incoming(&mut self, failed: bool, now: Instant, cx: &mut Context<'_>) {
         if !failed {
             self.record.mark_body_complete();

@@ -281,7 +281,7 @@ where
         GateChange::Unchanged
     }
 
-    /// Notes which directions carried bytes. If one did, puts off the time at which the tunnel counts as at rest.
+    /// Records which directions carried bytes. If one did, puts off the time at which the tunnel counts as at rest.
     fn put_off_rest_if_moved(&mut self) {
         let (from_client, from_gateway) = (self.to_gateway.take_moved_flag(), self.to_client.take_moved_flag());
         if from_client || from_gateway {

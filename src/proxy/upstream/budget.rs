@@ -233,7 +233,7 @@ impl ClientBudget {
         Some(GatewayPermit { client: Arc::clone(self), purpose, dispatches: AtomicBool::new(true), _held: held_gauge })
     }
 
-    /// Notes that a response was reset because the client did not read it. Has no effect for an agent.
+    /// Records that a response was reset because the client did not read it. Has no effect for an agent.
     fn record_stall(self: &Arc<Self>) {
         let budget = &self.budgets.requests;
         let now = budget.now_millis();
@@ -416,7 +416,7 @@ impl Budget {
 }
 
 impl GatewayPermit {
-    /// Notes that the response to the request is reset because the client does not read it.
+    /// Records that the response to the request is reset because the client does not read it.
     pub fn record_stall(&self) {
         if self.purpose == Purpose::Request {
             self.client.record_stall();

@@ -12,11 +12,11 @@ use std::task::{Context, Poll, Wake, Waker};
 #[derive(Debug)]
 pub struct DriveWaker {
     waker: Waker,
-    state: Arc<State>,
+    state: Arc<WakeState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct WakeState {
     /// Whether the connection is to be polled.
     is_woken: AtomicBool,
     /// Whether the task is polling it, or what comes over it.
@@ -24,7 +24,7 @@ struct State {
     task: Mutex<Option<Waker>>,
 }
 
-impl Wake for State {
+impl Wake for WakeState {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -37,7 +37,7 @@ impl Wake for State {
     }
 }
 
-impl State {
+impl WakeState {
     fn wake_task(&self) {
         if let Some(task) = &*self.task.lock().unwrap_or_else(PoisonError::into_inner) {
             task.wake_by_ref();
@@ -58,7 +58,7 @@ impl DriveWaker {
     /// Creates the waker of a connection that was not polled yet.
     pub fn new() -> Self {
         let (is_woken, is_polled) = (AtomicBool::new(true), AtomicBool::new(false));
-        let state = Arc::new(State { is_woken, is_polled, task: Mutex::new(None) });
+        let state = Arc::new(WakeState { is_woken, is_polled, task: Mutex::new(None) });
         Self { waker: Waker::from(Arc::clone(&state)), state }
     }
 

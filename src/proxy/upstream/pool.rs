@@ -71,7 +71,7 @@ impl PooledConnection {
         self.permit.take()
     }
 
-    /// Notes that the response is reset because the client does not read it.
+    /// Records that the response is reset because the client does not read it.
     pub fn record_stall(&self) {
         if let Some(permit) = &self.permit {
             permit.record_stall();

@@ -84,7 +84,7 @@ impl<S> ReadableAfterWriteError<S> {
         }
         let state = Arc::clone(&self.state);
         Some(self.write_or_discard(offered.len(), |mut stream| {
-            state.trailer_slot.poll_replace(&mut *stream, cx, offered).unwrap_or(Poll::Ready(Ok(0)))
+            state.trailer_slot.poll_replace_last_chunk(&mut *stream, cx, offered).unwrap_or(Poll::Ready(Ok(0)))
         }))
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use loopgate::config::Config;
 use loopgate::discovery::{Agent, AgentKind, Interface, View};
-use loopgate::lane::{Certificate, Evidence, Issuer, LanePolicy, ProxyHeader, allow_peer, decide_lane};
+use loopgate::lane::{Certificate, Evidence, Issuer, LanePolicy, ProxyHeader, check_peer_allowed, decide_lane};
 
 const NOW: i64 = 1_000;
 
@@ -46,7 +46,7 @@ fn lane(criterion: &mut Criterion) {
     ] {
         let evidence = Evidence { peer, proxy_header: ProxyHeader::Local, certificate };
         criterion.bench_function(&format!("permit, {name}"), |bencher| {
-            bencher.iter(|| allow_peer(black_box(peer), &view, &policy))
+            bencher.iter(|| check_peer_allowed(black_box(peer), &view, &policy))
         });
         criterion.bench_function(&format!("decide, {name}"), |bencher| {
             bencher.iter(|| decide_lane(black_box(&evidence), &view, &policy, NOW))

@@ -106,7 +106,7 @@ async fn soak(length: Duration) {
         }
     }
     tasks.begin();
-    assert_eq!(tasks.wait(Duration::from_secs(60)).await, 0, "clients that have not ended");
+    assert_eq!(tasks.wait_for_tasks(Duration::from_secs(60)).await, 0, "clients that have not ended");
     let events =
         format!("{restarts} restarts; {} resets, {reloads} SIGHUPs, {renewals} certificates", value(&load.resets));
     check_load(&load, docker.as_ref(), length, &events);

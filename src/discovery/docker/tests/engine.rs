@@ -144,11 +144,14 @@ async fn a_filter_may_be_reached_by_tcp() {
     let address = filter.local_addr().unwrap().to_string();
     let (socket, relays) = (docker.socket(), harness.shutdown.clone());
     harness.shutdown.spawn(async move {
-        while let Some(Ok((mut near, _))) = relays.token().run_until_cancelled(filter.accept()).await {
+        while let Some(Ok((mut near, _))) = relays.cancellation_token().run_until_cancelled(filter.accept()).await {
             let (socket, over) = (socket.clone(), relays.clone());
             relays.spawn(async move {
                 let mut far = tokio::net::UnixStream::connect(socket).await.unwrap();
-                let _ = over.token().run_until_cancelled(tokio::io::copy_bidirectional(&mut near, &mut far)).await;
+                let _ = over
+                    .cancellation_token()
+                    .run_until_cancelled(tokio::io::copy_bidirectional(&mut near, &mut far))
+                    .await;
             });
         }
     });

@@ -27,9 +27,9 @@ fn an_interim_response_has_the_form_of_its_protocol() {
     h1.begin_request().send_interim(HINTS, &link_header());
     assert_eq!(write_interims(&h1), b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
     let h2 = HeadTracker::new(Protocol::H2);
-    h2.note_block(5);
+    h2.record_header_block(5);
     let handle = h2.begin_request();
-    h2.note_idle();
+    h2.end_round_unless_blocked();
     handle.send_interim(HINTS, &link_header());
     let block = [&b"\x08\x03103"[..], b"\0\x04link\x04</a>"].concat();
     assert_eq!(write_interims(&h2), [&[0, 0, 16, 1, 4, 0, 0, 0, 5][..], &block].concat());
@@ -42,12 +42,12 @@ fn an_interim_response_has_the_form_of_its_protocol() {
 fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
     let head_tracker = HeadTracker::new(Protocol::H2);
     for number in 0..100_000 {
-        head_tracker.note_block(2 * number + 1);
+        head_tracker.record_header_block(2 * number + 1);
         assert!(head_tracker.state().streams.is_within_limits());
     }
     assert!(head_tracker.state().streams.has_released_blocks(), "nothing stays allocated");
     let handle = head_tracker.begin_request();
-    head_tracker.note_idle();
+    head_tracker.end_round_unless_blocked();
     handle.send_interim(HINTS, &link_header());
     assert!(write_interims(&head_tracker).is_empty(), "the stream is not known");
 }
@@ -56,12 +56,12 @@ fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
 fn requests_are_not_kept_without_bound_while_the_client_does_not_read() {
     let head_tracker = HeadTracker::new(Protocol::H2);
     // A head that is refused, so that no round ends.
-    head_tracker.note_block(1);
+    head_tracker.record_header_block(1);
     for number in 1..10_000 {
-        head_tracker.note_block(2 * number + 1);
+        head_tracker.record_header_block(2 * number + 1);
         let _ = head_tracker.begin_request();
-        head_tracker.note_blocked(true);
-        head_tracker.note_idle();
+        head_tracker.set_write_blocked(true);
+        head_tracker.end_round_unless_blocked();
         assert!(head_tracker.state().streams.is_within_limits());
     }
 }
@@ -70,37 +70,37 @@ fn requests_are_not_kept_without_bound_while_the_client_does_not_read() {
 fn streams_are_known_where_each_header_block_was_one_request() {
     let head_tracker = HeadTracker::new(Protocol::H2);
     for stream in [1, 3] {
-        head_tracker.note_block(stream);
+        head_tracker.record_header_block(stream);
     }
     let (one, three) = (head_tracker.begin_request(), head_tracker.begin_request());
     one.send_interim(HINTS, &link_header());
     assert_eq!(write_interims(&head_tracker), b"", "the round has not ended");
-    head_tracker.note_idle();
+    head_tracker.end_round_unless_blocked();
     assert_eq!((one.stream(), three.stream()), (Some(1), Some(3)));
     // Of two header blocks, one was refused.
     for stream in [5, 7] {
-        head_tracker.note_block(stream);
+        head_tracker.record_header_block(stream);
     }
     let five_or_seven = head_tracker.begin_request();
-    head_tracker.note_idle();
+    head_tracker.end_round_unless_blocked();
     five_or_seven.send_interim(HINTS, &link_header());
     assert_eq!((five_or_seven.stream(), write_interims(&head_tracker)), (None, Vec::new()));
     head_tracker.note_reset(5, PROTOCOL_ERROR);
     assert!(!five_or_seven.was_reset_by_h2(), "it may be 7");
     three.send_interim(HINTS, &link_header());
     assert_ne!(write_interims(&head_tracker), b"", "what was known stays known");
-    head_tracker.note_block(9);
+    head_tracker.record_header_block(9);
     let nine = head_tracker.begin_request();
-    head_tracker.note_idle();
+    head_tracker.end_round_unless_blocked();
     nine.send_interim(HINTS, &link_header());
     assert_eq!(nine.stream(), Some(9), "what comes later is known again");
     assert_ne!(write_interims(&head_tracker), b"");
 
     let head_tracker = HeadTracker::new(Protocol::H2);
     let _without_a_block = head_tracker.begin_request();
-    head_tracker.note_block(1);
+    head_tracker.record_header_block(1);
     let late = head_tracker.begin_request();
-    head_tracker.note_idle();
+    head_tracker.end_round_unless_blocked();
     assert_eq!(late.stream(), None);
 }
 
@@ -108,18 +108,18 @@ fn streams_are_known_where_each_header_block_was_one_request() {
 fn nothing_is_decided_while_something_waits_to_be_written() {
     let head_tracker = HeadTracker::new(Protocol::H2);
     for stream in [1, 3] {
-        head_tracker.note_block(stream);
+        head_tracker.record_header_block(stream);
     }
     let one = head_tracker.begin_request();
-    head_tracker.note_blocked(true);
-    head_tracker.note_idle();
-    assert_eq!((one.stream(), head_tracker.take_refused()), (None, Default::default()));
+    head_tracker.set_write_blocked(true);
+    head_tracker.end_round_unless_blocked();
+    assert_eq!((one.stream(), head_tracker.take_refused_and_dropped()), (None, Default::default()));
     let three = head_tracker.begin_request();
-    head_tracker.note_blocked(true);
-    head_tracker.note_idle();
+    head_tracker.set_write_blocked(true);
+    head_tracker.end_round_unless_blocked();
     assert_eq!((one.stream(), three.stream()), (Some(1), Some(3)), "each block is a request");
-    head_tracker.note_idle();
-    assert_eq!(head_tracker.take_refused(), Default::default());
+    head_tracker.end_round_unless_blocked();
+    assert_eq!(head_tracker.take_refused_and_dropped(), Default::default());
 }
 
 #[test]
@@ -128,34 +128,34 @@ fn requests_without_a_known_stream_are_not_kept_without_bound() {
     let mut handles = Vec::new();
     for round in 0..1000 {
         for number in 0..2 {
-            head_tracker.note_block(4 * round + 2 * number + 1);
+            head_tracker.record_header_block(4 * round + 2 * number + 1);
         }
         handles.push(head_tracker.begin_request());
-        head_tracker.note_idle();
+        head_tracker.end_round_unless_blocked();
         assert!(head_tracker.state().streams.is_within_limits());
     }
     assert!(handles.iter().all(|handle| handle.stream().is_none()));
-    head_tracker.note_block(5001);
+    head_tracker.record_header_block(5001);
     let known = head_tracker.begin_request();
-    head_tracker.note_idle();
+    head_tracker.end_round_unless_blocked();
     assert_eq!(known.stream(), Some(5001));
 }
 
 #[test]
 fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
     let head_tracker = HeadTracker::new(Protocol::H2);
-    head_tracker.note_block(1);
+    head_tracker.record_header_block(1);
     let handle = head_tracker.begin_request();
-    head_tracker.note_idle();
+    head_tracker.end_round_unless_blocked();
     handle.send_interim(HINTS, &link_header());
     head_tracker.close_stream(1);
     assert_eq!(write_interims(&head_tracker), b"", "its final response came first");
     handle.send_interim(HINTS, &link_header());
     assert_eq!(write_interims(&head_tracker), b"");
-    head_tracker.note_block(3);
+    head_tracker.record_header_block(3);
     head_tracker.close_stream(3);
     let reset_before = head_tracker.begin_request();
-    head_tracker.note_idle();
+    head_tracker.end_round_unless_blocked();
     reset_before.send_interim(HINTS, &link_header());
     assert_eq!(
         (reset_before.stream(), write_interims(&head_tracker)),
@@ -173,13 +173,13 @@ fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
 fn a_request_whose_stream_h2_reset_is_known() {
     let head_tracker = HeadTracker::new(Protocol::H2);
     for stream in [1, 3, 5] {
-        head_tracker.note_block(stream);
+        head_tracker.record_header_block(stream);
     }
     let [one, three, five] = [1, 3, 5].map(|_| head_tracker.begin_request());
     head_tracker.note_reset(1, PROTOCOL_ERROR);
     head_tracker.note_reset(3, 8);
     assert!(!one.was_reset_by_h2(), "the round has not ended");
-    head_tracker.note_idle();
+    head_tracker.end_round_unless_blocked();
     assert_eq!([&one, &three, &five].map(RequestHandle::was_reset_by_h2), [true, false, false]);
     for _ in 0..1000 {
         head_tracker.note_reset(5, PROTOCOL_ERROR);

@@ -11,63 +11,66 @@ const NONE: DroppedHeads = DroppedHeads { by_client: 0, by_closing: 0 };
 fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
     let mut heads = RefusedHeads::default();
     // A request whose body is malformed.
-    heads.note_block(1);
-    heads.note_request();
+    heads.record_header_block(1);
+    heads.record_request();
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.end_round();
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.end_round();
-    assert_eq!(heads.take_refused(), (vec![], NONE));
+    assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE));
     // Of three blocks two became requests.
     for stream in [3, 5, 7] {
-        heads.note_block(stream);
+        heads.record_header_block(stream);
     }
-    heads.note_request();
+    heads.record_request();
     heads.note_reset(5, PROTOCOL_ERROR);
-    heads.note_request();
+    heads.record_request();
     heads.end_round();
-    assert_eq!(heads.take_refused(), (vec![MALFORMED], NONE));
+    assert_eq!(heads.take_refused_and_dropped(), (vec![MALFORMED], NONE));
     heads.note_reset(3, PROTOCOL_ERROR);
     heads.end_round();
-    assert_eq!(heads.take_refused(), (vec![], NONE), "each is counted once");
+    assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE), "each is counted once");
 }
 
 #[test]
 fn what_only_a_head_can_get_is_counted_at_once() {
     let mut heads = RefusedHeads::default();
     for stream in [1, 3, 5] {
-        heads.note_block(stream);
+        heads.record_header_block(stream);
     }
-    heads.note_response(1, true);
+    heads.record_response_head(1, true);
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.note_reset(3, REFUSED_STREAM);
-    assert_eq!(heads.take_refused(), (vec![RefusedHead::with_response(HeadRefusal::TooLarge), SURPLUS], NONE));
-    heads.note_goaway(0, COMPRESSION_ERROR, b"");
-    heads.note_goaway(0, 0, b"");
+    assert_eq!(
+        heads.take_refused_and_dropped(),
+        (vec![RefusedHead::with_response(HeadRefusal::TooLarge), SURPLUS], NONE)
+    );
+    heads.record_goaway(0, COMPRESSION_ERROR, b"");
+    heads.record_goaway(0, 0, b"");
     heads.end_round();
-    assert_eq!(heads.take_refused(), (vec![MALFORMED], NONE));
+    assert_eq!(heads.take_refused_and_dropped(), (vec![MALFORMED], NONE));
     // Trailers that are a single field.
-    heads.note_block(7);
-    heads.note_request();
-    heads.note_response(7, false);
-    heads.note_response(7, true);
+    heads.record_header_block(7);
+    heads.record_request();
+    heads.record_response_head(7, false);
+    heads.record_response_head(7, true);
     heads.end_round();
-    heads.note_response(7, true);
-    assert_eq!(heads.take_refused(), (vec![], NONE));
+    heads.record_response_head(7, true);
+    assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE));
 }
 
 #[test]
 fn a_reset_for_a_body_is_no_refusal_while_a_surplus_stream_waits_for_its_own() {
     let mut heads = RefusedHeads::default();
     for stream in [1, 3] {
-        heads.note_block(stream);
+        heads.record_header_block(stream);
     }
-    heads.note_request();
+    heads.record_request();
     // Nothing more is written for a while.
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.note_reset(3, REFUSED_STREAM);
     heads.end_round();
-    assert_eq!(heads.take_refused(), (vec![SURPLUS], NONE));
+    assert_eq!(heads.take_refused_and_dropped(), (vec![SURPLUS], NONE));
 }
 
 #[test]
@@ -75,15 +78,15 @@ fn a_surplus_stream_is_counted_even_where_it_was_not_kept() {
     let mut heads = RefusedHeads::default();
     let count = u32::try_from(3 * MAX_STREAMS).unwrap();
     for stream in 0..count {
-        heads.note_block(stream);
+        heads.record_header_block(stream);
     }
     for stream in 0..count {
         heads.note_reset(stream, REFUSED_STREAM);
     }
     heads.end_round();
-    assert_eq!(heads.take_refused(), (vec![SURPLUS; 3 * MAX_STREAMS], NONE));
+    assert_eq!(heads.take_refused_and_dropped(), (vec![SURPLUS; 3 * MAX_STREAMS], NONE));
     // An error that is no head's.
-    heads.note_goaway(0, PROTOCOL_ERROR, b"");
+    heads.record_goaway(0, PROTOCOL_ERROR, b"");
     heads.end_round();
     assert!(heads.is_empty());
 }
@@ -93,28 +96,28 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
     let mut heads = RefusedHeads::default();
     // One was reset before it was refused.
     for stream in [1, 3] {
-        heads.note_block(stream);
+        heads.record_header_block(stream);
     }
-    heads.note_request();
+    heads.record_request();
     heads.end_round();
-    assert_eq!(heads.take_refused(), (vec![], DroppedHeads { by_client: 1, by_closing: 0 }));
-    for close in [|heads: &mut RefusedHeads| heads.note_goaway(0, 0, b""), RefusedHeads::note_closing] {
+    assert_eq!(heads.take_refused_and_dropped(), (vec![], DroppedHeads { by_client: 1, by_closing: 0 }));
+    for close in [|heads: &mut RefusedHeads| heads.record_goaway(0, 0, b""), RefusedHeads::mark_closing] {
         let mut heads = RefusedHeads::default();
         for stream in [1, 3, 5] {
-            heads.note_block(stream);
+            heads.record_header_block(stream);
         }
-        heads.note_request();
+        heads.record_request();
         close(&mut heads);
         heads.end_round();
         assert!(!heads.is_empty());
-        assert_eq!(heads.take_refused(), (vec![], DroppedHeads { by_client: 0, by_closing: 2 }));
+        assert_eq!(heads.take_refused_and_dropped(), (vec![], DroppedHeads { by_client: 0, by_closing: 2 }));
         assert!(heads.is_empty());
         // They do not explain a later reset.
-        heads.note_block(7);
-        heads.note_request();
+        heads.record_header_block(7);
+        heads.record_request();
         heads.note_reset(7, PROTOCOL_ERROR);
         heads.end_round();
-        assert_eq!(heads.take_refused(), (vec![], NONE));
+        assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE));
     }
 }
 
@@ -130,18 +133,18 @@ fn a_refused_header_block_is_counted_once_even_if_it_arrives_in_parts() {
     ] {
         for is_whole in [false, true] {
             let mut heads = RefusedHeads::default();
-            heads.note_partial_block(1);
+            heads.record_partial_header_block(1);
             if is_whole {
-                heads.note_block(1);
+                heads.record_header_block(1);
             } else {
                 heads.end_round();
             }
-            heads.note_goaway(0, code, debug_data);
+            heads.record_goaway(0, code, debug_data);
             heads.end_round();
             let refused: Vec<_> = wanted.into_iter().collect();
             let by_closing = usize::from(is_whole && refused.is_empty());
             assert_eq!(
-                heads.take_refused(),
+                heads.take_refused_and_dropped(),
                 (refused, DroppedHeads { by_client: 0, by_closing }),
                 "{name}, {is_whole}"
             );
@@ -149,48 +152,50 @@ fn a_refused_header_block_is_counted_once_even_if_it_arrives_in_parts() {
     }
     // Reset before its end, which then leads to the end of the connection.
     let mut heads = RefusedHeads::default();
-    heads.note_partial_block(1);
+    heads.record_partial_header_block(1);
     heads.end_round();
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.end_round();
-    heads.note_block(1);
-    heads.note_goaway(0, PROTOCOL_ERROR, b"");
+    heads.record_header_block(1);
+    heads.record_goaway(0, PROTOCOL_ERROR, b"");
     heads.end_round();
-    assert_eq!(heads.take_refused(), (vec![MALFORMED], NONE));
+    assert_eq!(heads.take_refused_and_dropped(), (vec![MALFORMED], NONE));
     // What is no head.
-    heads.note_goaway(0, PROTOCOL_ERROR, b"");
+    heads.record_goaway(0, PROTOCOL_ERROR, b"");
     heads.end_round();
-    assert_eq!(heads.take_refused(), (vec![], NONE));
+    assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE));
 }
 
 #[test]
 fn a_head_for_which_hyper_ends_the_connection_is_counted() {
     let ended = |prepare: fn(&mut RefusedHeads)| {
         let mut heads = RefusedHeads::default();
-        heads.note_block(1);
-        heads.note_request();
+        heads.record_header_block(1);
+        heads.record_request();
         prepare(&mut heads);
-        (heads.note_clean_end(), heads.take_refused())
+        (heads.record_clean_end(), heads.take_refused_and_dropped())
     };
-    assert_eq!(ended(|heads| heads.note_block(3)), (true, (vec![MALFORMED], NONE)));
-    let two = |heads: &mut RefusedHeads| [3, 5].into_iter().for_each(|stream| heads.note_block(stream));
-    assert_eq!(ended(two), (true, (vec![MALFORMED], DroppedHeads { by_client: 0, by_closing: 1 })));
-    assert_eq!(ended(|_| {}), (false, (vec![], NONE)), "each block became a request");
-    assert!(
-        !ended(|heads| [heads.note_block(3), heads.note_client_end()].iter().for_each(drop)).0,
-        "the client closed"
-    );
-    assert!(
-        !ended(|heads| [heads.note_block(3), heads.note_goaway(0, 0, b"")].iter().for_each(drop)).0,
-        "loopgate closed"
-    );
+    assert_eq!(ended(|heads| heads.record_header_block(3)), (CleanEnd::RefusedHead, (vec![MALFORMED], NONE)));
+    let two = |heads: &mut RefusedHeads| [3, 5].into_iter().for_each(|stream| heads.record_header_block(stream));
+    assert_eq!(ended(two), (CleanEnd::RefusedHead, (vec![MALFORMED], DroppedHeads { by_client: 0, by_closing: 1 })));
+    assert_eq!(ended(|_| {}), (CleanEnd::Other, (vec![], NONE)), "each block became a request");
+    let client_closed = |heads: &mut RefusedHeads| {
+        heads.record_header_block(3);
+        heads.record_client_end();
+    };
+    assert_eq!(ended(client_closed).0, CleanEnd::Other);
+    let h2_closed = |heads: &mut RefusedHeads| {
+        heads.record_header_block(3);
+        heads.record_goaway(0, 0, b"");
+    };
+    assert_eq!(ended(h2_closed).0, CleanEnd::Other);
 }
 
 #[test]
 fn streams_are_not_kept_without_bound() {
     let mut heads = RefusedHeads::default();
     for stream in 0..10_000 {
-        heads.note_block(stream);
+        heads.record_header_block(stream);
     }
     assert_eq!(heads.begun.len(), MAX_STREAMS);
 }
@@ -205,13 +210,17 @@ fn an_error_of_the_connection_is_no_heads_where_all_blocks_were_read() {
         (&[], None, 0, 0),
     ] {
         let mut heads = RefusedHeads::default();
-        begun.iter().for_each(|stream| heads.note_block(*stream));
+        begun.iter().for_each(|stream| heads.record_header_block(*stream));
         if let Some(stream) = reset {
             heads.note_reset(stream, PROTOCOL_ERROR);
         }
-        heads.note_goaway(last_stream, PROTOCOL_ERROR, b"");
+        heads.record_goaway(last_stream, PROTOCOL_ERROR, b"");
         heads.end_round();
         let dropped = DroppedHeads { by_client: 0, by_closing: begun.len() - refused };
-        assert_eq!(heads.take_refused(), (vec![MALFORMED; refused], dropped), "{begun:?} {reset:?} {last_stream}");
+        assert_eq!(
+            heads.take_refused_and_dropped(),
+            (vec![MALFORMED; refused], dropped),
+            "{begun:?} {reset:?} {last_stream}"
+        );
     }
 }
