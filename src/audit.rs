@@ -159,7 +159,7 @@ impl EventLimits {
     }
 
     /// Returns a line for each group of which events were left out, and resets the counts.
-    fn take_counts(&mut self) -> Vec<String> {
+    fn take_left_out_counts(&mut self) -> Vec<String> {
         let counted = self.0.iter_mut().filter(|(_, (_, left_out))| *left_out > 0);
         counted
             .map(|([kind, reason, lane, outcome], (_, left_out))| {
@@ -196,13 +196,13 @@ impl Writer {
                 Ok(Message::Line(line)) => writeln!(self.output, "{line}"),
                 Ok(Message::Reopen) => open_output(self.path.as_deref()).map(|output| self.output = output),
                 Ok(Message::Flush(done)) => {
-                    let written = self.write_counts();
+                    let written = self.write_left_out_counts();
                     let _ = done.send(());
                     written
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     count_at += COUNT_INTERVAL;
-                    self.write_counts()
+                    self.write_left_out_counts()
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };
@@ -220,8 +220,8 @@ impl Writer {
         }
     }
 
-    fn write_counts(&mut self) -> io::Result<()> {
-        let counts = self.limits.lock().unwrap_or_else(PoisonError::into_inner).take_counts();
+    fn write_left_out_counts(&mut self) -> io::Result<()> {
+        let counts = self.limits.lock().unwrap_or_else(PoisonError::into_inner).take_left_out_counts();
         counts.iter().try_for_each(|line| writeln!(self.output, "{line}"))
     }
 }

@@ -33,7 +33,7 @@ use crate::lane::{
 };
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
 use crate::proxy::{H1RequestGuard, percent_encode};
-pub use h2_streams::h2_streams;
+pub use h2_streams::fuzz_h2_streams;
 
 const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
@@ -60,7 +60,7 @@ fn default_config() -> Config {
 ///
 /// The first byte of `data` selects the peer and the version of HTTP. The first line after it is the
 /// path, and each further line a field.
-pub fn head(data: &[u8]) {
+pub fn fuzz_head(data: &[u8]) {
     let Some((&kind, text)) = data.split_first() else { return };
     let (config, rules) = &*RULES;
     let peer = [STRANGER, PROXY, AGENT][usize::from(kind % 3)];
@@ -148,7 +148,7 @@ fn reads_as_private(path: &str) -> bool {
 
 /// Scrubs trailers, and asserts that no field that a request head may not have is left. Each line of
 /// `data` is the name of a trailer.
-pub fn trailers(data: &[u8]) {
+pub fn fuzz_trailers(data: &[u8]) {
     let mut trailers = http::HeaderMap::new();
     for line in data.split(|byte| *byte == b'\n') {
         if let Ok(name) = HeaderName::from_bytes(line) {
@@ -172,7 +172,7 @@ pub fn trailers(data: &[u8]) {
 
 /// Parses `data` as a PROXY header of either version. Asserts that it is not valid as both, and that the
 /// client of a version 1 header is the address in its text.
-pub fn proxy_header(data: &[u8]) {
+pub fn fuzz_proxy_header(data: &[u8]) {
     let v1 = parse_v1(data);
     let v2 = parse_v2(data);
     assert!(v1.is_err() || v2.is_err(), "it can't be both");
@@ -185,7 +185,7 @@ pub fn proxy_header(data: &[u8]) {
 
 /// Parses `data` as each message of the enrolment protocol, and as a certificate signing request.
 /// Nothing may panic.
-pub fn enrolment(data: &[u8]) {
+pub fn fuzz_enrolment(data: &[u8]) {
     let stream = || tokio::io::join(data, tokio::io::sink());
     let request = JsonLines::new(stream())
         .receive::<enrolment_protocol::EnrolmentRequest>()
@@ -205,7 +205,7 @@ pub fn enrolment(data: &[u8]) {
 /// Passes the bytes of an HTTP/1.1 connection through [`H1RequestGuard`] at once, and again in pieces
 /// whose size is the first byte. Asserts that the results are equal, and that the guard changes no
 /// byte unless it refuses a head.
-pub fn h1_request_guard(data: &[u8]) {
+pub fn fuzz_h1_request_guard(data: &[u8]) {
     let Some((&size, bytes)) = data.split_first() else { return };
     let (mut whole, mut raw) = (bytes.to_vec(), Vec::new());
     let found = H1RequestGuard::default().scan_input(&mut whole, &mut raw);
@@ -273,7 +273,7 @@ impl AsyncWrite for Trickle<'_> {
 
 /// Serves an HTTP/1.1 connection with hyper behind [`H1RequestGuard`]. Asserts that both see the end of
 /// each head at the same byte, and that the guard encodes the characters that hyper does not.
-pub fn requests(data: &[u8]) {
+pub fn fuzz_requests(data: &[u8]) {
     let head_ended = Rc::<Cell<bool>>::default();
     let text = String::from_utf8_lossy(data).to_ascii_lowercase();
     let may_tunnel = text.contains("upgrade") || text.contains("connect");
@@ -393,32 +393,32 @@ mod tests {
             if at_root {
                 data.splice(1..1, *b"/");
             }
-            head(&data);
+            fuzz_head(&data);
         }
 
         #[test]
         fn trailer_sections(data in bytes(TRAILERS)) {
-            trailers(&data);
+            fuzz_trailers(&data);
         }
 
         #[test]
         fn proxy_headers(data in bytes(PROXY_HEADER)) {
-            proxy_header(&data[1..]);
+            fuzz_proxy_header(&data[1..]);
         }
 
         #[test]
         fn enrolments(data in bytes(ENROLMENT)) {
-            enrolment(&data[1..]);
+            fuzz_enrolment(&data[1..]);
         }
 
         #[test]
         fn h1_request_guards(data in bytes(REQUESTS)) {
-            h1_request_guard(&data);
+            fuzz_h1_request_guard(&data);
         }
 
         #[test]
         fn requests_as_hyper_reads_them(data in bytes(REQUESTS)) {
-            requests(&data[1..]);
+            fuzz_requests(&data[1..]);
         }
     }
 }

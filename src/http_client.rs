@@ -67,7 +67,7 @@ async fn send_boxed(
 
 impl ResponseBody {
     /// Returns the body and the connection separately, for a caller that drives the connection itself.
-    pub fn split(self) -> (Incoming, Connection) {
+    pub fn into_body_and_connection(self) -> (Incoming, Connection) {
         (self.body, self.connection)
     }
 }
@@ -137,7 +137,7 @@ mod tests {
     async fn a_connection_that_ends_with_the_head_is_terminated() {
         let (answer, _server) =
             answered("HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", true).await;
-        assert!(answer.unwrap().into_body().split().1.is_terminated());
+        assert!(answer.unwrap().into_body().into_body_and_connection().1.is_terminated());
     }
 
     #[tokio::test]

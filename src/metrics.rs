@@ -10,4 +10,4 @@ pub mod traffic;
 
 pub use discovery::DiscoveryMetrics;
 pub use listener::{AcceptRefusal, ListenerMetrics, RefusedLabels};
-pub use traffic::count;
+pub use traffic::count_reason;

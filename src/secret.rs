@@ -48,11 +48,11 @@ impl Secret {
     ///
     /// # Errors
     /// If the file can't be read or contains no secret.
-    pub fn gateway_token(file: Option<&Path>) -> io::Result<Option<Self>> {
-        Self::file_or_value(file, std::env::var(GATEWAY_TOKEN_VARIABLE).ok())
+    pub fn read_gateway_token(file: Option<&Path>) -> io::Result<Option<Self>> {
+        Self::read_file_or_value(file, std::env::var(GATEWAY_TOKEN_VARIABLE).ok())
     }
 
-    fn file_or_value(file: Option<&Path>, value: Option<String>) -> io::Result<Option<Self>> {
+    fn read_file_or_value(file: Option<&Path>, value: Option<String>) -> io::Result<Option<Self>> {
         match file {
             Some(file) => Self::read_file(file).map(Some),
             // Compose files have `OPENCLAW_GATEWAY_TOKEN: ${OPENCLAW_GATEWAY_TOKEN:-}`, which sets
@@ -102,14 +102,14 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "of-the-file\n").unwrap();
         let read = |file, value: Option<&str>| {
-            Secret::file_or_value(file, value.map(Into::into)).unwrap().map(|s| s.expose().to_owned())
+            Secret::read_file_or_value(file, value.map(Into::into)).unwrap().map(|s| s.expose().to_owned())
         };
         assert_eq!(read(Some(file.path()), Some("of-the-variable")).as_deref(), Some("of-the-file"));
         assert_eq!(read(None, Some(" of-the-variable\n")).as_deref(), Some("of-the-variable"));
         assert_eq!(read(None, Some("")), None);
         assert_eq!(read(None, None), None);
         assert!(
-            Secret::file_or_value(Some("/nope".as_ref()), Some("of-the-variable".into())).is_err(),
+            Secret::read_file_or_value(Some("/nope".as_ref()), Some("of-the-variable".into())).is_err(),
             "a file that is named must be there"
         );
     }

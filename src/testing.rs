@@ -7,7 +7,7 @@ use std::process::Command;
 ///
 /// # Panics
 /// If the command fails.
-pub fn ip(arguments: &str) {
+pub fn run_ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -38,7 +38,7 @@ pub fn run_in_own_process(launcher: &[&str], name: &str, body: impl AsyncFnOnce(
     const INSIDE: &str = "TEST_IN_OWN_PROCESS";
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
         if !launcher.is_empty() {
-            ip("link set lo up");
+            run_ip("link set lo up");
         }
         return tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body());
     }

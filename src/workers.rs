@@ -93,7 +93,7 @@ impl Worker {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the caller of `WorkerPool::run` tracks its task")]
+#[expect(clippy::disallowed_methods, reason = "the caller of `WorkerPool::spawn_on` tracks its task")]
 async fn run_tasks(mut inbox: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>, stop: CancellationToken) {
     let spawn_all = async {
         while let Some(task) = inbox.recv().await {
@@ -125,7 +125,7 @@ impl WorkerPool {
     ///
     /// # Panics
     /// If there is no worker with this index.
-    pub fn run(&self, worker: usize, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn_on(&self, worker: usize, task: impl Future<Output = ()> + Send + 'static) {
         let _ = self.0[worker].tasks.send(Box::pin(task));
     }
 }
@@ -155,7 +155,7 @@ mod tests {
         let (sender, mut indexes) = mpsc::unbounded_channel();
         for slot in &slots {
             let sender = sender.clone();
-            pool.run(slot.worker_index(), async move {
+            pool.spawn_on(slot.worker_index(), async move {
                 tokio::task::yield_now().await;
                 sender.send(current_index()).unwrap();
             });
@@ -175,7 +175,7 @@ mod tests {
         let workers = Workers::start(1).unwrap();
         let pool = workers.pool().clone();
         let (held, mut gone) = mpsc::channel::<()>(1);
-        pool.run(0, async move {
+        pool.spawn_on(0, async move {
             let _held = held;
             std::future::pending::<()>().await;
         });

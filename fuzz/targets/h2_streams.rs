@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| loopgate::fuzzing::h2_streams(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| loopgate::fuzzing::fuzz_h2_streams(data));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| loopgate::fuzzing::head(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| loopgate::fuzzing::fuzz_head(data));

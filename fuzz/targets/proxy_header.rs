@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| loopgate::fuzzing::proxy_header(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| loopgate::fuzzing::fuzz_proxy_header(data));

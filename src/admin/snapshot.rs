@@ -46,19 +46,19 @@ pub(super) async fn collect_readiness_facts(state: &AdminState) -> ReadinessFact
 
 /// Returns why loopgate can't use the gateway; `None` if it can.
 async fn probe_gateway(state: &AdminState) -> Option<GatewayError> {
-    let unreachable = try_connect(state.gateway).await;
+    let unreachable = connect_error(state.gateway).await;
     log_gateway_change(state, unreachable.as_deref());
     let detector = state.proxy.tls_detector();
     if let Some(error) = unreachable {
         // When the gateway runs again, it may have another configuration and expect TLS.
-        detector.suspect();
+        detector.suspect_tls();
         return Some(GatewayError::Unreachable(error));
     }
     detector.speaks_tls().await.then_some(GatewayError::Tls)
 }
 
 /// Connects to `address`. Returns the error, or `None` on success.
-async fn try_connect(address: SocketAddr) -> Option<String> {
+async fn connect_error(address: SocketAddr) -> Option<String> {
     match tokio::time::timeout(GATEWAY_TIMEOUT, tokio::net::TcpStream::connect(address)).await {
         Ok(Ok(_)) => None,
         Ok(Err(error)) => Some(error.to_string()),
@@ -70,7 +70,7 @@ async fn try_connect(address: SocketAddr) -> Option<String> {
 async fn probe_forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::Forward> {
     let each = state.listen.forward.iter().map(|forward| async move {
         let target = SocketAddr::new(state.gateway.ip(), forward.target);
-        let error = try_connect(target).await;
+        let error = connect_error(target).await;
         status::Forward {
             listening: addresses_of_kind(bound, ListenerKind::Forward(*forward)),
             target: target.to_string(),

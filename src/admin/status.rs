@@ -128,7 +128,7 @@ pub struct DiscoveryStatus {
     /// The state of the connection to Docker: `off`, `connecting`, `live` or `disconnected`.
     pub docker: String,
     /// The state of the connection to the Kubernetes API server, in the same words.
-    #[serde(default = "off_text")]
+    #[serde(default = "off_by_default")]
     pub kubernetes: String,
     /// The number of seconds for which the connection has been live or disconnected.
     pub for_seconds: Option<u64>,
@@ -154,7 +154,7 @@ impl DiscoveryStatus {
     }
 }
 
-fn off_text() -> String {
+fn off_by_default() -> String {
     "off".into()
 }
 

@@ -142,10 +142,10 @@ impl Connector {
     /// # Errors
     /// The sidecar can't be reached, isn't trusted, or doesn't offer enrolment.
     pub async fn connect_for_enrolment(&self) -> Result<TlsStream<TcpStream>, Error> {
-        let ca_pem = self.trust.ca_pem().await?;
-        let mut config = self.config_builder(&ca_pem)?.with_no_client_auth();
+        let read_ca_pem = self.trust.read_ca_pem().await?;
+        let mut config = self.config_builder(&read_ca_pem)?.with_no_client_auth();
         config.alpn_protocols = vec![enrolment_protocol::ALPN.to_vec()];
-        let stream = self.connect(Arc::new(config)).await?;
+        let stream = self.connect_tls(Arc::new(config)).await?;
         if stream.get_ref().1.alpn_protocol() != Some(enrolment_protocol::ALPN) {
             let address = stream
                 .get_ref()
@@ -162,8 +162,8 @@ impl Connector {
     /// # Errors
     /// The sidecar can't be reached or isn't trusted.
     pub async fn connect_for_client(&self, credentials: &Arc<Credentials>) -> Result<TlsStream<TcpStream>, Error> {
-        let ca_pem = self.trust.ca_pem().await?;
-        self.connect(self.forward_config(ca_pem, credentials)?).await
+        let ca_pem = self.trust.read_ca_pem().await?;
+        self.connect_tls(self.forward_config(ca_pem, credentials)?).await
     }
 
     /// Returns the TLS configuration for forwarding: the cached one if credentials and CA are the same, else a new one.
@@ -195,8 +195,8 @@ impl Connector {
         Ok(builder.dangerous().with_custom_certificate_verifier(verifier))
     }
 
-    async fn connect(&self, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, Error> {
-        let stream = self.dial().await?;
+    async fn connect_tls(&self, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, Error> {
+        let stream = self.connect_tcp().await?;
         let address = stream.peer_addr().map_err(|source| Error::Lookup { endpoint: self.endpoint.clone(), source })?;
         let handshake = TlsConnector::from(config).connect(self.server_name.clone(), stream);
         let outcome =
@@ -205,7 +205,7 @@ impl Connector {
     }
 
     /// Resolves the sidecar's name, and connects to the first address that accepts.
-    async fn dial(&self) -> Result<TcpStream, Error> {
+    async fn connect_tcp(&self) -> Result<TcpStream, Error> {
         let lookup = |source| Error::Lookup { endpoint: self.endpoint.clone(), source };
         let addresses =
             tokio::net::lookup_host((self.endpoint.host.as_str(), self.endpoint.port)).await.map_err(lookup)?;

@@ -93,7 +93,7 @@ where
     let csr = CertificateParams::default().serialize_request(&key)?.pem()?;
     let mut lines = JsonLines::new(stream);
     lines.send(&EnrolmentRequest { csr, token: None }).await?;
-    let challenge: Challenge = into_granted(lines.receive().await?)?;
+    let challenge: Challenge = require_granted(lines.receive().await?)?;
     if !challenge.show.contains(&method.kind()) {
         return Err(Error::Kind(method.kind()));
     }
@@ -107,7 +107,7 @@ where
     // The proof is removed before the reply is used. The drop blocks, since it waits for the helper process to exit.
     let _ = tokio::task::spawn_blocking(move || drop(visible)).await;
 
-    to_credentials(into_granted(answer?)?, &key)
+    to_credentials(require_granted(answer?)?, &key)
 }
 
 /// Enrols by the service-account token in `file`. The sidecar's certificate must have been verified, so that no one
@@ -126,7 +126,7 @@ where
     let csr = CertificateParams::default().serialize_request(&key)?.pem()?;
     let mut lines = JsonLines::new(stream);
     lines.send(&EnrolmentRequest { csr, token: Some(token) }).await?;
-    to_credentials(into_granted(lines.receive().await?)?, &key)
+    to_credentials(require_granted(lines.receive().await?)?, &key)
 }
 
 fn to_credentials(enrolled: Enrolled, key: &KeyPair) -> Result<(Arc<Credentials>, Option<Secret>), Error> {
@@ -135,7 +135,7 @@ fn to_credentials(enrolled: Enrolled, key: &KeyPair) -> Result<(Arc<Credentials>
     Ok((Arc::new(Credentials::new(certificate.as_bytes(), key)?), token))
 }
 
-fn into_granted<T>(answer: Reply<T>) -> Result<T, Error> {
+fn require_granted<T>(answer: Reply<T>) -> Result<T, Error> {
     match answer {
         Reply::Granted(granted) => Ok(granted),
         Reply::Refused(refused) => Err(Error::Refused(refused)),

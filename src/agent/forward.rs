@@ -62,7 +62,7 @@ impl LocalForwarder {
                         shutdown.spawn(async move {
                             tokio::select! {
                                 () = stop.wait_until_begun() => {}
-                                () = forwarder.forward(local, peer) => {}
+                                () = forwarder.forward_connection(local, peer) => {}
                             }
                             drop(permit);
                         });
@@ -77,7 +77,7 @@ impl LocalForwarder {
         tokio::select! { () = shutdown.wait_until_begun() => {}, () = accept => {} }
     }
 
-    async fn forward(&self, mut local: TcpStream, peer: SocketAddr) {
+    async fn forward_connection(&self, mut local: TcpStream, peer: SocketAddr) {
         let mut sidecar = match self.connect_with_retries().await {
             Ok(sidecar) => sidecar,
             Err(error) => {

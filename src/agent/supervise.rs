@@ -81,7 +81,7 @@ pub struct SpawnError {
 
 impl SpawnError {
     /// The exit status that shells report: 127 if the program does not exist, 126 if it can't be run.
-    pub fn status(&self) -> u8 {
+    pub fn exit_status(&self) -> u8 {
         if self.source.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
     }
 }

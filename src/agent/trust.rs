@@ -49,14 +49,14 @@ pub(super) fn crypto_provider() -> Arc<CryptoProvider> {
 
 impl ServerTrust {
     /// Reads the CA file; empty for a fingerprint. If the content changes, a new verifier is needed.
-    pub(super) async fn ca_pem(&self) -> Result<Vec<u8>, Error> {
+    pub(super) async fn read_ca_pem(&self) -> Result<Vec<u8>, Error> {
         match self {
             Self::Ca(path) => tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source }),
             Self::Fingerprint(_) => Ok(Vec::new()),
         }
     }
 
-    /// Returns a verifier for `ca_pem`, the result of [`ServerTrust::ca_pem`].
+    /// Returns a verifier for `ca_pem`, the result of [`ServerTrust::read_ca_pem`].
     pub(super) fn create_verifier(&self, ca_pem: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, Error> {
         match self {
             Self::Fingerprint(fingerprint) => {

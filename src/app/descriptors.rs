@@ -23,7 +23,7 @@ pub(super) struct Capacity {
 
 /// Raises the soft open-file limit, which is often 1024, to the hard limit, and returns the connections
 /// that it allows. Logs a warning if these are fewer than `max_connections`.
-pub(super) fn raise_limit(max_connections: usize) -> Capacity {
+pub(super) fn raise_open_file_limit(max_connections: usize) -> Capacity {
     let limit = match raise_soft_limit() {
         Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
         Err(error) => {

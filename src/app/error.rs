@@ -54,7 +54,7 @@ pub enum Error {
 
 impl Error {
     /// Returns the exit status of the process.
-    pub fn status(&self) -> u8 {
+    pub fn exit_status(&self) -> u8 {
         if matches!(self, Self::Orphaned) { discovery::EXIT_ORPHANED } else { 1 }
     }
 }

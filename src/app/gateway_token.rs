@@ -35,7 +35,7 @@ pub(super) fn read_inherited(config: &Config) -> Result<Option<HeaderValue>, Err
     }
     let file = config.gateway.token_file.as_deref();
     let place = || file.map_or_else(|| GATEWAY_TOKEN_VARIABLE.to_owned(), |file| file.display().to_string());
-    let token = Secret::gateway_token(file).map_err(|source| Error::Read { place: place(), source })?;
+    let token = Secret::read_gateway_token(file).map_err(|source| Error::Read { place: place(), source })?;
     let Some(token) = token else { return Ok(None) };
     let bearer = Zeroizing::new(format!("Bearer {}", token.expose()));
     let mut value = HeaderValue::from_str(&bearer).map_err(|_| Error::Unsendable(place()))?;

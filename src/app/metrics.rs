@@ -28,7 +28,7 @@ impl Metrics {
     }
 
     /// Returns a registry with all these metrics. Those of discovery get the names that they have with `source`.
-    pub fn registry(&self, source: AgentSourceKind) -> Registry {
+    pub fn build_registry(&self, source: AgentSourceKind) -> Registry {
         let mut registry = Registry::with_prefix("loopgate");
         self.traffic.register(&mut registry);
         self.listener.register(&mut registry);

@@ -62,7 +62,7 @@ where
         let sidecar = Sidecar::start_in_sandbox(config, send, restricted).await?;
         let mut reloads = pin!(reload_when_asked(&sidecar, &reload, hangup, file, requests));
         let ended = tokio::select! {
-            () = stop.next() => Ok(()),
+            () = stop.recv() => Ok(()),
             never = &mut reloads => match never {},
             () = sidecar.wait_until_orphaned() => Err(Error::Orphaned),
         };
@@ -72,7 +72,7 @@ where
                 () = sidecar.stop() => {}
                 // Reloads go on during the shutdown, so that a client that is denied now loses its connections.
                 never = reloads => match never {},
-                () = stop.next() => {
+                () = stop.recv() => {
                     warn!("second stop signal: aborting open connections");
                     sidecar.abort().await;
                 }
@@ -96,7 +96,7 @@ where
 {
     loop {
         let request = tokio::select! {
-            () = hangup.next() => None,
+            () = hangup.recv() => None,
             () = file.changed() => None,
             Some(request) = requests.recv() => Some(request),
         };

@@ -29,7 +29,7 @@ pub(super) fn warn_of_unreadable_files(config: &Config) {
 
 /// Warns if outside clients may be on the agent lane because they arrive from own addresses.
 pub(super) fn warn_of_shared_own_addresses(config: &Config) {
-    if config.listen.own_addresses == OwnAddresses::Agent && discovery::in_user_namespace() {
+    if config.listen.own_addresses == OwnAddresses::Agent && discovery::is_in_user_namespace() {
         warn!(
             "listen.own_addresses is agent in a user namespace, as on a rootless engine, which delivers outside \
              clients from own addresses too: they would be agents; set it to external"

@@ -117,7 +117,7 @@ impl Sidecar {
 
         let config = Arc::new(ArcSwap::from_pointee(config));
         let tls = Arc::new(TlsReloader::new(newest, served, Arc::clone(&config), Arc::clone(&proxy)));
-        late_shutdown.spawn(Arc::clone(&tls).follow(late_shutdown.clone()));
+        late_shutdown.spawn(Arc::clone(&tls).follow_certificates(late_shutdown.clone()));
         let sidecar = Self {
             config,
             proxy,
@@ -133,7 +133,7 @@ impl Sidecar {
             late_shutdown,
         };
         if let Some(admin) = admin {
-            let registry = metrics.registry(sidecar.config().discovery);
+            let registry = metrics.build_registry(sidecar.config().discovery);
             sidecar.serve_admin(admin, registry, reload, started, sandbox);
         }
         sidecar.log_start();
@@ -157,7 +157,7 @@ impl Sidecar {
             gateway_lost: AtomicBool::new(false),
             listen: config.listen.clone(),
             bound: self.bound.clone(),
-            served: self.tls.served(),
+            served: self.tls.served_identity(),
             serving_problem: self.tls.problem(),
             pki_problem: self.pki.problem(),
             view: self.view.clone(),
@@ -181,18 +181,18 @@ impl Sidecar {
             .first()
             .map(|leaf| Fingerprint::of(leaf).to_string())
             .unwrap_or_default();
-        let listening: Vec<_> = self.listening().iter().map(ToString::to_string).collect();
+        let listening: Vec<_> = self.tls_addresses().iter().map(ToString::to_string).collect();
         let (version, gateway) = (env!("CARGO_PKG_VERSION"), self.config.load().gateway.address);
         info!(version, %gateway, listening = listening.join(","), fingerprint, "loopgate is running");
     }
 
     /// Returns the addresses on which the sidecar listens for TLS now.
-    pub fn listening(&self) -> Vec<SocketAddr> {
-        self.listening_for(ListenerKind::Tls)
+    pub fn tls_addresses(&self) -> Vec<SocketAddr> {
+        self.listener_addresses(ListenerKind::Tls)
     }
 
     /// Returns the addresses of the listeners of this kind that are open now.
-    pub fn listening_for(&self, kind: ListenerKind) -> Vec<SocketAddr> {
+    pub fn listener_addresses(&self, kind: ListenerKind) -> Vec<SocketAddr> {
         self.bound.borrow().iter().filter(|bound| bound.kind == kind).map(|bound| bound.address).collect()
     }
 
@@ -203,7 +203,7 @@ impl Sidecar {
 
     /// Returns the certificate and CA that are served to clients.
     pub fn identity(&self) -> Arc<ServerIdentity> {
-        Arc::clone(&self.tls.served().borrow())
+        Arc::clone(&self.tls.served_identity().borrow())
     }
 
     /// Resolves when the container that owns this network namespace runs again in another one.
@@ -220,10 +220,10 @@ impl Sidecar {
     /// unless the new configuration no longer authorizes them.
     pub fn reload(&self, wanted: Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Outcome {
         info!("reloading the configuration and the certificate files");
-        self.pki.reload();
+        self.pki.check_files_now();
         let running = self.config.load_full();
         let applied = wanted.map_err(|error| error_chain(&error)).and_then(|wanted| {
-            let (config, needs_restart) = live::apply(&running, wanted);
+            let (config, needs_restart) = live::merge_reloaded(&running, wanted);
             tls_reloader::server_config(&self.pki.identity().borrow().clone(), &config)
                 .map_err(|error| error_chain(&error))?;
             Ok((config, needs_restart))
@@ -233,7 +233,7 @@ impl Sidecar {
         match applied {
             Ok((config, needs_restart)) => {
                 let changed = live::changed_tables(&running, &config);
-                self.apply(config, &changed, &needs_restart, set_log);
+                self.apply_config(config, &changed, &needs_restart, set_log);
                 let owned = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();
                 Outcome { applied: owned(changed), needs_restart: owned(needs_restart), error: None }
             }
@@ -244,7 +244,7 @@ impl Sidecar {
         }
     }
 
-    fn apply(&self, config: Config, changed: &[&str], needs_restart: &[&str], set_log: impl Fn(&config::Log)) {
+    fn apply_config(&self, config: Config, changed: &[&str], needs_restart: &[&str], set_log: impl Fn(&config::Log)) {
         set_log(&config.log);
         if !needs_restart.is_empty() {
             warn!(keys = needs_restart.join(", "), "changed options that take effect only after a restart");
@@ -254,7 +254,7 @@ impl Sidecar {
         }
         let config = Arc::new(config);
         self.config.store(Arc::clone(&config));
-        self.tls.update();
+        self.tls.serve_newest();
         self.limits.apply_config(&config);
         self.proxy.apply_config(&config);
         match gateway_token::read_inherited(&config) {
@@ -321,7 +321,7 @@ fn start_proxy(
     shutdown: &Shutdown,
     late_shutdown: &Shutdown,
 ) -> (Arc<Proxy>, Arc<ConnectionLimits>) {
-    let capacity = super::descriptors::raise_limit(config.limits.max_connections);
+    let capacity = super::descriptors::raise_open_file_limit(config.limits.max_connections);
     let mut config = config.clone();
     config.limits.max_connections = capacity.connections;
     let proxy = Proxy::new(&config, parts, shutdown);

@@ -20,7 +20,7 @@ impl StopSignals {
     }
 
     /// Waits for the next SIGTERM or SIGINT.
-    pub(super) async fn next(&mut self) {
+    pub(super) async fn recv(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}
@@ -35,7 +35,7 @@ impl Hangup {
     }
 
     /// Waits for the next SIGHUP.
-    pub(super) async fn next(&mut self) {
+    pub(super) async fn recv(&mut self) {
         self.0.recv().await;
     }
 }

@@ -52,7 +52,7 @@ impl TlsReloader {
     }
 
     /// Returns the certificate that new handshakes use.
-    pub(super) fn served(&self) -> watch::Receiver<Arc<ServerIdentity>> {
+    pub(super) fn served_identity(&self) -> watch::Receiver<Arc<ServerIdentity>> {
         self.served.subscribe()
     }
 
@@ -62,7 +62,7 @@ impl TlsReloader {
     }
 
     /// Makes new handshakes use the newest certificate and client CA. If they can't be used, the old ones stay.
-    pub(super) fn update(&self) {
+    pub(super) fn serve_newest(&self) {
         let _guard = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         let identity = Arc::clone(&self.newest.borrow());
         let problem = match server_config(&identity, &self.config.load()) {
@@ -85,7 +85,7 @@ impl TlsReloader {
     }
 
     /// Updates at each new certificate, and retries a failed update. Returns when the shutdown begins.
-    pub(super) async fn follow(self: Arc<Self>, shutdown: Shutdown) {
+    pub(super) async fn follow_certificates(self: Arc<Self>, shutdown: Shutdown) {
         let mut newest = self.newest.clone();
         loop {
             tokio::select! {
@@ -93,7 +93,7 @@ impl TlsReloader {
                 changed = newest.changed() => if changed.is_err() { return },
                 () = sleep(RETRY) => if self.problem.borrow().is_none() { continue },
             }
-            self.update();
+            self.serve_newest();
         }
     }
 }

@@ -62,7 +62,7 @@ impl Workloads {
 /// Returns whether the engine says that `container` does not exist, not even as a stopped one. Returns
 /// `false` if the engine can't be asked.
 async fn is_removed(engine: &Engine, container: &str) -> bool {
-    match engine.inspect(container).await {
+    match engine.inspect_container(container).await {
         Err(docker::Error::NotFound { .. }) => true,
         Err(error) => {
             debug!(container, error = error_chain(&error), "can't find out whether the container is removed");
@@ -120,7 +120,7 @@ impl UnpairRemoved {
 
     async fn unpair_removed(&self) -> Result<(), Error> {
         let devices = Arc::clone(&self.devices);
-        let used = spawn_blocking(move || devices.by_container()).await.unwrap_or_default();
+        let used = spawn_blocking(move || devices.devices_with_containers()).await.unwrap_or_default();
         let running: BTreeSet<String> = {
             let view = self.view.borrow();
             if !view.source_state.is_live() {
@@ -136,7 +136,7 @@ impl UnpairRemoved {
         let unused = unused_devices(&used, &gone);
         if !unused.is_empty() {
             let token_file = self.token_file.clone();
-            let token = spawn_blocking(move || Secret::gateway_token(token_file.as_deref())).await;
+            let token = spawn_blocking(move || Secret::read_gateway_token(token_file.as_deref())).await;
             let token = token.map_err(io::Error::other).and_then(|token| token).map_err(Error::Token)?;
             unpair::unpair(self.gateway, &unused, token.as_ref()).await?;
         }

@@ -35,7 +35,7 @@ pub struct Capabilities {
 
 impl Capabilities {
     /// Returns whether the container has NET_RAW. A capability that is both added and dropped is added.
-    pub fn net_raw(&self) -> bool {
+    pub fn has_net_raw(&self) -> bool {
         let named =
             |list: &[String]| list.iter().any(|name| matches!(without_cap_prefix(name).as_str(), "ALL" | "NET_RAW"));
         self.privileged || named(&self.added) || (self.default_net_raw && !named(&self.dropped))
@@ -69,11 +69,11 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
         report.add_finding(
             &kind::AGENT_NET_RAW,
             format!("{container} is an agent by address, and has NET_RAW"),
-            Remedy::words(what),
+            Remedy::in_words(what),
         );
     }
     if view.namespace != NamespaceState::Attached {
-        let remedy = Remedy::words(
+        let remedy = Remedy::in_words(
             "start the container that owns this network namespace, then restart the sidecar; `loopgate pause` as the \
              owner avoids this",
         );
@@ -89,11 +89,11 @@ fn kind_and_remedy(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy
     match why {
         WhyNotAgent::UnknownLabelValue(_) => (
             &kind::AGENT_LABEL,
-            Remedy::words(format!("label {container} loopgate.agent=attested, or =address, or take the label away")),
+            Remedy::in_words(format!("label {container} loopgate.agent=attested, or =address, or take the label away")),
         ),
         WhyNotAgent::UnknownPodLabelValue(_) => (
             &kind::AGENT_LABEL,
-            Remedy::words(format!(
+            Remedy::in_words(format!(
                 "label {container} loopgate.dev/agent=attested, or =address, or take the label away"
             )),
         ),
@@ -101,42 +101,42 @@ fn kind_and_remedy(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy
             let what = format!(
                 "name the service of {container} in agents.services, or give it a label that its image does not have"
             );
-            (&kind::AGENT_IMAGE, Remedy::words(what))
+            (&kind::AGENT_IMAGE, Remedy::in_words(what))
         }
         WhyNotAgent::ImageLabelsUnreadable(_) => (
             &kind::AGENT_IMAGE,
-            Remedy::words("permit GET /images/{id}/json in the socket's filter, as docker/socket-filter does"),
+            Remedy::in_words("permit GET /images/{id}/json in the socket's filter, as docker/socket-filter does"),
         ),
         WhyNotAgent::HostNetwork => {
             let what = format!(
                 "take {container} off hostNetwork, or give it a client certificate and list its URI in agents.uris"
             );
-            (&kind::AGENT_HOST_NETWORK, Remedy::words(what))
+            (&kind::AGENT_HOST_NETWORK, Remedy::in_words(what))
         }
         WhyNotAgent::OwnerUnknown => {
             let what = "name by --container the container whose network namespace this is (the name or id of the \
                         gateway's, or of the pause container)";
-            (&kind::AGENT_OWNER, Remedy::words(what))
+            (&kind::AGENT_OWNER, Remedy::in_words(what))
         }
         WhyNotAgent::OwnNamespace => {
             (&kind::AGENT_NAMESPACE, Remedy::Loopgate { key: "listen.own_addresses", value: json!("agent") })
         }
         WhyNotAgent::SharesNamespace(_) => (
             &kind::AGENT_NAMESPACE,
-            Remedy::words(format!("take the label off {container}: --own-addresses decides on it")),
+            Remedy::in_words(format!("take the label off {container}: --own-addresses decides on it")),
         ),
         WhyNotAgent::OtherProject { .. } => {
             (&kind::AGENT_PROJECT, Remedy::Loopgate { key: "docker.any_project", value: json!(true) })
         }
         WhyNotAgent::NoSharedNetwork => (
             &kind::AGENT_NETWORK,
-            Remedy::words(format!(
+            Remedy::in_words(format!(
                 "put {container} on a network of the gateway's (docker network connect NETWORK {container})"
             )),
         ),
         WhyNotAgent::AmbiguousAddress(_) => (
             &kind::AGENT_DOUBT,
-            Remedy::words(format!("start {container} anew, on a network whose subnet no other network has")),
+            Remedy::in_words(format!("start {container} anew, on a network whose subnet no other network has")),
         ),
     }
 }
@@ -185,7 +185,7 @@ fn judge_wide_networks(config: &Config, report: &mut Report) {
             report.add_finding(
                 kind,
                 format!("{key} has {net}"),
-                Remedy::words(format!("list in {key} but the networks that are meant")),
+                Remedy::in_words(format!("list in {key} but the networks that are meant")),
             );
         }
     }
@@ -193,8 +193,8 @@ fn judge_wide_networks(config: &Config, report: &mut Report) {
 
 /// Reports listeners for plain HTTP that can be reached from outside this host.
 fn judge_plain_http(config: &Config, report: &mut Report) {
-    for on in config.listen.plain.iter().filter(|on| on.exact().is_none_or(|ip| !ip.is_loopback())) {
-        let remedy = Remedy::words(
+    for on in config.listen.plain.iter().filter(|on| on.exact_address().is_none_or(|ip| !ip.is_loopback())) {
+        let remedy = Remedy::in_words(
             "let the proxy speak TLS to listen.on if it can; else give the two a network that no other container or \
              host is on",
         );
@@ -338,11 +338,11 @@ mod tests {
         for (privileged, added, dropped, expected) in table {
             let capabilities =
                 Capabilities { privileged, default_net_raw: true, added: list(added), dropped: list(dropped) };
-            assert_eq!(capabilities.net_raw(), expected, "{capabilities:?}");
+            assert_eq!(capabilities.has_net_raw(), expected, "{capabilities:?}");
         }
         // Podman's default capabilities lack it.
         let podman = Capabilities { default_net_raw: false, ..Capabilities::default() };
-        assert!(!podman.net_raw());
-        assert!(Capabilities { added: list(&["CAP_NET_RAW"]), ..podman }.net_raw());
+        assert!(!podman.has_net_raw());
+        assert!(Capabilities { added: list(&["CAP_NET_RAW"]), ..podman }.has_net_raw());
     }
 }

@@ -31,7 +31,7 @@ const MANAGED_EXPIRES_SOON_DAYS: i64 = 7;
 /// Adds the findings about the certificate.
 pub fn judge(state: &CertificateState, report: &mut Report) {
     if let Some(problem) = &state.problem {
-        let remedy = Remedy::words(
+        let remedy = Remedy::in_words(
             "correct the file that it names; the sidecar reads it again by itself, or at once with `loopgate reload`",
         );
         report.add_finding(&kind::CERTIFICATE_PROBLEM, problem.clone(), remedy);
@@ -40,13 +40,13 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
         None => return,
         Some(Ok(found)) => found,
         Some(Err(error)) => {
-            let remedy = Remedy::words("repair or remove the file that it names; loopgate creates what is missing");
+            let remedy = Remedy::in_words("repair or remove the file that it names; loopgate creates what is missing");
             return report.add_finding(&kind::CERTIFICATE_UNREADABLE, error.clone(), remedy);
         }
     };
     judge_validity(state, found, report);
     if let Some(ca) = found.ca.as_ref().filter(|ca| state.now < ca.not_before) {
-        let remedy = Remedy::words("set this clock right (NTP)");
+        let remedy = Remedy::in_words("set this clock right (NTP)");
         report.add_finding(
             &kind::CLOCK_CA,
             format!("it is {}, and {} begins at {}", state.now, ca.file.display(), ca.not_before),
@@ -55,8 +55,9 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
     }
     if let Some(issuer) = &found.missing_issuer {
         let what = format!("{} does not contain the certificate of its issuer, {issuer}", found.server.file.display());
-        let remedy =
-            Remedy::words("append the issuer's certificate to the file, unless every client trusts that issuer itself");
+        let remedy = Remedy::in_words(
+            "append the issuer's certificate to the file, unless every client trusts that issuer itself",
+        );
         report.add_finding(&kind::CERTIFICATE_CHAIN, what, remedy);
     }
     judge_names(state, found, report);
@@ -73,12 +74,12 @@ fn judge_validity(state: &CertificateState, found: &offline::Report, report: &mu
     };
     // RFC 3339 in UTC and whole seconds sorts as text.
     if state.now < server.not_before || server.not_after <= state.now {
-        report.add_finding(&kind::CERTIFICATE_EXPIRED, until, Remedy::words(renew));
+        report.add_finding(&kind::CERTIFICATE_EXPIRED, until, Remedy::in_words(renew));
     } else if server.days_left < if state.own_pair { PROVIDED_EXPIRES_SOON_DAYS } else { MANAGED_EXPIRES_SOON_DAYS } {
         report.add_finding(
             &kind::CERTIFICATE_EXPIRING,
             format!("{until}: {} days left", server.days_left),
-            Remedy::words(renew),
+            Remedy::in_words(renew),
         );
     } else {
         report.add_passed("certificate", format!("{} days left, fingerprint {}", server.days_left, server.fingerprint));
@@ -100,17 +101,17 @@ fn judge_names(state: &CertificateState, found: &offline::Report, report: &mut R
     }
     let what = format!("{} is not for {}", server.file.display(), missing.join(", "));
     let remedy = if state.own_pair {
-        Remedy::words(format!(
+        Remedy::in_words(format!(
             "have it issued for {} too, or let clients connect only to the names that it has",
             missing.join(", ")
         ))
     } else if !state.follows_names {
-        Remedy::words(
+        Remedy::in_words(
             "let clients connect only to the names that it has. Or start the sidecar once with tls.follow_names = \
              true, which adds them and breaks pins of the certificate",
         )
     } else {
-        Remedy::words("restart the sidecar with this configuration: it adds the missing names to its certificate")
+        Remedy::in_words("restart the sidecar with this configuration: it adds the missing names to its certificate")
     };
     report.add_finding(&kind::CERTIFICATE_NAMES, what, remedy);
 }

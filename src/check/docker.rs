@@ -51,7 +51,7 @@ pub fn judge(state: &EngineState, report: &mut Report) {
         report.add_finding(
             &kind::DOCKER_HOST,
             what,
-            Remedy::words("unset DOCKER_HOST, or set --docker auto, which uses it"),
+            Remedy::in_words("unset DOCKER_HOST, or set --docker auto, which uses it"),
         );
     }
     if let Some(error) = &state.error {
@@ -65,7 +65,7 @@ pub fn judge(state: &EngineState, report: &mut Report) {
                           (group_add), name another engine by --docker, or set --docker off";
             (&kind::DOCKER_UNREACHABLE, remedy)
         };
-        return report.add_finding(kind, format!("{engine}: {error}"), Remedy::words(remedy));
+        return report.add_finding(kind, format!("{engine}: {error}"), Remedy::in_words(remedy));
     }
     report.add_passed("docker", format!("{engine} is followed"));
     for answer in state.needed.iter().filter(|answer| (400..500).contains(&answer.status)) {
@@ -78,7 +78,7 @@ pub fn judge(state: &EngineState, report: &mut Report) {
         let what = format!("GET {} is answered {}{text}", answer.path, answer.status);
         let remedy = "permit exactly that path, for GET, in the socket's filter; or correct what the answer says, if \
                       it is the engine's own";
-        report.add_finding(&kind::DOCKER_FORBIDDEN, what, Remedy::words(remedy));
+        report.add_finding(&kind::DOCKER_FORBIDDEN, what, Remedy::in_words(remedy));
     }
     match &state.needless {
         // The engine itself responded. 400 is its response to a query without a file name.
@@ -87,7 +87,7 @@ pub fn judge(state: &EngineState, report: &mut Report) {
                 "GET {path} gets through to the engine ({status}), which returns any file of any container on it"
             );
             let remedy = "put a filter before the socket that permits exact paths only, as docker/socket-filter does";
-            report.add_finding(&kind::DOCKER_WIDE, what, Remedy::words(remedy));
+            report.add_finding(&kind::DOCKER_WIDE, what, Remedy::in_words(remedy));
         }
         Some(PathStatus { status: 400.., .. }) => {
             report.add_passed("docker", "it refuses the one request tried that loopgate does not need")
@@ -98,7 +98,7 @@ pub fn judge(state: &EngineState, report: &mut Report) {
         Some(ahead) if ahead.unsigned_abs() > TOLERANCE.as_secs() => {
             let what =
                 format!("the Docker host's clock is {} s {}", ahead.abs(), if ahead > 0 { "ahead" } else { "behind" });
-            report.add_finding(&kind::CLOCK, what, Remedy::words("let both hosts set their clocks by NTP"));
+            report.add_finding(&kind::CLOCK, what, Remedy::in_words("let both hosts set their clocks by NTP"));
         }
         Some(_) => report.add_passed("clock", "it agrees with the Docker host's"),
         None => {}

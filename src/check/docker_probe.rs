@@ -62,15 +62,15 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
 }
 
 /// Returns the containers that share this network namespace. Containers that can't be inspected are left out.
-pub async fn in_this_namespace(engine: Option<&Engine>, view: &View) -> Vec<Container> {
+pub async fn containers_in_this_namespace(engine: Option<&Engine>, view: &View) -> Vec<Container> {
     let (Some(engine), Some(owner)) = (engine, &view.owner) else { return Vec::new() };
-    let Ok((listed, _)) = engine.list().await else { return Vec::new() };
+    let Ok((listed, _)) = engine.list_containers().await else { return Vec::new() };
     let joined = format!("container:{}", owner.id);
     let mut found = Vec::new();
     for summary in listed {
         let joins = summary.host_config.and_then(|host| host.network_mode).is_some_and(|mode| mode == joined);
         let Some(id) = summary.id.filter(|id| joins || *id == owner.id) else { continue };
-        let Ok(inspected) = engine.inspect(&id).await else { continue };
+        let Ok(inspected) = engine.inspect_container(&id).await else { continue };
         let name = summary.names.unwrap_or_default().first().map_or(id, |name| name.trim_start_matches('/').to_owned());
         let words = inspected.path.into_iter().chain(inspected.args.unwrap_or_default()).collect();
         found.push(Container { name, words, variables: inspected.config.unwrap_or_default().bind_variables });
@@ -87,14 +87,16 @@ pub async fn agents_with_net_raw(engine: Option<&Engine>, view: &View) -> Vec<St
     let is_podman = engine.probe("/_ping").await.is_ok_and(|answer| answer.is_podman);
     let mut found = Vec::new();
     for (name, id) in ids {
-        let Some(host) = engine.inspect(id).await.ok().and_then(|inspected| inspected.host_config) else { continue };
+        let Some(host) = engine.inspect_container(id).await.ok().and_then(|inspected| inspected.host_config) else {
+            continue;
+        };
         let capabilities = Capabilities {
             privileged: host.privileged.unwrap_or_default(),
             default_net_raw: !is_podman,
             added: host.cap_add.unwrap_or_default(),
             dropped: host.cap_drop.unwrap_or_default(),
         };
-        if capabilities.net_raw() {
+        if capabilities.has_net_raw() {
             found.push(name.to_owned());
         }
     }

@@ -69,7 +69,7 @@ pub enum Remedy {
 
 impl Remedy {
     /// Creates a remedy in words.
-    pub fn words(what: impl Into<String>) -> Self {
+    pub fn in_words(what: impl Into<String>) -> Self {
         Self::Do { what: what.into() }
     }
 }
@@ -133,7 +133,7 @@ impl Report {
     }
 
     /// Sorts the findings, the worst first.
-    pub fn sort(&mut self) {
+    pub fn sort_by_severity(&mut self) {
         self.findings.sort_by_key(|finding| finding.severity);
     }
 

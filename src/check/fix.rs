@@ -88,7 +88,7 @@ mod tests {
         find(&kind::GATEWAY_TLS, "gateway.tls.enabled", json!(false));
         find(&kind::GATEWAY_AUTH, "gateway.auth.mode", json!("token"));
         find(&kind::ORIGIN, "gateway.controlUi.allowedOrigins", json!(["https://it's.example"]));
-        report.add_finding(&kind::DOCKER_WIDE, "seen", Remedy::words("put a filter"));
+        report.add_finding(&kind::DOCKER_WIDE, "seen", Remedy::in_words("put a filter"));
         let table = [
             ("openclaw config set gateway.bind loopback", true),
             ("openclaw config set gateway.trustedProxies '[\"127.0.0.2\"]' --json", true),

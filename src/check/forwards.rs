@@ -37,7 +37,7 @@ pub fn judge(seen: &[Observation], report: &mut Report) {
         match error {
             None => report.add_passed("forward", format!("{target} answers (--forward {forward})")),
             Some(error) => {
-                let remedy = Remedy::words(
+                let remedy = Remedy::in_words(
                     "start what listens there, in the gateway's network namespace and on loopback, or take the port \
                      out of listen.forward",
                 );

@@ -9,15 +9,15 @@ use super::finding::{Remedy, Report};
 use crate::openclaw::probe::{Client, Observation, Server};
 
 /// Returns the remedy that makes the external lane's source the only trusted proxy.
-pub(super) fn trust_exactly(source: IpAddr) -> Remedy {
+pub(super) fn trust_exactly_remedy(source: IpAddr) -> Remedy {
     Remedy::OpenClaw { key: "gateway.trustedProxies", value: json!([source.to_string()]) }
 }
 
-pub(super) fn bind_loopback() -> Remedy {
+pub(super) fn bind_loopback_remedy() -> Remedy {
     Remedy::OpenClaw { key: "gateway.bind", value: json!("loopback") }
 }
 
-pub(super) fn no_tls() -> Remedy {
+pub(super) fn no_tls_remedy() -> Remedy {
     Remedy::OpenClaw { key: "gateway.tls.enabled", value: json!(false) }
 }
 
@@ -25,14 +25,14 @@ pub(super) fn no_tls() -> Remedy {
 pub fn judge(seen: &Observation, report: &mut Report) {
     let Observation { address, .. } = seen;
     if !address.ip().is_loopback() {
-        let remedy = Remedy::words("run loopgate in the gateway's network namespace, with --gateway 127.0.0.1:PORT");
+        let remedy = Remedy::in_words("run loopgate in the gateway's network namespace, with --gateway 127.0.0.1:PORT");
         report.add_finding(&kind::GATEWAY_REMOTE, format!("the gateway is at {address}"), remedy);
     }
     judge_exposure(seen, report);
     match &seen.server {
         Server::Unreachable(error) => {
             let port = address.port();
-            let remedy = Remedy::words(format!(
+            let remedy = Remedy::in_words(format!(
                 "start the gateway with gateway.mode: \"local\", gateway.bind: \"loopback\", gateway.port: {port} in \
                  this network namespace (network_mode: \"service:...\"). If its log says \"another gateway instance is \
                  already listening\", its command line has --bind or --force, or its environment \
@@ -40,13 +40,15 @@ pub fn judge(seen: &Observation, report: &mut Report) {
             ));
             return report.add_finding(&kind::GATEWAY_DOWN, format!("{address}: {error}"), remedy);
         }
-        Server::Tls => return report.add_finding(&kind::GATEWAY_TLS, format!("{address} answers by TLS"), no_tls()),
+        Server::Tls => {
+            return report.add_finding(&kind::GATEWAY_TLS, format!("{address} answers by TLS"), no_tls_remedy());
+        }
         Server::Starting => {
-            let remedy = Remedy::words("wait until it has started, and check again");
+            let remedy = Remedy::in_words("wait until it has started, and check again");
             return report.add_finding(&kind::GATEWAY_STARTING, format!("{address} answers 503"), remedy);
         }
         Server::Other(answer) => {
-            let remedy = Remedy::words("point --gateway at the gateway's own port");
+            let remedy = Remedy::in_words("point --gateway at the gateway's own port");
             return report.add_finding(&kind::GATEWAY_UNKNOWN, format!("{address} answers {answer}"), remedy);
         }
         Server::Modern(Some(version)) => report.add_passed("gateway", format!("{version} answers at {address}")),
@@ -62,7 +64,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
 fn judge_exposure(seen: &Observation, report: &mut Report) {
     for (address, tls) in &seen.exposed {
         let how = if *tls { "by TLS, with a certificate that is not the sidecar's" } else { "in plain text" };
-        report.add_finding(&kind::GATEWAY_EXPOSED, format!("{address} answers {how}"), bind_loopback());
+        report.add_finding(&kind::GATEWAY_EXPOSED, format!("{address} answers {how}"), bind_loopback_remedy());
     }
     if seen.exposed.is_empty() && !matches!(seen.server, Server::Unreachable(_)) {
         report.add_passed("gateway", "it can't be reached on an address of the bridge");
@@ -77,14 +79,14 @@ fn judge_lanes(seen: &Observation, report: &mut Report) {
             let what = format!(
                 "a request from {source} that is forwarded for 198.51.100.7 is answered as one of a local client"
             );
-            report.add_finding(&kind::EXTERNAL_LOCAL, what, trust_exactly(source));
+            report.add_finding(&kind::EXTERNAL_LOCAL, what, trust_exactly_remedy(source));
         }
         Client::Refused => {
             let what = format!("a forwarded request from {source} is answered 403 (proxy_attribution_required)");
-            report.add_finding(&kind::PROXIES_MISSING, what, trust_exactly(source));
+            report.add_finding(&kind::PROXIES_MISSING, what, trust_exactly_remedy(source));
         }
         Client::Unclear(answer) => {
-            let remedy = Remedy::words(
+            let remedy = Remedy::in_words(
                 "check again with --openclaw-config FILE, which reads it from the gateway's own configuration",
             );
             report.add_finding(
@@ -98,7 +100,7 @@ fn judge_lanes(seen: &Observation, report: &mut Report) {
         Client::Local => report.add_passed("agent lane", "the gateway takes its clients for local ones"),
         Client::Remote | Client::Refused => {
             let what = "a request from 127.0.0.1 without forwarding headers is answered as one of a remote client";
-            report.add_finding(&kind::PROXIES_LOOPBACK, what, trust_exactly(source));
+            report.add_finding(&kind::PROXIES_LOOPBACK, what, trust_exactly_remedy(source));
         }
         Client::Unclear(_) => {}
     }
@@ -113,13 +115,13 @@ fn judge_trusted_proxies(seen: &Observation, report: &mut Report) {
             (true, false) => report.add_finding(
                 &kind::PROXIES_MISSING,
                 format!("{source} is not believed about its clients"),
-                trust_exactly(source),
+                trust_exactly_remedy(source),
             ),
             // A gateway that still takes its own clients for local ones is one of the newer versions.
             (false, true) if is_first_loopback(proxy) && seen.local != Client::Local => {
-                report.add_finding(&kind::PROXIES_LOOPBACK, what, trust_exactly(source))
+                report.add_finding(&kind::PROXIES_LOOPBACK, what, trust_exactly_remedy(source))
             }
-            (false, true) => report.add_finding(&kind::PROXIES_WIDE, what, trust_exactly(source)),
+            (false, true) => report.add_finding(&kind::PROXIES_WIDE, what, trust_exactly_remedy(source)),
             (false, false) => {}
         }
     }

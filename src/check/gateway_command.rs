@@ -35,7 +35,7 @@ pub fn judge_file(bind: Option<&str>, is_exposed: bool, report: &mut Report) {
 }
 
 fn command_remedy() -> Remedy {
-    Remedy::words(
+    Remedy::in_words(
         "take --bind and --force out of the gateway's command line, and OPENCLAW_GATEWAY_BIND out of its environment \
          (or set both to loopback): they override openclaw.json. If there are none, restart the gateway, which reads \
          gateway.bind at its start",

@@ -7,7 +7,7 @@ use crate::openclaw::files::UnreadableFile;
 /// Adds a finding for each file that can't be read.
 pub fn judge(unreadable: &[UnreadableFile], report: &mut Report) {
     for UnreadableFile { key, path, error } in unreadable {
-        let remedy = Remedy::words(format!("mount it, readable for this user, or give {key} another path"));
+        let remedy = Remedy::in_words(format!("mount it, readable for this user, or give {key} another path"));
         report.add_finding(&kind::GATEWAY_FILES, format!("{key} {}: {error}", path.display()), remedy);
     }
 }

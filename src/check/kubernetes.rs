@@ -19,7 +19,7 @@ pub fn judge(state: &ApiServerState, report: &mut Report) {
     for what in &state.forbidden {
         let remedy = "bind that role to the pod's service account; charts/loopgate does so with \
                       agents.discovery=kubernetes, and with agents.attested";
-        report.add_finding(&kind::KUBERNETES_FORBIDDEN, what.clone(), Remedy::words(remedy));
+        report.add_finding(&kind::KUBERNETES_FORBIDDEN, what.clone(), Remedy::in_words(remedy));
     }
     match &state.error {
         None => report.add_passed("kubernetes", format!("{} is followed", state.api)),
@@ -27,7 +27,11 @@ pub fn judge(state: &ApiServerState, report: &mut Report) {
         Some(error) => {
             let remedy = "project the service account's token, ca.crt and namespace into the pod, and let it reach the \
                           API server (NetworkPolicy)";
-            report.add_finding(&kind::KUBERNETES_UNREACHABLE, format!("{}: {error}", state.api), Remedy::words(remedy));
+            report.add_finding(
+                &kind::KUBERNETES_UNREACHABLE,
+                format!("{}: {error}", state.api),
+                Remedy::in_words(remedy),
+            );
         }
     }
 }

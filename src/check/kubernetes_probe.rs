@@ -19,7 +19,7 @@ pub async fn probe(api: &Api, view: &View) -> ApiServerState {
         rules.push(Permission::Review);
     }
     for rule in rules {
-        if let Err(error) = api.probe(rule).await
+        if let Err(error) = api.check_permission(rule).await
             && error.is_forbidden()
         {
             let denial = error_chain(&error);

@@ -63,13 +63,13 @@ const HTTPS: u16 = 443;
 pub fn run(config: &Config, openclaw_config: Option<&Path>) -> io::Result<Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let status = config.admin.map(|admin| client::fetch_status(admin).map_err(|error| error_chain(&error)));
-    let file = openclaw_file(config, openclaw_config);
+    let file = openclaw_config_path(config, openclaw_config);
     Ok(runtime.block_on(collect_findings(config, file.as_deref(), status)))
 }
 
 /// Returns the path of the gateway's configuration file: `named`, or else the `openclaw.json` in
 /// `gateway.state_dir`, if it exists. Blocks.
-pub fn openclaw_file(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
+pub fn openclaw_config_path(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
     let in_state_dir = || {
         config.gateway.state_dir.as_ref().map(|directory| directory.join("openclaw.json")).filter(|file| file.is_file())
     };
@@ -98,7 +98,7 @@ async fn collect_findings(config: &Config, file: Option<&Path>, status: Option<R
 
     certificate::judge(&observe_certificate(config, &view, status.as_ref()), &mut report);
     state_dir::judge(&state_dir::inspect(&config.state_dir), &mut report);
-    report.sort();
+    report.sort_by_severity();
     report
 }
 
@@ -147,10 +147,10 @@ async fn examine_discovery(config: &Config, engine: Option<&Engine>, view: &View
             kubernetes::judge(&kubernetes_probe::probe(&api, view).await, report);
         }
     }
-    gateway_command::judge(&docker_probe::in_this_namespace(engine, view).await, report);
+    gateway_command::judge(&docker_probe::containers_in_this_namespace(engine, view).await, report);
     let risks = agents::AddressRisks {
         net_raw: docker_probe::agents_with_net_raw(engine, view).await,
-        user_namespace: discovery::in_user_namespace(),
+        user_namespace: discovery::is_in_user_namespace(),
     };
     agents::judge(view, &risks, config, report);
 }

@@ -66,7 +66,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
     let mesh = |port: u16| MESHES.iter().find(|(of_mesh, _)| *of_mesh == port).map(|(_, name)| *name);
     for listener in &seen.listeners {
         if let Some(name) = mesh(listener.port()).filter(|_| !seen.expected.contains(&listener.port())) {
-            let remedy = Remedy::words(
+            let remedy = Remedy::in_words(
                 "leave the gateway's pod out of the mesh (labels sidecar.istio.io/inject: \"false\" and \
                  istio.io/dataplane-mode: none, annotation linkerd.io/inject: disabled, as the chart sets them), and \
                  keep listen.own_addresses = \"external\"",
@@ -83,7 +83,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
             let remedy = Remedy::Loopgate { key: "listen.own_addresses", value: "external".into() };
             report.add_finding(&kind::OWN_ADDRESSES, what, remedy);
         } else if seen.is_container {
-            let remedy = Remedy::words(
+            let remedy = Remedy::in_words(
                 "if it forwards connections, or sends requests for its clients, move it out of the gateway's network \
                  namespace: whatever it connects to on 127.0.0.1 takes it for a local client",
             );

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
-use super::gateway::{bind_loopback, is_first_loopback, no_tls, trust_exactly};
+use super::gateway::{bind_loopback_remedy, is_first_loopback, no_tls_remedy, trust_exactly_remedy};
 use crate::error_chain::error_chain;
 use crate::lane::LanePolicy;
 use crate::openclaw::files;
@@ -51,11 +51,11 @@ pub fn judge_reading(read: Result<(), &Unread>, report: &mut Report) {
     match read {
         Ok(()) => {}
         Err(Unread::NotNamed) => {
-            let remedy = Remedy::words("give the gateway's openclaw.json with --openclaw-config FILE");
+            let remedy = Remedy::in_words("give the gateway's openclaw.json with --openclaw-config FILE");
             report.add_finding(&kind::OPENCLAW_UNREAD, "no --openclaw-config", remedy);
         }
         Err(Unread::Failed(error)) => {
-            let remedy = Remedy::words("name by --openclaw-config the gateway's own file, which is JSON5");
+            let remedy = Remedy::in_words("name by --openclaw-config the gateway's own file, which is JSON5");
             report.add_finding(&kind::OPENCLAW_CONFIG, error.as_str(), remedy);
         }
     }
@@ -66,7 +66,7 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     let before = report.findings.len();
     let gateway = &config["gateway"];
     if !config["$include"].is_null() || !gateway["$include"].is_null() {
-        let remedy = Remedy::words("check the files that it includes one by one");
+        let remedy = Remedy::in_words("check the files that it includes one by one");
         report.add_finding(&kind::OPENCLAW_INCLUDE, "it has a $include", remedy);
     }
     if gateway["mode"] == "remote" {
@@ -74,10 +74,10 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
         report.add_finding(&kind::GATEWAY_MODE, "gateway.mode is \"remote\"", remedy);
     }
     if let Some(bind) = gateway["bind"].as_str().filter(|bind| *bind != "loopback") {
-        report.add_finding(&kind::GATEWAY_EXPOSED, format!("gateway.bind is {bind:?}"), bind_loopback());
+        report.add_finding(&kind::GATEWAY_EXPOSED, format!("gateway.bind is {bind:?}"), bind_loopback_remedy());
     }
     if gateway["tls"]["enabled"] == true {
-        report.add_finding(&kind::GATEWAY_TLS, "gateway.tls.enabled is true", no_tls());
+        report.add_finding(&kind::GATEWAY_TLS, "gateway.tls.enabled is true", no_tls_remedy());
     }
     // If the key is missing, the gateway uses its default port.
     let port = gateway["port"].as_u64().unwrap_or(u64::from(crate::config::GATEWAY_PORT));
@@ -100,7 +100,7 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     }
     judge_control_ui(&gateway["controlUi"], report);
     if strings_in(&gateway["controlUi"]["allowedOrigins"]).any(|origin| origin == "*") {
-        let remedy = Remedy::words(
+        let remedy = Remedy::in_words(
             "in openclaw.json list in gateway.controlUi.allowedOrigins what a browser's address bar shows, and no \
              \"*\"",
         );
@@ -120,7 +120,7 @@ fn judge_proxy_auth(auth: &Value, report: &mut Report) {
     }
     if !auth["token"].is_null() {
         let seen = "gateway.auth.mode is \"trusted-proxy\", and there is a gateway.auth.token";
-        let remedy = Remedy::words(
+        let remedy = Remedy::in_words(
             "run `openclaw config unset gateway.auth.token` where the gateway is, and take OPENCLAW_GATEWAY_TOKEN out \
              of its environment",
         );
@@ -143,7 +143,7 @@ fn judge_identity_headers(auth: &Value, policy: &LanePolicy, report: &mut Report
             continue;
         }
         let seen = format!("gateway.auth.trustedProxy.{key} has {text:?}, which loopgate passes on from any client");
-        let remedy = Remedy::words(format!(
+        let remedy = Remedy::in_words(format!(
             "use x-forwarded-user, which loopgate sets, or add {text:?} to external.identity_headers, so that only \
              trusted proxies may send it"
         ));
@@ -176,15 +176,19 @@ fn judge_trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
         let seen = format!("gateway.trustedProxies has {entry:?}");
         let net = entry.parse::<IpNet>().ok().or_else(|| entry.parse::<IpAddr>().ok().map(IpNet::from));
         let Some(net) = net else {
-            report.add_finding(&kind::PROXIES_WIDE, format!("{seen}, which is no address"), trust_exactly(source));
+            report.add_finding(
+                &kind::PROXIES_WIDE,
+                format!("{seen}, which is no address"),
+                trust_exactly_remedy(source),
+            );
             continue;
         };
         trusted |= net.contains(&source);
         let firsts: [IpAddr; 2] = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
         if !wanted.knows_local_clients && firsts.iter().any(|first| is_first_loopback(first) && net.contains(first)) {
-            report.add_finding(&kind::PROXIES_LOOPBACK, seen, trust_exactly(source));
+            report.add_finding(&kind::PROXIES_LOOPBACK, seen, trust_exactly_remedy(source));
         } else if net != IpNet::from(source) {
-            report.add_finding(&kind::PROXIES_WIDE, seen, trust_exactly(source));
+            report.add_finding(&kind::PROXIES_WIDE, seen, trust_exactly_remedy(source));
         }
     }
     if !trusted {
@@ -193,7 +197,7 @@ fn judge_trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
         } else {
             format!("gateway.trustedProxies is {list}")
         };
-        report.add_finding(&kind::PROXIES_MISSING, seen, trust_exactly(source));
+        report.add_finding(&kind::PROXIES_MISSING, seen, trust_exactly_remedy(source));
     }
 }
 

@@ -43,7 +43,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
     // If no paired device was found, the file that was given may not belong to this gateway's state.
     let is_unknown = seen.scopes.is_none() && !seen.kept;
     let kind = if is_unknown { &kind::OWN_DEVICE_UNKNOWN } else { &kind::OWN_DEVICE };
-    report.add_finding(kind, what, Remedy::words(remedy));
+    report.add_finding(kind, what, Remedy::in_words(remedy));
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub fn judge(external: &External, gateway_port: u16, report: &mut Report) {
     report.add_finding(
         &kind::HTTP_API_OPEN,
         format!("[[external.paths]] lets external clients use {}", open.join(" and ")),
-        Remedy::words(remedy),
+        Remedy::in_words(remedy),
     );
 }
 

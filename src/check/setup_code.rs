@@ -23,7 +23,7 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
     }
     let remedy = || match origin {
         Some(origin) => Remedy::OpenClaw { key: KEY, value: json!(origin) },
-        None => Remedy::words(format!(
+        None => Remedy::in_words(format!(
             "in openclaw.json set {KEY} to the URL at which phones reach loopgate: https://HOST:PORT"
         )),
     };
@@ -38,7 +38,7 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
         return report.add_finding(
             &kind::SETUP_CODE,
             seen,
-            Remedy::words("in openclaw.json add \"device-pair\" to plugins.allow"),
+            Remedy::in_words("in openclaw.json add \"device-pair\" to plugins.allow"),
         );
     }
     let tailscale =

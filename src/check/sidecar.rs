@@ -7,14 +7,14 @@ use crate::admin::status::Status;
 /// Adds the findings about the running sidecar. `status` is its status, or the error if it could not be asked.
 pub fn judge(status: &Result<Status, String>, report: &mut Report) {
     if let Some(problem) = status.as_ref().ok().and_then(|status| status.config_problem.as_ref()) {
-        let remedy = Remedy::words(
+        let remedy = Remedy::in_words(
             "correct what it names; the sidecar reads the file again by itself, or at once with `loopgate reload`",
         );
         report.add_finding(&kind::CONFIG_PROBLEM, problem.clone(), remedy);
     }
     match status {
         Err(error) => {
-            let remedy = Remedy::words("start it (loopgate run), or give its admin address with --admin");
+            let remedy = Remedy::in_words("start it (loopgate run), or give its admin address with --admin");
             report.add_finding(&kind::SIDECAR_DOWN, error.clone(), remedy);
         }
         Ok(status) if status.ready => {
@@ -30,7 +30,7 @@ pub fn judge(status: &Result<Status, String>, report: &mut Report) {
                 report.add_finding(
                     &kind::SIDECAR_NOT_READY,
                     reason.clone(),
-                    Remedy::words("see the other findings and the sidecar's log"),
+                    Remedy::in_words("see the other findings and the sidecar's log"),
                 );
             }
         }

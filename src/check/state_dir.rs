@@ -30,11 +30,11 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
         report.add_finding(
             &kind::STATE_OWNER,
             format!("{path} can't be written to by the user {user}"),
-            Remedy::words(what),
+            Remedy::in_words(what),
         );
     }
     let Some(mode) = directory.mode else {
-        let remedy = Remedy::words(
+        let remedy = Remedy::in_words(
             "run the sidecar, which creates it; keep it on a volume, or clients have to trust a new authority each \
              time",
         );
@@ -46,7 +46,7 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
         report.add_finding(
             &kind::STATE_MODE,
             format!("{path} has mode {mode:04o}"),
-            Remedy::words(format!("chmod 700 {path}")),
+            Remedy::in_words(format!("chmod 700 {path}")),
         );
     }
     for (key, mode) in directory.keys.iter().filter(|(_, mode)| mode & 0o077 != 0) {
@@ -55,7 +55,7 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
         report.add_finding(
             &kind::STATE_MODE,
             format!("{key} has mode {mode:04o}"),
-            Remedy::words(format!("chmod 600 {key}")),
+            Remedy::in_words(format!("chmod 600 {key}")),
         );
     }
     if tight && !directory.keys.is_empty() {

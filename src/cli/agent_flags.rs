@@ -57,7 +57,7 @@ pub struct Flags {
     #[arg(long, env = "LOOPGATE_LOG_LEVEL", value_name = "FILTER", value_parser = maybe_empty(parse::log_filter))]
     log_level: Option<MaybeEmpty<String>>,
     /// Format of log lines [default: text]
-    #[arg(long, env = "LOOPGATE_LOG_FORMAT", value_name = "text|json", value_parser = maybe_empty(log_format))]
+    #[arg(long, env = "LOOPGATE_LOG_FORMAT", value_name = "text|json", value_parser = maybe_empty(parse_log_format))]
     log_format: Option<MaybeEmpty<LogFormat>>,
 }
 
@@ -94,7 +94,7 @@ fn parse_proof_kind(text: &str) -> Result<ProofKind, String> {
     parse::choice(&[("process", ProofKind::Process), ("file", ProofKind::File)])(text)
 }
 
-fn log_format(text: &str) -> Result<LogFormat, String> {
+fn parse_log_format(text: &str) -> Result<LogFormat, String> {
     parse::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])(text)
 }
 

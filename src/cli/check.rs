@@ -35,7 +35,9 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     let config = args.flags.load()?;
     let look = || check::run(&config, args.openclaw_config.as_deref()).map_err(Error::io("starting the runtime"));
     let mut report = look()?;
-    if args.fix && apply_fixes(&report, check::openclaw_file(&config, args.openclaw_config.as_deref()).as_deref())? {
+    if args.fix
+        && apply_fixes(&report, check::openclaw_config_path(&config, args.openclaw_config.as_deref()).as_deref())?
+    {
         report = look()?;
     }
     let shown = if args.json {
@@ -158,8 +160,12 @@ mod tests {
         report.add_passed("gateway", "2026.9.6 answers at 127.0.0.1:18789");
         let remedy = Remedy::OpenClaw { key: "gateway.bind", value: "loopback".into() };
         report.add_finding(&catalogue::GATEWAY_EXPOSED, "172.18.0.2:18789 answers in plain text", remedy);
-        report.add_finding(&catalogue::DOCKER_WIDE, "GET /info is answered 200\x1b[2J", Remedy::words("put a filter"));
-        report.sort();
+        report.add_finding(
+            &catalogue::DOCKER_WIDE,
+            "GET /info is answered 200\x1b[2J",
+            Remedy::in_words("put a filter"),
+        );
+        report.sort_by_severity();
         assert_eq!(
             report_text(&report, false),
             "ok       gateway: 2026.9.6 answers at 127.0.0.1:18789\nwarning  docker-too-wide\n         GET /info is \

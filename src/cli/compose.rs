@@ -91,11 +91,11 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         Some(path) => {
             let config = files::read_config(path)
                 .map_err(|error| wrong(vec![Remark { key: "--openclaw-config".into(), what: error_chain(&error) }]))?;
-            Some(SignIn::of(&config))
+            Some(SignIn::from_config(&config))
         }
         None => {
             let config = compose::openclaw_config(&project, &options).and_then(|path| files::read_config(&path).ok());
-            config.as_ref().map(SignIn::of)
+            config.as_ref().map(SignIn::from_config)
         }
     };
     let plan = match compose::plan(&project, &options) {
@@ -109,7 +109,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     };
     if args.check {
         output::print(
-            render::changes(&plan)
+            render::change_lines(&plan)
                 .into_iter()
                 .chain(render::command_lines(&plan))
                 .chain([render::public_url_command(&plan)])

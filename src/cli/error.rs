@@ -82,11 +82,11 @@ impl Error {
     }
 
     /// Returns the exit status of the process.
-    pub fn status(&self) -> u8 {
+    pub fn exit_status(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::App(error) => error.status(),
-            Self::Spawn(error) => error.status(),
+            Self::App(error) => error.exit_status(),
+            Self::Spawn(error) => error.exit_status(),
             _ => 1,
         }
     }

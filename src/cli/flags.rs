@@ -51,7 +51,7 @@ pub struct Flags<S: Selection = All> {
 impl<S: Selection> Flags<S> {
     /// Merges flags, environment, file and defaults, without validating them.
     pub fn merge(self) -> Layer {
-        let (environment, file) = self.other_layers();
+        let (environment, file) = self.environment_and_file_layers();
         config::merge(self.layer, environment, file)
     }
 
@@ -62,7 +62,7 @@ impl<S: Selection> Flags<S> {
 
     /// Loads the configuration from flags, environment and file.
     pub fn load(self) -> Result<Config, config::Error> {
-        let (environment, file) = self.other_layers();
+        let (environment, file) = self.environment_and_file_layers();
         config::load(self.layer, environment, file)
     }
 
@@ -73,7 +73,7 @@ impl<S: Selection> Flags<S> {
     ///
     /// # Errors
     /// If a file that a flag names is invalid.
-    pub fn merge_if_named_file_is_right(self) -> Result<Layer, config::Error> {
+    pub fn merge_for_client_command(self) -> Result<Layer, config::Error> {
         if self.file.is_some() && self.file_from == CONFIG_FLAG {
             self.clone().load()?;
         }
@@ -92,7 +92,7 @@ impl<S: Selection> Flags<S> {
         }
     }
 
-    fn other_layers(&self) -> (Layer, Layer) {
+    fn environment_and_file_layers(&self) -> (Layer, Layer) {
         let environment = read_environment();
         let file = self.file.as_deref().map(|file| file::read(file, self.file_from)).unwrap_or_default();
         (environment, file)

@@ -77,11 +77,11 @@ enum Command {
 pub fn main() -> ExitCode {
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
-        Err(error) => return output::report_usage(&error),
+        Err(error) => return output::report_clap_error(&error),
     };
     flags::set_variables_of_commands(&Cli::command());
     let done = |()| ExitCode::SUCCESS;
-    let ended = worker_threads::check().and_then(|()| match command {
+    let ended = worker_threads::check_variable().and_then(|()| match command {
         Command::Run(args) => run::run(args).map(done),
         Command::Agent(args) => agent::run(args).map(done),
         Command::Exec(args) => exec::run(args),
@@ -102,6 +102,6 @@ pub fn main() -> ExitCode {
     });
     ended.unwrap_or_else(|error| {
         output::print_error(&error);
-        error.status().into()
+        error.exit_status().into()
     })
 }

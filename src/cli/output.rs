@@ -12,11 +12,11 @@ use crate::error_chain::error_chain;
 
 /// Writes a result. A reader that closes the pipe early (`loopgate man | head`) is not an error.
 pub fn print(bytes: impl AsRef<[u8]>) -> Result<(), Error> {
-    print_to_reader(bytes).map(drop)
+    print_unless_closed(bytes).map(drop)
 }
 
 /// Writes a result. Returns `false` if the reader has closed the pipe.
-pub fn print_to_reader(bytes: impl AsRef<[u8]>) -> Result<bool, Error> {
+pub fn print_unless_closed(bytes: impl AsRef<[u8]>) -> Result<bool, Error> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(bytes.as_ref()).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(true),
@@ -38,7 +38,7 @@ pub fn print_error(error: &Error) {
 
 /// Handles an error of clap: prints the help or the version if that was asked for, else one line with the
 /// error. Returns the exit status.
-pub fn report_usage(error: &clap::Error) -> ExitCode {
+pub fn report_clap_error(error: &clap::Error) -> ExitCode {
     match error.kind() {
         UsageKind::DisplayHelp | UsageKind::DisplayVersion => {
             let _ = error.print();

@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let device = Device::read(&args.identity)?;
     let file = args.token_file.as_deref();
     let reading = || format!("reading the token file {}", file.unwrap_or_else(|| "".as_ref()).display());
-    let token = Secret::gateway_token(file).map_err(|source| Error::io(reading())(source))?;
+    let token = Secret::read_gateway_token(file).map_err(|source| Error::io(reading())(source))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

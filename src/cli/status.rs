@@ -33,7 +33,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 
 /// Prints the status once, or repeatedly.
 pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
-    let admin = validate::admin_address(&flags.merge_if_named_file_is_right()?)?.ok_or(client::Error::Off)?;
+    let admin = validate::admin_address(&flags.merge_for_client_command()?)?.ok_or(client::Error::Off)?;
     let clear = if std::io::stdout().is_terminal() && !json { CLEAR } else { "" };
     let mut shown = format_status(&client::fetch_status(admin)?, json, watch);
     loop {
@@ -41,7 +41,7 @@ pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
             return output::print(shown);
         }
         // With `--watch`, each status is one line of JSON, so that a program can read them one by one.
-        if !output::print_to_reader(format!("{clear}{shown}"))? {
+        if !output::print_unless_closed(format!("{clear}{shown}"))? {
             return Ok(());
         }
         std::thread::sleep(PAUSE);

@@ -13,7 +13,7 @@ const VARIABLE: &str = "TOKIO_WORKER_THREADS";
 ///
 /// # Errors
 /// If its value is not a number from 1 to 1024.
-pub fn check() -> Result<(), Error> {
+pub fn check_variable() -> Result<(), Error> {
     match std::env::var_os(VARIABLE).as_deref().map(why_invalid) {
         None | Some(None) => Ok(()),
         Some(Some(what)) => Err(config::Error(vec![Problem { place: VARIABLE.into(), what }]).into()),

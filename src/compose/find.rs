@@ -26,7 +26,7 @@ const FRONTS: [&str; 12] = [
 ///
 /// # Errors
 /// If there is no such service, or several. The message says what to do.
-pub fn gateway<'a>(project: &'a Project, wanted: Option<&str>) -> Result<(&'a str, &'a Service), String> {
+pub fn gateway_service<'a>(project: &'a Project, wanted: Option<&str>) -> Result<(&'a str, &'a Service), String> {
     let all = || project.services.iter().map(|(name, service)| (name.as_str(), service));
     if let Some(wanted) = wanted {
         return all()
@@ -73,7 +73,7 @@ pub fn runs_a_node_host(service: &Service) -> bool {
 }
 
 /// Returns whether the image of `service` is that of a reverse proxy.
-pub fn is_front(service: &Service) -> bool {
+pub fn is_reverse_proxy(service: &Service) -> bool {
     let image = service.image.as_deref().unwrap_or_default();
     let name = image.rsplit('/').next().unwrap_or_default().split([':', '@']).next().unwrap_or_default();
     FRONTS.iter().any(|front| name.contains(front))
@@ -153,7 +153,7 @@ mod tests {
         ];
         for (services, wanted, expected) in table {
             let project = project(services);
-            match (gateway(&project, wanted), expected) {
+            match (gateway_service(&project, wanted), expected) {
                 (Ok((name, _)), Ok(expected)) => assert_eq!(name, expected),
                 (Err(why), Err(expected)) => assert!(why.contains(expected), "{why}"),
                 (found, expected) => panic!("{found:?} instead of {expected:?}"),

@@ -38,7 +38,7 @@ pub struct Options {
 
 /// Returns the path of the gateway's configuration file on this machine, if a bind mount of its service contains it.
 pub fn openclaw_config(project: &Project, options: &Options) -> Option<PathBuf> {
-    let (_, gateway) = find::gateway(project, options.gateway_service.as_deref()).ok()?;
+    let (_, gateway) = find::gateway_service(project, options.gateway_service.as_deref()).ok()?;
     let state = find_state(gateway).filter(|state| state.kind == "bind")?;
     let below = state.directory.strip_prefix("/openclaw")?.trim_start_matches('/');
     Some(Path::new(&state.source).join(below).join("openclaw.json"))
@@ -57,7 +57,7 @@ const NODE: &str = "1000:1000";
 /// If the project can't be changed so. The remarks name the keys and the reasons.
 pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
     let services = |what| vec![Remark { key: "services".into(), what }];
-    let (name, gateway) = find::gateway(project, options.gateway_service.as_deref()).map_err(services)?;
+    let (name, gateway) = find::gateway_service(project, options.gateway_service.as_deref()).map_err(services)?;
     check_named_services(project, name, options)?;
     let mut problems = Vec::new();
     let port = gateway_port(gateway);

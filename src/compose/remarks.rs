@@ -1,7 +1,7 @@
 //! Remarks about a plan: what the user must change by hand, and what the user should know.
 
 use super::changes::{BIND, Namespace, Plan, Remark};
-use super::find::{self, is_front};
+use super::find::{self, is_reverse_proxy};
 use super::model::{Project, Service};
 use super::sign_in::SignIn;
 
@@ -14,7 +14,7 @@ pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str
         remarks.add_for_dialling(name, service, dialled, is_inside);
         remarks.add_for_service(name, service, gateway, is_inside);
     }
-    remarks.add_for_front_labels(gateway);
+    remarks.add_for_proxy_labels(gateway);
     remarks.add_for_gateway(gateway);
     remarks.add_for_sign_in();
     let Remarks { left, notes, .. } = remarks;
@@ -63,7 +63,7 @@ impl Remarks<'_> {
         if is_inside && !is_gateway && !find::is_cli(service, gateway) {
             let what = "shares the gateway's loopback: whatever it forwards there is a local client to the gateway";
             self.notes.push(remark(name, "network_mode", what));
-        } else if is_front(service) && !is_inside && !is_owner {
+        } else if is_reverse_proxy(service) && !is_inside && !is_owner {
             let what = format!(
                 "is a proxy: if it leads to the gateway, lead it to {} with loopgate's CA, give it a fixed address, \
                  and name that address in LOOPGATE_TRUSTED_PROXY",
@@ -81,7 +81,7 @@ impl Remarks<'_> {
             let what = "shares no network with the gateway: add one of the gateway's";
             self.left.push(remark(name, "networks", what));
         }
-        if is_front(service) && is_owner {
+        if is_reverse_proxy(service) && is_owner {
             let what = format!(
                 "owns the gateway's network namespace: whatever it forwards to 127.0.0.1:{} is a local client to the \
                  gateway; let it forward to port {} of the container's own address, by TLS",
@@ -93,7 +93,7 @@ impl Remarks<'_> {
 
     /// Adds remarks about labels and variables of the gateway by which reverse proxies find it and
     /// speak plain HTTP to it.
-    fn add_for_front_labels(&mut self, gateway: &Service) {
+    fn add_for_proxy_labels(&mut self, gateway: &Service) {
         let Plan { gateway: name, listen, .. } = self.plan;
         for label in gateway.labels.keys() {
             let key = format!("labels.{label}");

@@ -398,7 +398,7 @@ fn profiles_entry(plan: &Plan) -> Option<(String, Node)> {
 }
 
 /// Returns the changes that the override makes, one line each.
-pub fn changes(plan: &Plan) -> Vec<String> {
+pub fn change_lines(plan: &Plan) -> Vec<String> {
     let mut lines = Vec::new();
     if plan.namespace == Namespace::Pause {
         let networks: Vec<&str> = plan.networks.keys().map(String::as_str).collect();

@@ -14,7 +14,7 @@ pub enum SignIn {
 
 impl SignIn {
     /// Reads `gateway.auth` of the gateway's configuration.
-    pub fn of(config: &Value) -> Self {
+    pub fn from_config(config: &Value) -> Self {
         let auth = &config["gateway"]["auth"];
         if auth["mode"] == "trusted-proxy" {
             let header = auth["trustedProxy"]["userHeader"].as_str();
@@ -35,10 +35,12 @@ mod tests {
     #[test]
     fn a_header_is_named_only_if_it_can_be_one() {
         let of = |header: &str| {
-            SignIn::of(&json!({"gateway": {"auth": {"mode": "trusted-proxy", "trustedProxy": {"userHeader": header}}}}))
+            SignIn::from_config(
+                &json!({"gateway": {"auth": {"mode": "trusted-proxy", "trustedProxy": {"userHeader": header}}}}),
+            )
         };
         assert_eq!(of("X-User"), SignIn::TrustedProxy(Some("X-User".to_owned())));
         assert_eq!(of("x\u{1b}[2J"), SignIn::TrustedProxy(None));
-        assert_eq!(SignIn::of(&json!({})), SignIn::Shared);
+        assert_eq!(SignIn::from_config(&json!({})), SignIn::Shared);
     }
 }

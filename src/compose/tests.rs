@@ -117,7 +117,7 @@ fn the_url_for_phones_has_the_published_port() {
 fn a_gateway_whose_users_sign_in_at_a_proxy_gets_no_token() {
     let mount = json!([{"type": "bind", "source": "/srv/claw", "target": "/home/node/.openclaw"}]);
     let gateway = json!({"volumes": mount, "environment": {"OPENCLAW_GATEWAY_TOKEN": "hunter2"}});
-    let of = |auth: serde_json::Value| Some(SignIn::of(&json!({"gateway": {"auth": auth}})));
+    let of = |auth: serde_json::Value| Some(SignIn::from_config(&json!({"gateway": {"auth": auth}})));
     let proxy = |header: &str| of(json!({"mode": "trusted-proxy", "trustedProxy": {"userHeader": header}}));
     let cleared = "    environment:\n      OPENCLAW_GATEWAY_TOKEN: \"\"\n";
     let passed = "OPENCLAW_GATEWAY_TOKEN: \"${OPENCLAW_GATEWAY_TOKEN:-}\"";

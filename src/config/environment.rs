@@ -56,7 +56,7 @@ fn is_service_link(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::key::key;
+    use super::super::key::key_by_flag;
     use super::*;
 
     fn layer(variables: &[(&str, &str)]) -> Layer {
@@ -67,7 +67,7 @@ mod tests {
     }
 
     fn texts(layer: &Layer, flag: &str) -> Vec<String> {
-        layer.get(key(flag)).iter().map(|value| value.text.clone()).collect()
+        layer.get(key_by_flag(flag)).iter().map(|value| value.text.clone()).collect()
     }
 
     #[test]

@@ -175,7 +175,7 @@ fn type_name(value: &DeValue<'_>) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::key::key;
+    use super::super::key::key_by_flag;
     use super::*;
 
     fn layer(text: &str) -> Layer {
@@ -198,7 +198,7 @@ mod tests {
                 Origin::File(_, line) => line,
                 _ => 0,
             };
-            layer.get(key(flag)).iter().map(|value| (value.text.clone(), line(value))).collect()
+            layer.get(key_by_flag(flag)).iter().map(|value| (value.text.clone(), line(value))).collect()
         };
         assert_eq!(values("state-dir"), [("/s".into(), 1)]);
         assert_eq!(values("listen"), [("bridge:1".into(), 4), ("eth0:2".into(), 5)]);
@@ -262,7 +262,7 @@ mod tests {
         let layer = layer("\u{feff}state_dir = \"/s\"\r\n[listen]\r\non = [\"bridge:1\"]\r\n");
         assert_eq!(layer.problems, []);
         assert_eq!(
-            (layer.get(key("state-dir"))[0].text.as_str(), layer.get(key("listen"))[0].text.as_str()),
+            (layer.get(key_by_flag("state-dir"))[0].text.as_str(), layer.get(key_by_flag("listen"))[0].text.as_str()),
             ("/s", "bridge:1")
         );
     }

@@ -18,7 +18,7 @@ pub const PATHS: &str = "external.paths";
 /// # Panics
 ///
 /// If no option has this flag, which is a bug in loopgate.
-pub fn key(flag: &str) -> &'static Key {
+pub fn key_by_flag(flag: &str) -> &'static Key {
     KEYS.iter().find(|key| key.flag == flag).unwrap_or_else(|| panic!("no option is called {flag}"))
 }
 

@@ -122,12 +122,13 @@ impl Layer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::key::key;
+    use super::super::key::key_by_flag;
     use super::*;
 
     fn layer(flag: &str, texts: &[&str], origin: Origin) -> Layer {
         let mut layer = Layer::default();
-        layer.set(key(flag), texts.iter().map(|text| RawValue { text: (*text).into(), origin: origin.clone() }));
+        layer
+            .set(key_by_flag(flag), texts.iter().map(|text| RawValue { text: (*text).into(), origin: origin.clone() }));
         layer
     }
 
@@ -137,15 +138,15 @@ mod tests {
             .merged_over(layer("allow", &["172.16.0.0/12", "192.168.0.0/16"], Origin::Variable))
             .merged_over(layer("deny", &["10.1.0.0/16"], Origin::Variable))
             .merged_over(Layer::defaults());
-        assert_eq!(merged.get(key("allow")), [RawValue { text: "10.0.0.0/8".into(), origin: Origin::Flag }]);
-        assert_eq!(merged.get(key("deny")).len(), 1);
-        assert_eq!(merged.get(key("admin"))[0].origin, Origin::Default);
+        assert_eq!(merged.get(key_by_flag("allow")), [RawValue { text: "10.0.0.0/8".into(), origin: Origin::Flag }]);
+        assert_eq!(merged.get(key_by_flag("deny")).len(), 1);
+        assert_eq!(merged.get(key_by_flag("admin"))[0].origin, Origin::Default);
     }
 
     #[test]
     fn an_empty_list_hides_the_lower_one_too() {
         let merged = layer("listen", &[], Origin::Flag).merged_over(Layer::defaults());
-        assert!(merged.get(key("listen")).is_empty());
+        assert!(merged.get(key_by_flag("listen")).is_empty());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::settings::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 /// taken from `wanted`, all others from `running`.
 ///
 /// Returns the merged configuration, and the keys of the options that differ but need a restart.
-pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
+pub fn merge_reloaded(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
     let kept = keep_restart_options(&mut wanted, running);
     let changed = kept.0.iter().filter(|option| option.differs);
     (wanted, changed.flat_map(|option| option.keys).copied().collect())
@@ -29,7 +29,7 @@ const KEPT_BY_CONNECTIONS: [&str; 3] = ["listen.proxy_protocol", "log.access", "
 
 impl Effect {
     /// Returns when a change of `key` takes effect.
-    pub fn of(key: &Key) -> Self {
+    pub fn of_change_to(key: &Key) -> Self {
         let restart = keep_restart_options(&mut Config::default(), &Config::default());
         let mut names = restart.0.iter().flat_map(|option| option.keys);
         if names.any(|name| *name == key.path || *name == key.table()) {
@@ -58,7 +58,7 @@ struct RestartOptions(Vec<RestartOption>);
 
 impl RestartOptions {
     /// Sets `wanted` to the `running` value, and adds the value to this list.
-    fn keep<T: Clone + PartialEq>(&mut self, keys: &'static [&'static str], wanted: &mut T, running: &T) {
+    fn keep_running<T: Clone + PartialEq>(&mut self, keys: &'static [&'static str], wanted: &mut T, running: &T) {
         let differs = wanted != running;
         if differs {
             wanted.clone_from(running);
@@ -90,15 +90,15 @@ fn keep_restart_options(wanted: &mut Config, running: &Config) -> RestartOptions
         log,
     } = running;
     let mut kept = RestartOptions::default();
-    kept.keep(&["state_dir"], &mut wanted.state_dir, state_dir);
-    kept.keep(&["sandbox"], &mut wanted.sandbox, sandbox);
-    kept.keep(&["admin"], &mut wanted.admin, admin);
-    kept.keep(&["gateway"], &mut wanted.gateway, gateway);
+    kept.keep_running(&["state_dir"], &mut wanted.state_dir, state_dir);
+    kept.keep_running(&["sandbox"], &mut wanted.sandbox, sandbox);
+    kept.keep_running(&["admin"], &mut wanted.admin, admin);
+    kept.keep_running(&["gateway"], &mut wanted.gateway, gateway);
     keep_listen(&mut kept, &mut wanted.listen, listen);
     keep_tls(&mut kept, &mut wanted.tls, tls);
-    kept.keep(&["discovery"], &mut wanted.discovery, discovery);
-    kept.keep(&["kubernetes"], &mut wanted.kubernetes, kubernetes);
-    kept.keep(&["docker"], &mut wanted.docker, docker);
+    kept.keep_running(&["discovery"], &mut wanted.discovery, discovery);
+    kept.keep_running(&["kubernetes"], &mut wanted.kubernetes, kubernetes);
+    kept.keep_running(&["docker"], &mut wanted.docker, docker);
     keep_agents(&mut kept, &mut wanted.agents, agents);
     keep_none_of_external_and_http(external, http);
     keep_limits(&mut kept, &mut wanted.limits, limits);
@@ -108,17 +108,17 @@ fn keep_restart_options(wanted: &mut Config, running: &Config) -> RestartOptions
 
 fn keep_listen(kept: &mut RestartOptions, wanted: &mut Listen, running: &Listen) {
     let Listen { on, plain, forward, proxy_protocol: _, own_addresses: _ } = running;
-    kept.keep(&["listen.on"], &mut wanted.on, on);
-    kept.keep(&["listen.plain"], &mut wanted.plain, plain);
-    kept.keep(&["listen.forward"], &mut wanted.forward, forward);
+    kept.keep_running(&["listen.on"], &mut wanted.on, on);
+    kept.keep_running(&["listen.plain"], &mut wanted.plain, plain);
+    kept.keep_running(&["listen.forward"], &mut wanted.forward, forward);
 }
 
 fn keep_tls(kept: &mut RestartOptions, wanted: &mut Tls, running: &Tls) {
     let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = running;
-    kept.keep(&["tls.cert", "tls.key"], &mut wanted.provided, provided);
-    kept.keep(&["tls.names"], &mut wanted.names, names);
-    kept.keep(&["tls.constrain_names"], &mut wanted.constrain_names, constrain_names);
-    kept.keep(&["tls.follow_names"], &mut wanted.follow_names, follow_names);
+    kept.keep_running(&["tls.cert", "tls.key"], &mut wanted.provided, provided);
+    kept.keep_running(&["tls.names"], &mut wanted.names, names);
+    kept.keep_running(&["tls.constrain_names"], &mut wanted.constrain_names, constrain_names);
+    kept.keep_running(&["tls.follow_names"], &mut wanted.follow_names, follow_names);
 }
 
 fn keep_agents(kept: &mut RestartOptions, wanted: &mut Agents, running: &Agents) {
@@ -135,13 +135,13 @@ fn keep_agents(kept: &mut RestartOptions, wanted: &mut Agents, running: &Agents)
         trust_domain,
         certificate_life,
     } = running;
-    kept.keep(&["agents.bind_devices"], &mut wanted.bind_devices, bind_devices);
-    kept.keep(&["agents.unpair"], &mut wanted.unpair, unpair);
-    kept.keep(&["agents.services"], &mut wanted.services, services);
-    kept.keep(&["agents.proofs"], &mut wanted.proofs, proofs);
-    kept.keep(&["agents.inherit_token"], &mut wanted.inherit_token, inherit_token);
-    kept.keep(&["agents.trust_domain"], &mut wanted.trust_domain, trust_domain);
-    kept.keep(&["agents.certificate_life"], &mut wanted.certificate_life, certificate_life);
+    kept.keep_running(&["agents.bind_devices"], &mut wanted.bind_devices, bind_devices);
+    kept.keep_running(&["agents.unpair"], &mut wanted.unpair, unpair);
+    kept.keep_running(&["agents.services"], &mut wanted.services, services);
+    kept.keep_running(&["agents.proofs"], &mut wanted.proofs, proofs);
+    kept.keep_running(&["agents.inherit_token"], &mut wanted.inherit_token, inherit_token);
+    kept.keep_running(&["agents.trust_domain"], &mut wanted.trust_domain, trust_domain);
+    kept.keep_running(&["agents.certificate_life"], &mut wanted.certificate_life, certificate_life);
 }
 
 /// Keeps nothing, because all options of these tables can change live. It fails to compile if one is added.
@@ -184,21 +184,21 @@ fn keep_limits(kept: &mut RestartOptions, wanted: &mut Limits, running: &Limits)
         gateway_wait: _,
         drain_timeout: _,
     } = running;
-    kept.keep(&["limits.max_connections"], &mut wanted.max_connections, max_connections);
-    kept.keep(&["limits.gateway_requests"], &mut wanted.gateway_requests, gateway_requests);
-    kept.keep(&["limits.gateway_websockets"], &mut wanted.gateway_websockets, gateway_websockets);
-    kept.keep(&["limits.buffered"], &mut wanted.buffered, buffered);
+    kept.keep_running(&["limits.max_connections"], &mut wanted.max_connections, max_connections);
+    kept.keep_running(&["limits.gateway_requests"], &mut wanted.gateway_requests, gateway_requests);
+    kept.keep_running(&["limits.gateway_websockets"], &mut wanted.gateway_websockets, gateway_websockets);
+    kept.keep_running(&["limits.buffered"], &mut wanted.buffered, buffered);
 }
 
 fn keep_log(kept: &mut RestartOptions, wanted: &mut Log, running: &Log) {
     let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = running;
-    kept.keep(&["log.format"], &mut wanted.format, format);
-    kept.keep(&["log.audit"], &mut wanted.audit, audit);
-    kept.keep(&["log.otel_endpoint"], &mut wanted.otel_endpoint, otel_endpoint);
+    kept.keep_running(&["log.format"], &mut wanted.format, format);
+    kept.keep_running(&["log.audit"], &mut wanted.audit, audit);
+    kept.keep_running(&["log.otel_endpoint"], &mut wanted.otel_endpoint, otel_endpoint);
 }
 
 /// Returns the names of the tables in which `running` differs from `applied`, the merged
-/// configuration that [`apply`] returned for it.
+/// configuration that [`merge_reloaded`] returned for it.
 pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
     // Options that are `_` need a restart, so they can't differ.
     let Config {
@@ -233,7 +233,7 @@ pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
 mod tests {
     use super::*;
     use crate::config::LogFormat;
-    use crate::config::key::{KEYS, key};
+    use crate::config::key::{KEYS, key_by_flag};
 
     #[test]
     fn live_options_change_and_the_others_are_named() {
@@ -243,13 +243,13 @@ mod tests {
         wanted.http.upgrades = vec!["other".into()];
         wanted.limits.head_fields = 7;
         wanted.log.level = "debug".into();
-        assert_eq!(apply(&running, wanted.clone()), (wanted.clone(), vec![]));
+        assert_eq!(merge_reloaded(&running, wanted.clone()), (wanted.clone(), vec![]));
         assert_eq!(changed_tables(&running, &wanted), ["external", "http", "limits", "log"]);
         let live = wanted.clone();
         wanted.gateway.address.set_port(1);
         wanted.limits.max_connections = 1;
         wanted.log.format = LogFormat::Json;
-        assert_eq!(apply(&running, wanted), (live, vec!["gateway", "limits.max_connections", "log.format"]));
+        assert_eq!(merge_reloaded(&running, wanted), (live, vec!["gateway", "limits.max_connections", "log.format"]));
     }
 
     #[test]
@@ -277,7 +277,7 @@ mod tests {
             ("gateway-state-dir", Effect::Restart),
             ("sandbox", Effect::Restart),
         ] {
-            assert_eq!(Effect::of(key(flag)), expected, "{flag}");
+            assert_eq!(Effect::of_change_to(key_by_flag(flag)), expected, "{flag}");
         }
     }
 }

@@ -70,7 +70,7 @@ impl Key {
 
 #[cfg(test)]
 mod tests {
-    use super::super::key::{KEYS, key};
+    use super::super::key::{KEYS, key_by_flag};
 
     #[test]
     fn flags_and_paths_are_unique_and_variables_follow_from_flags() {
@@ -80,8 +80,8 @@ mod tests {
                 assert_ne!(key.path, other.path);
             }
         }
-        assert_eq!(key("tls-name").variable(), "LOOPGATE_TLS_NAME");
-        assert_eq!((key("tls-name").table(), key("tls-name").name()), ("tls", "names"));
-        assert_eq!((key("admin").table(), key("admin").name()), ("", "admin"));
+        assert_eq!(key_by_flag("tls-name").variable(), "LOOPGATE_TLS_NAME");
+        assert_eq!((key_by_flag("tls-name").table(), key_by_flag("tls-name").name()), ("tls", "names"));
+        assert_eq!((key_by_flag("admin").table(), key_by_flag("admin").name()), ("", "admin"));
     }
 }

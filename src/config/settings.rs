@@ -95,7 +95,7 @@ pub struct ListenOn {
 
 impl ListenOn {
     /// Returns the address if the value names exactly one, else `None`.
-    pub fn exact(&self) -> Option<IpAddr> {
+    pub fn exact_address(&self) -> Option<IpAddr> {
         match self.addresses {
             ListenAddresses::Address(ip) => Some(ip),
             _ => None,

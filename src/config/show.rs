@@ -21,7 +21,7 @@ pub fn show(layer: &Layer) -> String {
         out.push_str(&format!("{} = {} # {origin}\n", key.name(), toml_value(key, values)));
     }
     for rule in layer.paths.iter().flatten() {
-        out.push_str(&path_rule(rule));
+        out.push_str(&format_path_rule(rule));
     }
     out
 }
@@ -45,7 +45,7 @@ pub(super) fn toml_value(key: &Key, values: &[RawValue]) -> String {
     }
 }
 
-fn path_rule(rule: &RawRule) -> String {
+fn format_path_rule(rule: &RawRule) -> String {
     let mut out = String::from("\n[[external.paths]]\n");
     for (name, prefix) in [("allow", &rule.allow), ("deny", &rule.deny)] {
         if let Some(prefix) = prefix {
@@ -77,7 +77,7 @@ mod tests {
     use std::path::Path;
 
     use super::super::file::parse;
-    use super::super::key::key;
+    use super::super::key::key_by_flag;
     use super::super::validate::to_config;
     use super::*;
 
@@ -86,7 +86,7 @@ mod tests {
         let file = "[gateway]\ntoken_file = \"a \\\"b\\\"\"\n[listen]\non = [\"eth0:1\", \"eth1:1\"]\n\
                     [[external.paths]]\ndeny = \"/x\"\n";
         let mut flags = Layer::default();
-        flags.set(key("idle-timeout"), [RawValue { text: "7".into(), origin: Origin::Flag }]);
+        flags.set(key_by_flag("idle-timeout"), [RawValue { text: "7".into(), origin: Origin::Flag }]);
         let layer = flags.merged_over(parse(file, Path::new("a.toml"))).merged_over(Layer::defaults());
         let shown = show(&layer);
         let again = parse(&shown, Path::new("shown.toml")).merged_over(Layer::defaults());

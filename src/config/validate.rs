@@ -4,7 +4,7 @@ mod listeners;
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::key::key;
+use super::key::key_by_flag;
 use super::layer::{Layer, Origin, Problem, RawRule};
 use super::option::Key;
 use super::parse::{self, Parsed};
@@ -217,7 +217,7 @@ fn check_combinations(config: &Config, read: &mut ValueReader<'_>) {
         read.add_problem("listen", "needs at least one address to listen on");
     }
     check_path_rules(config, read);
-    for fault in listeners::faults(config) {
+    for fault in listeners::find_faults(config) {
         read.report_at_first_set(&fault.flags, &fault.what);
     }
     if config.admin == Some(config.gateway.address) {
@@ -320,7 +320,7 @@ impl ValueReader<'_> {
     /// Returns the value of an option that has a default. The default also replaces an invalid value.
     fn value<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> T {
         self.optional(flag, &parse).unwrap_or_else(|| {
-            let default = key(flag).default.unwrap_or_default();
+            let default = key_by_flag(flag).default.unwrap_or_default();
             parse(default).unwrap_or_else(|what| panic!("the default of --{flag} {what}"))
         })
     }
@@ -332,7 +332,7 @@ impl ValueReader<'_> {
 
     /// Returns the values of an option, without the invalid ones.
     fn list<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> Vec<T> {
-        let key = key(flag);
+        let key = key_by_flag(flag);
         let values = self.layer.get(key).iter();
         let parsed = values.filter_map(|value| match parse(&value.text) {
             Ok(value) => Some(value),
@@ -386,8 +386,8 @@ impl ValueReader<'_> {
     /// Reports that the option `flag` needs the option `needed`. The message names `needed` as the
     /// source of `flag` would: as a flag, a variable or a path. `why` continues the message.
     fn report_missing(&mut self, flag: &str, needed: &str, why: &str) {
-        let needed = key(needed);
-        let needed = match self.layer.get(key(flag)).first().map(|value| &value.origin) {
+        let needed = key_by_flag(needed);
+        let needed = match self.layer.get(key_by_flag(flag)).first().map(|value| &value.origin) {
             Some(Origin::File(..)) => needed.path.to_owned(),
             Some(Origin::Variable) => needed.variable(),
             Some(Origin::Flag | Origin::Default) | None => format!("--{}", needed.flag),
@@ -398,7 +398,7 @@ impl ValueReader<'_> {
     /// Reports a problem of several options. Its place is the first of them that is not a default.
     fn report_at_first_set(&mut self, flags: &[&str], what: &str) {
         let origin = |key: &Key| self.layer.get(key).first().map_or(Origin::Default, |value| value.origin.clone());
-        let options: Vec<_> = flags.iter().map(|flag| key(flag)).map(|key| (key, origin(key))).collect();
+        let options: Vec<_> = flags.iter().map(|flag| key_by_flag(flag)).map(|key| (key, origin(key))).collect();
         let first_set = options.iter().find(|(_, origin)| *origin != Origin::Default);
         let (key, origin) = first_set.unwrap_or(&options[0]);
         self.problems.push(Problem { place: origin.place_of(key), what: what.into() });

@@ -71,7 +71,10 @@ async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Resu
         Some((address, report)) => {
             out.print(&table::render(&report, &config, options.colours));
             if !options.once {
-                out.print(&table::instructions(&instructions(options, &config, &sidecar, address), options.colours));
+                out.print(&table::render_instructions(
+                    &collect_instructions(options, &config, &sidecar, address),
+                    options.colours,
+                ));
                 signals.wait_for_termination().await;
             }
             report.check_all_passed()
@@ -90,14 +93,20 @@ async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Resu
 
 /// Runs the trials. Returns the address that the clients connected to, and the results.
 async fn run_trials(config: &Config, sidecar: &Sidecar, shutdown: &Shutdown) -> Result<(SocketAddr, Report), Error> {
-    let address = sidecar.listening().into_iter().find_map(reachable_address).ok_or(client::Error::NotListening)?;
+    let address = sidecar.tls_addresses().into_iter().find_map(reachable_address).ok_or(client::Error::NotListening)?;
     let client = client::Client::new(address, sidecar.identity().ca.as_ref(), shutdown.clone())?;
     Ok((address, trials::run(&client, config).await))
 }
 
 /// Returns the data for trying the sidecar by hand. `near` is the address that clients on loopback can reach.
-fn instructions(options: &Options, config: &Config, sidecar: &Sidecar, near: SocketAddr) -> table::Instructions {
-    let asked_for = sidecar.listening().into_iter().find(|address| address.ip() == options.listen.ip()).unwrap_or(near);
+fn collect_instructions(
+    options: &Options,
+    config: &Config,
+    sidecar: &Sidecar,
+    near: SocketAddr,
+) -> table::Instructions {
+    let asked_for =
+        sidecar.tls_addresses().into_iter().find(|address| address.ip() == options.listen.ip()).unwrap_or(near);
     let identity = sidecar.identity();
     table::Instructions {
         listening: asked_for,

@@ -64,24 +64,24 @@ pub(super) fn render(received: &Received) -> String {
 {SCRIPT}</script>
 </html>
 "#,
-        attribution = rows(&attribution),
-        others = rows(&others),
-        reason = escape(&received.reason),
-        from = escape(&received.from.to_string()),
-        method = escape(&received.method),
-        target = escape(&received.target),
+        attribution = render_rows(&attribution),
+        others = render_rows(&others),
+        reason = escape_html(&received.reason),
+        from = escape_html(&received.from.to_string()),
+        method = escape_html(&received.method),
+        target = escape_html(&received.target),
     )
 }
 
-fn rows(fields: &[&(String, String)]) -> String {
+fn render_rows(fields: &[&(String, String)]) -> String {
     fields.iter().fold(String::new(), |mut rows, (name, value)| {
-        let _ = writeln!(rows, "<tr><th scope=\"row\">{}</th><td>{}</td></tr>", escape(name), escape(value));
+        let _ = writeln!(rows, "<tr><th scope=\"row\">{}</th><td>{}</td></tr>", escape_html(name), escape_html(value));
         rows
     })
 }
 
 /// Escapes `text` for HTML content and quoted attributes.
-fn escape(text: &str) -> String {
+fn escape_html(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -120,7 +120,7 @@ pub(super) struct Instructions {
 }
 
 /// Returns the instructions for trying the sidecar by hand.
-pub(super) fn instructions(instructions: &Instructions, colours: bool) -> String {
+pub(super) fn render_instructions(instructions: &Instructions, colours: bool) -> String {
     let paint = Paint(colours);
     let Instructions { listening, url, near, ca, fingerprint } = instructions;
     let ca = ca.display();

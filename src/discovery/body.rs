@@ -53,7 +53,7 @@ impl Lines {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+    pub async fn next_line(&mut self) -> Result<Option<Vec<u8>>, Error> {
         let mut searched = 0;
         loop {
             if let Some(at) = memchr::memchr(b'\n', &self.read[searched..]) {

@@ -77,7 +77,7 @@ enum Phase<S> {
     Following { session: Box<S>, since: Instant },
 }
 
-/// An update that [`Follower::next`] returns.
+/// An update that [`Follower::next_update`] returns.
 pub enum Update<C> {
     /// The session reported this change.
     Change(C),
@@ -110,7 +110,7 @@ impl<S: Source> Follower<S> {
     }
 
     /// Waits for a change of the source, or of its state. Cancel safe: dropping the future loses no change.
-    pub async fn next(&mut self) -> Update<S::Change> {
+    pub async fn next_update(&mut self) -> Update<S::Change> {
         loop {
             match &mut self.phase {
                 Phase::Pausing(pause) => {

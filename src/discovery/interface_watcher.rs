@@ -155,7 +155,7 @@ fn interval_from_now(period: Duration) -> Interval {
 
 /// Returns the gateways of this namespace's routes; `None` if they can't be read, which is logged.
 fn list_gateways() -> Option<BTreeSet<IpAddr>> {
-    routes::gateways().inspect_err(|error| warn!(%error, "can't list routes; trying again")).ok()
+    routes::read_gateways().inspect_err(|error| warn!(%error, "can't list routes; trying again")).ok()
 }
 
 /// Lists the interfaces that are up, sorted by name, each with its addresses sorted.

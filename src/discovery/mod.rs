@@ -25,7 +25,7 @@ mod why_not_agent;
 pub use agent::{Agent, AgentKind, ScopeCap};
 pub use interface::Interface;
 pub use orphan::{EXIT_ORPHANED, NamespaceState};
-pub use owner::{Owner, in_user_namespace};
+pub use owner::{Owner, is_in_user_namespace};
 pub use publisher::{docker_engine, start, wait_until_ready};
 pub use source_state::SourceState;
 pub use view::{ADDRESS_GRACE, ATTESTED_GRACE, View};

@@ -56,7 +56,7 @@ impl OwnerHints {
 
 /// Returns whether this process runs in another user namespace than the host's, as in every container of a rootless
 /// engine (`user_namespaces(7)`).
-pub fn in_user_namespace() -> bool {
+pub fn is_in_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.split_whitespace().ne(["0", "0", "4294967295"])
 }
@@ -68,7 +68,7 @@ pub fn in_user_namespace() -> bool {
 /// 2. The only container that has one of `addresses`.
 /// 3. If several have one, the one of these whose id a hint names; if none has, the one of all.
 /// 4. If several have one and no hint names any of these, the one that has the most of `addresses`.
-pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerHints) -> Option<&'a Container> {
+pub fn find_owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerHints) -> Option<&'a Container> {
     if let Some(configured) = &hints.configured {
         return all
             .iter()
@@ -210,7 +210,7 @@ mod tests {
             ("10.0.0.2", OwnerHints { configured: hint("two"), ..OwnerHints::default() }, Some("two")),
             ("10.0.0.2", OwnerHints { configured: hint("unknown"), ..OwnerHints::default() }, None),
         ] {
-            let found = find(&all, &[address.parse().unwrap()], &hints);
+            let found = find_owner(&all, &[address.parse().unwrap()], &hints);
             assert_eq!(found.map(|owner| owner.name.as_str()), expected, "{address} {hints:?}");
         }
     }

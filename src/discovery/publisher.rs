@@ -58,7 +58,7 @@ pub fn start(
         orphan: OrphanWatch::default(),
     };
     let (publish, view) = watch::channel(Arc::new(sources.build_view()));
-    shutdown.spawn(run(sources, publish, metrics.clone(), shutdown.clone()));
+    shutdown.spawn(publish_views(sources, publish, metrics.clone(), shutdown.clone()));
     view
 }
 
@@ -83,7 +83,7 @@ pub async fn wait_until_ready(view: &mut watch::Receiver<Arc<View>>, limit: Dura
 }
 
 /// Publishes a view whenever a source reports something new.
-async fn run(
+async fn publish_views(
     mut sources: Sources,
     publish: watch::Sender<Arc<View>>,
     metrics: metrics::DiscoveryMetrics,
@@ -219,7 +219,7 @@ impl Sources {
         let owner = view.owner.as_ref().and_then(|owner| docker.container(&owner.id)).cloned();
         if owner != self.inspected_owner && view.source_state.is_live() {
             match &owner {
-                Some(container) if !docker.start_inspection(&container.id) => {}
+                Some(container) if !docker.try_start_inspection(&container.id) => {}
                 _ => self.inspected_owner = owner,
             }
         }

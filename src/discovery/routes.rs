@@ -14,7 +14,7 @@ const VIA_GATEWAY: u32 = 0x1 | 0x2;
 ///
 /// # Errors
 /// The kernel's lists can't be read.
-pub(super) fn gateways() -> io::Result<BTreeSet<IpAddr>> {
+pub(super) fn read_gateways() -> io::Result<BTreeSet<IpAddr>> {
     // `thread-self` instead of `self`, since tests run threads in other network namespaces.
     let (v4, v6) =
         (read_if_exists("/proc/thread-self/net/route")?, read_if_exists("/proc/thread-self/net/ipv6_route")?);

@@ -14,6 +14,6 @@ pub(super) fn one_line(text: &str) -> String {
 }
 
 /// Returns `text` as a value in a query, percent-encoded.
-pub(super) fn query_value(text: &str) -> String {
+pub(super) fn encode_query_value(text: &str) -> String {
     utf8_percent_encode(text, VERBATIM).to_string()
 }

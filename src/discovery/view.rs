@@ -53,7 +53,7 @@ pub struct View {
 
 impl View {
     /// Adds the cap of a container or pod with the address `ip`. Several caps of one address are intersected.
-    pub(super) fn add_cap(&mut self, ip: IpAddr, scopes: &[String], maybe_from_image: bool) {
+    pub(super) fn add_scope_cap(&mut self, ip: IpAddr, scopes: &[String], maybe_from_image: bool) {
         match self.caps.entry(ip) {
             Entry::Vacant(entry) => {
                 entry.insert(ScopeCap { scopes: scopes.to_vec(), maybe_from_image });

@@ -32,7 +32,7 @@ impl DockerProofs {
 
 impl ProofReader for DockerProofs {
     async fn read_environment(&self, id: &str, kind: ProofKind) -> Result<Option<ProofEnvironment>, ReadError> {
-        let (listed, unreadable) = self.engine.list().await.map_err(read_error("/containers/json"))?;
+        let (listed, unreadable) = self.engine.list_containers().await.map_err(read_error("/containers/json"))?;
         let is_agent = |container: &&ContainerSummary| container.id.as_deref() == Some(id);
         let Some(container) =
             listed.iter().find(is_agent).filter(|container| container.state.as_deref() == Some("running"))
@@ -48,12 +48,12 @@ impl ProofReader for DockerProofs {
         // A container whose entry can't be parsed may have joined the PID namespace.
         let shares_processes = kind == ProofKind::Process
             && self.is_podman().await?
-            && (!unreadable.is_empty() || self.shares_processes(id, &listed).await?);
+            && (!unreadable.is_empty() || self.shares_pid_namespace(id, &listed).await?);
         Ok(Some(ProofEnvironment { mounts, shares_processes }))
     }
 
     async fn read_command_lines(&self, id: &str) -> Result<Vec<String>, ReadError> {
-        let top = self.engine.top(id).await.map_err(read_error("/containers/{id}/top"))?;
+        let top = self.engine.list_processes(id).await.map_err(read_error("/containers/{id}/top"))?;
         let titles = top.titles.unwrap_or_default();
         let column = titles.iter().position(|title| matches!(title.as_str(), "CMD" | "COMMAND" | "ARGS"));
         let line = |process: Vec<String>| process.get(column?).cloned();
@@ -90,9 +90,9 @@ impl DockerProofs {
     ///
     /// This matters for Podman, which lists the processes of a container's PID namespace. Docker lists those of its
     /// control group.
-    async fn shares_processes(&self, id: &str, listed: &[ContainerSummary]) -> Result<bool, ReadError> {
+    async fn shares_pid_namespace(&self, id: &str, listed: &[ContainerSummary]) -> Result<bool, ReadError> {
         for other in listed.iter().filter_map(|container| container.id.as_deref()) {
-            let inspected = self.engine.inspect(other).await;
+            let inspected = self.engine.inspect_container(other).await;
             if matches!(&inspected, Err(Error::NotFound { .. })) && other != id {
                 continue;
             }

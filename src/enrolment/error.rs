@@ -53,6 +53,6 @@ pub(super) fn refusal_error(error: RefusalReason, message: &str) -> Error {
     Error::Refused(refusal(error, message))
 }
 
-pub(super) fn agent_gone() -> Error {
+pub(super) fn agent_gone_error() -> Error {
     refusal_error(RefusalReason::AgentGone, "the container or pod has stopped, or lost its label or its address")
 }

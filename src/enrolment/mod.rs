@@ -45,10 +45,10 @@ use crate::enrolment_protocol::{
 };
 use crate::error_chain::error_chain;
 use crate::metrics::enrolment::EnrolmentMetrics;
-use crate::metrics::traffic::count;
+use crate::metrics::traffic::count_reason;
 use crate::pki::{self, CertificateAuthority};
 use crate::secret::Secret;
-use error::{Error, agent_gone, refusal_error};
+use error::{Error, agent_gone_error, refusal_error};
 use limiter::AttemptLimiter;
 
 /// The maximum number of proofs and tokens that are checked at the same time. Others wait.
@@ -124,7 +124,7 @@ impl<P: ProofReader> Enrolment<P> {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let mut lines = JsonLines::new(stream);
-        let outcome = timeout(ENROLMENT_TIMEOUT, self.converse(&mut lines, peer)).await;
+        let outcome = timeout(ENROLMENT_TIMEOUT, self.run_protocol(&mut lines, peer)).await;
         let error = match outcome
             .unwrap_or_else(|_| Err(refusal_error(RefusalReason::Expired, "no proof was shown in time")))
         {
@@ -136,10 +136,10 @@ impl<P: ProofReader> Enrolment<P> {
             Err(error) => error,
         };
         let Some(refused) = error.to_refusal() else {
-            count(&self.metrics.refused, "broken");
+            count_reason(&self.metrics.refused, "broken");
             return debug!(%peer, %error, "an enrolment failed");
         };
-        count(&self.metrics.refused, refused.error.label());
+        count_reason(&self.metrics.refused, refused.error.label());
         log_refusal(peer, refused.error, &error);
         let closing = async {
             if lines.send(&Reply::<()>::Refused(refused)).await.is_ok() {
@@ -150,7 +150,7 @@ impl<P: ProofReader> Enrolment<P> {
     }
 
     /// Speaks the protocol with the agent until it has a certificate.
-    async fn converse<S>(&self, lines: &mut JsonLines<S>, peer: PeerAddr) -> Result<(), Error>
+    async fn run_protocol<S>(&self, lines: &mut JsonLines<S>, peer: PeerAddr) -> Result<(), Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
@@ -196,8 +196,8 @@ impl<P: ProofReader> Enrolment<P> {
         }
 
         // The view may have changed meanwhile. The container that proved itself must still have the address.
-        if self.find_enrollable_agent(peer).map_err(|_| agent_gone())?.id != agent.id {
-            return Err(agent_gone());
+        if self.find_enrollable_agent(peer).map_err(|_| agent_gone_error())?.id != agent.id {
+            return Err(agent_gone_error());
         }
         let id = AgentId {
             trust_domain: self.trust_domain.clone(),
@@ -286,7 +286,7 @@ impl<P: ProofReader> Enrolment<P> {
             return None;
         }
         let file = self.token_file.clone();
-        let read = tokio::task::spawn_blocking(move || Secret::gateway_token(file.as_deref()))
+        let read = tokio::task::spawn_blocking(move || Secret::read_gateway_token(file.as_deref()))
             .await
             .map_err(std::io::Error::other);
         read.and_then(|read| read)

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::error::{Error, agent_gone, refusal_error};
+use super::error::{Error, agent_gone_error, refusal_error};
 use super::proof_reader::{Entry, FileStat, ProofEnvironment, ProofReader};
 use crate::enrolment_protocol::{
     PROOF_MODE, PROOF_MTIME, PROOF_PROCESS_NAME, PROOF_SUBCOMMAND, ProofKind, ProofShown, RefusalReason,
@@ -22,7 +22,7 @@ pub(super) async fn check_proof<P: ProofReader>(
 ) -> Result<(), Error> {
     let Some(ProofEnvironment { mounts, shares_processes }) = reader.read_environment(agent, kind_of(shown)).await?
     else {
-        return Err(agent_gone());
+        return Err(agent_gone_error());
     };
     let found = match shown {
         ProofShown::Process if shares_processes => {

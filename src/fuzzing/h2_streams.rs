@@ -215,8 +215,8 @@ impl Tasks {
 /// - Trailers with a pseudo-header field do not reach the service.
 /// - Each head is exactly one of: a request, a refused head, and a head that was dropped because the
 ///   client reset its stream or the connection ended.
-pub fn h2_streams(data: &[u8]) {
-    run(data);
+pub fn fuzz_h2_streams(data: &[u8]) {
+    run_connection(data);
 }
 
 /// What happened on a connection.
@@ -290,7 +290,7 @@ fn assert_counted(
     assert!(has_ended || dropped <= kinds[8], "{dropped} dropped, and {} reset by the client", kinds[8]);
 }
 
-fn run(data: &[u8]) -> Outcome {
+fn run_connection(data: &[u8]) -> Outcome {
     let Some((&size, acts)) = data.split_first() else { return Outcome::default() };
     let Script { pieces, kinds, begun } = Script::new(size, acts);
     let written = Rc::<RefCell<Vec<u8>>>::default();
@@ -420,25 +420,25 @@ mod tests {
     /// many, is not written yet. Only the latter is a refused head.
     #[test]
     fn a_reset_of_a_request_is_not_taken_for_a_refusal_that_is_not_written_yet() {
-        let outcome = run(&[101, 63, 163, 196, 196, 160, 184, 12]);
+        let outcome = run_connection(&[101, 63, 163, 196, 196, 160, 184, 12]);
         assert_eq!((outcome.requests, outcome.refused), (5, vec![HeadRefusal::TooManyStreams]));
     }
 
     proptest! {
         #[test]
         fn interim_responses_go_to_the_streams_of_their_requests(data in vec(any::<u8>(), 1..60)) {
-            h2_streams(&data);
+            fuzz_h2_streams(&data);
         }
 
         #[test]
         fn every_valid_request_gets_its_own(acts in vec(select(vec![0_u8, 4, 132, 136]), 1..4), size: u8) {
-            let outcome = run(&[vec![size], acts.clone()].concat());
+            let outcome = run_connection(&[vec![size], acts.clone()].concat());
             prop_assert!(outcome.hints >= acts.len(), "{:?}", outcome);
         }
 
         #[test]
         fn every_head_is_a_request_or_refused(acts in vec(select(vec![0_u8, 3, 4, 5, 6, 133]), 1..5), size: u8) {
-            let outcome = run(&[vec![size], acts.clone()].concat());
+            let outcome = run_connection(&[vec![size], acts.clone()].concat());
             let kinds = [HeadRefusal::Malformed, HeadRefusal::TooLarge];
             let refused = kinds.map(|kind| outcome.refused.iter().filter(|refused| **refused == kind).count());
             let wanted = [5, 6].map(|act| acts.iter().filter(|byte| **byte == act).count());
@@ -448,13 +448,13 @@ mod tests {
 
         #[test]
         fn an_error_of_the_connection_refuses_no_head(heads in 0_usize..4, fault in 1_u8..4, size: u8) {
-            let outcome = run(&[vec![size], vec![0; heads], vec![10 + 12 * fault]].concat());
+            let outcome = run_connection(&[vec![size], vec![0; heads], vec![10 + 12 * fault]].concat());
             prop_assert_eq!(outcome.refused, vec![]);
         }
 
         #[test]
         fn well_formed_trailers_arrive_and_others_do_not(form in 0_u8..20, size: u8) {
-            let outcome = run(&[size, 3, 7 + 12 * form]);
+            let outcome = run_connection(&[size, 3, 7 + 12 * form]);
             prop_assert_eq!(outcome.trailers, usize::from(form % 2 == 0));
         }
     }

@@ -39,7 +39,7 @@ pub fn decide_lane(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i
             .filter(|_| !sender.is_trusted_proxy)
             .and_then(|certificate| certificate.user.as_deref())
             .and_then(|user| HeaderValue::from_str(user).ok()),
-        scopes: policy.external_cap(cap_of_container(peer, view, policy).as_ref()),
+        scopes: policy.external_scope_cap(scope_cap_of_container(peer, view, policy).as_ref()),
     };
     // A trusted proxy connects on behalf of its clients, so neither its address nor its certificate makes an agent.
     if !policy.is_trusted_proxy(peer)
@@ -68,7 +68,7 @@ pub fn decide_plain_lane(peer: IpAddr, view: &View, policy: &LanePolicy) -> Resu
         is_trusted_proxy: true,
         scheme: Scheme::Http,
         user: None,
-        scopes: policy.external_cap(cap_of_container(peer, view, policy).as_ref()),
+        scopes: policy.external_scope_cap(scope_cap_of_container(peer, view, policy).as_ref()),
     })
 }
 
@@ -158,7 +158,7 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Agent
 ///
 /// The cap holds on both lanes, and while Docker is unreachable, so that an agent can't lose its cap by becoming
 /// external. An agent without the label `loopgate.scopes` has the cap of `agents.scopes`.
-fn cap_of_container(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<HeaderValue> {
+fn scope_cap_of_container(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<HeaderValue> {
     let agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer));
     let of_agent =
         agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.agent_scopes.clone()));
@@ -187,13 +187,13 @@ fn agent_lane(
     let scopes = match &basis {
         AgentBasis::OwnAddress => policy.agent_scopes.clone(),
         // A label `loopgate.scopes` on the container replaces `agents.scopes`.
-        AgentBasis::Address(_) | AgentBasis::Attested(_) => cap_of_container(peer, view, policy),
+        AgentBasis::Address(_) | AgentBasis::Attested(_) => scope_cap_of_container(peer, view, policy),
         AgentBasis::Cidr | AgentBasis::Certificate(_) => {
-            intersect_optional_caps(cap_of_container(peer, view, policy), policy.agent_scopes.as_ref())
+            intersect_optional_caps(scope_cap_of_container(peer, view, policy), policy.agent_scopes.as_ref())
         }
     };
     // An agent that discovery does not know, such as one by certificate, keeps its cap on the external lane too.
-    let as_external = ExternalLane { scopes: policy.external_cap(scopes.as_ref()), ..as_external };
+    let as_external = ExternalLane { scopes: policy.external_scope_cap(scopes.as_ref()), ..as_external };
     AgentLane { source, basis, scopes, as_external }
 }
 

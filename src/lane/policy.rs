@@ -59,7 +59,7 @@ impl LanePolicy {
     }
 
     /// Returns the scope cap on the external lane of a client whose container has the cap `container_cap`.
-    pub(super) fn external_cap(&self, container_cap: Option<&HeaderValue>) -> Option<HeaderValue> {
+    pub(super) fn external_scope_cap(&self, container_cap: Option<&HeaderValue>) -> Option<HeaderValue> {
         intersect_optional_caps(container_cap.cloned(), self.external_scopes.as_ref())
     }
 

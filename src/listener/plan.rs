@@ -122,7 +122,8 @@ fn includes_address(addresses: &ListenAddresses, interface: &Interface, ip: IpAd
 /// Returns whether an option names the address of `listener` exactly.
 pub fn is_named_exactly(listen: &Listen, listener: &ListenerAddress) -> bool {
     let names = |on: &ListenOn| {
-        on.exact().is_some_and(|ip| canonical(ip) == listener.address.ip()) && on.port == listener.address.port()
+        on.exact_address().is_some_and(|ip| canonical(ip) == listener.address.ip())
+            && on.port == listener.address.port()
     };
     listener_options(listen).any(|(kind, on)| kind == listener.kind && on.iter().any(names))
 }

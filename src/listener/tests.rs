@@ -15,7 +15,7 @@ use crate::config::{self, Config, ListenAddresses, ListenOn};
 use crate::discovery::{self, Interface, View};
 use crate::metrics::ListenerMetrics;
 use crate::shutdown::Shutdown;
-use crate::testing::{ip, new_namespace_command, report_skipped, run_in_own_process};
+use crate::testing::{new_namespace_command, report_skipped, run_in_own_process, run_ip};
 
 /// Far longer than anything here takes; nothing waits for it unless it has failed.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -303,32 +303,32 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
                 start(&config, view, &shutdown, &limits(&config, &ListenerMetrics::default()), serve).unwrap();
             assert!(bound.borrow().is_empty(), "a namespace with only loopback has no listener");
 
-            ip("link add left type veth peer name right");
-            ip("address add 10.9.0.5/24 dev left");
-            ip("link set left up");
+            run_ip("link add left type veth peer name right");
+            run_ip("address add 10.9.0.5/24 dev left");
+            run_ip("link set left up");
             let v4: SocketAddr = "10.9.0.5:18443".parse().unwrap();
             bound_becomes(&mut bound, |bound| bound == [tls_listener(v4)]).await;
             let _client = TcpStream::connect(v4).await.unwrap();
             assert_eq!(in_time(accepted.recv()).await, Some(v4));
 
             if std::path::Path::new("/proc/sys/net/ipv6/conf/left").exists() {
-                ip("address add fd09::5/64 dev left");
+                run_ip("address add fd09::5/64 dev left");
                 // With its other end up the link has a carrier, and duplicate address detection ends a second later.
-                ip("link set right up");
+                run_ip("link set right up");
                 let v6: SocketAddr = "[fd09::5]:18443".parse().unwrap();
                 bound_becomes(&mut bound, |bound| bound == [tls_listener(v4), tls_listener(v6)]).await;
             }
 
-            ip("address add 10.9.0.6/24 dev left");
+            run_ip("address add 10.9.0.6/24 dev left");
             bound_becomes(&mut bound, |bound| {
                 bound.len() >= 2 && bound[1] == tls_listener("10.9.0.6:18443".parse().unwrap())
             })
             .await;
-            ip("address delete 10.9.0.6/24 dev left");
+            run_ip("address delete 10.9.0.6/24 dev left");
             bound_becomes(&mut bound, |bound| !bound.contains(&tls_listener("10.9.0.6:18443".parse().unwrap()))).await;
             assert!(TcpStream::connect(v4).await.is_ok(), "the other listeners stay open");
 
-            ip("link delete left");
+            run_ip("link delete left");
             bound_becomes(&mut bound, <[ListenerAddress]>::is_empty).await;
             shutdown.begin();
             assert_eq!(shutdown.wait_for_tasks(DEADLINE).await, 0);

@@ -295,7 +295,7 @@ impl Traffic {
 }
 
 /// Adds one to the counter of `family` that has this `reason`.
-pub fn count(family: &Family<ReasonLabels, Counter>, reason: &'static str) {
+pub fn count_reason(family: &Family<ReasonLabels, Counter>, reason: &'static str) {
     family.get_or_create(&ReasonLabels { reason }).inc();
 }
 

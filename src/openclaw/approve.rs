@@ -30,7 +30,7 @@ pub async fn pair_and_approve(address: SocketAddr, device: &Device, token: Optio
         match pair::pair(address, device, token).await {
             Err(needed @ Error::NeedsApproval { .. }) => {
                 // If this fails, the gateway regards loopgate as a remote client, and a human has to approve.
-                let Ok(()) = approve(address, &device.id(), token).await else { return Err(needed) };
+                let Ok(()) = approve_pending(address, &device.id(), token).await else { return Err(needed) };
             }
             paired => return paired,
         }
@@ -39,16 +39,16 @@ pub async fn pair_and_approve(address: SocketAddr, device: &Device, token: Optio
 }
 
 /// Approves the pending requests of the device `id` that loopgate could have made, and no others.
-async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Result<(), Error> {
+async fn approve_pending(address: SocketAddr, id: &str, token: Option<&Secret>) -> Result<(), Error> {
     let mut approver = TemporaryDevice::connect(address, token).await?;
     let approved = async {
         let connection = &mut approver.connection;
-        let listed = connection.call("device.pair.list", json!({})).await?;
+        let listed = connection.call_method("device.pair.list", json!({})).await?;
         let pending = listed["pending"].as_array().into_iter().flatten();
         let requests: Vec<_> =
             pending.filter(|request| request["deviceId"] == id && could_be_loopgates(request)).cloned().collect();
         for request in requests {
-            connection.call("device.pair.approve", json!({ "requestId": request["requestId"] })).await?;
+            connection.call_method("device.pair.approve", json!({ "requestId": request["requestId"] })).await?;
             info!(
                 device = id, scopes = %request["scopes"],
                 "approved a device's request, with a second device made for this"
@@ -57,7 +57,7 @@ async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Resul
         Ok(())
     }
     .await;
-    approver.remove().await;
+    approver.unpair().await;
     approved
 }
 

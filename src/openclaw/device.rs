@@ -161,8 +161,8 @@ impl Device {
         let stored = IdentityJson {
             version: 1,
             device_id: self.id(),
-            public_key_pem: pem("PUBLIC KEY", public.as_ref()),
-            private_key_pem: Secret::new(pem("PRIVATE KEY", pkcs8.as_ref())),
+            public_key_pem: encode_pem("PUBLIC KEY", public.as_ref()),
+            private_key_pem: Secret::new(encode_pem("PRIVATE KEY", pkcs8.as_ref())),
             created_at_ms: u64::try_from(now.as_millis()).unwrap_or_default(),
         };
         let mut text = Zeroizing::new(serde_json::to_vec_pretty(&stored).map_err(|_| Error::Syntax(path.to_owned()))?);
@@ -204,7 +204,7 @@ fn key_id(raw: &[u8]) -> String {
 }
 
 /// Encodes an ed25519 key in PEM. It fits in one line of base64.
-fn pem(label: &str, der: &[u8]) -> String {
+fn encode_pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", BASE64_STANDARD.encode(der))
 }
 

@@ -137,7 +137,7 @@ impl Devices {
     }
 
     /// Reads the file again if it has changed. If it can't be read, the known devices are kept.
-    fn refresh(&self, known: &mut DevicesState) {
+    fn refresh_if_changed(&self, known: &mut DevicesState) {
         let Some(stamp) = file_stamp(&self.directory) else { return };
         if known.stamp == Some(stamp) {
             return;
@@ -171,7 +171,7 @@ impl Devices {
             return Err(DeviceRefusal::Malformed);
         }
         let mut known = self.lock();
-        self.refresh(&mut known);
+        self.refresh_if_changed(&mut known);
         match (known.table.get(device), agent) {
             (Some(DeviceEntry { agent: Some(bound), .. }), None) => {
                 Err(DeviceRefusal::Bound { device: device.into(), agent: bound.clone() })
@@ -213,7 +213,7 @@ impl Devices {
 
     /// Binds a device to the agent lane provisionally, until the gateway answers its `connect`; `None` if the device is
     /// recorded already, or is the gateway's own. Blocks.
-    pub fn bind(self: &Arc<Self>, device: &str, agent: &DeviceUser) -> Option<ProvisionalBinding> {
+    pub fn bind_provisionally(self: &Arc<Self>, device: &str, agent: &DeviceUser) -> Option<ProvisionalBinding> {
         if self.is_gateways_device(device) {
             return None;
         }
@@ -262,9 +262,9 @@ impl Devices {
 
     /// Returns the bound devices that were used by containers, with the ids of these containers. The gateway's own
     /// device is left out.
-    pub fn by_container(&self) -> Vec<(String, Vec<String>)> {
+    pub fn devices_with_containers(&self) -> Vec<(String, Vec<String>)> {
         let mut known = self.lock();
-        self.refresh(&mut known);
+        self.refresh_if_changed(&mut known);
         let bound = known.table.iter().filter(|(_, entry)| entry.agent.is_some() && !entry.containers.is_empty());
         let bound: Vec<_> = bound.map(|(device, entry)| (device.clone(), entry.containers.clone())).collect();
         drop(known);

@@ -115,7 +115,7 @@ impl KeepPaired {
     /// Returns the gateway's token from the environment or `token_file`, else from the gateway's configuration.
     async fn read_token(&self) -> Result<Option<Secret>, Error> {
         let (file, config) = (self.token_file.clone(), self.state_dir.join("openclaw.json"));
-        let read = tokio::task::spawn_blocking(move || match Secret::gateway_token(file.as_deref())? {
+        let read = tokio::task::spawn_blocking(move || match Secret::read_gateway_token(file.as_deref())? {
             None => Ok(files::read_config(&config).ok().as_ref().and_then(files::configured_token)),
             token => Ok(token),
         });

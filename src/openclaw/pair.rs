@@ -119,7 +119,7 @@ impl Connection {
     ///
     /// # Errors
     /// The gateway refuses the call, or does not answer in time.
-    pub(super) async fn call(&mut self, method: &str, params: Value) -> Result<Value, Error> {
+    pub(super) async fn call_method(&mut self, method: &str, params: Value) -> Result<Value, Error> {
         let request = json!({ "type": "req", "id": method, "method": method, "params": params });
         let called = async {
             self.socket.send(Message::text(request.to_string())).await?;

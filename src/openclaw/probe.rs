@@ -128,9 +128,9 @@ pub async fn probe(plan: &Plan) -> Observation {
     }
     for source in sources {
         let trusted = if modern {
-            trusted_by_modern(&get(address, Some(source), STARTUPZ_PATH, &forwarding_headers(PROBE_CLIENT)).await)
+            modern_trusts_source(&get(address, Some(source), STARTUPZ_PATH, &forwarding_headers(PROBE_CLIENT)).await)
         } else {
-            trusted_by_old(&get(address, Some(source), CANVAS_PATH, &loopback_claim()).await)
+            old_trusts_source(&get(address, Some(source), CANVAS_PATH, &loopback_claim()).await)
         };
         observation.trusts.extend(trusted.map(|trusted| (source, trusted)));
     }
@@ -240,7 +240,7 @@ fn is_canvas(answer: &Response) -> bool {
     answer.status == 200 && answer.body.contains("<title>OpenClaw Canvas</title>")
 }
 
-fn trusted_by_modern(answer: &std::io::Result<Response>) -> Option<bool> {
+fn modern_trusts_source(answer: &std::io::Result<Response>) -> Option<bool> {
     match classified_by_modern(answer) {
         Client::Refused => Some(false),
         Client::Remote => Some(true),
@@ -248,7 +248,7 @@ fn trusted_by_modern(answer: &std::io::Result<Response>) -> Option<bool> {
     }
 }
 
-fn trusted_by_old(answer: &std::io::Result<Response>) -> Option<bool> {
+fn old_trusts_source(answer: &std::io::Result<Response>) -> Option<bool> {
     match classified_by_old(answer) {
         Client::Local => Some(true),
         Client::Remote => Some(false),
@@ -281,14 +281,18 @@ mod tests {
             (answer(200, UI), Client::Unclear("200".into()), None),
             (answer(503, ""), Client::Unclear("503".into()), None),
         ] {
-            assert_eq!((classified_by_modern(&answer), trusted_by_modern(&answer)), (believed, trusted), "{answer:?}");
+            assert_eq!(
+                (classified_by_modern(&answer), modern_trusts_source(&answer)),
+                (believed, trusted),
+                "{answer:?}"
+            );
         }
         for (answer, believed, trusted) in [
             (answer(200, CANVAS_PAGE), Client::Local, Some(true)),
             (answer(401, UNAUTHORIZED), Client::Remote, Some(false)),
             (answer(200, UI), Client::Unclear("200, without the canvas page".into()), None),
         ] {
-            assert_eq!((classified_by_old(&answer), trusted_by_old(&answer)), (believed, trusted), "{answer:?}");
+            assert_eq!((classified_by_old(&answer), old_trusts_source(&answer)), (believed, trusted), "{answer:?}");
         }
     }
 }

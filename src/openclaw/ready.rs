@@ -46,7 +46,7 @@ pub enum Error {
 ///
 /// # Errors
 /// The gateway does not answer, or answers that it is not ready.
-pub async fn ask(address: SocketAddr) -> Result<Ready, Error> {
+pub async fn ask_once(address: SocketAddr) -> Result<Ready, Error> {
     timeout(REQUEST_TIMEOUT, request_startupz(address)).await.map_err(|_| Error::Timeout)?
 }
 
@@ -78,7 +78,7 @@ pub async fn wait_until_ready(address: SocketAddr, limit: Duration) -> Result<Re
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
     let mut last = Error::Timeout;
     loop {
-        match timeout_at(deadline, ask(address)).await {
+        match timeout_at(deadline, ask_once(address)).await {
             Ok(Ok(ready)) => return Ok(ready),
             Ok(Err(error)) => last = error,
             Err(_) => return Err(last),
@@ -119,9 +119,9 @@ mod tests {
     async fn only_a_gateway_without_startupz_needs_prepairing() {
         let shutdown = Shutdown::new();
         let old = start_gateway(&["HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>"], &shutdown).await;
-        assert_eq!(ask(old).await.unwrap(), Ready { needs_prepairing: true });
+        assert_eq!(ask_once(old).await.unwrap(), Ready { needs_prepairing: true });
         let new = start_gateway(&["HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"ok\":true}"], &shutdown).await;
-        assert_eq!(ask(new).await.unwrap(), Ready { needs_prepairing: false });
+        assert_eq!(ask_once(new).await.unwrap(), Ready { needs_prepairing: false });
     }
 
     #[tokio::test]

@@ -46,7 +46,7 @@ impl TlsDetector {
     }
 
     /// Records that the gateway was restarted, or did not answer, so that it may speak TLS now.
-    pub fn suspect(&self) {
+    pub fn suspect_tls(&self) {
         self.is_suspected.store(true, Ordering::Relaxed);
     }
 
@@ -63,7 +63,7 @@ impl TlsDetector {
     /// Returns whether the gateway speaks TLS, after it closed a connection without a response. Makes a handshake at
     /// most every `MIN_INTERVAL`.
     pub async fn explains_broken_answer(&self) -> bool {
-        self.suspect();
+        self.suspect_tls();
         let mut last = self.last.lock().await;
         if last.at.is_none_or(|at| at.elapsed() >= MIN_INTERVAL) {
             self.try_handshake(&mut last).await;

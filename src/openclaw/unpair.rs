@@ -31,8 +31,8 @@ impl TemporaryDevice {
     }
 
     /// Removes the pairing of this device.
-    pub async fn remove(mut self) {
-        if let Err(error) = self.connection.call(REMOVE_METHOD, json!({ "deviceId": self.id })).await {
+    pub async fn unpair(mut self) {
+        if let Err(error) = self.connection.call_method(REMOVE_METHOD, json!({ "deviceId": self.id })).await {
             info!(
                 device = self.id, %error,
                 "a one-time device stays paired; its key was never stored, so nobody can use it"
@@ -53,7 +53,7 @@ pub async fn unpair(address: SocketAddr, devices: &[String], token: Option<&Secr
     let mut remover = TemporaryDevice::connect(address, token).await?;
     let removed = async {
         for device in devices {
-            match remover.connection.call(REMOVE_METHOD, json!({ "deviceId": device })).await {
+            match remover.connection.call_method(REMOVE_METHOD, json!({ "deviceId": device })).await {
                 Ok(_) => info!(device, "removed the pairing of a device at the gateway"),
                 Err(Error::Refused(reason)) if means_unknown_device(&reason) => {
                     info!(device, "the device is not paired any more")
@@ -64,7 +64,7 @@ pub async fn unpair(address: SocketAddr, devices: &[String], token: Option<&Secr
         Ok(())
     }
     .await;
-    remover.remove().await;
+    remover.unpair().await;
     removed
 }
 

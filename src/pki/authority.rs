@@ -41,12 +41,12 @@ impl CertificateAuthority {
     /// # Errors
     /// The files can't be read or written, or are invalid. The error names the file.
     pub fn load_or_create(state_dir: &Path) -> Result<Self, Error> {
-        Self::load_or_create_for(state_dir, None)
+        Self::load_or_create_constrained(state_dir, None)
     }
 
     /// Loads or creates the CA like [`Self::load_or_create`]. A new CA gets name constraints that permit only
     /// `constrain`.
-    pub(super) fn load_or_create_for(
+    pub(super) fn load_or_create_constrained(
         state_dir: &Path,
         constrain: Option<&BTreeSet<SubjectName>>,
     ) -> Result<Self, Error> {
@@ -75,7 +75,7 @@ impl CertificateAuthority {
             let params = template::ca_params(&key, constrain, Validity::starting(now, template::CA_LIFE))?;
             let certificate = params.self_signed(&key).map_err(Error::Issue)?;
             let pem = pem::encode_certificates(&[certificate.der().clone()]);
-            if dir.write_new(CA_CERTIFICATE, pem.as_bytes(), Access::Public)? {
+            if dir.write_if_missing(CA_CERTIFICATE, pem.as_bytes(), Access::Public)? {
                 tracing::info!(path = %dir.path_of(CA_CERTIFICATE).display(), "created a certificate authority");
             }
         }
@@ -279,7 +279,7 @@ pub(super) fn load_or_create_key(dir: &StateDir, name: &str) -> Result<KeyPair, 
         return Ok(key);
     }
     let key = KeyPair::generate().map_err(Error::Issue)?;
-    if dir.write_new(name, Zeroizing::new(key.serialize_pem()).as_bytes(), Access::Secret)? {
+    if dir.write_if_missing(name, Zeroizing::new(key.serialize_pem()).as_bytes(), Access::Secret)? {
         return Ok(key);
     }
     load_key(dir, name)?.ok_or_else(|| Error::io("read", dir.path_of(name))(std::io::ErrorKind::NotFound.into()))

@@ -87,7 +87,7 @@ impl Rotation {
         };
         match tokio::task::spawn_blocking(files_and_clock).await {
             Ok(None) => {}
-            Ok(Some((digest, result))) => self.apply(requested, digest, result),
+            Ok(Some((digest, result))) => self.apply_result(requested, digest, result),
             // Happens only by a bug or at the end of the runtime; the served certificate is not affected.
             Err(error) => {
                 tracing::error!(error = error_chain(&error), "the check of the certificate ended unexpectedly")
@@ -95,7 +95,7 @@ impl Rotation {
         }
     }
 
-    fn apply(&mut self, requested: bool, digest: FilesDigest, result: Result<LoadedIdentity, Error>) {
+    fn apply_result(&mut self, requested: bool, digest: FilesDigest, result: Result<LoadedIdentity, Error>) {
         let may_be_half_written =
             result.is_err() && !requested && digest != self.state.digest && self.state.invalid_once != Some(digest);
         self.state.invalid_once = may_be_half_written.then_some(digest);

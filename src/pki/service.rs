@@ -47,7 +47,7 @@ impl Pki {
     }
 
     /// Checks the files now, for example after SIGHUP, instead of within two seconds.
-    pub fn reload(&self) {
+    pub fn check_files_now(&self) {
         self.reload.notify_one();
     }
 }
@@ -66,7 +66,7 @@ pub fn open(
     shutdown: &Shutdown,
 ) -> Result<Pki, Error> {
     let now = OffsetDateTime::now_utc();
-    let fixed_names = fixed_names(&tls.names)?;
+    let fixed_names = parse_fixed_names(&tls.names)?;
     let wanted = rotation::wanted_names(&fixed_names, &names.borrow());
     let constrain = Some(&wanted).filter(|_| tls.constrain_names);
     let (source, authority) = match &tls.provided {
@@ -123,13 +123,13 @@ fn authority_beside_provided_pair(
     state_dir: &Path,
     constrain: Option<&BTreeSet<SubjectName>>,
 ) -> Option<Arc<CertificateAuthority>> {
-    CertificateAuthority::load_or_create_for(state_dir, constrain)
+    CertificateAuthority::load_or_create_constrained(state_dir, constrain)
         .inspect_err(|error| tracing::warn!(error = error_chain(error), "no certificate authority: agents can't enrol"))
         .ok()
         .map(Arc::new)
 }
 
-fn fixed_names(given: &[String]) -> Result<BTreeSet<SubjectName>, Error> {
+fn parse_fixed_names(given: &[String]) -> Result<BTreeSet<SubjectName>, Error> {
     let mut names: BTreeSet<_> = given.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
     names.insert(SubjectName::Dns("localhost".into()));
     Ok(names)

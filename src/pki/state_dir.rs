@@ -138,7 +138,7 @@ impl StateDir {
     }
 
     /// Writes the file `name` unless it exists. Returns whether it was written.
-    pub(super) fn write_new(&self, name: &str, content: &[u8], access: Access) -> Result<bool, Error> {
+    pub(super) fn write_if_missing(&self, name: &str, content: &[u8], access: Access) -> Result<bool, Error> {
         let path = self.path_of(name);
         match self.write_temporary(name, content, access)?.persist_noclobber(&path) {
             Ok(_) => self.sync_directory().map(|()| true),
@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn only_the_owner_can_access_the_directory_and_its_secrets() {
         let (_home, dir) = dir();
-        dir.write_new("a.key", b"secret", Access::Secret).unwrap();
+        dir.write_if_missing("a.key", b"secret", Access::Secret).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&dir.path), 0o700);
         assert_eq!(mode(&dir.path_of("a.key")), 0o600);
@@ -269,8 +269,8 @@ mod tests {
     #[test]
     fn write_new_never_replaces_a_file() {
         let (_home, dir) = dir();
-        assert!(dir.write_new("a", b"first", Access::Public).unwrap());
-        assert!(!dir.write_new("a", b"second", Access::Public).unwrap());
+        assert!(dir.write_if_missing("a", b"first", Access::Public).unwrap());
+        assert!(!dir.write_if_missing("a", b"second", Access::Public).unwrap());
         assert_eq!(dir.read("a", Access::Public).unwrap().unwrap().as_slice(), b"first");
     }
 

@@ -106,7 +106,7 @@ impl Proxy {
                 let slot = self.workers.reserve_slot();
                 let worker = slot.worker_index();
                 let accepted = AcceptedConnection::new(stream, (peer, local), kind, permit, slot);
-                self.workers.run(
+                self.workers.spawn_on(
                     worker,
                     self.shared.shutdown.track_task(connection::serve(Arc::clone(&self.shared), accepted)),
                 );

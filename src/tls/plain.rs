@@ -19,7 +19,7 @@ const LINGER_BYTES: u64 = 64 * 1024;
 
 /// Returns whether the first byte is that of an HTTP method, an upper-case letter. A TLS record begins with its type,
 /// which is no letter (RFC 8446, section 5.1).
-pub(super) async fn is_http(stream: &TcpStream) -> bool {
+pub(super) async fn is_plain_http(stream: &TcpStream) -> bool {
     let mut first = [0];
     matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase()
 }

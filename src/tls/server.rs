@@ -183,7 +183,7 @@ pub async fn accept(
 ) -> Result<Handshake<TcpStream>, Error> {
     // Boxed, so that the memory for the handshake is freed at its end.
     let handshake = Box::pin(async {
-        if plain::is_http(&io).await {
+        if plain::is_plain_http(&io).await {
             plain::respond_and_close(io).await;
             return Err(Error::PlainHttp);
         }

@@ -243,7 +243,7 @@ pub async fn with_tls_switch(tls: SocketAddr, plain: SocketAddr, is_tls: Arc<Ato
 async fn a_gateway_that_speaks_tls_is_named_wherever_one_looks() {
     let (server, plain, tasks) = (Harness::start().await, FakeGateway::start().await, Tasks::default());
     let is_tls = Arc::new(AtomicBool::new(true));
-    let gateway = with_tls_switch(server.sidecar.listening()[0], plain.address, Arc::clone(&is_tls), &tasks).await;
+    let gateway = with_tls_switch(server.sidecar.tls_addresses()[0], plain.address, Arc::clone(&is_tls), &tasks).await;
     let sidecar = Launch::new().gateway(gateway).start_async().await;
     let healthcheck = || loopgate(["healthcheck", &format!("--admin={}", sidecar.admin())]).output().unwrap();
     const KEY: &str = "gateway.tls.enabled";

@@ -149,7 +149,7 @@ async fn trace_is_refused_on_both_lanes() {
 #[tokio::test]
 async fn http_1_0_without_a_host_is_for_the_listeners_address() {
     let harness = Harness::start().await;
-    let address = harness.sidecar.listening()[0].to_string();
+    let address = harness.sidecar.tls_addresses()[0].to_string();
     let mut client = harness.h1(OUTSIDER).await;
     client.send("OPTIONS / HTTP/1.0\r\n\r\n").await.unwrap();
     assert_eq!(client.response().await.unwrap().status(), 200);

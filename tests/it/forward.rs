@@ -31,14 +31,14 @@ async fn start(change: impl FnOnce(&mut Config)) -> Forwarding {
     })
     .await;
     let mut client = (*harness).clone();
-    client.address = harness.sidecar.listening_for(ListenerKind::Forward(forward))[0];
+    client.address = harness.sidecar.listener_addresses(ListenerKind::Forward(forward))[0];
     Forwarding { harness, other, client }
 }
 
 #[tokio::test]
 async fn another_port_has_the_same_lanes() {
     let Forwarding { harness, other, client } = start(|config| config.external.serve_ca = true).await;
-    assert_ne!(client.address, harness.sidecar.listening()[0]);
+    assert_ne!(client.address, harness.sidecar.tls_addresses()[0]);
     for protocol in PROTOCOLS {
         assert_eq!(client.ask(protocol, AGENT, "GET /a?b=c", &[]).await, (200, "hello".into()));
         let received = other.requests().pop().unwrap();
@@ -125,7 +125,8 @@ async fn what_is_behind_a_port_may_be_away_while_the_gateway_answers() {
     })
     .await;
     let mut client = (*harness).clone();
-    client.address = harness.sidecar.listening_for(ListenerKind::Forward(Forward { port: 0, target: away.port() }))[0];
+    client.address =
+        harness.sidecar.listener_addresses(ListenerKind::Forward(Forward { port: 0, target: away.port() }))[0];
     let begun = Instant::now();
     let (status, _) = client.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await;
     assert!(status == 503 && begun.elapsed() < Duration::from_secs(10), "{status} after {:?}", begun.elapsed());

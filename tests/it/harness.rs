@@ -63,7 +63,7 @@ impl Harness {
         config.admin = None;
         change(&mut config);
         let sidecar = Sidecar::start(config).await.unwrap();
-        let client = TlsClient::new(sidecar.listening()[0], sidecar.identity().ca.clone().unwrap());
+        let client = TlsClient::new(sidecar.tls_addresses()[0], sidecar.identity().ca.clone().unwrap());
         Self { gateway, sidecar, state, client }
     }
 }

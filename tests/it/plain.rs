@@ -28,7 +28,7 @@ async fn start(change: impl FnOnce(&mut Config)) -> (Harness, TlsClient) {
     })
     .await;
     let mut client = (*harness).clone();
-    client.address = harness.sidecar.listening_for(ListenerKind::Plain)[0];
+    client.address = harness.sidecar.listener_addresses(ListenerKind::Plain)[0];
     (harness, client)
 }
 

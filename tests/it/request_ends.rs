@@ -507,7 +507,7 @@ async fn a_gateway_that_speaks_tls_has_its_label() {
     let ends = Ends::new().await;
     let (server, plain, tasks) = (Harness::start().await, FakeGateway::start().await, Tasks::default());
     let is_tls = Arc::new(AtomicBool::new(true));
-    let gateway = with_tls_switch(server.sidecar.listening()[0], plain.address, is_tls, &tasks).await;
+    let gateway = with_tls_switch(server.sidecar.tls_addresses()[0], plain.address, is_tls, &tasks).await;
     let flags = ends.flags(&[]);
     let flags: Vec<_> = flags.iter().map(String::as_str).collect();
     let sidecar = Launch::new().gateway(gateway).flags(&flags).start_async().await;

@@ -31,7 +31,7 @@ async fn curl(harness: &Harness, source: &str, file: Option<&Path>, arguments: &
     if let Some(file) = file {
         curl.args(["--cert-type", "P12", "--cert", &format!("{}:{PASSWORD}", file.display())]);
     }
-    let url = format!("https://{}/", harness.sidecar.listening()[0]);
+    let url = format!("https://{}/", harness.sidecar.tls_addresses()[0]);
     let output = curl.arg(url).output().await.expect("curl");
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }

@@ -7,7 +7,7 @@ use loopgate::labels::{LaneKind, Protocol};
 use loopgate::metrics::enrolment::EnrolmentMetrics;
 use loopgate::metrics::health::{Health, ProofLabels};
 use loopgate::metrics::traffic::Traffic;
-use loopgate::metrics::{AcceptRefusal, DiscoveryMetrics, ListenerMetrics, count};
+use loopgate::metrics::{AcceptRefusal, DiscoveryMetrics, ListenerMetrics, count_reason};
 use prometheus_client::registry::Registry;
 
 use crate::harness::Harness;
@@ -18,11 +18,11 @@ pub fn all_metrics() -> String {
     for family in
         [&traffic.denied, &traffic.handshake_failures, &traffic.overdue, &traffic.refused, &traffic.gateway_errors]
     {
-        count(family, "reason");
+        count_reason(family, "reason");
     }
     traffic.count_response(LaneKind::Agent, Protocol::H2, 200, Duration::ZERO);
     let enrolments = EnrolmentMetrics::default();
-    count(&enrolments.refused, "reason");
+    count_reason(&enrolments.refused, "reason");
     listener_metrics.count_refusal(AcceptRefusal::ClientRate);
     health.agents.get_or_create(&ProofLabels { proof: "address" }).set(1);
     let mut registry = Registry::with_prefix("loopgate");

@@ -58,7 +58,7 @@ fn options() -> String {
             Form::List(name) => format!("{}, ...", name.to_lowercase()),
         };
         let default = key.default.map(|default| format!("`{default}`")).unwrap_or_default();
-        let applies = match Effect::of(key) {
+        let applies = match Effect::of_change_to(key) {
             Effect::AtOnce => "at once",
             Effect::NewConnections => "to new connections",
             Effect::Restart => "after a restart",

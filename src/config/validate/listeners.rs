@@ -32,7 +32,7 @@ impl RequestedListener {
 }
 
 /// Returns every fault of the options `listen`, `listen-plain` and `forward`, without duplicates.
-pub(super) fn faults(config: &Config) -> Vec<Fault> {
+pub(super) fn find_faults(config: &Config) -> Vec<Fault> {
     let listen = &config.listen;
     let tls = listen.on.iter().map(|on| RequestedListener::new("listen", on, on, 0));
     let plain = listen.plain.iter().map(|on| RequestedListener::new("listen-plain", on, on, 1));
@@ -41,15 +41,16 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         listen.on.iter().map(move |each| RequestedListener::new("forward", forward, &on(each), 2 + at))
     });
     let requested: Vec<RequestedListener> = tls.chain(plain).chain(forwards).collect();
-    let reserved =
-        requested.iter().filter_map(|requested| reserved_address(requested, config.gateway.address, config.admin));
+    let reserved = requested
+        .iter()
+        .filter_map(|requested| reserved_address_fault(requested, config.gateway.address, config.admin));
     let targets = listen.forward.iter().filter_map(|forward| {
         forbidden_target(*forward, config, &requested).map(|(flag, what)| Fault { flags: ["forward", flag], what })
     });
     let pairs =
         requested.iter().enumerate().flat_map(|(at, first)| requested[at + 1..].iter().map(move |next| (first, next)));
     let mut faults: Vec<Fault> = Vec::new();
-    for fault in reserved.chain(targets).chain(pairs.filter_map(|(first, next)| collision(first, next))) {
+    for fault in reserved.chain(targets).chain(pairs.filter_map(|(first, next)| collision_fault(first, next))) {
         // One forward has an entry in `requested` for each value of `listen.on`, so its faults may repeat.
         if !faults.contains(&fault) {
             faults.push(fault);
@@ -59,9 +60,13 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
 }
 
 /// Returns the fault of a listener on exactly the address and port of the gateway or the admin listener.
-fn reserved_address(requested: &RequestedListener, gateway: SocketAddr, admin: Option<SocketAddr>) -> Option<Fault> {
+fn reserved_address_fault(
+    requested: &RequestedListener,
+    gateway: SocketAddr,
+    admin: Option<SocketAddr>,
+) -> Option<Fault> {
     let RequestedListener { flag, on, .. } = requested;
-    let address = SocketAddr::new(on.exact()?, on.port);
+    let address = SocketAddr::new(on.exact_address()?, on.port);
     if address == gateway {
         let what = "the sidecar can't listen on the gateway's own address".into();
         return Some(Fault { flags: [flag, "gateway"], what });
@@ -95,7 +100,7 @@ fn forbidden_target(
 
 /// Returns the fault of two values that may ask for the same address and port. The addresses of the
 /// namespace are not known yet, so two values are refused unless they differ whatever the addresses are.
-fn collision(first: &RequestedListener, next: &RequestedListener) -> Option<Fault> {
+fn collision_fault(first: &RequestedListener, next: &RequestedListener) -> Option<Fault> {
     let same_port = first.on.port == next.on.port && first.on.port != 0;
     let collide = first.group != next.group && same_port && may_overlap(&first.on.addresses, &next.on.addresses);
     let what = || {
@@ -170,7 +175,7 @@ mod tests {
                 let mut config = Config::default();
                 config.listen.on = vec![listen_on(tls).unwrap()];
                 config.listen.plain = vec![listen_on(plain).unwrap()];
-                let found = faults(&config);
+                let found = find_faults(&config);
                 assert_eq!(found.len(), usize::from(collides), "{tls} {plain}: {found:?}");
                 for fault in found {
                     assert_eq!(fault.flags, ["listen-plain", "listen"]);
@@ -206,7 +211,7 @@ mod tests {
             config.listen.on = vec![listen_on(listen).unwrap(), listen_on("eth7:444").unwrap()];
             config.listen.plain = vec![listen_on("bridge:8080").unwrap()];
             config.listen.forward = forwards.iter().map(|value| forward(value).unwrap()).collect();
-            let faults = faults(&config);
+            let faults = find_faults(&config);
             assert_eq!(faults.is_empty(), found.is_none(), "{listen} {forwards:?}: {faults:?}");
             let text = format!("{faults:?}");
             assert!(found.is_none_or(|found| text.contains(found)), "{listen} {forwards:?}: {text}");

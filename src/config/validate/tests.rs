@@ -12,9 +12,9 @@ fn flags(words: &[&str]) -> Layer {
     let mut layer = Layer::default();
     for word in words {
         let (flag, text) = word.split_once('=').unwrap_or((word, "true"));
-        let mut values = layer.get(key(flag)).to_vec();
+        let mut values = layer.get(key_by_flag(flag)).to_vec();
         values.push(RawValue { text: text.into(), origin: Origin::Flag });
-        layer.set(key(flag), values);
+        layer.set(key_by_flag(flag), values);
     }
     layer.merged_over(Layer::defaults())
 }

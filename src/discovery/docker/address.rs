@@ -68,7 +68,7 @@ impl UsualSockets {
     }
 
     /// Warns once if a socket with a higher preference than the chosen one exists.
-    fn report_better(&self) {
+    fn warn_of_better_socket(&self) {
         let Some(chosen) = self.chosen.get() else { return };
         let file_id = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
         let used = file_id(chosen);
@@ -130,14 +130,14 @@ impl Address {
 
     /// Records a connection to `socket`. Returns false if another of the usual sockets was chosen before, so that the
     /// connection must not be used.
-    pub(super) fn choose_socket(&self, socket: &Path) -> bool {
+    pub(super) fn try_choose_socket(&self, socket: &Path) -> bool {
         if let Location::Usual(usual) = &self.location { usual.try_choose(socket) } else { true }
     }
 
     /// Warns once if one of the usual sockets exists that would have been preferred to the chosen one.
-    pub(super) fn report_better_socket(&self) {
+    pub(super) fn warn_of_better_socket(&self) {
         if let Location::Usual(usual) = &self.location {
-            usual.report_better();
+            usual.warn_of_better_socket();
         }
     }
 
@@ -304,13 +304,13 @@ mod tests {
         let (better, socket) = (home.path().join("better.sock"), first.socket());
         let engine = Engine::at(Address::one_of(&[&better, &socket]), &Shutdown::new());
         assert!(engine.is_guessed());
-        engine.list().await.unwrap();
+        engine.list_containers().await.unwrap();
         std::os::unix::fs::symlink(other.socket(), &better).unwrap();
         // Clones share the choice: discovery and enrolment have a clone each.
         for engine in [engine.clone(), engine] {
             assert!(!engine.is_guessed());
-            engine.list().await.unwrap();
-            engine.report_better_socket();
+            engine.list_containers().await.unwrap();
+            engine.warn_of_better_socket();
             let Location::Usual(usual) = &engine.address().location else { panic!() };
             assert_eq!(usual.ignored_socket.get(), Some(&better));
         }
@@ -318,12 +318,12 @@ mod tests {
         // The other socket is not used after the first engine has ended and its socket is gone, either.
         first.down(true).await;
         let engine = Engine::at(Address::one_of(&[&better, &socket]), &Shutdown::new());
-        assert!(engine.address().choose_socket(&socket));
+        assert!(engine.address().try_choose_socket(&socket));
         assert!(
-            matches!(engine.list().await, Err(crate::discovery::docker::Error::NoSocket { path }) if path == socket)
+            matches!(engine.list_containers().await, Err(crate::discovery::docker::Error::NoSocket { path }) if path == socket)
         );
         assert_eq!(other.asked("/containers/json"), 0);
         // A connection to another socket that was being opened at the same time is not used.
-        assert!(!engine.address().choose_socket(&better));
+        assert!(!engine.address().try_choose_socket(&better));
     }
 }

@@ -36,7 +36,7 @@ impl View {
     pub fn of_containers(sources: ContainerSources<'_>) -> Self {
         let mut view = Self { interfaces: sources.interfaces.to_vec(), ..Self::default() };
         let own_addresses: Vec<IpAddr> = view.own_addresses().collect();
-        let owner = owner::find(sources.containers, &own_addresses, sources.hints);
+        let owner = owner::find_owner(sources.containers, &own_addresses, sources.hints);
         if let Some(owner) = owner {
             view.owner = Some(Owner {
                 id: owner.id.clone(),
@@ -57,7 +57,7 @@ impl View {
         for container in sources.containers {
             if let (Some(scopes), Some(namespace)) = (&container.scopes, namespace_of(container, sources.containers)) {
                 let scopes = agent_labels::parse_scopes(scopes);
-                namespace.addresses().for_each(|ip| view.add_cap(ip, &scopes, container.scopes_maybe_from_image));
+                namespace.addresses().for_each(|ip| view.add_scope_cap(ip, &scopes, container.scopes_maybe_from_image));
             }
         }
         view
@@ -84,7 +84,7 @@ impl View {
             for other in candidates {
                 self.record_not_agent(other.container, WhyNotAgent::SharesNamespace(first.container.name.clone()));
             }
-            let agent = Arc::new(first.agent());
+            let agent = Arc::new(first.to_agent());
             for ip in addresses_on(first.namespace, networks) {
                 if self.bridge_gateways.contains(&ip)
                     || containers_by_address.get(&ip).is_some_and(|containers| containers.len() > 1)
@@ -211,7 +211,7 @@ impl<'a> Candidate<'a> {
         (self.kind != AgentKind::Attested, container.id != self.namespace.id, container.created, container.id.clone())
     }
 
-    fn agent(&self) -> Agent {
+    fn to_agent(&self) -> Agent {
         let container = self.container;
         Agent {
             id: container.id.clone(),

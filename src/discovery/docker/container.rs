@@ -174,14 +174,14 @@ pub fn namespace_of<'a>(container: &'a Container, all: &'a [Container]) -> Optio
 
 impl Loss {
     /// Returns the id of the container that has lost something.
-    pub fn container(&self) -> &String {
+    pub fn container_id(&self) -> &String {
         match self {
             Self::Stopped(container) | Self::Disconnected { container, .. } => container,
         }
     }
 
     /// Removes the lost container or endpoint from `containers`.
-    pub fn apply(&self, containers: &mut Vec<Container>) {
+    pub fn remove_from(&self, containers: &mut Vec<Container>) {
         match self {
             Self::Stopped(id) => containers.retain(|container| container.id != *id),
             Self::Disconnected { container, network } => {

@@ -38,10 +38,10 @@ use tokio::time::timeout;
 use super::address::Address;
 use super::error::{Cause, Error};
 use super::object::{ContainerInspection, ContainerSummary, PathStat, UnreadableElement, read_each};
-use super::request_error::not_found;
+use super::request_error::convert_to_not_found;
 use crate::config;
 use crate::discovery::body::read_all;
-use crate::discovery::text::{one_line, query_value};
+use crate::discovery::text::{encode_query_value, one_line};
 use crate::http_client::{ResponseBody, send_request};
 use crate::shutdown::Shutdown;
 
@@ -115,8 +115,8 @@ impl Engine {
     }
 
     /// Warns once if one of the usual sockets exists that would have been preferred to the one in use.
-    pub fn report_better_socket(&self) {
-        self.address.report_better_socket();
+    pub fn warn_of_better_socket(&self) {
+        self.address.warn_of_better_socket();
     }
 
     /// Returns the value of `DOCKER_HOST` if the configured engine is another.
@@ -160,10 +160,10 @@ impl Engine {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn list(&self) -> Result<(Vec<ContainerSummary>, Vec<UnreadableElement>), Error> {
+    pub async fn list_containers(&self) -> Result<(Vec<ContainerSummary>, Vec<UnreadableElement>), Error> {
         const ENDPOINT: &str = "/containers/json";
         // Podman lists paused containers only with `all`.
-        let path = format!("{ENDPOINT}?all=true&filters={}", query_value(r#"{"status":["running","paused"]}"#));
+        let path = format!("{ENDPOINT}?all=true&filters={}", encode_query_value(r#"{"status":["running","paused"]}"#));
         let elements: Vec<Value> = self.get_json(ENDPOINT, &path).await?;
         Ok(read_each(elements))
     }
@@ -186,11 +186,11 @@ impl Engine {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn inspect(&self, id: &str) -> Result<ContainerInspection, Error> {
+    pub async fn inspect_container(&self, id: &str) -> Result<ContainerInspection, Error> {
         const ENDPOINT: &str = "/containers/{id}/json";
-        self.get_json(ENDPOINT, &format!("/containers/{}/json", query_value(id)))
+        self.get_json(ENDPOINT, &format!("/containers/{}/json", encode_query_value(id)))
             .await
-            .map_err(|error| not_found(error, id))
+            .map_err(|error| convert_to_not_found(error, id))
     }
 
     /// Inspects one image.
@@ -200,14 +200,14 @@ impl Engine {
     pub async fn inspect_image(&self, id: &str) -> Result<ImageInspect, Error> {
         self.request_by_bollard("/images/{id}/json", async |api: Docker| api.inspect_image(id).await)
             .await
-            .map_err(|error| not_found(error, id))
+            .map_err(|error| convert_to_not_found(error, id))
     }
 
     /// Lists the processes of one container with the engine's default columns. Other columns could show environments.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn top(&self, id: &str) -> Result<ContainerTopResponse, Error> {
+    pub async fn list_processes(&self, id: &str) -> Result<ContainerTopResponse, Error> {
         self.request_by_bollard("/containers/{id}/top", async |api: Docker| {
             api.top_processes(id, None::<TopOptions>).await
         })
@@ -254,9 +254,10 @@ impl Engine {
     async fn get_json<T: DeserializeOwned>(&self, endpoint: &'static str, path: &str) -> Result<T, Error> {
         let answer = async {
             let body = self.get(endpoint, path).await?.into_body();
-            let bytes =
-                read_all(body, MAX_RESPONSE).await.map_err(|error| self.address.error(endpoint, error.into()))?;
-            serde_json::from_slice(&bytes).map_err(|_| self.address.error(endpoint, Cause::Malformed))
+            let bytes = read_all(body, MAX_RESPONSE)
+                .await
+                .map_err(|error| self.address.request_error(endpoint, error.into()))?;
+            serde_json::from_slice(&bytes).map_err(|_| self.address.request_error(endpoint, Cause::Malformed))
         };
         self.within_response_timeout(endpoint, answer).await
     }
@@ -333,7 +334,7 @@ impl Engine {
             other => ApiError::IOError { err: io::Error::other(other) },
         })?;
         let (head, body) = response.into_parts();
-        let (body, connection) = body.split();
+        let (body, connection) = body.into_body_and_connection();
         if !connection.is_terminated() {
             let token = self.shutdown.cancellation_token().clone();
             self.shutdown.spawn(async move {
@@ -368,7 +369,7 @@ impl Engine {
             None => {
                 let socket = self.address.socket().unwrap_or(Path::new(""));
                 let stream = connect_within(CONNECT_TIMEOUT, UnixStream::connect(socket)).await?;
-                if !self.address.choose_socket(socket) {
+                if !self.address.try_choose_socket(socket) {
                     return Err(io::Error::other("another socket was found meanwhile").into());
                 }
                 Ok(send_request(stream, request).await?)
@@ -377,7 +378,7 @@ impl Engine {
     }
 
     fn with_endpoint<T>(&self, endpoint: &'static str, outcome: Result<T, Cause>) -> Result<T, Error> {
-        outcome.map_err(|cause| self.address.error(endpoint, cause))
+        outcome.map_err(|cause| self.address.request_error(endpoint, cause))
     }
 }
 
@@ -386,7 +387,7 @@ impl Events {
     ///
     /// # Errors
     /// The stream has ended.
-    pub async fn next(&mut self) -> Result<EventMessage, Error> {
+    pub async fn next_event(&mut self) -> Result<EventMessage, Error> {
         if let Some(first) = self.first.take() {
             return Ok(first);
         }

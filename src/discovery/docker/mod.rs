@@ -78,7 +78,7 @@ impl Source for DockerSource {
     }
 
     fn open(&self) -> Session {
-        self.engine.report_better_socket();
+        self.engine.warn_of_better_socket();
         Session::open(&self.engine, Arc::clone(&self.services), self.images.clone())
     }
 
@@ -87,7 +87,7 @@ impl Source for DockerSource {
     }
 
     fn next(session: &mut Session) -> impl Future<Output = Result<SourceChange, Error>> + Send {
-        session.next()
+        session.next_change()
     }
 
     fn is_absent(&self, error: &Error) -> bool {
@@ -136,13 +136,14 @@ impl Docker {
 
     /// Starts to inspect the container with `id`. [`Docker::changed`] resolves when the inspection has ended. Returns
     /// false if another inspection is in progress.
-    pub fn start_inspection(&mut self, id: &str) -> bool {
+    pub fn try_start_inspection(&mut self, id: &str) -> bool {
         if self.inspection.is_some() {
             return false;
         }
         let (engine, id) = (self.engine.source().engine.clone(), id.to_owned());
         self.inspection = Some(Box::pin(async move {
-            let details = engine.inspect(&id).await.map(|inspected| Details::from_inspection(id.clone(), inspected));
+            let details =
+                engine.inspect_container(&id).await.map(|inspected| Details::from_inspection(id.clone(), inspected));
             (id, details)
         }));
         true
@@ -155,8 +156,8 @@ impl Docker {
             let inspection: OptionFuture<_> = self.inspection.as_mut().into();
             let changed = tokio::select! {
                 biased;
-                update = self.engine.next() => match update {
-                    Update::Change(change) => self.apply(change),
+                update = self.engine.next_update() => match update {
+                    Update::Change(change) => self.apply_change(change),
                     Update::Lost => true,
                 },
                 Some((id, details)) = inspection => self.record_inspection(&id, details),
@@ -168,14 +169,14 @@ impl Docker {
     }
 
     /// Applies `change`. Returns whether the containers or the state have changed.
-    fn apply(&mut self, change: SourceChange) -> bool {
+    fn apply_change(&mut self, change: SourceChange) -> bool {
         match change {
             SourceChange::Listed(containers, unreadable) => {
                 self.report_unreadable(unreadable);
                 let changed = self.engine.record_list(containers.len()) || self.containers != containers;
                 self.containers = containers;
                 if let Some((id, _)) = self.failed_inspection.clone().filter(|(id, _)| self.container(id).is_some()) {
-                    self.start_inspection(&id);
+                    self.try_start_inspection(&id);
                 }
                 changed
             }
@@ -185,7 +186,7 @@ impl Docker {
                     containers.iter().map(|container| container.endpoints.len()).sum::<usize>()
                 };
                 let before = (self.containers.len(), endpoints(&self.containers));
-                loss.apply(&mut self.containers);
+                loss.remove_from(&mut self.containers);
                 (self.containers.len(), endpoints(&self.containers)) != before
             }
         }

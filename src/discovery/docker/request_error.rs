@@ -21,27 +21,27 @@ impl Address {
         } else if status.is_client_error() {
             Error::Refused { engine: self.name(), endpoint, status: status_code, message }
         } else {
-            self.error(endpoint, Cause::Status { status: status_code, message })
+            self.request_error(endpoint, Cause::Status { status: status_code, message })
         }
     }
 
     /// Returns the error for a request that bollard sent.
     pub fn api_error(&self, endpoint: &'static str, error: ApiError) -> Error {
         match error {
-            ApiError::IOError { err } => self.error(endpoint, err.into()),
-            ApiError::HyperResponseError { err } => self.error(endpoint, err.into()),
+            ApiError::IOError { err } => self.request_error(endpoint, err.into()),
+            ApiError::HyperResponseError { err } => self.request_error(endpoint, err.into()),
             ApiError::DockerResponseServerError { status_code, message } => match StatusCode::from_u16(status_code) {
                 Ok(status) => self.status_error(endpoint, status, one_line(&message)),
-                Err(_) => self.error(endpoint, Cause::Malformed),
+                Err(_) => self.request_error(endpoint, Cause::Malformed),
             },
             ApiError::RequestTimeoutError => Error::Timeout { engine: self.name(), endpoint },
             // The other errors are about JSON. Their text is omitted, since it may quote an environment.
-            _ => self.error(endpoint, Cause::Malformed),
+            _ => self.request_error(endpoint, Cause::Malformed),
         }
     }
 
     /// Returns the error for a request to `endpoint` that failed with `cause`.
-    pub fn error(&self, endpoint: &'static str, cause: Cause) -> Error {
+    pub fn request_error(&self, endpoint: &'static str, cause: Cause) -> Error {
         let engine = self.name();
         match (cause, self.socket()) {
             (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::NotFound => {
@@ -63,7 +63,7 @@ impl Address {
 
 /// Converts a refusal with status 404 to [`Error::NotFound`] if the message is the engine's "no such". A filter may
 /// answer 404 to requests that it does not permit.
-pub fn not_found(error: Error, id: &str) -> Error {
+pub fn convert_to_not_found(error: Error, id: &str) -> Error {
     match error {
         Error::Refused { endpoint, status: 404, message, .. } if message.to_ascii_lowercase().contains("no such ") => {
             Error::NotFound { endpoint, id: id.to_owned() }
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn an_error_names_the_endpoint_or_the_remedy() {
         let (socket, filter) = (|| Address::unix("/s"), || Address::tcp("filter:2375"));
-        let io = |engine: Address, kind: io::ErrorKind| engine.error("/events", io::Error::from(kind).into());
+        let io = |engine: Address, kind: io::ErrorKind| engine.request_error("/events", io::Error::from(kind).into());
         let refused = |engine: Address, status| {
             engine.status_error("/events", StatusCode::from_u16(status).unwrap(), one_line("<h1>\n  no </h1>"))
         };
@@ -107,13 +107,19 @@ mod tests {
             ),
             (
                 Address::unix(std::env::temp_dir().to_str().unwrap())
-                    .error("/events", io::Error::from(io::ErrorKind::ConnectionRefused).into()),
+                    .request_error("/events", io::Error::from(io::ErrorKind::ConnectionRefused).into()),
                 &format!("{} is a directory", std::env::temp_dir().display()),
             ),
             (refused(socket(), 500), "GET /events on unix:///s failed: status 500"),
-            (not_found(refused(filter(), 404), "x"), "tcp://filter:2375 refuses GET /events (404: <h1> no </h1>)"),
             (
-                not_found(filter().status_error("/events", StatusCode::NOT_FOUND, "No such container: x".into()), "x"),
+                convert_to_not_found(refused(filter(), 404), "x"),
+                "tcp://filter:2375 refuses GET /events (404: <h1> no </h1>)",
+            ),
+            (
+                convert_to_not_found(
+                    filter().status_error("/events", StatusCode::NOT_FOUND, "No such container: x".into()),
+                    "x",
+                ),
                 "GET /events: there is no x",
             ),
         ] {

@@ -126,7 +126,7 @@ impl Session {
     ///
     /// # Errors
     /// The error that ended the session.
-    pub async fn next(&mut self) -> Result<SourceChange, Error> {
+    pub async fn next_change(&mut self) -> Result<SourceChange, Error> {
         loop {
             let events = match &mut self.events {
                 Subscription::Opening(opening) => {
@@ -143,7 +143,7 @@ impl Session {
             tokio::select! {
                 // Events first: a loss applies to a list that arrives at the same time.
                 biased;
-                event = events.next() => {
+                event = events.next_event() => {
                     let event = event?;
                     if let Some(loss) = self.handle_event(&event) {
                         return Ok(SourceChange::Lost(loss));
@@ -176,7 +176,7 @@ impl Session {
         self.regained.clear();
         let (engine, services, images) = (self.engine.clone(), Arc::clone(&self.services), self.images.clone());
         let list = async move {
-            let (mut summaries, unreadable) = engine.list().await?;
+            let (mut summaries, unreadable) = engine.list_containers().await?;
             let origins = images.remove_labels_of_images(&engine, &services, &mut summaries).await;
             Ok((running_containers(summaries, origins), unreadable))
         };
@@ -199,9 +199,9 @@ impl Session {
         };
         self.needs_checks = containers.iter().any(may_be_address_agent);
         // A loss of a container that is not listed needs no record: an event reports if the container starts again.
-        self.pending_losses.retain(|loss| containers.iter().any(|container| container.id == *loss.container()));
+        self.pending_losses.retain(|loss| containers.iter().any(|container| container.id == *loss.container_id()));
         for loss in self.pending_losses.iter().chain(&self.regained) {
-            loss.apply(&mut containers);
+            loss.remove_from(&mut containers);
         }
         Ok(SourceChange::Listed(containers, unreadable))
     }
@@ -219,7 +219,7 @@ impl Session {
                 Some(loss)
             }
             EventEffect::Start(id) => {
-                self.regained.extend(self.pending_losses.extract_if(.., |loss| *loss.container() == id));
+                self.regained.extend(self.pending_losses.extract_if(.., |loss| *loss.container_id() == id));
                 None
             }
             EventEffect::Gain(loss) => {

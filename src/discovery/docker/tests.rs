@@ -16,7 +16,7 @@ use crate::discovery::{
 };
 use crate::metrics;
 use crate::shutdown::Shutdown;
-use crate::testing::{ip, new_namespace_command, report_skipped, run_in_own_process};
+use crate::testing::{new_namespace_command, report_skipped, run_in_own_process, run_ip};
 use loopgate_test_support::fake_docker::{FakeDocker, IMAGE, container};
 
 mod engine;

@@ -25,7 +25,7 @@ impl View {
         for pod in pods {
             if let Some(scopes) = &pod.scopes {
                 let scopes = agent_labels::parse_scopes(scopes);
-                pod.addresses.iter().for_each(|ip| view.add_cap(*ip, &scopes, false));
+                pod.addresses.iter().for_each(|ip| view.add_scope_cap(*ip, &scopes, false));
             }
             let kind = match agent_labels::parse_kind(&pod.agent) {
                 Ok(Some(kind)) => kind,
@@ -39,7 +39,7 @@ impl View {
                 view.not_agents.insert(pod.name.clone(), WhyNotAgent::HostNetwork);
                 continue;
             }
-            let agent = Arc::new(pod.agent(kind));
+            let agent = Arc::new(pod.to_agent(kind));
             for ip in &pod.addresses {
                 let doubtful = nodes.contains(ip) || claims.get(ip).is_some_and(|claimants| claimants.len() > 1);
                 if view.has_address(*ip) {

@@ -32,7 +32,7 @@ use super::object::{Event, PodList, Status, TokenOwner, TokenReview, TokenReview
 use crate::config;
 use crate::discovery::agent_labels::POD_AGENT;
 use crate::discovery::body::{Lines, read_all};
-use crate::discovery::text::{one_line, query_value};
+use crate::discovery::text::{encode_query_value, one_line};
 use crate::http_client::{ResponseBody, send_request};
 use crate::secret::Secret;
 
@@ -86,14 +86,14 @@ impl Api {
     ///
     /// The request has no resource version, so that the API server reads from etcd: its cache could list pods that are
     /// gone.
-    pub(super) async fn list(&self, after: Option<&str>) -> Result<PodList, Error> {
-        self.list_page(after, PAGE_SIZE).await
+    pub(super) async fn list_pods(&self, after: Option<&str>) -> Result<PodList, Error> {
+        self.list_pods_page(after, PAGE_SIZE).await
     }
 
-    async fn list_page(&self, after: Option<&str>, limit: u32) -> Result<PodList, Error> {
+    async fn list_pods_page(&self, after: Option<&str>, limit: u32) -> Result<PodList, Error> {
         let mut query = format!("{}&limit={limit}", label_selector());
         if let Some(after) = after {
-            query = format!("{query}&continue={}", query_value(after));
+            query = format!("{query}&continue={}", encode_query_value(after));
         }
         self.request_json(Permission::List, Method::GET, &self.read_pods_path(&query).await?, Bytes::new()).await
     }
@@ -106,7 +106,7 @@ impl Api {
         let mut uids = BTreeSet::new();
         let mut after: Option<String> = None;
         loop {
-            let page = self.list(after.as_deref()).await?;
+            let page = self.list_pods(after.as_deref()).await?;
             uids.extend(page.items.unwrap_or_default().into_iter().map(|pod| pod.metadata.uid));
             if page.metadata.r#continue.is_empty() {
                 return Ok(uids);
@@ -116,13 +116,13 @@ impl Api {
     }
 
     /// Watches labelled pods from `version` on.
-    pub(super) async fn watch(&self, version: &str) -> Result<Events, Error> {
+    pub(super) async fn watch_pods(&self, version: &str) -> Result<Events, Error> {
         let response = self.open_watch(version, WATCH_TIMEOUT).await?;
         Ok(parse_events(response.into_body()))
     }
 
     async fn open_watch(&self, version: &str, duration: Duration) -> Result<Response<ResponseBody>, Error> {
-        let (selector, version, duration) = (label_selector(), query_value(version), duration.as_secs());
+        let (selector, version, duration) = (label_selector(), encode_query_value(version), duration.as_secs());
         let query = format!(
             "{selector}&watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={duration}"
         );
@@ -143,18 +143,18 @@ impl Api {
             Zeroizing::new(serde_json::to_vec(&spec).map_err(|_| Error::Malformed(Permission::Review.operation()))?);
         let review: TokenReview =
             self.request_json(Permission::Review, Method::POST, PATH, Bytes::copy_from_slice(&body)).await?;
-        Ok(review.status.owner(&self.audience))
+        Ok(review.status.into_token_owner(&self.audience))
     }
 
     /// Checks that the API server permits requests with `permission`, by sending one that changes nothing.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn probe(&self, permission: Permission) -> Result<(), Error> {
+    pub async fn check_permission(&self, permission: Permission) -> Result<(), Error> {
         match permission {
-            Permission::List => self.list_page(None, 1).await.map(drop),
+            Permission::List => self.list_pods_page(None, 1).await.map(drop),
             Permission::Watch => {
-                let version = self.list_page(None, 1).await?.metadata.resource_version;
+                let version = self.list_pods_page(None, 1).await?.metadata.resource_version;
                 self.open_watch(&version, Duration::from_secs(1)).await.map(drop)
             }
             Permission::Review => self.review_token(&Secret::new("loopgate-check".to_owned())).await.map(drop),
@@ -266,7 +266,7 @@ impl Api {
 }
 
 fn label_selector() -> String {
-    format!("labelSelector={}", query_value(POD_AGENT))
+    format!("labelSelector={}", encode_query_value(POD_AGENT))
 }
 
 fn error_of_status(permission: Permission, status: StatusCode, message: String) -> Error {
@@ -289,7 +289,7 @@ fn parse_events(body: ResponseBody) -> Events {
     let lines = Lines::new(body, MAX_EVENT);
     let events = futures_util::stream::try_unfold(lines, |mut lines| async move {
         let operation = Permission::Watch.operation();
-        match lines.next().await.map_err(|source| Error::Body { operation, source })? {
+        match lines.next_line().await.map_err(|source| Error::Body { operation, source })? {
             Some(line) => Ok(Some((parse_event(&line)?, lines))),
             None => Ok(None),
         }

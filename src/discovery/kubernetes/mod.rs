@@ -66,8 +66,8 @@ impl Kubernetes {
     /// Waits until the pods or the state have changed. Cancel safe: dropping the future loses no change.
     pub async fn changed(&mut self) {
         loop {
-            let changed = match self.api.next().await {
-                Update::Change(change) => self.apply(change),
+            let changed = match self.api.next_update().await {
+                Update::Change(change) => self.apply_change(change),
                 Update::Lost => true,
             };
             if changed {
@@ -77,7 +77,7 @@ impl Kubernetes {
     }
 
     /// Applies `change`. Returns whether the pods or the state have changed.
-    fn apply(&mut self, change: SourceChange) -> bool {
+    fn apply_change(&mut self, change: SourceChange) -> bool {
         match change {
             SourceChange::Listed(mut pods) => {
                 pods.sort_by(|a, b| a.name.cmp(&b.name));

@@ -196,7 +196,7 @@ struct User {
 
 impl ReviewStatus {
     /// Returns the owner of the token; `None` unless it is authenticated, for `audience`, and bound to a pod.
-    pub fn owner(self, audience: &str) -> Option<TokenOwner> {
+    pub fn into_token_owner(self, audience: &str) -> Option<TokenOwner> {
         // An API server that does not support audiences names none, and has not checked them, so the token is refused.
         let has_audience = self.audiences.unwrap_or_default().iter().any(|named| named == audience);
         let mut extra = self.user.extra.unwrap_or_default();
@@ -273,7 +273,7 @@ mod tests {
                 "extra": {"authentication.kubernetes.io/pod-name": ["builder-0"],
                     "authentication.kubernetes.io/pod-uid": ["u1"]}}});
             change(&mut status);
-            serde_json::from_value::<ReviewStatus>(status).unwrap().owner("loopgate")
+            serde_json::from_value::<ReviewStatus>(status).unwrap().into_token_owner("loopgate")
         };
         assert_eq!(reviewed(&|_| {}).unwrap().uid, "u1");
         let wrong: [&dyn Fn(&mut Value); 6] = [

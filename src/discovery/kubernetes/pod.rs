@@ -30,7 +30,7 @@ pub struct Pod {
 
 impl Pod {
     /// Returns the pod as an agent of `kind`.
-    pub fn agent(&self, kind: AgentKind) -> Agent {
+    pub fn to_agent(&self, kind: AgentKind) -> Agent {
         Agent {
             id: self.uid.clone(),
             name: self.name.clone(),

@@ -47,9 +47,9 @@ async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, Watc
     let (mut events, mut version, mut started) = match state {
         WatchState::Watching { events, version, started } => (events, version, started),
         WatchState::New => {
-            let (pods, version) = list_all(api).await?;
+            let (pods, version) = list_all_pods(api).await?;
             // A list alone is not used: without a watch no event would report the end of a pod.
-            let events = api.watch(&version).await?;
+            let events = api.watch_pods(&version).await?;
             return Ok((SourceChange::Listed(pods), WatchState::Watching { events, version, started: Instant::now() }));
         }
     };
@@ -57,7 +57,7 @@ async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, Watc
         let event = match timeout(SILENCE, events.next()).await {
             Ok(event) => event,
             Err(_) => {
-                events = api.watch(&version).await?;
+                events = api.watch_pods(&version).await?;
                 started = Instant::now();
                 continue;
             }
@@ -79,7 +79,7 @@ async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, Watc
             }
             None if started.elapsed() < SHORTEST_WATCH => return Err(Error::WatchEnded),
             None => {
-                events = api.watch(&version).await?;
+                events = api.watch_pods(&version).await?;
                 started = Instant::now();
             }
         }
@@ -87,11 +87,11 @@ async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, Watc
 }
 
 /// Reads all pages of one list. Returns the pods and the list's version.
-async fn list_all(api: &Api) -> Result<(Vec<Pod>, String), Error> {
+async fn list_all_pods(api: &Api) -> Result<(Vec<Pod>, String), Error> {
     let mut pods = Vec::new();
     let mut after: Option<String> = None;
     loop {
-        let page = api.list(after.as_deref()).await?;
+        let page = api.list_pods(after.as_deref()).await?;
         pods.extend(page.items.unwrap_or_default().into_iter().filter_map(PodObject::into_running_pod));
         if page.metadata.r#continue.is_empty() {
             return Ok((pods, page.metadata.resource_version));

@@ -12,9 +12,9 @@ fn a_device_belongs_to_the_lane_that_it_was_first_accepted_on() {
     let directory = tempfile::tempdir().unwrap();
     let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
     assert_eq!(devices.check_may_connect(A, None), Ok(()));
-    drop(devices.bind(A, &user("builder", None)));
+    drop(devices.bind_provisionally(A, &user("builder", None)));
     devices.remember_external(B);
-    drop(devices.bind(B, &user("builder", None)));
+    drop(devices.bind_provisionally(B, &user("builder", None)));
     let bound = Err(DeviceRefusal::Bound { device: A.into(), agent: "builder".into() });
     for devices in [&devices, &Arc::new(Devices::open(directory.path(), None).unwrap())] {
         assert_eq!(
@@ -29,7 +29,7 @@ fn a_device_belongs_to_the_lane_that_it_was_first_accepted_on() {
     assert!(release(directory.path(), &["b".into()]).is_err(), "it is not bound");
     release(directory.path(), &[A[..12].into()]).unwrap();
     assert_eq!(devices.check_may_connect(A, None), Ok(()), "the file is read again");
-    drop(devices.bind(A, &user("builder", None)));
+    drop(devices.bind_provisionally(A, &user("builder", None)));
     assert_eq!(devices.check_may_connect(A, None), Ok(()), "a released device is not bound again");
     assert!(release(directory.path(), &[A.into()]).unwrap_err().to_string().contains("no bound device"));
 }
@@ -38,7 +38,7 @@ fn a_device_belongs_to_the_lane_that_it_was_first_accepted_on() {
 fn only_a_refusal_frees_a_device_and_only_if_no_other_connection_uses_it() {
     let directory = tempfile::tempdir().unwrap();
     let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
-    let bind = |device| devices.bind(device, &user("builder", None)).unwrap();
+    let bind = |device| devices.bind_provisionally(device, &user("builder", None)).unwrap();
     let is_bound = |device: &str| {
         let bound = devices.check_may_connect(device, None).is_err();
         assert_eq!(read(directory.path()).unwrap().contains_key(device), bound, "the file says the same");
@@ -49,7 +49,10 @@ fn only_a_refusal_frees_a_device_and_only_if_no_other_connection_uses_it() {
     refused.remove();
     assert!(!is_bound(A));
     drop(bind(A));
-    assert!(is_bound(A) && devices.bind(A, &user("builder", None)).is_none(), "without an answer it stays");
+    assert!(
+        is_bound(A) && devices.bind_provisionally(A, &user("builder", None)).is_none(),
+        "without an answer it stays"
+    );
     for (device, answers) in [("b1", [true, false]), ("b2", [false, true]), ("b3", [false, false])] {
         let both = [bind(device), bind(device)];
         for (binding, accepted) in both.into_iter().zip(answers) {
@@ -66,8 +69,8 @@ fn the_gateways_own_device_is_never_bound() {
     std::fs::write(gateway.path().join("identity/device.json"), format!("{{\"version\":1,\"deviceId\":{A:?}}}"))
         .unwrap();
     let devices = Arc::new(Devices::open(directory.path(), Some(gateway.path())).unwrap());
-    drop(devices.bind(A, &user("cli", None)));
-    drop(devices.bind(B, &user("cli", None)));
+    drop(devices.bind_provisionally(A, &user("cli", None)));
+    drop(devices.bind_provisionally(B, &user("cli", None)));
     assert_eq!(devices.check_may_connect(A, None), Ok(()));
     assert!(devices.check_may_connect(B, None).is_err());
 }
@@ -91,10 +94,10 @@ fn an_agent_with_too_many_devices_gets_no_further_one() {
 fn a_damaged_file_frees_no_device_and_is_not_overwritten() {
     let directory = tempfile::tempdir().unwrap();
     let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
-    drop(devices.bind(A, &user("builder", None)));
+    drop(devices.bind_provisionally(A, &user("builder", None)));
     std::fs::write(directory.path().join(FILE), "{").unwrap();
     assert!(devices.check_may_connect(A, None).is_err());
-    drop(devices.bind(B, &user("builder", None)));
+    drop(devices.bind_provisionally(B, &user("builder", None)));
     assert!(devices.check_may_connect(B, None).is_err(), "it holds in memory");
     assert_eq!(std::fs::read_to_string(directory.path().join(FILE)).unwrap(), "{");
     assert!(Devices::open(directory.path(), None).is_err());
@@ -106,7 +109,7 @@ fn a_device_has_the_containers_that_used_it_until_they_are_forgotten() {
     let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
     devices.remember_external(B);
     for (device, container) in [(A, Some("one")), (A, Some("two")), (A, Some("one")), (A, None), (B, Some("one"))] {
-        drop(devices.bind(device, &user("builder", container)));
+        drop(devices.bind_provisionally(device, &user("builder", container)));
     }
     let both = |expected: &[(&str, &[&str])]| {
         let expected: Vec<(String, Vec<String>)> = expected
@@ -114,7 +117,7 @@ fn a_device_has_the_containers_that_used_it_until_they_are_forgotten() {
             .map(|(device, containers)| ((*device).into(), containers.iter().map(|id| (*id).into()).collect()))
             .collect();
         let opened = Devices::open(directory.path(), None).unwrap();
-        assert_eq!((devices.by_container(), opened.by_container()), (expected.clone(), expected));
+        assert_eq!((devices.devices_with_containers(), opened.devices_with_containers()), (expected.clone(), expected));
     };
     both(&[(A, &["two", "one"])]);
     devices.forget_containers(&["one".to_owned()].into()).unwrap();
@@ -122,12 +125,12 @@ fn a_device_has_the_containers_that_used_it_until_they_are_forgotten() {
     devices.forget_containers(&["two".to_owned()].into()).unwrap();
     both(&[]);
     assert!(devices.check_may_connect(A, None).is_err(), "it stays bound");
-    drop(devices.bind(A, &user("builder", Some("three"))));
+    drop(devices.bind_provisionally(A, &user("builder", Some("three"))));
     both(&[(A, &["three"])]);
     for number in 0..2 * MAX_CONTAINERS {
-        drop(devices.bind(A, &user("builder", Some(&number.to_string()))));
+        drop(devices.bind_provisionally(A, &user("builder", Some(&number.to_string()))));
     }
-    assert_eq!(devices.by_container()[0].1.len(), MAX_CONTAINERS);
+    assert_eq!(devices.devices_with_containers()[0].1.len(), MAX_CONTAINERS);
     release(directory.path(), &[A.into()]).unwrap();
     both(&[]);
 }

@@ -160,10 +160,10 @@ async fn a_reload_checks_the_files_at_once() {
     fixture.write(&make_pair("first"));
     let pki = fixture.open().unwrap();
     fixture.write(&("hello".to_owned(), "hello".to_owned()));
-    pki.reload();
+    pki.check_files_now();
     wait_for_problem(&pki, "tls.crt").await;
     fixture.write(&make_pair("second"));
-    pki.reload();
+    pki.check_files_now();
     wait_until_served(&mut pki.identity(), "second").await;
     fixture.shutdown.begin();
     assert_eq!(fixture.shutdown.wait_for_tasks(std::time::Duration::from_secs(10)).await, 0);

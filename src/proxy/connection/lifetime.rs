@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::labels::Protocol;
-use crate::metrics::count;
+use crate::metrics::count_reason;
 use crate::proxy::close_signal::{CloseReason, REVOKED_GRACE};
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::activity::{Overdue, Timeouts};
@@ -273,7 +273,7 @@ where
             self.set_closed_by(RequestEnd::ClientStalled);
         }
         let (connection, peer, deadline) = (self.context.number, self.context.peer, overdue.label());
-        count(&self.context.shared.traffic.overdue, deadline);
+        count_reason(&self.context.shared.traffic.overdue, deadline);
         debug!(connection, %peer, deadline, "closed a connection whose client was too slow");
         let head_tracker = &self.context.head_tracker;
         match overdue {

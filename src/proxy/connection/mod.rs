@@ -12,7 +12,7 @@ use tracing::{debug, info};
 use super::shared::Shared;
 use crate::audit;
 use crate::error_chain::error_chain;
-use crate::metrics::count;
+use crate::metrics::count_reason;
 use establish::{AcceptedConnection, Error, Established, establish_connection};
 
 /// Serves a connection until it ends. Must be called on the worker that the connection was assigned to.
@@ -27,10 +27,10 @@ pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
         Err(error) => {
             let traffic = &shared.traffic;
             match &error {
-                Error::Denied(denied) => count(&traffic.denied, denied.label()),
-                Error::ProxyProtocol(_) => count(&traffic.denied, "proxy_protocol"),
-                Error::Tls(error) => count(&traffic.handshake_failures, error.label()),
-                Error::AuthorityChanged => count(&traffic.denied, "authority_changed"),
+                Error::Denied(denied) => count_reason(&traffic.denied, denied.label()),
+                Error::ProxyProtocol(_) => count_reason(&traffic.denied, "proxy_protocol"),
+                Error::Tls(error) => count_reason(&traffic.handshake_failures, error.label()),
+                Error::AuthorityChanged => count_reason(&traffic.denied, "authority_changed"),
                 Error::ShuttingDown | Error::Io(_) => {}
             }
             if let Some(reason) = error.refusal_reason() {

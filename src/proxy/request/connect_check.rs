@@ -146,7 +146,7 @@ impl DeviceCheck {
             }
         });
         Ok(Box::pin(async move {
-            let binding = spawn_blocking(move || devices.bind(&device, &agent)).await;
+            let binding = spawn_blocking(move || devices.bind_provisionally(&device, &agent)).await;
             // If nothing waits for the response any more, the device stays bound.
             let _ = bound.send(binding.ok().flatten());
         }))

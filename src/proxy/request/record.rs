@@ -17,7 +17,7 @@ use crate::config::TraceparentUse;
 use crate::error_chain::error_chain;
 use crate::labels::LaneKind;
 use crate::lane::Scheme;
-use crate::metrics::count;
+use crate::metrics::count_reason;
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::activity::RequestGuard;
 use crate::proxy::downstream::head_tracker::RequestHandle;
@@ -147,7 +147,7 @@ impl RequestRecord {
             return request_id;
         }
         if error.is_gateway_fault() {
-            count(&self.context.shared.traffic.gateway_errors, reason);
+            count_reason(&self.context.shared.traffic.gateway_errors, reason);
             warn!(
                 connection, %peer, lane, request_id, reason, error = error_text(),
                 "no usable response from the gateway"
@@ -172,7 +172,7 @@ impl RequestRecord {
     /// Counts a refusal, and writes it to the audit log.
     fn count_refusal(&self, reason: &'static str, request_id: &str) {
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
-        count(&self.context.shared.traffic.refused, reason);
+        count_reason(&self.context.shared.traffic.refused, reason);
         info!(
             target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, request_id, reason,
             "request refused"
@@ -187,7 +187,7 @@ impl RequestRecord {
         let (connection, peer, lane, request_id) =
             (self.context.number, self.context.peer, self.lane().label(), self.request_id());
         let bytes = self.bytes_to_hyper.load(Ordering::Relaxed);
-        count(&self.context.shared.traffic.gateway_errors, RequestEnd::GatewayCut.label());
+        count_reason(&self.context.shared.traffic.gateway_errors, RequestEnd::GatewayCut.label());
         warn!(
             connection, %peer, lane, request_id, bytes, error = error_chain(error),
             "the gateway broke off inside its response; the client gets what arrived"

@@ -7,7 +7,7 @@ use tracing::{debug, info};
 use super::access_log::AccessLog;
 use crate::audit;
 use crate::labels::Protocol;
-use crate::metrics::count;
+use crate::metrics::count_reason;
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::h1_refusal::refusal_body_length;
 use crate::proxy::downstream::refused_heads::RefusedHead;
@@ -31,7 +31,7 @@ pub fn report_refused_heads(context: &ConnectionContext) {
 
 /// Counts a refusal, and writes it to the audit log.
 fn record_refusal(context: &ConnectionContext, reason: &'static str) {
-    count(&context.shared.traffic.refused, reason);
+    count_reason(&context.shared.traffic.refused, reason);
     let (connection, peer, lane) = (context.number, context.peer, context.lane.kind().label());
     info!(target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, reason, "request refused");
     let protocol = context.protocol.label();

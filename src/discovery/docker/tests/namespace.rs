@@ -11,9 +11,9 @@ fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again(
         async || {
             let docker = FakeDocker::start();
             let own: IpAddr = "10.9.0.2".parse().unwrap();
-            ip("link add eth0 type veth peer name peer0");
-            ip("address add 10.9.0.2/24 dev eth0");
-            ip("link set eth0 up");
+            run_ip("link add eth0 type veth peer name peer0");
+            run_ip("address add 10.9.0.2/24 dev eth0");
+            run_ip("link set eth0 up");
             let lives =
                 |started: &str| docker.details("gateway", json!({"Id": "gateway", "State": {"StartedAt": started}}));
             lives("2026-01-01T00:00:00Z");
@@ -23,7 +23,7 @@ fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again(
             assert_eq!(harness.view.borrow().namespace, NamespaceState::Attached);
 
             docker.stop("gateway");
-            ip("link delete eth0");
+            run_ip("link delete eth0");
             let view = harness
                 .wait_until("the namespace is an orphan", |view| view.namespace == NamespaceState::Orphaned)
                 .await;
@@ -44,12 +44,12 @@ fn the_bridge_is_known_by_the_routes_where_docker_is_off() {
         unshare,
         "discovery::docker::tests::namespace::the_bridge_is_known_by_the_routes_where_docker_is_off",
         async || {
-            ip("link add eth0 type veth peer name peer0");
-            ip("address add 172.30.9.2/24 dev eth0");
-            ip("address add fd09::2/64 dev eth0 nodad");
-            ip("link set eth0 up");
-            ip("link set peer0 up");
-            ip("route add default via 172.30.9.1");
+            run_ip("link add eth0 type veth peer name peer0");
+            run_ip("address add 172.30.9.2/24 dev eth0");
+            run_ip("address add fd09::2/64 dev eth0 nodad");
+            run_ip("link set eth0 up");
+            run_ip("link set peer0 up");
+            run_ip("route add default via 172.30.9.1");
             let mut harness = Harness::new(Engine::Off);
             let bridge = |view: &View| view.bridge_gateways.iter().map(IpAddr::to_string).collect::<Vec<_>>();
             assert_eq!(bridge(&harness.view.borrow()), ["172.30.9.1"]);
@@ -69,9 +69,9 @@ fn the_bridge_is_known_by_the_routes_where_docker_is_off() {
                 assert_eq!(on(&harness.view.borrow(), peer), lane, "{peer}");
             }
 
-            ip("-6 route add default via fd09::1");
+            run_ip("-6 route add default via fd09::1");
             harness.wait_until("both are known", |view| bridge(view) == ["172.30.9.1", "fd09::1"]).await;
-            ip("route replace default via 172.30.9.254");
+            run_ip("route replace default via 172.30.9.254");
             harness.wait_until("the new one is known", |view| bridge(view) == ["172.30.9.254", "fd09::1"]).await;
             harness.stop_and_check_tasks().await;
         },
