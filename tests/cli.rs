@@ -16,7 +16,7 @@ fn stderr(output: &Output) -> String {
 }
 
 /// Runs a command that must exit with status 2, and returns its standard error.
-fn refused(command: &mut Command) -> String {
+fn run_refused(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(output.stdout.is_empty());
@@ -33,13 +33,13 @@ fn write_config(dir: &Path, text: &str) -> String {
 #[test]
 fn a_wrong_value_is_named_on_one_line_with_its_source() {
     let what = "\"10.0.0.1:1\" is not a loopback address (use --allow-remote-gateway to allow it)";
-    let flag = refused(&mut loopgate(["run", "--gateway", "10.0.0.1:1"]));
+    let flag = run_refused(&mut loopgate(["run", "--gateway", "10.0.0.1:1"]));
     assert_eq!(flag, format!("loopgate: --gateway: {what}\n"));
-    let variable = refused(loopgate(["run"]).env("LOOPGATE_GATEWAY", "10.0.0.1:1"));
+    let variable = run_refused(loopgate(["run"]).env("LOOPGATE_GATEWAY", "10.0.0.1:1"));
     assert_eq!(variable, format!("loopgate: LOOPGATE_GATEWAY: {what}\n"));
     let dir = tempfile::tempdir().unwrap();
     let config = write_config(dir.path(), "# ours\n[gateway]\naddress = \"10.0.0.1:1\"\n");
-    let from_file = refused(&mut loopgate(["run", "--config", &config]));
+    let from_file = run_refused(&mut loopgate(["run", "--config", &config]));
     assert_eq!(from_file, format!("loopgate: {config}:3: gateway.address: {what}\n"));
 }
 
@@ -68,17 +68,17 @@ fn devices_are_listed_and_released() {
 
 #[test]
 fn an_unknown_option_is_named() {
-    let flag = refused(&mut loopgate(["run", "--gatway", "127.0.0.1:1"]));
+    let flag = run_refused(&mut loopgate(["run", "--gatway", "127.0.0.1:1"]));
     assert_eq!(flag, "loopgate: unexpected argument '--gatway' found (a similar argument exists: '--gateway')\n");
-    let variable = refused(loopgate(["run"]).env("LOOPGATE_GATWAY", "127.0.0.1:1"));
+    let variable = run_refused(loopgate(["run"]).env("LOOPGATE_GATWAY", "127.0.0.1:1"));
     assert_eq!(variable, "loopgate: LOOPGATE_GATWAY: there is no such option\n");
     let dir = tempfile::tempdir().unwrap();
     let config = write_config(dir.path(), "[gateway]\nadress = \"127.0.0.1:1\"\n");
-    let key = refused(loopgate(["run"]).env("LOOPGATE_CONFIG", &config));
+    let key = run_refused(loopgate(["run"]).env("LOOPGATE_CONFIG", &config));
     assert_eq!(key, format!("loopgate: {config}:2: gateway.adress: there is no such key\n"));
-    let missing = refused(&mut loopgate(["run", "--config", "/nowhere/loopgate.toml"]));
+    let missing = run_refused(&mut loopgate(["run", "--config", "/nowhere/loopgate.toml"]));
     assert!(missing.starts_with("loopgate: --config: /nowhere/loopgate.toml: No such file"), "{missing}");
-    let command = refused(&mut loopgate(["rnu"]));
+    let command = run_refused(&mut loopgate(["rnu"]));
     assert!(
         command.starts_with("loopgate: unrecognized subcommand 'rnu'") && command.lines().count() == 1,
         "{command}"
@@ -90,29 +90,29 @@ fn a_missing_counterpart_is_named_like_the_option_in_its_source() {
     let dir = tempfile::tempdir().unwrap();
     let config = write_config(dir.path(), "[tls]\ncert = \"a.pem\"\n");
     assert_eq!(
-        refused(&mut loopgate(["run", "--config", &config])),
+        run_refused(&mut loopgate(["run", "--config", &config])),
         format!("loopgate: {config}:2: tls.cert: needs tls.key\n")
     );
-    let variable = refused(loopgate(["run"]).env("LOOPGATE_TLS_KEY", "a.key"));
+    let variable = run_refused(loopgate(["run"]).env("LOOPGATE_TLS_KEY", "a.key"));
     assert_eq!(variable, "loopgate: LOOPGATE_TLS_KEY: needs LOOPGATE_TLS_CERT\n");
-    assert_eq!(refused(&mut loopgate(["run", "--tls-cert", "a.pem"])), "loopgate: --tls-cert: needs --tls-key\n");
+    assert_eq!(run_refused(&mut loopgate(["run", "--tls-cert", "a.pem"])), "loopgate: --tls-cert: needs --tls-key\n");
 }
 
 #[test]
 fn a_negative_number_is_an_invalid_value_not_a_flag() {
-    let number = refused(&mut loopgate(["run", "--max-connections", "-1"]));
+    let number = run_refused(&mut loopgate(["run", "--max-connections", "-1"]));
     assert_eq!(number, "loopgate: --max-connections: \"-1\" is not a number from 1 to 10000000\n");
-    let time = refused(&mut loopgate(["run", "--drain-timeout", "-1"]));
+    let time = run_refused(&mut loopgate(["run", "--drain-timeout", "-1"]));
     assert!(time.starts_with("loopgate: --drain-timeout: \"-1\" is not a duration"), "{time}");
 }
 
 #[test]
 fn invalid_values_of_other_commands_are_refused() {
-    let listen = refused(&mut loopgate(["agent", "--listen", "0.0.0.0:1"]));
+    let listen = run_refused(&mut loopgate(["agent", "--listen", "0.0.0.0:1"]));
     assert!(listen.starts_with("loopgate: --listen: 0.0.0.0:1 is not a loopback address"), "{listen}");
-    let name = refused(&mut loopgate(["cert", "issue", "--name", "Bad Name/.."]));
+    let name = run_refused(&mut loopgate(["cert", "issue", "--name", "Bad Name/.."]));
     assert!(name.contains("--name") && name.contains("Bad Name/..") && name.lines().count() == 1, "{name}");
-    let life = refused(&mut loopgate(["cert", "issue", "--name", "robot", "--life", "398d"]));
+    let life = run_refused(&mut loopgate(["cert", "issue", "--name", "robot", "--life", "398d"]));
     assert!(life.contains("--life") && life.contains("is not between 1m and 397d"), "{life}");
 }
 
@@ -124,7 +124,7 @@ fn a_misspelt_variable_is_refused_by_agent_and_exec() {
             .env("LOOPGATE_GATEWAY", "127.0.0.1:1")
             .env("LOOPGATE_PORT_443_TCP", "tcp://10.96.0.1:443")
             .env("LOOPGATE_SIDECARS", "x:1");
-        assert_eq!(refused(&mut command), "loopgate: LOOPGATE_SIDECARS: there is no such option\n");
+        assert_eq!(run_refused(&mut command), "loopgate: LOOPGATE_SIDECARS: there is no such option\n");
     }
 }
 
@@ -155,7 +155,8 @@ fn unreadable_files_are_reported_once_with_their_option_and_no_file_is_created()
 
 #[test]
 fn each_error_has_its_own_line() {
-    let message = refused(loopgate(["run", "--gateway", "x", "--admin", "y"]).env("LOOPGATE_ALLOW", "10.0.0.0/8,z"));
+    let message =
+        run_refused(loopgate(["run", "--gateway", "x", "--admin", "y"]).env("LOOPGATE_ALLOW", "10.0.0.0/8,z"));
     assert_eq!(message.lines().count(), 3, "{message}");
     assert!(message.lines().all(|line| line.starts_with("loopgate: ")), "{message}");
     assert!(message.contains("LOOPGATE_ALLOW: \"z\""), "{message}");
@@ -163,13 +164,13 @@ fn each_error_has_its_own_line() {
 
 #[test]
 fn an_unknown_argument_is_refused_on_one_line() {
-    let message = refused(&mut loopgate(["run", "--log-format", "xml"]));
+    let message = run_refused(&mut loopgate(["run", "--log-format", "xml"]));
     assert!(message.contains("--log-format") && message.contains("json") && message.lines().count() == 1, "{message}");
 }
 
 #[test]
 fn a_number_of_threads_at_which_tokio_would_panic_is_refused() {
-    let message = refused(loopgate(["run"]).env("TOKIO_WORKER_THREADS", "many"));
+    let message = run_refused(loopgate(["run"]).env("TOKIO_WORKER_THREADS", "many"));
     assert_eq!(message, "loopgate: TOKIO_WORKER_THREADS: \"many\" is not a number from 1 to 1024\n");
 }
 
@@ -205,7 +206,7 @@ fn an_empty_variable_counts_as_unset() {
     let mut command = loopgate(["config", "show"]);
     let output = command.env("LOOPGATE_CONFIG", "").env("LOOPGATE_GATEWAY", "").output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(refused(&mut loopgate(["config", "show", "--config", ""])).starts_with("loopgate: --config: "));
+    assert!(run_refused(&mut loopgate(["config", "show", "--config", ""])).starts_with("loopgate: --config: "));
 }
 
 #[test]
@@ -214,7 +215,7 @@ fn help_and_version_go_to_standard_output() {
         let output = loopgate(arguments).output().unwrap();
         assert!(output.status.success() && !output.stdout.is_empty() && output.stderr.is_empty(), "{arguments:?}");
     }
-    let bare = refused(&mut loopgate([""; 0]));
+    let bare = run_refused(&mut loopgate([""; 0]));
     assert!(bare.contains("Usage: loopgate"), "{bare}");
 }
 

@@ -163,10 +163,10 @@ mod tests {
         let mut kubernetes = FakeKubernetes::start();
         let uid = |name: &str| format!("uid-of-{name}");
         for name in ["runs", "ends", "other"] {
-            kubernetes.put(pod(name, Some("true"), &["198.51.100.7"]));
+            kubernetes.put_pod(pod(name, Some("true"), &["198.51.100.7"]));
         }
-        kubernetes.put(pod("without-address", Some("true"), &[]));
-        kubernetes.page(1);
+        kubernetes.put_pod(pod("without-address", Some("true"), &[]));
+        kubernetes.set_page_size(1);
         let config = Kubernetes {
             api: Some(kubernetes.address()),
             credentials: kubernetes.credentials(),
@@ -175,9 +175,9 @@ mod tests {
         let workloads = Workloads::Kubernetes(Api::new(&config));
         let ids: BTreeSet<String> = ["runs", "ends", "without-address", "never"].map(uid).into();
         assert_eq!(workloads.find_removed(ids.clone()).await, [uid("never")].into());
-        kubernetes.delete("ends");
+        kubernetes.delete_pod("ends");
         assert_eq!(workloads.find_removed(ids.clone()).await, ["ends", "never"].map(uid).into());
-        kubernetes.down().await;
+        kubernetes.stop().await;
         assert_eq!(workloads.find_removed(ids).await, BTreeSet::new());
     }
 

@@ -31,7 +31,7 @@ fn settings(authority: &TestCa, sidecar: SocketAddr, trust: ServerTrust) -> Sett
 }
 
 /// Sends `sent` through the agent and ends the stream; returns everything that is received.
-async fn exchange(agent: &Agent, sent: &[u8]) -> std::io::Result<Vec<u8>> {
+async fn send_and_read_all(agent: &Agent, sent: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(agent.address).await?;
     stream.write_all(sent).await?;
     stream.shutdown().await?;
@@ -49,7 +49,7 @@ async fn bytes_pass_both_ways_and_a_second_connection_resumes_the_session() {
     let agent = agent::start(settings, &shutdown).await.unwrap();
 
     for _ in 0..2 {
-        assert_eq!(exchange(&agent, b"hello").await.unwrap(), b"hello");
+        assert_eq!(send_and_read_all(&agent, b"hello").await.unwrap(), b"hello");
     }
     let handshakes = sidecar.handshakes.lock().unwrap().clone();
     assert!(
@@ -96,7 +96,7 @@ async fn only_a_sidecar_with_the_right_ca_and_name_or_fingerprint_is_trusted() {
         let agent = agent::start(Settings { wait_limit: Duration::ZERO, ..settings }, &shutdown).await.unwrap();
         let mut state = agent.state.clone();
         state.wait_for(|state| state.credentials.is_some()).await.unwrap();
-        let answer = exchange(&agent, b"hello").await;
+        let answer = send_and_read_all(&agent, b"hello").await;
         assert_eq!(answer.is_ok_and(|answer| answer == b"hello"), trusted, "{case}");
     }
 }
@@ -117,10 +117,10 @@ async fn a_replaced_certificate_is_used_for_new_connections_only() {
     let (chain, _) = authority.write_client_certificate("agent");
     // The chain and the key are replaced one after the other, so for a moment they may not match.
     state
-        .wait_for(|state| state.credentials.as_ref().is_some_and(|c| c.certified_key.cert[0] == der(&chain)))
+        .wait_for(|state| state.credentials.as_ref().is_some_and(|c| c.certified_key.cert[0] == read_der(&chain)))
         .await
         .unwrap();
-    assert_eq!(exchange(&agent, b"after").await.unwrap(), b"after");
+    assert_eq!(send_and_read_all(&agent, b"after").await.unwrap(), b"after");
     assert_eq!(sidecar.handshakes.lock().unwrap().last().unwrap().client, Some(fingerprint_of(&chain)));
     old.write_all(b"beyond").await.unwrap();
     old.read_exact(&mut bytes).await.unwrap();
@@ -138,14 +138,14 @@ async fn with_an_expired_certificate_a_client_waits_for_its_replacement() {
     authority.write_client_certificate_until("agent", Some(OffsetDateTime::now_utc() - Duration::from_secs(60)));
     let agent = agent::start(settings, &shutdown).await.unwrap();
     agent.state.clone().wait_for(|state| state.credentials.is_some()).await.unwrap();
-    let (answer, ()) = tokio::join!(exchange(&agent, b"hello"), async {
+    let (answer, ()) = tokio::join!(send_and_read_all(&agent, b"hello"), async {
         authority.write_client_certificate("agent");
     });
     assert_eq!(answer.unwrap(), b"hello");
     assert_eq!(sidecar.handshakes.lock().unwrap().len(), 1, "the agent tried the expired certificate");
 }
 
-fn der(path: &std::path::Path) -> rustls_pki_types::CertificateDer<'static> {
+fn read_der(path: &std::path::Path) -> rustls_pki_types::CertificateDer<'static> {
     use rustls_pki_types::pem::PemObject;
     rustls_pki_types::CertificateDer::from_pem_file(path).unwrap()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use loopgate_test_support::handshakes::{RunningHandshakes, handshake};
 use loopgate_test_support::hostile_chain::{SHAPES, hostile_chain};
-use loopgate_test_support::requirements::report;
+use loopgate_test_support::requirements::print_now;
 use loopgate_test_support::sidecar::{Launch, SidecarWithGateway};
 use loopgate_test_support::tls_client::TlsClient;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
@@ -29,7 +29,7 @@ fn hostile_chains_cost_at_most_three_times_a_normal_handshake() {
             let client = sidecar.without_tickets();
             cpu_per_handshake(&sidecar, &client, 20).await;
             let normal = cpu_per_handshake(&sidecar, &client, 4 * SAMPLES).await;
-            report(format_args!("  {option:?}: a handshake {normal:.2?}"));
+            print_now(format_args!("  {option:?}: a handshake {normal:.2?}"));
             let mut worst = 0.0_f64;
             for shape in SHAPES {
                 let mut line = Vec::new();
@@ -41,7 +41,7 @@ fn hostile_chains_cost_at_most_three_times_a_normal_handshake() {
                     worst = worst.max(ratio);
                     line.push(format!("{length} certificates {ratio:.2}"));
                 }
-                report(format_args!("  {shape:?}, times that: {}", line.join(", ")));
+                print_now(format_args!("  {shape:?}, times that: {}", line.join(", ")));
             }
             assert!(worst <= MAX_RATIO, "{option:?}: a hostile chain costs {worst:.2} handshakes");
         }
@@ -60,10 +60,10 @@ fn agents_are_served_during_hostile_chains_from_a_hundred_addresses() {
         let from_one = RunningHandshakes::start(hostile.clone(), vec!["127.0.0.5".into()], 30);
         let from_many = RunningHandshakes::start(hostile, attackers(100), 300);
         let bystanders = Bystanders::measure(&sidecar, Duration::from_secs(6)).await;
-        report(format_args!("  {} hostile handshakes", from_one.count() + from_many.count()));
+        print_now(format_args!("  {} hostile handshakes", from_one.count() + from_many.count()));
         assert!(from_one.count() + from_many.count() > 200, "that was no attack");
         assert!(
-            sidecar.gateway.requests().iter().all(|request| request.start().contains(" / ")),
+            sidecar.gateway.requests().iter().all(|request| request.start_line().contains(" / ")),
             "a hostile client reached the gateway"
         );
         bystanders.assert_served();
@@ -85,7 +85,7 @@ impl CertificateOption {
         match self {
             Self::CertificateFrom => {
                 let sidecar = Launch::new().flags(&["--certificate-from=127.0.0.0/8"]).start_with_gateway().await;
-                let ca = CertificateDer::from_pem_file(sidecar.ca()).unwrap();
+                let ca = CertificateDer::from_pem_file(sidecar.ca_file()).unwrap();
                 let (_, ca) = x509_parser::parse_x509_certificate(&ca).unwrap();
                 let name = ca.subject().iter_common_name().next().unwrap().as_str().unwrap().to_owned();
                 (sidecar, name)
@@ -106,9 +106,9 @@ impl CertificateOption {
 
 /// Makes `count` handshakes one after the other; returns the sidecar's average CPU time for one.
 async fn cpu_per_handshake(sidecar: &SidecarWithGateway, client: &TlsClient, count: u32) -> Duration {
-    let before = sidecar.process().cpu();
+    let before = sidecar.process().cpu_time();
     for _ in 0..count {
         handshake(client).await;
     }
-    (sidecar.process().cpu() - before) / count
+    (sidecar.process().cpu_time() - before) / count
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use loopgate_test_support::flood::{Flood, RunningFlood, Stream};
-use loopgate_test_support::requirements::report;
+use loopgate_test_support::requirements::print_now;
 use loopgate_test_support::sidecar::{Launch, SidecarWithGateway};
 use tokio::time::{sleep, timeout};
 
@@ -24,14 +24,14 @@ fn unread_files_and_slow_readers_exhaust_neither_the_gateway_nor_loopgate() {
         let slow = flood(15, 90, Stream::ReadSlowly(1000), "/file?3500000", "127.0.0.5").start(&sidecar);
         let bystanders = Bystanders::measure(&sidecar, Duration::from_secs(8)).await;
         let most_buffered = sidecar.gateway.most_buffered() as u64;
-        report(format_args!("  the gateway: {} MiB of files at most", most_buffered / MIB));
+        print_now(format_args!("  the gateway: {} MiB of files at most", most_buffered / MIB));
         assert_flooded(&sidecar, &[&unread, &slow], 25 * 100 + 15 * 90);
         assert!(most_buffered < 300 * MIB, "the gateway held {} MiB", most_buffered / MIB);
         memory.assert_bounded();
         bystanders.assert_served();
         drop((unread, slow));
         let released = async {
-            while sidecar.gateway.buffered() > 0 {
+            while sidecar.gateway.buffered_bytes() > 0 {
                 sleep(Duration::from_millis(100)).await;
             }
         };
@@ -80,11 +80,14 @@ fn unread(connections: usize, streams: usize, addresses: usize) -> Flood {
 /// Fails unless all of the requests were sent; prints how many the gateway got.
 fn assert_flooded(sidecar: &SidecarWithGateway, floods: &[&RunningFlood], requests: usize) {
     let sum = |of: fn(&RunningFlood) -> usize| floods.iter().map(|flood| of(flood)).sum::<usize>();
-    let (sent, ended, closed) =
-        (sum(|flood| flood.count.requests()), sum(|flood| flood.count.ended()), sum(|flood| flood.count.closed()));
+    let (sent, ended, closed) = (
+        sum(|flood| flood.count.request_count()),
+        sum(|flood| flood.count.ended_count()),
+        sum(|flood| flood.count.closed_count()),
+    );
     let (arrived, connections) = (sidecar.gateway.requests().len(), sidecar.gateway.connections());
-    report(format_args!("  {sent} hostile requests; {ended} of them ended, {closed} connections closed"));
-    report(format_args!(
+    print_now(format_args!("  {sent} hostile requests; {ended} of them ended, {closed} connections closed"));
+    print_now(format_args!(
         "  the gateway: {connections} connections, {arrived} requests, those of other clients included"
     ));
     assert!(sent >= requests, "{sent} of {requests} requests were sent");

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use loopgate_test_support::latency::{Latencies, measure_in_thread};
 use loopgate_test_support::process::Process;
-use loopgate_test_support::requirements::{exclusively, report};
+use loopgate_test_support::requirements::{print_now, run_exclusively};
 use loopgate_test_support::sidecar::AGENT;
 use loopgate_test_support::tls_client::TlsClient;
 
@@ -28,7 +28,7 @@ const OUTSIDER_P99: Duration = Duration::from_secs(3);
 
 /// Runs the test of one attack. No two of them run at the same time.
 fn attack<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
-    exclusively(name, || {
+    run_exclusively(name, || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(test());
         Ok(())
@@ -53,8 +53,8 @@ impl Bystanders {
         tokio::time::sleep(time).await;
         let [agent, outsider] = [agent, outsider].map(|thread| tokio::task::spawn_blocking(|| thread.join().unwrap()));
         let bystanders = Self { agent: agent.await.unwrap(), outsider: outsider.await.unwrap() };
-        report(format_args!("  agent: {}", bystanders.agent));
-        report(format_args!("  another outsider: {}", bystanders.outsider));
+        print_now(format_args!("  agent: {}", bystanders.agent));
+        print_now(format_args!("  another outsider: {}", bystanders.outsider));
         bystanders
     }
 
@@ -90,7 +90,7 @@ impl<'a> Memory<'a> {
     /// Fails if the memory has grown by 64 MiB or more.
     fn assert_bounded(&self) {
         let grown = self.growth();
-        report(format_args!("  loopgate: {} MiB before, grew by {} MiB", self.before / MIB, grown / MIB));
+        print_now(format_args!("  loopgate: {} MiB before, grew by {} MiB", self.before / MIB, grown / MIB));
         assert!(grown < 64 * MIB, "loopgate grew by {} MiB", grown / MIB);
     }
 }

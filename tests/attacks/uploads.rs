@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use loopgate_test_support::raw_h2::{DATA, END_HEADERS, HEADERS, RawH2, frame, request_block};
-use loopgate_test_support::requirements::report;
+use loopgate_test_support::requirements::print_now;
 use loopgate_test_support::sidecar::Launch;
 use tokio::time::{sleep, timeout};
 
@@ -24,10 +24,10 @@ fn uploads_while_the_gateway_is_down_are_not_held_in_memory() {
         let data = vec![0; 8 * 1024];
         let (mut uploads, mut sent) = (Vec::new(), 0);
         for number in 0..CONNECTIONS {
-            let mut client = RawH2::open(&sidecar, &sources[number % sources.len()], &[]).await;
+            let mut client = RawH2::connect(&sidecar, &sources[number % sources.len()], &[]).await;
             client.send(&STREAMS.map(|stream| frame(HEADERS, END_HEADERS, stream, &head)).concat()).await;
             // Send as much as the flow-control windows allow.
-            let (mut stream_window, mut window) = client.windows().await;
+            let (mut stream_window, mut window) = client.read_windows().await;
             while stream_window >= data.len() && window >= STREAMS.len() * data.len() {
                 client.send(&STREAMS.map(|stream| frame(DATA, 0, stream, &data)).concat()).await;
                 (stream_window, window) = (stream_window - data.len(), window - STREAMS.len() * data.len());
@@ -35,7 +35,7 @@ fn uploads_while_the_gateway_is_down_are_not_held_in_memory() {
             }
             uploads.push(client);
         }
-        report(format_args!("  {} MiB were sent", sent as u64 / MIB));
+        print_now(format_args!("  {} MiB were sent", sent as u64 / MIB));
         assert!(sent > CONNECTIONS * 32 * 1024, "too little was sent to test the limit");
         memory.assert_bounded();
         tokio::time::sleep_until(outage + OUTAGE).await;

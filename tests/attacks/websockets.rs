@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use loopgate_test_support::raw_h2::{
-    END_HEADERS, HEADERS, INITIAL_WINDOW, PREFACE, WINDOW_UPDATE, block, frame, settings,
+    END_HEADERS, HEADERS, INITIAL_WINDOW, PREFACE, WINDOW_UPDATE, frame, header_block, settings,
 };
-use loopgate_test_support::requirements::report;
+use loopgate_test_support::requirements::print_now;
 use loopgate_test_support::sidecar::{Launch, SidecarWithGateway};
 use loopgate_test_support::tls_client::TlsClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,7 +60,7 @@ fn unread_websockets_over_h2_share_a_memory_budget() {
             (":path", "/ws-floods"),
             ("sec-websocket-version", "13"),
         ];
-        let (head, streams) = (block(&fields), WEBSOCKETS / CONNECTIONS);
+        let (head, streams) = (header_block(&fields), WEBSOCKETS / CONNECTIONS);
         let mut clients = Vec::new();
         for number in 0..CONNECTIONS {
             let stream = tcp(&sidecar, &sources[number % sources.len()]).await;
@@ -97,7 +97,7 @@ async fn growth_when_stalled(sidecar: &SidecarWithGateway, memory: &Memory<'_>) 
     let no_more = async {
         while unchanged_for < 5 {
             sleep(Duration::from_millis(200)).await;
-            let pushed = sidecar.gateway.pushed();
+            let pushed = sidecar.gateway.pushed_bytes();
             unchanged_for = if pushed == pushed_before { unchanged_for + 1 } else { 0 };
             pushed_before = pushed;
         }
@@ -105,7 +105,7 @@ async fn growth_when_stalled(sidecar: &SidecarWithGateway, memory: &Memory<'_>) 
     timeout(Duration::from_secs(20), no_more).await.expect("clients that do not read stop the gateway");
     assert!(pushed_before >= WEBSOCKETS * 64 * 1024, "only {pushed_before} bytes were sent");
     let grown = memory.growth();
-    report(format_args!(
+    print_now(format_args!(
         "  the kernel took {} MiB of the gateway, loopgate grew by {} KiB",
         pushed_before as u64 / MIB,
         grown / 1024

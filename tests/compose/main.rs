@@ -41,12 +41,12 @@ const TABLE: &[(&str, &[&str], &str)] = &[
 const SECRET: &str = "-secret";
 
 /// The directory with a directory for each kind of project.
-fn data() -> PathBuf {
+fn data_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/compose")
 }
 
 /// Every kind of project, once.
-fn kinds() -> BTreeSet<&'static str> {
+fn project_kinds() -> BTreeSet<&'static str> {
     TABLE.iter().map(|(kind, ..)| *kind).collect()
 }
 
@@ -61,7 +61,7 @@ fn text(bytes: &[u8]) -> String {
 
 /// Runs `loopgate compose` with the project on standard input.
 fn loopgate(kind: &str, arguments: &[&str]) -> Output {
-    let config = fs::File::open(data().join(kind).join("config.json")).expect("config.json");
+    let config = fs::File::open(data_dir().join(kind).join("config.json")).expect("config.json");
     Command::new(env!("CARGO_BIN_EXE_loopgate"))
         .arg("compose")
         .args(arguments)
@@ -71,7 +71,7 @@ fn loopgate(kind: &str, arguments: &[&str]) -> Output {
 }
 
 /// The output in the form of the expected files: standard output, then the exit status and standard error.
-fn answer(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     let status = output.status.code().expect("an exit status");
     let error_lines: String = text(&output.stderr).lines().map(|line| format!("# {line}\n")).collect();
     // The filter's configuration is the content of another file, so it is left out.
@@ -90,8 +90,8 @@ fn answer(output: &Output) -> String {
 fn every_kind_of_project_gets_the_expected_output() {
     let mut wrong = Vec::new();
     for (kind, arguments, file) in TABLE {
-        let path = data().join(kind).join(file);
-        let answer = answer(&loopgate(kind, arguments));
+        let path = data_dir().join(kind).join(file);
+        let answer = output_text(&loopgate(kind, arguments));
         if is_blessing() {
             fs::write(&path, answer).unwrap();
         } else if fs::read_to_string(&path).unwrap_or_default() != answer {
@@ -105,10 +105,10 @@ fn every_kind_of_project_gets_the_expected_output() {
 fn no_secret_is_ever_written() {
     let mut arguments: Vec<&[&str]> = vec![&["--check"], &["--full"], &["--in-gateway"]];
     arguments.extend(TABLE.iter().map(|(_, arguments, _)| *arguments));
-    for kind in kinds() {
-        let config = fs::read_to_string(data().join(kind).join("config.json")).unwrap();
+    for kind in project_kinds() {
+        let config = fs::read_to_string(data_dir().join(kind).join("config.json")).unwrap();
         for arguments in &arguments {
-            let answer = answer(&loopgate(kind, arguments));
+            let answer = output_text(&loopgate(kind, arguments));
             assert!(!answer.contains(SECRET), "{kind} {arguments:?}: {answer}");
         }
         // The error for a truncated text doesn't contain a secret either.
@@ -123,9 +123,9 @@ fn no_secret_is_ever_written() {
             child.stdin.take().unwrap().write_all(&config.as_bytes()[..end]).unwrap();
             let output = child.wait_with_output().unwrap();
             assert!(
-                output.status.code() == Some(2) && !answer(&output).contains(SECRET),
+                output.status.code() == Some(2) && !output_text(&output).contains(SECRET),
                 "{kind} cut at {end}: {}",
-                answer(&output)
+                output_text(&output)
             );
         }
     }
@@ -136,9 +136,9 @@ fn docker_compose_merges_every_override_as_intended() {
     if !is_compose_installed() {
         return;
     }
-    for kind in kinds() {
-        let config = data().join(kind).join("config.json");
-        let current = compose(kind, &["compose.yaml"]).expect("a valid project");
+    for kind in project_kinds() {
+        let config = data_dir().join(kind).join("config.json");
+        let current = run_compose_config(kind, &["compose.yaml"]).expect("a valid project");
         if is_blessing() {
             fs::write(&config, &current).unwrap();
         }
@@ -151,12 +151,13 @@ fn docker_compose_merges_every_override_as_intended() {
     }
     let mut merged = 0;
     for (kind, arguments, file) in TABLE.iter().filter(|(.., file)| file.ends_with(".yaml")) {
-        if fs::read_to_string(data().join(kind).join(file)).unwrap().starts_with("# ---") {
+        if fs::read_to_string(data_dir().join(kind).join(file)).unwrap().starts_with("# ---") {
             continue;
         }
         let before: Value =
-            serde_json::from_str(&fs::read_to_string(data().join(kind).join("config.json")).unwrap()).unwrap();
-        let after = compose(kind, &["compose.yaml", file]).unwrap_or_else(|why| panic!("{kind} {arguments:?}: {why}"));
+            serde_json::from_str(&fs::read_to_string(data_dir().join(kind).join("config.json")).unwrap()).unwrap();
+        let after = run_compose_config(kind, &["compose.yaml", file])
+            .unwrap_or_else(|why| panic!("{kind} {arguments:?}: {why}"));
         assert_gateway_behind_loopgate(&format!("{kind} {file}"), &before, &serde_json::from_str(&after).unwrap());
         merged += 1;
     }
@@ -252,9 +253,9 @@ fn the_shipped_override_is_what_loopgate_writes_for_openclaws_own_file() {
 fn compose_1_merges_the_override_for_the_gateways_own_namespace() {
     let installed = Command::new("docker-compose").arg("version").output().is_ok_and(|output| output.status.success());
     if !installed {
-        return skip("docker-compose is not installed");
+        return report_skipped("docker-compose is not installed");
     }
-    let directory = data().join("official-2026.2");
+    let directory = data_dir().join("official-2026.2");
     // Compose 1 accepts `name` only with a version.
     let project = fs::read_to_string(directory.join("compose.yaml")).unwrap().replace("name: openclaw\n", "");
     let place = tempfile::tempdir().unwrap();
@@ -278,14 +279,14 @@ fn is_compose_installed() -> bool {
     let installed =
         Command::new("docker").args(["compose", "version"]).output().is_ok_and(|output| output.status.success());
     if !installed {
-        skip("`docker compose` is not installed");
+        report_skipped("`docker compose` is not installed");
     }
     installed
 }
 
 /// Prints that a test is not run, to the standard error that libtest does not capture. Fails if `CI` is
 /// `true`.
-fn skip(why: &str) {
+fn report_skipped(why: &str) {
     let line = format!(
         "NOT RUN: {}: {why}; tests/setup/compose.sh installs it",
         std::thread::current().name().unwrap_or("a test")
@@ -295,7 +296,7 @@ fn skip(why: &str) {
 }
 
 /// The output of `docker compose config --format json` for these files of a project, or its error.
-fn compose(kind: &str, files: &[&str]) -> Result<String, String> {
+fn run_compose_config(kind: &str, files: &[&str]) -> Result<String, String> {
     let mut command = Command::new("docker");
     command.args(["compose", "--project-directory", "/srv/project"]);
     for file in files {
@@ -303,7 +304,7 @@ fn compose(kind: &str, files: &[&str]) -> Result<String, String> {
     }
     let output = command
         .args(["config", "--format", "json"])
-        .current_dir(data().join(kind))
+        .current_dir(data_dir().join(kind))
         .env("COMPOSE_PROFILES", "*")
         .env_remove("LOOPGATE_IMAGE")
         .env_remove("OPENCLAW_GATEWAY_TOKEN")

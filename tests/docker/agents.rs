@@ -56,7 +56,7 @@ impl Shared {
 fn sidecar(gateway: &Running, shared: &Shared) -> Container {
     let arguments = ["run", "--docker", "unix:///run/docker-filter/docker.sock"];
     Container::loopgate("sidecar", arguments)
-        .inside(gateway)
+        .in_namespace_of(gateway)
         .hardened()
         .option(format!("--user={NODE}:{NODE}"))
         // The group of the filter's socket.
@@ -102,7 +102,7 @@ fn a_gateway_on_loopback_serves_sub_agents_agents_in_containers_and_outsiders(ve
     std::fs::write(&ca, sidecar.exec(["/loopgate", "cert", "export"])).unwrap();
 
     // The Control UI, from this machine.
-    let url = format!("https://localhost:{}/", gateway.published(18443));
+    let url = format!("https://localhost:{}/", gateway.published_port(18443));
     let page = eventually("the Control UI answers", || {
         let curl = output(Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(&ca).arg(&url))
             .expect("curl can be run");
@@ -113,7 +113,7 @@ fn a_gateway_on_loopback_serves_sub_agents_agents_in_containers_and_outsiders(ve
     // The sub-agent of the issue. The old version pairs its own device for only some of the scopes, so loopgate pairs
     // it.
     if version == OLD {
-        sidecar.says("the gateway's own device is paired for every scope");
+        sidecar.wait_for_log("the gateway's own device is paired for every scope");
     }
     let authorization = format!("Authorization: Bearer {TOKEN}");
     let task = r#"{"tool": "sessions_spawn", "args": {"task": "say hello"}}"#;
@@ -131,12 +131,12 @@ fn a_gateway_on_loopback_serves_sub_agents_agents_in_containers_and_outsiders(ve
     let script = "openclaw gateway call health && openclaw health && echo all is well";
     let Some(agent) = agent(version, &network, &shared, script) else { return };
     let agent = engine.run(agent);
-    assert_eq!(agent.ends(), 0, "{}", agent.logs());
+    assert_eq!(agent.wait_for_exit(), 0, "{}", agent.logs());
     let agents_log = agent.logs();
     assert!(agents_log.contains("all is well") && !agents_log.contains(TOKEN), "{agents_log}");
     let gateways_log = gateway.logs();
     assert!(!gateways_log.contains("pairing required"), "{gateways_log}");
-    sidecar.says("token=true");
+    sidecar.wait_for_log("token=true");
     assert!(!sidecar.logs().contains(TOKEN));
 }
 

@@ -55,10 +55,10 @@ fn try_to_enrol(client: &Running) -> Output {
 fn a_container_without_privileges_enrols_and_is_an_agent() {
     let Some(engine) = Engine::start() else { return };
     let deployment =
-        Deployment::with(&engine, &["--agent-proof", "process", "--agent-proof", "file"], |gateway| gateway);
+        Deployment::start_with(&engine, &["--agent-proof", "process", "--agent-proof", "file"], |gateway| gateway);
     let ask = "curl --silent --show-error http://127.0.0.1:18789/";
     let agent = engine.run(deployment.attested_loopgate("agent", ["exec", "--", "sh", "-c", ask]));
-    assert_eq!(agent.ends(), 0, "{}", agent.logs());
+    assert_eq!(agent.wait_for_exit(), 0, "{}", agent.logs());
     assert!(is_agent(&agent.logs()), "{}", agent.logs());
 
     // A proof in the name of a file, which this sidecar accepts, but not on a mount, where others may write.
@@ -81,7 +81,7 @@ fn a_container_that_takes_an_agents_address_is_external_and_cannot_enrol() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
     let agent = engine.run(deployment.attested_loopgate("agent", ["agent"]));
-    agent.says("enrolled");
+    agent.wait_for_log("enrolled");
     let address = agent.ip(&deployment.network);
 
     let neighbour = engine.run(deployment.client("neighbour").with_loopgate().option("--cap-add=NET_ADMIN"));
@@ -101,7 +101,7 @@ fn a_container_that_takes_an_agents_address_is_external_and_cannot_enrol() {
     assert!(message.contains("the proof is not visible in the container that has this address"), "{message}");
     deployment.wait_for_metric("loopgate_enrolments_total 1");
     assert!(deployment.metrics().contains("loopgate_enrolments_refused_total{reason=\"proof_not_found\"}"));
-    deployment.sidecar.says("reason=\"proof_not_found\"");
+    deployment.sidecar.wait_for_log("reason=\"proof_not_found\"");
 }
 
 #[test]

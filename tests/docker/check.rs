@@ -46,7 +46,7 @@ fn assert_remedy(remedy: &Value, words: &str) {
 fn a_missing_unfiltered_or_too_strict_socket_is_reported_and_the_filter_is_not() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
-    let in_gateways_namespace = |name: &str| Container::idle(name).with_loopgate().inside(&deployment.gateway);
+    let in_gateways_namespace = |name: &str| Container::idle(name).with_loopgate().in_namespace_of(&deployment.gateway);
 
     let bare = engine.run(in_gateways_namespace("bare"));
     let (seen, remedy) = seen_and_remedy(&check(&bare, &[]), "docker-missing");
@@ -155,14 +155,14 @@ fn an_operators_certificate_without_an_address_is_reported_and_loopgates_own_is_
                 .mount_writable(own.name(), "/own")
                 .command(["sh", "-c", copy]),
         )
-        .ends();
+        .wait_for_exit();
     second.connect(&deployment.gateway, &["gateway"]);
     let address = deployment.gateway.ip(&second).to_string();
 
     let inspector = engine.run(
         Container::idle("inspector")
             .with_loopgate()
-            .inside(&deployment.gateway)
+            .in_namespace_of(&deployment.gateway)
             .mount(own.name(), "/own")
             .mount(deployment.state.name(), "/var/lib/loopgate"),
     );

@@ -31,13 +31,13 @@ fn both_generations_of_compose_accept_every_file() {
 
 #[test]
 fn compose_1_starts_the_gateway_behind_loopgate() {
-    let Some(project) = Project::up(Compose::V1, &["compose.yaml"]) else { return };
+    let Some(project) = Project::start(Compose::V1, &["compose.yaml"]) else { return };
     wait_for_gateway_over_tls(&project);
 }
 
 #[test]
 fn compose_2_starts_the_gateway_behind_loopgate_and_it_survives_a_restart_of_the_namespaces_owner() {
-    let Some(project) = Project::up(Compose::V2, &["compose.yaml"]) else { return };
+    let Some(project) = Project::start(Compose::V2, &["compose.yaml"]) else { return };
     wait_for_gateway_over_tls(&project);
 
     for service in ["netns", "gateway", "loopgate", "socket-filter", "ca", "agent"] {
@@ -61,7 +61,7 @@ fn compose_2_starts_the_gateway_behind_loopgate_and_it_survives_a_restart_of_the
     // As compose.yaml says, the gateway must be restarted too. loopgate notices that its interfaces are gone, and
     // exits.
     gateway.restart();
-    eventually("loopgate is started again", || (loopgate.restarts() > 0).then_some(()));
+    eventually("loopgate is started again", || (loopgate.restart_count() > 0).then_some(()));
     wait_for_gateway_over_tls(&project);
 }
 
@@ -78,7 +78,7 @@ fn assert_no_privileges(container: &Running) {
 fn wait_for_gateway_over_tls(project: &Project) {
     let ca = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(ca.path(), project.compose(&["exec", "-T", "loopgate", "/loopgate", "cert", "export"])).unwrap();
-    let url = format!("https://localhost:{}/healthz", project.service("netns").published(18443));
+    let url = format!("https://localhost:{}/healthz", project.service("netns").published_port(18443));
     let answer = eventually("the gateway answers through loopgate", || {
         let curl = output(Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(ca.path()).arg(&url));
         curl.ok().filter(|curl| curl.status.success())

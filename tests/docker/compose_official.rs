@@ -33,7 +33,7 @@ impl Directory {
     fn new(version: &str, cli: &str) -> Option<Self> {
         Compose::V2.command()?;
         try_docker(&["image", "inspect", LOOPGATE]).map_err(|why| skip(&why)).ok()?;
-        let tree = openclaw::tree(version)?;
+        let tree = openclaw::install_dir(version)?;
         let place = tempfile::tempdir().unwrap();
         let path = place.path();
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -86,7 +86,7 @@ impl Directory {
     }
 
     /// Makes the gateway spawn a sub-agent once it answers; returns the response.
-    fn spawn(&self) -> Value {
+    fn spawn_subagent(&self) -> Value {
         let task = r#"{"tool": "sessions_spawn", "args": {"task": "say hello"}}"#;
         let curl = format!(
             "docker compose exec -T openclaw-gateway curl --silent --max-time 60 --header 'Authorization: Bearer \
@@ -138,7 +138,7 @@ impl Drop for Directory {
 fn the_official_file_works_after_one_command(version: &str, cli: &str) {
     let Some(directory) = Directory::new(version, cli) else { return };
     directory.sh_ok("docker compose up --detach");
-    let before = directory.spawn();
+    let before = directory.spawn_subagent();
     if version == OLD {
         assert!(before.to_string().contains("SECURITY ERROR"), "the issue: {before}");
     }
@@ -169,7 +169,7 @@ fn the_official_file_works_after_one_command(version: &str, cli: &str) {
             directory.sh_ok("docker compose logs loopgate").contains(paired).then_some(())
         });
     }
-    let after = directory.spawn();
+    let after = directory.spawn_subagent();
     assert_eq!(after["result"]["details"]["status"], "accepted", "{after}");
     for command in ["gateway call health", "health", "devices list"] {
         directory.sh_ok(&format!("docker compose run --rm -T openclaw-cli {command} </dev/null"));

@@ -62,7 +62,7 @@ impl Container {
     }
 
     /// Shares the network namespace of another container.
-    pub fn inside(self, owner: &Running) -> Self {
+    pub fn in_namespace_of(self, owner: &Running) -> Self {
         self.option(format!("--network=container:{}", owner.name()))
     }
 
@@ -103,7 +103,7 @@ impl Container {
         self.option("--read-only").option("--cap-drop=ALL").option("--security-opt=no-new-privileges")
     }
 
-    /// Publishes a port on a free port of the host ([`Running::published`]).
+    /// Publishes a port on a free port of the host ([`Running::published_port`]).
     pub fn publish(self, port: u16) -> Self {
         self.option(format!("--publish={port}"))
     }
@@ -172,7 +172,7 @@ impl Running {
     }
 
     /// Waits until the log contains `text`.
-    pub fn says(&self, text: &str) {
+    pub fn wait_for_log(&self, text: &str) {
         eventually(&format!("{} logs {text:?}", self.name), || {
             let logs = self.logs();
             // A container that has ended won't log the text any more.
@@ -193,7 +193,7 @@ impl Running {
     }
 
     /// The host's port for a published port of the container, over IPv4.
-    pub fn published(&self, port: u16) -> u16 {
+    pub fn published_port(&self, port: u16) -> u16 {
         let text = docker(&["port", &self.name, &format!("{port}/tcp")]);
         let first = text.lines().next().and_then(|line| line.rsplit(':').next()).and_then(|port| port.parse().ok());
         first.unwrap_or_else(|| panic!("port {port} of {} is published as {text:?}", self.name))
@@ -210,12 +210,12 @@ impl Running {
     }
 
     /// The number of restarts by the restart policy.
-    pub fn restarts(&self) -> u32 {
+    pub fn restart_count(&self) -> u32 {
         self.inspect("{{.RestartCount}}").parse().expect("a number")
     }
 
     /// Waits until the container has ended; returns its exit status.
-    pub fn ends(&self) -> i32 {
+    pub fn wait_for_exit(&self) -> i32 {
         eventually(&format!("{} ends", self.name), || (!self.is_running()).then_some(()));
         self.inspect("{{.State.ExitCode}}").parse().expect("a number")
     }

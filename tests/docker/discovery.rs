@@ -20,7 +20,8 @@ fn only_a_labelled_container_of_the_gateways_project_is_an_agent() {
         engine.run(deployment.client("foreign").label("loopgate.agent", "address").of_project("other", "foreign"));
     let unproven =
         engine.run(deployment.client("unproven").label("loopgate.agent", "true").of_project(PROJECT, "unproven"));
-    let sharing = engine.run(Container::idle("sharing").inside(&agent).mount(deployment.state.name(), "/state"));
+    let sharing =
+        engine.run(Container::idle("sharing").in_namespace_of(&agent).mount(deployment.state.name(), "/state"));
     deployment.wait_for_agents(2);
     for agent in [&agent, &sharing] {
         let response = request_gateway(agent, "gateway");
@@ -30,7 +31,7 @@ fn only_a_labelled_container_of_the_gateways_project_is_an_agent() {
         let response = request_gateway(outsider, "gateway");
         assert!(is_external(&response, outsider.ip(&deployment.network)), "{response}");
     }
-    deployment.sidecar.says("labelled container is not an agent");
+    deployment.sidecar.wait_for_log("labelled container is not an agent");
 }
 
 #[test]
@@ -101,7 +102,7 @@ fn a_network_that_the_gateway_joins_gets_a_listener_a_name_and_agents_without_a_
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     });
     assert!(is_agent(&response), "{response}");
-    assert_eq!(deployment.sidecar.restarts(), 0);
+    assert_eq!(deployment.sidecar.restart_count(), 0);
 
     other.disconnect(&deployment.gateway);
     deployment.wait_for_agents(0);
@@ -111,8 +112,8 @@ fn a_network_that_the_gateway_joins_gets_a_listener_a_name_and_agents_without_a_
 #[test]
 fn every_client_of_a_published_port_is_external() {
     let Some(engine) = Engine::start() else { return };
-    let deployment = Deployment::with(&engine, &[], |gateway| gateway.publish(18443));
-    let port = deployment.gateway.published(18443).to_string();
+    let deployment = Deployment::start_with(&engine, &[], |gateway| gateway.publish(18443));
+    let port = deployment.gateway.published_port(18443).to_string();
     let bridge = deployment.network.gateway();
     let through = deployment.engine.run(deployment.agent("agent"));
     deployment.wait_for_agents(1);
@@ -168,7 +169,7 @@ fn the_sidecar_returns_after_the_namespaces_owner_restarts_or_stops_for_a_while(
     let agent = engine.run(deployment.agent("agent"));
     deployment.wait_for_agents(1);
     let back = |times: u32| {
-        eventually("the sidecar has restarted", || (deployment.sidecar.restarts() == times).then_some(()));
+        eventually("the sidecar has restarted", || (deployment.sidecar.restart_count() == times).then_some(()));
         deployment.wait_until_ready();
         deployment.wait_for_agents(1);
         assert!(is_agent(&request_gateway(&agent, "gateway")));
@@ -177,29 +178,29 @@ fn the_sidecar_returns_after_the_namespaces_owner_restarts_or_stops_for_a_while(
     back(1);
 
     deployment.gateway.stop();
-    deployment.sidecar.says("lost its interfaces");
+    deployment.sidecar.wait_for_log("lost its interfaces");
     // While the owner is stopped, the sidecar waits. If it exited at once, the engine would restart it within this
     // time.
     let sidecar = &deployment.sidecar;
-    assert!(stays_true_for(Duration::from_secs(3), || sidecar.is_running() && sidecar.restarts() == 1));
+    assert!(stays_true_for(Duration::from_secs(3), || sidecar.is_running() && sidecar.restart_count() == 1));
     deployment.gateway.start();
     back(2);
     assert_eq!(deployment.sidecar.inspect("{{.State.ExitCode}}"), "0", "the sidecar does not run");
-    deployment.sidecar.says("exiting, so that the restart policy");
+    deployment.sidecar.wait_for_log("exiting, so that the restart policy");
 }
 
 #[test]
 fn the_sidecar_returns_after_the_namespaces_owner_crashes_repeatedly() {
     let Some(engine) = Engine::start() else { return };
-    let deployment = Deployment::with(&engine, &[], |gateway| gateway.option("--restart=always"));
+    let deployment = Deployment::start_with(&engine, &[], |gateway| gateway.option("--restart=always"));
     for _ in 0..3 {
-        let restarts = deployment.gateway.restarts();
+        let restarts = deployment.gateway.restart_count();
         deployment.gateway.crash();
         eventually("the engine restarts the gateway", || {
-            (deployment.gateway.restarts() > restarts && deployment.gateway.is_running()).then_some(())
+            (deployment.gateway.restart_count() > restarts && deployment.gateway.is_running()).then_some(())
         });
     }
-    eventually("the sidecar has restarted", || (deployment.sidecar.restarts() > 0).then_some(()));
+    eventually("the sidecar has restarted", || (deployment.sidecar.restart_count() > 0).then_some(()));
     deployment.wait_until_ready();
 }
 

@@ -24,14 +24,14 @@ fn exec_as_the_first_process_forwards_signals_and_statuses_and_reaps_zombies() {
     let orphans =
         deployment.run_script("for _ in 1 2 3; do sh -c 'sleep 0.2 & echo $!'; done; echo ready; exec sleep infinity");
 
-    assert_eq!(with_status_7.ends(), 7, "{}", with_status_7.logs());
+    assert_eq!(with_status_7.wait_for_exit(), 7, "{}", with_status_7.logs());
     for (container, status) in [(exits, 42), (ignores, 137)] {
-        container.says("ready");
+        container.wait_for_log("ready");
         // Not with `docker stop`, which would kill the processes that loopgate fails to end.
         container.signal("TERM");
-        assert_eq!(container.ends(), status, "{}", container.logs());
+        assert_eq!(container.wait_for_exit(), status, "{}", container.logs());
     }
-    orphans.says("ready");
+    orphans.wait_for_log("ready");
     for orphan in orphans.logs().lines().filter(|line| line.parse::<u32>().is_ok()) {
         let there = format!("test -e /proc/{orphan}");
         eventually("the orphan is reaped", || (!orphans.try_exec(["sh", "-c", &there]).status.success()).then_some(()));

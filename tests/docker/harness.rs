@@ -37,11 +37,11 @@ pub struct Deployment<'a> {
 impl<'a> Deployment<'a> {
     /// Starts a deployment with the default flags, and waits until it is ready.
     pub fn start(engine: &'a Engine) -> Self {
-        Self::with(engine, &[], |gateway| gateway)
+        Self::start_with(engine, &[], |gateway| gateway)
     }
 
     /// Does the same with additional flags of `loopgate run`; `change` may change the gateway's container.
-    pub fn with(engine: &'a Engine, flags: &[&str], change: impl FnOnce(Container) -> Container) -> Self {
+    pub fn start_with(engine: &'a Engine, flags: &[&str], change: impl FnOnce(Container) -> Container) -> Self {
         Self::with_gateway(engine, flags, change(Container::new("gateway").command(["sh", "-c", GATEWAY])))
     }
 
@@ -66,7 +66,7 @@ impl<'a> Deployment<'a> {
 
     /// A container on the gateway's network with loopgate's CA.
     pub fn client(&self, name: &str) -> Container {
-        self.equipped(Container::idle(name))
+        self.with_network_and_ca(Container::idle(name))
     }
 
     /// A container that is an agent by its address.
@@ -81,12 +81,13 @@ impl<'a> Deployment<'a> {
 
     /// A container in which `loopgate` runs with these arguments, such as `agent`, and enrols.
     pub fn attested_loopgate<const N: usize>(&self, name: &str, arguments: [&str; N]) -> Container {
-        let container = self.equipped(Container::loopgate(name, arguments)).hardened().option("--user=10001:10001");
+        let container =
+            self.with_network_and_ca(Container::loopgate(name, arguments)).hardened().option("--user=10001:10001");
         container.label("loopgate.agent", "true").of_project(PROJECT, name)
     }
 
     /// Adds the gateway's network and loopgate's CA.
-    fn equipped(&self, container: Container) -> Container {
+    fn with_network_and_ca(&self, container: Container) -> Container {
         container.network(&self.network).mount(self.state.name(), "/state").env("LOOPGATE_CA", "/state/ca.pem")
     }
 
@@ -122,7 +123,7 @@ fn sidecar(gateway: &Running, socket: &Path, state: &Volume, flags: &[&str]) -> 
     let arguments = ["run", "--docker", "unix:///run/docker-filter/docker.sock", "--request-timeout", "600s"];
     Container::loopgate("sidecar", [])
         .command(arguments.iter().chain(flags).copied())
-        .inside(gateway)
+        .in_namespace_of(gateway)
         .hardened()
         .option("--restart=always")
         .mount(socket, "/run/docker-filter")

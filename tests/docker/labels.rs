@@ -7,12 +7,12 @@ use std::process::Command;
 use crate::container::{Container, Running};
 use crate::engine::{Engine, eventually};
 use crate::harness::{Deployment, PROJECT};
-use crate::openclaw::{IMAGE, NEW, OLD, TOKEN, gateway, tree};
+use crate::openclaw::{IMAGE, NEW, OLD, TOKEN, gateway, install_dir};
 use loopgate_test_support::device_client::{DeviceClient, End, SCRIPT};
 
 fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(version: &str) {
     let Some(engine) = Engine::start() else { return };
-    let (Some(gateway), Some(tree)) = (gateway(version), tree(version)) else { return };
+    let (Some(gateway), Some(tree)) = (gateway(version), install_dir(version)) else { return };
     let deployment = Deployment::with_gateway(&engine, &[], gateway);
     // The user is root, because only root can read the CA in the sidecar's state directory.
     let equipped = |container: Container| {

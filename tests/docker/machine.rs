@@ -27,7 +27,7 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
     // Whether to run, after each event, the command of the systemd unit in docker/README.md.
     let with_unit = std::env::var("TEST_WITH_UNIT").as_deref() == Ok("1");
     let engine = Engine::start().expect("an engine with the images");
-    let project = Project::up(Compose::V2, &["compose.yaml"]).expect("the images");
+    let project = Project::start(Compose::V2, &["compose.yaml"]).expect("the images");
     let outsider = engine.run(project.outsider("agents").option("--restart=always"));
     assert!(is_back(&project, &outsider, Duration::from_secs(300)), "{}", container_states(&project));
 

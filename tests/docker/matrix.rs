@@ -28,7 +28,7 @@ const FORGERIES: [&[(&str, &str)]; 5] = [
 
 #[test]
 fn only_the_agent_is_paired_silently_also_after_a_restart_of_the_namespaces_owner() {
-    let Some((engine, project)) = up(Compose::V2, &["compose.yaml"]) else { return };
+    let Some((engine, project)) = start_project(Compose::V2, &["compose.yaml"]) else { return };
     let outsider = engine.run(project.outsider("agents"));
     let local = agents_are_paired_silently(&project);
     let through = || project.client(&outsider, LOOPGATE).ca(CA.as_ref());
@@ -46,7 +46,7 @@ fn only_the_agent_is_paired_silently_also_after_a_restart_of_the_namespaces_owne
 
 #[test]
 fn behind_caddy_strangers_need_approval_and_are_known_by_their_own_address() {
-    let Some((engine, project)) = up(Compose::V2, &["compose.yaml", "compose.caddy.yaml"]) else { return };
+    let Some((engine, project)) = start_project(Compose::V2, &["compose.yaml", "compose.caddy.yaml"]) else { return };
     let caddy = project.service("caddy");
     let root = ["cat", "/data/caddy/pki/authorities/local/root.crt"];
     let root = eventually("Caddy has a CA", || Some(caddy.try_exec(root)).filter(|cat| cat.status.success()));
@@ -63,7 +63,7 @@ fn behind_caddy_strangers_need_approval_and_are_known_by_their_own_address() {
 
 #[test]
 fn behind_traefik_strangers_need_approval_and_are_known_by_their_own_address() {
-    let Some((engine, project)) = up(Compose::V1, &["compose.yaml", "compose.traefik.yaml"]) else { return };
+    let Some((engine, project)) = start_project(Compose::V1, &["compose.yaml", "compose.traefik.yaml"]) else { return };
     // Traefik's self-signed certificate can't be verified.
     let outsider = engine.run(project.outsider("public").env("NODE_TLS_REJECT_UNAUTHORIZED", "0"));
     let address = project.service("traefik").ip_on(&project.network("public")).to_string();
@@ -74,8 +74,8 @@ fn behind_traefik_strangers_need_approval_and_are_known_by_their_own_address() {
 const DEVICE: &str = "/tmp/device.json";
 
 /// Starts these files with Docker Compose.
-fn up(compose: Compose, files: &[&'static str]) -> Option<(Engine, Project)> {
-    Some((Engine::start()?, Project::up(compose, files)?))
+fn start_project(compose: Compose, files: &[&'static str]) -> Option<(Engine, Project)> {
+    Some((Engine::start()?, Project::start(compose, files)?))
 }
 
 /// Tests agents and other clients of a project whose front `through` connects to.
@@ -137,7 +137,7 @@ fn clients_of_a_published_port_need_approval(project: &Project) {
     let ca = directory.path().join("ca.pem");
     std::fs::write(&ca, project.compose(&["exec", "-T", "loopgate", "/loopgate", "cert", "export"])).unwrap();
     let modules = project.modules();
-    let url = format!("wss://localhost:{}", project.service("netns").published(18443));
+    let url = format!("wss://localhost:{}", project.service("netns").published_port(18443));
     let node = Command::new(modules.join("node/bin/node"));
     DeviceClient::new(node, &modules, &url).token(crate::openclaw::TOKEN).ca(&ca).over_h2().connect().pairing_request();
 }

@@ -20,7 +20,7 @@ pub const IMAGE: &str = "loopgate-test/openclaw";
 /// An idle container with this version of OpenClaw, whose command line is `node /app/openclaw.mjs ...`. If the version
 /// isn't installed, prints NOT RUN and returns `None`.
 pub fn openclaw(name: &str, version: &str) -> Option<Container> {
-    let tree = tree(version)?;
+    let tree = install_dir(version)?;
     let container = Container::idle(name).image(IMAGE).hardened().mount(tree, "/openclaw");
     let container = container.mount_writable(plugin_cache(version), "/tmp/jiti");
     // Podman has no option for the owner of a tmpfs. With Docker the home directory must not be writable for other
@@ -47,8 +47,8 @@ pub fn gateway_with(version: &str, configuration: &Path) -> Option<Container> {
 
 /// The directory of this version, to mount at /openclaw in a container of [`IMAGE`]. If one of them is missing, prints
 /// NOT RUN and returns `None`.
-pub fn tree(version: &str) -> Option<PathBuf> {
-    let tree = cache().join(format!("openclaw-{version}"));
+pub fn install_dir(version: &str) -> Option<PathBuf> {
+    let tree = cache_dir().join(format!("openclaw-{version}"));
     if !tree.is_dir() {
         skip(&format!("OpenClaw {version} is not installed"));
         return None;
@@ -60,7 +60,7 @@ pub fn tree(version: &str) -> Option<PathBuf> {
 /// The directory in which jiti caches OpenClaw's compiled plugins. Without it, the old version would compile them in
 /// each container, for half a minute of processor time. jiti validates the files in its cache.
 fn plugin_cache(version: &str) -> PathBuf {
-    let directory = cache().join(format!("jiti-{version}"));
+    let directory = cache_dir().join(format!("jiti-{version}"));
     std::fs::create_dir_all(&directory).expect("the cache can be written to");
     // The users in the containers differ from the user that runs the tests.
     std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777))
@@ -69,7 +69,7 @@ fn plugin_cache(version: &str) -> PathBuf {
 }
 
 /// The directory in which the scripts of `tests/setup` install.
-fn cache() -> PathBuf {
+fn cache_dir() -> PathBuf {
     let directory = |variable, rest| env::var_os(variable).map(|value| PathBuf::from(value).join(rest));
     directory("TEST_CACHE", "")
         .or_else(|| directory("XDG_CACHE_HOME", "loopgate-tests"))

@@ -55,7 +55,7 @@ pub struct Project {
 impl Project {
     /// Starts these files. Returns when the agent is up, which waits until loopgate is ready. If something is missing,
     /// prints NOT RUN and returns `None`.
-    pub fn up(compose: Compose, files: &[&'static str]) -> Option<Self> {
+    pub fn start(compose: Compose, files: &[&'static str]) -> Option<Self> {
         static PROJECTS: AtomicU32 = AtomicU32::new(0);
         let fronts = ["caddy", "traefik"].into_iter().filter(|front| files.iter().any(|file| file.contains(front)));
         for image in fronts.chain(["loopgate"]) {
@@ -68,7 +68,7 @@ impl Project {
         let name = format!("loopgate-test-{}-p{number}", std::process::id());
         let secrets = tempfile::tempdir().unwrap();
         std::fs::write(secrets.path().join("gateway-token"), openclaw::TOKEN).unwrap();
-        let tree = openclaw::tree(openclaw::NEW)?;
+        let tree = openclaw::install_dir(openclaw::NEW)?;
         let mut project = Self { compose, files, name, tree, secrets, front: String::new() };
         for third in 0..=u8::MAX {
             project.front = format!("10.202.{}", (std::process::id() + number + u32::from(third)) % 256);

@@ -7,7 +7,7 @@ use crate::harness::{Deployment, is_agent, is_external};
 
 /// What the gateway sees of a client outside all containers, that comes by the published port.
 fn seen_outside(engine: &Engine, deployment: &Deployment) -> String {
-    let port = deployment.gateway.published(18443);
+    let port = deployment.gateway.published_port(18443);
     // The host of a rootless engine's containers is in its network namespace.
     let host = Container::idle("host").option("--network=host").mount(deployment.state.name(), "/state");
     let host = engine.run(host);
@@ -20,15 +20,15 @@ fn seen_outside(engine: &Engine, deployment: &Deployment) -> String {
 #[ignore = "needs a rootless engine: tests/run engines"]
 fn a_published_port_makes_nobody_an_agent_unless_own_addresses_are_which_is_warned_of() {
     let engine = Engine::start().expect("an engine with the images");
-    let deployment = Deployment::with(&engine, &[], |gateway| gateway.publish(18443));
+    let deployment = Deployment::start_with(&engine, &[], |gateway| gateway.publish(18443));
     let own = deployment.gateway.ip(&deployment.network);
     let seen = seen_outside(&engine, &deployment);
     assert!(is_external(&seen, own) || is_external(&seen, deployment.network.gateway()), "{seen}");
     assert!(!deployment.sidecar.logs().contains("own_addresses"), "{}", deployment.sidecar.logs());
     drop(deployment);
 
-    let deployment = Deployment::with(&engine, &["--own-addresses", "agent"], |gateway| gateway.publish(18443));
-    deployment.sidecar.says("listen.own_addresses is agent in a user namespace");
+    let deployment = Deployment::start_with(&engine, &["--own-addresses", "agent"], |gateway| gateway.publish(18443));
+    deployment.sidecar.wait_for_log("listen.own_addresses is agent in a user namespace");
     let report = check(&deployment.sidecar, &["--own-addresses", "agent"]);
     assert!(ids(&report).contains("own-addresses-shared"), "{report:#}");
 }
@@ -38,15 +38,15 @@ fn a_published_port_makes_nobody_an_agent_unless_own_addresses_are_which_is_warn
 fn an_agent_whose_processes_cant_be_listed_is_told_why_and_can_prove_itself_by_a_file() {
     let engine = Engine::start().expect("an engine with the images");
     let deployment =
-        Deployment::with(&engine, &["--agent-proof", "process", "--agent-proof", "file"], |gateway| gateway);
+        Deployment::start_with(&engine, &["--agent-proof", "process", "--agent-proof", "file"], |gateway| gateway);
     let agent = engine.run(deployment.attested_loopgate("agent", ["exec", "--wait", "3s", "--", "true"]));
-    assert_eq!(agent.ends(), 1, "{}", agent.logs());
+    assert_eq!(agent.wait_for_exit(), 1, "{}", agent.logs());
     assert!(
         agent.logs().contains("can't read the proof through Docker; the sidecar's log has the reason"),
         "{}",
         agent.logs()
     );
-    deployment.sidecar.says("it did not create a cgroup");
+    deployment.sidecar.wait_for_log("it did not create a cgroup");
 
     let by_file = engine.run(deployment.attested("by-file").env("LOOPGATE_PROOF", "file"));
     let ask = "curl --silent --show-error http://127.0.0.1:18789/";

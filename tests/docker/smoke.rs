@@ -11,7 +11,7 @@ fn a_container_in_anothers_namespace_has_its_addresses_until_that_one_restarts()
     let Some(engine) = Engine::start() else { return };
     let network = engine.network();
     let owner = engine.run(Container::idle("owner").network(&network).alias("gateway"));
-    let sidecar = engine.run(Container::idle("sidecar").inside(&owner).hardened());
+    let sidecar = engine.run(Container::idle("sidecar").in_namespace_of(&owner).hardened());
     let addresses = || sidecar.exec(["ip", "-brief", "-4", "address"]);
     assert!(addresses().contains(&owner.ip(&network).to_string()));
 
@@ -59,18 +59,20 @@ fn a_container_that_crashes_is_restarted_by_its_policy_and_one_that_is_stopped_i
     let Some(engine) = Engine::start() else { return };
     let script = "trap 'echo reloaded' HUP; trap 'echo stopped; exit 0' TERM; echo up; while :; do sleep 0.1; done";
     let container = engine.run(Container::new("crasher").option("--restart=always").command(["sh", "-c", script]));
-    container.says("up");
+    container.wait_for_log("up");
     container.crash();
-    eventually("the container is restarted", || (container.restarts() == 1 && container.is_running()).then_some(()));
+    eventually("the container is restarted", || {
+        (container.restart_count() == 1 && container.is_running()).then_some(())
+    });
 
     eventually("the restarted container logs its start", || {
         (container.logs().matches("up").count() == 2).then_some(())
     });
     container.signal("HUP");
-    container.says("reloaded");
+    container.wait_for_log("reloaded");
     container.stop();
-    container.says("stopped");
-    assert_eq!(container.ends(), 0);
+    container.wait_for_log("stopped");
+    assert_eq!(container.wait_for_exit(), 0);
     container.start();
     assert!(container.is_running());
 }
@@ -87,7 +89,7 @@ fn clients_of_a_published_port_have_the_bridges_address() {
     let ask = "curl --silent --retry 50 --retry-delay 1 --retry-all-errors http://server:8080/";
     assert_eq!(neighbour.exec(["sh", "-c", ask]), neighbour.ip(&network).to_string());
 
-    let address = format!("127.0.0.1:{}", server.published(8080));
+    let address = format!("127.0.0.1:{}", server.published_port(8080));
     let mut stream = TcpStream::connect(address).expect("the published port is open");
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -111,5 +113,5 @@ fn the_binary_of_this_build_runs_in_a_container_without_privileges() {
     let Some(engine) = Engine::start() else { return };
     let loopgate = engine.run(Container::loopgate("loopgate", []).option("--user=65532").hardened());
     // Without a command loopgate fails. 126 and 127 would mean that it could not be started.
-    assert!(![126, 127].contains(&loopgate.ends()), "{}", loopgate.logs());
+    assert!(![126, 127].contains(&loopgate.wait_for_exit()), "{}", loopgate.logs());
 }

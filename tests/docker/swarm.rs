@@ -46,7 +46,7 @@ impl Stack {
         for file in files {
             command.args(["--compose-file", file]);
         }
-        let tree = openclaw::tree(openclaw::NEW).expect("OpenClaw");
+        let tree = openclaw::install_dir(openclaw::NEW).expect("OpenClaw");
         command
             .arg(STACK)
             .env("AGENT_IMAGE", IMAGE)
@@ -163,7 +163,7 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
 
     // A container that is not part of the stack. Like a task on another node, the engine does not know it as one.
     let network = format!("--network={STACK}_agents");
-    let tree = openclaw::tree(openclaw::NEW).expect("OpenClaw");
+    let tree = openclaw::install_dir(openclaw::NEW).expect("OpenClaw");
     let outsider = Container::idle("outsider").image(openclaw::IMAGE).option("--tmpfs=/tmp").option(network);
     let outsider = outsider
         .mount(tree, "/openclaw")

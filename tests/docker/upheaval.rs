@@ -24,7 +24,7 @@ fn after_restarts_and_new_addresses_the_client_only_has_to_connect_again() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
     let agent = engine.run(deployment.attested_loopgate("agent", ["agent"]));
-    agent.says("enrolled");
+    agent.wait_for_log("enrolled");
     assert!(is_agent(&request_through_agent(&agent)));
 
     deployment.sidecar.restart();
@@ -50,7 +50,7 @@ fn after_restarts_and_new_addresses_the_client_only_has_to_connect_again() {
     });
 
     agent.restart();
-    agent.says("local clients may connect");
+    agent.wait_for_log("local clients may connect");
     let response = request_through_agent(&agent);
     assert!(is_agent(&response), "after its own restart: {response}");
 
@@ -58,7 +58,7 @@ fn after_restarts_and_new_addresses_the_client_only_has_to_connect_again() {
     agent.remove();
     let new_address = format!("--ip={}", with_last_number(address, 202));
     let agent = engine.run(deployment.attested_loopgate("agent", ["agent"]).option(new_address));
-    agent.says("local clients may connect");
+    agent.wait_for_log("local clients may connect");
     let response = request_through_agent(&agent);
     assert!(is_agent(&response), "as another container at another address: {response}");
 }
@@ -66,11 +66,11 @@ fn after_restarts_and_new_addresses_the_client_only_has_to_connect_again() {
 #[test]
 fn a_certificate_is_renewed_in_time_or_after_it_has_expired() {
     let Some(engine) = Engine::start() else { return };
-    let deployment = Deployment::with(&engine, &["--agent-certificate-life", "1m"], |gateway| gateway);
+    let deployment = Deployment::start_with(&engine, &["--agent-certificate-life", "1m"], |gateway| gateway);
     let agent = engine.run(deployment.attested_loopgate("agent", ["agent"]));
     let paused = engine.run(deployment.attested_loopgate("sleeper", ["agent"]));
     for agent in [&agent, &paused] {
-        agent.says("enrolled");
+        agent.wait_for_log("enrolled");
         assert!(is_agent(&request_through_agent(agent)));
     }
     let enrolled = SystemTime::now();

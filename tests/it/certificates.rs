@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::harness::{
-    EXTERNAL_SOURCE, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, TlsClient, UNKNOWN_CLIENT, request,
+    EXTERNAL_SOURCE, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, TlsClient, UNKNOWN_CLIENT, request_text,
 };
 use crate::lanes::{assert_external, assert_is_agents_request};
 use loopgate_test_support::raw_http::RawHttp;
@@ -50,11 +50,11 @@ fn uri(uri: &str) -> SanType {
 }
 
 /// Starts a sidecar that trusts `authority` for users and for one agent.
-async fn believing(authority: &Authority) -> Harness {
+async fn start_trusting(authority: &Authority) -> Harness {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("clients.pem");
     std::fs::write(&file, &authority.pem).unwrap();
-    Harness::with(|config| {
+    Harness::start_with(|config| {
         config.tls.client_ca = Some(file);
         config.agents.uris = vec![ROBOT.into()];
     })
@@ -67,7 +67,7 @@ fn asking_outsiders(config: &mut Config) {
 }
 
 /// A client with a certificate from `loopgate cert issue`.
-fn issued(harness: &Harness) -> TlsClient {
+fn client_with_issued_certificate(harness: &Harness) -> TlsClient {
     let out = tempfile::tempdir().unwrap();
     let agent = offline::Agent { trust_domain: "loopgate.local", name: "robot", life: Duration::from_secs(3600) };
     offline::issue(harness.state.path(), &agent, out.path()).unwrap();
@@ -77,27 +77,27 @@ fn issued(harness: &Harness) -> TlsClient {
 
 #[tokio::test]
 async fn a_certificate_from_cert_issue_admits_an_agent() {
-    let harness = Harness::with(asking_outsiders).await;
-    let agent = issued(&harness);
+    let harness = Harness::start_with(asking_outsiders).await;
+    let agent = client_with_issued_certificate(&harness);
     for protocol in PROTOCOLS {
-        agent.ask(protocol, OUTSIDER, "GET /", &[]).await;
+        agent.send_request(protocol, OUTSIDER, "GET /", &[]).await;
         assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
-        agent.ask(protocol, OUTSIDER, "GET /", &[("origin", "https://page.example")]).await;
+        agent.send_request(protocol, OUTSIDER, "GET /", &[("origin", "https://page.example")]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
-        agent.ask(protocol, OUTSIDER, "GET /", &[("sec-fetch-site", "same-origin")]).await;
+        agent.send_request(protocol, OUTSIDER, "GET /", &[("sec-fetch-site", "same-origin")]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
         // A trusted proxy is never an agent, whatever certificate it has.
-        agent.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
+        agent.send_request(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), "203.0.113.9");
         // The same address without the certificate.
-        harness.ask(protocol, OUTSIDER, "GET /", &[]).await;
+        harness.send_request(protocol, OUTSIDER, "GET /", &[]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
     }
     // DNS rebinding: a page's own name resolves to the agent's listener, and the browser takes it
     // for the page's origin. Or it is an address of this machine's that browsers take for
     // another's.
     for host in ["page.example:18789", "[::ffff:7f00:1]:18789", "localhost4:18789"] {
-        agent.h1(OUTSIDER).await.ask(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        agent.connect_h1(OUTSIDER).await.send_request(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         let received = harness.gateway.requests().pop().unwrap();
         assert_eq!((received.source(), received.field("x-forwarded-host")), (EXTERNAL_SOURCE, Some(host)));
     }
@@ -108,13 +108,13 @@ async fn agents_inherit_a_changed_token_after_a_reload() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("token");
     std::fs::write(&file, "first\n").unwrap();
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         asking_outsiders(config);
         config.gateway.token_file = Some(file.clone());
         config.agents.inherit_token = true;
     })
     .await;
-    let agent = issued(&harness);
+    let agent = client_with_issued_certificate(&harness);
     let reload = || harness.sidecar.reload(Ok((*harness.sidecar.config()).clone()), |_| {});
     for (content, inherited) in
         [(Some("first"), "Bearer first"), (Some("second"), "Bearer second"), (None, "Bearer second")]
@@ -124,7 +124,7 @@ async fn agents_inherit_a_changed_token_after_a_reload() {
             None => std::fs::remove_file(&file).unwrap(),
         }
         reload();
-        agent.ask(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await;
+        agent.send_request(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await;
         assert_eq!(harness.gateway.requests().pop().unwrap().field("authorization"), Some(inherited));
     }
 }
@@ -132,7 +132,7 @@ async fn agents_inherit_a_changed_token_after_a_reload() {
 #[tokio::test]
 async fn an_operators_ca_admits_listed_agents_and_names_users_to_the_gateway() {
     let authority = Authority::new();
-    let harness = believing(&authority).await;
+    let harness = start_trusting(&authority).await;
     let robot = authority.client(&harness, vec![uri(ROBOT)]);
     let mail = SanType::Rfc822Name(Ia5String::try_from("ann@corp.example").unwrap());
     let ann = authority.client(&harness, vec![uri("spiffe://corp.example/ann"), mail]);
@@ -140,15 +140,15 @@ async fn an_operators_ca_admits_listed_agents_and_names_users_to_the_gateway() {
     let pretended = "spiffe://loopgate.local/agent/robot";
     let pretender = authority.client(&harness, vec![uri(pretended)]);
     for protocol in PROTOCOLS {
-        robot.ask(protocol, OUTSIDER, "GET /", &[]).await;
+        robot.send_request(protocol, OUTSIDER, "GET /", &[]).await;
         assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
         for (client, user) in [(&ann, "ann@corp.example"), (&pretender, pretended)] {
-            client.ask(protocol, OUTSIDER, "GET /", &[("x-forwarded-user", "root")]).await;
+            client.send_request(protocol, OUTSIDER, "GET /", &[("x-forwarded-user", "root")]).await;
             let received = harness.gateway.requests().pop().unwrap();
             assert_eq!((received.source(), received.field("x-forwarded-for")), (EXTERNAL_SOURCE, Some(UNKNOWN_CLIENT)));
             assert_eq!(received.field("x-forwarded-user"), Some(user));
             // The certificate of a proxy does not name the user of its clients.
-            client.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
+            client.send_request(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
             let received = harness.gateway.requests().pop().unwrap();
             assert_eq!(
                 (received.field("x-forwarded-for"), received.field("x-forwarded-user")),
@@ -157,22 +157,22 @@ async fn an_operators_ca_admits_listed_agents_and_names_users_to_the_gateway() {
         }
     }
     // loopgate's own agents are believed beside those.
-    issued(&harness).ask(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await;
+    client_with_issued_certificate(&harness).send_request(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await;
     assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
 }
 
 #[tokio::test]
 async fn a_certificate_of_an_unknown_ca_gets_no_answer() {
-    let harness = believing(&Authority::new()).await;
+    let harness = start_trusting(&Authority::new()).await;
     let client = Authority::new().client(&harness, vec![uri(ROBOT)]);
     assert!(is_turned_away(&harness, &client).await);
-    harness.ask(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await;
+    harness.send_request(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await;
     assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
 }
 
 /// The user that the gateway sees in a request of `client`.
-async fn named(harness: &Harness, client: &TlsClient, protocol: Protocol) -> Option<String> {
-    assert_eq!(client.ask(protocol, OUTSIDER, "GET /", &[]).await.0, 200);
+async fn user_at_gateway(harness: &Harness, client: &TlsClient, protocol: Protocol) -> Option<String> {
+    assert_eq!(client.send_request(protocol, OUTSIDER, "GET /", &[]).await.0, 200);
     let received = harness.gateway.requests().pop().unwrap();
     assert_eq!(received.source(), EXTERNAL_SOURCE);
     received.field("x-forwarded-user").map(str::to_owned)
@@ -181,9 +181,9 @@ async fn named(harness: &Harness, client: &TlsClient, protocol: Protocol) -> Opt
 /// Whether a client is refused at its handshake; in TLS 1.3 it learns that only when it reads.
 async fn is_turned_away(harness: &Harness, client: &TlsClient) -> bool {
     let before = harness.gateway.requests().len();
-    if let Ok(stream) = client.handshake(client.tcp(OUTSIDER).await, "http/1.1").await {
+    if let Ok(stream) = client.handshake(client.connect_tcp(OUTSIDER).await, "http/1.1").await {
         let mut wire = RawHttp::new(stream);
-        let _ = wire.send(request("GET /", "")).await;
+        let _ = wire.send(request_text("GET /", "")).await;
         wire.until_end().await;
     }
     harness.gateway.requests().len() == before
@@ -196,7 +196,7 @@ async fn replacing_the_client_ca_closes_connections_of_the_former_one() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("clients.pem");
     std::fs::write(&file, &former.pem).unwrap();
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         config.tls.client_ca = Some(file.clone());
         config.agents.uris = vec![ROBOT.into()];
     })
@@ -206,40 +206,44 @@ async fn replacing_the_client_ca_closes_connections_of_the_former_one() {
         authority.client(&harness, vec![SanType::Rfc822Name(Ia5String::try_from(name).unwrap())])
     };
     let (ann, bob) = (user(&former, "ann@corp.example"), user(&latter, "bob@corp.example"));
-    let (robot, mut other) = (former.client(&harness, vec![uri(ROBOT)]), harness.h1(OUTSIDER).await);
-    assert_eq!(other.ask(request("GET /", "")).await.status(), 200);
+    let (robot, mut other) = (former.client(&harness, vec![uri(ROBOT)]), harness.connect_h1(OUTSIDER).await);
+    assert_eq!(other.send_request(request_text("GET /", "")).await.status(), 200);
     for protocol in PROTOCOLS {
-        assert_eq!(named(&harness, &ann, protocol).await.as_deref(), Some("ann@corp.example"));
+        assert_eq!(user_at_gateway(&harness, &ann, protocol).await.as_deref(), Some("ann@corp.example"));
     }
     // What is resumed is the same user's.
-    let resumed = ann.handshake(ann.tcp(OUTSIDER).await, "http/1.1").await.unwrap();
+    let resumed = ann.handshake(ann.connect_tcp(OUTSIDER).await, "http/1.1").await.unwrap();
     assert_eq!(resumed.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
-    assert_eq!(RawHttp::new(resumed).ask(request("GET /", "")).await.status(), 200);
+    assert_eq!(RawHttp::new(resumed).send_request(request_text("GET /", "")).await.status(), 200);
     assert_eq!(harness.gateway.requests().pop().unwrap().field("x-forwarded-user"), Some("ann@corp.example"));
     assert!(is_turned_away(&harness, &bob).await);
 
-    let mut open = ann.h1(OUTSIDER).await;
-    let mut carried = robot.websocket(Protocol::H2, OUTSIDER, "/ws").await;
-    assert_eq!(open.ask(request("GET /", "")).await.status(), 200);
+    let mut open = ann.connect_h1(OUTSIDER).await;
+    let mut carried = robot.open_websocket(Protocol::H2, OUTSIDER, "/ws").await;
+    assert_eq!(open.send_request(request_text("GET /", "")).await.status(), 200);
     std::fs::write(&file, &latter.pem).unwrap();
     reload((*harness.sidecar.config()).clone());
-    assert!(open.rest().await.is_empty());
+    assert!(open.read_rest().await.is_empty());
     let end = tokio::time::timeout(Duration::from_secs(10), futures_util::StreamExt::next(&mut carried)).await.unwrap();
     // The close frame of a WebSocket that is no longer authorized, and no message.
     assert!(matches!(end, None | Some(Err(_) | Ok(tokio_tungstenite::tungstenite::Message::Close(_)))), "{end:?}");
     // They have tickets, which open nothing any more.
     assert!(is_turned_away(&harness, &ann).await && is_turned_away(&harness, &robot).await);
-    assert_eq!(named(&harness, &bob, Protocol::H1).await.as_deref(), Some("bob@corp.example"));
-    assert_eq!(other.ask(request("GET /", "")).await.status(), 200, "on the same connection");
+    assert_eq!(user_at_gateway(&harness, &bob, Protocol::H1).await.as_deref(), Some("bob@corp.example"));
+    assert_eq!(other.send_request(request_text("GET /", "")).await.status(), 200, "on the same connection");
 
-    let mut open = bob.h1(OUTSIDER).await;
-    assert_eq!(open.ask(request("GET /", "")).await.status(), 200);
+    let mut open = bob.connect_h1(OUTSIDER).await;
+    assert_eq!(open.send_request(request_text("GET /", "")).await.status(), 200);
     let mut config = (*harness.sidecar.config()).clone();
     config.tls.client_ca = None;
     config.agents.uris.clear();
     reload(config);
-    assert!(open.rest().await.is_empty());
-    assert_eq!(named(&harness, &bob, Protocol::H1).await, None, "no client is asked for a certificate any more");
-    assert_eq!(named(&harness, &harness, Protocol::H1).await, None);
-    assert_eq!(other.ask(request("GET /", "")).await.status(), 200, "on the same connection");
+    assert!(open.read_rest().await.is_empty());
+    assert_eq!(
+        user_at_gateway(&harness, &bob, Protocol::H1).await,
+        None,
+        "no client is asked for a certificate any more"
+    );
+    assert_eq!(user_at_gateway(&harness, &harness, Protocol::H1).await, None);
+    assert_eq!(other.send_request(request_text("GET /", "")).await.status(), 200, "on the same connection");
 }

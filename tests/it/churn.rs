@@ -1,6 +1,6 @@
 //! Hundreds of containers that start and stop, with the sidecar as a process.
 
-use crate::harness::process;
+use crate::harness::start_process;
 use std::time::Duration;
 
 use serde_json::json;
@@ -14,41 +14,41 @@ const CONTAINERS: u16 = 500;
 #[tokio::test(flavor = "multi_thread")]
 async fn waves_of_containers_leave_no_memory_behind() {
     let docker = FakeDocker::start();
-    let sidecar = process(&[&format!("--docker=unix://{}", docker.socket().display())], "").await;
+    let sidecar = start_process(&[&format!("--docker=unix://{}", docker.socket().display())], "").await;
     // What the first waves make it hold it may keep: tables, and the allocator's own reserves.
     for _ in 0..2 {
-        wave(&docker).await;
+        start_and_stop_all(&docker).await;
     }
     let before = sidecar.process().memory();
     for _ in 0..6 {
-        wave(&docker).await;
+        start_and_stop_all(&docker).await;
     }
     let grown = sidecar.process().memory().saturating_sub(before);
     assert!(grown < 4 << 20, "{grown} bytes more after {} containers", 6 * CONTAINERS);
-    assert_eq!(docker.subscribers(), 1);
+    assert_eq!(docker.subscriber_count(), 1);
 }
 
 /// Starts all, stops all, and waits until the sidecar has listed what is left.
-async fn wave(docker: &FakeDocker) {
+async fn start_and_stop_all(docker: &FakeDocker) {
     let id = |n: u16| format!("{n:064x}");
     for n in 0..CONTAINERS {
         let labels = json!({"loopgate.agent": "address", "com.docker.compose.project": "p"});
-        docker.run(container(&id(n), labels, &[("front", &format!("10.200.{}.{}", n / 250, n % 250 + 1))]));
+        docker.run_container(container(&id(n), labels, &[("front", &format!("10.200.{}.{}", n / 250, n % 250 + 1))]));
         if n % 25 == 0 {
-            listed(docker).await;
+            wait_for_next_list(docker).await;
         }
     }
     for n in 0..CONTAINERS {
-        docker.stop(&id(n));
+        docker.stop_container(&id(n));
     }
-    listed(docker).await;
+    wait_for_next_list(docker).await;
 }
 
 /// Waits for the next list.
-async fn listed(docker: &FakeDocker) {
-    let before = docker.asked("/containers/json");
+async fn wait_for_next_list(docker: &FakeDocker) {
+    let before = docker.request_count("/containers/json");
     let next = async {
-        while docker.asked("/containers/json") == before {
+        while docker.request_count("/containers/json") == before {
             sleep(Duration::from_millis(5)).await;
         }
     };

@@ -12,7 +12,7 @@ use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-use crate::harness::{AGENT, Harness, OUTSIDER, TRUSTED_PROXY, request};
+use crate::harness::{AGENT, Harness, OUTSIDER, TRUSTED_PROXY, request_text};
 use loopgate_test_support::raw_http::RawHttp;
 
 /// Remembers whether the server asked for a certificate, and sends none.
@@ -30,10 +30,10 @@ impl ResolvesClientCert for Asked {
     }
 }
 
-async fn is_asked(harness: &Harness, source: &str) -> bool {
+async fn is_asked_for_certificate(harness: &Harness, source: &str) -> bool {
     let asked = Arc::new(Asked::default());
     let client = harness.with_certificate_resolver(Arc::clone(&asked) as Arc<dyn ResolvesClientCert>);
-    client.handshake(client.tcp(source).await, "http/1.1").await.unwrap();
+    client.handshake(client.connect_tcp(source).await, "http/1.1").await.unwrap();
     asked.0.load(Ordering::Relaxed)
 }
 
@@ -58,15 +58,15 @@ async fn only_clients_whose_certificate_can_matter_are_asked_for_one() {
         ),
     ];
     for (number, (change, expected)) in table.into_iter().enumerate() {
-        let harness = Harness::with(change).await;
+        let harness = Harness::start_with(change).await;
         for (source, asked) in expected {
-            assert_eq!(is_asked(&harness, source).await, asked, "case {number}: {source}");
+            assert_eq!(is_asked_for_certificate(&harness, source).await, asked, "case {number}: {source}");
         }
     }
 }
 
 /// A chain of a leaf and CA certificates that all have the subject `name` and claim to be issued by it.
-fn hostile(
+fn hostile_chain(
     name: &rcgen::DistinguishedName,
     intermediates: usize,
 ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
@@ -86,7 +86,8 @@ fn hostile(
 
 #[tokio::test]
 async fn hostile_chains_are_refused_with_few_signature_checks_and_do_not_delay_agents() {
-    let harness = Harness::with(|config| config.agents.certificate_from = vec!["127.0.0.0/8".parse().unwrap()]).await;
+    let harness =
+        Harness::start_with(|config| config.agents.certificate_from = vec!["127.0.0.0/8".parse().unwrap()]).await;
     let ca = harness.sidecar.identity().ca.clone().unwrap();
     let (_, ca) = x509_parser::parse_x509_certificate(&ca).unwrap();
     let named = |name: &str| {
@@ -99,13 +100,13 @@ async fn hostile_chains_are_refused_with_few_signature_checks_and_do_not_delay_a
     let mut handshakes = 0;
     for name in [own, named("unknown CA")] {
         for intermediates in [1, 3, 4, 10, 60] {
-            let (chain, key) = hostile(&name, intermediates);
+            let (chain, key) = hostile_chain(&name, intermediates);
             let client = harness.with_certificate(chain, key);
             for _ in 0..20 {
                 handshakes += 1;
-                if let Ok(stream) = client.handshake(client.tcp(OUTSIDER).await, "http/1.1").await {
+                if let Ok(stream) = client.handshake(client.connect_tcp(OUTSIDER).await, "http/1.1").await {
                     let mut wire = RawHttp::new(stream);
-                    let _ = wire.send(request("GET /", "")).await;
+                    let _ = wire.send(request_text("GET /", "")).await;
                     wire.until_end().await;
                 }
             }
@@ -115,7 +116,11 @@ async fn hostile_chains_are_refused_with_few_signature_checks_and_do_not_delay_a
     // Other tests of this process verify some certificates at the same time.
     let checks = signature_check_count() - before;
     assert!(checks <= 2 * handshakes + 200, "{checks} signatures were checked in {handshakes} handshakes");
-    let answer =
-        tokio::time::timeout(Duration::from_secs(5), harness.h1(AGENT).await.ask(request("GET /", ""))).await.unwrap();
+    let answer = tokio::time::timeout(
+        Duration::from_secs(5),
+        harness.connect_h1(AGENT).await.send_request(request_text("GET /", "")),
+    )
+    .await
+    .unwrap();
     assert_eq!(answer.status(), 200);
 }

@@ -10,21 +10,23 @@ use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, TRUSTED_PROXY, h2_request, process, request, whole};
+use crate::harness::{
+    AGENT, Harness, OUTSIDER, PROTOCOLS, TRUSTED_PROXY, h2_request, read_whole_body, request_text, start_process,
+};
 
 #[tokio::test]
 async fn a_drain_completes_hundreds_of_requests_and_websockets() {
-    let harness = Harness::with(|config| config.limits.gateway_requests = 1000).await;
+    let harness = Harness::start_with(|config| config.limits.gateway_requests = 1000).await;
     let source = |number: usize| if number.is_multiple_of(3) { AGENT } else { OUTSIDER };
     let mut h1 = Vec::new();
     for number in 0..100 {
-        let mut client = harness.h1(source(number)).await;
-        client.send(request("GET /held", "")).await.unwrap();
+        let mut client = harness.connect_h1(source(number)).await;
+        client.send(request_text("GET /held", "")).await.unwrap();
         h1.push(client);
     }
     let mut h2 = Vec::new();
     for number in 0..10 {
-        let mut client = harness.h2(source(number)).await;
+        let mut client = harness.connect_h2(source(number)).await;
         for _ in 0..20 {
             client = client.ready().await.unwrap();
             h2.push(client.send_request(h2_request("GET /held", &[]), true).unwrap().0);
@@ -32,33 +34,36 @@ async fn a_drain_completes_hundreds_of_requests_and_websockets() {
     }
     let mut uploads = Vec::new();
     for number in 0..20 {
-        let mut client = harness.h1(source(number)).await;
-        client.send(request("POST /echo", "Content-Length: 8\r\n") + "half").await.unwrap();
+        let mut client = harness.connect_h1(source(number)).await;
+        client.send(request_text("POST /echo", "Content-Length: 8\r\n") + "half").await.unwrap();
         uploads.push(client);
     }
     let mut sockets = Vec::new();
     for number in 0..100 {
-        sockets.push(harness.websocket(PROTOCOLS[number % 2], source(number), "/ws").await);
+        sockets.push(harness.open_websocket(PROTOCOLS[number % 2], source(number), "/ws").await);
     }
     // 300 are held, 100 have become WebSockets; an upload is received once it is whole.
     harness.gateway.wait_for_requests(400).await;
 
     let begun = Instant::now();
     let h1 = join_all(h1.into_iter().map(|mut client| async move {
-        let response = client.response().await.expect("a whole response");
+        let response = client.read_response().await.expect("a whole response");
         assert_eq!(
             (response.status(), response.text().as_str(), response.field("connection")),
             (200, "held", Some("close"))
         );
-        assert!(client.rest().await.is_empty());
+        assert!(client.read_rest().await.is_empty());
     }));
     let h2 = join_all(h2.into_iter().map(|response| async move {
         let mut response = response.await.unwrap();
-        assert_eq!((response.status().as_u16(), whole(response.body_mut()).await.unwrap()), (200, b"held".to_vec()));
+        assert_eq!(
+            (response.status().as_u16(), read_whole_body(response.body_mut()).await.unwrap()),
+            (200, b"held".to_vec())
+        );
     }));
     let uploads = join_all(uploads.into_iter().map(|mut client| async move {
         client.send("half").await.unwrap();
-        assert_eq!(client.response().await.expect("a whole response").text(), "halfhalf");
+        assert_eq!(client.read_response().await.expect("a whole response").text(), "halfhalf");
     }));
     let sockets = join_all(sockets.into_iter().map(|mut socket| async move {
         let Some(Ok(Message::Close(Some(frame)))) = socket.next().await else { panic!("no close frame") };
@@ -68,7 +73,7 @@ async fn a_drain_completes_hundreds_of_requests_and_websockets() {
     let rest = async {
         // Polled after `stop`, so that everything above happens while the end has begun.
         assert!(harness.sidecar.is_stopping());
-        harness.gateway.release(300);
+        harness.gateway.release_held(300);
     };
     tokio::join!(harness.sidecar.stop(), rest, h1, h2, uploads, sockets);
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
@@ -77,15 +82,15 @@ async fn a_drain_completes_hundreds_of_requests_and_websockets() {
 
 #[tokio::test]
 async fn a_drain_does_not_wait_for_silent_connections() {
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         config.listen.proxy_protocol = true;
         config.limits.handshake_timeout = Duration::from_secs(30);
     })
     .await;
     // Before its handshake, and before its PROXY header.
-    let silent = [harness.tcp(OUTSIDER).await, harness.tcp(TRUSTED_PROXY).await];
+    let silent = [harness.connect_tcp(OUTSIDER).await, harness.connect_tcp(TRUSTED_PROXY).await];
     assert_eq!(
-        harness.h1(OUTSIDER).await.ask(request("GET /", "")).await.status(),
+        harness.connect_h1(OUTSIDER).await.send_request(request_text("GET /", "")).await.status(),
         200,
         "those before were accepted as well"
     );
@@ -97,35 +102,35 @@ async fn a_drain_does_not_wait_for_silent_connections() {
 
 #[tokio::test]
 async fn sigterm_waits_for_requests_in_flight_and_exits_with_0() {
-    let sidecar = process(&[], "").await;
-    let mut client = sidecar.h1(OUTSIDER).await;
-    client.send(request("GET /held", "")).await.unwrap();
+    let sidecar = start_process(&[], "").await;
+    let mut client = sidecar.connect_h1(OUTSIDER).await;
+    client.send(request_text("GET /held", "")).await.unwrap();
     sidecar.gateway.wait_for_requests(1).await;
     sidecar.process().signal(Signal::SIGTERM);
     sidecar.process().wait_for_log("stopping").await;
-    sidecar.gateway.release(1);
-    assert_eq!(client.response().await.unwrap().text(), "held");
+    sidecar.gateway.release_held(1);
+    assert_eq!(client.read_response().await.unwrap().text(), "held");
     assert_eq!(sidecar.process().wait_for_exit().await.code(), Some(0));
 }
 
 #[tokio::test]
 async fn the_drain_timeout_aborts_what_does_not_end() {
-    let sidecar = process(&["--drain-timeout=300ms"], "").await;
-    let mut client = sidecar.h1(OUTSIDER).await;
-    client.send(request("GET /stalls", "")).await.unwrap();
+    let sidecar = start_process(&["--drain-timeout=300ms"], "").await;
+    let mut client = sidecar.connect_h1(OUTSIDER).await;
+    client.send(request_text("GET /stalls", "")).await.unwrap();
     sidecar.gateway.wait_for_requests(1).await;
     let begun = Instant::now();
     sidecar.process().signal(Signal::SIGTERM);
     assert_eq!(sidecar.process().wait_for_exit().await.code(), Some(0));
     assert!(begun.elapsed() >= Duration::from_millis(300));
-    assert!(client.response().await.is_none());
+    assert!(client.read_response().await.is_none());
 }
 
 #[tokio::test]
 async fn a_reloaded_drain_timeout_holds_for_open_connections() {
-    let sidecar = process(&["--access-log"], "[limits]\ndrain_timeout = \"1h\"\n").await;
-    let mut client = sidecar.h1(OUTSIDER).await;
-    client.send(request("GET /stalls", "")).await.unwrap();
+    let sidecar = start_process(&["--access-log"], "[limits]\ndrain_timeout = \"1h\"\n").await;
+    let mut client = sidecar.connect_h1(OUTSIDER).await;
+    client.send(request_text("GET /stalls", "")).await.unwrap();
     sidecar.gateway.wait_for_requests(1).await;
     std::fs::write(sidecar.config_file(), "[limits]\ndrain_timeout = \"300ms\"\n").unwrap();
     sidecar.process().signal(Signal::SIGHUP);
@@ -138,10 +143,10 @@ async fn a_reloaded_drain_timeout_holds_for_open_connections() {
 
 #[tokio::test]
 async fn a_reloaded_drain_timeout_holds_for_busy_websockets() {
-    let sidecar = process(&[], "[limits]\ndrain_timeout = \"1h\"\n").await;
+    let sidecar = start_process(&[], "[limits]\ndrain_timeout = \"1h\"\n").await;
     let mut sockets = Vec::new();
     for protocol in PROTOCOLS {
-        sockets.push(sidecar.websocket(protocol, OUTSIDER, "/ws").await);
+        sockets.push(sidecar.open_websocket(protocol, OUTSIDER, "/ws").await);
     }
     std::fs::write(sidecar.config_file(), "[limits]\ndrain_timeout = \"4s\"\n").unwrap();
     sidecar.process().signal(Signal::SIGHUP);
@@ -163,29 +168,29 @@ async fn a_reloaded_drain_timeout_holds_for_busy_websockets() {
 
 #[tokio::test]
 async fn a_client_that_is_denied_during_the_drain_is_cut_off() {
-    let sidecar = process(&["--drain-timeout=1h"], "[external]\ndeny = []\n").await;
-    let mut denied = sidecar.h1(OUTSIDER).await;
-    let mut other = sidecar.h1("127.0.0.4").await;
+    let sidecar = start_process(&["--drain-timeout=1h"], "[external]\ndeny = []\n").await;
+    let mut denied = sidecar.connect_h1(OUTSIDER).await;
+    let mut other = sidecar.connect_h1("127.0.0.4").await;
     for client in [&mut denied, &mut other] {
-        client.send(request("GET /held", "")).await.unwrap();
+        client.send(request_text("GET /held", "")).await.unwrap();
     }
     sidecar.gateway.wait_for_requests(2).await;
     sidecar.process().signal(Signal::SIGTERM);
     sidecar.process().wait_for_log("stopping").await;
     std::fs::write(sidecar.config_file(), format!("[external]\ndeny = [\"{OUTSIDER}\"]\n")).unwrap();
     sidecar.process().signal(Signal::SIGHUP);
-    assert!(timeout(Duration::from_secs(10), denied.response()).await.expect("still open").is_none());
-    sidecar.gateway.release(2);
-    assert_eq!(other.response().await.unwrap().text(), "held");
+    assert!(timeout(Duration::from_secs(10), denied.read_response()).await.expect("still open").is_none());
+    sidecar.gateway.release_held(2);
+    assert_eq!(other.read_response().await.unwrap().text(), "held");
     assert_eq!(sidecar.process().wait_for_exit().await.code(), Some(0));
 }
 
 #[tokio::test]
 async fn a_second_signal_exits_at_once() {
     for (first, second) in [(Signal::SIGTERM, Signal::SIGTERM), (Signal::SIGINT, Signal::SIGTERM)] {
-        let sidecar = process(&["--drain-timeout=1h"], "").await;
-        let mut client = sidecar.h1(OUTSIDER).await;
-        client.send(request("GET /stalls", "")).await.unwrap();
+        let sidecar = start_process(&["--drain-timeout=1h"], "").await;
+        let mut client = sidecar.connect_h1(OUTSIDER).await;
+        client.send(request_text("GET /stalls", "")).await.unwrap();
         sidecar.gateway.wait_for_requests(1).await;
         sidecar.process().signal(first);
         sidecar.process().wait_for_log("stopping").await;

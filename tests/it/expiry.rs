@@ -6,7 +6,7 @@ use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, 
 use rustls::pki_types::PrivateKeyDer;
 use tokio::time::{sleep, timeout};
 
-use crate::harness::{Harness, OUTSIDER, Protocol, TlsClient, h2_request, request};
+use crate::harness::{Harness, OUTSIDER, Protocol, TlsClient, h2_request, request_text};
 use loopgate_test_support::websocket::assert_echo;
 
 /// Makes a CA; returns the file with its certificate, and its issuer for certificates.
@@ -33,19 +33,23 @@ pub fn short_lived(client: &TlsClient, issuer: &Issuer<'static, KeyPair>) -> Tls
 #[tokio::test]
 async fn a_connection_whose_certificate_has_expired_carries_no_new_request_but_keeps_its_tunnels() {
     let (ca, issuer) = authority();
-    let harness = Harness::with(|config| config.tls.client_ca = Some(ca.path().to_owned())).await;
+    let harness = Harness::start_with(|config| config.tls.client_ca = Some(ca.path().to_owned())).await;
     let client = short_lived(&harness, &issuer);
-    let mut h1 = client.h1(OUTSIDER).await;
-    let mut h2 = client.h2(OUTSIDER).await;
-    let mut tunnels =
-        [client.websocket(Protocol::H1, OUTSIDER, "/ws").await, client.websocket(Protocol::H2, OUTSIDER, "/ws").await];
-    let mut anonymous = harness.h1(OUTSIDER).await;
-    assert_eq!(h1.ask(request("GET /", "")).await.status(), 200);
+    let mut h1 = client.connect_h1(OUTSIDER).await;
+    let mut h2 = client.connect_h2(OUTSIDER).await;
+    let mut tunnels = [
+        client.open_websocket(Protocol::H1, OUTSIDER, "/ws").await,
+        client.open_websocket(Protocol::H2, OUTSIDER, "/ws").await,
+    ];
+    let mut anonymous = harness.connect_h1(OUTSIDER).await;
+    assert_eq!(h1.send_request(request_text("GET /", "")).await.status(), 200);
     let (response, _) = h2.send_request(h2_request("GET /", &[]), true).unwrap();
     assert_eq!(response.await.unwrap().status(), 200);
     let before = harness.gateway.requests().len();
 
-    assert!(timeout(Duration::from_secs(20), h1.rest()).await.expect("closed when the certificate expires").is_empty());
+    assert!(
+        timeout(Duration::from_secs(20), h1.read_rest()).await.expect("closed when the certificate expires").is_empty()
+    );
     // The HTTP/2 client reads the GOAWAY meanwhile.
     sleep(Duration::from_secs(1)).await;
     let refused = async {
@@ -58,7 +62,7 @@ async fn a_connection_whose_certificate_has_expired_carries_no_new_request_but_k
         assert_echo(tunnel, "still open".into()).await;
     }
     assert_eq!(
-        anonymous.ask(request("GET /", "")).await.status(),
+        anonymous.send_request(request_text("GET /", "")).await.status(),
         200,
         "a connection that does not depend on a certificate"
     );

@@ -8,7 +8,8 @@ use loopgate::listener::ListenerKind;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::{
-    AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, TlsClient, UNKNOWN_CLIENT, process, request,
+    AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, TlsClient, UNKNOWN_CLIENT, request_text,
+    start_process,
 };
 use crate::lanes::{assert_external, assert_is_agents_request};
 use loopgate_test_support::fake_gateway::FakeGateway;
@@ -25,7 +26,7 @@ struct Forwarding {
 async fn start(change: impl FnOnce(&mut Config)) -> Forwarding {
     let other = FakeGateway::start().await;
     let forward = Forward { port: 0, target: other.address.port() };
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         config.listen.forward = vec![forward];
         change(config);
     })
@@ -40,18 +41,18 @@ async fn another_port_has_the_same_lanes() {
     let Forwarding { harness, other, client } = start(|config| config.external.serve_ca = true).await;
     assert_ne!(client.address, harness.sidecar.tls_addresses()[0]);
     for protocol in PROTOCOLS {
-        assert_eq!(client.ask(protocol, AGENT, "GET /a?b=c", &[]).await, (200, "hello".into()));
+        assert_eq!(client.send_request(protocol, AGENT, "GET /a?b=c", &[]).await, (200, "hello".into()));
         let received = other.requests().pop().unwrap();
         assert_local(&received, &other);
-        assert_eq!(received.start(), "GET /a?b=c HTTP/1.1");
-        client.ask(protocol, OUTSIDER, "GET /", &[("x-forwarded-for", "127.0.0.1")]).await;
+        assert_eq!(received.start_line(), "GET /a?b=c HTTP/1.1");
+        client.send_request(protocol, OUTSIDER, "GET /", &[("x-forwarded-for", "127.0.0.1")]).await;
         assert_external(&other.requests().pop().unwrap(), UNKNOWN_CLIENT);
-        client.ask(protocol, AGENT, "GET /", &[("origin", "https://page.example")]).await;
+        client.send_request(protocol, AGENT, "GET /", &[("origin", "https://page.example")]).await;
         assert_external(&other.requests().pop().unwrap(), UNKNOWN_CLIENT);
-        client.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
+        client.send_request(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
         assert_external(&other.requests().pop().unwrap(), "203.0.113.9");
     }
-    let page = client.ask(Protocol::H2, OUTSIDER, "GET /.well-known/loopgate/ca.pem", &[]).await;
+    let page = client.send_request(Protocol::H2, OUTSIDER, "GET /.well-known/loopgate/ca.pem", &[]).await;
     assert_eq!(page, (200, "hello".into()), "that is a path of the gateway's own port");
     assert_eq!(harness.gateway.connections(), 0);
 }
@@ -60,13 +61,14 @@ async fn another_port_has_the_same_lanes() {
 async fn connections_behind_one_port_never_carry_requests_of_another() {
     let Forwarding { harness, other, client } = start(|_| {}).await;
     for source in [OUTSIDER, AGENT] {
-        let (mut near, mut far) = (harness.h1(source).await, client.h1(source).await);
+        let (mut near, mut far) = (harness.connect_h1(source).await, client.connect_h1(source).await);
         for _ in 0..5 {
-            assert_eq!(near.ask(request("GET /near", "")).await.status(), 200);
-            assert_eq!(far.ask(request("GET /far", "")).await.status(), 200);
+            assert_eq!(near.send_request(request_text("GET /near", "")).await.status(), 200);
+            assert_eq!(far.send_request(request_text("GET /far", "")).await.status(), 200);
         }
     }
-    let paths = |gateway: &FakeGateway| gateway.requests().iter().map(|r| r.start().to_owned()).collect::<Vec<_>>();
+    let paths =
+        |gateway: &FakeGateway| gateway.requests().iter().map(|r| r.start_line().to_owned()).collect::<Vec<_>>();
     assert_eq!(paths(&harness.gateway), ["GET /near HTTP/1.1"; 10]);
     assert_eq!(paths(&other), ["GET /far HTTP/1.1"; 10]);
 }
@@ -80,18 +82,22 @@ async fn rules_and_limits_are_shared() {
         config.limits.gateway_wait = Duration::from_millis(100);
     })
     .await;
-    assert!(client.handshake(client.tcp("127.0.0.5").await, "http/1.1").await.is_err());
-    assert_eq!(client.ask(Protocol::H1, OUTSIDER, "GET /closed", &[]).await.0, 403);
-    assert_eq!(client.ask(Protocol::H1, AGENT, "GET /closed", &[]).await.0, 200, "path rules are for the outside");
-    assert_eq!(client.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
-    let mut busy = harness.h1(OUTSIDER).await;
-    busy.send(request("GET /stalls", "")).await.unwrap();
+    assert!(client.handshake(client.connect_tcp("127.0.0.5").await, "http/1.1").await.is_err());
+    assert_eq!(client.send_request(Protocol::H1, OUTSIDER, "GET /closed", &[]).await.0, 403);
+    assert_eq!(
+        client.send_request(Protocol::H1, AGENT, "GET /closed", &[]).await.0,
+        200,
+        "path rules are for the outside"
+    );
+    assert_eq!(client.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    let mut busy = harness.connect_h1(OUTSIDER).await;
+    busy.send(request_text("GET /stalls", "")).await.unwrap();
     while harness.gateway.requests().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let (status, text) = client.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await;
+    let (status, text) = client.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await;
     assert!(status == 503 && text.contains("too_many_requests"), "{status} {text}");
-    assert_eq!(client.ask(Protocol::H2, AGENT, "GET /", &[]).await.0, 200, "agents do not wait");
+    assert_eq!(client.send_request(Protocol::H2, AGENT, "GET /", &[]).await.0, 200, "agents do not wait");
     assert_eq!(other.requests().len(), 3);
 }
 
@@ -101,7 +107,7 @@ async fn a_websocket_there_may_speak_any_protocol_unless_a_cap_applies() {
     let Forwarding { harness: _running, other, client } =
         start(|config| config.agents.scopes = vec!["operator.read".into()]).await;
     for protocol in PROTOCOLS {
-        let mut socket = client.websocket(protocol, OUTSIDER, "/ws").await;
+        let mut socket = client.open_websocket(protocol, OUTSIDER, "/ws").await;
         assert_external(&other.requests().pop().unwrap(), UNKNOWN_CLIENT);
         for text in ["one", "two"] {
             socket.feed(Message::text(text)).await.unwrap();
@@ -110,7 +116,7 @@ async fn a_websocket_there_may_speak_any_protocol_unless_a_cap_applies() {
         for text in ["one", "two"] {
             assert_eq!(socket.next().await.unwrap().unwrap(), Message::text(text), "{protocol:?}");
         }
-        let mut socket = client.websocket(protocol, AGENT, "/ws").await;
+        let mut socket = client.open_websocket(protocol, AGENT, "/ws").await;
         socket.send(Message::text("one")).await.unwrap();
         assert!(socket.next().await.unwrap().unwrap().is_close(), "{protocol:?}");
     }
@@ -128,12 +134,12 @@ async fn what_is_behind_a_port_may_be_away_while_the_gateway_answers() {
     client.address =
         harness.sidecar.listener_addresses(ListenerKind::Forward(Forward { port: 0, target: away.port() }))[0];
     let begun = Instant::now();
-    let (status, _) = client.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await;
+    let (status, _) = client.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await;
     assert!(status == 503 && begun.elapsed() < Duration::from_secs(10), "{status} after {:?}", begun.elapsed());
-    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    assert_eq!(harness.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
     let received = harness.gateway.requests().pop().unwrap();
     assert_external(&received, UNKNOWN_CLIENT);
-    harness.ask(Protocol::H1, AGENT, "GET /", &[]).await;
+    harness.send_request(Protocol::H1, AGENT, "GET /", &[]).await;
     assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
 }
 
@@ -144,12 +150,12 @@ async fn status_and_check_name_a_port_that_does_not_answer() {
     let up = format!("--forward={}:{}", listen.port(), other.address.port());
     let down = format!("--forward=0:{}", away.port());
     let admin = format!("--admin={}", free_address());
-    let sidecar = process(&[&up, &down, &admin], "").await;
+    let sidecar = start_process(&[&up, &down, &admin], "").await;
     let running = sidecar.sidecar;
     let mut client = (*running).clone();
     client.address = listen;
-    assert_eq!(client.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
-    let status = tokio::task::spawn_blocking(move || running.json()).await.unwrap();
+    assert_eq!(client.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
+    let status = tokio::task::spawn_blocking(move || running.status_json()).await.unwrap();
     let forwards = status["forwards"].as_array().unwrap();
     let shown: Vec<_> =
         forwards.iter().map(|forward| (forward["target"].as_str(), forward["reachable"].as_bool())).collect();

@@ -1,7 +1,7 @@
 //! HTTP/2 frames that exhaust a server or are ambiguous: the sidecar closes the offender's connection, its memory
 //! does not grow, and other clients are not affected.
 
-use crate::harness::{OUTSIDER, Protocol, process};
+use crate::harness::{OUTSIDER, Protocol, start_process};
 use loopgate_test_support::raw_h2::*;
 use loopgate_test_support::sidecar::SidecarWithGateway;
 
@@ -16,7 +16,7 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 /// Another client is served as ever, and the attack has left little behind.
 async fn assert_unimpressed(sidecar: &SidecarWithGateway, before: u64, name: &str) {
     for protocol in crate::harness::PROTOCOLS {
-        assert_eq!(sidecar.ask(protocol, OUTSIDER, "GET /", &[]).await, (200, "hello".into()), "{name}");
+        assert_eq!(sidecar.send_request(protocol, OUTSIDER, "GET /", &[]).await, (200, "hello".into()), "{name}");
     }
     let grown = sidecar.process().memory().saturating_sub(before);
     assert!(grown < BOUND, "{name}: {grown} bytes more");
@@ -24,8 +24,8 @@ async fn assert_unimpressed(sidecar: &SidecarWithGateway, before: u64, name: &st
 
 async fn start() -> (SidecarWithGateway, u64) {
     // What one client may have at the gateway is not the matter here.
-    let sidecar = process(&["--gateway-requests=1000"], "").await;
-    assert_eq!(sidecar.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
+    let sidecar = start_process(&["--gateway-requests=1000"], "").await;
+    assert_eq!(sidecar.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
     let memory = sidecar.process().memory();
     (sidecar, memory)
 }
@@ -45,7 +45,7 @@ async fn rapid_reset_ends_in_goaway() {
             [frame(HEADERS, END_HEADERS | END_STREAM, id, &request), frame(RST_STREAM, 0, id, &reset)].concat()
         })
         .collect();
-    let outcome = RawH2::open(&sidecar, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+    let outcome = RawH2::connect(&sidecar, OFFENDER, &[]).await.send_until(&attack, Outcome::is_over).await;
     assert_eq!(outcome.goaway, Some(ENHANCE_YOUR_CALM), "{outcome:?}");
     assert!(sidecar.gateway.requests().len() < 2_000, "the gateway was spared: {}", sidecar.gateway.requests().len());
     assert_unimpressed(&sidecar, before, "rapid reset").await;
@@ -60,7 +60,7 @@ async fn provoked_server_resets_end_in_goaway() {
     let attack: Vec<u8> = streams(20_000)
         .flat_map(|id| [frame(HEADERS, END_HEADERS, id, &request), frame(WINDOW_UPDATE, 0, id, &[0; 4])].concat())
         .collect();
-    let outcome = RawH2::open(&sidecar, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+    let outcome = RawH2::connect(&sidecar, OFFENDER, &[]).await.send_until(&attack, Outcome::is_over).await;
     assert!(outcome.goaway.is_some(), "{outcome:?}");
     assert!(sidecar.gateway.requests().len() < 2_000, "the gateway was spared: {}", sidecar.gateway.requests().len());
     assert_unimpressed(&sidecar, before, "made to reset").await;
@@ -69,10 +69,10 @@ async fn provoked_server_resets_end_in_goaway() {
 #[tokio::test]
 async fn an_endless_head_ends_in_goaway() {
     let (sidecar, before) = start().await;
-    let more = frame(CONTINUATION, 0, 1, &block(&[("x-a", "b"); 100]));
+    let more = frame(CONTINUATION, 0, 1, &header_block(&[("x-a", "b"); 100]));
     for (name, piece) in [("fields", more), ("nothing", frame(CONTINUATION, 0, 1, &[]))] {
         let attack = [frame(HEADERS, END_STREAM, 1, &request_block("GET", "/", &[])), piece.repeat(20_000)].concat();
-        let outcome = RawH2::open(&sidecar, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+        let outcome = RawH2::connect(&sidecar, OFFENDER, &[]).await.send_until(&attack, Outcome::is_over).await;
         assert!(outcome.is_over(), "{name}: {outcome:?}");
         assert_unimpressed(&sidecar, before, name).await;
     }
@@ -88,8 +88,8 @@ async fn unread_floods_of_settings_and_pings_use_no_memory() {
         ("PING that answers nothing", frame(PING, ACK, 0, &[1; 8])),
         ("WINDOW_UPDATE of closed streams", frame(WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes())),
     ] {
-        let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
-        raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/", &[])), |outcome| {
+        let mut raw = RawH2::connect(&sidecar, OFFENDER, &[]).await;
+        raw.send_until(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/", &[])), |outcome| {
             !outcome.heads.is_empty()
         })
         .await;
@@ -112,10 +112,10 @@ async fn floods_with_read_replies_end_in_goaway() {
         ("PRIORITY", false, frame(2, 0, 1, &[0, 0, 0, 3, 16])),
         ("a frame of an unknown type", false, frame(0x42, 0, 0, &[1; 8])),
     ] {
-        let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
+        let mut raw = RawH2::connect(&sidecar, OFFENDER, &[]).await;
         let events = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/events", &[]));
-        raw.provoke(&events, |outcome| !outcome.heads.is_empty()).await;
-        let outcome = raw.provoke(&piece.repeat(1_000_000), Outcome::is_over).await;
+        raw.send_until(&events, |outcome| !outcome.heads.is_empty()).await;
+        let outcome = raw.send_until(&piece.repeat(1_000_000), Outcome::is_over).await;
         // Who is slow to take its answers is not waited for, and may lose the last word among them.
         let is_cut_off = is_answered && outcome.closed && outcome.goaway.is_none();
         assert!(is_cut_off || outcome.goaway == Some(ENHANCE_YOUR_CALM), "{name}: {outcome:?}");
@@ -127,9 +127,9 @@ async fn floods_with_read_replies_end_in_goaway() {
 /// A client that reads a large response in small steps may send many WINDOW_UPDATE frames.
 #[tokio::test]
 async fn window_updates_are_no_flood_while_data_is_pending() {
-    let sidecar = process(&[], "").await;
+    let sidecar = start_process(&[], "").await;
     let (size, step) = (20_000_000_usize, 1_000_u32);
-    let mut raw = RawH2::open(&sidecar, OUTSIDER, &[(INITIAL_WINDOW, 60_000)]).await;
+    let mut raw = RawH2::connect(&sidecar, OUTSIDER, &[(INITIAL_WINDOW, 60_000)]).await;
     raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", &format!("/large?{size}"), &[]))).await;
     let updates =
         [frame(WINDOW_UPDATE, 0, 0, &step.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &step.to_be_bytes())].concat();
@@ -150,14 +150,14 @@ async fn window_updates_are_no_flood_while_data_is_pending() {
 async fn a_head_that_decompresses_beyond_the_limit_is_refused() {
     let (sidecar, before) = start().await;
     let bomb = kept_field(b"x-bomb", &[b'a'; 3_900]);
-    let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
+    let mut raw = RawH2::connect(&sidecar, OFFENDER, &[]).await;
     for (number, id) in streams(50).enumerate() {
         let mut head = request_block("GET", "/", &[]);
         if number == 0 {
             head.extend(&bomb);
         }
-        head.extend(indexed(62).repeat(8_000));
-        let outcome = raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, id, &head), Outcome::is_decided).await;
+        head.extend(indexed_field(62).repeat(8_000));
+        let outcome = raw.send_until(&frame(HEADERS, END_HEADERS | END_STREAM, id, &head), Outcome::is_decided).await;
         assert!(outcome.heads.iter().all(|(_, status)| *status != 0x88), "{outcome:?}");
         if outcome.is_over() {
             break;
@@ -172,12 +172,12 @@ async fn zero_windows_apply_backpressure_to_the_gateway() {
     let (sidecar, before) = start().await;
     let mut raws = Vec::new();
     for window in [0, 1] {
-        let mut raw = RawH2::open(&sidecar, OFFENDER, &[(INITIAL_WINDOW, window)]).await;
+        let mut raw = RawH2::connect(&sidecar, OFFENDER, &[(INITIAL_WINDOW, window)]).await;
         // The kernel takes little of such a response.
         let request = request_block("GET", "/file?5000000", &[]);
         let attack: Vec<u8> =
             streams(100).flat_map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &request)).collect();
-        let outcome = raw.provoke(&attack, |outcome| outcome.heads.len() == 100 || outcome.is_over()).await;
+        let outcome = raw.send_until(&attack, |outcome| outcome.heads.len() == 100 || outcome.is_over()).await;
         assert!(outcome.heads.iter().all(|(_, status)| *status == 0x88), "{outcome:?}");
         raws.push(raw);
     }
@@ -195,7 +195,7 @@ async fn window_overflows_and_invalid_table_sizes_end_in_goaway() {
         ("the connection's window overflows", frame(WINDOW_UPDATE, 0, 0, &most)),
         ("a window beyond 2^31", settings(&[(INITIAL_WINDOW, u32::MAX)])),
         ("a frame size that is none", settings(&[(5, 1)])),
-        ("an index beyond the tables", frame(HEADERS, END_HEADERS | END_STREAM, 1, &indexed(4_000))),
+        ("an index beyond the tables", frame(HEADERS, END_HEADERS | END_STREAM, 1, &indexed_field(4_000))),
         ("a number without end", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xff; 64])),
         ("a string longer than its block", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0, 0x7f, 0xff, 0xff, 0x7f])),
         ("a table beyond its bound", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x3f, 0xff, 0xff, 0xff, 0x07])),
@@ -221,7 +221,7 @@ async fn window_overflows_and_invalid_table_sizes_end_in_goaway() {
             .concat(),
         ),
     ] {
-        let outcome = RawH2::open(&sidecar, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+        let outcome = RawH2::connect(&sidecar, OFFENDER, &[]).await.send_until(&attack, Outcome::is_over).await;
         assert!(outcome.is_over(), "{name}: {outcome:?}");
     }
     assert_unimpressed(&sidecar, before, "frames that are none").await;
@@ -232,12 +232,14 @@ async fn window_overflows_and_invalid_table_sizes_end_in_goaway() {
 async fn ambiguous_h2_requests_are_not_forwarded() {
     let (sidecar, before) = start().await;
     let usual = [(":method", "GET"), (":scheme", "https"), (":authority", "gateway.example"), (":path", "/")];
-    let with = |more: &[(&str, &str)]| block(&[&usual, more].concat());
+    let with = |more: &[(&str, &str)]| header_block(&[&usual, more].concat());
     let but = |name: &str, value: &str| {
-        block(&usual.iter().map(|field| if field.0 == name { (field.0, value) } else { *field }).collect::<Vec<_>>())
+        header_block(
+            &usual.iter().map(|field| if field.0 == name { (field.0, value) } else { *field }).collect::<Vec<_>>(),
+        )
     };
-    let without = |name: &str| block(&usual.iter().copied().filter(|field| field.0 != name).collect::<Vec<_>>());
-    for (name, head) in [
+    let without = |name: &str| header_block(&usual.iter().copied().filter(|field| field.0 != name).collect::<Vec<_>>());
+    for (name, read_head) in [
         ("a method twice", with(&[(":method", "POST")])),
         ("a path twice", with(&[(":path", "/other")])),
         ("an authority twice", with(&[(":authority", "other")])),
@@ -259,7 +261,10 @@ async fn ambiguous_h2_requests_are_not_forwarded() {
         ("a scheme that isn't one", but(":scheme", "https://x")),
         ("another host than the authority", with(&[("host", "other.example")])),
         ("two hosts", with(&[("host", "gateway.example"), ("host", "other.example")])),
-        ("a pseudo-header after a field", [block(&usual[..3]), block(&[("a", "b"), (":path", "/")])].concat()),
+        (
+            "a pseudo-header after a field",
+            [header_block(&usual[..3]), header_block(&[("a", "b"), (":path", "/")])].concat(),
+        ),
         ("a pseudo-header of a response", with(&[(":status", "200")])),
         ("a pseudo-header that isn't one", with(&[(":client", "127.0.0.1")])),
         ("a protocol without CONNECT", with(&[(":protocol", "websocket")])),
@@ -281,11 +286,12 @@ async fn ambiguous_h2_requests_are_not_forwarded() {
         ("a length without a body", with(&[("content-length", "4")])),
         ("two lengths", with(&[("content-length", "0"), ("content-length", "4")])),
         ("a length that is none", with(&[("content-length", "+0")])),
-        ("CONNECT", block(&[(":method", "CONNECT"), (":authority", "127.0.0.1:22")])),
+        ("CONNECT", header_block(&[(":method", "CONNECT"), (":authority", "127.0.0.1:22")])),
     ] {
         let received = sidecar.gateway.requests().len();
-        let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
-        let outcome = raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head), Outcome::is_decided).await;
+        let mut raw = RawH2::connect(&sidecar, OFFENDER, &[]).await;
+        let outcome =
+            raw.send_until(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &read_head), Outcome::is_decided).await;
         assert!(outcome.heads.iter().all(|(_, status)| *status != 0x88), "{name} was served: {outcome:?}");
         assert_eq!(sidecar.gateway.requests().len(), received, "{name}: {:#?}", sidecar.gateway.requests().last());
     }
@@ -296,13 +302,13 @@ async fn ambiguous_h2_requests_are_not_forwarded() {
 async fn a_body_that_differs_from_its_content_length_is_not_forwarded_as_complete() {
     let (sidecar, before) = start().await;
     for (name, length, body) in [("shorter", "10", &b"body"[..]), ("longer", "2", b"body")] {
-        let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
+        let mut raw = RawH2::connect(&sidecar, OFFENDER, &[]).await;
         let head = request_block("POST", "/echo", &[("content-length", length)]);
         let bytes = [frame(HEADERS, END_HEADERS, 1, &head), frame(DATA, END_STREAM, 1, body)].concat();
-        let outcome = raw.provoke(&bytes, Outcome::is_decided).await;
+        let outcome = raw.send_until(&bytes, Outcome::is_decided).await;
         assert!(outcome.heads.iter().all(|(_, status)| *status != 0x88), "{name} was served: {outcome:?}");
     }
-    for received in sidecar.gateway.requests().iter().filter(|received| received.start().starts_with("POST")) {
+    for received in sidecar.gateway.requests().iter().filter(|received| received.start_line().starts_with("POST")) {
         assert!(received.truncated, "{received:?}");
     }
     assert_unimpressed(&sidecar, before, "lengths that lie").await;

@@ -15,7 +15,9 @@ use tempfile::TempDir;
 
 pub use loopgate_test_support::lanes::EXTERNAL_SOURCE;
 pub use loopgate_test_support::sidecar::AGENT;
-pub use loopgate_test_support::tls_client::{PROTOCOLS, Protocol, Tls, TlsClient, h2_request, request, whole};
+pub use loopgate_test_support::tls_client::{
+    PROTOCOLS, Protocol, Tls, TlsClient, h2_request, read_whole_body, request_text,
+};
 
 /// An external client.
 pub const OUTSIDER: &str = "127.0.0.3";
@@ -44,11 +46,11 @@ impl std::ops::Deref for Harness {
 impl Harness {
     /// Starts a sidecar with the configuration that most tests use.
     pub async fn start() -> Self {
-        Self::with(|_| {}).await
+        Self::start_with(|_| {}).await
     }
 
     /// Starts a sidecar with a configuration that `change` has changed.
-    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let gateway = FakeGateway::start().await;
         let state = tempfile::tempdir().unwrap();
         let mut config = Config::default();
@@ -69,13 +71,13 @@ impl Harness {
 }
 
 /// Bytes over `stream`.
-pub fn raw(stream: Tls) -> RawHttp<Tls> {
+pub fn raw_http(stream: Tls) -> RawHttp<Tls> {
     RawHttp::new(stream)
 }
 
 /// Starts `loopgate run` as a process before a fake gateway, with these flags and with `config` as
 /// its configuration file.
-pub async fn process(flags: &[&str], config: &str) -> SidecarWithGateway {
+pub async fn start_process(flags: &[&str], config: &str) -> SidecarWithGateway {
     Launch::new().flags(flags).config(config).start_with_gateway().await
 }
 
@@ -83,12 +85,12 @@ pub async fn process(flags: &[&str], config: &str) -> SidecarWithGateway {
 pub async fn enrol(client: &TlsClient, source: &str, token: &str) -> Result<Arc<Credentials>, Error> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), token).unwrap();
-    let stream = client.handshake(client.tcp(source).await, std::str::from_utf8(ALPN).unwrap()).await.unwrap();
+    let stream = client.handshake(client.connect_tcp(source).await, std::str::from_utf8(ALPN).unwrap()).await.unwrap();
     enrol_by_token(stream, file.path()).await.map(|(credentials, _)| credentials)
 }
 
 /// Enrols from `source` with `token`, and returns why that is refused.
-pub async fn refusal(client: &TlsClient, source: &str, token: &str) -> RefusalReason {
+pub async fn enrolment_refusal(client: &TlsClient, source: &str, token: &str) -> RefusalReason {
     match enrol(client, source, token).await {
         Err(Error::Refused(refused)) => refused.error,
         other => panic!("{other:?}"),

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Response};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, request, whole};
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, read_whole_body, request_text};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -32,41 +32,45 @@ async fn with_interims(mut response: h2::client::ResponseFuture) -> (Vec<Respons
 async fn interim_responses_reach_the_client_before_the_final_one() {
     let harness = Harness::start().await;
     for source in [OUTSIDER, AGENT] {
-        let mut client = harness.h1(source).await;
-        client.send(request("GET /hints", "")).await.unwrap();
-        let (first, second, last) =
-            (client.response().await.unwrap(), client.response().await.unwrap(), client.response().await.unwrap());
+        let mut client = harness.connect_h1(source).await;
+        client.send(request_text("GET /hints", "")).await.unwrap();
+        let (first, second, last) = (
+            client.read_response().await.unwrap(),
+            client.read_response().await.unwrap(),
+            client.read_response().await.unwrap(),
+        );
         assert_eq!((first.status(), second.status(), last.status(), last.text().as_str()), (102, 103, 200, "ok"));
-        assert_eq!(second.names(), ["link", "x-for"], "hop-by-hop fields stay behind");
+        assert_eq!(second.field_names(), ["link", "x-for"], "hop-by-hop fields stay behind");
 
-        let mut client = harness.h2(source).await;
+        let mut client = harness.connect_h2(source).await;
         let (interims, response) =
             with_interims(client.send_request(h2_request("GET /hints", &[]), true).unwrap().0).await;
         assert_eq!(interims.iter().map(|interim| interim.status().as_u16()).collect::<Vec<_>>(), [102, 103]);
         assert_eq!(interims[1].headers()["link"], "</a.css>; rel=preload");
         assert_eq!(interims[1].headers().len(), 2, "{:?}", interims[1].headers());
-        assert_eq!(whole(&mut response.into_body()).await.unwrap(), b"ok");
+        assert_eq!(read_whole_body(&mut response.into_body()).await.unwrap(), b"ok");
     }
-    let mut old = harness.h1(OUTSIDER).await;
+    let mut old = harness.connect_h1(OUTSIDER).await;
     old.send("GET /hints HTTP/1.0\r\nHost: gateway.example\r\n\r\n").await.unwrap();
-    assert_eq!(old.response().await.unwrap().status(), 200, "HTTP/1.0 has no interim responses");
+    assert_eq!(old.read_response().await.unwrap().status(), 200, "HTTP/1.0 has no interim responses");
 }
 
 #[tokio::test]
 async fn an_interim_response_does_not_wait_for_the_final_one() {
     let harness = Harness::start().await;
-    let mut h1 = harness.h1(OUTSIDER).await;
-    h1.send(request("GET /hints?held", "")).await.unwrap();
-    assert_eq!(timeout(SOON, h1.response()).await.unwrap().unwrap().status(), 102);
-    assert_eq!(timeout(SOON, h1.response()).await.unwrap().unwrap().status(), 103);
-    let (mut response, _) = harness.h2(OUTSIDER).await.send_request(h2_request("GET /hints?held", &[]), true).unwrap();
+    let mut h1 = harness.connect_h1(OUTSIDER).await;
+    h1.send(request_text("GET /hints?held", "")).await.unwrap();
+    assert_eq!(timeout(SOON, h1.read_response()).await.unwrap().unwrap().status(), 102);
+    assert_eq!(timeout(SOON, h1.read_response()).await.unwrap().unwrap().status(), 103);
+    let (mut response, _) =
+        harness.connect_h2(OUTSIDER).await.send_request(h2_request("GET /hints?held", &[]), true).unwrap();
     for status in [102, 103] {
         let interim =
             timeout(SOON, poll_fn(|cx| response.poll_informational(cx))).await.expect("soon").unwrap().unwrap();
         assert_eq!(interim.status(), status);
     }
-    harness.gateway.release(2);
-    assert_eq!(h1.response().await.unwrap().text(), "ok");
+    harness.gateway.release_held(2);
+    assert_eq!(h1.read_response().await.unwrap().text(), "ok");
     assert_eq!(response.await.unwrap().status(), 200);
 }
 
@@ -83,11 +87,11 @@ async fn responses_to_pipelined_requests_stay_in_order() {
         "GET /nothing",
     ];
     for _ in 0..20 {
-        let mut client = harness.h1(OUTSIDER).await;
-        client.send(lines.map(|line| request(line, "")).concat()).await.unwrap();
+        let mut client = harness.connect_h1(OUTSIDER).await;
+        client.send(lines.map(|line| request_text(line, "")).concat()).await.unwrap();
         let mut seen = Vec::new();
         while seen.len() < lines.len() + 6 {
-            let response = timeout(SOON, client.response()).await.unwrap().unwrap();
+            let response = timeout(SOON, client.read_response()).await.unwrap().unwrap();
             seen.push((
                 response.status(),
                 response.body.len(),
@@ -117,7 +121,7 @@ async fn responses_to_pipelined_requests_stay_in_order() {
 #[tokio::test]
 async fn each_stream_gets_its_own_interim_responses() {
     let harness = Harness::start().await;
-    let mut client = harness.h2(OUTSIDER).await;
+    let mut client = harness.connect_h2(OUTSIDER).await;
     for round in 0..5 {
         let mut requests = Vec::new();
         for number in 0..60 {
@@ -142,7 +146,7 @@ async fn each_stream_gets_its_own_interim_responses() {
                 let named: Vec<_> = interims.iter().filter_map(|interim| interim.headers().get("x-for")).collect();
                 assert_eq!((interims.len(), named), (2, vec![&HeaderValue::from_str(&path).unwrap()]), "{path}");
                 if let Some(large) = large {
-                    assert_eq!(whole(&mut large.await.unwrap().into_body()).await.unwrap().len(), 50_000);
+                    assert_eq!(read_whole_body(&mut large.await.unwrap().into_body()).await.unwrap().len(), 50_000);
                 }
                 drop(dropped);
             });
@@ -154,33 +158,36 @@ async fn each_stream_gets_its_own_interim_responses() {
 #[tokio::test]
 async fn a_client_over_http_2_is_told_to_go_on_with_its_body() {
     let harness = Harness::start().await;
-    let mut client = harness.h2(OUTSIDER).await;
+    let mut client = harness.connect_h2(OUTSIDER).await;
     let (mut response, mut body) =
         client.send_request(h2_request("POST /echo", &[("expect", "100-continue")]), false).unwrap();
     let interim = timeout(SOON, poll_fn(|cx| response.poll_informational(cx))).await.expect("100").unwrap().unwrap();
     assert_eq!(interim.status(), 100);
     body.send_data(Bytes::from_static(b"body"), true).unwrap();
-    assert_eq!(whole(&mut response.await.unwrap().into_body()).await.unwrap(), b"body");
+    assert_eq!(read_whole_body(&mut response.await.unwrap().into_body()).await.unwrap(), b"body");
 }
 
 #[tokio::test]
 async fn trailers_pass_without_being_named_and_connections_stay_usable() {
     let harness = Harness::start().await;
-    let mut client = harness.h1(OUTSIDER).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
     for _ in 0..5 {
-        let response = client.ask(request("GET /unnamed-trailers", "")).await;
+        let response = client.send_request(request_text("GET /unnamed-trailers", "")).await;
         assert_eq!((response.text().as_str(), response.trailers.as_str()), ("body", "x-sum: 4\r\n"));
         let chunks = "4\r\nbody\r\n0\r\nX-Sum: 5\r\n\r\n";
-        assert_eq!(client.ask(request("POST /echo", "Transfer-Encoding: chunked\r\n") + chunks).await.text(), "body");
+        assert_eq!(
+            client.send_request(request_text("POST /echo", "Transfer-Encoding: chunked\r\n") + chunks).await.text(),
+            "body"
+        );
         assert_eq!(harness.gateway.requests().pop().unwrap().trailers, "x-sum: 5\r\n");
     }
     assert_eq!(harness.gateway.connections(), 1, "one connection to the gateway carries all of it");
     let harness = Harness::start().await;
-    let mut client = harness.h2(OUTSIDER).await;
+    let mut client = harness.connect_h2(OUTSIDER).await;
     for _ in 0..5 {
         let mut body =
             client.send_request(h2_request("GET /unnamed-trailers", &[]), true).unwrap().0.await.unwrap().into_body();
-        assert_eq!(whole(&mut body).await.unwrap(), b"body");
+        assert_eq!(read_whole_body(&mut body).await.unwrap(), b"body");
         let trailers = body.trailers().await.unwrap().unwrap();
         assert_eq!((trailers.len(), &trailers["x-sum"]), (1, &HeaderValue::from_static("4")));
         let (response, mut stream) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
@@ -188,34 +195,34 @@ async fn trailers_pass_without_being_named_and_connections_stay_usable() {
         stream
             .send_trailers(HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from_static("6"))]))
             .unwrap();
-        assert_eq!(whole(&mut response.await.unwrap().into_body()).await.unwrap(), b"body");
+        assert_eq!(read_whole_body(&mut response.await.unwrap().into_body()).await.unwrap(), b"body");
         assert_eq!(harness.gateway.requests().pop().unwrap().trailers, "x-sum: 6\r\n");
     }
     assert_eq!(harness.gateway.connections(), 1, "one connection to the gateway carries all of it");
     // HTTP/1.0 knows no chunks, so that there is no place for trailers.
-    let mut old = harness.h1(OUTSIDER).await;
+    let mut old = harness.connect_h1(OUTSIDER).await;
     old.send("GET /unnamed-trailers HTTP/1.0\r\nHost: gateway.example\r\n\r\n").await.unwrap();
-    let rest = String::from_utf8(timeout(SOON, old.rest()).await.unwrap()).unwrap();
+    let rest = String::from_utf8(timeout(SOON, old.read_rest()).await.unwrap()).unwrap();
     assert!(rest.ends_with("\r\n\r\nbody"), "{rest}");
 }
 
 #[tokio::test]
 async fn raw_bytes_in_a_target_are_encoded_on_their_way() {
     let harness = Harness::start().await;
-    let mut client = harness.h1(OUTSIDER).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
     let body = "GET /<> HTTP/1.1\r\n\r\n";
     let fields = format!("X-A: \"<>`\r\nContent-Length: {}\r\n", body.len());
     for _ in 0..3 {
-        assert_eq!(client.ask(request("POST /a`<\"b\">?q=\"<>`", &fields) + body).await.status(), 200);
+        assert_eq!(client.send_request(request_text("POST /a`<\"b\">?q=\"<>`", &fields) + body).await.status(), 200);
         let received = harness.gateway.requests().pop().unwrap();
-        assert_eq!(received.start(), "POST /a%60%3C%22b%22%3E?q=%22%3C%3E%60 HTTP/1.1");
+        assert_eq!(received.start_line(), "POST /a%60%3C%22b%22%3E?q=%22%3C%3E%60 HTTP/1.1");
         assert_eq!((received.field("x-a"), received.text().as_str()), (Some("\"<>`"), body));
     }
     // Longer than hyper reads at once.
     let target = format!("/{}", "<".repeat(20_000));
-    assert_eq!(client.ask(request(&format!("GET {target}"), "")).await.status(), 200);
+    assert_eq!(client.send_request(request_text(&format!("GET {target}"), "")).await.status(), 200);
     assert_eq!(
-        harness.gateway.requests().pop().unwrap().start(),
+        harness.gateway.requests().pop().unwrap().start_line(),
         format!("GET {} HTTP/1.1", target.replace('<', "%3C"))
     );
 }
@@ -227,10 +234,10 @@ async fn messages_that_follow_an_upgrade_at_once_are_not_touched() {
                    Sec-WebSocket-Key: bG9vcGdhdGUgdGVzdCAxNg==\r\n";
     let text = "GET /<`\"> HTTP/1.1\r\n\r\n";
     let message = [&[0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0][..], text.as_bytes()].concat();
-    let mut client = harness.h1(OUTSIDER).await;
-    client.send([request("GET /ws", upgrade).as_bytes(), &message].concat()).await.unwrap();
-    assert_eq!(client.head().await.unwrap().status(), 101);
-    let echo = timeout(SOON, client.exactly(2 + text.len())).await.unwrap().unwrap();
+    let mut client = harness.connect_h1(OUTSIDER).await;
+    client.send([request_text("GET /ws", upgrade).as_bytes(), &message].concat()).await.unwrap();
+    assert_eq!(client.read_head().await.unwrap().status(), 101);
+    let echo = timeout(SOON, client.read_exactly(2 + text.len())).await.unwrap().unwrap();
     assert_eq!(String::from_utf8_lossy(&echo[2..]), text);
 }
 
@@ -242,33 +249,33 @@ async fn every_refusal_says_why() {
         ("GET / HTTP/1.1\r\nHost: a\r\nX A: b\r\n\r\n".to_owned(), 400, "bad_head"),
         ("GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 400, "bad_head"),
         ("nonsense\r\n\r\n".to_owned(), 400, "bad_head"),
-        (request("POST /", "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"), 400, "ambiguous_length"),
-        (request("GET /", &format!("X-Long: {long}\r\n")), 431, "head_too_large"),
-        (request("GET /", &"X: y\r\n".repeat(200)), 431, "head_too_large"),
+        (request_text("POST /", "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"), 400, "ambiguous_length"),
+        (request_text("GET /", &format!("X-Long: {long}\r\n")), 431, "head_too_large"),
+        (request_text("GET /", &"X: y\r\n".repeat(200)), 431, "head_too_large"),
     ];
     for (text, status, kind) in &cases {
         for before in [0, 1] {
-            let mut client = harness.h1(OUTSIDER).await;
+            let mut client = harness.connect_h1(OUTSIDER).await;
             for _ in 0..before {
-                assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+                assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200);
             }
-            let response = client.ask(text).await;
+            let response = client.send_request(text).await;
             assert_eq!(response.status(), *status, "{text:.80}");
             let body: Value = serde_json::from_slice(&response.body)
                 .unwrap_or_else(|error| panic!("{text:.80}: {error}: {}", response.text()));
             assert_eq!(body["error"]["type"], *kind, "{text:.80}");
             assert_eq!(response.field("connection"), Some("close"));
-            assert_eq!(timeout(SOON, client.rest()).await.unwrap(), b"", "nothing follows");
+            assert_eq!(timeout(SOON, client.read_rest()).await.unwrap(), b"", "nothing follows");
         }
     }
     for protocol in PROTOCOLS {
-        let (status, body) = harness.ask(protocol, OUTSIDER, "TRACE /", &[]).await;
+        let (status, body) = harness.send_request(protocol, OUTSIDER, "TRACE /", &[]).await;
         assert_eq!((status, body.is_empty()), (405, false));
     }
-    let slow = Harness::with(|config| config.limits.head_timeout = Duration::from_millis(300)).await;
-    let mut client = slow.h1(OUTSIDER).await;
+    let slow = Harness::start_with(|config| config.limits.head_timeout = Duration::from_millis(300)).await;
+    let mut client = slow.connect_h1(OUTSIDER).await;
     client.send("GET / HTTP/1.1\r\n").await.unwrap();
-    let response = timeout(SOON, client.response()).await.unwrap().unwrap();
+    let response = timeout(SOON, client.read_response()).await.unwrap().unwrap();
     assert_eq!((response.status(), response.text().contains("head_timeout")), (408, true));
-    assert_eq!(slow.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    assert_eq!(slow.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
 }

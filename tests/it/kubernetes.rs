@@ -8,7 +8,9 @@ use loopgate::enrolment_protocol::RefusalReason;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::harness::{Harness, OUTSIDER, PROTOCOLS, UNKNOWN_CLIENT, enrol, process, refusal, request};
+use crate::harness::{
+    Harness, OUTSIDER, PROTOCOLS, UNKNOWN_CLIENT, enrol, enrolment_refusal, request_text, start_process,
+};
 use crate::lanes::{assert_external, assert_is_agents_request};
 use loopgate_test_support::agent_process::Pod;
 use loopgate_test_support::fake_kubernetes::{FakeKubernetes, pod};
@@ -27,12 +29,12 @@ const AUDIENCE: &str = "loopgate";
 type End = (&'static str, fn(&FakeKubernetes));
 
 async fn harness(kubernetes: &FakeKubernetes) -> Harness {
-    kubernetes.put(pod("builder", Some("true"), &[BUILDER]));
-    kubernetes.put(pod("other", Some("attested"), &[OTHER]));
-    kubernetes.token("builders-token", "builder", AUDIENCE);
-    kubernetes.token("others-token", "other", AUDIENCE);
-    kubernetes.token("for-the-api", "builder", "https://kubernetes.default.svc");
-    Harness::with(|config| {
+    kubernetes.put_pod(pod("builder", Some("true"), &[BUILDER]));
+    kubernetes.put_pod(pod("other", Some("attested"), &[OTHER]));
+    kubernetes.add_token("builders-token", "builder", AUDIENCE);
+    kubernetes.add_token("others-token", "other", AUDIENCE);
+    kubernetes.add_token("for-the-api", "builder", "https://kubernetes.default.svc");
+    Harness::start_with(|config| {
         config.discovery = AgentSourceKind::Kubernetes;
         config.kubernetes.api = Some(kubernetes.address());
         config.kubernetes.credentials = kubernetes.credentials();
@@ -50,16 +52,16 @@ async fn only_a_pod_that_proves_itself_is_an_agent() {
     assert!(names.contains("spiffe://loopgate.local/k8s/claws/builder/uid-of-builder"), "{names}");
     let builder = harness.with_certified_key(credentials.certified_key.clone());
     for protocol in PROTOCOLS {
-        builder.ask(protocol, BUILDER, "GET /", &[]).await;
+        builder.send_request(protocol, BUILDER, "GET /", &[]).await;
         assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
         // The pod's certificate is not accepted from another address, not even from another agent's.
         for source in [OTHER, UNLABELLED] {
-            builder.ask(protocol, source, "GET /", &[]).await;
+            builder.send_request(protocol, source, "GET /", &[]).await;
             assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
         }
         // And its address nothing without.
         for source in [BUILDER, OUTSIDER] {
-            harness.ask(protocol, source, "GET /", &[]).await;
+            harness.send_request(protocol, source, "GET /", &[]).await;
             assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
         }
     }
@@ -76,26 +78,27 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
         (OTHER, "builders-token", RefusalReason::BadToken),
         (UNLABELLED, "builders-token", RefusalReason::NotAnAgent),
     ] {
-        assert_eq!(refusal(&harness, source, token).await, expected, "{token} from {source}");
+        assert_eq!(enrolment_refusal(&harness, source, token).await, expected, "{token} from {source}");
     }
     // One of the same name is another pod, and so is one that runs as another service account.
-    kubernetes.delete("builder");
+    kubernetes.delete_pod("builder");
     let mut namesake = pod("builder", Some("true"), &[BUILDER]);
     namesake["metadata"]["uid"] = "another".into();
-    kubernetes.put(namesake);
-    assert_eq!(refusal(&harness, BUILDER, "builders-token").await, RefusalReason::BadToken);
-    kubernetes.change("other", |pod| pod["spec"]["serviceAccountName"] = "someone".into());
-    harness.ask(PROTOCOLS[0], OTHER, "GET /", &[]).await;
-    assert_eq!(refusal(&harness, OTHER, "others-token").await, RefusalReason::BadToken);
+    kubernetes.put_pod(namesake);
+    assert_eq!(enrolment_refusal(&harness, BUILDER, "builders-token").await, RefusalReason::BadToken);
+    kubernetes.change_pod("other", |pod| pod["spec"]["serviceAccountName"] = "someone".into());
+    harness.send_request(PROTOCOLS[0], OTHER, "GET /", &[]).await;
+    assert_eq!(enrolment_refusal(&harness, OTHER, "others-token").await, RefusalReason::BadToken);
     // One that is admitted by its address gets no certificate.
-    kubernetes.change("other", |pod| pod["metadata"]["labels"] = json!({"loopgate.dev/agent": "address"}));
-    let refused = async { while refusal(&harness, OTHER, "others-token").await != RefusalReason::AddressAgent {} };
+    kubernetes.change_pod("other", |pod| pod["metadata"]["labels"] = json!({"loopgate.dev/agent": "address"}));
+    let refused =
+        async { while enrolment_refusal(&harness, OTHER, "others-token").await != RefusalReason::AddressAgent {} };
     timeout(Duration::from_secs(10), refused).await.unwrap();
     // Enrolment is refused while reviews are forbidden too.
-    kubernetes.put(pod("third", Some("true"), &[UNLABELLED]));
-    kubernetes.token("thirds-token", "third", AUDIENCE);
+    kubernetes.put_pod(pod("third", Some("true"), &[UNLABELLED]));
+    kubernetes.add_token("thirds-token", "third", AUDIENCE);
     kubernetes.forbid("create tokenreviews");
-    assert_eq!(refusal(&harness, UNLABELLED, "thirds-token").await, RefusalReason::Kubernetes);
+    assert_eq!(enrolment_refusal(&harness, UNLABELLED, "thirds-token").await, RefusalReason::Kubernetes);
     kubernetes.permit("create tokenreviews");
     enrol(&harness, UNLABELLED, "thirds-token").await.unwrap();
 }
@@ -103,15 +106,18 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
 #[tokio::test]
 async fn a_pods_open_connections_end_with_the_pod() {
     let ends: [End; 5] = [
-        ("deleted", |kubernetes| kubernetes.delete("builder")),
-        ("without the label", |kubernetes| kubernetes.change("builder", |pod| pod["metadata"]["labels"] = json!({}))),
-        ("terminating", |kubernetes| {
-            kubernetes.change("builder", |pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into());
+        ("deleted", |kubernetes| kubernetes.delete_pod("builder")),
+        ("without the label", |kubernetes| {
+            kubernetes.change_pod("builder", |pod| pod["metadata"]["labels"] = json!({}))
         }),
-        ("failed", |kubernetes| kubernetes.change("builder", |pod| pod["status"]["phase"] = "Failed".into())),
+        ("terminating", |kubernetes| {
+            kubernetes
+                .change_pod("builder", |pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into());
+        }),
+        ("failed", |kubernetes| kubernetes.change_pod("builder", |pod| pod["status"]["phase"] = "Failed".into())),
         ("with another address", |kubernetes| {
-            kubernetes.change("builder", |pod| pod["status"]["podIPs"] = json!([{"ip": "127.0.0.29"}]));
-            kubernetes.change("builder", |pod| pod["status"]["podIP"] = "127.0.0.29".into());
+            kubernetes.change_pod("builder", |pod| pod["status"]["podIPs"] = json!([{"ip": "127.0.0.29"}]));
+            kubernetes.change_pod("builder", |pod| pod["status"]["podIP"] = "127.0.0.29".into());
         }),
     ];
     for (how, end) in ends {
@@ -119,12 +125,12 @@ async fn a_pods_open_connections_end_with_the_pod() {
         let harness = harness(&kubernetes).await;
         let credentials = enrol(&harness, BUILDER, "builders-token").await.unwrap();
         let builder = harness.with_certified_key(credentials.certified_key.clone());
-        let mut wire = builder.h1(BUILDER).await;
-        wire.ask(request("GET /", "")).await;
+        let mut wire = builder.connect_h1(BUILDER).await;
+        wire.send_request(request_text("GET /", "")).await;
         assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
         end(&kubernetes);
         timeout(Duration::from_secs(1), wire.until_end()).await.unwrap_or_else(|_| panic!("still open: {how}"));
-        builder.ask(PROTOCOLS[0], BUILDER, "GET /", &[]).await;
+        builder.send_request(PROTOCOLS[0], BUILDER, "GET /", &[]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
     }
 }
@@ -134,20 +140,20 @@ async fn a_pod_that_ends_during_the_drain_loses_its_lane() {
     let kubernetes = FakeKubernetes::start();
     let harness = harness(&kubernetes).await;
     let credentials = enrol(&harness, BUILDER, "builders-token").await.unwrap();
-    let mut builder = harness.with_certified_key(credentials.certified_key.clone()).h1(BUILDER).await;
-    let mut outsider = harness.h1(OUTSIDER).await;
+    let mut builder = harness.with_certified_key(credentials.certified_key.clone()).connect_h1(BUILDER).await;
+    let mut outsider = harness.connect_h1(OUTSIDER).await;
     for client in [&mut builder, &mut outsider] {
-        client.send(request("GET /held", "")).await.unwrap();
+        client.send(request_text("GET /held", "")).await.unwrap();
     }
     let seen = harness.gateway.wait_for_requests(2).await;
     assert!(seen.iter().any(|request| request.field("x-forwarded-for").is_none()), "one is an agent's");
 
     let meanwhile = async {
         assert!(harness.sidecar.is_stopping());
-        kubernetes.delete("builder");
+        kubernetes.delete_pod("builder");
         timeout(Duration::from_secs(2), builder.until_end()).await.expect("still open");
-        harness.gateway.release(2);
-        assert_eq!(outsider.response().await.unwrap().text(), "held");
+        harness.gateway.release_held(2);
+        assert_eq!(outsider.read_response().await.unwrap().text(), "held");
     };
     tokio::join!(harness.sidecar.stop(), meanwhile);
 }
@@ -159,20 +165,20 @@ async fn the_agent_process_is_admitted_by_its_pods_token_while_the_pod_lives() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "builders-token\n").unwrap();
     let inside = Pod { client: &harness, source: BUILDER, ca: harness.state.path().join("ca.pem"), token: file.path() };
-    let agent = inside.agent().await;
-    let mut wire = agent.h1().await;
-    assert_eq!(wire.ask(request("GET /work", "")).await.text(), "hello");
+    let agent = inside.start_agent().await;
+    let mut wire = agent.connect_h1().await;
+    assert_eq!(wire.send_request(request_text("GET /work", "")).await.text(), "hello");
     let received = harness.gateway.requests().pop().unwrap();
     assert_is_agents_request(&received, &harness);
-    assert_eq!(received.start(), "GET /work HTTP/1.1");
+    assert_eq!(received.start_line(), "GET /work HTTP/1.1");
 
     let ran = inside.exec("echo \"at $OPENCLAW_GATEWAY_PORT\"").await;
     assert!(ran.status.success() && ran.stdout.starts_with(b"at "), "{ran:?}");
     let looked = harness.gateway.requests().pop().unwrap();
     assert_is_agents_request(&looked, &harness);
-    assert_eq!(looked.start(), "GET /startupz HTTP/1.1");
+    assert_eq!(looked.start_line(), "GET /startupz HTTP/1.1");
 
-    kubernetes.delete("builder");
+    kubernetes.delete_pod("builder");
     timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the pod");
     let received = harness.gateway.requests().len();
     let left = inside.exec("echo unreachable").await;
@@ -183,7 +189,7 @@ async fn the_agent_process_is_admitted_by_its_pods_token_while_the_pod_lives() {
         (Some(1), &b""[..], received),
         "{text}"
     );
-    for words in [agent.process.log().join("\n"), text] {
+    for words in [agent.process.log_lines().join("\n"), text] {
         assert!(words.contains("enrol") && !words.contains("builders-token"), "{words}");
     }
 }
@@ -212,34 +218,34 @@ async fn the_agent_process_logs_why_its_token_is_refused() {
 fn a_pod_admitted_by_address_is_an_agent_without_a_certificate_until_it_ends() {
     in_namespace(async || {
         let kubernetes = FakeKubernetes::start();
-        kubernetes.put(pod("scout", Some("address"), &["198.51.100.4"]));
-        kubernetes.put(pod("attested", Some("true"), &["198.51.100.5"]));
-        kubernetes.put(pod("unlabelled", None, &["198.51.100.6"]));
-        kubernetes.put(pod("never", Some("false"), &["198.51.100.7"]));
+        kubernetes.put_pod(pod("scout", Some("address"), &["198.51.100.4"]));
+        kubernetes.put_pod(pod("attested", Some("true"), &["198.51.100.5"]));
+        kubernetes.put_pod(pod("unlabelled", None, &["198.51.100.6"]));
+        kubernetes.put_pod(pod("never", Some("false"), &["198.51.100.7"]));
         let harness = harness(&kubernetes).await;
         // Who enrols is waited for, and with it the list of all.
         enrol(&harness, BUILDER, "builders-token").await.unwrap();
         for protocol in PROTOCOLS {
             assert_eq!(
-                harness.ask(protocol, "198.51.100.4", "GET /", &[("x-forwarded-for", "127.0.0.1")]).await,
+                harness.send_request(protocol, "198.51.100.4", "GET /", &[("x-forwarded-for", "127.0.0.1")]).await,
                 (200, "hello".into())
             );
             assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
             for source in ["198.51.100.5", "198.51.100.6", "198.51.100.7", "198.51.100.8"] {
-                harness.ask(protocol, source, "GET /", &[]).await;
+                harness.send_request(protocol, source, "GET /", &[]).await;
                 assert_external(&harness.gateway.requests().pop().unwrap(), source);
             }
         }
-        let mut wire = harness.h1("198.51.100.4").await;
-        wire.ask(request("GET /", "")).await;
+        let mut wire = harness.connect_h1("198.51.100.4").await;
+        wire.send_request(request_text("GET /", "")).await;
         // A page that runs in the pod is not the pod.
-        wire.ask(request("GET /", "Origin: http://evil.example\r\n")).await;
+        wire.send_request(request_text("GET /", "Origin: http://evil.example\r\n")).await;
         let received = harness.gateway.requests();
         assert_is_agents_request(&received[received.len() - 2], &harness);
         assert_external(&received[received.len() - 1], "198.51.100.4");
-        kubernetes.change("scout", |pod| pod["metadata"]["labels"]["loopgate.dev/agent"] = "false".into());
+        kubernetes.change_pod("scout", |pod| pod["metadata"]["labels"]["loopgate.dev/agent"] = "false".into());
         timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the label");
-        harness.ask(PROTOCOLS[0], "198.51.100.4", "GET /", &[]).await;
+        harness.send_request(PROTOCOLS[0], "198.51.100.4", "GET /", &[]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), "198.51.100.4");
     });
 }
@@ -249,26 +255,26 @@ async fn without_the_api_server_connections_stay_and_enrolment_is_refused() {
     let mut kubernetes = FakeKubernetes::start();
     let harness = harness(&kubernetes).await;
     let credentials = enrol(&harness, BUILDER, "builders-token").await.unwrap();
-    let mut wire = harness.with_certified_key(credentials.certified_key.clone()).h1(BUILDER).await;
-    kubernetes.down().await;
-    assert_eq!(refusal(&harness, OTHER, "others-token").await, RefusalReason::Kubernetes);
-    wire.ask(request("GET /", "")).await;
+    let mut wire = harness.with_certified_key(credentials.certified_key.clone()).connect_h1(BUILDER).await;
+    kubernetes.stop().await;
+    assert_eq!(enrolment_refusal(&harness, OTHER, "others-token").await, RefusalReason::Kubernetes);
+    wire.send_request(request_text("GET /", "")).await;
     assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_token_is_ever_logged() {
     let kubernetes = FakeKubernetes::start();
-    kubernetes.put(pod("builder", Some("true"), &[BUILDER]));
-    kubernetes.token("builders-token", "builder", AUDIENCE);
+    kubernetes.put_pod(pod("builder", Some("true"), &[BUILDER]));
+    kubernetes.add_token("builders-token", "builder", AUDIENCE);
     let (api, credentials) = (kubernetes.address(), kubernetes.credentials());
     let credentials = format!("--kubernetes-credentials={}", credentials.display());
     let flags = ["--discovery=kubernetes", &format!("--kubernetes-api={api}"), &credentials, "--log-level=trace"];
-    let sidecar = process(&flags, "").await;
+    let sidecar = start_process(&flags, "").await;
     enrol(&sidecar, BUILDER, "builders-token").await.unwrap();
-    assert_eq!(refusal(&sidecar, BUILDER, "forged-token").await, RefusalReason::BadToken);
+    assert_eq!(enrolment_refusal(&sidecar, BUILDER, "forged-token").await, RefusalReason::BadToken);
     sidecar.process().wait_for_log("bad_token").await;
-    let log = sidecar.process().log().join("\n");
+    let log = sidecar.process().log_lines().join("\n");
     assert!(log.contains("enrolled") && log.contains("bad_token"), "{log}");
     for token in ["builders-token", "forged-token", "own-token-1"] {
         assert!(!log.contains(token), "{token}");

@@ -7,7 +7,8 @@ use http::HeaderMap;
 use tokio::net::TcpListener;
 
 use crate::harness::{
-    AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, UNKNOWN_CLIENT, h2_request, request, whole,
+    AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, UNKNOWN_CLIENT, h2_request, read_whole_body,
+    request_text,
 };
 use loopgate_test_support::fake_gateway::ReceivedRequest;
 pub use loopgate_test_support::lanes::assert_external;
@@ -45,12 +46,12 @@ async fn an_outsider_is_remote_to_the_gateway_whatever_it_sends() {
     for protocol in PROTOCOLS {
         let mut fields = FORGED.to_vec();
         fields.extend([("origin", "https://page.example"), ("x-own", "kept")]);
-        assert_eq!(harness.ask(protocol, OUTSIDER, "GET /", &fields).await, (200, "hello".into()));
+        assert_eq!(harness.send_request(protocol, OUTSIDER, "GET /", &fields).await, (200, "hello".into()));
         let received = harness.gateway.requests().pop().unwrap();
         assert_external(&received, UNKNOWN_CLIENT);
         assert_eq!(received.field("origin"), Some("https://page.example"), "{protocol:?}");
         assert_eq!(received.field("x-own"), Some("kept"));
-        assert_eq!(received.start(), "GET / HTTP/1.1");
+        assert_eq!(received.start_line(), "GET / HTTP/1.1");
     }
 }
 
@@ -58,10 +59,10 @@ async fn an_outsider_is_remote_to_the_gateway_whatever_it_sends() {
 async fn an_agent_is_local_to_the_gateway() {
     let harness = Harness::start().await;
     for protocol in PROTOCOLS {
-        assert_eq!(harness.ask(protocol, AGENT, "GET /a?b=c", &FORGED).await, (200, "hello".into()));
+        assert_eq!(harness.send_request(protocol, AGENT, "GET /a?b=c", &FORGED).await, (200, "hello".into()));
         let received = harness.gateway.requests().pop().unwrap();
         assert_is_agents_request(&received, &harness);
-        assert_eq!(received.start(), "GET /a?b=c HTTP/1.1");
+        assert_eq!(received.start_line(), "GET /a?b=c HTTP/1.1");
     }
 }
 
@@ -73,7 +74,7 @@ async fn every_client_is_remote_to_a_gateway_that_is_not_on_loopback() {
     let Ok(own) = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()) else { return };
     let listener = TcpListener::bind((own.ip(), 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         config.gateway.address = address;
         config.gateway.allow_remote = true;
     })
@@ -81,13 +82,13 @@ async fn every_client_is_remote_to_a_gateway_that_is_not_on_loopback() {
     let gateway = async || {
         let (stream, peer) = listener.accept().await.unwrap();
         let mut wire = RawHttp::new(stream);
-        let head = wire.head().await.unwrap();
+        let head = wire.read_head().await.unwrap();
         wire.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello").await.unwrap();
         (peer, head)
     };
     for source in [OUTSIDER, AGENT] {
-        let mut client = harness.h1(source).await;
-        let ((peer, head), answer) = tokio::join!(gateway(), client.ask(request("GET /", "")));
+        let mut client = harness.connect_h1(source).await;
+        let ((peer, head), answer) = tokio::join!(gateway(), client.send_request(request_text("GET /", "")));
         assert_eq!((answer.status(), peer.ip()), (200, own.ip()), "{source}");
         assert_eq!(head.field("x-forwarded-for"), Some(UNKNOWN_CLIENT), "{source}");
     }
@@ -96,18 +97,18 @@ async fn every_client_is_remote_to_a_gateway_that_is_not_on_loopback() {
 #[tokio::test]
 async fn a_web_page_on_an_agents_connection_is_remote_and_the_agent_stays_local() {
     let harness = Harness::start().await;
-    let mut agent = harness.h1(AGENT).await;
+    let mut agent = harness.connect_h1(AGENT).await;
     for number in 0..3 {
-        agent.ask(request("GET /", "")).await;
-        agent.ask(request("GET /", "Origin: http://evil.example\r\n")).await;
+        agent.send_request(request_text("GET /", "")).await;
+        agent.send_request(request_text("GET /", "Origin: http://evil.example\r\n")).await;
         let received = harness.gateway.requests();
         assert_is_agents_request(&received[2 * number], &harness);
         assert_external(&received[2 * number + 1], UNKNOWN_CLIENT);
     }
-    let mut agent = harness.h2(AGENT).await;
+    let mut agent = harness.connect_h2(AGENT).await;
     for (fields, external) in [(&[][..], false), (&[("origin", "null")], true), (&[], false)] {
         let (response, _) = agent.send_request(h2_request("GET /", fields), true).unwrap();
-        whole(response.await.unwrap().body_mut()).await.unwrap();
+        read_whole_body(response.await.unwrap().body_mut()).await.unwrap();
         let received = harness.gateway.requests().pop().unwrap();
         if external {
             assert_external(&received, UNKNOWN_CLIENT)
@@ -120,15 +121,16 @@ async fn a_web_page_on_an_agents_connection_is_remote_and_the_agent_stays_local(
 #[tokio::test]
 async fn only_a_trusted_proxy_states_its_client() {
     let harness =
-        Harness::with(|config| config.external.identity_headers = vec![http::HeaderName::from_static("x-user")]).await;
+        Harness::start_with(|config| config.external.identity_headers = vec![http::HeaderName::from_static("x-user")])
+            .await;
     let fields = [("X-Forwarded-For", "127.0.0.1, 203.0.113.9"), ("X-User", "ann"), ("x_user", "eve")];
     for protocol in PROTOCOLS {
-        harness.ask(protocol, TRUSTED_PROXY, "GET /", &fields).await;
+        harness.send_request(protocol, TRUSTED_PROXY, "GET /", &fields).await;
         let received = harness.gateway.requests().pop().unwrap();
         assert_external(&received, "203.0.113.9");
         assert_eq!(received.field("x-user"), Some("ann"));
         assert_eq!(received.field("x_user"), None, "{protocol:?}");
-        harness.ask(protocol, OUTSIDER, "GET /", &fields).await;
+        harness.send_request(protocol, OUTSIDER, "GET /", &fields).await;
         let received = harness.gateway.requests().pop().unwrap();
         assert_external(&received, UNKNOWN_CLIENT);
         assert_eq!(received.field("x-user"), None);
@@ -141,11 +143,11 @@ async fn fields_listed_by_connection_are_removed_but_never_loopgates_own() {
     let listed = "Connection: X-Forwarded-For, x-own\r\nConnection: X-Forwarded-Host\r\nConnection: close, Host\r\n";
     let fields =
         format!("{listed}X-Own: 1\r\nTE: trailers\r\nKeep-Alive: 5\r\nProxy-Authorization: Basic x\r\nX-Kept: 1\r\n");
-    let mut client = harness.h1(OUTSIDER).await;
-    client.ask(request("GET /", &fields)).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
+    client.send_request(request_text("GET /", &fields)).await;
     let received = harness.gateway.requests().pop().unwrap();
     assert_external(&received, UNKNOWN_CLIENT);
-    assert_eq!(received.names(), ["host", "x-kept", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]);
+    assert_eq!(received.field_names(), ["host", "x-kept", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]);
 }
 
 #[tokio::test]
@@ -155,14 +157,14 @@ async fn trailers_obey_the_rules_for_headers() {
         "X-Forwarded-For: 127.0.0.1\r\nX-Sum: 4\r\nAuthorization: Bearer x\r\nHost: y\r\nContent-Length: 9\r\n";
     let body = format!("4\r\nbody\r\n0\r\n{trailers}\r\n");
     for source in [OUTSIDER, AGENT] {
-        let mut client = harness.h1(source).await;
+        let mut client = harness.connect_h1(source).await;
         for named in ["Trailer: X-Sum, X-Forwarded-For\r\n", ""] {
-            let head = request("POST /echo", &format!("Transfer-Encoding: chunked\r\n{named}"));
-            assert_eq!(client.ask(format!("{head}{body}")).await.text(), "body");
+            let head = request_text("POST /echo", &format!("Transfer-Encoding: chunked\r\n{named}"));
+            assert_eq!(client.send_request(format!("{head}{body}")).await.text(), "body");
             assert_eq!(harness.gateway.requests().pop().unwrap().trailers, "x-sum: 4\r\n");
         }
 
-        let mut client = harness.h2(source).await;
+        let mut client = harness.connect_h2(source).await;
         let (response, mut stream) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
         stream.send_data(Bytes::from_static(b"body"), false).unwrap();
         let mut map = HeaderMap::new();
@@ -172,7 +174,7 @@ async fn trailers_obey_the_rules_for_headers() {
             map.append(name, value.parse().unwrap());
         }
         stream.send_trailers(map).unwrap();
-        assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"body");
+        assert_eq!(read_whole_body(response.await.unwrap().body_mut()).await.unwrap(), b"body");
         assert_eq!(harness.gateway.requests().pop().unwrap().trailers, "x-sum: 4\r\n");
     }
 }
@@ -180,16 +182,16 @@ async fn trailers_obey_the_rules_for_headers() {
 #[tokio::test]
 async fn a_gateway_connection_is_reused_for_consecutive_requests() {
     let harness = Harness::start().await;
-    let mut client = harness.h1(OUTSIDER).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
     for _ in 0..10 {
-        client.ask(request("GET /", "")).await;
-        client.ask(format!("{}body", request("POST /echo", "Content-Length: 4\r\n"))).await;
+        client.send_request(request_text("GET /", "")).await;
+        client.send_request(format!("{}body", request_text("POST /echo", "Content-Length: 4\r\n"))).await;
     }
     assert_eq!(harness.gateway.connections(), 1);
     // It may be carried by another thread, which has connections of its own.
     let threads = std::thread::available_parallelism().unwrap().get();
     for _ in 0..2 * threads {
-        assert_eq!(harness.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
+        assert_eq!(harness.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
     }
     assert!(harness.gateway.connections() <= threads, "{}", harness.gateway.connections());
 }
@@ -205,19 +207,19 @@ async fn connections_to_the_gateway_never_change_lanes() {
             clients.push(async move {
                 let who = format!("X-Who: {source}\r\n");
                 if protocol == "h1" {
-                    let mut client = harness.h1(source).await;
+                    let mut client = harness.connect_h1(source).await;
                     for _ in 0..20 {
                         let line = if number % 2 == 0 { "GET /" } else { "GET /nothing" };
-                        client.ask(request(line, &who)).await;
+                        client.send_request(request_text(line, &who)).await;
                     }
                 } else {
-                    let client = harness.h2(source).await;
+                    let client = harness.connect_h2(source).await;
                     let all = (0..20).map(|_| {
                         let mut client = client.clone();
                         async move {
                             let (response, _) =
                                 client.send_request(h2_request("GET /", &[("x-who", source)]), true).unwrap();
-                            whole(response.await.unwrap().body_mut()).await.unwrap();
+                            read_whole_body(response.await.unwrap().body_mut()).await.unwrap();
                         }
                     });
                     futures_util::future::join_all(all).await;

@@ -8,7 +8,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, UNKNOWN_CLIENT, process, request};
+use crate::harness::{
+    AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, UNKNOWN_CLIENT, request_text, start_process,
+};
 use crate::lanes::assert_external;
 use loopgate_test_support::raw_http::RawHttp;
 use loopgate_test_support::sidecar::Launch;
@@ -37,33 +39,37 @@ async fn denied_clients_are_closed_before_the_handshake() {
         config.external.allow = vec![net(OUTSIDER), net(OTHER)];
     };
     for (name, change) in [("deny", deny), ("allow", allow), ("deny beats allow", both)] {
-        let harness = Harness::with(change).await;
-        assert_closed(harness.tcp(OUTSIDER).await, name).await;
+        let harness = Harness::start_with(change).await;
+        assert_closed(harness.connect_tcp(OUTSIDER).await, name).await;
         for protocol in PROTOCOLS {
-            assert_eq!(harness.ask(protocol, OTHER, "GET /", &[]).await.0, 200, "{name}");
-            assert_eq!(harness.ask(protocol, AGENT, "GET /", &[]).await.0, 200, "{name}: lists are for the outside");
+            assert_eq!(harness.send_request(protocol, OTHER, "GET /", &[]).await.0, 200, "{name}");
+            assert_eq!(
+                harness.send_request(protocol, AGENT, "GET /", &[]).await.0,
+                200,
+                "{name}: lists are for the outside"
+            );
         }
     }
 }
 
 #[tokio::test]
 async fn a_plain_http_client_is_told_to_use_tls() {
-    let harness = Harness::with(|_| {}).await;
+    let harness = Harness::start_with(|_| {}).await;
     for client in [OUTSIDER, AGENT] {
-        let mut client = RawHttp::new(harness.tcp(client).await);
-        client.send(request("POST /", "Content-Length: 100000\r\n") + &"x".repeat(100_000)).await.unwrap();
-        let answer = client.response().await.unwrap();
+        let mut client = RawHttp::new(harness.connect_tcp(client).await);
+        client.send(request_text("POST /", "Content-Length: 100000\r\n") + &"x".repeat(100_000)).await.unwrap();
+        let answer = client.read_response().await.unwrap();
         assert_eq!((answer.status(), answer.field("connection")), (400, Some("close")));
         assert!(answer.text().contains("https://"), "{}", answer.text());
-        assert!(client.rest().await.is_empty());
+        assert!(client.read_rest().await.is_empty());
     }
     assert_eq!(harness.gateway.connections(), 0, "the gateway has no part in it");
 }
 
 #[tokio::test]
 async fn unfinished_handshakes_time_out_and_use_no_memory() {
-    let sidecar = process(&["--handshake-timeout=1s"], "").await;
-    assert_eq!(sidecar.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    let sidecar = start_process(&["--handshake-timeout=1s"], "").await;
+    assert_eq!(sidecar.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
     let before = sidecar.process().memory();
     // A ClientHello with a large length, which arrives byte by byte.
     let hello = [&[22, 3, 1, 0x3f, 0, 1, 0, 0x3e, 0xfc, 3, 3][..], &[7; 200]].concat();
@@ -71,7 +77,7 @@ async fn unfinished_handshakes_time_out_and_use_no_memory() {
         let (sidecar, hello) = (&sidecar, &hello);
         async move {
             let begun = tokio::time::Instant::now();
-            let mut stream = sidecar.tcp(OTHER).await;
+            let mut stream = sidecar.connect_tcp(OTHER).await;
             for byte in hello.iter().take(if number % 2 == 0 { 0 } else { 200 }) {
                 if stream.write_all(&[*byte]).await.is_err() {
                     break;
@@ -85,7 +91,7 @@ async fn unfinished_handshakes_time_out_and_use_no_memory() {
     });
     let good = async {
         for protocol in PROTOCOLS.iter().cycle().take(20) {
-            assert_eq!(sidecar.ask(*protocol, OUTSIDER, "GET /", &[]).await.0, 200);
+            assert_eq!(sidecar.send_request(*protocol, OUTSIDER, "GET /", &[]).await.0, 200);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -97,27 +103,33 @@ async fn unfinished_handshakes_time_out_and_use_no_memory() {
 
 #[tokio::test]
 async fn the_lists_apply_to_clients_that_a_proxy_names() {
-    let harness = Harness::with(|config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap()]).await;
+    let harness = Harness::start_with(|config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap()]).await;
     for protocol in PROTOCOLS {
-        assert_eq!(harness.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.5")]).await.0, 403);
-        assert_eq!(harness.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "198.51.100.5")]).await.0, 200);
+        assert_eq!(
+            harness.send_request(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.5")]).await.0,
+            403
+        );
+        assert_eq!(
+            harness.send_request(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "198.51.100.5")]).await.0,
+            200
+        );
     }
     assert_eq!(harness.gateway.requests().len(), 2);
 }
 
 #[tokio::test]
 async fn connections_per_client_are_limited() {
-    let harness = Harness::with(|config| config.limits.max_connections_per_client = 2).await;
-    let mut first = harness.h1(OUTSIDER).await;
-    let second = harness.h2(OUTSIDER).await;
-    assert_closed(harness.tcp(OUTSIDER).await, "the third").await;
-    assert_eq!(harness.ask(Protocol::H1, OTHER, "GET /", &[]).await.0, 200);
-    assert_eq!(first.ask(request("GET /", "Connection: close\r\n")).await.status(), 200);
-    assert!(first.rest().await.is_empty());
+    let harness = Harness::start_with(|config| config.limits.max_connections_per_client = 2).await;
+    let mut first = harness.connect_h1(OUTSIDER).await;
+    let second = harness.connect_h2(OUTSIDER).await;
+    assert_closed(harness.connect_tcp(OUTSIDER).await, "the third").await;
+    assert_eq!(harness.send_request(Protocol::H1, OTHER, "GET /", &[]).await.0, 200);
+    assert_eq!(first.send_request(request_text("GET /", "Connection: close\r\n")).await.status(), 200);
+    assert!(first.read_rest().await.is_empty());
     drop(first);
     // Whether its place is free again shows only by trying.
     let again = async {
-        while harness.handshake(harness.tcp(OUTSIDER).await, "http/1.1").await.is_err() {
+        while harness.handshake(harness.connect_tcp(OUTSIDER).await, "http/1.1").await.is_err() {
             tokio::task::yield_now().await;
         }
     };
@@ -127,23 +139,23 @@ async fn connections_per_client_are_limited() {
 
 #[tokio::test]
 async fn new_connections_per_client_are_rate_limited() {
-    let harness = Harness::with(|config| config.limits.connection_rate_per_client = 2).await;
+    let harness = Harness::start_with(|config| config.limits.connection_rate_per_client = 2).await;
     let mut refused = 0;
     for _ in 0..10 {
-        let arrived = harness.handshake(harness.tcp(OUTSIDER).await, "http/1.1").await;
+        let arrived = harness.handshake(harness.connect_tcp(OUTSIDER).await, "http/1.1").await;
         refused += usize::from(arrived.is_err());
     }
     assert!((5..=8).contains(&refused), "{refused} of 10 were refused");
-    assert_eq!(harness.ask(Protocol::H1, OTHER, "GET /", &[]).await.0, 200);
+    assert_eq!(harness.send_request(Protocol::H1, OTHER, "GET /", &[]).await.0, 200);
     tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    assert_eq!(harness.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
 }
 
 #[tokio::test]
 async fn a_connection_beyond_the_total_limit_waits() {
-    let harness = Harness::with(|config| config.limits.max_connections = 2).await;
-    let (first, _second) = (harness.h1(OUTSIDER).await, harness.h1(OTHER).await);
-    let third = harness.ask(Protocol::H1, AGENT, "GET /", &[]);
+    let harness = Harness::start_with(|config| config.limits.max_connections = 2).await;
+    let (first, _second) = (harness.connect_h1(OUTSIDER).await, harness.connect_h1(OTHER).await);
+    let third = harness.send_request(Protocol::H1, AGENT, "GET /", &[]);
     let mut third = std::pin::pin!(third);
     assert!(timeout(Duration::from_millis(300), third.as_mut()).await.is_err(), "it has to wait");
     drop(first);
@@ -152,21 +164,21 @@ async fn a_connection_beyond_the_total_limit_waits() {
 
 #[tokio::test]
 async fn many_outsiders_do_not_exclude_agents() {
-    let harness = Harness::with(|config| config.limits.max_connections = 16).await;
+    let harness = Harness::start_with(|config| config.limits.max_connections = 16).await;
     let mut crowd = Vec::new();
     for _ in 0..15 {
-        crowd.push(harness.h1(OUTSIDER).await);
+        crowd.push(harness.connect_h1(OUTSIDER).await);
     }
-    let waiting = harness.ask(Protocol::H1, OTHER, "GET /", &[]);
+    let waiting = harness.send_request(Protocol::H1, OTHER, "GET /", &[]);
     let mut waiting = std::pin::pin!(waiting);
     assert!(timeout(Duration::from_millis(300), waiting.as_mut()).await.is_err(), "it has to wait");
-    assert_eq!(timeout(SOON, harness.ask(Protocol::H1, AGENT, "GET /", &[])).await.unwrap().0, 200);
+    assert_eq!(timeout(SOON, harness.send_request(Protocol::H1, AGENT, "GET /", &[])).await.unwrap().0, 200);
     crowd.pop();
     assert_eq!(timeout(SOON, waiting).await.unwrap().0, 200);
 }
 
 async fn proxied() -> Harness {
-    Harness::with(|config| {
+    Harness::start_with(|config| {
         config.listen.proxy_protocol = true;
         config.limits.handshake_timeout = Duration::from_secs(1);
         config.external.deny = vec![net("203.0.113.66")];
@@ -177,7 +189,7 @@ async fn proxied() -> Harness {
 }
 
 /// A header of version 2 (section 2.2 of the specification) with this command, family and address block.
-fn v2(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
+fn v2_header(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
     let length = u16::try_from(addresses.len()).unwrap().to_be_bytes();
     [b"\r\n\r\n\0\r\nQUIT\n", &[0x20 | command, family][..], &length, addresses].concat()
 }
@@ -201,15 +213,20 @@ async fn a_trusted_proxy_states_its_client_before_the_handshake() {
             UNKNOWN_CLIENT,
             false,
         ),
-        ("v2", v2(1, 0x11, &v4), "203.0.113.5", false),
-        ("v2, IPv6", v2(1, 0x21, &v6), "2001:db8::5", false),
-        ("v2 with more than addresses", v2(1, 0x11, &[&v4[..], &[0x04, 0, 1, 0]].concat()), "203.0.113.5", false),
-        ("v2 of the proxy itself", v2(0, 0, &[]), UNKNOWN_CLIENT, true),
-        ("v2 of another proxy", v2(1, 0x11, &of_a_proxy), UNKNOWN_CLIENT, true),
-        ("v2 of an agent's address", v2(1, 0x11, &loopback), UNKNOWN_CLIENT, false),
+        ("v2", v2_header(1, 0x11, &v4), "203.0.113.5", false),
+        ("v2, IPv6", v2_header(1, 0x21, &v6), "2001:db8::5", false),
+        (
+            "v2 with more than addresses",
+            v2_header(1, 0x11, &[&v4[..], &[0x04, 0, 1, 0]].concat()),
+            "203.0.113.5",
+            false,
+        ),
+        ("v2 of the proxy itself", v2_header(0, 0, &[]), UNKNOWN_CLIENT, true),
+        ("v2 of another proxy", v2_header(1, 0x11, &of_a_proxy), UNKNOWN_CLIENT, true),
+        ("v2 of an agent's address", v2_header(1, 0x11, &loopback), UNKNOWN_CLIENT, false),
     ] {
         for in_pieces in [false, true] {
-            let mut stream = harness.tcp(TRUSTED_PROXY).await;
+            let mut stream = harness.connect_tcp(TRUSTED_PROXY).await;
             if in_pieces {
                 for byte in &header {
                     stream.write_all(&[*byte]).await.unwrap();
@@ -219,11 +236,11 @@ async fn a_trusted_proxy_states_its_client_before_the_handshake() {
             }
             let tls = harness.handshake(stream, "http/1.1").await.unwrap_or_else(|error| panic!("{name}: {error}"));
             let mut wire = RawHttp::new(tls);
-            assert_eq!(wire.ask(request("GET /", "")).await.status(), 200, "{name}");
+            assert_eq!(wire.send_request(request_text("GET /", "")).await.status(), 200, "{name}");
             assert_external(harness.gateway.requests().last().unwrap(), client);
             // TLS ends here, so that these are the client's words, and not its proxy's.
             let claims = "X-Forwarded-For: 203.0.114.77\r\nX-Auth-User: admin\r\nX-Forwarded-Host: evil.example\r\n";
-            assert_eq!(wire.ask(request("GET /", claims)).await.status(), 200, "{name}");
+            assert_eq!(wire.send_request(request_text("GET /", claims)).await.status(), 200, "{name}");
             let received = harness.gateway.requests().pop().unwrap();
             let said = ["x-forwarded-for", "x-auth-user", "x-forwarded-host"].map(|name| received.field(name));
             let expected = if believed {
@@ -249,36 +266,37 @@ async fn only_a_proxy_sends_a_proxy_header_and_a_malformed_one_closes_the_connec
         ("no end", TRUSTED_PROXY, [b"PROXY TCP4 ".to_vec(), vec![b'1'; 200]].concat()),
         ("no address", TRUSTED_PROXY, b"PROXY TCP4 203.0.113 198.51.100.1 4096 443\r\n".to_vec()),
         ("another family", TRUSTED_PROXY, b"PROXY TCP4 2001:db8::5 2001:db8::1 4096 443\r\n".to_vec()),
-        ("UDP", TRUSTED_PROXY, v2(1, 0x12, &[0; 12])),
-        ("too few bytes", TRUSTED_PROXY, v2(1, 0x11, &[0; 4])),
+        ("UDP", TRUSTED_PROXY, v2_header(1, 0x12, &[0; 12])),
+        ("too few bytes", TRUSTED_PROXY, v2_header(1, 0x11, &[0; 4])),
         ("another version", TRUSTED_PROXY, [b"\r\n\r\n\0\r\nQUIT\n", &[0x11, 0x11, 0, 0][..]].concat()),
-        ("HTTP", TRUSTED_PROXY, request("GET /", "").into_bytes()),
+        ("HTTP", TRUSTED_PROXY, request_text("GET /", "").into_bytes()),
     ] {
-        let mut stream = harness.tcp(source).await;
+        let mut stream = harness.connect_tcp(source).await;
         stream.write_all(&header).await.unwrap();
         let arrived = timeout(SOON, harness.handshake(stream, "http/1.1")).await.expect(name);
         assert!(arrived.is_err(), "{name}");
     }
     assert!(harness.gateway.requests().is_empty());
     for source in [OUTSIDER, AGENT] {
-        assert_eq!(harness.ask(Protocol::H2, source, "GET /", &[]).await.0, 200, "they need none");
+        assert_eq!(harness.send_request(Protocol::H2, source, "GET /", &[]).await.0, 200, "they need none");
     }
 }
 
 #[tokio::test]
 async fn with_few_file_descriptors_new_connections_wait_and_are_served_later() {
-    let sidecar = Launch::new().after("ulimit -n 64").flags(&["--handshake-timeout=60s"]).start_with_gateway().await;
-    let mut client = sidecar.h1(OUTSIDER).await;
-    assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+    let sidecar =
+        Launch::new().after_setup("ulimit -n 64").flags(&["--handshake-timeout=60s"]).start_with_gateway().await;
+    let mut client = sidecar.connect_h1(OUTSIDER).await;
+    assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200);
     let files = format!("/proc/{}/fd", sidecar.process().pid());
     let open_files = || std::fs::read_dir(&files).unwrap().count();
     let before = open_files();
     let mut crowd = Vec::new();
     for _ in 0..100 {
-        crowd.push(sidecar.tcp(OTHER).await);
+        crowd.push(sidecar.connect_tcp(OTHER).await);
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(client.ask(request("GET /", "")).await.status(), 200, "an open connection is served");
+    assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200, "an open connection is served");
     drop(crowd);
     // Until the crowd's places are free again, a new connection may still be refused.
     let served = async {
@@ -288,13 +306,13 @@ async fn with_few_file_descriptors_new_connections_wait_and_are_served_later() {
     };
     timeout(SOON, served).await.expect("the crowd's connections are closed");
     for protocol in PROTOCOLS {
-        assert_eq!(timeout(SOON, sidecar.ask(protocol, OUTSIDER, "GET /", &[])).await.unwrap().0, 200);
+        assert_eq!(timeout(SOON, sidecar.send_request(protocol, OUTSIDER, "GET /", &[])).await.unwrap().0, 200);
     }
 }
 
 #[tokio::test]
 async fn the_open_file_limit_is_raised_to_its_maximum() {
-    let sidecar = Launch::new().after("ulimit -Sn 64; ulimit -Hn 512").flags(&[]).start_with_gateway().await;
+    let sidecar = Launch::new().after_setup("ulimit -Sn 64; ulimit -Hn 512").flags(&[]).start_with_gateway().await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", sidecar.process().pid())).unwrap();
     let open = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(

@@ -130,12 +130,12 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, &[u8], u64)> {
     fields
 }
 
-fn inner(bytes: &[u8], number: u64) -> Vec<&[u8]> {
+fn submessages(bytes: &[u8], number: u64) -> Vec<&[u8]> {
     fields(bytes).into_iter().filter(|field| field.0 == number).map(|field| field.1).collect()
 }
 
 /// The key-value pairs in fields of this number, texts and numbers.
-fn pairs(bytes: &[u8], number: u64) -> Vec<(String, String)> {
+fn key_values(bytes: &[u8], number: u64) -> Vec<(String, String)> {
     let pair = |bytes: &[u8]| {
         let key = String::from_utf8(inner(bytes, 1).concat()).unwrap();
         let value = inner(bytes, 2).concat();
@@ -150,7 +150,7 @@ fn pairs(bytes: &[u8], number: u64) -> Vec<(String, String)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_request_is_a_child_span_of_its_client() {
     let collector = Collector::start().await;
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         config.log.otel_endpoint = Some(format!("http://{}", collector.address).parse().unwrap())
     })
     .await;
@@ -193,7 +193,7 @@ async fn each_request_is_a_child_span_of_its_client() {
 async fn an_unreachable_collector_delays_nothing() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     for endpoint in ["http://127.0.0.1:9".to_owned(), format!("http://{}", silent.local_addr().unwrap())] {
-        let harness = Harness::with(|config| config.log.otel_endpoint = Some(endpoint.parse().unwrap())).await;
+        let harness = Harness::start_with(|config| config.log.otel_endpoint = Some(endpoint.parse().unwrap())).await;
         assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
         tokio::time::timeout(Duration::from_secs(15), harness.sidecar.stop()).await.expect("it stops all the same");
     }

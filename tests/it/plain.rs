@@ -12,7 +12,9 @@ use tokio::time::timeout;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{AGENT, EXTERNAL_SOURCE, Harness, OUTSIDER, Protocol, TRUSTED_PROXY, TlsClient, process, request};
+use crate::harness::{
+    AGENT, EXTERNAL_SOURCE, Harness, OUTSIDER, Protocol, TRUSTED_PROXY, TlsClient, request_text, start_process,
+};
 use loopgate_test_support::fake_gateway::ReceivedRequest;
 use loopgate_test_support::raw_http::RawHttp;
 use loopgate_test_support::sidecar::free_address;
@@ -21,7 +23,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// Starts a sidecar with a listener for plain HTTP; returns a client that connects to that.
 async fn start(change: impl FnOnce(&mut Config)) -> (Harness, TlsClient) {
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         let addresses = ListenAddresses::Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
         config.listen.plain = vec![ListenOn { addresses, port: 0 }];
         change(config);
@@ -32,8 +34,8 @@ async fn start(change: impl FnOnce(&mut Config)) -> (Harness, TlsClient) {
     (harness, client)
 }
 
-async fn plain(client: &TlsClient, source: &str) -> RawHttp<TcpStream> {
-    RawHttp::new(client.tcp(source).await)
+async fn connect_plain(client: &TlsClient, source: &str) -> RawHttp<TcpStream> {
+    RawHttp::new(client.connect_tcp(source).await)
 }
 
 /// Fails unless `received` came by the external lane and states this client and scheme.
@@ -58,7 +60,7 @@ async fn a_trusted_proxy_states_client_scheme_and_user() {
         config.external.serve_ca = true;
     })
     .await;
-    let mut proxy = plain(&client, TRUSTED_PROXY).await;
+    let mut proxy = connect_plain(&client, TRUSTED_PROXY).await;
     for (proto, scheme) in [
         ("", "http"),
         ("X-Forwarded-Proto: https\r\n", "https"),
@@ -70,15 +72,15 @@ async fn a_trusted_proxy_states_client_scheme_and_user() {
     ] {
         let fields =
             format!("X-Forwarded-For: 127.0.0.1, 203.0.113.9\r\nX-User: ann\r\nX-Real-IP: 127.0.0.1\r\n{proto}");
-        let answer = proxy.ask(request("GET /", &fields)).await;
+        let answer = proxy.send_request(request_text("GET /", &fields)).await;
         assert_eq!((answer.status(), answer.text().as_str()), (200, "hello"), "{proto:?}");
         let received = harness.gateway.requests().pop().unwrap();
         assert_stated(&received, "203.0.113.9", scheme);
         assert_eq!((received.field("x-user"), received.field("x-real-ip")), (Some("ann"), None));
     }
     // A CA that came in plain text is not to be trusted, so loopgate offers none.
-    assert_eq!(proxy.ask(request("GET /.well-known/loopgate/ca.pem", "")).await.text(), "hello");
-    let echoed = proxy.ask(format!("{}body", request("POST /echo", "Content-Length: 4\r\n"))).await;
+    assert_eq!(proxy.send_request(request_text("GET /.well-known/loopgate/ca.pem", "")).await.text(), "hello");
+    let echoed = proxy.send_request(format!("{}body", request_text("POST /echo", "Content-Length: 4\r\n"))).await;
     assert_eq!(echoed.text(), "body");
 }
 
@@ -86,15 +88,19 @@ async fn a_trusted_proxy_states_client_scheme_and_user() {
 async fn any_other_peer_is_closed_before_a_byte_is_read() {
     let (harness, client) = start(|_| {}).await;
     for source in [OUTSIDER, AGENT, "127.0.0.1"] {
-        assert_closed(client.tcp(source).await, source).await;
-        let mut stream = client.tcp(source).await;
-        let _ = stream.write_all(request("GET /", "X-Forwarded-For: 203.0.113.9\r\n").as_bytes()).await;
+        assert_closed(client.connect_tcp(source).await, source).await;
+        let mut stream = client.connect_tcp(source).await;
+        let _ = stream.write_all(request_text("GET /", "X-Forwarded-For: 203.0.113.9\r\n").as_bytes()).await;
         // A reset, as a request was not read, or an end of stream.
         assert_eq!(timeout(SOON, stream.read(&mut [0])).await.unwrap().unwrap_or(0), 0, "{source}");
     }
     assert_eq!(harness.gateway.connections(), 0);
     for source in [OUTSIDER, AGENT, TRUSTED_PROXY] {
-        assert_eq!(harness.ask(Protocol::H1, source, "GET /", &[]).await.0, 200, "{source}: with TLS as before");
+        assert_eq!(
+            harness.send_request(Protocol::H1, source, "GET /", &[]).await.0,
+            200,
+            "{source}: with TLS as before"
+        );
     }
 }
 
@@ -113,9 +119,9 @@ async fn a_trusted_proxy_is_never_an_agent_over_plain_http() {
     })
     .await;
     for source in [TRUSTED_PROXY, "127.0.0.1"] {
-        let mut proxy = plain(&client, source).await;
+        let mut proxy = connect_plain(&client, source).await;
         for fields in ["", "X-Forwarded-For: 127.0.0.9\r\n", "Connection: X-Forwarded-For\r\n"] {
-            assert_eq!(proxy.ask(request("GET /", fields)).await.status(), 200);
+            assert_eq!(proxy.send_request(request_text("GET /", fields)).await.status(), 200);
             let received = harness.gateway.requests().pop().unwrap();
             assert_stated(&received, "192.0.2.1", "http");
             assert_eq!(received.field("authorization"), None);
@@ -131,26 +137,26 @@ async fn the_rules_for_external_clients_hold() {
         config.external.paths = vec![PathRule::deny("/closed")];
     })
     .await;
-    let mut proxy = plain(&client, TRUSTED_PROXY).await;
+    let mut proxy = connect_plain(&client, TRUSTED_PROXY).await;
     let denied = "X-Forwarded-For: 203.0.113.9\r\n";
     for (line, fields, status) in
         [("GET /", "", 200), ("GET /", denied, 403), ("GET /closed/x", "", 403), ("GET /v1/models", "", 403)]
     {
-        assert_eq!(proxy.ask(request(line, fields)).await.status(), status, "{line} {fields}");
+        assert_eq!(proxy.send_request(request_text(line, fields)).await.status(), status, "{line} {fields}");
     }
     assert_eq!(harness.gateway.requests().pop().unwrap().field("x-openclaw-scopes"), Some("operator.read"));
-    let ambiguous = request("POST /", "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n";
-    assert_eq!(proxy.ask(ambiguous).await.status(), 400);
-    assert!(proxy.rest().await.is_empty(), "and then the connection ends");
+    let ambiguous = request_text("POST /", "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n";
+    assert_eq!(proxy.send_request(ambiguous).await.status(), 400);
+    assert!(proxy.read_rest().await.is_empty(), "and then the connection ends");
 }
 
 #[tokio::test]
 async fn a_websocket_is_carried_and_ends_with_the_trust_in_its_proxy() {
     let (harness, client) = start(|_| {}).await;
-    let stream = client.tcp(TRUSTED_PROXY).await;
+    let stream = client.connect_tcp(TRUSTED_PROXY).await;
     let (mut socket, _) = client_async("ws://gateway.example:18789/ws", stream).await.unwrap();
-    let mut idle = plain(&client, TRUSTED_PROXY).await;
-    assert_eq!(idle.ask(request("GET /", "")).await.status(), 200);
+    let mut idle = connect_plain(&client, TRUSTED_PROXY).await;
+    assert_eq!(idle.send_request(request_text("GET /", "")).await.status(), 200);
     for size in [0, 125, 65_536, 1_000_000] {
         let message = Message::binary(vec![7; size]);
         socket.send(message.clone()).await.unwrap();
@@ -160,9 +166,9 @@ async fn a_websocket_is_carried_and_ends_with_the_trust_in_its_proxy() {
     config.external.trusted_proxies = vec![format!("{OUTSIDER}/32").parse().unwrap()];
     harness.sidecar.reload(Ok(config), |_| {});
     assert!(timeout(SOON, socket.next()).await.unwrap().unwrap().unwrap().is_close());
-    assert!(timeout(SOON, idle.rest()).await.unwrap().is_empty());
-    assert_closed(client.tcp(TRUSTED_PROXY).await, "the former proxy").await;
-    assert_eq!(plain(&client, OUTSIDER).await.ask(request("GET /", "")).await.status(), 200);
+    assert!(timeout(SOON, idle.read_rest()).await.unwrap().is_empty());
+    assert_closed(client.connect_tcp(TRUSTED_PROXY).await, "the former proxy").await;
+    assert_eq!(connect_plain(&client, OUTSIDER).await.send_request(request_text("GET /", "")).await.status(), 200);
 }
 
 /// No TLS, no PROXY header and no HTTP/2 is spoken there, and no agent can enrol.
@@ -174,19 +180,19 @@ async fn only_http_1_is_spoken() {
     })
     .await;
     for alpn in ["http/1.1", "h2", std::str::from_utf8(loopgate::enrolment_protocol::ALPN).unwrap()] {
-        assert!(client.handshake(client.tcp(TRUSTED_PROXY).await, alpn).await.is_err(), "{alpn}");
+        assert!(client.handshake(client.connect_tcp(TRUSTED_PROXY).await, alpn).await.is_err(), "{alpn}");
     }
     for begin in
         ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\nGET / HTTP/1.1\r\n\r\n"]
     {
-        let mut proxy = plain(&client, TRUSTED_PROXY).await;
+        let mut proxy = connect_plain(&client, TRUSTED_PROXY).await;
         proxy.send(begin).await.unwrap();
-        let said = String::from_utf8(timeout(SOON, proxy.rest()).await.unwrap()).unwrap();
+        let said = String::from_utf8(timeout(SOON, proxy.read_rest()).await.unwrap()).unwrap();
         assert!(said.is_empty() || said.starts_with("HTTP/1.1 4") || said.starts_with("HTTP/1.1 505"), "{said}");
     }
-    let mut slow = plain(&client, TRUSTED_PROXY).await;
+    let mut slow = connect_plain(&client, TRUSTED_PROXY).await;
     slow.send("GET / HTTP/1.1\r\nHost: ").await.unwrap();
-    assert_eq!(slow.response().await.unwrap().status(), 408);
+    assert_eq!(slow.read_response().await.unwrap().status(), 408);
     assert_eq!(harness.gateway.requests().len(), 0);
 }
 
@@ -195,14 +201,16 @@ async fn status_and_metrics_name_the_listener_and_what_it_refused() {
     let address = free_address();
     let flags =
         [&format!("--listen-plain={address}"), "--trusted-proxy=127.0.0.7", &format!("--admin={}", free_address())];
-    let sidecar = process(&flags, "").await;
+    let sidecar = start_process(&flags, "").await;
     let mut client = (*sidecar.sidecar).clone();
     client.address = address;
-    assert_eq!(plain(&client, TRUSTED_PROXY).await.ask(request("GET /", "")).await.status(), 200);
-    assert_closed(client.tcp(OUTSIDER).await, "an outsider").await;
+    assert_eq!(connect_plain(&client, TRUSTED_PROXY).await.send_request(request_text("GET /", "")).await.status(), 200);
+    assert_closed(client.connect_tcp(OUTSIDER).await, "an outsider").await;
     let sidecar = sidecar.sidecar;
     let (status, metrics) =
-        tokio::task::spawn_blocking(move || (sidecar.json(), sidecar.get("/metrics", "localhost"))).await.unwrap();
+        tokio::task::spawn_blocking(move || (sidecar.status_json(), sidecar.admin_get("/metrics", "localhost")))
+            .await
+            .unwrap();
     assert_eq!(status["listening_plain"], serde_json::json!([address.to_string()]), "{status:#}");
     assert_eq!(status["listening"].as_array().unwrap().len(), 1, "{status:#}");
     assert!(metrics.contains("loopgate_connections_denied_total{reason=\"not_trusted_proxy\"} 1"), "{metrics}");

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 
-use crate::harness::{Harness, OUTSIDER, h2_request, request, whole};
-use loopgate_test_support::fake_gateway::pattern;
+use crate::harness::{Harness, OUTSIDER, h2_request, read_whole_body, request_text};
+use loopgate_test_support::fake_gateway::pattern_byte;
 
 /// Longer than anything here takes, so that a hang is a failure and not a wait.
 const SOON: Duration = Duration::from_secs(30);
@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(300);
 const MUCH: usize = 20_000_000;
 
 /// Reads slowly at first; `got` is what was read so far. Pauses before the first byte and halfway.
-async fn pace(got: usize, next: usize) {
+async fn pause_reading(got: usize, next: usize) {
     if got == 0 || (got < MUCH / 2) != (got + next < MUCH / 2) {
         sleep(PAUSE).await;
     } else if got < MUCH / 100 {
@@ -26,30 +26,33 @@ async fn pace(got: usize, next: usize) {
 }
 
 fn assert_pattern(body: &[u8], name: &str) {
-    assert!(body.len() == MUCH && body.iter().enumerate().all(|(at, byte)| *byte == pattern(at)), "{name}");
+    assert!(body.len() == MUCH && body.iter().enumerate().all(|(at, byte)| *byte == pattern_byte(at)), "{name}");
 }
 
 #[tokio::test]
 async fn a_download_goes_on_after_each_pause_of_its_client() {
     let harness = Harness::start().await;
     let reading = async {
-        let mut client = harness.h1(OUTSIDER).await;
+        let mut client = harness.connect_h1(OUTSIDER).await;
         for path in ["/large", "/large-chunks"] {
-            let head = client.ask_head(request(&format!("GET {path}?{MUCH}"), "")).await;
+            let head = client.ask_head(request_text(&format!("GET {path}?{MUCH}"), "")).await;
             let mut body = Vec::new();
             while body.len() < MUCH {
-                pace(body.len(), 65_536).await;
+                pause_reading(body.len(), 65_536).await;
                 let is_chunked = head.field("transfer-encoding").is_some();
-                let next =
-                    if is_chunked { client.chunk().await } else { client.exactly(65_536.min(MUCH - body.len())).await };
+                let next = if is_chunked {
+                    client.read_chunk().await
+                } else {
+                    client.read_exactly(65_536.min(MUCH - body.len())).await
+                };
                 body.extend(next.expect("the body goes on"));
             }
             assert_pattern(&body, path);
             if path == "/large-chunks" {
-                assert_eq!(client.chunk().await.unwrap(), b"");
-                assert_eq!(client.trailers().await.unwrap(), format!("x-sum: {MUCH}\r\n"));
+                assert_eq!(client.read_chunk().await.unwrap(), b"");
+                assert_eq!(client.read_trailers().await.unwrap(), format!("x-sum: {MUCH}\r\n"));
             }
-            assert_eq!(client.ask(request("GET /", "")).await.text(), "hello");
+            assert_eq!(client.send_request(request_text("GET /", "")).await.text(), "hello");
         }
     };
     timeout(SOON, reading).await.expect("HTTP/1.1");
@@ -57,13 +60,13 @@ async fn a_download_goes_on_after_each_pause_of_its_client() {
 
     let harness = Harness::start().await;
     let reading = async {
-        let mut client = harness.h2(OUTSIDER).await;
+        let mut client = harness.connect_h2(OUTSIDER).await;
         for path in ["/large", "/large-chunks"] {
             let (response, _) = client.send_request(h2_request(&format!("GET {path}?{MUCH}"), &[]), true).unwrap();
             let (mut stream, mut body) = (response.await.unwrap().into_body(), Vec::new());
             while let Some(data) = stream.data().await {
                 let data = data.unwrap();
-                pace(body.len(), data.len()).await;
+                pause_reading(body.len(), data.len()).await;
                 stream.flow_control().release_capacity(data.len()).unwrap();
                 body.extend(data);
             }
@@ -71,7 +74,7 @@ async fn a_download_goes_on_after_each_pause_of_its_client() {
             let trailers = stream.trailers().await.unwrap();
             assert_eq!(trailers.is_some_and(|trailers| trailers["x-sum"] == MUCH.to_string()), path == "/large-chunks");
             let (response, _) = client.send_request(h2_request("GET /", &[]), true).unwrap();
-            assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"hello");
+            assert_eq!(read_whole_body(response.await.unwrap().body_mut()).await.unwrap(), b"hello");
         }
     };
     timeout(SOON, reading).await.expect("HTTP/2");
@@ -83,27 +86,30 @@ async fn a_request_and_its_response_take_turns() {
     const PIECES: [usize; 6] = [1, 20_000, 3, 200_000, 70_000, 5];
     let harness = Harness::start().await;
     let talking = async {
-        let mut client = harness.h1(OUTSIDER).await;
+        let mut client = harness.connect_h1(OUTSIDER).await;
         for _ in 0..2 {
-            let head = client.ask_head(request("POST /conversation", "Transfer-Encoding: chunked\r\n")).await;
+            let head = client.ask_head(request_text("POST /conversation", "Transfer-Encoding: chunked\r\n")).await;
             assert_eq!(head.status(), 200, "it begins before the body");
             for size in PIECES {
                 let piece = vec![b'x'; size];
                 client.send([format!("{size:x}\r\n").as_bytes(), &piece, b"\r\n"].concat()).await.unwrap();
                 let mut got = 0;
                 while got < size {
-                    got += client.chunk().await.expect("a piece of the response").len();
+                    got += client.read_chunk().await.expect("a piece of the response").len();
                 }
             }
             client.send("0\r\n\r\n").await.unwrap();
-            assert_eq!((client.chunk().await.unwrap(), client.trailers().await.unwrap()), (Vec::new(), String::new()));
-            assert_eq!(client.ask(request("GET /", "")).await.text(), "hello");
+            assert_eq!(
+                (client.read_chunk().await.unwrap(), client.read_trailers().await.unwrap()),
+                (Vec::new(), String::new())
+            );
+            assert_eq!(client.send_request(request_text("GET /", "")).await.text(), "hello");
         }
     };
     timeout(SOON, talking).await.expect("HTTP/1.1");
 
     let talking = async {
-        let mut client = harness.h2(OUTSIDER).await;
+        let mut client = harness.connect_h2(OUTSIDER).await;
         for _ in 0..2 {
             let (response, mut up) = client.send_request(h2_request("POST /conversation", &[]), false).unwrap();
             let mut down = response.await.unwrap().into_body();
@@ -117,7 +123,7 @@ async fn a_request_and_its_response_take_turns() {
                 }
             }
             up.send_data(Bytes::new(), true).unwrap();
-            assert_eq!(whole(&mut down).await.unwrap(), b"");
+            assert_eq!(read_whole_body(&mut down).await.unwrap(), b"");
         }
     };
     timeout(SOON, talking).await.expect("HTTP/2");
@@ -127,9 +133,9 @@ async fn a_request_and_its_response_take_turns() {
 async fn a_response_that_ends_before_its_request_keeps_both_connections() {
     let early = async {
         let harness = Harness::start().await;
-        let mut client = harness.h1(OUTSIDER).await;
+        let mut client = harness.connect_h1(OUTSIDER).await;
         for number in 1..=3 {
-            let response = client.ask(request("POST /early", "Content-Length: 4\r\n")).await;
+            let response = client.send_request(request_text("POST /early", "Content-Length: 4\r\n")).await;
             assert_eq!(response.text(), "early");
             client.send("body").await.unwrap();
             assert_eq!(harness.gateway.wait_for_requests(number).await[number - 1].body, b"body");
@@ -137,11 +143,11 @@ async fn a_response_that_ends_before_its_request_keeps_both_connections() {
         assert_eq!(harness.gateway.connections(), 1, "over HTTP/1.1");
 
         let harness = Harness::start().await;
-        let mut client = harness.h2(OUTSIDER).await;
+        let mut client = harness.connect_h2(OUTSIDER).await;
         for number in 1..=3 {
             let (response, mut up) =
                 client.send_request(h2_request("POST /early", &[("content-length", "4")]), false).unwrap();
-            assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"early");
+            assert_eq!(read_whole_body(response.await.unwrap().body_mut()).await.unwrap(), b"early");
             up.send_data(Bytes::from_static(b"body"), true).unwrap();
             assert_eq!(harness.gateway.wait_for_requests(number).await[number - 1].body, b"body");
         }
@@ -153,7 +159,7 @@ async fn a_response_that_ends_before_its_request_keeps_both_connections() {
 #[tokio::test]
 async fn streams_go_on_beside_one_that_is_read_last() {
     let harness = Harness::start().await;
-    let stream = harness.handshake(harness.tcp(OUTSIDER).await, "h2").await.unwrap();
+    let stream = harness.handshake(harness.connect_tcp(OUTSIDER).await, "h2").await.unwrap();
     // The connection's window has room beside that of the stream that is not read.
     let mut settings = h2::client::Builder::new();
     let settings = settings.initial_window_size(65_535).initial_connection_window_size(1 << 20);
@@ -168,12 +174,12 @@ async fn streams_go_on_beside_one_that_is_read_last() {
         bodies.push(response.await.unwrap().into_body());
     }
     let mut unread = bodies.remove(0);
-    let others = join_all(bodies.iter_mut().map(whole));
+    let others = join_all(bodies.iter_mut().map(read_whole_body));
     for body in timeout(SOON, others).await.expect("the others go on") {
         assert_eq!(body.unwrap().len(), 5_000_000);
     }
     sleep(PAUSE).await;
-    assert_eq!(timeout(SOON, whole(&mut unread)).await.expect("the last goes on").unwrap().len(), 5_000_000);
+    assert_eq!(timeout(SOON, read_whole_body(&mut unread)).await.expect("the last goes on").unwrap().len(), 5_000_000);
 }
 
 #[tokio::test]
@@ -181,16 +187,16 @@ async fn others_are_served_after_a_client_left_in_the_middle() {
     let harness = Harness::start().await;
     let hello = || async {
         for protocol in crate::harness::PROTOCOLS {
-            let asked = timeout(SOON, harness.ask(protocol, OUTSIDER, "GET /", &[])).await;
+            let asked = timeout(SOON, harness.send_request(protocol, OUTSIDER, "GET /", &[])).await;
             assert_eq!(asked.expect("an answer"), (200, "hello".into()), "{protocol:?}");
         }
     };
     for round in 0..10 {
-        let mut h1 = harness.h1(OUTSIDER).await;
-        h1.ask_head(request(&format!("GET /large?{MUCH}"), "")).await;
-        let mut talk = harness.h1(OUTSIDER).await;
-        talk.ask_head(request("POST /conversation", "Transfer-Encoding: chunked\r\n") + "1\r\na\r\n").await;
-        let mut h2 = harness.h2(OUTSIDER).await;
+        let mut h1 = harness.connect_h1(OUTSIDER).await;
+        h1.ask_head(request_text(&format!("GET /large?{MUCH}"), "")).await;
+        let mut talk = harness.connect_h1(OUTSIDER).await;
+        talk.ask_head(request_text("POST /conversation", "Transfer-Encoding: chunked\r\n") + "1\r\na\r\n").await;
+        let mut h2 = harness.connect_h2(OUTSIDER).await;
         let (response, mut up) = h2.send_request(h2_request("POST /conversation", &[]), false).unwrap();
         up.send_data(Bytes::from_static(b"a"), false).unwrap();
         let response = response.await.unwrap();
@@ -210,22 +216,22 @@ async fn others_are_served_after_a_client_left_in_the_middle() {
 #[tokio::test]
 async fn a_request_passes_many_connections_that_the_gateway_has_closed() {
     const IDLE: usize = 200;
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         config.limits.h2_streams = 1000;
         config.limits.gateway_requests = 1000;
     })
     .await;
     for round in 0..2 {
-        let mut client = harness.h2(OUTSIDER).await;
+        let mut client = harness.connect_h2(OUTSIDER).await;
         let mut responses = Vec::new();
         for _ in 0..IDLE {
             client = client.ready().await.unwrap();
             responses.push(client.send_request(h2_request("GET /held", &[]), true).unwrap().0);
         }
         harness.gateway.wait_for_requests(round * (IDLE + 1) + IDLE).await;
-        harness.gateway.release(IDLE);
+        harness.gateway.release_held(IDLE);
         for response in responses {
-            assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"held");
+            assert_eq!(read_whole_body(response.await.unwrap().body_mut()).await.unwrap(), b"held");
         }
         let closed = harness.gateway.connections();
         harness.gateway.kill();

@@ -25,7 +25,9 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::expiry::{authority, short_lived};
 use crate::faults::with_tls_switch;
-use crate::harness::{Harness, OUTSIDER, Protocol, TRUSTED_PROXY, h2_request, process, request, whole};
+use crate::harness::{
+    Harness, OUTSIDER, Protocol, TRUSTED_PROXY, h2_request, read_whole_body, request_text, start_process,
+};
 
 /// Labels, and how often.
 type Counts = BTreeMap<String, u64>;
@@ -57,15 +59,15 @@ impl Ends {
 
     async fn process(&self, more: &[&str], config: &str) -> SidecarWithGateway {
         let flags = self.flags(more);
-        process(&flags.iter().map(String::as_str).collect::<Vec<_>>(), config).await
+        start_process(&flags.iter().map(String::as_str).collect::<Vec<_>>(), config).await
     }
 
     /// Waits until as many requests have ended as `wanted` says, and compares their labels in the
     /// log and in the metrics; returns the lines of the access log.
-    async fn check(&self, sidecar: &Sidecar, wanted: &Counts) -> Vec<Value> {
+    async fn check_counts(&self, sidecar: &Sidecar, wanted: &Counts) -> Vec<Value> {
         let lines = wait_for_ends(sidecar, wanted.values().sum()).await;
-        assert_eq!(&logged(&lines), wanted, "in the log: {lines:#?}");
-        assert_eq!(&counted(sidecar), wanted, "in the metrics");
+        assert_eq!(&count_logged(&lines), wanted, "in the log: {lines:#?}");
+        assert_eq!(&count_in_metrics(sidecar), wanted, "in the metrics");
         // What is refused, and what fails at the gateway, is counted by reason as well.
         const OTHERS: [&str; 8] = [
             "complete",
@@ -113,7 +115,7 @@ impl Ends {
 
 /// The lines of the access log.
 fn access_log(sidecar: &Sidecar) -> Vec<Value> {
-    let lines = sidecar.process().log();
+    let lines = sidecar.process().log_lines();
     lines
         .iter()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -138,7 +140,7 @@ async fn wait_for_ends(sidecar: &Sidecar, count: u64) -> Vec<Value> {
 }
 
 /// The labels in the access log.
-fn logged(lines: &[Value]) -> Counts {
+fn count_logged(lines: &[Value]) -> Counts {
     let mut ends = Counts::new();
     for line in lines {
         *ends.entry(line["end"].as_str().unwrap().to_owned()).or_default() += 1;
@@ -147,13 +149,13 @@ fn logged(lines: &[Value]) -> Counts {
 }
 
 /// The requests that ended, by their label, as the metrics count them.
-fn counted(sidecar: &Sidecar) -> Counts {
+fn count_in_metrics(sidecar: &Sidecar) -> Counts {
     in_metrics(sidecar, &["loopgate_request_ends_total{"], "end")
 }
 
 /// The counts of `families` by `label` that are not 0.
 fn in_metrics(sidecar: &Sidecar, families: &[&str], label: &str) -> Counts {
-    let text = sidecar.get("/metrics", "127.0.0.1");
+    let text = sidecar.admin_get("/metrics", "127.0.0.1");
     let lines = text.lines().filter_map(|line| families.iter().find_map(|family| line.strip_prefix(family)));
     let mut counts = Counts::new();
     for line in lines {
@@ -208,7 +210,7 @@ async fn every_end_has_one_label_in_the_log_and_in_the_metrics() {
 
     let wanted = counts(expected.iter().map(|(end, _)| *end));
     assert_labels(&wanted, &OF_EXCHANGES);
-    let lines = ends.check(&sidecar, &wanted).await;
+    let lines = ends.check_counts(&sidecar, &wanted).await;
     assert_bytes(&lines, &expected);
     sidecar.process().wait_for_log("the gateway broke off inside its response").await;
     let _ = stalled.stream.read(&mut [0]).await;
@@ -232,24 +234,25 @@ fn assert_bytes(lines: &[Value], expected: &[End]) {
 
 /// Small and large ones, and some after interim responses, which are no part of the body.
 async fn whole_responses(sidecar: &SidecarWithGateway) -> [End; 4] {
-    assert_eq!(sidecar.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
-    let (response, _) = sidecar.h2(OUTSIDER).await.send_request(h2_request("GET /large?300000", &[]), true).unwrap();
-    assert_eq!(whole(&mut response.await.unwrap().into_body()).await.unwrap().len(), 300_000);
+    assert_eq!(sidecar.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    let (response, _) =
+        sidecar.connect_h2(OUTSIDER).await.send_request(h2_request("GET /large?300000", &[]), true).unwrap();
+    assert_eq!(read_whole_body(&mut response.await.unwrap().into_body()).await.unwrap().len(), 300_000);
 
-    let mut client = sidecar.h1(OUTSIDER).await;
-    client.send(request("GET /hints", "")).await.unwrap();
-    while client.response().await.unwrap().status() != 200 {}
-    assert_eq!(sidecar.ask(Protocol::H2, OUTSIDER, "GET /hints", &[]).await.0, 200);
+    let mut client = sidecar.connect_h1(OUTSIDER).await;
+    client.send(request_text("GET /hints", "")).await.unwrap();
+    while client.read_response().await.unwrap().status() != 200 {}
+    assert_eq!(sidecar.send_request(Protocol::H2, OUTSIDER, "GET /hints", &[]).await.0, 200);
     [("complete", Some(5)), ("complete", Some(300_000)), ("complete", Some(2)), ("complete", Some(2))]
 }
 
 async fn trailers_upgrades_and_errors(sidecar: &SidecarWithGateway, protocol: Protocol) -> [End; 5] {
-    assert_eq!(sidecar.ask(protocol, OUTSIDER, "GET /unnamed-trailers", &[]).await, (200, "body".into()));
-    let mut socket = sidecar.websocket(protocol, OUTSIDER, "/ws").await;
+    assert_eq!(sidecar.send_request(protocol, OUTSIDER, "GET /unnamed-trailers", &[]).await, (200, "body".into()));
+    let mut socket = sidecar.open_websocket(protocol, OUTSIDER, "/ws").await;
     socket.send(Message::text("hello")).await.unwrap();
-    assert_eq!(sidecar.ask(protocol, OUTSIDER, "TRACE /", &[]).await.0, 405);
-    assert_eq!(sidecar.ask(protocol, OUTSIDER, "POST /dies", &[]).await.0, 502);
-    assert_eq!(sidecar.ask(protocol, OUTSIDER, "GET /stalls", &[]).await.0, 504);
+    assert_eq!(sidecar.send_request(protocol, OUTSIDER, "TRACE /", &[]).await.0, 405);
+    assert_eq!(sidecar.send_request(protocol, OUTSIDER, "POST /dies", &[]).await.0, 502);
+    assert_eq!(sidecar.send_request(protocol, OUTSIDER, "GET /stalls", &[]).await.0, 504);
     [
         ("complete", Some(4)),
         ("upgraded", Some(0)),
@@ -260,33 +263,34 @@ async fn trailers_upgrades_and_errors(sidecar: &SidecarWithGateway, protocol: Pr
 }
 
 async fn responses_that_the_gateway_cuts(sidecar: &SidecarWithGateway) -> [End; 2] {
-    let mut client = sidecar.h1(OUTSIDER).await;
-    client.send(request("GET /dies-halfway", "")).await.unwrap();
-    assert!(client.rest().await.ends_with(b"half"));
+    let mut client = sidecar.connect_h1(OUTSIDER).await;
+    client.send(request_text("GET /dies-halfway", "")).await.unwrap();
+    assert!(client.read_rest().await.ends_with(b"half"));
 
-    let (response, _) = sidecar.h2(OUTSIDER).await.send_request(h2_request("GET /dies-halfway", &[]), true).unwrap();
-    let _ = whole(&mut response.await.unwrap().into_body()).await.unwrap_err();
+    let (response, _) =
+        sidecar.connect_h2(OUTSIDER).await.send_request(h2_request("GET /dies-halfway", &[]), true).unwrap();
+    let _ = read_whole_body(&mut response.await.unwrap().into_body()).await.unwrap_err();
     [("gateway_cut", Some(4)), ("gateway_cut", Some(4))]
 }
 
 /// One closes before there is a response, the other in the middle of one.
 async fn clients_that_leave(sidecar: &SidecarWithGateway) -> [End; 2] {
-    let mut client = sidecar.h1(OUTSIDER).await;
+    let mut client = sidecar.connect_h1(OUTSIDER).await;
     let before = sidecar.gateway.requests().len();
-    client.send(request("GET /held", "")).await.unwrap();
+    client.send(request_text("GET /held", "")).await.unwrap();
     sidecar.gateway.wait_for_requests(before + 1).await;
     drop(client);
 
-    let mut client = sidecar.h1(OUTSIDER).await;
-    client.send(request("GET /large?100000000", "")).await.unwrap();
-    client.head().await.unwrap();
+    let mut client = sidecar.connect_h1(OUTSIDER).await;
+    client.send(request_text("GET /large?100000000", "")).await.unwrap();
+    client.read_head().await.unwrap();
     drop(client);
     [("client_gone", None), ("client_gone", None)]
 }
 
 async fn client_that_does_not_read(sidecar: &SidecarWithGateway) -> (RawHttp<Tls>, End) {
-    let mut client = sidecar.h1(OUTSIDER).await;
-    client.send(request("GET /large?100000000", "")).await.unwrap();
+    let mut client = sidecar.connect_h1(OUTSIDER).await;
+    client.send(request_text("GET /large?100000000", "")).await.unwrap();
     (client, ("client_stalled", None))
 }
 
@@ -296,12 +300,12 @@ const OF_A_SHUTDOWN: [&str; 1] = ["drain_timeout"];
 async fn what_a_shutdown_cuts_is_logged_as_such() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&["--drain-timeout=300ms"], "").await;
-    let mut client = sidecar.h1(OUTSIDER).await;
-    client.send(request("GET /stalls", "")).await.unwrap();
+    let mut client = sidecar.connect_h1(OUTSIDER).await;
+    client.send(request_text("GET /stalls", "")).await.unwrap();
     sidecar.gateway.wait_for_requests(1).await;
     let wanted = counts(OF_A_SHUTDOWN);
     ends.check_spans(&sidecar, &wanted).await;
-    assert_eq!(logged(&access_log(&sidecar)), wanted);
+    assert_eq!(count_logged(&access_log(&sidecar)), wanted);
     sidecar.process().wait_for_log("aborted the connections that were left").await;
 }
 
@@ -313,11 +317,11 @@ async fn what_a_second_signal_cuts_is_logged_as_such() {
     let sidecar = ends.process(&["--drain-timeout=60s"], "").await;
     let mut clients = Vec::new();
     for _ in 0..4 {
-        let mut client = sidecar.h1(OUTSIDER).await;
-        client.send(request("GET /stalls", "")).await.unwrap();
+        let mut client = sidecar.connect_h1(OUTSIDER).await;
+        client.send(request_text("GET /stalls", "")).await.unwrap();
         clients.push(client);
     }
-    let mut h2 = sidecar.h2(OUTSIDER).await;
+    let mut h2 = sidecar.connect_h2(OUTSIDER).await;
     let mut responses = Vec::new();
     for path in ["GET /stalls", "GET /stalls", "GET /stalls-halfway", "GET /events"] {
         h2 = h2.ready().await.unwrap();
@@ -329,7 +333,7 @@ async fn what_a_second_signal_cuts_is_logged_as_such() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     let wanted = counts([OF_A_SECOND_SIGNAL[0]; 8]);
     ends.check_spans(&sidecar, &wanted).await;
-    assert_eq!(logged(&access_log(&sidecar)), wanted);
+    assert_eq!(count_logged(&access_log(&sidecar)), wanted);
 }
 
 const OF_A_RELOAD: [&str; 1] = ["revoked"];
@@ -338,18 +342,18 @@ const OF_A_RELOAD: [&str; 1] = ["revoked"];
 async fn what_a_reload_forbids_is_logged_as_such() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&[], "[external]\ndeny = []\n").await;
-    let mut h1 = sidecar.h1(OUTSIDER).await;
-    h1.send(request("GET /held", "")).await.unwrap();
-    let mut h2 = sidecar.h2(OUTSIDER).await;
+    let mut h1 = sidecar.connect_h1(OUTSIDER).await;
+    h1.send(request_text("GET /held", "")).await.unwrap();
+    let mut h2 = sidecar.connect_h2(OUTSIDER).await;
     let (held, _) = h2.send_request(h2_request("GET /held", &[]), true).unwrap();
-    while sidecar.gateway.requests().iter().filter(|request| request.start().contains("/held")).count() < 2 {
+    while sidecar.gateway.requests().iter().filter(|request| request.start_line().contains("/held")).count() < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     std::fs::write(sidecar.config_file(), format!("[external]\ndeny = [\"{OUTSIDER}\"]\n")).unwrap();
     sidecar.process().signal(Signal::SIGHUP);
     assert!(held.await.is_err());
     let wanted = counts([OF_A_RELOAD, OF_A_RELOAD].concat());
-    ends.check(&sidecar, &wanted).await;
+    ends.check_counts(&sidecar, &wanted).await;
     ends.check_spans(&sidecar, &wanted).await;
 }
 
@@ -388,32 +392,32 @@ async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_
     let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
     let cases = [
         ("missing_host", "GET / HTTP/1.1\r\n\r\n".to_owned()),
-        ("duplicate_host", request("GET /", "Host: b\r\n")),
+        ("duplicate_host", request_text("GET /", "Host: b\r\n")),
         ("bad_host", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n".to_owned()),
-        ("authority_mismatch", request("GET http://other.example/", "")),
-        ("bad_target", request("GET *", "")),
+        ("authority_mismatch", request_text("GET http://other.example/", "")),
+        ("bad_target", request_text("GET *", "")),
         ("connect", "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n".to_owned()),
-        ("trace", request("TRACE /", "")),
-        ("bad_length", request("POST /", "Content-Length: 9223372036854775808\r\n")),
-        ("bad_transfer_encoding", request("POST /", "Transfer-Encoding: gzip, chunked\r\n") + "0\r\n\r\n"),
-        ("bad_upgrade", request("GET /ws", &format!("{upgrade}Content-Length: 2\r\n")) + "xx"),
-        ("path_denied", request("GET /private", "")),
-        ("ambiguous_path", request("GET /a/%2e%2e/private", "")),
-        ("request_body_timeout", request("POST /echo", "Content-Length: 10\r\n")),
-        ("bad_body", request("POST /echo", "Transfer-Encoding: chunked\r\n") + "nonsense\r\n"),
-        ("bad_upgrade_response", request("GET /ws-unproven", "")),
-        ("gateway_broke_off", request("POST /dies", "Content-Length: 0\r\n")),
-        ("gateway_head_too_large", request("GET /large-head?400000", "")),
-        ("gateway_transfer_encoding", request("GET /coded/200?gzip,+chunked", "")),
-        ("gateway_timeout", request("GET /stalls", "")),
-        ("gateway_unavailable", request("GET /", "")),
+        ("trace", request_text("TRACE /", "")),
+        ("bad_length", request_text("POST /", "Content-Length: 9223372036854775808\r\n")),
+        ("bad_transfer_encoding", request_text("POST /", "Transfer-Encoding: gzip, chunked\r\n") + "0\r\n\r\n"),
+        ("bad_upgrade", request_text("GET /ws", &format!("{upgrade}Content-Length: 2\r\n")) + "xx"),
+        ("path_denied", request_text("GET /private", "")),
+        ("ambiguous_path", request_text("GET /a/%2e%2e/private", "")),
+        ("request_body_timeout", request_text("POST /echo", "Content-Length: 10\r\n")),
+        ("bad_body", request_text("POST /echo", "Transfer-Encoding: chunked\r\n") + "nonsense\r\n"),
+        ("bad_upgrade_response", request_text("GET /ws-unproven", "")),
+        ("gateway_broke_off", request_text("POST /dies", "Content-Length: 0\r\n")),
+        ("gateway_head_too_large", request_text("GET /large-head?400000", "")),
+        ("gateway_transfer_encoding", request_text("GET /coded/200?gzip,+chunked", "")),
+        ("gateway_timeout", request_text("GET /stalls", "")),
+        ("gateway_unavailable", request_text("GET /", "")),
     ];
     for (label, text) in &cases {
         if *label == "gateway_unavailable" {
             sidecar.gateway.kill();
         }
-        let mut client = sidecar.h1(OUTSIDER).await;
-        let response = tokio::time::timeout(Duration::from_secs(10), client.ask(text))
+        let mut client = sidecar.connect_h1(OUTSIDER).await;
+        let response = tokio::time::timeout(Duration::from_secs(10), client.send_request(text))
             .await
             .unwrap_or_else(|_| panic!("{label}: no answer"));
         let body: Value =
@@ -431,11 +435,11 @@ async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_
         ("head_too_large", 431, vec![("x-long", long.as_str())]),
         ("ambiguous_length", 400, vec![("content-length", "0"); 2]),
     ] {
-        let (answered, body) = sidecar.ask(Protocol::H2, OUTSIDER, "GET /", &fields).await;
+        let (answered, body) = sidecar.send_request(Protocol::H2, OUTSIDER, "GET /", &fields).await;
         assert!(answered == status && body.contains(&format!("\"{label}\"")), "{answered} {body}");
     }
     let wanted = counts(OF_ANSWERS);
-    ends.check(&sidecar, &wanted).await;
+    ends.check_counts(&sidecar, &wanted).await;
     ends.check_spans(&sidecar, &wanted).await;
 }
 
@@ -450,33 +454,34 @@ async fn what_rules_and_limits_refuse_has_its_label() {
     let flags = ["--gateway-requests=2", "--external-scopes=operator.read", trusted.as_str()];
     let sidecar = ends.process(&flags, "[external]\ndeny = [\"203.0.113.9\"]\n").await;
     let type_of = |body: &str| serde_json::from_str::<Value>(body).unwrap()["error"]["type"].clone();
-    let (status, body) = sidecar.ask(Protocol::H1, TRUSTED_PROXY, "GET /", &DENIED).await;
-    assert_eq!((status, type_of(&body)), (403, "client_denied".into()));
-    let (status, body) = sidecar.ask(Protocol::H1, OUTSIDER, "POST /v1/chat", &[("content-length", "0")]).await;
-    assert_eq!((status, type_of(&body)), (403, "scope_capped".into()));
+    let (status, read_body) = sidecar.send_request(Protocol::H1, TRUSTED_PROXY, "GET /", &DENIED).await;
+    assert_eq!((status, type_of(&read_body)), (403, "client_denied".into()));
+    let (status, read_body) =
+        sidecar.send_request(Protocol::H1, OUTSIDER, "POST /v1/chat", &[("content-length", "0")]).await;
+    assert_eq!((status, type_of(&read_body)), (403, "scope_capped".into()));
 
     // Of two requests at the gateway, one client may have one.
-    let mut held = sidecar.h1(OUTSIDER).await;
-    held.send(request("GET /held", "")).await.unwrap();
+    let mut held = sidecar.connect_h1(OUTSIDER).await;
+    held.send(request_text("GET /held", "")).await.unwrap();
     sidecar.gateway.wait_for_requests(1).await;
-    let (status, body) = sidecar.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await;
-    assert_eq!((status, type_of(&body)), (503, "too_many_requests".into()));
+    let (status, read_body) = sidecar.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await;
+    assert_eq!((status, type_of(&read_body)), (503, "too_many_requests".into()));
     drop(held);
 
     // No file can be opened any more; those that are open stay so.
-    let mut client = sidecar.h1(OUTSIDER).await;
-    assert_eq!(client.ask(request("GET /to-the-end", "")).await.status(), 200);
+    let mut client = sidecar.connect_h1(OUTSIDER).await;
+    assert_eq!(client.send_request(request_text("GET /to-the-end", "")).await.status(), 200);
     let limit = |soft: &str| {
         let pid = sidecar.process().id().to_string();
         let status = std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={soft}:")]).status();
         assert!(status.unwrap().success());
     };
     limit("3");
-    let response = client.ask(request("POST /", "Content-Length: 0\r\n")).await;
+    let response = client.send_request(request_text("POST /", "Content-Length: 0\r\n")).await;
     assert_eq!((response.status(), type_of(&response.text())), (503, "out_of_files".into()));
     limit("256");
     let wanted = counts(OF_LIMITS);
-    ends.check(&sidecar, &wanted).await;
+    ends.check_counts(&sidecar, &wanted).await;
     ends.check_spans(&sidecar, &wanted).await;
 }
 
@@ -487,15 +492,15 @@ async fn a_request_after_the_clients_certificate_has_expired_has_its_label() {
     let (ca, issuer) = authority();
     let ends = Ends::new().await;
     let sidecar = ends.process(&[&format!("--client-ca={}", ca.path().display())], "").await;
-    let mut client = RawH2::open(&short_lived(&sidecar, &issuer), OUTSIDER, &[]).await;
+    let mut client = RawH2::connect(&short_lived(&sidecar, &issuer), OUTSIDER, &[]).await;
     // It is asked to end, and sends a request all the same: it has not answered the PING yet.
-    let outcome = client.provoke(&[], |outcome| outcome.graceful_goaway || outcome.is_over()).await;
+    let outcome = client.send_until(&[], |outcome| outcome.graceful_goaway || outcome.is_over()).await;
     assert!(outcome.graceful_goaway, "{outcome:?}");
     let bytes = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/", &[]));
-    let outcome = client.provoke(&bytes, Outcome::is_decided).await;
+    let outcome = client.send_until(&bytes, Outcome::is_decided).await;
     assert_eq!(outcome.heads.len(), 1, "{outcome:?}");
     let wanted = counts(OF_CERTIFICATES);
-    let lines = ends.check(&sidecar, &wanted).await;
+    let lines = ends.check_counts(&sidecar, &wanted).await;
     assert_eq!(lines[0]["status"], 421);
     ends.check_spans(&sidecar, &wanted).await;
 }
@@ -511,8 +516,8 @@ async fn a_gateway_that_speaks_tls_has_its_label() {
     let flags = ends.flags(&[]);
     let flags: Vec<_> = flags.iter().map(String::as_str).collect();
     let sidecar = Launch::new().gateway(gateway).flags(&flags).start_async().await;
-    assert_eq!(sidecar.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 502);
+    assert_eq!(sidecar.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 502);
     let wanted = counts(OF_A_GATEWAY_WITH_TLS);
-    ends.check(&sidecar, &wanted).await;
+    ends.check_counts(&sidecar, &wanted).await;
     ends.check_spans(&sidecar, &wanted).await;
 }

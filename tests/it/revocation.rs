@@ -11,14 +11,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::timeout;
 
-use crate::harness::{Harness, OUTSIDER, Protocol, TlsClient, request};
+use crate::harness::{Harness, OUTSIDER, Protocol, TlsClient, request_text};
 use crate::lanes::assert_is_agents_request;
 
 /// How long a revocation may take.
 const SOON: Duration = Duration::from_secs(20);
 
 /// Issues a certificate for `name` into `out`; returns a client with it.
-fn issued(harness: &Harness, name: &str, out: &Path) -> TlsClient {
+fn client_with_issued_certificate(harness: &Harness, name: &str, out: &Path) -> TlsClient {
     let agent = offline::Agent { trust_domain: "loopgate.local", name, life: Duration::from_secs(3600) };
     offline::issue(harness.state.path(), &agent, out).unwrap();
     let chain = CertificateDer::pem_file_iter(out.join("agent.pem")).unwrap().collect::<Result<_, _>>().unwrap();
@@ -33,16 +33,16 @@ fn revoke(harness: &Harness, out: &Path) {
 
 /// Asserts that the gateway answers `client`, as an agent.
 async fn assert_served_as_agent(harness: &Harness, client: &mut RawHttp<Tls>) {
-    assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+    assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200);
     assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), harness);
 }
 
 /// Asserts that `client` sends nothing to the gateway on a new connection.
 async fn assert_refused(harness: &Harness, client: &TlsClient) {
     let before = harness.gateway.requests().len();
-    if let Ok(stream) = client.handshake(client.tcp(OUTSIDER).await, "http/1.1").await {
+    if let Ok(stream) = client.handshake(client.connect_tcp(OUTSIDER).await, "http/1.1").await {
         let mut wire = RawHttp::new(stream);
-        let _ = wire.send(request("GET /", "")).await;
+        let _ = wire.send(request_text("GET /", "")).await;
         wire.until_end().await;
     }
     assert_eq!(harness.gateway.requests().len(), before, "a revoked certificate got through");
@@ -51,23 +51,27 @@ async fn assert_refused(harness: &Harness, client: &TlsClient) {
 #[tokio::test]
 async fn a_revoked_certificate_is_refused_at_once_and_its_connections_are_closed() {
     let harness =
-        Harness::with(|config| config.agents.certificate_from = vec![format!("{OUTSIDER}/32").parse().unwrap()]).await;
+        Harness::start_with(|config| config.agents.certificate_from = vec![format!("{OUTSIDER}/32").parse().unwrap()])
+            .await;
     let out = tempfile::tempdir().unwrap();
     let (robots, others) = (out.path().join("robot"), out.path().join("other"));
-    let (robot, other) = (issued(&harness, "robot", &robots), issued(&harness, "other", &others));
-    let (mut h1, mut unaffected) = (robot.h1(OUTSIDER).await, other.h1(OUTSIDER).await);
-    let mut websocket = robot.websocket(Protocol::H2, OUTSIDER, "/ws").await;
+    let (robot, other) = (
+        client_with_issued_certificate(&harness, "robot", &robots),
+        client_with_issued_certificate(&harness, "other", &others),
+    );
+    let (mut h1, mut unaffected) = (robot.connect_h1(OUTSIDER).await, other.connect_h1(OUTSIDER).await);
+    let mut websocket = robot.open_websocket(Protocol::H2, OUTSIDER, "/ws").await;
     assert_served_as_agent(&harness, &mut h1).await;
     assert_served_as_agent(&harness, &mut unaffected).await;
 
     revoke(&harness, &robots);
 
-    assert!(timeout(SOON, h1.rest()).await.expect("the connection is closed").is_empty());
+    assert!(timeout(SOON, h1.read_rest()).await.expect("the connection is closed").is_empty());
     let end = async { while let Some(Ok(_)) = websocket.next().await {} };
     timeout(SOON, end).await.expect("the WebSocket is closed");
     assert_refused(&harness, &robot).await;
     assert_served_as_agent(&harness, &mut unaffected).await;
     // A renewed certificate for the same key is another one.
-    let again = issued(&harness, "robot", &robots);
-    assert_served_as_agent(&harness, &mut again.h1(OUTSIDER).await).await;
+    let again = client_with_issued_certificate(&harness, "robot", &robots);
+    assert_served_as_agent(&harness, &mut again.connect_h1(OUTSIDER).await).await;
 }

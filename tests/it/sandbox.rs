@@ -4,10 +4,10 @@ use std::fs;
 
 use loopgate_test_support::sidecar::free_address;
 
-use crate::harness::{OUTSIDER, PROTOCOLS, process};
+use crate::harness::{OUTSIDER, PROTOCOLS, start_process};
 
 /// The values of a field of `/proc/PID/status`, of every thread of the process.
-fn of_threads(pid: u32, field: &str) -> Vec<(String, String)> {
+fn status_of_threads(pid: u32, field: &str) -> Vec<(String, String)> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|entry| entry.unwrap().path());
     let read = |thread: std::path::PathBuf| {
         let status = fs::read_to_string(thread.join("status")).unwrap();
@@ -20,12 +20,12 @@ fn of_threads(pid: u32, field: &str) -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn every_thread_refuses_system_calls_and_can_get_no_privileges() {
-    let sidecar = process(&[], "").await;
-    assert_eq!(sidecar.ask(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await.0, 200);
-    let threads = of_threads(sidecar.process().id(), "Seccomp");
+    let sidecar = start_process(&[], "").await;
+    assert_eq!(sidecar.send_request(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await.0, 200);
+    let threads = status_of_threads(sidecar.process().id(), "Seccomp");
     assert!(threads.iter().any(|(name, _)| name.starts_with("worker-")), "{threads:?}");
     assert!(threads.iter().all(|(_, mode)| mode == "2"), "{threads:?}");
-    assert!(of_threads(sidecar.process().id(), "NoNewPrivs").iter().all(|(_, set)| set == "1"));
+    assert!(status_of_threads(sidecar.process().id(), "NoNewPrivs").iter().all(|(_, set)| set == "1"));
     let line = sidecar.process().wait_for_log("restricted this process").await;
     assert!(line.contains("\"seccomp\":true"), "{line}");
 }
@@ -34,8 +34,8 @@ async fn every_thread_refuses_system_calls_and_can_get_no_privileges() {
 async fn the_status_shows_what_is_in_force() {
     for (flag, seccomp) in [("--sandbox=auto", true), ("--sandbox=off", false)] {
         let admin = format!("--admin={}", free_address());
-        let sidecar = process(&[flag, &admin], "").await;
-        let status = tokio::task::block_in_place(|| sidecar.json());
+        let sidecar = start_process(&[flag, &admin], "").await;
+        let status = tokio::task::block_in_place(|| sidecar.status_json());
         assert_eq!(status["sandbox"]["seccomp"], seccomp, "{status}");
         assert!(status["sandbox"]["problem"].is_null() || seccomp, "{status}");
     }
@@ -43,7 +43,7 @@ async fn the_status_shows_what_is_in_force() {
 
 #[tokio::test]
 async fn without_the_sandbox_there_are_no_restrictions() {
-    let sidecar = process(&["--sandbox=off"], "").await;
-    assert!(of_threads(sidecar.process().id(), "Seccomp").iter().all(|(_, mode)| mode == "0"));
+    let sidecar = start_process(&["--sandbox=off"], "").await;
+    assert!(status_of_threads(sidecar.process().id(), "Seccomp").iter().all(|(_, mode)| mode == "0"));
     assert!(!sidecar.process().output().contains("restricted this process"));
 }

@@ -7,7 +7,8 @@ use loopgate::fingerprint::Fingerprint;
 use tokio::process::Command;
 
 use crate::harness::{
-    AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, h2_request, process, request, whole,
+    AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, h2_request, read_whole_body, request_text,
+    start_process,
 };
 
 const PAGE: &str = "/.well-known/loopgate/ca";
@@ -68,8 +69,8 @@ fn in_profile(profile: &str) -> Vec<u8> {
     STANDARD.decode(data).unwrap()
 }
 
-async fn serving() -> Harness {
-    Harness::with(|config| config.external.serve_ca = true).await
+async fn start_serving_ca() -> Harness {
+    Harness::start_with(|config| config.external.serve_ca = true).await
 }
 
 fn curls(protocol: Protocol) -> &'static str {
@@ -81,7 +82,7 @@ fn curls(protocol: Protocol) -> &'static str {
 
 #[tokio::test]
 async fn openssl_reads_the_ca_in_each_form() {
-    let harness = serving().await;
+    let harness = start_serving_ca().await;
     let fingerprint = Fingerprint::of(harness.sidecar.identity().ca.as_ref().unwrap()).to_string();
     for protocol in PROTOCOLS {
         for source in [OUTSIDER, AGENT] {
@@ -109,7 +110,7 @@ async fn openssl_reads_the_ca_in_each_form() {
 
 #[tokio::test]
 async fn the_page_has_a_qr_code_of_its_own_address_and_of_no_other() {
-    let harness = serving().await;
+    let harness = start_serving_ca().await;
     let page = curl(&harness, OUTSIDER, PAGE, &[]).await;
     let url = format!("https://localhost:{}{PAGE}", harness.address.port());
     assert!(page.text().contains("<svg") && page.text().contains(&url), "{}", page.text());
@@ -120,7 +121,7 @@ async fn the_page_has_a_qr_code_of_its_own_address_and_of_no_other() {
 
 #[tokio::test]
 async fn only_get_and_head_are_answered() {
-    let harness = serving().await;
+    let harness = start_serving_ca().await;
     for protocol in PROTOCOLS {
         for path in [PAGE, "/.well-known/loopgate/ca.pem"] {
             // With a body over HTTP/2, curl 7.88 gives up at the reset that ends the stream.
@@ -138,40 +139,40 @@ async fn only_get_and_head_are_answered() {
     // Of HEAD, a body would be read as the next response.
     let line = format!("HEAD {PAGE}");
     let length = curl(&harness, OUTSIDER, PAGE, &["--header", "Host: gateway.example:18789"]).await.body.len();
-    let mut h1 = harness.h1(OUTSIDER).await;
+    let mut h1 = harness.connect_h1(OUTSIDER).await;
     for _ in 0..2 {
-        let head = h1.ask_head(request(&line, "")).await;
+        let head = h1.ask_head(request_text(&line, "")).await;
         assert_eq!((head.status(), head.field("content-length")), (200, Some(length.to_string().as_str())));
     }
-    let (response, _) = harness.h2(OUTSIDER).await.send_request(h2_request(&line, &[]), true).unwrap();
+    let (response, _) = harness.connect_h2(OUTSIDER).await.send_request(h2_request(&line, &[]), true).unwrap();
     let (head, mut body) = response.await.unwrap().into_parts();
     assert_eq!((head.status.as_u16(), &head.headers["content-length"]), (200, &length.to_string().parse().unwrap()));
-    assert!(whole(&mut body).await.unwrap().is_empty());
+    assert!(read_whole_body(&mut body).await.unwrap().is_empty());
     assert_eq!(harness.gateway.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn all_other_paths_are_the_gateways_and_all_paths_by_default() {
-    let harness = serving().await;
+    let harness = start_serving_ca().await;
     for path in ["/.well-known/loopgate/ca.key", "/.well-known/loopgate/", "/.well-known/loopgate/ca/"] {
-        assert_eq!(harness.ask(Protocol::H1, OUTSIDER, &format!("GET {path}"), &[]).await.0, 200);
-        assert!(harness.gateway.requests().pop().unwrap().start().contains(path));
+        assert_eq!(harness.send_request(Protocol::H1, OUTSIDER, &format!("GET {path}"), &[]).await.0, 200);
+        assert!(harness.gateway.requests().pop().unwrap().start_line().contains(path));
     }
     // An upgrade is the gateway's as well.
     let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    harness.h1(OUTSIDER).await.ask_head(request(&format!("GET {PAGE}"), upgrade)).await;
-    assert!(harness.gateway.requests().pop().unwrap().start().contains(PAGE));
+    harness.connect_h1(OUTSIDER).await.ask_head(request_text(&format!("GET {PAGE}"), upgrade)).await;
+    assert!(harness.gateway.requests().pop().unwrap().start_line().contains(PAGE));
     let without = Harness::start().await;
     for path in [PAGE, "/.well-known/loopgate/ca.pem"] {
-        assert_eq!(without.ask(Protocol::H2, OUTSIDER, &format!("GET {path}"), &[]).await.0, 200);
-        assert!(without.gateway.requests().pop().unwrap().start().contains(path));
+        assert_eq!(without.send_request(Protocol::H2, OUTSIDER, &format!("GET {path}"), &[]).await.0, 200);
+        assert!(without.gateway.requests().pop().unwrap().start_line().contains(path));
     }
 }
 
 #[tokio::test]
 async fn who_may_not_ask_the_gateway_gets_no_ca_either() {
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         config.external.serve_ca = true;
         config.external.deny = vec!["203.0.113.0/24".parse().unwrap()];
         config.external.paths = vec![PathRule::deny("/.well-known/loopgate/ca.crt")];
@@ -180,9 +181,9 @@ async fn who_may_not_ask_the_gateway_gets_no_ca_either() {
     let named = |client| [("x-forwarded-for", client)];
     let get = |path: &str| format!("GET {path}");
     for protocol in PROTOCOLS {
-        assert_eq!(harness.ask(protocol, TRUSTED_PROXY, &get(PAGE), &named("203.0.113.9")).await.0, 403);
-        assert_eq!(harness.ask(protocol, TRUSTED_PROXY, &get(PAGE), &named("198.51.100.9")).await.0, 200);
-        assert_eq!(harness.ask(protocol, OUTSIDER, "GET /.well-known/loopgate/ca.crt", &[]).await.0, 403);
+        assert_eq!(harness.send_request(protocol, TRUSTED_PROXY, &get(PAGE), &named("203.0.113.9")).await.0, 403);
+        assert_eq!(harness.send_request(protocol, TRUSTED_PROXY, &get(PAGE), &named("198.51.100.9")).await.0, 200);
+        assert_eq!(harness.send_request(protocol, OUTSIDER, "GET /.well-known/loopgate/ca.crt", &[]).await.0, 403);
     }
 }
 
@@ -200,7 +201,7 @@ async fn a_reload_begins_and_ends_it_but_never_beside_the_operators_own_certific
         assert_eq!(is_served().await, serves);
     }
     let file = |name: &str| harness.state.path().join(name);
-    let own = Harness::with(|config| {
+    let own = Harness::start_with(|config| {
         config.tls.provided = Some(CertificateFiles { chain: file("server.pem"), key: file("server.key") });
     })
     .await;
@@ -215,17 +216,17 @@ async fn a_reload_begins_and_ends_it_but_never_beside_the_operators_own_certific
 
 #[tokio::test]
 async fn it_is_logged_as_a_request_that_was_answered_whole() {
-    let sidecar = process(&["--access-log", "--serve-ca"], "").await;
+    let sidecar = start_process(&["--access-log", "--serve-ca"], "").await;
     for protocol in PROTOCOLS {
-        assert_eq!(sidecar.ask(protocol, OUTSIDER, &format!("GET {PAGE}"), &[]).await.0, 200);
+        assert_eq!(sidecar.send_request(protocol, OUTSIDER, &format!("GET {PAGE}"), &[]).await.0, 200);
     }
     let logged = || {
-        let lines = sidecar.process().log();
+        let lines = sidecar.process().log_lines();
         lines.iter().filter(|line| line.contains(PAGE) && line.contains("\"end\":\"complete\"")).count()
     };
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
     while logged() < 2 {
-        assert!(tokio::time::Instant::now() < deadline, "{:#?}", sidecar.process().log());
+        assert!(tokio::time::Instant::now() < deadline, "{:#?}", sidecar.process().log_lines());
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }

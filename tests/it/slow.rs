@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, request, whole};
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, read_whole_body, request_text};
 use loopgate::config::parse;
-use loopgate_test_support::fake_gateway::pattern;
+use loopgate_test_support::fake_gateway::pattern_byte;
 use loopgate_test_support::raw_h2::*;
 use loopgate_test_support::raw_http::RawHttp;
 
@@ -18,11 +18,11 @@ const MUCH: usize = 40_000_000;
 
 #[tokio::test]
 async fn a_slow_head_gets_408_also_on_a_kept_connection() {
-    let harness = Harness::with(|config| config.limits.head_timeout = SHORT).await;
+    let harness = Harness::start_with(|config| config.limits.head_timeout = SHORT).await;
     for heads_before in [0, 1] {
-        let mut client = harness.h1(OUTSIDER).await;
+        let mut client = harness.connect_h1(OUTSIDER).await;
         for _ in 0..heads_before {
-            assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+            assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200);
         }
         let begun = Instant::now();
         client.send("GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
@@ -32,45 +32,45 @@ async fn a_slow_head_gets_408_also_on_a_kept_connection() {
         }
         assert!(begun.elapsed() >= SHORT && begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 
-        let mut client = harness.h1(OUTSIDER).await;
+        let mut client = harness.connect_h1(OUTSIDER).await;
         for _ in 0..heads_before {
-            assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+            assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200);
         }
         client.send("GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
-        let response = client.response().await.unwrap();
+        let response = client.read_response().await.unwrap();
         assert_eq!((response.status(), response.field("connection")), (408, Some("close")));
-        assert!(client.rest().await.is_empty());
+        assert!(client.read_rest().await.is_empty());
     }
     assert_eq!(harness.gateway.requests().len(), 2);
 }
 
 #[tokio::test]
 async fn a_408_never_interrupts_another_response() {
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         config.limits.head_timeout = SHORT;
         config.limits.stall_timeout = 4 * SHORT;
     })
     .await;
-    let mut client = harness.h1(OUTSIDER).await;
-    client.send(request(&format!("GET /large?{MUCH}"), "") + "GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
+    let mut client = harness.connect_h1(OUTSIDER).await;
+    client.send(request_text(&format!("GET /large?{MUCH}"), "") + "GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
     // While the first answer is on its way, the second head has all the time there is.
     sleep(2 * SHORT).await;
-    let mut first = client.head().await.unwrap();
-    assert!(client.body(&mut first, false).await);
-    assert!(first.body.len() == MUCH && first.body.iter().enumerate().all(|(at, byte)| *byte == pattern(at)));
-    assert_eq!(client.response().await.unwrap().status(), 408);
-    assert!(client.rest().await.is_empty());
+    let mut first = client.read_head().await.unwrap();
+    assert!(client.read_body(&mut first, false).await);
+    assert!(first.body.len() == MUCH && first.body.iter().enumerate().all(|(at, byte)| *byte == pattern_byte(at)));
+    assert_eq!(client.read_response().await.unwrap().status(), 408);
+    assert!(client.read_rest().await.is_empty());
 }
 
 #[tokio::test]
 async fn a_body_that_stops_gets_408() {
-    let harness = Harness::with(|config| config.limits.stall_timeout = SHORT).await;
-    let mut client = harness.h1(OUTSIDER).await;
-    client.send(request("POST /echo", "Content-Length: 10\r\n") + "123").await.unwrap();
-    assert_eq!(client.response().await.unwrap().status(), 408);
-    assert!(client.rest().await.is_empty(), "the rest of the body can't be distinguished from a request");
+    let harness = Harness::start_with(|config| config.limits.stall_timeout = SHORT).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
+    client.send(request_text("POST /echo", "Content-Length: 10\r\n") + "123").await.unwrap();
+    assert_eq!(client.read_response().await.unwrap().status(), 408);
+    assert!(client.read_rest().await.is_empty(), "the rest of the body can't be distinguished from a request");
 
-    let mut client = harness.h2(OUTSIDER).await;
+    let mut client = harness.connect_h2(OUTSIDER).await;
     let (response, mut body) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
     body.send_data("123".into(), false).unwrap();
     assert_eq!(response.await.unwrap().status(), 408);
@@ -81,20 +81,20 @@ async fn a_body_that_stops_gets_408() {
 
 #[tokio::test]
 async fn a_gateway_that_stops_reading_a_body_gives_504() {
-    let harness = Harness::with(|config| config.limits.request_timeout = SHORT).await;
-    let (read, mut write) = tokio::io::split(harness.h1(OUTSIDER).await.stream);
+    let harness = Harness::start_with(|config| config.limits.request_timeout = SHORT).await;
+    let (read, mut write) = tokio::io::split(harness.connect_h1(OUTSIDER).await.stream);
     let mut client = RawHttp::new(tokio::io::join(read, tokio::io::sink()));
-    let head = request("POST /unread", &format!("Content-Length: {MUCH}\r\n"));
+    let head = request_text("POST /unread", &format!("Content-Length: {MUCH}\r\n"));
     let sending = async {
         let _ = write.write_all(&[head.as_bytes(), &vec![b'x'; MUCH]].concat()).await;
         std::future::pending::<()>().await
     };
     tokio::select! {
         () = sending => {}
-        response = client.response() => assert_eq!(response.unwrap().status(), 504),
+        response = client.read_response() => assert_eq!(response.unwrap().status(), 504),
     }
 
-    let mut client = harness.h2(OUTSIDER).await;
+    let mut client = harness.connect_h2(OUTSIDER).await;
     let (response, mut body) = client.send_request(h2_request("POST /unread", &[]), false).unwrap();
     body.send_data(vec![b'x'; MUCH].into(), false).unwrap();
     assert_eq!(response.await.unwrap().status(), 504);
@@ -102,27 +102,27 @@ async fn a_gateway_that_stops_reading_a_body_gives_504() {
 
 #[tokio::test]
 async fn the_request_timeout_counts_from_the_last_byte_of_the_request() {
-    let harness = Harness::with(|config| config.limits.request_timeout = 2 * SHORT).await;
-    let mut client = harness.h1(OUTSIDER).await;
+    let harness = Harness::start_with(|config| config.limits.request_timeout = 2 * SHORT).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
     let begun = Instant::now();
-    assert_eq!(client.ask(request("POST /stalls", "Content-Length: 4\r\n") + "body").await.status(), 504);
+    assert_eq!(client.send_request(request_text("POST /stalls", "Content-Length: 4\r\n") + "body").await.status(), 504);
     let took = begun.elapsed();
     assert!(took >= 2 * SHORT && took < 4 * SHORT, "{took:?}: a body does not double it");
-    let mut client = harness.h1(OUTSIDER).await;
-    client.send(request("POST /stalls", "Content-Length: 4\r\n")).await.unwrap();
+    let mut client = harness.connect_h1(OUTSIDER).await;
+    client.send(request_text("POST /stalls", "Content-Length: 4\r\n")).await.unwrap();
     for _ in 0..4 {
         sleep(SHORT).await;
         client.send("x").await.unwrap();
     }
     let sent = Instant::now();
-    assert_eq!(client.response().await.unwrap().status(), 504);
+    assert_eq!(client.read_response().await.unwrap().status(), 504);
     let took = sent.elapsed();
     assert!(took >= 3 * SHORT / 2 && took < 4 * SHORT, "{took:?} after the last byte");
 }
 
 #[tokio::test]
 async fn a_path_has_its_own_request_timeout_on_both_lanes() {
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         config.limits.request_timeout = SHORT;
         config.limits.stall_timeout = SHORT;
         config.limits.path_timeouts =
@@ -130,30 +130,30 @@ async fn a_path_has_its_own_request_timeout_on_both_lanes() {
     })
     .await;
     for client in [OUTSIDER, AGENT] {
-        let answered = harness.ask(Protocol::H1, client, "POST /slow/path?1500", &[]);
+        let answered = harness.send_request(Protocol::H1, client, "POST /slow/path?1500", &[]);
         assert_eq!(answered.await.0, 200, "an agent run outlives the timeout of other paths");
         let begun = Instant::now();
-        assert_eq!(harness.ask(Protocol::H1, client, "GET /slow/er?60000", &[]).await.0, 504);
+        assert_eq!(harness.send_request(Protocol::H1, client, "GET /slow/er?60000", &[]).await.0, 504);
         assert!(begun.elapsed() >= Duration::from_millis(600), "the longest path counts");
         assert_eq!(
-            harness.ask(Protocol::H1, client, "GET /slower?60000", &[]).await.0,
+            harness.send_request(Protocol::H1, client, "GET /slower?60000", &[]).await.0,
             504,
             "a prefix ends at a segment"
         );
-        let other = harness.ask(Protocol::H1, client, "GET /slow/../slow?60000", &[]);
+        let other = harness.send_request(Protocol::H1, client, "GET /slow/../slow?60000", &[]);
         assert_eq!(other.await.0, 504, "a path that can be read as another one has no limit of its own");
     }
 }
 
 #[tokio::test]
 async fn each_request_has_the_full_timeout_on_a_reused_gateway_connection() {
-    let harness = Harness::with(|config| config.limits.request_timeout = 2 * SHORT).await;
-    let mut client = harness.h1(OUTSIDER).await;
+    let harness = Harness::start_with(|config| config.limits.request_timeout = 2 * SHORT).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
     for pause in [Duration::ZERO, SHORT, 3 * SHORT / 2, 3 * SHORT] {
-        assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+        assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200);
         sleep(pause).await;
         let begun = Instant::now();
-        assert_eq!(client.ask(request("GET /stalls", "")).await.status(), 504, "after {pause:?}");
+        assert_eq!(client.send_request(request_text("GET /stalls", "")).await.status(), 504, "after {pause:?}");
         let took = begun.elapsed();
         assert!(took >= 2 * SHORT && took < Duration::from_secs(10), "{took:?} after {pause:?}");
     }
@@ -166,28 +166,28 @@ async fn each_request_has_the_full_timeout_on_a_reused_gateway_connection() {
 
 #[tokio::test]
 async fn a_slow_but_steady_body_is_forwarded() {
-    let harness = Harness::with(|config| config.limits.request_timeout = SHORT).await;
-    let mut client = harness.h1(OUTSIDER).await;
-    client.send(request("POST /echo", "Content-Length: 10\r\n")).await.unwrap();
+    let harness = Harness::start_with(|config| config.limits.request_timeout = SHORT).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
+    client.send(request_text("POST /echo", "Content-Length: 10\r\n")).await.unwrap();
     for _ in 0..10 {
         sleep(SHORT / 4).await;
         client.send("x").await.unwrap();
     }
-    assert_eq!(client.response().await.unwrap().text(), "xxxxxxxxxx");
+    assert_eq!(client.read_response().await.unwrap().text(), "xxxxxxxxxx");
 }
 
 #[tokio::test]
 async fn a_client_that_never_reads_its_response_is_closed() {
-    let harness = Harness::with(|config| config.limits.stall_timeout = SHORT).await;
-    let mut client = harness.h1(OUTSIDER).await;
-    client.send(request(&format!("GET /large?{MUCH}"), "")).await.unwrap();
+    let harness = Harness::start_with(|config| config.limits.stall_timeout = SHORT).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
+    client.send(request_text(&format!("GET /large?{MUCH}"), "")).await.unwrap();
     harness.gateway.wait_for_closed(1).await;
-    assert!(client.rest().await.len() < MUCH);
+    assert!(client.read_rest().await.len() < MUCH);
 
     for window in [0, 1] {
-        let mut raw = RawH2::open(&harness, OUTSIDER, &[(INITIAL_WINDOW, window)]).await;
+        let mut raw = RawH2::connect(&harness, OUTSIDER, &[(INITIAL_WINDOW, window)]).await;
         let head = request_block("GET", &format!("/large?{MUCH}"), &[]);
-        let outcome = raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head), Outcome::is_over).await;
+        let outcome = raw.send_until(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head), Outcome::is_over).await;
         assert!(outcome.closed, "{outcome:?}");
     }
     harness.gateway.wait_for_closed(3).await;
@@ -195,8 +195,8 @@ async fn a_client_that_never_reads_its_response_is_closed() {
 
 #[tokio::test]
 async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
-    let harness = Harness::with(|config| config.limits.stall_timeout = SHORT).await;
-    let mut raw = RawH2::open(&harness, OUTSIDER, &[(INITIAL_WINDOW, 0)]).await;
+    let harness = Harness::start_with(|config| config.limits.stall_timeout = SHORT).await;
+    let mut raw = RawH2::connect(&harness, OUTSIDER, &[(INITIAL_WINDOW, 0)]).await;
     let head = request_block("GET", &format!("/large?{MUCH}"), &[]);
     raw.send(&[1, 3].map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &head)).concat()).await;
     let (begun, mut got) = (Instant::now(), 0);
@@ -228,10 +228,10 @@ async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
 async fn a_client_that_reads_slowly_but_steadily_gets_everything() {
     // A pause is far shorter than the limit, and all of them together are longer.
     let (size, stall, pause) = (4_000_000, Duration::from_secs(2), Duration::from_millis(10));
-    let harness = Harness::with(|config| config.limits.stall_timeout = stall).await;
-    let mut client = harness.h1(OUTSIDER).await;
-    client.send(request(&format!("GET /large?{size}"), "")).await.unwrap();
-    client.head().await.unwrap();
+    let harness = Harness::start_with(|config| config.limits.stall_timeout = stall).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
+    client.send(request_text(&format!("GET /large?{size}"), "")).await.unwrap();
+    client.read_head().await.unwrap();
     let (mut stream, mut got) = client.into_parts();
     let mut block = vec![0; 100_000];
     while got.len() < size {
@@ -240,9 +240,9 @@ async fn a_client_that_reads_slowly_but_steadily_gets_everything() {
         assert!(read > 0, "after {} bytes", got.len());
         got.extend_from_slice(&block[..read]);
     }
-    assert!(got.iter().enumerate().all(|(at, byte)| *byte == pattern(at)));
+    assert!(got.iter().enumerate().all(|(at, byte)| *byte == pattern_byte(at)));
 
-    let mut client = harness.h2(OUTSIDER).await;
+    let mut client = harness.connect_h2(OUTSIDER).await;
     let (response, _) = client.send_request(h2_request(&format!("GET /large?{size}"), &[]), true).unwrap();
     let mut body = response.await.unwrap().into_body();
     let mut got = 0;
@@ -262,10 +262,10 @@ async fn a_client_that_reads_slowly_but_steadily_gets_everything() {
 async fn a_reader_that_becomes_slow_is_not_treated_as_stalled() {
     // Fast until the kernel's buffers have grown, and then so slow that a third of them last longer than the limit.
     let (stall, piece, pause) = (Duration::from_secs(2), 20_000, Duration::from_millis(50));
-    let harness = Harness::with(|config| config.limits.stall_timeout = stall).await;
-    let mut client = harness.h1(OUTSIDER).await;
-    client.send(request(&format!("GET /large?{MUCH}"), "Connection: close\r\n")).await.unwrap();
-    client.head().await.unwrap();
+    let harness = Harness::start_with(|config| config.limits.stall_timeout = stall).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
+    client.send(request_text(&format!("GET /large?{MUCH}"), "Connection: close\r\n")).await.unwrap();
+    client.read_head().await.unwrap();
     let (mut stream, got) = client.into_parts();
     let (mut block, mut count) = (vec![0; 100_000], got.len());
     while count < MUCH / 4 {
@@ -284,29 +284,29 @@ async fn a_reader_that_becomes_slow_is_not_treated_as_stalled() {
 
 #[tokio::test]
 async fn silent_event_streams_and_stalled_gateways_do_not_count_against_the_client() {
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         config.limits.stall_timeout = SHORT;
         config.limits.request_timeout = SHORT;
         config.limits.idle_timeout = SHORT;
     })
     .await;
     for protocol in PROTOCOLS {
-        let events = harness.ask(protocol, OUTSIDER, "GET /events", &[]);
+        let events = harness.send_request(protocol, OUTSIDER, "GET /events", &[]);
         let passing = async {
             for _ in 0..3 {
                 sleep(2 * SHORT).await;
-                harness.gateway.release(1);
+                harness.gateway.release_held(1);
             }
         };
         let ((status, body), ()) = tokio::join!(events, passing);
         assert_eq!((status, body.matches("event").count()), (200, 3), "{protocol:?}");
     }
-    let mut client = harness.h1(OUTSIDER).await;
-    client.send(request("GET /stalls-halfway", "")).await.unwrap();
-    assert_eq!(client.head().await.unwrap().status(), 200);
-    assert_eq!(client.exactly(4).await.unwrap(), b"half");
+    let mut client = harness.connect_h1(OUTSIDER).await;
+    client.send(request_text("GET /stalls-halfway", "")).await.unwrap();
+    assert_eq!(client.read_head().await.unwrap().status(), 200);
+    assert_eq!(client.read_exactly(4).await.unwrap(), b"half");
     sleep(2 * SHORT).await;
-    assert_eq!(harness.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200, "others don't wait for it");
+    assert_eq!(harness.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200, "others don't wait for it");
     let before = harness.gateway.connections();
     drop(client);
     harness.gateway.wait_for_closed(1).await;
@@ -316,38 +316,38 @@ async fn silent_event_streams_and_stalled_gateways_do_not_count_against_the_clie
 #[tokio::test]
 async fn a_client_that_leaves_ends_its_response() {
     let harness = Harness::start().await;
-    let mut client = harness.h2(OUTSIDER).await;
+    let mut client = harness.connect_h2(OUTSIDER).await;
     let (response, _) = client.send_request(h2_request("GET /stalls-halfway", &[]), true).unwrap();
     let mut body = response.await.unwrap().into_body();
     assert_eq!(body.data().await.unwrap().unwrap(), "half");
     drop(body);
     harness.gateway.wait_for_closed(1).await;
     let (response, _) = client.ready().await.unwrap().send_request(h2_request("GET /", &[]), true).unwrap();
-    assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"hello");
+    assert_eq!(read_whole_body(response.await.unwrap().body_mut()).await.unwrap(), b"hello");
 }
 
 #[tokio::test]
 async fn idle_connections_are_closed_with_goaway_on_http_2() {
-    let harness = Harness::with(|config| config.limits.idle_timeout = SHORT).await;
-    let mut client = harness.h1(OUTSIDER).await;
-    assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
-    assert!(client.rest().await.is_empty());
-    let silent = harness.h1(OUTSIDER).await.rest().await;
+    let harness = Harness::start_with(|config| config.limits.idle_timeout = SHORT).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
+    assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200);
+    assert!(client.read_rest().await.is_empty());
+    let silent = harness.connect_h1(OUTSIDER).await.read_rest().await;
     assert!(silent.is_empty(), "one that never asked for anything, too");
 
     let head = request_block("GET", "/", &[]);
     for (name, bytes) in
         [("served", frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)), ("half a head", frame(HEADERS, 0, 1, &head))]
     {
-        let outcome = RawH2::open(&harness, OUTSIDER, &[]).await.provoke(&bytes, Outcome::is_over).await;
+        let outcome = RawH2::connect(&harness, OUTSIDER, &[]).await.send_until(&bytes, Outcome::is_over).await;
         assert!(outcome.graceful_goaway && outcome.closed && outcome.goaway.is_none(), "{name}: {outcome:?}");
     }
 }
 
 #[tokio::test]
 async fn an_idle_http_2_client_has_time_to_close_after_goaway() {
-    let harness = Harness::with(|config| config.limits.idle_timeout = SHORT).await;
-    let mut raw = RawH2::open(&harness, OUTSIDER, &[]).await;
+    let harness = Harness::start_with(|config| config.limits.idle_timeout = SHORT).await;
+    let mut raw = RawH2::connect(&harness, OUTSIDER, &[]).await;
     while raw.next().await.expect("a GOAWAY").kind != GOAWAY {}
     // It neither answers the PING that came with it nor is it quiet.
     let begun = Instant::now();
@@ -359,23 +359,23 @@ async fn an_idle_http_2_client_has_time_to_close_after_goaway() {
         sleep(SHORT / 4).await;
     }
     assert!(pongs > 2, "{pongs}");
-    let outcome = raw.provoke(&[], Outcome::is_over).await;
+    let outcome = raw.send_until(&[], Outcome::is_over).await;
     assert!(outcome.closed && begun.elapsed() < Duration::from_secs(10), "{outcome:?} after {:?}", begun.elapsed());
 }
 
 #[tokio::test]
 async fn an_http_2_client_that_never_ends_its_preface_or_settings_is_cut_at_the_head_timeout() {
-    let harness = Harness::with(|config| config.limits.head_timeout = SHORT).await;
+    let harness = Harness::start_with(|config| config.limits.head_timeout = SHORT).await;
     let whole = [PREFACE, &settings(&[(INITIAL_WINDOW, 1)])].concat();
     for sent in [0, 5, PREFACE.len(), PREFACE.len() + 5, whole.len() - 1] {
-        let mut stream = harness.handshake(harness.tcp(OUTSIDER).await, "h2").await.unwrap();
+        let mut stream = harness.handshake(harness.connect_tcp(OUTSIDER).await, "h2").await.unwrap();
         stream.write_all(&whole[..sent]).await.unwrap();
         let mut received = Vec::new();
         let end = timeout(Duration::from_secs(10), stream.read_to_end(&mut received)).await;
         assert!(end.is_ok(), "still open after {sent} of {} bytes", whole.len());
         assert!(!received.starts_with(b"HTTP/1.1"), "{sent}");
     }
-    let mut stream = harness.handshake(harness.tcp(OUTSIDER).await, "h2").await.unwrap();
+    let mut stream = harness.handshake(harness.connect_tcp(OUTSIDER).await, "h2").await.unwrap();
     stream.write_all(&whole).await.unwrap();
     let mut received = Vec::new();
     assert!(timeout(4 * SHORT, stream.read_to_end(&mut received)).await.is_err(), "a client that began HTTP/2 is idle");

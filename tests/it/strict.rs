@@ -28,14 +28,14 @@ const HOST: &str = "Host: gateway.example\r\n";
 
 /// Sends `bytes`, ends the stream and reads everything that comes back: the statuses, and whether
 /// the connection was closed.
-async fn converse(harness: &Harness, bytes: &[u8]) -> Vec<u16> {
-    let mut client = harness.h1(OUTSIDER).await;
+async fn send_and_read_statuses(harness: &Harness, bytes: &[u8]) -> Vec<u16> {
+    let mut client = harness.connect_h1(OUTSIDER).await;
     // A client that is refused midway may be disconnected before the rest is sent; only the answer counts.
     let _ = client.send(bytes).await;
     let mut statuses = Vec::new();
     loop {
         // One more request on a connection that stays open shows that everything before was processed.
-        match timeout(SOON, client.response()).await.expect("an answer or the end of the connection") {
+        match timeout(SOON, client.read_response()).await.expect("an answer or the end of the connection") {
             Some(response) => statuses.push(response.status()),
             None => return statuses,
         }
@@ -53,13 +53,16 @@ async fn assert_fate(harness: &Harness, name: &str, bytes: &[u8], fate: Fate) {
         ReceivedRequest(count) => (&with_last[..], vec![200; count + 1], count + 1),
         HeardAndClosed => (&with_last[..], vec![200], 1),
     };
-    let statuses = converse(harness, sent).await;
+    let statuses = send_and_read_statuses(harness, sent).await;
     let received = harness.gateway.requests().split_off(before);
     assert_eq!((statuses, received.len()), (expected, heard_count), "{name}: {received:#?}");
     for received in &received {
-        assert_eq!(received.all("host").len(), 1, "{name}");
-        assert_eq!(received.all("x-forwarded-for"), ["192.0.2.1"], "{name}");
-        assert!(received.all("content-length").len() + received.all("transfer-encoding").len() <= 1, "{name}");
+        assert_eq!(received.field_values("host").len(), 1, "{name}");
+        assert_eq!(received.field_values("x-forwarded-for"), ["192.0.2.1"], "{name}");
+        assert!(
+            received.field_values("content-length").len() + received.field_values("transfer-encoding").len() <= 1,
+            "{name}"
+        );
         assert!(!received.head.replace("\r\n", "").contains(['\r', '\n', '\0']), "{name}");
     }
 }
@@ -127,41 +130,37 @@ async fn ambiguity_is_refused_wherever_the_bytes_are_split() {
     ];
     for first in &before {
         for cut in (1..head.len()).step_by(7) {
-            let mut client = harness.h1(OUTSIDER).await;
+            let mut client = harness.connect_h1(OUTSIDER).await;
             client.send(format!("{first}{}", &head[..cut])).await.unwrap();
-            assert_eq!(client.response().await.unwrap().status(), 200);
+            assert_eq!(client.read_response().await.unwrap().status(), 200);
             client.send(format!("{}4\r\nbody\r\n0\r\n\r\n", &head[cut..])).await.unwrap();
-            assert_eq!(client.response().await.unwrap().status(), 400, "cut at {cut} after {first}");
-            assert!(client.rest().await.is_empty());
+            assert_eq!(client.read_response().await.unwrap().status(), 400, "cut at {cut} after {first}");
+            assert!(client.read_rest().await.is_empty());
         }
     }
-    assert!(
-        harness
-            .gateway
-            .requests()
-            .iter()
-            .all(|received| received.all("transfer-encoding").len() + received.all("content-length").len() < 2)
-    );
+    assert!(harness.gateway.requests().iter().all(|received| received.field_values("transfer-encoding").len()
+        + received.field_values("content-length").len()
+        < 2));
 }
 
 #[tokio::test]
 async fn bodies_that_look_like_ambiguous_heads_pass() {
     let harness = Harness::start().await;
     let inner = format!("\r\nPOST / HTTP/1.1\r\n{HOST}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n");
-    let mut client = harness.h1(OUTSIDER).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
     for _ in 0..2 {
         let sized = format!("POST /echo HTTP/1.1\r\n{HOST}Content-Length: {}\r\n\r\n{inner}", inner.len());
-        assert_eq!(client.ask(sized).await.text(), inner);
+        assert_eq!(client.send_request(sized).await.text(), inner);
         let chunked = format!(
             "POST /echo HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{inner}\r\n0\r\n\r\n",
             inner.len()
         );
-        assert_eq!(client.ask(&chunked).await.text(), inner);
+        assert_eq!(client.send_request(&chunked).await.text(), inner);
         // Byte by byte, as a slow client's would come.
         for byte in chunked.as_bytes() {
             client.send([*byte]).await.unwrap();
         }
-        assert_eq!(client.response().await.unwrap().text(), inner);
+        assert_eq!(client.read_response().await.unwrap().text(), inner);
     }
 }
 
@@ -283,7 +282,7 @@ async fn malformed_chunks_are_refused() {
         let before = harness.gateway.requests().len();
         let head = format!("POST /echo HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n");
         let last = format!("GET /last HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n");
-        let statuses = converse(&harness, format!("{head}{body}{last}").as_bytes()).await;
+        let statuses = send_and_read_statuses(&harness, format!("{head}{body}{last}").as_bytes()).await;
         let received = harness.gateway.requests().split_off(before);
         if accepted {
             assert_eq!((statuses, received.len()), (vec![200, 200], 2), "{name}");

@@ -14,7 +14,7 @@ use crate::lanes::assert_is_agents_request;
 const PASSWORD: &str = "correct horse battery";
 
 /// Issues a certificate for Ann into `file`; returns its serial number.
-fn issued(harness: &Harness, file: &Path, encryption: Encryption) -> String {
+fn issue_for_ann(harness: &Harness, file: &Path, encryption: Encryption) -> String {
     let user = offline::User { mail: "ann@example.com", life: Duration::from_secs(3600), encryption };
     let (content, description) = offline::issue_user(harness.state.path(), &user, PASSWORD, file).unwrap();
     offline::write_secret(file, &content).unwrap();
@@ -38,11 +38,11 @@ async fn curl(harness: &Harness, source: &str, file: Option<&Path>, arguments: &
 
 #[tokio::test]
 async fn the_holder_of_a_users_certificate_is_external_and_named_to_the_gateway() {
-    let harness = Harness::with(|config| config.tls.client_ca = Some(config.state_dir.join("ca.pem"))).await;
+    let harness = Harness::start_with(|config| config.tls.client_ca = Some(config.state_dir.join("ca.pem"))).await;
     let out = tempfile::tempdir().unwrap();
     for (name, encryption) in [("3des.p12", Encryption::TripleDes), ("aes256.p12", Encryption::Aes256)] {
         let file = out.path().join(name);
-        issued(&harness, &file, encryption);
+        issue_for_ann(&harness, &file, encryption);
         for protocol in ["--http1.1", "--http2"] {
             let (ok, said) =
                 curl(&harness, OUTSIDER, Some(&file), &[protocol, "--header", "X-Forwarded-User: root"]).await;
@@ -66,10 +66,11 @@ async fn the_holder_of_a_users_certificate_is_external_and_named_to_the_gateway(
 #[tokio::test]
 async fn a_users_certificate_counts_only_where_clients_are_asked_for_one() {
     let harness =
-        Harness::with(|config| config.agents.certificate_from = vec![format!("{OUTSIDER}/32").parse().unwrap()]).await;
+        Harness::start_with(|config| config.agents.certificate_from = vec![format!("{OUTSIDER}/32").parse().unwrap()])
+            .await;
     let out = tempfile::tempdir().unwrap();
     let file = out.path().join("ann.p12");
-    issued(&harness, &file, Encryption::TripleDes);
+    issue_for_ann(&harness, &file, Encryption::TripleDes);
     for (source, user) in [(OUTSIDER, Some("ann@example.com")), ("127.0.0.8", None)] {
         let (ok, said) = curl(&harness, source, Some(&file), &[]).await;
         assert!(ok, "{said}");
@@ -80,11 +81,11 @@ async fn a_users_certificate_counts_only_where_clients_are_asked_for_one() {
 
 #[tokio::test]
 async fn a_users_revoked_certificate_is_refused() {
-    let harness = Harness::with(|config| config.tls.client_ca = Some(config.state_dir.join("ca.pem"))).await;
+    let harness = Harness::start_with(|config| config.tls.client_ca = Some(config.state_dir.join("ca.pem"))).await;
     let out = tempfile::tempdir().unwrap();
     let (ann, other) = (out.path().join("ann.p12"), out.path().join("other.p12"));
-    let serial = issued(&harness, &ann, Encryption::TripleDes);
-    issued(&harness, &other, Encryption::TripleDes);
+    let serial = issue_for_ann(&harness, &ann, Encryption::TripleDes);
+    issue_for_ann(&harness, &other, Encryption::TripleDes);
     assert!(curl(&harness, OUTSIDER, Some(&ann), &[]).await.0);
     assert!(offline::revoke(harness.state.path(), &offline::parse_serial(&serial).unwrap()).unwrap());
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
@@ -99,7 +100,7 @@ async fn a_users_revoked_certificate_is_refused() {
 
 #[tokio::test]
 async fn a_reload_without_client_ca_ends_the_connections_of_its_users() {
-    let harness = Harness::with(|config| config.tls.client_ca = Some(config.state_dir.join("ca.pem"))).await;
+    let harness = Harness::start_with(|config| config.tls.client_ca = Some(config.state_dir.join("ca.pem"))).await;
     let user =
         offline::User { mail: "ann@example.com", life: Duration::from_secs(3600), encryption: Encryption::Aes256 };
     let (content, _) = offline::issue_user(harness.state.path(), &user, PASSWORD, Path::new("-")).unwrap();
@@ -111,12 +112,12 @@ async fn a_reload_without_client_ca_ends_the_connections_of_its_users() {
     assert!(openssl.output().await.expect("openssl").status.success());
     let chain = CertificateDer::pem_file_iter(&pem).unwrap().collect::<Result<_, _>>().unwrap();
     let ann = harness.with_certificate(chain, PrivateKeyDer::from_pem_file(&pem).unwrap());
-    let mut connection = ann.h1(OUTSIDER).await;
-    assert_eq!(connection.ask("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.status(), 200);
+    let mut connection = ann.connect_h1(OUTSIDER).await;
+    assert_eq!(connection.send_request("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.status(), 200);
     assert_eq!(harness.gateway.requests().pop().unwrap().field("x-forwarded-user"), Some("ann@example.com"));
     let mut wanted = (*harness.sidecar.config()).clone();
     wanted.tls.client_ca = None;
     harness.sidecar.reload(Ok(wanted), |_| {});
-    let rest = tokio::time::timeout(Duration::from_secs(20), connection.rest()).await;
+    let rest = tokio::time::timeout(Duration::from_secs(20), connection.read_rest()).await;
     assert!(rest.expect("the connection is closed").is_empty());
 }

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, UNKNOWN_CLIENT, request};
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, UNKNOWN_CLIENT, request_text};
 use crate::lanes::{assert_external, assert_is_agents_request};
 use loopgate_test_support::raw_h2::*;
 use loopgate_test_support::raw_http::RawHttp;
@@ -19,14 +19,14 @@ async fn a_websocket_uses_its_lane_and_echoes() {
     let harness = Harness::start().await;
     for protocol in PROTOCOLS {
         for source in [OUTSIDER, AGENT] {
-            let mut socket = harness.websocket(protocol, source, "/ws").await;
+            let mut socket = harness.open_websocket(protocol, source, "/ws").await;
             let received = harness.gateway.requests().pop().unwrap();
             if source == AGENT {
                 assert_is_agents_request(&received, &harness)
             } else {
                 assert_external(&received, UNKNOWN_CLIENT)
             }
-            assert_eq!(received.start(), "GET /ws HTTP/1.1");
+            assert_eq!(received.start_line(), "GET /ws HTTP/1.1");
             assert_eq!(received.field("upgrade"), Some("websocket"));
             assert_eq!(received.field("sec-websocket-version"), Some("13"));
             for size in [0, 1, 125, 126, 65_535, 65_536, 1_000_000] {
@@ -46,7 +46,7 @@ async fn a_websocket_uses_its_lane_and_echoes() {
 async fn only_a_101_opens_a_websocket_over_h2() {
     let harness = Harness::start().await;
     for (path, status) in [("/", 502), ("/nothing", 502), ("/same", 304), ("/upgrade-required", 426)] {
-        let mut client = harness.h2(OUTSIDER).await;
+        let mut client = harness.connect_h2(OUTSIDER).await;
         let mut request = crate::harness::h2_request(&format!("CONNECT {path}"), &[("sec-websocket-version", "13")]);
         request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
         let (response, _) = client.send_request(request, false).unwrap();
@@ -63,7 +63,7 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
                 .to_string(),
         )
     };
-    let harness = Harness::with(|config| {
+    let harness = Harness::start_with(|config| {
         config.agents.scopes = vec!["operator.read".into()];
         config.external.scopes = vec!["operator.write".into()];
     })
@@ -72,7 +72,7 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
         for (source, own, other) in
             [(AGENT, "operator.read", "operator.admin"), (OUTSIDER, "operator.write", "operator.read")]
         {
-            let mut socket = harness.websocket(protocol, source, "/gateway").await;
+            let mut socket = harness.open_websocket(protocol, source, "/gateway").await;
             let received = harness.gateway.requests().pop().unwrap();
             assert_eq!(
                 (received.field("x-openclaw-scopes"), received.field("sec-websocket-extensions")),
@@ -89,7 +89,7 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
             assert_eq!(json(&received[0]), json(&accepted), "{protocol:?} {source}");
             assert_eq!(received[1], connect(&[other]), "{protocol:?} {source}: it is an ordinary request by then");
             for message in [connect(&[own, other]), Message::text("{}"), Message::text("hello")] {
-                let mut socket = harness.websocket(protocol, source, "/ws").await;
+                let mut socket = harness.open_websocket(protocol, source, "/ws").await;
                 socket.send(message.clone()).await.unwrap();
                 let Message::Close(Some(close)) = socket.next().await.unwrap().unwrap() else {
                     panic!("no close frame: {message}")
@@ -102,9 +102,12 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
             }
         }
         for source in [AGENT, OUTSIDER] {
-            let mut client = harness.h1(source).await;
+            let mut client = harness.connect_h1(source).await;
             let response = client
-                .ask(crate::harness::request("POST /tools/invoke", "Content-Length: 0\r\nAuthorization: Bearer t\r\n"))
+                .send_request(crate::harness::request_text(
+                    "POST /tools/invoke",
+                    "Content-Length: 0\r\nAuthorization: Bearer t\r\n",
+                ))
                 .await;
             assert_eq!(response.status(), 403);
         }
@@ -128,7 +131,7 @@ async fn a_device_that_an_agent_used_first_is_refused_outside() {
     let file = harness.state.path().join("devices.json");
     // Returns loopgate's reason for a refusal.
     let used = async |source, device: &str, answer: &str| {
-        let mut socket = harness.websocket(PROTOCOLS[0], source, "/gateway").await;
+        let mut socket = harness.open_websocket(PROTOCOLS[0], source, "/gateway").await;
         assert!(socket.next().await.unwrap().unwrap().to_text().unwrap().contains("challenge"));
         socket.send(connect(device, answer)).await.unwrap();
         loop {
@@ -176,7 +179,7 @@ async fn a_device_that_an_agent_used_first_is_refused_outside() {
         (AGENT, "hello", "must be a connect"),
         (AGENT, r#"{"id":"1","method":"connect","params":{"device":{"id":"x","publicKey":"AAAA"}}}"#, "public key"),
     ] {
-        let mut socket = harness.websocket(PROTOCOLS[0], source, "/gateway").await;
+        let mut socket = harness.open_websocket(PROTOCOLS[0], source, "/gateway").await;
         socket.next().await.unwrap().unwrap();
         socket.send(Message::text(message)).await.unwrap();
         let Message::Close(Some(close)) = socket.next().await.unwrap().unwrap() else {
@@ -191,10 +194,13 @@ async fn the_connection_of_a_refused_upgrade_takes_no_further_request() {
     const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                            Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let harness = Harness::start().await;
-    let mut client = harness.h1(OUTSIDER).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
     for (fields, reused) in [("", true), (UPGRADE, false)] {
-        assert_eq!(client.ask(crate::harness::request("GET /upgrade-required", fields)).await.status(), 426);
-        assert_eq!(client.ask(crate::harness::request("GET /", "")).await.status(), 200);
+        assert_eq!(
+            client.send_request(crate::harness::request_text("GET /upgrade-required", fields)).await.status(),
+            426
+        );
+        assert_eq!(client.send_request(crate::harness::request_text("GET /", "")).await.status(), 200);
         let requests = harness.gateway.requests();
         let [.., refused, next] = &requests[..] else { panic!("{requests:?}") };
         assert_eq!(refused.connection == next.connection, reused, "{fields:?}");
@@ -205,7 +211,7 @@ async fn the_connection_of_a_refused_upgrade_takes_no_further_request() {
 async fn a_gateway_that_dies_ends_its_websockets() {
     let harness = Harness::start().await;
     for protocol in PROTOCOLS {
-        let mut socket = harness.websocket(protocol, OUTSIDER, "/ws-dies").await;
+        let mut socket = harness.open_websocket(protocol, OUTSIDER, "/ws-dies").await;
         socket.send(Message::text("the last words")).await.unwrap();
         let end = socket.next().await;
         assert!(!matches!(end, Some(Ok(_))), "{protocol:?}: {end:?}");
@@ -217,10 +223,10 @@ async fn a_gateway_that_dies_ends_its_websockets() {
 #[tokio::test]
 async fn a_broken_tls_record_ends_a_websocket() {
     let harness = Harness::start().await;
-    let mut client = harness.h1(OUTSIDER).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
     let fields = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    assert_eq!(client.ask_head(request("GET /ws", fields)).await.status(), 101);
+    assert_eq!(client.ask_head(request_text("GET /ws", fields)).await.status(), 101);
     let (mut client, _) = client.into_parts();
     let (socket, session) = client.get_mut();
     let mut bytes = Vec::new();
@@ -243,21 +249,21 @@ async fn a_client_that_disconnects_ends_its_websocket() {
     let half_a_frame = [0x82, 0xfe, 1, 0, 0, 0, 0, 0, 1, 2, 3];
     let mut lost = 0;
     for reset in [true, false] {
-        let mut client = harness.h1(OUTSIDER).await;
-        client.send(crate::harness::request("GET /ws", fields)).await.unwrap();
-        assert_eq!(client.head().await.unwrap().status(), 101);
+        let mut client = harness.connect_h1(OUTSIDER).await;
+        client.send(crate::harness::request_text("GET /ws", fields)).await.unwrap();
+        assert_eq!(client.read_head().await.unwrap().status(), 101);
         client.send(half_a_frame).await.unwrap();
         if reset {
             client.stream.get_ref().0.set_zero_linger().unwrap();
             drop(client);
         } else {
             client.stream.shutdown().await.unwrap();
-            assert!(client.rest().await.is_empty());
+            assert!(client.read_rest().await.is_empty());
         }
         lost += 1;
         harness.gateway.wait_for_closed(lost).await;
     }
-    let head = block(&[
+    let head = header_block(&[
         (":method", "CONNECT"),
         (":protocol", "websocket"),
         (":scheme", "https"),
@@ -266,15 +272,15 @@ async fn a_client_that_disconnects_ends_its_websocket() {
         ("sec-websocket-version", "13"),
     ]);
     for end in [frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes()), frame(DATA, END_STREAM, 1, &[])] {
-        let mut raw = RawH2::open(&harness, OUTSIDER, &[]).await;
-        let served = raw.provoke(&frame(HEADERS, END_HEADERS, 1, &head), Outcome::is_decided).await;
+        let mut raw = RawH2::connect(&harness, OUTSIDER, &[]).await;
+        let served = raw.send_until(&frame(HEADERS, END_HEADERS, 1, &head), Outcome::is_decided).await;
         assert_eq!(served.heads, [(1, 0x88)]);
         raw.send(&[frame(DATA, 0, 1, &half_a_frame), end].concat()).await;
         lost += 1;
         harness.gateway.wait_for_closed(lost).await;
         let request = frame(HEADERS, END_HEADERS | END_STREAM, 3, &request_block("GET", "/", &[]));
         let next = raw
-            .provoke(&request, |outcome| outcome.heads.iter().any(|(stream, _)| *stream == 3) || outcome.is_over())
+            .send_until(&request, |outcome| outcome.heads.iter().any(|(stream, _)| *stream == 3) || outcome.is_over())
             .await;
         assert_eq!(next.heads.last(), Some(&(3, 0x88)), "its connection is as good as ever: {next:?}");
     }
@@ -283,21 +289,21 @@ async fn a_client_that_disconnects_ends_its_websocket() {
 #[tokio::test]
 async fn frames_sent_before_the_answer_are_not_lost() {
     let harness = Harness::start().await;
-    let mut client = harness.h1(OUTSIDER).await;
+    let mut client = harness.connect_h1(OUTSIDER).await;
     let fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    let mut bytes = crate::harness::request("GET /ws", fields).into_bytes();
+    let mut bytes = crate::harness::request_text("GET /ws", fields).into_bytes();
     // A masked text frame that says "hi"; the mask is zero.
     bytes.extend([0x81, 0x82, 0, 0, 0, 0, b'h', b'i']);
     client.send(bytes).await.unwrap();
-    let response = client.head().await.unwrap();
+    let response = client.read_head().await.unwrap();
     assert_eq!(response.status(), 101);
     assert_eq!(response.field("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
-    assert_eq!(client.exactly(4).await.unwrap(), [0x81, 0x02, b'h', b'i']);
+    assert_eq!(client.read_exactly(4).await.unwrap(), [0x81, 0x02, b'h', b'i']);
 }
 
 /// Stops the sidecar; returns how long that took.
-async fn stop(harness: &Harness) -> Duration {
+async fn time_to_stop(harness: &Harness) -> Duration {
     let begun = tokio::time::Instant::now();
     harness.sidecar.stop().await;
     begun.elapsed()
@@ -309,7 +315,7 @@ async fn a_drain_sends_a_close_frame_to_every_websocket() {
     let mut sockets = Vec::new();
     for number in 0..40 {
         sockets.push(
-            harness.websocket(PROTOCOLS[number % 2], if number % 3 == 0 { AGENT } else { OUTSIDER }, "/ws").await,
+            harness.open_websocket(PROTOCOLS[number % 2], if number % 3 == 0 { AGENT } else { OUTSIDER }, "/ws").await,
         );
     }
     let clients =
@@ -319,7 +325,7 @@ async fn a_drain_sends_a_close_frame_to_every_websocket() {
             // tungstenite answers the close; then the stream ends.
             while let Some(Ok(_)) = socket.next().await {}
         }));
-    let (took, _) = tokio::join!(stop(&harness), clients);
+    let (took, _) = tokio::join!(time_to_stop(&harness), clients);
     assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
@@ -328,7 +334,7 @@ async fn a_client_that_does_not_close_does_not_delay_the_drain() {
     let harness = Harness::start().await;
     let mut sockets = Vec::new();
     for protocol in PROTOCOLS {
-        let mut socket = harness.websocket(protocol, OUTSIDER, "/ws").await;
+        let mut socket = harness.open_websocket(protocol, OUTSIDER, "/ws").await;
         socket.send(Message::text("hello")).await.unwrap();
         socket.next().await.unwrap().unwrap();
         sockets.push(socket);
@@ -336,6 +342,6 @@ async fn a_client_that_does_not_close_does_not_delay_the_drain() {
     let clients = futures_util::future::join_all(
         sockets.iter_mut().map(|socket| async { while let Some(Ok(_)) = socket.next().await {} }),
     );
-    let (took, _) = tokio::join!(stop(&harness), clients);
+    let (took, _) = tokio::join!(time_to_stop(&harness), clients);
     assert!(took < Duration::from_secs(8), "{took:?}");
 }

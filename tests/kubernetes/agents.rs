@@ -8,12 +8,12 @@ use tokio::time::timeout;
 
 use crate::chart_release::{ChartRelease, NAME};
 use crate::cluster::{ADMIN, Cluster};
-use crate::enrolment::{enrol, refusal};
+use crate::enrolment::{enrol, enrolment_refusal};
 use crate::pods::{NAMESPACE, path, pod};
 use loopgate_test_support::agent_process::Pod;
 use loopgate_test_support::lanes::{assert_external, assert_local};
 use loopgate_test_support::namespace::in_namespace;
-use loopgate_test_support::tls_client::{PROTOCOLS, request};
+use loopgate_test_support::tls_client::{PROTOCOLS, request_text};
 
 const BUILDER: &str = "127.0.0.21";
 const OTHER: &str = "127.0.0.22";
@@ -26,33 +26,33 @@ fn a_pod_that_enrols_and_a_pod_that_is_trusted_by_address_are_agents() {
     in_namespace(async || {
         let Some(cluster) = Cluster::start().await else { return };
         let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
-        let (_, mounted) = release.run(&pod("builder", Some("true")), "198.51.100.4").await;
-        release.run(&pod("scout", Some("address")), "198.51.100.5").await;
-        release.run(&pod("unlabelled", None), "198.51.100.6").await;
+        let (_, mounted) = release.run_pod(&pod("builder", Some("true")), "198.51.100.4").await;
+        release.run_pod(&pod("scout", Some("address")), "198.51.100.5").await;
+        release.run_pod(&pod("unlabelled", None), "198.51.100.6").await;
         release.wait_for_agents(&["builder", "scout"]).await;
         let (client, gateway) = (&release.sidecar, &release.sidecar.gateway);
 
         let token = mounted.path().join("token");
         let inside = Pod { client, source: "198.51.100.4", ca: release.ca(), token: &token };
-        let agent = inside.agent().await;
-        let mut wire = agent.h1().await;
-        assert_eq!(wire.ask(request("GET /work", "")).await.text(), "hello");
+        let agent = inside.start_agent().await;
+        let mut wire = agent.connect_h1().await;
+        assert_eq!(wire.send_request(request_text("GET /work", "")).await.text(), "hello");
         assert_local(&gateway.requests().pop().unwrap(), gateway);
         let ran = inside.exec("echo \"at $OPENCLAW_GATEWAY_PORT\"").await;
         assert!(ran.status.success() && ran.stdout.starts_with(b"at "), "{ran:?}");
         assert_local(&gateway.requests().pop().unwrap(), gateway);
 
         for protocol in PROTOCOLS {
-            client.ask(protocol, "198.51.100.5", "GET /", &[]).await;
+            client.send_request(protocol, "198.51.100.5", "GET /", &[]).await;
             assert_local(&gateway.requests().pop().unwrap(), gateway);
             for source in ["198.51.100.4", "198.51.100.6", "198.51.100.7"] {
-                client.ask(protocol, source, "GET /", &[]).await;
+                client.send_request(protocol, source, "GET /", &[]).await;
                 assert_external(&gateway.requests().pop().unwrap(), source);
             }
         }
         // No log contains the token that is mounted into the pod.
         let token = std::fs::read_to_string(token).unwrap();
-        for log in [agent.process.log(), release.sidecar.process().log()] {
+        for log in [agent.process.log_lines(), release.sidecar.process().log_lines()] {
             assert!(log.iter().any(|line| line.contains("enrolled")) && !log.iter().any(|line| line.contains(&token)));
         }
     });
@@ -63,9 +63,9 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     let Some(cluster) = Cluster::start().await else { return };
     let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let cluster = &release.cluster;
-    let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
-    let (other, _) = release.run(&pod("other", Some("true")), OTHER).await;
-    let (unlabelled, _) = release.run(&pod("unlabelled", None), UNLABELLED).await;
+    let (builder, _) = release.run_pod(&pod("builder", Some("true")), BUILDER).await;
+    let (other, _) = release.run_pod(&pod("other", Some("true")), OTHER).await;
+    let (unlabelled, _) = release.run_pod(&pod("unlabelled", None), UNLABELLED).await;
     release.wait_for_agents(&["builder", "other"]).await;
 
     let good = cluster.token("builder", Some(&builder), Some(AUDIENCE)).await;
@@ -89,18 +89,22 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
         (&sidecars, "the sidecar's own"),
         (ADMIN, "an administrator's"),
     ] {
-        assert_eq!(refusal(&release.sidecar, BUILDER, token).await, RefusalReason::BadToken, "{which}");
+        assert_eq!(enrolment_refusal(&release.sidecar, BUILDER, token).await, RefusalReason::BadToken, "{which}");
     }
-    assert_eq!(refusal(&release.sidecar, OTHER, &good).await, RefusalReason::BadToken, "from another address");
+    assert_eq!(
+        enrolment_refusal(&release.sidecar, OTHER, &good).await,
+        RefusalReason::BadToken,
+        "from another address"
+    );
     let of_unlabelled = cluster.token("builder", Some(&unlabelled), Some(AUDIENCE)).await;
-    assert_eq!(refusal(&release.sidecar, UNLABELLED, &of_unlabelled).await, RefusalReason::NotAnAgent);
+    assert_eq!(enrolment_refusal(&release.sidecar, UNLABELLED, &of_unlabelled).await, RefusalReason::NotAnAgent);
     enrol(&release.sidecar, BUILDER, &good).await.unwrap();
 
     // A new pod with the same name and address is another pod.
     release.delete("other").await;
-    release.run(&pod("other", Some("true")), OTHER).await;
+    release.run_pod(&pod("other", Some("true")), OTHER).await;
     release.wait_for_agents(&["builder", "other"]).await;
-    assert_eq!(refusal(&release.sidecar, OTHER, &others).await, RefusalReason::BadToken);
+    assert_eq!(enrolment_refusal(&release.sidecar, OTHER, &others).await, RefusalReason::BadToken);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,12 +119,12 @@ async fn a_pods_open_connections_end_with_the_pod() {
         if how == "terminating" {
             wanted["spec"]["nodeName"] = "node-1".into();
         }
-        let (_, mounted) = release.run(&wanted, &source).await;
+        let (_, mounted) = release.run_pod(&wanted, &source).await;
         let inside =
             Pod { client: &release.sidecar, source: &source, ca: release.ca(), token: &mounted.path().join("token") };
-        let agent = inside.agent().await;
-        let mut wire = agent.h1().await;
-        wire.ask(request("GET /", "")).await;
+        let agent = inside.start_agent().await;
+        let mut wire = agent.connect_h1().await;
+        wire.send_request(request_text("GET /", "")).await;
         let gateway = &release.sidecar.gateway;
         assert_local(&gateway.requests().pop().unwrap(), gateway);
 
@@ -153,7 +157,7 @@ async fn agents_are_found_on_every_page_of_a_list() {
     for number in 0..CROWD {
         let mut one = pod(&format!("crowd-{number}"), Some("true"));
         one["spec"]["serviceAccountName"] = "crowd".into();
-        cluster.run(&one, &format!("192.0.{}.{}", 3 + number / 200, 1 + number % 200)).await;
+        cluster.run_pod(&one, &format!("192.0.{}.{}", 3 + number / 200, 1 + number % 200)).await;
     }
     let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let are = |count: usize| {
@@ -168,9 +172,9 @@ async fn agents_are_found_on_every_page_of_a_list() {
 async fn tokens_must_have_the_audience_of_the_charts_values() {
     let Some(cluster) = Cluster::start().await else { return };
     let release = ChartRelease::start(cluster, &["agents.attested=true", "agents.audience=https://claw.example"]).await;
-    let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
+    let (builder, _) = release.run_pod(&pod("builder", Some("true")), BUILDER).await;
     let token = release.cluster.token("builder", Some(&builder), Some(AUDIENCE)).await;
-    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, RefusalReason::BadToken);
+    assert_eq!(enrolment_refusal(&release.sidecar, BUILDER, &token).await, RefusalReason::BadToken);
     let token = release.cluster.token("builder", Some(&builder), Some("https://claw.example")).await;
     enrol(&release.sidecar, BUILDER, &token).await.unwrap();
 }

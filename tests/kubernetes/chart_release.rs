@@ -41,9 +41,9 @@ impl ChartRelease {
         let set = cluster.get(&format!("/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/{NAME}")).await;
         let mut pod = set["spec"]["template"].clone();
         pod["metadata"]["name"] = format!("{NAME}-0").into();
-        let pod = cluster.run(&pod, "192.0.2.5").await;
+        let pod = cluster.run_pod(&pod, "192.0.2.5").await;
         let credentials = tempfile::tempdir().unwrap();
-        cluster.project(&pod, ACCESS, credentials.path()).await;
+        cluster.write_projected_volume(&pod, ACCESS, credentials.path()).await;
 
         let containers = pod["spec"]["containers"].as_array().unwrap();
         let container = containers.iter().find(|container| container["name"] == "loopgate").expect("the sidecar");
@@ -70,7 +70,7 @@ impl ChartRelease {
         ];
         let given: Vec<&str> = always.iter().map(String::as_str).collect();
         let setup: Vec<String> = variables.iter().map(|(name, value)| format!("export {name}='{value}'")).collect();
-        let sidecar = Launch::new().after(&setup.join("; ")).flags(&given).start_with_gateway().await;
+        let sidecar = Launch::new().after_setup(&setup.join("; ")).flags(&given).start_with_gateway().await;
         let release = Self { sidecar, admin, variables, pod, credentials, cluster };
         release
             .wait_for_status("it follows the API server", |status| status["discovery"]["kubernetes"] == "live")
@@ -85,7 +85,7 @@ impl ChartRelease {
 
     /// The path of the certificate of the sidecar's CA.
     pub fn ca(&self) -> PathBuf {
-        self.sidecar.ca()
+        self.sidecar.ca_file()
     }
 
     async fn loopgate(&self, arguments: &[&str]) -> Output {
@@ -135,16 +135,16 @@ impl ChartRelease {
 
     /// Returns the report of `loopgate check --json`, which runs with the container's variables and no
     /// further options, as in the chart's notes.
-    pub async fn check(&self) -> Value {
+    pub async fn run_check(&self) -> Value {
         let output = self.loopgate(&["check", "--json"]).await;
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
     }
 
     /// Creates a pod with `address`; returns it, and the directory into which its token is mounted.
-    pub async fn run(&self, pod: &Value, address: &str) -> (Value, TempDir) {
-        let pod = self.cluster.run(pod, address).await;
+    pub async fn run_pod(&self, pod: &Value, address: &str) -> (Value, TempDir) {
+        let pod = self.cluster.run_pod(pod, address).await;
         let mounted = tempfile::tempdir().unwrap();
-        self.cluster.project(&pod, "loopgate-token", mounted.path()).await;
+        self.cluster.write_projected_volume(&pod, "loopgate-token", mounted.path()).await;
         (pod, mounted)
     }
 

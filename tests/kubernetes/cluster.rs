@@ -239,7 +239,7 @@ where
         body.len()
     );
     wire.send(format!("{head}{fields}Connection: close\r\n\r\n{body}")).await.ok()?;
-    let response = wire.response().await?;
+    let response = wire.read_response().await?;
     Some((response.status(), serde_json::from_slice(&response.body).unwrap_or_default()))
 }
 

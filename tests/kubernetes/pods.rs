@@ -39,7 +39,7 @@ impl Cluster {
     }
 
     /// Creates a pod and sets it running at `address`; returns the API server's object.
-    pub async fn run(&self, pod: &Value, address: &str) -> Value {
+    pub async fn run_pod(&self, pod: &Value, address: &str) -> Value {
         let created = self.create(&path("pods"), pod).await;
         self.set_address(name(&created), address).await
     }
@@ -77,7 +77,7 @@ impl Cluster {
     }
 
     /// Writes the files of `pod`'s projected volume `volume` into `directory`, each one atomically.
-    pub async fn project(&self, pod: &Value, volume: &str, directory: &Path) {
+    pub async fn write_projected_volume(&self, pod: &Value, volume: &str, directory: &Path) {
         let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
         let volume = volumes.iter().find(|other| other["name"] == volume).expect("the volume");
         let write = |path: &Value, text: &str| {

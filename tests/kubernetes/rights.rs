@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::chart_release::{ChartRelease, NAME, rule};
 use crate::cluster::Cluster;
-use crate::enrolment::{enrol, refusal};
+use crate::enrolment::{enrol, enrolment_refusal};
 use crate::pods::{NAMESPACE, path, pod};
 
 const BUILDER: &str = "127.0.0.21";
@@ -56,7 +56,7 @@ async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_els
         assert_eq!(status, expected, "{method} {what}: {answer:#}");
     }
     assert!(
-        release.check().await["findings"]
+        release.run_check().await["findings"]
             .as_array()
             .unwrap()
             .iter()
@@ -68,13 +68,13 @@ async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_els
 async fn a_missing_right_is_named_and_an_upgrade_adds_it() {
     let Some(cluster) = Cluster::start().await else { return };
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
-    let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
+    let (builder, _) = release.run_pod(&pod("builder", Some("true")), BUILDER).await;
     release.wait_for_agents(&["builder"]).await;
     let token = release.cluster.token("builder", Some(&builder), Some("loopgate")).await;
 
     // The upgrade removes the right.
     release.upgrade(&["agents.attested=false"]).await;
-    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, RefusalReason::Kubernetes);
+    assert_eq!(enrolment_refusal(&release.sidecar, BUILDER, &token).await, RefusalReason::Kubernetes);
     release
         .sidecar
         .process()
@@ -106,7 +106,7 @@ async fn a_missing_right_is_named_and_an_upgrade_adds_it() {
 
 /// The rights that `loopgate check` reports as missing, without the part that differs between its sources.
 async fn missing_rights(release: &ChartRelease) -> Vec<String> {
-    let report = release.check().await;
+    let report = release.run_check().await;
     let findings = report["findings"].as_array().unwrap().iter();
     let seen = findings
         .filter(|finding| finding["id"] == "kubernetes-forbidden")

@@ -7,11 +7,11 @@ use tokio::time::timeout;
 
 use crate::chart_release::{ACCESS, ChartRelease};
 use crate::cluster::Cluster;
-use crate::enrolment::{enrol, refusal};
+use crate::enrolment::{enrol, enrolment_refusal};
 use crate::pods::{NAMESPACE, pod};
 use loopgate_test_support::agent_process::Pod;
 use loopgate_test_support::lanes::assert_local;
-use loopgate_test_support::tls_client::request;
+use loopgate_test_support::tls_client::request_text;
 
 const BUILDER: &str = "127.0.0.21";
 const OTHER: &str = "127.0.0.22";
@@ -20,26 +20,26 @@ const OTHER: &str = "127.0.0.22";
 async fn agents_stay_connected_while_the_api_server_restarts_and_pods_are_watched_again() {
     let Some(cluster) = Cluster::start().await else { return };
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
-    let (_, mounted) = release.run(&pod("builder", Some("true")), BUILDER).await;
-    let (other, _) = release.run(&pod("other", Some("true")), OTHER).await;
+    let (_, mounted) = release.run_pod(&pod("builder", Some("true")), BUILDER).await;
+    let (other, _) = release.run_pod(&pod("other", Some("true")), OTHER).await;
     release.wait_for_agents(&["builder", "other"]).await;
     let others = release.cluster.token("builder", Some(&other), Some("loopgate")).await;
     let inside =
         Pod { client: &release.sidecar, source: BUILDER, ca: release.ca(), token: &mounted.path().join("token") };
-    let agent = inside.agent().await;
-    let mut wire = agent.h1().await;
-    wire.ask(request("GET /", "")).await;
+    let agent = inside.start_agent().await;
+    let mut wire = agent.connect_h1().await;
+    wire.send_request(request_text("GET /", "")).await;
 
     release.cluster.stop_api_server().await;
     release.wait_for_discovery_error("can't be reached").await;
-    wire.ask(request("GET /", "")).await;
+    wire.send_request(request_text("GET /", "")).await;
     assert_local(&release.sidecar.gateway.requests().pop().unwrap(), &release.sidecar.gateway);
-    assert_eq!(refusal(&release.sidecar, OTHER, &others).await, RefusalReason::Kubernetes);
+    assert_eq!(enrolment_refusal(&release.sidecar, OTHER, &others).await, RefusalReason::Kubernetes);
 
     release.cluster.start_api_server().await;
     release.wait_for_agents(&["builder", "other"]).await;
     enrol(&release.sidecar, OTHER, &others).await.unwrap();
-    wire.ask(request("GET /", "")).await;
+    wire.send_request(request_text("GET /", "")).await;
     assert_local(&release.sidecar.gateway.requests().pop().unwrap(), &release.sidecar.gateway);
     release.delete("builder").await;
     timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the pod");
@@ -50,21 +50,21 @@ async fn agents_stay_connected_while_the_api_server_restarts_and_pods_are_watche
 async fn a_pod_that_was_deleted_without_an_event_is_no_longer_an_agent() {
     let Some(cluster) = Cluster::start_with_flags(&["--watch-cache=false"]).await else { return };
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
-    let (_, mounted) = release.run(&pod("builder", Some("true")), BUILDER).await;
-    release.run(&pod("other", Some("true")), OTHER).await;
+    let (_, mounted) = release.run_pod(&pod("builder", Some("true")), BUILDER).await;
+    release.run_pod(&pod("other", Some("true")), OTHER).await;
     let inside =
         Pod { client: &release.sidecar, source: BUILDER, ca: release.ca(), token: &mounted.path().join("token") };
-    let agent = inside.agent().await;
-    let mut wire = agent.h1().await;
-    wire.ask(request("GET /", "")).await;
+    let agent = inside.start_agent().await;
+    let mut wire = agent.connect_h1().await;
+    wire.send_request(request_text("GET /", "")).await;
     release.wait_for_agents(&["builder", "other"]).await;
 
     release.cluster.delete_unnoticed(&format!("/registry/pods/{NAMESPACE}/builder")).await;
     let ended = timeout(Duration::from_secs(20), wire.until_end()).await;
-    assert!(ended.is_ok(), "{:#?}", release.sidecar.process().log());
+    assert!(ended.is_ok(), "{:#?}", release.sidecar.process().log_lines());
     release.wait_for_agents(&["other"]).await;
     release.sidecar.process().wait_for_log("the API server has forgotten where the watch was (410)").await;
-    release.run(&pod("later", Some("address")), "127.0.0.23").await;
+    release.run_pod(&pod("later", Some("address")), "127.0.0.23").await;
     release.wait_for_agents(&["later", "other"]).await;
 }
 
@@ -72,7 +72,7 @@ async fn a_pod_that_was_deleted_without_an_event_is_no_longer_an_agent() {
 async fn a_rotated_token_is_used_at_once() {
     let Some(cluster) = Cluster::start().await else { return };
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
-    let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
+    let (builder, _) = release.run_pod(&pod("builder", Some("true")), BUILDER).await;
     release.wait_for_agents(&["builder"]).await;
     let token = release.cluster.token("builder", Some(&builder), Some("loopgate")).await;
 
@@ -82,11 +82,11 @@ async fn a_rotated_token_is_used_at_once() {
     release.cluster.stop_api_server().await;
     release.cluster.start_api_server().await;
     release.wait_for_discovery_error("does not accept loopgate's own service-account token (401)").await;
-    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, RefusalReason::Kubernetes);
+    assert_eq!(enrolment_refusal(&release.sidecar, BUILDER, &token).await, RefusalReason::Kubernetes);
 
     again["metadata"] = serde_json::json!({"name": again["metadata"]["name"], "labels": again["metadata"]["labels"]});
-    let pod = release.cluster.run(&again, "192.0.2.5").await;
-    release.cluster.project(&pod, ACCESS, release.credentials.path()).await;
+    let pod = release.cluster.run_pod(&again, "192.0.2.5").await;
+    release.cluster.write_projected_volume(&pod, ACCESS, release.credentials.path()).await;
     release.wait_for_agents(&["builder"]).await;
     enrol(&release.sidecar, BUILDER, &token).await.unwrap();
 }

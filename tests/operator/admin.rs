@@ -17,7 +17,7 @@ pub fn connect(sidecar: &Harness) -> rustls::StreamOwned<rustls::ClientConnectio
 #[test]
 fn status_shows_each_connection_with_its_lane_and_why_it_is_external() {
     let sidecar = Harness::start(&[]);
-    let before = sidecar.json();
+    let before = sidecar.status_json();
     assert_eq!((&before["ready"], &before["gateway"]["reachable"]), (&true.into(), &true.into()), "{before:#}");
     assert_eq!(before["listening"], serde_json::json!([sidecar.address.to_string()]));
     let _client = connect(&sidecar);
@@ -25,7 +25,7 @@ fn status_shows_each_connection_with_its_lane_and_why_it_is_external() {
     let connection = &status["connections"][0];
     assert_eq!((&connection["lane"], &connection["protocol"]), (&"external".into(), &"http/1.1".into()), "{status:#}");
     assert!(connection["why_not_agent"].as_str().unwrap().contains("--own-addresses"), "{status:#}");
-    let printed = String::from_utf8(sidecar.status(&[]).stdout).unwrap();
+    let printed = String::from_utf8(sidecar.run_status(&[]).stdout).unwrap();
     assert!(printed.contains(connection["peer"].as_str().unwrap()) && !printed.contains('\x1b'), "{printed}");
     assert!(printed.contains(status["certificate"]["fingerprint"].as_str().unwrap()), "{printed}");
 }
@@ -49,10 +49,10 @@ fn a_gateway_that_is_down_is_reported_by_status_page_metrics_and_log() {
     drop(sidecar.gateway.take());
     let status = sidecar.wait_for_status(|status| status["ready"] == false);
     assert!(status["not_ready"][0].as_str().unwrap().starts_with("the gateway accepts no connection: "), "{status:#}");
-    assert!(sidecar.get("/readyz", "localhost").starts_with("HTTP/1.1 503"));
-    assert!(sidecar.get("/", "localhost").contains("not ready"));
-    assert!(sidecar.get("/metrics", "localhost").contains("\nloopgate_gateway_up 0\n"));
-    let printed = String::from_utf8(sidecar.status(&[]).stdout).unwrap();
+    assert!(sidecar.admin_get("/readyz", "localhost").starts_with("HTTP/1.1 503"));
+    assert!(sidecar.admin_get("/", "localhost").contains("not ready"));
+    assert!(sidecar.admin_get("/metrics", "localhost").contains("\nloopgate_gateway_up 0\n"));
+    let printed = String::from_utf8(sidecar.run_status(&[]).stdout).unwrap();
     assert!(printed.contains("not ready") && printed.contains("nope0:28444"), "{printed}");
     let log = sidecar.process().output();
     for (once, level) in [("the gateway can't be reached", "WARN"), ("listen=\"nope0:28444\"", "WARN")] {
@@ -69,16 +69,16 @@ fn a_gateway_that_is_down_is_reported_by_status_page_metrics_and_log() {
 fn dns_rebinding_can_not_read_the_admin_listener() {
     let sidecar = Harness::start(&["--tls-name", "gateway.example.com"]);
     for path in ["/", "/status", "/metrics", "/readyz", "/healthz"] {
-        assert!(sidecar.get(path, "rebound.example").starts_with("HTTP/1.1 421"), "{path}");
-        assert!(sidecar.get(path, "127.0.0.1:9180").starts_with("HTTP/1.1 200"), "{path}");
-        assert!(sidecar.get(path, "gateway.example.com:9180").starts_with("HTTP/1.1 200"), "{path}");
+        assert!(sidecar.admin_get(path, "rebound.example").starts_with("HTTP/1.1 421"), "{path}");
+        assert!(sidecar.admin_get(path, "127.0.0.1:9180").starts_with("HTTP/1.1 200"), "{path}");
+        assert!(sidecar.admin_get(path, "gateway.example.com:9180").starts_with("HTTP/1.1 200"), "{path}");
     }
 }
 
 #[test]
 fn the_pages_content_security_policy_lets_it_load_nothing() {
     let sidecar = Harness::start(&[]);
-    let page = sidecar.get("/", "localhost");
+    let page = sidecar.admin_get("/", "localhost");
     assert!(page.contains("content-security-policy: default-src 'none'; style-src 'sha256-"), "{page}");
     assert!(page.contains("x-content-type-options: nosniff") && page.contains("text/html; charset=utf-8"), "{page}");
     assert!(page.contains(&sidecar.address.to_string()), "{page}");
@@ -89,14 +89,14 @@ fn clients_that_never_read_do_not_block_the_admin_listener() {
     let sidecar = Harness::start(&[]);
     let unread: Vec<_> = (0..64)
         .map(|_| {
-            let mut stream = TcpStream::connect(sidecar.admin()).unwrap();
+            let mut stream = TcpStream::connect(sidecar.admin_address()).unwrap();
             // More than all buffers hold, so the write is expected to time out.
             stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
             let _ = stream.write_all("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(5000).as_bytes());
             stream
         })
         .collect();
-    let mut probe = TcpStream::connect(sidecar.admin()).unwrap();
+    let mut probe = TcpStream::connect(sidecar.admin_address()).unwrap();
     probe.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     probe.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -108,7 +108,7 @@ fn clients_that_never_read_do_not_block_the_admin_listener() {
 #[test]
 fn status_watch_ends_when_its_reader_is_gone() {
     let sidecar = Harness::start(&[]);
-    let mut watcher = loopgate(["status", "--json", "--watch", "--admin", &sidecar.admin().to_string()])
+    let mut watcher = loopgate(["status", "--json", "--watch", "--admin", &sidecar.admin_address().to_string()])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();

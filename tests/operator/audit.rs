@@ -37,7 +37,7 @@ fn lane_decisions_and_refusals_are_recorded_at_every_log_level_and_the_file_rota
     assert!(!sidecar.process().output().contains("loopgate::audit"), "not in the log lines");
 
     std::fs::rename(&path, directory.path().join("audit.1")).unwrap();
-    let output = loopgate(["reload", &format!("--admin={}", sidecar.admin())]).output().unwrap();
+    let output = loopgate(["reload", &format!("--admin={}", sidecar.admin_address())]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let _client = crate::admin::connect(&sidecar);
     sidecar.wait_for_status(|status| status["lanes"]["external"] == 1);

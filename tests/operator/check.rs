@@ -11,7 +11,7 @@ use crate::harness::{Harness, free_address, loopgate};
 use loopgate_test_support::fake_docker::{FakeDocker, container};
 
 /// Runs `loopgate check --json` without blocking the fakes; returns the report and whether the command succeeded.
-pub async fn check(arguments: &[&str]) -> (Value, bool) {
+pub async fn run_check(arguments: &[&str]) -> (Value, bool) {
     let mut command = loopgate([&["check", "--json"], arguments].concat());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let report = serde_json::from_slice(&output.stdout)
@@ -49,8 +49,12 @@ fn own_address() -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unfiltered_docker_socket_is_reported() {
     let docker = FakeDocker::start();
-    docker.answer("/containers/loopgate-check/archive", 400, r#"{"message":"bad parameter: 'path' cannot be empty"}"#);
-    let (report, _) = check(&["--docker", &docker_url(&docker)]).await;
+    docker.set_response(
+        "/containers/loopgate-check/archive",
+        400,
+        r#"{"message":"bad parameter: 'path' cannot be empty"}"#,
+    );
+    let (report, _) = run_check(&["--docker", &docker_url(&docker)]).await;
     // The check requests nothing that a socket filter does not have to permit, not even to test the filter.
     for request in docker.all_asked() {
         let exact = ["/_ping", "/version", "/events", "/containers/json", "/networks"].contains(&request.as_str());
@@ -62,19 +66,19 @@ async fn an_unfiltered_docker_socket_is_reported() {
     }
     let seen = finding(&report, "docker-too-wide")["seen"][0].as_str().unwrap();
     assert!(seen.starts_with("GET /containers/{id}/archive gets through to the engine (400)"), "{seen}");
-    docker.answer("/containers/loopgate-check/archive", 403, "no");
-    let (report, _) = check(&["--docker", &docker_url(&docker)]).await;
+    docker.set_response("/containers/loopgate-check/archive", 403, "no");
+    let (report, _) = run_check(&["--docker", &docker_url(&docker)]).await;
     assert!(!ids(&report).contains("docker-too-wide"), "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_or_too_strict_docker_socket_is_reported() {
     let docker = FakeDocker::start();
-    docker.answer("/containers/json", 403, "no");
-    let (report, success) = check(&["--docker", &docker_url(&docker)]).await;
+    docker.set_response("/containers/json", 403, "no");
+    let (report, success) = run_check(&["--docker", &docker_url(&docker)]).await;
     let seen = finding(&report, "docker-unreachable")["seen"][0].as_str().unwrap();
     assert!(seen.contains("refuses GET /containers/json (403") && !success, "{seen}");
-    let (report, _) = check(&["--docker", "unix:///nowhere/docker.sock"]).await;
+    let (report, _) = run_check(&["--docker", "unix:///nowhere/docker.sock"]).await;
     assert!(
         finding(&report, "docker-unreachable")["seen"][0]
             .as_str()
@@ -93,17 +97,19 @@ async fn agents_with_wrong_labels_or_forgeable_addresses_are_reported() {
     }
     let docker = FakeDocker::start();
     let labels = |project: &str, agent: &str| json!({"com.docker.compose.project": project, "loopgate.agent": agent});
-    docker.put(container("netns", json!({"com.docker.compose.project": "claw"}), &[("net", &own)]));
-    docker.put(container("foreign", labels("other", "true"), &[("net", "192.0.2.31")]));
-    docker.put(container("odd", labels("claw", "yes please"), &[("net", "192.0.2.32")]));
-    docker.put(container("robot", labels("claw", "address"), &[("net", "192.0.2.33")]));
-    docker
-        .details("robot", json!({"Id": "robot", "HostConfig": {"CapDrop": null, "CapAdd": null, "Privileged": false}}));
+    docker.add_silently(container("netns", json!({"com.docker.compose.project": "claw"}), &[("net", &own)]));
+    docker.add_silently(container("foreign", labels("other", "true"), &[("net", "192.0.2.31")]));
+    docker.add_silently(container("odd", labels("claw", "yes please"), &[("net", "192.0.2.32")]));
+    docker.add_silently(container("robot", labels("claw", "address"), &[("net", "192.0.2.33")]));
+    docker.set_inspection(
+        "robot",
+        json!({"Id": "robot", "HostConfig": {"CapDrop": null, "CapAdd": null, "Privileged": false}}),
+    );
     let arguments = |more: &[&'static str]| {
         [vec!["--docker".to_owned(), docker_url(&docker)], more.iter().map(|one| (*one).to_owned()).collect()].concat()
     };
     let given = arguments(&["--container", "netns", "--trusted-proxy", "192.0.2.254"]);
-    let (report, _) = check(&given.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let (report, _) = run_check(&given.iter().map(String::as_str).collect::<Vec<_>>()).await;
     assert!(
         finding(&report, "agent-other-project")["seen"][0].as_str().unwrap().starts_with("foreign: "),
         "{report:#}"
@@ -115,10 +121,10 @@ async fn agents_with_wrong_labels_or_forgeable_addresses_are_reported() {
         json!({"in": "loopgate", "key": "external.trusted_proxies", "value": []})
     );
     // The same after each remedy was applied.
-    docker.put(container("odd", labels("claw", "false"), &[("net", "192.0.2.32")]));
-    docker.details("robot", json!({"Id": "robot", "HostConfig": {"CapDrop": ["NET_RAW"]}}));
+    docker.add_silently(container("odd", labels("claw", "false"), &[("net", "192.0.2.32")]));
+    docker.set_inspection("robot", json!({"Id": "robot", "HostConfig": {"CapDrop": ["NET_RAW"]}}));
     let given = arguments(&["--container", "netns", "--any-project"]);
-    let (report, _) = check(&given.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let (report, _) = run_check(&given.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let left = ids(&report);
     for id in ["agent-other-project", "agent-label", "agent-net-raw", "bridge-gateway-trusted"] {
         assert!(!left.contains(id), "{report:#}");
@@ -129,10 +135,12 @@ async fn agents_with_wrong_labels_or_forgeable_addresses_are_reported() {
 async fn other_services_are_not_mistaken_for_the_gateway() {
     let sidecar = Harness::start(&[]);
     // The sidecar's own listener uses TLS, its admin listener HTTP.
-    for (address, id) in
-        [(sidecar.address, "gateway-tls"), (sidecar.admin(), "gateway-unknown"), (free_address(), "gateway-down")]
-    {
-        let (report, success) = check(&["--docker", "off", "--gateway", &address.to_string()]).await;
+    for (address, id) in [
+        (sidecar.address, "gateway-tls"),
+        (sidecar.admin_address(), "gateway-unknown"),
+        (free_address(), "gateway-down"),
+    ] {
+        let (report, success) = run_check(&["--docker", "off", "--gateway", &address.to_string()]).await;
         assert!(ids(&report).contains(id) && (!success || id == "gateway-unknown"), "{report:#}");
     }
 }
@@ -140,17 +148,17 @@ async fn other_services_are_not_mistaken_for_the_gateway() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_state_directory_and_its_certificate_are_checked() {
     let sidecar = Harness::start(&[]);
-    let directory = sidecar.state();
+    let directory = sidecar.state_dir();
     let state = directory.to_str().unwrap();
-    let admin = sidecar.admin().to_string();
+    let admin = sidecar.admin_address().to_string();
     let listen = sidecar.address.to_string();
     let arguments = ["--docker", "off", "--state-dir", state, "--admin", &admin, "--listen", &listen];
-    let (report, _) = check(&arguments).await;
+    let (report, _) = run_check(&arguments).await;
     let quiet =
         ["state-dir-permissions", "state-dir-owner", "certificate-names", "certificate-expiring", "sidecar-down"];
     assert!(quiet.iter().all(|id| !ids(&report).contains(id)), "{report:#}");
     std::fs::set_permissions(Path::new(state).join("ca.key"), PermissionsExt::from_mode(0o644)).unwrap();
-    let (report, _) = check(&[&arguments[..], &["--tls-name", "gateway.example.com"]].concat()).await;
+    let (report, _) = run_check(&[&arguments[..], &["--tls-name", "gateway.example.com"]].concat()).await;
     let remedy = finding(&report, "state-dir-permissions")["remedy"]["what"].as_str().unwrap();
     assert_eq!(remedy, format!("chmod 600 {state}/ca.key"));
     assert!(
@@ -158,7 +166,7 @@ async fn the_state_directory_and_its_certificate_are_checked() {
         "{report:#}"
     );
     std::fs::write(Path::new(state).join("server.pem"), "nothing").unwrap();
-    let (report, success) = check(&arguments).await;
+    let (report, success) = run_check(&arguments).await;
     assert!(ids(&report).contains("certificate-unreadable") && !success, "{report:#}");
 }
 
@@ -167,13 +175,14 @@ async fn an_unread_or_invalid_configuration_of_the_gateway_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("openclaw.json");
     let arguments = ["--docker", "off", "--admin", "off"];
-    let (report, _) = check(&arguments).await;
+    let (report, _) = run_check(&arguments).await;
     assert!(ids(&report).contains("openclaw-config-unread"), "{report:#}");
     for content in [None, Some("{gateway: ")] {
         if let Some(content) = content {
             std::fs::write(&file, content).unwrap();
         }
-        let (report, success) = check(&[&arguments[..], &["--openclaw-config", file.to_str().unwrap()]].concat()).await;
+        let (report, success) =
+            run_check(&[&arguments[..], &["--openclaw-config", file.to_str().unwrap()]].concat()).await;
         let seen = finding(&report, "openclaw-config")["seen"][0].as_str().unwrap();
         assert!(seen.contains("openclaw.json") && !success, "{seen}");
     }

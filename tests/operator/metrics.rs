@@ -46,7 +46,7 @@ const LABELS: [&str; 8] = ["end", "lane", "le", "proof", "protocol", "reason", "
 #[test]
 fn metrics_follow_the_naming_conventions_and_have_no_unbounded_label() {
     let sidecar = Harness::start(&[]);
-    let answer = sidecar.get("/metrics", "localhost");
+    let answer = sidecar.admin_get("/metrics", "localhost");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"), "{head}");
     for wanted in

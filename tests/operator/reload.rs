@@ -35,11 +35,11 @@ fn reload_prints_what_changed_and_what_needs_a_restart() {
     let (sidecar, _gateway) = sidecar("");
     std::fs::write(sidecar.config_file(), "[external]\ndeny = [\"10.0.0.0/8\"]\n[tls]\nnames = [\"new.example\"]\n")
         .unwrap();
-    let first = reload(sidecar.admin(), &["--json"]);
+    let first = reload(sidecar.admin_address(), &["--json"]);
     assert!(first.status.success(), "{first:?}");
     let outcome: serde_json::Value = serde_json::from_slice(&first.stdout).unwrap();
     assert_eq!(outcome, serde_json::json!({"applied": ["external"], "needs_restart": ["tls.names"], "error": null}));
-    let second = reload(sidecar.admin(), &[]);
+    let second = reload(sidecar.admin_address(), &[]);
     assert_eq!(
         text(&second.stdout),
         "reloaded; no option changed\nthese options changed but need a restart: tls.names\n"
@@ -50,12 +50,12 @@ fn reload_prints_what_changed_and_what_needs_a_restart() {
 fn a_rejected_configuration_is_printed_and_the_old_one_stays() {
     let (sidecar, _gateway) = sidecar("");
     std::fs::write(sidecar.config_file(), "[external]\ndeny = [\"nonsense\"]\n").unwrap();
-    let output = reload(sidecar.admin(), &[]);
+    let output = reload(sidecar.admin_address(), &[]);
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.starts_with("loopgate: reload rejected, old configuration still in use: "), "{error}");
     assert!(error.contains("loopgate.toml:2") && error.contains("nonsense") && output.stdout.is_empty(), "{error}");
-    assert!(sidecar.json()["config_problem"].as_str().unwrap().contains("nonsense"));
+    assert!(sidecar.status_json()["config_problem"].as_str().unwrap().contains("nonsense"));
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn a_changed_file_is_applied_without_a_request() {
 #[test]
 fn web_pages_may_not_reload() {
     let (sidecar, _gateway) = sidecar("");
-    let admin = sidecar.admin();
+    let admin = sidecar.admin_address();
     let host = format!("Host: {admin}\r\n");
     let own = "X-Loopgate-Reload: 1\r\n";
     for (request, status) in [

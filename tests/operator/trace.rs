@@ -10,7 +10,7 @@ use crate::harness::{Harness, loopgate};
 const CLIENTS_TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// Sends a request with this `traceparent` to a gateway that doesn't answer, and returns the log lines.
-fn logged(flags: &[&str], traceparent: &str) -> Vec<Value> {
+fn log_of_request(flags: &[&str], traceparent: &str) -> Vec<Value> {
     let always = ["--access-log", "--log-format", "json", "--request-timeout", "300ms"];
     let sidecar = Harness::start(&[&always, flags].concat());
     let mut client = connect(&sidecar);
@@ -35,7 +35,7 @@ fn the_access_log_has_the_trace_and_the_id_of_the_error() {
         (&["--traceparent", "make"], "nonsense", None),
         (&[], CLIENTS_TRACEPARENT, Some("-")),
     ] {
-        let lines = logged(flags, traceparent);
+        let lines = log_of_request(flags, traceparent);
         let access =
             lines.iter().find(|line| line["target"] == "loopgate::access").unwrap_or_else(|| panic!("{lines:?}"));
         let trace = access["trace_id"].as_str().unwrap();

@@ -19,7 +19,7 @@ impl HostedBackend {
     pub fn start(network: &Network) -> Self {
         let (stop, stopped) = oneshot::channel();
         let (listens, ready) = std::sync::mpsc::channel();
-        let thread = network.inside(Host::Gateway, move || {
+        let thread = network.run_on(Host::Gateway, move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async move {
                 let backend = Arc::new(Backend::start_on("127.0.0.1:18789".parse().expect("an address")));

@@ -12,18 +12,18 @@ use crate::gateway::{OpenClaw, TOKEN};
 use crate::openclaw::directory;
 use crate::sidecar::{self, URL};
 use loopgate_test_support::network::{Host, Network};
-use loopgate_test_support::requirements::{Missing, exclusively, node_modules, program, report};
+use loopgate_test_support::requirements::{Missing, find_program, node_modules, print_now, run_exclusively};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/browser.mjs");
 
 #[test]
 fn the_control_ui_of_2026_2_19_connects_after_an_approval_over_h1_and_h2() {
-    exclusively("the Control UI of OpenClaw 2026.2.19", || check_control_ui("2026.2.19"));
+    run_exclusively("the Control UI of OpenClaw 2026.2.19", || check_control_ui("2026.2.19"));
 }
 
 #[test]
 fn the_control_ui_of_2026_9_6_connects_after_an_approval_over_h1_and_h2() {
-    exclusively("the Control UI of OpenClaw 2026.9.6", || check_control_ui("2026.9.6"));
+    run_exclusively("the Control UI of OpenClaw 2026.9.6", || check_control_ui("2026.9.6"));
 }
 
 fn check_control_ui(version: &'static str) -> Result<(), Missing> {
@@ -34,8 +34,8 @@ fn check_control_ui(version: &'static str) -> Result<(), Missing> {
     let _gateway = openclaw.start(&["127.0.0.2"]);
     let sidecar = sidecar::start(&network, &directory, &[]);
 
-    report("  over h2, with the WebSocket over h2 (RFC 8441)");
-    let ca = sidecar.ca();
+    print_now("  over h2, with the WebSocket over h2 (RFC 8441)");
+    let ca = sidecar.ca_file();
     let browser = Browser {
         network: &network,
         openclaw: &openclaw,
@@ -47,7 +47,7 @@ fn check_control_ui(version: &'static str) -> Result<(), Missing> {
     assert_eq!(browser.visit(&[]), "h2");
     assert!(browser.used_websocket_over_h2(), "Chromium opened its WebSocket over HTTP/1.1; see {}", browser.netlog());
 
-    report("  over HTTP/1.1");
+    print_now("  over HTTP/1.1");
     let browser = Browser { home: &directory.join("h1"), ..browser };
     assert_eq!(browser.visit(&["--disable-http2"]), "http/1.1");
     assert!(!browser.used_websocket_over_h2());
@@ -57,8 +57,8 @@ fn check_control_ui(version: &'static str) -> Result<(), Missing> {
 
 /// Returns the `node_modules` with Playwright, or which of Chromium, certutil and Playwright is missing.
 pub fn modules() -> Result<PathBuf, Missing> {
-    program("chromium")?;
-    program("certutil")?;
+    find_program("chromium")?;
+    find_program("certutil")?;
     node_modules("playwright-1.58.2")
 }
 

@@ -12,7 +12,7 @@ use crate::sidecar::{self, URL, WS_URL};
 use loopgate_test_support::device_client::DeviceClient;
 use loopgate_test_support::fake_docker::{FakeDocker, container};
 use loopgate_test_support::network::{Host, Network};
-use loopgate_test_support::requirements::{Missing, exclusively, report};
+use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 use loopgate_test_support::sidecar::{Sidecar, loopgate};
 
 /// The name and id of the agent's container.
@@ -33,12 +33,12 @@ const HEADERS: &[&[(&str, &str)]] = &[
 
 #[test]
 fn an_agents_scope_cap_holds_everywhere_on_openclaw_2026_2_19() {
-    exclusively("a capped agent, OpenClaw 2026.2.19", || check_scope_cap("2026.2.19"));
+    run_exclusively("a capped agent, OpenClaw 2026.2.19", || check_scope_cap("2026.2.19"));
 }
 
 #[test]
 fn an_agents_scope_cap_holds_everywhere_on_openclaw_2026_9_6() {
-    exclusively("a capped agent, OpenClaw 2026.9.6", || check_scope_cap("2026.9.6"));
+    run_exclusively("a capped agent, OpenClaw 2026.9.6", || check_scope_cap("2026.9.6"));
 }
 
 /// A fake engine with two containers: the gateway's, and an agent's that is trusted by its address.
@@ -53,7 +53,7 @@ impl Engine {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let engine = Self { docker: runtime.block_on(async { FakeDocker::start() }), runtime };
-        engine.docker.put(container("gateway", json!({}), &[("front", Host::Gateway.address())]));
+        engine.docker.add_silently(container("gateway", json!({}), &[("front", Host::Gateway.address())]));
         engine.start_agent(scopes);
         engine
     }
@@ -64,18 +64,18 @@ impl Engine {
         if let Some(scopes) = scopes {
             labels["loopgate.scopes"] = scopes.into();
         }
-        self.docker.details(CONTAINER, json!({"Id": CONTAINER}));
-        self.docker.run(container(CONTAINER, labels, &[("front", Host::Agent.address())]));
+        self.docker.set_inspection(CONTAINER, json!({"Id": CONTAINER}));
+        self.docker.run_container(container(CONTAINER, labels, &[("front", Host::Agent.address())]));
     }
 
     /// Stops the agent's container, which continues to exist.
     pub fn stop_agent(&self) {
-        self.docker.stop(CONTAINER);
+        self.docker.stop_container(CONTAINER);
     }
 
     /// Removes the agent's container.
     pub fn remove_agent(&self) {
-        self.docker.remove(CONTAINER);
+        self.docker.remove_container(CONTAINER);
     }
 
     /// The flag for a sidecar that uses this engine.
@@ -86,7 +86,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.runtime.block_on(self.docker.down(false));
+        self.runtime.block_on(self.docker.stop_engine(false));
     }
 }
 
@@ -97,20 +97,20 @@ fn check_scope_cap(version: &'static str) -> Result<(), Missing> {
     let _gateway = openclaw.start(&["127.0.0.2"]);
     let engine = Engine::start(Some("operator.read"));
     let sidecar = sidecar::start_without_agents(&network, &directory, &[&engine.docker_flag()]);
-    let ca = sidecar.ca();
+    let ca = sidecar.ca_file();
     let through = |host| openclaw.client(host, WS_URL).ca(&ca);
     let device = directory.join("device.json");
 
-    report("  it may not ask for more than its cap, on any lane");
+    print_now("  it may not ask for more than its cap, on any lane");
     for headers in HEADERS {
-        report(format_args!("    {headers:?}"));
+        print_now(format_args!("    {headers:?}"));
         let refusal = through(Host::Agent).headers(headers).connect().refused_by_loopgate();
         assert!(refusal.contains("exceeds this client's scope cap (operator.read)"), "{refusal}");
         // For a client without a device, the gateway takes the scopes from the header.
         let backend = through(Host::Agent).headers(headers).without_device().claiming_to_be_the_backend();
         backend.call("config.set").connect().may_not_call();
     }
-    report("  with scopes within its cap it may call no method beyond them");
+    print_now("  with scopes within its cap it may call no method beyond them");
     let within = |headers: &[(&str, &str)]| through(Host::Agent).headers(headers).asking_for(&["operator.read"]);
     for headers in HEADERS {
         for method in ["config.set", "config.patch", "device.pair.list", "exec.approvals.get"] {
@@ -121,7 +121,9 @@ fn check_scope_cap(version: &'static str) -> Result<(), Missing> {
         http_is_refused(&network, &ca, headers);
     }
 
-    report("  its device is paired for the cap, and refused from other addresses, with its own token or the gateway's");
+    print_now(
+        "  its device is paired for the cap, and refused from other addresses, with its own token or the gateway's",
+    );
     let token = within(&[]).identity(&device).connect().device_token();
     let assert_bound_elsewhere = |token: &str| {
         for headers in [[].as_slice(), &[PAGE]] {
@@ -136,27 +138,29 @@ fn check_scope_cap(version: &'static str) -> Result<(), Missing> {
     assert_bound_elsewhere(TOKEN);
     // A web page in the device's own container.
     assert_bound(within(&[PAGE]).identity(&device).token(&token));
-    report("  on the agent lane its token is still accepted");
+    print_now("  on the agent lane its token is still accepted");
     assert_eq!(within(&[]).identity(&device).token(&token).connect().scopes(), ["operator.read"]);
 
-    report("  the container is stopped and removed: its device is refused from everywhere, its own address included");
+    print_now(
+        "  the container is stopped and removed: its device is refused from everywhere, its own address included",
+    );
     engine.stop_agent();
     engine.remove_agent();
     wait_until_external(&through);
     assert_bound_elsewhere(&token);
     assert_bound(through(Host::Agent).identity(&device).token(&token).asking_for(&["operator.read"]));
-    report("  the gateway itself would take it");
+    print_now("  the gateway itself would take it");
     let local = openclaw.client(Host::Gateway, LOOPBACK).identity(&device).token(&token);
     local.asking_for(&["operator.read"]).connect().scopes();
 
-    report("  `loopgate devices release` frees it, with the scopes that it was paired for");
+    print_now("  `loopgate devices release` frees it, with the scopes that it was paired for");
     release_device(&sidecar, &id_of(&device));
     let released =
         |scopes: &[&str]| through(Host::External).identity(&device).token(&token).asking_for(scopes).connect();
     assert_eq!(released(&["operator.read"]).scopes(), ["operator.read"]);
     released(&["operator.admin"]).not_accepted();
 
-    report("  a container whose cap lacks operator.read may not call config.get");
+    print_now("  a container whose cap lacks operator.read may not call config.get");
     engine.start_agent(Some("operator.approvals"));
     wait_until(|| through(Host::Agent).asking_for(&["operator.approvals"]).connect().is_accepted());
     for headers in HEADERS {
@@ -200,7 +204,7 @@ pub fn id_of(device: &Path) -> String {
 /// Releases a device with `loopgate devices release`.
 pub fn release_device(sidecar: &Sidecar, device: &str) {
     let mut command = loopgate(["devices", "release", device]);
-    let output = command.arg("--state-dir").arg(sidecar.state()).output().expect("loopgate");
+    let output = command.arg("--state-dir").arg(sidecar.state_dir()).output().expect("loopgate");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 

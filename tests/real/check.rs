@@ -12,16 +12,16 @@ use crate::openclaw::directory;
 use crate::sidecar::{self, WS_URL};
 use loopgate_test_support::network::{Host, Network};
 use loopgate_test_support::process::Process;
-use loopgate_test_support::requirements::{Missing, exclusively, report};
+use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 
 #[test]
 fn check_leads_from_issue_30740_to_a_working_set_up_on_openclaw_2026_2_19() {
-    exclusively("check, OpenClaw 2026.2.19", || from_failing_to_working("2026.2.19"));
+    run_exclusively("check, OpenClaw 2026.2.19", || from_failing_to_working("2026.2.19"));
 }
 
 #[test]
 fn check_leads_from_issue_30740_to_a_working_set_up_on_openclaw_2026_9_6() {
-    exclusively("check, OpenClaw 2026.9.6", || from_failing_to_working("2026.9.6"));
+    run_exclusively("check, OpenClaw 2026.9.6", || from_failing_to_working("2026.9.6"));
 }
 
 fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
@@ -40,10 +40,10 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let file = ["--openclaw-config", configuration.to_str().expect("UTF-8")];
     let auth = json!({"mode": "token", "token": TOKEN});
 
-    report("  without a gateway");
+    print_now("  without a gateway");
     assert!(check(&[]).ids().contains(&"gateway-down"));
 
-    report("  the failing configuration of the issue: bind lan, and TLS");
+    print_now("  the failing configuration of the issue: bind lan, and TLS");
     let config = json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan",
         "tls": {"enabled": true, "autoGenerate": true}, "auth": auth}});
     let gateway = openclaw.launch(&config);
@@ -53,11 +53,11 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let checked = check(&file);
     assert_eq!(checked.errors(), ["gateway-exposed", "gateway-tls", "trusted-proxies-missing"], "{:#}", checked.report);
     let repaired = checked.applied_to(config);
-    report("  a sidecar before this gateway reports it too");
+    print_now("  a sidecar before this gateway reports it too");
     a_sidecar_reports_tls(&network, &directory);
     drop(gateway);
 
-    report("  bind lan without TLS: exposed, and trusts no proxy");
+    print_now("  bind lan without TLS: exposed, and trusts no proxy");
     let config = json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan", "auth": auth}});
     let gateway = openclaw.launch(&config);
     let checked = check_started(&check);
@@ -65,7 +65,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let also_repaired = checked.applied_to(config);
     drop(gateway);
 
-    report("  trustedProxies with 127.0.0.1, which is often advised");
+    print_now("  trustedProxies with 127.0.0.1, which is often advised");
     let config_of = |trusted: &[&str]| {
         let gateway =
             json!({"mode": "local", "port": 18789, "bind": "loopback", "auth": auth, "trustedProxies": trusted});
@@ -85,11 +85,11 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     drop(gateway);
 
     if !old {
-        report("  all of loopback, which the OpenClaw operator sets, and which works there");
+        print_now("  all of loopback, which the OpenClaw operator sets, and which works there");
         all_of_loopback_works(&network, &openclaw, &directory, &config_of(&["127.0.0.0/8"]), &check, &file);
     }
 
-    report("  repaired with the printed remedies");
+    print_now("  repaired with the printed remedies");
     for key in ["bind", "trustedProxies"] {
         assert_eq!(repaired["gateway"][key], also_repaired["gateway"][key]);
     }
@@ -109,18 +109,18 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     // `openclaw health` needs the scopes that a sub-agent needs.
     openclaw.run(&["health"]);
 
-    report("  with the sidecar only two findings are left, which are no errors");
+    print_now("  with the sidecar only two findings are left, which are no errors");
     let sidecar = sidecar::start(&network, &directory, &[]);
     let checked = check(&file);
     assert_eq!(checked.ids(), ["setup-code-url", "http-api-open"], "{:#}", checked.report);
     assert!(checked.success);
 
-    report("  the set-up works: an agent is accepted, and other clients need an approval");
-    let ca = sidecar.ca();
+    print_now("  the set-up works: an agent is accepted, and other clients need an approval");
+    let ca = sidecar.ca_file();
     assert!(openclaw.client(Host::Agent, WS_URL).ca(&ca).connect().scopes().contains(&"operator.admin".to_owned()));
     openclaw.client(Host::External, WS_URL).ca(&ca).connect().pairing_request();
 
-    report("  a name for browsers, which the newer version needs in its configuration");
+    print_now("  a name for browsers, which the newer version needs in its configuration");
     let checked = check(&["--tls-name", "gateway.example.com", "--openclaw-config", file[1]]);
     let is_new = version != "2026.2.19";
     assert_eq!(checked.ids().contains(&"origin-not-allowed"), is_new, "{:#}", checked.report);
@@ -138,7 +138,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
 /// A gateway on loopback makes setup codes for phones only once `publicUrl` is set to loopgate's URL.
 /// Without it, the gateway advises `bind=lan`, which would bypass loopgate.
 fn setup_codes_lead_to_loopgate(openclaw: &OpenClaw) {
-    report("  setup codes for phones, which need loopgate's URL");
+    print_now("  setup codes for phones, which need loopgate's URL");
     let qr = || {
         let output = openclaw.output(&["qr", "--json"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -170,7 +170,7 @@ fn all_of_loopback_works(
     let checked = check(file);
     assert!(checked.errors().is_empty() && checked.ids().contains(&"trusted-proxies-wide"), "{:#}", checked.report);
     let sidecar = sidecar::start(network, directory, &[]);
-    let ca = sidecar.ca();
+    let ca = sidecar.ca_file();
     assert!(openclaw.client(Host::Agent, WS_URL).ca(&ca).connect().scopes().contains(&"operator.admin".to_owned()));
     openclaw.client(Host::External, WS_URL).ca(&ca).connect().pairing_request();
     sidecar.stop();
@@ -222,7 +222,7 @@ fn the_gateways_own_device_gets_approved(
     directory: &Path,
     while_stuck: &dyn Fn(),
 ) {
-    report("  the gateway's own device, whose request no paired device may approve");
+    print_now("  the gateway's own device, whose request no paired device may approve");
     let own = openclaw.configuration().with_file_name("identity/device.json");
     let token = directory.join("token");
     std::fs::write(&token, TOKEN).expect("a token");
@@ -246,14 +246,14 @@ fn the_gateways_own_device_gets_approved(
         )
     };
 
-    report("    `loopgate pair` names the scopes and the command that approves them");
+    print_now("    `loopgate pair` names the scopes and the command that approves them");
     let (success, text) = pair(&[]);
     let command = format!("OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve {request}");
     assert!(!success && text.contains("to be approved for operator.write") && text.contains(&command), "{text}");
     let approved = openclaw.run_as_new_device(&["devices", "approve", &request]);
     assert!(approved.status.success(), "{}", String::from_utf8_lossy(&approved.stderr));
 
-    report("    `loopgate pair --approve` needs no human");
+    print_now("    `loopgate pair --approve` needs no human");
     let (success, text) = pair(&["--wait", "--approve"]);
     assert!(success, "{text}");
     let (success, text) = pair(&[]);

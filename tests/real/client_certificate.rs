@@ -12,7 +12,7 @@ use crate::openclaw::{FORGERIES, directory};
 use crate::sidecar::{self, URL, WS_URL};
 use loopgate_test_support::device_client::{DeviceClient, End};
 use loopgate_test_support::network::{Host, Network};
-use loopgate_test_support::requirements::{Missing, exclusively, report};
+use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 use loopgate_test_support::sidecar::loopgate;
 
 /// The gateway's password for local clients.
@@ -36,12 +36,12 @@ fn configuration() -> Value {
 
 #[test]
 fn a_client_with_a_users_certificate_is_signed_in_and_approved() {
-    exclusively("sign-in by certificate, OpenClaw 2026.9.6", sign_in);
+    run_exclusively("sign-in by certificate, OpenClaw 2026.9.6", sign_in);
 }
 
 #[test]
 fn openclaw_2026_2_19_has_no_trusted_proxy_mode_on_loopback() {
-    exclusively("trusted-proxy mode on OpenClaw 2026.2.19", || {
+    run_exclusively("trusted-proxy mode on OpenClaw 2026.2.19", || {
         let directory = directory("sign-in-2026.2.19");
         let network = Network::new()?;
         let openclaw = OpenClaw::new(&network, "2026.2.19", &directory)?;
@@ -79,7 +79,7 @@ fn sign_in() -> Result<(), Missing> {
     issue(&state, "bob@example.com", &bob_file);
     let own_ca = format!("--client-ca={}", state.join("ca.pem").display());
     let sidecar = sidecar::start(&network, &directory, &[&own_ca]);
-    let ca = sidecar.ca();
+    let ca = sidecar.ca_file();
     let through = |host| openclaw.client(host, WS_URL).ca(&ca).without_secret();
     let build =
         match through(Host::External).control_ui(URL, "unknown").certificate(&alice_file, FILE_PASSWORD).connect() {
@@ -91,14 +91,14 @@ fn sign_in() -> Result<(), Missing> {
     let page = |client: DeviceClient| client.control_ui(URL, &build);
     let alice = || page(through(Host::External)).certificate(&alice_file, FILE_PASSWORD);
 
-    report("  the device of a client with a certificate is approved, over both protocols, and may call methods");
+    print_now("  the device of a client with a certificate is approved, over both protocols, and may call methods");
     let device = directory.join("alice-device.json");
     assert_eq!(alice().identity(&device).connect().scopes(), GRANTED);
     assert_eq!(alice().identity(&device).over_h2().connect().scopes(), GRANTED);
     let called = alice().identity(&device).call("sessions.list").connect();
     assert!(matches!(&called, End::Hello { called: Some(answer), .. } if answer["ok"] == true), "{called:?}");
 
-    report("  a client without a certificate, or with that of a user who is not in allowUsers, is refused");
+    print_now("  a client without a certificate, or with that of a user who is not in allowUsers, is refused");
     let name = [("Origin", URL), ("X-Forwarded-User", "alice@example.com")];
     through(Host::External).control_ui(URL, &build).connect().token_refused();
     through(Host::External).control_ui(URL, &build).headers(&name).connect().token_refused();
@@ -112,7 +112,7 @@ fn sign_in() -> Result<(), Missing> {
     }
     page(through(Host::External)).certificate(&bob_file, FILE_PASSWORD).connect().token_refused();
 
-    report("  sub-agents, agents and the gateway's own clients work as before, with its password");
+    print_now("  sub-agents, agents and the gateway's own clients work as before, with its password");
     openclaw.assert_spawns(PASSWORD);
     let scopes = local().connect().scopes();
     assert_eq!(through(Host::Agent).password(PASSWORD).connect().scopes(), scopes);
@@ -126,7 +126,7 @@ fn sign_in() -> Result<(), Missing> {
         "Alice's device is not listed"
     );
 
-    report("  a revoked certificate is refused");
+    print_now("  a revoked certificate is refused");
     let revoked =
         loopgate(["cert", "revoke", "--serial", &serial]).arg("--state-dir").arg(&state).output().expect("loopgate");
     assert!(revoked.status.success(), "{}", String::from_utf8_lossy(&revoked.stderr));

@@ -10,7 +10,7 @@ use loopgate_test_support::flood::{Flood, RunningFlood, Stream};
 use loopgate_test_support::latency::{Latencies, measure_blocking};
 use loopgate_test_support::network::{Host, Network};
 use loopgate_test_support::process::memory;
-use loopgate_test_support::requirements::{Missing, exclusively, report};
+use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 use loopgate_test_support::tls_client::TlsClient;
 
 const MIB: u64 = 1 << 20;
@@ -27,12 +27,12 @@ const CHEAP: &str = "/healthz";
 
 #[test]
 fn openclaw_2026_2_19_survives_unread_files_and_slow_readers() {
-    exclusively("OpenClaw 2026.2.19 under unread files and slow readers", || flood_gateway("2026.2.19"));
+    run_exclusively("OpenClaw 2026.2.19 under unread files and slow readers", || flood_gateway("2026.2.19"));
 }
 
 #[test]
 fn openclaw_2026_9_6_survives_unread_files_and_slow_readers() {
-    exclusively("OpenClaw 2026.9.6 under unread files and slow readers", || flood_gateway("2026.9.6"));
+    run_exclusively("OpenClaw 2026.9.6 under unread files and slow readers", || flood_gateway("2026.9.6"));
 }
 
 fn flood_gateway(version: &'static str) -> Result<(), Missing> {
@@ -43,16 +43,16 @@ fn flood_gateway(version: &'static str) -> Result<(), Missing> {
     let sidecar = sidecar::start(&network, &directory, &[]);
     let client = sidecar.clone().expecting_address();
     let (path, size) = openclaw.largest_page_file();
-    report(format_args!("  {URL}{path}, {:.1} MB", size as f64 / 1e6));
+    print_now(format_args!("  {URL}{path}, {:.1} MB", size as f64 / 1e6));
 
     // A first request, so that its cost isn't counted. A client that reads gets the whole file.
     let mut curl = network.command(Host::External, "curl");
     curl.args(["--silent", "--fail", "--output", "/dev/null", "--write-out", "%{size_download}", "--cacert"])
-        .arg(sidecar.ca());
+        .arg(sidecar.ca_file());
     let output = curl.arg(format!("{URL}{path}")).output().expect("curl");
     assert_eq!(String::from_utf8_lossy(&output.stdout), size.to_string());
     let quiet = Bystanders::measure(&network, &client, Duration::from_secs(2), || {});
-    report(format_args!("  before: {quiet}"));
+    print_now(format_args!("  before: {quiet}"));
 
     let before = [gateway.id(), sidecar.process().id()].map(|pid| memory(pid).0);
     let floods = start(&network, &client, path);
@@ -63,12 +63,12 @@ fn flood_gateway(version: &'static str) -> Result<(), Missing> {
         }
     });
     let [growth, own_growth] = [0, 1].map(|at| highest[at].saturating_sub(before[at]) / MIB);
-    let requests: usize = floods.iter().map(|flood| flood.count.requests()).sum();
-    report(format_args!(
+    let requests: usize = floods.iter().map(|flood| flood.count.request_count()).sum();
+    print_now(format_args!(
         "  {requests} hostile requests; the gateway grew from {} MiB by {growth} MiB, loopgate by {own_growth} MiB",
         before[0] / MIB
     ));
-    report(format_args!("  {bystanders}"));
+    print_now(format_args!("  {bystanders}"));
     assert!(requests >= 25 * 100 + 15 * 90, "that was no flood");
     assert!(growth < GATEWAY_GROWTH, "the gateway grew by {growth} MiB");
     assert!(own_growth < 64, "loopgate grew by {own_growth} MiB");
@@ -88,7 +88,7 @@ fn start(network: &Network, client: &TlsClient, path: String) -> [RunningFlood; 
         [flood("172.18.1.0", 25, 100, Stream::Unread), flood("172.18.1.1", 15, 90, Stream::ReadSlowly(1000))]
     };
     // The threads of a flood inherit the network namespace of the thread that starts it.
-    network.inside(Host::External, flood).join().expect("two floods")
+    network.run_on(Host::External, flood).join().expect("two floods")
 }
 
 /// The latencies of an agent and of an outsider.
@@ -102,7 +102,7 @@ impl Bystanders {
     fn measure(network: &Network, client: &TlsClient, time: Duration, mut sample: impl FnMut()) -> Self {
         let start = |host: Host| {
             let client = client.clone();
-            network.inside(host, move || measure_blocking(&client, host.address(), CHEAP, time))
+            network.run_on(host, move || measure_blocking(&client, host.address(), CHEAP, time))
         };
         let (agent, outsider) = (start(Host::Agent), start(Host::External));
         while !(agent.is_finished() && outsider.is_finished()) {

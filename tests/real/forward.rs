@@ -13,7 +13,7 @@ use crate::openclaw::directory;
 use crate::sidecar;
 use loopgate_test_support::network::{Host, Network};
 use loopgate_test_support::process::Process;
-use loopgate_test_support::requirements::{Missing, exclusively, report};
+use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 use loopgate_test_support::sidecar::binary;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/forward.mjs");
@@ -26,7 +26,7 @@ const SERVER: &str = "172.18.0.2:23334";
 
 #[test]
 fn other_ports_of_the_gateway_have_the_same_lanes_as_its_own_port() {
-    exclusively("other ports of the gateway", check_forwards);
+    run_exclusively("other ports of the gateway", check_forwards);
 }
 
 /// The programs at the ends of the connections.
@@ -78,7 +78,7 @@ fn check_forwards() -> Result<(), Missing> {
     )
     .expect("a file");
     let sidecar = sidecar::start(&network, &directory, &[&format!("--config={}", rules.display())]);
-    let ca = sidecar.ca();
+    let ca = sidecar.ca_file();
     let ends = Ends { network: &network, openclaw: &openclaw, ca: &ca };
     let server = Process::start(
         "the server",
@@ -123,7 +123,7 @@ fn assert_external(reported: &Value) {
 }
 
 fn requests_have_a_lane(ends: &Ends) {
-    report("  requests over h1 and h2: an agent's is local, an outsider's is not, whatever headers it sends");
+    print_now("  requests over h1 and h2: an agent's is local, an outsider's is not, whatever headers it sends");
     let url = format!("https://{SERVER}/public?a=b");
     for protocol in ["--http1.1", "--http2"] {
         let reported = |host| -> Value {
@@ -140,7 +140,7 @@ fn requests_have_a_lane(ends: &Ends) {
 }
 
 fn websockets_have_a_lane(ends: &Ends) {
-    report("  WebSockets: the same");
+    print_now("  WebSockets: the same");
     let url = format!("wss://{SERVER}/public");
     let open = |host| {
         let end = ends.run(host, "socket", json!({"url": url, "headers": {"X-Forwarded-For": "127.0.0.1"}}));
@@ -152,7 +152,7 @@ fn websockets_have_a_lane(ends: &Ends) {
 }
 
 fn path_rules_are_for_outsiders(ends: &Ends) {
-    report("  a path rule for that port applies to outsiders, and to no other port");
+    print_now("  a path rule for that port applies to outsiders, and to no other port");
     let url = format!("https://{SERVER}/other");
     assert_eq!((ends.curl(Host::External, &url, &[]).0, ends.curl(Host::Agent, &url, &[]).0), (403, 200));
     let socket = |host| ends.run(host, "socket", json!({"url": format!("wss://{SERVER}/other")}));
@@ -163,7 +163,7 @@ fn path_rules_are_for_outsiders(ends: &Ends) {
 
 /// OpenClaw issues #8273 and #66690: a sandbox can't reach the relay on the gateway's loopback.
 fn the_relay_carries_commands_to_a_browser(ends: &Ends, directory: &Path) {
-    report("  the relay requires the token, and sends commands of an agent to a browser on another host");
+    print_now("  the relay requires the token, and sends commands of an agent to a browser on another host");
     let connected = |host| ends.curl(host, &format!("https://{RELAY}/extension/status"), &[]);
     assert_eq!(connected(Host::Agent), (200, r#"{"connected":false}"#.into()));
     let version = format!("https://{RELAY}/json/version");

@@ -14,7 +14,7 @@ use crate::sidecar::{self, URL, WS_URL};
 use loopgate_test_support::device_client::{DeviceClient, End};
 use loopgate_test_support::network::{Host, Network};
 use loopgate_test_support::process::Process;
-use loopgate_test_support::requirements::{Missing, cache, exclusively, report};
+use loopgate_test_support::requirements::{Missing, cache_dir, print_now, run_exclusively};
 
 const DOCKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docker");
 /// The front's public host name. No DNS server has it; clients get its address as an option.
@@ -28,10 +28,10 @@ const CLAIMED: &str = "198.51.100.66";
 
 #[test]
 fn behind_caddy_the_gateway_knows_each_client_and_the_control_ui_works() {
-    exclusively("Caddy", || {
+    run_exclusively("Caddy", || {
         let modules = browser::modules()?;
         check_behind("caddy", caddy, &[], |network, openclaw, front| {
-            report("  the Control UI connects through it after an approval");
+            print_now("  the Control UI connects through it after an approval");
             let url = format!("https://{SITE}");
             let home = front.directory.join("browser");
             let browser = Browser { network, openclaw, modules: &modules, url: &url, ca: &front.ca, home: &home };
@@ -42,15 +42,15 @@ fn behind_caddy_the_gateway_knows_each_client_and_the_control_ui_works() {
 
 #[test]
 fn behind_traefik_the_gateway_knows_each_client() {
-    exclusively("Traefik", || check_behind("traefik", traefik, &[], |_, _, _| {}));
+    run_exclusively("Traefik", || check_behind("traefik", traefik, &[], |_, _, _| {}));
 }
 
 #[test]
 fn behind_caddy_over_plain_http_the_gateway_knows_each_client() {
-    exclusively("Caddy, plain HTTP", || {
+    run_exclusively("Caddy, plain HTTP", || {
         let listen = format!("--listen-plain=bridge:{PLAIN_PORT}");
         check_behind("caddy", plain_caddy, &[&listen], |network, _, _| {
-            report("  plain HTTP is refused to every client but the front");
+            print_now("  plain HTTP is refused to every client but the front");
             for host in [Host::External, Host::Agent, Host::Gateway] {
                 let mut curl = network.command(host, "curl");
                 curl.args(["--silent", "--max-time", "5", &format!("http://{GATEWAY}:{PLAIN_PORT}/healthz")]);
@@ -86,9 +86,9 @@ fn check_behind(
     let address = Host::Front.address();
     let trusting = ["--trusted-proxy", address, "--agent-cidr", address];
     let sidecar = sidecar::start(&network, &directory, &[&trusting, flags].concat());
-    let front = start(&network, &program, directory.join("front"), &sidecar.ca());
+    let front = start(&network, &program, directory.join("front"), &sidecar.ca_file());
     let through = |host| openclaw.client(host, &format!("wss://{SITE}")).at(Host::Front.address()).ca(&front.ca);
-    let direct = |host| openclaw.client(host, WS_URL).ca(&sidecar.ca());
+    let direct = |host| openclaw.client(host, WS_URL).ca(&sidecar.ca_file());
     let local = openclaw.client(Host::Gateway, LOOPBACK).connect().scopes();
 
     others_need_approval(&openclaw, &through, &local, &directory.join("external-device.json"));
@@ -102,7 +102,7 @@ fn check_behind(
 }
 
 fn http_requests_pass(network: &Network, front: &Front) {
-    report("  the page and the HTTP API answer over h1 and h2, and the API requires the token");
+    print_now("  the page and the HTTP API answer over h1 and h2, and the API requires the token");
     for protocol in ["--http1.1", "--http2"] {
         let status = |path: &str, arguments: &[&str]| {
             let mut curl = front.curl(network, path);
@@ -123,9 +123,9 @@ fn http_requests_pass(network: &Network, front: &Front) {
 }
 
 fn forged_headers_change_nothing(through: &dyn Fn(Host) -> DeviceClient) {
-    report("  a client needs an approval, whatever headers it sends");
+    print_now("  a client needs an approval, whatever headers it sends");
     for headers in FORGERIES {
-        report(format_args!("    {headers:?}"));
+        print_now(format_args!("    {headers:?}"));
         match through(Host::External).headers(headers).connect() {
             // The front need not forward a request for another site.
             End::Refused { .. } if headers.iter().any(|(name, _)| *name == "Host") => {}
@@ -135,7 +135,7 @@ fn forged_headers_change_nothing(through: &dyn Fn(Host) -> DeviceClient) {
 }
 
 fn claimed_addresses_are_not_believed(openclaw: &OpenClaw, ways: &[&dyn Fn(Host) -> DeviceClient]) {
-    report("  a claimed address never reaches the gateway, neither through the front nor past it");
+    print_now("  a claimed address never reaches the gateway, neither through the front nor past it");
     let forwarded = format!("for={CLAIMED}");
     for way in ways {
         for name in ["X-Forwarded-For", "X-Real-IP", "Forwarded", "True-Client-IP"] {
@@ -155,7 +155,7 @@ fn only_agents_are_agents(
     direct: &dyn Fn(Host) -> DeviceClient,
     local: &[String],
 ) {
-    report("  an agent is paired silently, but not through the front, and the front is no agent");
+    print_now("  an agent is paired silently, but not through the front, and the front is no agent");
     assert_eq!(direct(Host::Agent).connect().scopes(), local);
     through(Host::Agent).connect().pairing_request();
     direct(Host::Front).connect().pairing_request();
@@ -255,6 +255,6 @@ impl Front {
 
 /// The program of a front, which `tests/setup/fronts.sh` installs.
 pub fn program(name: &str) -> Result<PathBuf, Missing> {
-    let program = cache().join("fronts-1/bin").join(name);
+    let program = cache_dir().join("fronts-1/bin").join(name);
     if program.is_file() { Ok(program) } else { Err(Missing(format!("{name} is not installed"))) }
 }

@@ -13,7 +13,7 @@ use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
 use crate::sidecar::{self, URL, WS_URL};
 use loopgate_test_support::device_client::{DeviceClient, End};
 use loopgate_test_support::network::{Host, Network};
-use loopgate_test_support::requirements::{Missing, exclusively, report};
+use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 
 /// Headers that a client could send to be treated as local. Each row is one attempt.
 pub const FORGERIES: &[&[(&str, &str)]] = &[
@@ -66,12 +66,12 @@ fn every_forged_header_is_one_of_a_product_and_reserved() {
 
 #[test]
 fn openclaw_2026_2_19_pairs_agents_silently_and_others_after_an_approval() {
-    exclusively("OpenClaw 2026.2.19", || check_lanes("2026.2.19"));
+    run_exclusively("OpenClaw 2026.2.19", || check_lanes("2026.2.19"));
 }
 
 #[test]
 fn openclaw_2026_9_6_pairs_agents_silently_and_others_after_an_approval() {
-    exclusively("OpenClaw 2026.9.6", || check_lanes("2026.9.6"));
+    run_exclusively("OpenClaw 2026.9.6", || check_lanes("2026.9.6"));
 }
 
 /// Makes an empty directory for the test `test`. The files are kept, so that a failure can be examined.
@@ -88,7 +88,7 @@ fn check_lanes(version: &'static str) -> Result<(), Missing> {
     let openclaw = OpenClaw::new(&network, version, &directory)?;
     let gateway = openclaw.start(&["127.0.0.2"]);
     let sidecar = sidecar::start(&network, &directory, &[]);
-    let ca = sidecar.ca();
+    let ca = sidecar.ca_file();
     let through = |host| openclaw.client(host, WS_URL).ca(&ca);
     let local = openclaw.client(Host::Gateway, LOOPBACK).connect().scopes();
 
@@ -103,7 +103,7 @@ fn check_lanes(version: &'static str) -> Result<(), Missing> {
     let sidecar = sidecar::start(&network, &directory, &["--own-addresses", "agent"]);
     own_addresses_are_agents(&openclaw, &through, &local);
 
-    report("  the gateway restarts without trustedProxies; the sidecar stays");
+    print_now("  the gateway restarts without trustedProxies; the sidecar stays");
     gateway.stop(Duration::from_secs(30));
     drop(gateway);
     let _gateway = openclaw.start(&[]);
@@ -113,7 +113,7 @@ fn check_lanes(version: &'static str) -> Result<(), Missing> {
 }
 
 fn agents_are_local(through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
-    report("  an agent is paired silently, with the scopes of a local client");
+    print_now("  an agent is paired silently, with the scopes of a local client");
     assert_eq!(through(Host::Agent).connect().scopes(), local);
     assert_eq!(through(Host::Agent).over_h2().connect().scopes(), local);
     // An agent's own headers don't change its lane.
@@ -134,7 +134,7 @@ pub fn others_need_approval(
     local: &[String],
     device: &Path,
 ) {
-    report("  every other client has to wait for `openclaw devices approve`, and works after it");
+    print_now("  every other client has to wait for `openclaw devices approve`, and works after it");
     let external = || through(Host::External).identity(device);
     let request = external().connect().pairing_request();
     assert!(
@@ -148,9 +148,9 @@ pub fn others_need_approval(
 }
 
 fn forged_headers_change_nothing(through: &dyn Fn(Host) -> DeviceClient) {
-    report("  every other client needs an approval, whatever headers it sends");
+    print_now("  every other client needs an approval, whatever headers it sends");
     for headers in FORGERIES {
-        report(format_args!("    {headers:?}"));
+        print_now(format_args!("    {headers:?}"));
         through(Host::External).headers(headers).connect().pairing_request();
         // A client without a device can't be approved: the token alone permits nothing.
         through(Host::External)
@@ -162,19 +162,19 @@ fn forged_headers_change_nothing(through: &dyn Fn(Host) -> DeviceClient) {
             .may_not_read();
     }
     for headers in FORGERIES_OVER_H2 {
-        report(format_args!("    over h2: {headers:?}"));
+        print_now(format_args!("    over h2: {headers:?}"));
         through(Host::External).over_h2().headers(headers).connect().pairing_request();
     }
 }
 
 fn wrong_tokens_are_refused(through: &dyn Fn(Host) -> DeviceClient) {
-    report("  a wrong token is refused on both lanes");
+    print_now("  a wrong token is refused on both lanes");
     through(Host::Agent).token("wrong").connect().token_refused();
     through(Host::External).token("wrong").connect().token_refused();
 }
 
 fn http_requests_pass(network: &Network, ca: &Path) {
-    report("  the page and the HTTP API answer over h1 and h2, and the API requires the token");
+    print_now("  the page and the HTTP API answer over h1 and h2, and the API requires the token");
     let token = format!("authorization: Bearer {TOKEN}");
     let invoke = ["--json", r#"{"tool": "sessions_list", "args": {}}"#];
     for host in [Host::Agent, Host::External] {
@@ -211,23 +211,23 @@ fn http_requests_pass(network: &Network, ca: &Path) {
 
 /// OpenClaw issue #30740: sub-agents in the gateway's own container that use its bridge address.
 fn own_addresses_are_agents(openclaw: &OpenClaw, through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
-    report("  #30740: in the gateway's namespace, wss://172.18.0.2 is paired silently with `--own-addresses agent`");
+    print_now("  #30740: in the gateway's namespace, wss://172.18.0.2 is paired silently with `--own-addresses agent`");
     assert_eq!(through(Host::Gateway).connect().scopes(), local);
     assert_eq!(openclaw.client(Host::Gateway, LOOPBACK).connect().scopes(), local);
     through(Host::External).connect().pairing_request();
 }
 
 fn own_addresses_are_external(openclaw: &OpenClaw, through: &dyn Fn(Host) -> DeviceClient) {
-    report("  #30740: in the gateway's namespace, wss://172.18.0.2 is external by default");
+    print_now("  #30740: in the gateway's namespace, wss://172.18.0.2 is external by default");
     through(Host::Gateway).connect().pairing_request();
     openclaw.client(Host::Gateway, LOOPBACK).connect().scopes();
 }
 
 /// A gateway without `trustedProxies` refuses external clients; it does not treat them as local.
 fn nothing_becomes_local_without_trust(through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
-    report("  without trustedProxies no client of the external lane is local");
+    print_now("  without trustedProxies no client of the external lane is local");
     for headers in FORGERIES {
-        report(format_args!("    {headers:?}"));
+        print_now(format_args!("    {headers:?}"));
         let with_device = through(Host::External).headers(headers);
         let without = through(Host::External)
             .headers(headers)

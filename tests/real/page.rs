@@ -9,19 +9,19 @@ use serde_json::{Value, json};
 
 use crate::openclaw::directory;
 use loopgate_test_support::process::Process;
-use loopgate_test_support::requirements::{Missing, exclusively, node_modules, program};
+use loopgate_test_support::requirements::{Missing, find_program, node_modules, run_exclusively};
 use loopgate_test_support::sidecar::free_address;
 
 #[test]
 fn the_admin_page_fits_in_light_and_dark_on_wide_and_narrow_screens() {
-    exclusively("the admin page in Chromium", page);
+    run_exclusively("the admin page in Chromium", page);
 }
 
 fn page() -> Result<(), Missing> {
     let directory = directory("admin-page");
     let modules = node_modules("playwright-1.58.2")?;
-    let node = program("node")?;
-    program("chromium")?;
+    let node = find_program("node")?;
+    find_program("chromium")?;
     let gateway = TcpListener::bind("127.0.0.1:0").expect("a port");
     let (gateway, admin) = (gateway.local_addr().expect("an address").to_string(), free_address().to_string());
     let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));

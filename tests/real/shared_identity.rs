@@ -8,17 +8,21 @@ use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
 use crate::openclaw::directory;
 use crate::sidecar::{self, WS_URL};
 use loopgate_test_support::network::{Host, Network};
-use loopgate_test_support::requirements::{Missing, exclusively, report};
+use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 use loopgate_test_support::sidecar::Sidecar;
 
 #[test]
 fn users_of_openclaw_2026_2_19_who_share_one_identity_work_or_know_what_to_do() {
-    exclusively("one identity for gateway, agent and host, OpenClaw 2026.2.19", || check_shared_identity("2026.2.19"));
+    run_exclusively("one identity for gateway, agent and host, OpenClaw 2026.2.19", || {
+        check_shared_identity("2026.2.19")
+    });
 }
 
 #[test]
 fn users_of_openclaw_2026_9_6_who_share_one_identity_work_or_know_what_to_do() {
-    exclusively("one identity for gateway, agent and host, OpenClaw 2026.9.6", || check_shared_identity("2026.9.6"));
+    run_exclusively("one identity for gateway, agent and host, OpenClaw 2026.9.6", || {
+        check_shared_identity("2026.9.6")
+    });
 }
 
 fn check_shared_identity(version: &'static str) -> Result<(), Missing> {
@@ -32,9 +36,9 @@ fn check_shared_identity(version: &'static str) -> Result<(), Missing> {
     let use_by = |host, ca: &Path| openclaw.client(host, WS_URL).ca(ca).identity(&device);
     openclaw.client(Host::Gateway, LOOPBACK).identity(&device).connect().scopes();
 
-    report("  without gateway.state_dir the host gets the exact command, once");
+    print_now("  without gateway.state_dir the host gets the exact command, once");
     let sidecar = sidecar::start(&network, &directory, &[]);
-    let ca = sidecar.ca();
+    let ca = sidecar.ca_file();
     use_by(Host::Agent, &ca).connect().scopes();
     let refusal = use_by(Host::External, &ca).connect().refused_by_loopgate();
     release_device(&sidecar, device_named_in(&refusal));
@@ -45,11 +49,11 @@ fn check_shared_identity(version: &'static str) -> Result<(), Missing> {
     sidecar.stop();
 
     if is_old {
-        report("  with gateway.state_dir it is never bound");
+        print_now("  with gateway.state_dir it is never bound");
         let state = format!("--gateway-state-dir={}", openclaw.state().display());
         let sidecar = sidecar::start(&network, &directory.join("with-state-dir"), &[&state]);
         for host in [Host::Agent, Host::External, Host::Agent] {
-            use_by(host, &sidecar.ca()).connect().scopes();
+            use_by(host, &sidecar.ca_file()).connect().scopes();
         }
         sidecar.stop();
     }
@@ -59,10 +63,10 @@ fn check_shared_identity(version: &'static str) -> Result<(), Missing> {
 /// The `openclaw` command with the gateway's state, in the agent's container and on the host.
 /// `is_released` says whether the gateway's device was released before.
 fn command_line(openclaw: &OpenClaw, sidecar: &Sidecar, is_released: bool) {
-    report("  openclaw gateway call --url, with the gateway's own state, does the same");
+    print_now("  openclaw gateway call --url, with the gateway's own state, does the same");
     let call = |host| {
         let arguments = ["gateway", "call", "health", "--url", WS_URL, "--token", TOKEN];
-        let output = openclaw.run_from(host, &arguments, &sidecar.ca());
+        let output = openclaw.run_from(host, &arguments, &sidecar.ca_file());
         let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
         if output.status.success() { Ok(()) } else { Err(text) }
     };

@@ -18,7 +18,7 @@ pub fn start(network: &Network, directory: &Path, flags: &[&str]) -> Sidecar {
 
 /// Starts a sidecar whose only agents are those of `flags`, and waits until it is ready.
 pub fn start_without_agents(network: &Network, directory: &Path, flags: &[&str]) -> Sidecar {
-    let wrapper = network.wrapper(Host::Gateway, binary());
+    let wrapper = network.command_wrapper(Host::Gateway, binary());
     let always = ["--listen=bridge:18789", "--admin=127.0.0.1:9180", "--access-log"];
-    Launch::new().through(wrapper).directory(&directory.join("loopgate")).flags(&always).flags(flags).start()
+    Launch::new().with_wrapper(wrapper).directory(&directory.join("loopgate")).flags(&always).flags(flags).start()
 }

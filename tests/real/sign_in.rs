@@ -16,7 +16,7 @@ use crate::sidecar::{self, URL, WS_URL};
 use loopgate_test_support::device_client::{DeviceClient, End};
 use loopgate_test_support::network::{Host, Network};
 use loopgate_test_support::process::Process;
-use loopgate_test_support::requirements::{Missing, exclusively, report};
+use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 
 const DOCUMENT: &str = include_str!("../../docs/sign-in.md");
 /// A Python program that answers 200 with the name in the cookie `session`, or 401 without the cookie.
@@ -36,12 +36,12 @@ const PASSWORD: &str = "the-password-of-the-tests";
 
 #[test]
 fn behind_caddy_with_forward_auth_only_the_auth_server_names_the_user() {
-    exclusively("sign-in, Caddy", || check_sign_in_behind("caddy", caddy));
+    run_exclusively("sign-in, Caddy", || check_sign_in_behind("caddy", caddy));
 }
 
 #[test]
 fn behind_traefik_with_forward_auth_only_the_auth_server_names_the_user() {
-    exclusively("sign-in, Traefik", || check_sign_in_behind("traefik", traefik));
+    run_exclusively("sign-in, Traefik", || check_sign_in_behind("traefik", traefik));
 }
 
 /// The document's fenced block in `language` that contains `part`, with the addresses and paths of this test.
@@ -83,7 +83,7 @@ fn check_sign_in_behind(name: &str, start: Start) -> Result<(), Missing> {
     let _auth_server = Process::start("the auth server", auth_server, &directory.join("auth.log"));
     let place = directory.join("front");
     fs::create_dir_all(&place).expect("a directory");
-    let (front, ca) = start(&network, &program, &place, &sidecar.ca());
+    let (front, ca) = start(&network, &program, &place, &sidecar.ca_file());
 
     // Requests a page that needs a user name from `host` with these headers, and returns the status code.
     let status = |host: Host, url: &str, ca: &Path, headers: &[&str]| {
@@ -99,7 +99,7 @@ fn check_sign_in_behind(name: &str, start: Start) -> Result<(), Missing> {
     let through = |headers: &[&str]| status(Host::External, &site, &ca, headers);
     front.wait_until("serves", Duration::from_secs(180), || through(&["Cookie: session=alice@example.com"]) == "200");
 
-    report("  a user who is not signed in or not allowed is refused, whatever headers they send");
+    print_now("  a user who is not signed in or not allowed is refused, whatever headers they send");
     for headers in [
         &[][..],
         &["Remote-User: alice@example.com"],
@@ -110,11 +110,11 @@ fn check_sign_in_behind(name: &str, start: Start) -> Result<(), Missing> {
     ] {
         assert_eq!(through(headers), "401", "{headers:?}");
     }
-    report("  a signed-in user can't change their name");
+    print_now("  a signed-in user can't change their name");
     assert_eq!(through(&["Cookie: session=alice@example.com", "Remote-User: mallory@example.com"]), "200");
 
-    report("  only the front may send the header with the name");
-    let direct = |host: Host, headers: &[&str]| status(host, URL, &sidecar.ca(), headers);
+    print_now("  only the front may send the header with the name");
+    let direct = |host: Host, headers: &[&str]| status(host, URL, &sidecar.ca_file(), headers);
     for host in [Host::External, Host::Agent] {
         assert_eq!(direct(host, &["Remote-User: alice@example.com"]), "401", "{host:?}");
     }
@@ -123,14 +123,14 @@ fn check_sign_in_behind(name: &str, start: Start) -> Result<(), Missing> {
     let password = format!("Authorization: Bearer {PASSWORD}");
     assert_eq!(direct(Host::External, &[&password]), "401", "the password is for local clients");
 
-    report("  sub-agents work; local clients and agents use the password");
+    print_now("  sub-agents work; local clients and agents use the password");
     openclaw.assert_spawns(PASSWORD);
     openclaw.run(&["gateway", "call", "health"]);
     assert_eq!(direct(Host::Agent, &[&password]), "200");
     let client = |host, url: &str| -> DeviceClient { openclaw.client(host, url).password(PASSWORD) };
     let local = client(Host::Gateway, LOOPBACK).connect().scopes();
     assert!(local.contains(&"operator.admin".to_owned()), "{local:?}");
-    assert_eq!(client(Host::Agent, WS_URL).ca(&sidecar.ca()).connect().scopes(), local);
+    assert_eq!(client(Host::Agent, WS_URL).ca(&sidecar.ca_file()).connect().scopes(), local);
     drop(front);
     sidecar.stop();
     Ok(())

@@ -19,7 +19,7 @@ use crate::sidecar::{self, URL};
 use loopgate_test_support::content::{self, Checksum};
 use loopgate_test_support::network::{Host, Network};
 use loopgate_test_support::process::memory;
-use loopgate_test_support::requirements::{Missing, exclusively, program, report};
+use loopgate_test_support::requirements::{Missing, find_program, print_now, run_exclusively};
 use loopgate_test_support::sidecar::Sidecar;
 use loopgate_test_support::tls_client::{PROTOCOLS, Protocol};
 use loopgate_test_support::websocket::{assert_echo, close};
@@ -29,26 +29,26 @@ const CURL_PROTOCOLS: [(&str, &str); 2] = [("--http1.1", "1.1"), ("--http2", "2"
 
 #[test]
 fn a_gibibyte_passes_unchanged_both_ways_in_constant_memory() {
-    exclusively("a gibibyte up and down with curl, over h1 and h2", || gibibyte(&directory("gibibyte")));
+    run_exclusively("a gibibyte up and down with curl, over h1 and h2", || gibibyte(&directory("gibibyte")));
 }
 
 #[test]
 fn server_sent_events_arrive_one_by_one() {
-    exclusively("server-sent events with curl, over h1 and h2", || events(&directory("events")));
+    run_exclusively("server-sent events with curl, over h1 and h2", || events(&directory("events")));
 }
 
 #[test]
 fn a_message_of_64_mebibytes_passes_a_websocket() {
-    exclusively("a WebSocket message of 64 MiB, over h1 and h2", || large_message(&directory("large-message")));
+    run_exclusively("a WebSocket message of 64 MiB, over h1 and h2", || large_message(&directory("large-message")));
 }
 
 #[test]
 fn two_thousand_websockets_echo_at_once() {
-    exclusively("2,000 WebSockets at once", || many_websockets(&directory("many-websockets")));
+    run_exclusively("2,000 WebSockets at once", || many_websockets(&directory("many-websockets")));
 }
 
 fn gibibyte(directory: &Path) -> Result<(), Missing> {
-    program("curl")?;
+    find_program("curl")?;
     let network = Network::new()?;
     let _backend = HostedBackend::start(&network);
     let sidecar = sidecar::start(&network, directory, &[]);
@@ -69,7 +69,7 @@ fn gibibyte(directory: &Path) -> Result<(), Missing> {
                 .arg(format!("{URL}/upload")),
         );
         assert_eq!(answer, format!("{checksum} {version}"), "the upload differs");
-        report(format_args!(
+        print_now(format_args!(
             "  {flag}: upload, loopgate's memory was {} MiB at most (before: {} MiB)",
             memory(sidecar.process().id()).1 / MIB,
             before / MIB
@@ -81,7 +81,7 @@ fn gibibyte(directory: &Path) -> Result<(), Missing> {
         assert!(download.wait().expect("own child").success());
 
         let (_, highest) = memory(sidecar.process().id());
-        report(format_args!("  {flag}: download, loopgate's memory was {} MiB at most", highest / MIB));
+        print_now(format_args!("  {flag}: download, loopgate's memory was {} MiB at most", highest / MIB));
         assert!(highest < before + 32 * MIB, "memory went from {} to {} MiB", before / MIB, highest / MIB);
     }
     sidecar.stop();
@@ -89,7 +89,7 @@ fn gibibyte(directory: &Path) -> Result<(), Missing> {
 }
 
 fn events(directory: &Path) -> Result<(), Missing> {
-    program("curl")?;
+    find_program("curl")?;
     let network = Network::new()?;
     let backend = HostedBackend::start(&network);
     let sidecar = sidecar::start(&network, directory, &[]);
@@ -123,12 +123,12 @@ fn large_message(directory: &Path) -> Result<(), Missing> {
     let sidecar = sidecar::start(&network, directory, &[]);
     let client = sidecar.clone().expecting_address();
     let (before, _) = memory(sidecar.process().id());
-    let thread = network.inside(Host::External, move || {
+    let thread = network.run_on(Host::External, move || {
         run(async move {
             let message = Bytes::from(content::blocks().take(1024).flatten().collect::<Vec<u8>>());
             assert_eq!(message.len() as u64, 64 * MIB);
             for protocol in PROTOCOLS {
-                let mut socket = client.websocket(protocol, &address(0), "/ws").await;
+                let mut socket = client.open_websocket(protocol, &address(0), "/ws").await;
                 assert_echo(&mut socket, message.clone()).await;
                 close(socket).await;
             }
@@ -158,7 +158,7 @@ fn many_websockets(directory: &Path) -> Result<(), Missing> {
     let _backend = HostedBackend::start(&network);
     let sidecar = sidecar::start(&network, directory, &[]);
     let client = sidecar.clone().expecting_address();
-    let thread = network.inside(Host::External, move || {
+    let thread = network.run_on(Host::External, move || {
         run(async move {
             let all_open = Arc::new(Barrier::new(COUNT));
             // All are open at the same time, but at most 64 are being opened at the same time.
@@ -168,7 +168,7 @@ fn many_websockets(directory: &Path) -> Result<(), Missing> {
                 let (client, all_open, opening) = (client.clone(), Arc::clone(&all_open), Arc::clone(&opening));
                 clients.spawn(async move {
                     let turn = opening.acquire().await.expect("open");
-                    let mut socket = client.websocket(Protocol::H1, &address(number), "/ws").await;
+                    let mut socket = client.open_websocket(Protocol::H1, &address(number), "/ws").await;
                     drop(turn);
                     all_open.wait().await;
                     for round in 0..3 {
@@ -186,7 +186,7 @@ fn many_websockets(directory: &Path) -> Result<(), Missing> {
         });
     });
     thread.join().expect("2,000 clients get their messages back");
-    report(format_args!("  loopgate's memory was {} MiB at most", memory(sidecar.process().id()).1 / MIB));
+    print_now(format_args!("  loopgate's memory was {} MiB at most", memory(sidecar.process().id()).1 / MIB));
     sidecar.stop();
     Ok(())
 }
@@ -204,7 +204,7 @@ fn run(client: impl Future<Output = ()>) {
 
 fn curl(network: &Network, sidecar: &Sidecar, protocol: &str) -> Command {
     let mut curl = network.command(Host::External, "curl");
-    curl.args(["--silent", "--show-error", "--fail", protocol, "--cacert"]).arg(sidecar.ca());
+    curl.args(["--silent", "--show-error", "--fail", protocol, "--cacert"]).arg(sidecar.ca_file());
     curl
 }
 

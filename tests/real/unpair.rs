@@ -5,16 +5,16 @@ use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
 use crate::openclaw::directory;
 use crate::sidecar::{self, WS_URL};
 use loopgate_test_support::network::{Host, Network};
-use loopgate_test_support::requirements::{Missing, exclusively, report};
+use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 
 #[test]
 fn the_device_of_a_removed_container_is_unpaired_on_openclaw_2026_2_19() {
-    exclusively("agents.unpair, OpenClaw 2026.2.19", || check_unpairing("2026.2.19"));
+    run_exclusively("agents.unpair, OpenClaw 2026.2.19", || check_unpairing("2026.2.19"));
 }
 
 #[test]
 fn the_device_of_a_removed_container_is_unpaired_on_openclaw_2026_9_6() {
-    exclusively("agents.unpair, OpenClaw 2026.9.6", || check_unpairing("2026.9.6"));
+    run_exclusively("agents.unpair, OpenClaw 2026.9.6", || check_unpairing("2026.9.6"));
 }
 
 fn check_unpairing(version: &'static str) -> Result<(), Missing> {
@@ -29,7 +29,7 @@ fn check_unpairing(version: &'static str) -> Result<(), Missing> {
     let engine_flag = engine.docker_flag();
     let flags = [engine_flag.as_str(), "--unpair", token_flag.as_str()];
     let sidecar = sidecar::start_without_agents(&network, &directory, &flags);
-    let ca = sidecar.ca();
+    let ca = sidecar.ca_file();
     let through = |host| openclaw.client(host, WS_URL).ca(&ca);
 
     let [agents_device, outsiders_device] = ["agents.json", "outsiders.json"].map(|file| directory.join(file));
@@ -42,7 +42,7 @@ fn check_unpairing(version: &'static str) -> Result<(), Missing> {
     let before = paired();
     assert!(before.contains(&device), "{before:?}");
 
-    report("  a container that is only stopped keeps its device's pairing");
+    print_now("  a container that is only stopped keeps its device's pairing");
     engine.stop_agent();
     wait_until_external(&through);
     std::thread::sleep(std::time::Duration::from_secs(5));
@@ -50,7 +50,7 @@ fn check_unpairing(version: &'static str) -> Result<(), Missing> {
     engine.start_agent(None);
     wait_until(|| through(Host::Agent).identity(&agents_device).token(&token).connect().is_accepted());
 
-    report("  if the container is removed, its device's pairing is removed, and no other");
+    print_now("  if the container is removed, its device's pairing is removed, and no other");
     engine.stop_agent();
     engine.remove_agent();
     wait_until(|| !paired().contains(&device));
@@ -60,17 +60,17 @@ fn check_unpairing(version: &'static str) -> Result<(), Missing> {
     through(Host::External).identity(&outsiders_device).connect().scopes();
     assert_bound(through(Host::External).identity(&agents_device).token(&token));
 
-    report("  its token is refused by the gateway, on loopback too");
+    print_now("  its token is refused by the gateway, on loopback too");
     openclaw.client(Host::Gateway, LOOPBACK).identity(&agents_device).token(&token).connect().not_accepted();
 
-    report("  a new container with the same name and device is paired again, until it is removed too");
+    print_now("  a new container with the same name and device is paired again, until it is removed too");
     engine.start_agent(None);
     wait_until(|| through(Host::Agent).identity(&agents_device).connect().is_accepted());
     engine.stop_agent();
     engine.remove_agent();
     wait_until(|| !paired().contains(&device));
 
-    report("  a device that is released has to be approved like any other");
+    print_now("  a device that is released has to be approved like any other");
     release_device(&sidecar, &device);
     through(Host::External).identity(&agents_device).token(&token).connect().not_accepted();
     through(Host::External).identity(&agents_device).connect().pairing_request();

@@ -57,7 +57,7 @@ fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
     let tasks = Shutdown::new();
     let start = |flags: &[&str]| {
         let sidecar = Launch::new().gateway(gateway).flags(flags).start();
-        let client = TlsClient::with_ca_file(sidecar.address, &sidecar.ca()).from("127.0.0.3");
+        let client = TlsClient::with_ca_file(sidecar.address, &sidecar.ca_file()).from("127.0.0.3");
         let bridge = runtime.block_on(bridge(client, tasks.clone()));
         (sidecar, bridge)
     };

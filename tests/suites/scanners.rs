@@ -139,7 +139,7 @@ fn scan(sidecar: &Sidecar) -> Vec<Value> {
     // except HTTP headers, because those are the gateway's.
     testssl
         .args(["--warnings", "off", "--quiet", "--color", "0", "-p", "-s", "-f", "-P", "-S", "-U", "--add-ca"])
-        .arg(sidecar.ca());
+        .arg(sidecar.ca_file());
     let printed = output(testssl.arg("--jsonfile").arg(&json).arg(format!("localhost:{}", sidecar.address.port())));
     let report = std::fs::read_to_string(&json).unwrap_or_else(|error| panic!("{error}: {printed}"));
     serde_json::from_str(&report).unwrap_or_else(|error| panic!("{error}: {printed}"))

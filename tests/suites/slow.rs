@@ -39,13 +39,13 @@ fn attack(name: &str, path: &str, mode: &[&str]) {
     run(async {
         let backend = Backend::start().await;
         let sidecar = Launch::new().gateway(backend.address).start();
-        let client = TlsClient::with_ca_file(sidecar.address, &sidecar.ca()).from("127.0.0.5");
+        let client = TlsClient::with_ca_file(sidecar.address, &sidecar.ca_file()).from("127.0.0.5");
         let url = format!("https://localhost:{}/{path}", sidecar.address.port());
         let mut slow = Command::new("slowhttptest");
         slow.args(mode).args(["-c", CONNECTIONS, "-r", "200", "-l", &SECONDS.to_string(), "-p", "3", "-u", &url]);
         let mut slow =
             slow.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("slowhttptest");
-        let (before, start) = (sidecar.process().descriptors(), Instant::now());
+        let (before, start) = (sidecar.process().open_file_count(), Instant::now());
         let (mut times, mut most) = (Vec::new(), 0);
         while slow.try_wait().unwrap().is_none() {
             assert!(start.elapsed() < Duration::from_secs(SECONDS + 20), "the attack does not end");
@@ -54,7 +54,7 @@ fn attack(name: &str, path: &str, mode: &[&str]) {
                 .await
                 .unwrap_or_else(|_| panic!("{name}: no answer in {PATIENCE:?}"));
             times.push(request_start.elapsed());
-            most = most.max(sidecar.process().descriptors() - before.min(sidecar.process().descriptors()));
+            most = most.max(sidecar.process().open_file_count() - before.min(sidecar.process().open_file_count()));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         times.sort();

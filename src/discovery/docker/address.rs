@@ -314,15 +314,15 @@ mod tests {
             let Location::Usual(usual) = &engine.address().location else { panic!() };
             assert_eq!(usual.ignored_socket.get(), Some(&better));
         }
-        assert_eq!((first.asked("/containers/json"), other.asked("/containers/json")), (3, 0));
+        assert_eq!((first.request_count("/containers/json"), other.request_count("/containers/json")), (3, 0));
         // The other socket is not used after the first engine has ended and its socket is gone, either.
-        first.down(true).await;
+        first.stop_engine(true).await;
         let engine = Engine::at(Address::one_of(&[&better, &socket]), &Shutdown::new());
         assert!(engine.address().try_choose_socket(&socket));
         assert!(
             matches!(engine.list_containers().await, Err(crate::discovery::docker::Error::NoSocket { path }) if path == socket)
         );
-        assert_eq!(other.asked("/containers/json"), 0);
+        assert_eq!(other.request_count("/containers/json"), 0);
         // A connection to another socket that was being opened at the same time is not used.
         assert!(!engine.address().try_choose_socket(&better));
     }

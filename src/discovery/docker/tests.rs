@@ -52,7 +52,7 @@ impl Harness {
             report_skipped("this machine has no address but loopback");
             return None;
         };
-        docker.put(gateway(own));
+        docker.add_silently(gateway(own));
         Some(Self::new(Engine::Unix(docker.socket())))
     }
 
@@ -99,13 +99,13 @@ async fn a_labelled_container_is_an_agent_from_its_start_to_its_death() {
     let view = harness.wait_until_live().await;
     assert!(view.agents.is_empty() && view.own_names.contains("front-door"), "{view:?}");
 
-    docker.run(agent("a", AGENT));
+    docker.run_container(agent("a", AGENT));
     let view = harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     assert_eq!(view.agents[&AGENT].kind, AgentKind::Address);
 
     // No list is answered any more, so only the event can report the stop.
-    docker.silence(LIST);
-    docker.stop("a");
+    docker.stop_responding_on(LIST);
+    docker.stop_container("a");
     harness.wait_until("the agent is forgotten", |view| view.agents.is_empty() && view.last_known.is_empty()).await;
     harness.stop_and_check_tasks().await;
 }
@@ -114,14 +114,14 @@ async fn a_labelled_container_is_an_agent_from_its_start_to_its_death() {
 async fn an_unlabelled_container_that_gets_an_agents_address_is_no_agent() {
     let docker = FakeDocker::start();
     let Some(mut harness) = Harness::start(&docker) else { return };
-    docker.put(agent("a", AGENT));
+    docker.add_silently(agent("a", AGENT));
     harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
 
-    docker.stop("a");
-    docker.run(container("b", json!({}), &[("front", &AGENT.to_string())]));
+    docker.stop_container("a");
+    docker.run_container(container("b", json!({}), &[("front", &AGENT.to_string())]));
     harness.wait_until("no container is an agent", |view| view.agents.is_empty()).await;
     let lists = harness.metrics.lists_read.get();
-    docker.event("container", "rename", "b", json!({}));
+    docker.send_event("container", "rename", "b", json!({}));
     wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
     assert!(harness.view.borrow().agents.is_empty());
     harness.stop_and_check_tasks().await;
@@ -131,16 +131,16 @@ async fn an_unlabelled_container_that_gets_an_agents_address_is_no_agent() {
 async fn a_container_that_leaves_the_shared_network_is_no_agent() {
     let docker = FakeDocker::start();
     let Some(mut harness) = Harness::start(&docker) else { return };
-    docker.put(container(
+    docker.add_silently(container(
         "a",
         json!({"loopgate.agent": "true"}),
         &[("front", &AGENT.to_string()), ("back", "198.51.100.8")],
     ));
     harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
 
-    docker.silence(LIST);
-    docker.event("network", "disconnect", "back", json!({"container": "a"}));
-    docker.event("network", "disconnect", "front", json!({"container": "a"}));
+    docker.stop_responding_on(LIST);
+    docker.send_event("network", "disconnect", "back", json!({"container": "a"}));
+    docker.send_event("network", "disconnect", "front", json!({"container": "a"}));
     let view = harness.wait_until("it is none", |view| view.agents.is_empty()).await;
     assert_eq!(view.not_agents.get("a"), Some(&WhyNotAgent::NoSharedNetwork));
     harness.stop_and_check_tasks().await;
@@ -149,16 +149,18 @@ async fn a_container_that_leaves_the_shared_network_is_no_agent() {
 #[tokio::test]
 async fn a_label_that_the_image_has_too_is_not_the_operators() {
     let docker = FakeDocker::start();
-    docker
-        .image("sha256:hostile", json!({"loopgate.agent": "address", "com.docker.compose.project": "claws", "x": "y"}));
+    docker.set_image_labels(
+        "sha256:hostile",
+        json!({"loopgate.agent": "address", "com.docker.compose.project": "claws", "x": "y"}),
+    );
     let Some(mut harness) = Harness::start(&docker) else { return };
     let mut hostile = container("hostile", json!({"loopgate.agent": "address"}), &[("front", "198.51.100.9")]);
     hostile["ImageID"] = "sha256:hostile".into();
-    docker.put(hostile);
+    docker.add_silently(hostile);
     let mut renamed = container("renamed", json!({"loopgate.agent": "true"}), &[("front", "198.51.100.10")]);
     renamed["ImageID"] = "sha256:hostile".into();
-    docker.put(renamed);
-    docker.put(agent("a", AGENT));
+    docker.add_silently(renamed);
+    docker.add_silently(agent("a", AGENT));
     let view = harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     assert_eq!(view.agents.len(), 1, "{view:?}");
     assert_eq!(view.not_agents["hostile"], WhyNotAgent::ImageLabel("address".into()));
@@ -170,20 +172,20 @@ async fn a_label_that_the_image_has_too_is_not_the_operators() {
 #[tokio::test]
 async fn no_label_counts_while_images_cant_be_read() {
     let docker = FakeDocker::start();
-    docker.answer(&image(), 403, "no");
+    docker.set_response(&image(), 403, "no");
     let Some(mut harness) = Harness::start(&docker) else { return };
-    docker.put(agent("a", AGENT));
+    docker.add_silently(agent("a", AGENT));
     let view = harness.wait_until("it says why", |view| view.not_agents.contains_key("a")).await;
     assert!(view.agents.is_empty());
     assert!(view.not_agents["a"].to_string().contains("GET /images/{id}/json (403"), "{view:?}");
-    docker.permit(&image());
-    docker.event("container", "rename", "a", json!({}));
+    docker.clear_response(&image());
+    docker.send_event("container", "rename", "a", json!({}));
     harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
-    let asked = docker.asked(&image());
-    docker.event("container", "rename", "a", json!({}));
+    let asked = docker.request_count(&image());
+    docker.send_event("container", "rename", "a", json!({}));
     let lists = harness.metrics.lists_read.get();
     wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
-    assert_eq!(docker.asked(&image()), asked, "an image is read once");
+    assert_eq!(docker.request_count(&image()), asked, "an image is read once");
     harness.stop_and_check_tasks().await;
 }
 
@@ -194,14 +196,18 @@ async fn a_container_that_cant_be_read_is_ignored_and_discovery_goes_on() {
     let mut stopped = container("stopped", json!({"note": null}), &[]);
     (stopped["State"], stopped["Health"], stopped["NetworkSettings"]["Networks"]) =
         ("stopped".into(), "".into(), json!({"x": null}));
-    docker.put(stopped);
+    docker.add_silently(stopped);
     let mut unreadable = container("unreadable", json!({"loopgate.agent": "address"}), &[("front", "198.51.100.9")]);
     unreadable["NetworkSettings"]["Networks"]["front"]["IPAddress"] = 7.into();
-    docker.put(unreadable);
-    docker.put(agent("a", AGENT));
+    docker.add_silently(unreadable);
+    docker.add_silently(agent("a", AGENT));
     let view = harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     assert_eq!(view.agents.len(), 1, "{view:?}");
-    docker.run(container("b", json!({"loopgate.agent": "true", "empty": null}), &[("front", "198.51.100.10")]));
+    docker.run_container(container(
+        "b",
+        json!({"loopgate.agent": "true", "empty": null}),
+        &[("front", "198.51.100.10")],
+    ));
     harness.wait_until("events are read", |view| view.agents.len() == 2).await;
     assert_eq!(harness.metrics.lost_streams.get(), 0);
     harness.stop_and_check_tasks().await;
@@ -211,28 +217,28 @@ async fn a_container_that_cant_be_read_is_ignored_and_discovery_goes_on() {
 async fn a_container_that_lost_its_endpoint_stays_out_until_it_starts_or_connects_again() {
     let docker = FakeDocker::start();
     let Some(mut harness) = Harness::start(&docker) else { return };
-    docker.put(agent("a", AGENT));
+    docker.add_silently(agent("a", AGENT));
     harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     for (kind, action, actor) in [("container", "start", "a"), ("network", "connect", "front")] {
         // Engine 28 disconnects a container that was killed while its list still shows it as running.
-        docker.event("network", "disconnect", "front", json!({"container": "a"}));
+        docker.send_event("network", "disconnect", "front", json!({"container": "a"}));
         harness.wait_until("it is none", |view| view.agents.is_empty()).await;
         for _ in 0..2 {
             let lists = harness.metrics.lists_read.get();
-            docker.event("container", "rename", "another", json!({}));
+            docker.send_event("container", "rename", "another", json!({}));
             wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
             assert!(harness.view.borrow().agents.is_empty(), "a list brought it back");
         }
-        docker.event(kind, action, actor, json!({"container": "a"}));
+        docker.send_event(kind, action, actor, json!({"container": "a"}));
         harness.wait_until("it is one again", |view| is_agent(view, "a")).await;
     }
-    docker.event("container", "die", "a", json!({}));
+    docker.send_event("container", "die", "a", json!({}));
     harness.wait_until("it is dead", |view| view.agents.is_empty()).await;
     let lists = harness.metrics.lists_read.get();
-    docker.event("container", "rename", "another", json!({}));
+    docker.send_event("container", "rename", "another", json!({}));
     wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
     assert!(harness.view.borrow().agents.is_empty(), "a list brought it back");
-    docker.event("container", "start", "a", json!({}));
+    docker.send_event("container", "start", "a", json!({}));
     harness.wait_until("it lives again", |view| is_agent(view, "a")).await;
     harness.stop_and_check_tasks().await;
 }
@@ -243,18 +249,18 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_
         let docker = FakeDocker::start();
         let networks = json!({"front": {"Aliases": ["api", "gateway"],
             "DNSNames": ["api", "gateway", "0123456789ab"]}, "back": {"Aliases": null}, "gone": null});
-        docker.details("gateway", json!({"Id": "gateway", "NetworkSettings": {"Networks": networks}}));
+        docker.set_inspection("gateway", json!({"Id": "gateway", "NetworkSettings": {"Networks": networks}}));
         if !permitted {
-            docker.answer("/containers/gateway/json", 403, "no");
+            docker.set_response("/containers/gateway/json", 403, "no");
         }
         let Some(mut harness) = Harness::start(&docker) else { return };
         wait_until_ready(&mut harness.view, TIMEOUT).await;
         for name in ["api", "0123456789ab"] {
             assert_eq!(harness.view.borrow().own_names.contains(name), permitted, "{name}");
         }
-        docker.run(agent("a", AGENT));
+        docker.run_container(agent("a", AGENT));
         harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
-        assert_eq!(docker.asked("/containers/gateway/json"), 1);
+        assert_eq!(docker.request_count("/containers/gateway/json"), 1);
         let asked = docker.all_asked();
         assert_eq!(
             asked,
@@ -274,17 +280,17 @@ async fn after_many_starts_and_stops_the_running_agents_are_known() {
     let address = |n: u16| IpAddr::from([10, 200, (n / 250) as u8, (n % 250) as u8 + 1]);
     let id = |n: u16| format!("{n:064x}");
     for n in 0..500 {
-        docker.run(agent(&id(n), address(n)));
-        docker.event("container", "exec_create: /bin/true", &id(n), json!({}));
+        docker.run_container(agent(&id(n), address(n)));
+        docker.send_event("container", "exec_create: /bin/true", &id(n), json!({}));
         if n % 10 == 9 {
             tokio::task::yield_now().await;
         }
     }
     for n in (0..500).filter(|n| n % 5 != 0) {
-        docker.stop(&id(n));
+        docker.stop_container(&id(n));
         if n % 50 == 1 {
             // Another container gets the address of one that has just stopped.
-            docker.run(container(&id(1000 + n), json!({}), &[("front", &address(n).to_string())]));
+            docker.run_container(container(&id(1000 + n), json!({}), &[("front", &address(n).to_string())]));
         }
     }
     let expected: Vec<IpAddr> = (0..500).filter(|n| n % 5 == 0).map(address).collect();
@@ -295,7 +301,7 @@ async fn after_many_starts_and_stops_the_running_agents_are_known() {
         "{} lists for 900 events",
         harness.metrics.lists_read.get() - before
     );
-    assert_eq!(docker.subscribers(), 1);
+    assert_eq!(docker.subscriber_count(), 1);
     harness.stop_and_check_tasks().await;
 }
 

@@ -73,8 +73,8 @@ fn agents(view: &View) -> Vec<&str> {
 #[tokio::test]
 async fn pods_are_agents_from_the_label_to_the_end() {
     let kubernetes = FakeKubernetes::start();
-    kubernetes.put(pod("a", Some("address"), &[AGENT, "2001:db8::7"]));
-    kubernetes.put(pod("bystander", None, &["198.51.100.9"]));
+    kubernetes.put_pod(pod("a", Some("address"), &[AGENT, "2001:db8::7"]));
+    kubernetes.put_pod(pod("bystander", None, &["198.51.100.9"]));
     let mut harness = Harness::start(&kubernetes);
     let view = harness.wait_until_agents(&["a"]).await;
     let (v4, v6): (IpAddr, IpAddr) = (AGENT.parse().unwrap(), "2001:db8::7".parse().unwrap());
@@ -84,41 +84,41 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     // A pod that is starting has no address at first.
     let mut starting = pod("b", Some("true"), &[]);
     starting["status"]["phase"] = "Pending".into();
-    kubernetes.put(starting);
-    kubernetes.bookmark();
-    kubernetes.put(pod("c", Some("true"), &["198.51.100.10"]));
+    kubernetes.put_pod(starting);
+    kubernetes.send_bookmark();
+    kubernetes.put_pod(pod("c", Some("true"), &["198.51.100.10"]));
     harness.wait_until_agents(&["a", "c"]).await;
-    kubernetes.put(pod("b", Some("true"), &[OTHER]));
+    kubernetes.put_pod(pod("b", Some("true"), &[OTHER]));
     harness.wait_until_agents(&["a", "b", "c"]).await;
 
     let lists = harness.metrics.lists_read.get();
-    kubernetes.change("a", |pod| pod["metadata"]["labels"] = json!({}));
+    kubernetes.change_pod("a", |pod| pod["metadata"]["labels"] = json!({}));
     harness.wait_until_agents(&["b", "c"]).await;
-    kubernetes.change("b", |pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into());
+    kubernetes.change_pod("b", |pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into());
     harness.wait_until_agents(&["c"]).await;
-    kubernetes.change("c", |pod| pod["status"]["phase"] = "Succeeded".into());
+    kubernetes.change_pod("c", |pod| pod["status"]["phase"] = "Succeeded".into());
     harness.wait_until_agents(&[]).await;
-    kubernetes.put(pod("d", Some("address"), &[AGENT]));
+    kubernetes.put_pod(pod("d", Some("address"), &[AGENT]));
     harness.wait_until_agents(&["d"]).await;
-    kubernetes.delete("d");
+    kubernetes.delete_pod("d");
     let view = harness.wait_until_agents(&[]).await;
     assert!(view.last_known.is_empty());
     // All changes came from the watch, without another list.
-    assert_eq!((harness.metrics.lists_read.get(), kubernetes.asked("list pods")), (lists, 1));
+    assert_eq!((harness.metrics.lists_read.get(), kubernetes.request_count("list pods")), (lists, 1));
     harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
 async fn a_list_of_many_pages_is_read_to_its_end() {
     let kubernetes = FakeKubernetes::start();
-    kubernetes.page(2);
+    kubernetes.set_page_size(2);
     let names = ["a", "b", "c", "d", "e"];
     for (number, name) in names.iter().enumerate() {
-        kubernetes.put(pod(name, Some("true"), &[&format!("198.51.100.{}", 20 + number)]));
+        kubernetes.put_pod(pod(name, Some("true"), &[&format!("198.51.100.{}", 20 + number)]));
     }
     let mut harness = Harness::start(&kubernetes);
     harness.wait_until_agents(&names).await;
-    assert_eq!(kubernetes.asked("list pods"), 3);
+    assert_eq!(kubernetes.request_count("list pods"), 3);
     harness.stop_and_check_tasks().await;
 }
 
@@ -127,7 +127,7 @@ async fn a_pod_on_its_nodes_network_is_no_agent_and_the_view_has_the_reason() {
     let kubernetes = FakeKubernetes::start();
     let mut on_node = pod("node-exporter", Some("address"), &["192.0.2.99"]);
     on_node["spec"]["hostNetwork"] = true.into();
-    kubernetes.put(on_node);
+    kubernetes.put_pod(on_node);
     let mut harness = Harness::start(&kubernetes);
     let view = harness.wait_until("followed", is_live).await;
     assert!(view.agents.is_empty());
@@ -139,14 +139,14 @@ async fn a_pod_on_its_nodes_network_is_no_agent_and_the_view_has_the_reason() {
 #[tokio::test]
 async fn a_watch_whose_time_is_up_is_resumed() {
     let kubernetes = FakeKubernetes::start();
-    kubernetes.put(pod("a", Some("true"), &[AGENT]));
+    kubernetes.put_pod(pod("a", Some("true"), &[AGENT]));
     let mut harness = Harness::start(&kubernetes);
     harness.wait_until_agents(&["a"]).await;
     sleep(Duration::from_millis(1100)).await;
     kubernetes.end_watches();
-    kubernetes.put(pod("b", Some("true"), &[OTHER]));
+    kubernetes.put_pod(pod("b", Some("true"), &[OTHER]));
     harness.wait_until_agents(&["a", "b"]).await;
-    assert_eq!((kubernetes.asked("list pods"), harness.metrics.lost_streams.get()), (1, 0));
+    assert_eq!((kubernetes.request_count("list pods"), harness.metrics.lost_streams.get()), (1, 0));
     harness.stop_and_check_tasks().await;
 }
 
@@ -154,19 +154,19 @@ async fn a_watch_whose_time_is_up_is_resumed() {
 async fn a_watch_that_is_too_old_is_replaced_and_brings_no_removed_pod_back() {
     for silently in [false, true] {
         let kubernetes = FakeKubernetes::start();
-        kubernetes.put(pod("a", Some("address"), &[AGENT]));
-        kubernetes.put(pod("b", Some("address"), &[OTHER]));
+        kubernetes.put_pod(pod("a", Some("address"), &[AGENT]));
+        kubernetes.put_pod(pod("b", Some("address"), &[OTHER]));
         let mut harness = Harness::start(&kubernetes);
         harness.wait_until_agents(&["a", "b"]).await;
         if silently {
             sleep(Duration::from_millis(1100)).await;
         }
         // No event reports that this pod is gone. Its address may belong to another pod by now.
-        kubernetes.take("a");
+        kubernetes.delete_silently("a");
         if silently {
             kubernetes.forget_silently()
         } else {
-            kubernetes.forget()
+            kubernetes.drop_history()
         }
         let mut ever_wider = false;
         harness
@@ -176,7 +176,11 @@ async fn a_watch_that_is_too_old_is_replaced_and_brings_no_removed_pod_back() {
             })
             .await;
         assert!(!ever_wider);
-        assert_eq!((kubernetes.asked("list pods"), harness.metrics.lost_streams.get()), (2, 1), "silently: {silently}");
+        assert_eq!(
+            (kubernetes.request_count("list pods"), harness.metrics.lost_streams.get()),
+            (2, 1),
+            "silently: {silently}"
+        );
         harness.stop_and_check_tasks().await;
     }
 }
@@ -184,11 +188,11 @@ async fn a_watch_that_is_too_old_is_replaced_and_brings_no_removed_pod_back() {
 #[tokio::test]
 async fn without_the_api_server_new_connections_are_external_after_a_grace_and_established_ones_stay() {
     let mut kubernetes = FakeKubernetes::start();
-    kubernetes.put(pod("a", Some("address"), &[AGENT]));
-    kubernetes.put(pod("b", Some("true"), &[OTHER]));
+    kubernetes.put_pod(pod("a", Some("address"), &[AGENT]));
+    kubernetes.put_pod(pod("b", Some("true"), &[OTHER]));
     let mut harness = Harness::start(&kubernetes);
     harness.wait_until_agents(&["a", "b"]).await;
-    kubernetes.down().await;
+    kubernetes.stop().await;
     let view =
         harness.wait_until("disconnected", |view| matches!(view.source_state, SourceState::Disconnected { .. })).await;
     let since = tokio::time::Instant::now();
@@ -198,8 +202,8 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
     assert_eq!(view.last_known.len(), 2);
     assert_eq!(view.for_established().agents.len(), 2);
     // A pod that was deleted meanwhile no longer counts for established connections either.
-    kubernetes.take("b");
-    kubernetes.up();
+    kubernetes.delete_silently("b");
+    kubernetes.start_again();
     let view = harness.wait_until_agents(&["a"]).await;
     assert_eq!(view.last_known.len(), 1);
     harness.stop_and_check_tasks().await;
@@ -208,13 +212,13 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
 #[tokio::test]
 async fn a_token_that_was_rotated_is_read_again() {
     let kubernetes = FakeKubernetes::start();
-    kubernetes.put(pod("a", Some("true"), &[AGENT]));
+    kubernetes.put_pod(pod("a", Some("true"), &[AGENT]));
     let mut harness = Harness::start(&kubernetes);
     harness.wait_until_agents(&["a"]).await;
-    kubernetes.expire("own-token-2");
-    kubernetes.forget();
+    kubernetes.accept_only_token("own-token-2");
+    kubernetes.drop_history();
     harness.wait_until_error("(401)").await;
-    kubernetes.rotate("own-token-2");
+    kubernetes.rotate_token("own-token-2");
     harness.wait_until_agents(&["a"]).await;
     harness.stop_and_check_tasks().await;
 }
@@ -226,7 +230,7 @@ async fn a_forbidden_request_is_named_with_the_missing_rule() {
         ("watch pods", "with the verb watch on pods"),
     ] {
         let kubernetes = FakeKubernetes::start();
-        kubernetes.put(pod("a", Some("address"), &[AGENT]));
+        kubernetes.put_pod(pod("a", Some("address"), &[AGENT]));
         kubernetes.forbid(what);
         let mut harness = Harness::start(&kubernetes);
         let view = harness.wait_until_error(rule).await;
@@ -241,24 +245,24 @@ async fn a_forbidden_request_is_named_with_the_missing_rule() {
 #[tokio::test]
 async fn an_api_server_whose_certificate_is_not_of_the_ca_is_refused() {
     let (kubernetes, other) = (FakeKubernetes::start(), FakeKubernetes::start());
-    kubernetes.put(pod("a", Some("address"), &[AGENT]));
+    kubernetes.put_pod(pod("a", Some("address"), &[AGENT]));
     std::fs::copy(other.credentials().join("ca.crt"), kubernetes.credentials().join("ca.crt")).unwrap();
     let mut harness = Harness::start(&kubernetes);
     let view = harness.wait_until_error("can't reach the API server").await;
     assert!(view.agents.is_empty());
     // The API server did not receive the token.
-    assert_eq!(kubernetes.asked("list pods"), 0);
+    assert_eq!(kubernetes.request_count("list pods"), 0);
     harness.stop_and_check_tasks().await;
 }
 
 #[tokio::test]
 async fn a_silent_api_server_ends_agents_by_address_within_ninety_seconds() {
     let kubernetes = FakeKubernetes::start();
-    kubernetes.put(pod("a", Some("address"), &[AGENT]));
-    kubernetes.put(pod("b", Some("true"), &[OTHER]));
+    kubernetes.put_pod(pod("a", Some("address"), &[AGENT]));
+    kubernetes.put_pod(pod("b", Some("true"), &[OTHER]));
     let mut harness = Harness::start(&kubernetes);
     harness.wait_until_agents(&["a", "b"]).await;
-    kubernetes.freeze();
+    kubernetes.stop_responding();
     tokio::time::pause();
     let frozen = tokio::time::Instant::now();
     let gone = harness.view.wait_for(|view| agents(view) == ["b"]);
@@ -269,23 +273,27 @@ async fn a_silent_api_server_ends_agents_by_address_within_ninety_seconds() {
 #[tokio::test]
 async fn a_watch_without_a_bookmark_is_resumed_and_loses_nothing() {
     let kubernetes = FakeKubernetes::start();
-    kubernetes.put(pod("a", Some("true"), &[AGENT]));
+    kubernetes.put_pod(pod("a", Some("true"), &[AGENT]));
     let mut harness = Harness::start(&kubernetes);
     harness.wait_until_agents(&["a"]).await;
-    assert_eq!(kubernetes.asked("watch pods"), 1);
+    assert_eq!(kubernetes.request_count("watch pods"), 1);
     tokio::time::pause();
     tokio::time::advance(SILENCE + Duration::from_secs(1)).await;
     tokio::time::resume();
     for _ in 0..500 {
-        if kubernetes.asked("watch pods") == 2 {
+        if kubernetes.request_count("watch pods") == 2 {
             break;
         }
         sleep(Duration::from_millis(10)).await;
     }
-    kubernetes.put(pod("b", Some("true"), &[OTHER]));
+    kubernetes.put_pod(pod("b", Some("true"), &[OTHER]));
     harness.wait_until_agents(&["a", "b"]).await;
     assert_eq!(
-        (kubernetes.asked("watch pods"), kubernetes.asked("list pods"), harness.metrics.lost_streams.get()),
+        (
+            kubernetes.request_count("watch pods"),
+            kubernetes.request_count("list pods"),
+            harness.metrics.lost_streams.get()
+        ),
         (2, 1, 0)
     );
     harness.stop_and_check_tasks().await;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Ends, counts};
-use crate::harness::{OUTSIDER, request};
+use crate::harness::{OUTSIDER, request_text};
 use loopgate_test_support::raw_h2::{
-    DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, RawH2, block, field, frame, request_block,
+    DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, RawH2, frame, header_block, literal_field, request_block,
 };
 use tokio::io::AsyncWriteExt;
 
@@ -18,16 +18,16 @@ async fn a_body_for_which_its_stream_is_reset_has_one_label_however_early_it_com
     let sidecar = ends.process(&[], "").await;
     let all = END_STREAM | END_HEADERS;
     let head = |more| frame(HEADERS, END_HEADERS, 1, &request_block("POST", "/echo", more));
-    let (data, trailers) = (frame(DATA, 0, 1, b"x"), frame(HEADERS, all, 1, &field(b":path", b"/e")));
+    let (data, trailers) = (frame(DATA, 0, 1, b"x"), frame(HEADERS, all, 1, &literal_field(b":path", b"/e")));
     let too_long = frame(DATA, END_STREAM, 1, b"more");
     let mut count = 0;
     for (head, rest) in [
         (head(&[]), [data.clone(), trailers].concat()),
         (head(&[("content-length", "2")]), [data.clone(), too_long].concat()),
-        (head(&[]), frame(HEADERS, all, 1, &block(&[("connection", "x")]))),
+        (head(&[]), frame(HEADERS, all, 1, &header_block(&[("connection", "x")]))),
     ] {
         for pause in [0, 2, 100] {
-            let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
+            let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
             let mut rest = rest.clone();
             if pause == 0 {
                 rest = [head.clone(), rest].concat();
@@ -35,12 +35,12 @@ async fn a_body_for_which_its_stream_is_reset_has_one_label_however_early_it_com
                 client.send(&head).await;
                 tokio::time::sleep(Duration::from_millis(pause)).await;
             }
-            let outcome = client.provoke(&rest, |outcome| !outcome.resets.is_empty()).await;
+            let outcome = client.send_until(&rest, |outcome| !outcome.resets.is_empty()).await;
             assert_eq!((&outcome.resets[..], &outcome.heads[..]), (&[(1, 1)][..], &[][..]), "{pause}: {outcome:?}");
             count += 1;
         }
     }
-    for line in ends.check(&sidecar, &counts(vec!["bad_body"; count])).await {
+    for line in ends.check_counts(&sidecar, &counts(vec!["bad_body"; count])).await {
         assert_eq!((&line["status"], &line["path"]), (&Value::Null, &"/echo".into()), "{line}");
     }
 }
@@ -71,13 +71,13 @@ async fn a_client_that_leaves_before_the_end_of_its_body_is_gone_and_gets_no_sta
         (chunked, "5\r\nhello\r\n0\r\nX-A: b\r\n"),
     ] {
         for leaves in [Leaves::Finishing, Leaves::Resetting, Leaves::Dropping] {
-            let mut client = sidecar.h1(OUTSIDER).await;
-            client.send(request("POST /echo", fields) + body).await.unwrap();
+            let mut client = sidecar.connect_h1(OUTSIDER).await;
+            client.send(request_text("POST /echo", fields) + body).await.unwrap();
             tokio::time::sleep(Duration::from_millis(20)).await;
             match leaves {
                 Leaves::Finishing => {
                     client.stream.shutdown().await.unwrap();
-                    assert_eq!(client.rest().await, b"", "{fields} {body}");
+                    assert_eq!(client.read_rest().await, b"", "{fields} {body}");
                 }
                 Leaves::Resetting => client.stream.get_ref().0.set_zero_linger().unwrap(),
                 Leaves::Dropping => client.stream.get_mut().0.shutdown().await.unwrap(),
@@ -91,7 +91,7 @@ async fn a_client_that_leaves_before_the_end_of_its_body_is_gone_and_gets_no_sta
     // A reset without an error must not look like the end of the body either.
     for code in [None, Some(0_u32), Some(1), Some(2), Some(8)] {
         for pause in [0, 100] {
-            let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
+            let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
             client.send(&begun).await;
             tokio::time::sleep(Duration::from_millis(pause)).await;
             if let Some(code) = code {
@@ -101,11 +101,11 @@ async fn a_client_that_leaves_before_the_end_of_its_body_is_gone_and_gets_no_sta
             count += 1;
         }
     }
-    for line in ends.check(&sidecar, &counts(vec!["client_gone"; count])).await {
+    for line in ends.check_counts(&sidecar, &counts(vec!["client_gone"; count])).await {
         // What is reset at once may not be a request yet.
         assert_eq!((&line["status"], &line["bytes"]), (&Value::Null, &0.into()), "{line}");
     }
-    let metrics = sidecar.get("/metrics", "127.0.0.1");
+    let metrics = sidecar.admin_get("/metrics", "127.0.0.1");
     let counted: Vec<_> = metrics.lines().filter(|line| line.contains("status=\"400\"")).collect();
     assert!(counted.iter().all(|line| line.ends_with(" 0")), "{counted:?}");
     for received in sidecar.gateway.requests() {

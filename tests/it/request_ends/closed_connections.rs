@@ -7,8 +7,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
-use super::{Ends, access_log, assert_labels, counts, logged, wait_for_ends};
-use crate::harness::{OUTSIDER, request};
+use super::{Ends, access_log, assert_labels, count_logged, counts, wait_for_ends};
+use crate::harness::{OUTSIDER, request_text};
 use loopgate_test_support::raw_h2::*;
 use loopgate_test_support::sidecar::SidecarWithGateway;
 
@@ -21,18 +21,18 @@ fn get(path: &str, stream: u32) -> Vec<u8> {
 }
 
 /// A head without a path.
-fn malformed(stream: u32) -> Vec<u8> {
-    frame(HEADERS, ALL, stream, &block(&[(":method", "GET"), (":scheme", "https"), (":authority", "a")]))
+fn malformed_head(stream: u32) -> Vec<u8> {
+    frame(HEADERS, ALL, stream, &header_block(&[(":method", "GET"), (":scheme", "https"), (":authority", "a")]))
 }
 
-fn unreadable(stream: u32) -> Vec<u8> {
+fn unreadable_head(stream: u32) -> Vec<u8> {
     frame(HEADERS, ALL, stream, &[kept_field(b"x", b"y"), vec![0xff; 12]].concat())
 }
 
 /// A connection with a request on stream 1 that is at the gateway, or whose body goes on.
-async fn with_a_request(sidecar: &SidecarWithGateway, head: &[u8]) -> RawH2 {
+async fn connect_with_request(sidecar: &SidecarWithGateway, head: &[u8]) -> RawH2 {
     let before = sidecar.gateway.requests().len();
-    let mut client = RawH2::open(sidecar, OUTSIDER, &[]).await;
+    let mut client = RawH2::connect(sidecar, OUTSIDER, &[]).await;
     client.send(head).await;
     if head[4] == ALL {
         sidecar.gateway.wait_for_requests(before + 1).await;
@@ -47,17 +47,17 @@ async fn what_a_connection_takes_with_it_has_one_label() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&["--h2-streams=30", "--gateway-requests=1000"], "").await;
     let upload = frame(HEADERS, END_HEADERS, 1, &request_block("POST", "/held", &[]));
-    let connect = block(&[(":method", "CONNECT"), (":authority", "a:1"), ("content-length", "3")]);
+    let connect = header_block(&[(":method", "CONNECT"), (":authority", "a:1"), ("content-length", "3")]);
     let many = |what: fn(u32) -> Vec<u8>, count| (0..count).flat_map(|at| what(2 * at + 3)).collect::<Vec<_>>();
     let large = [frame(HEADERS, END_STREAM, 1, b""), frame(CONTINUATION, 0, 1, &[0; 16_000]).repeat(2)].concat();
     let (mut wanted, mut spans, mut heads) = (Vec::new(), Vec::new(), 0);
     for (name, head, bytes, refused, dropped) in [
-        ("an unreadable head", get("/held", 1), unreadable(3), vec!["bad_head"], 0),
-        ("... after a head", get("/held", 1), [get("/", 3), unreadable(5)].concat(), vec!["bad_head"], 1),
+        ("an unreadable head", get("/held", 1), unreadable_head(3), vec!["bad_head"], 0),
+        ("... after a head", get("/held", 1), [get("/", 3), unreadable_head(5)].concat(), vec!["bad_head"], 1),
         ("a flood", get("/held", 1), frame(PING, ACK, 0, &[0; 8]).repeat(10_001), vec![], 0),
         ("a CONNECT with a body", get("/held", 1), frame(HEADERS, END_HEADERS, 3, &connect), vec!["bad_head"], 0),
         // Their resets are not written any more.
-        ("too many malformed heads", get("/held", 1), many(malformed, 21), vec![], 21),
+        ("too many malformed heads", get("/held", 1), many(malformed_head, 21), vec![], 21),
         (
             "too many streams",
             get("/held", 1),
@@ -67,31 +67,31 @@ async fn what_a_connection_takes_with_it_has_one_label() {
             30,
         ),
         // Last, for the gateway may see them later.
-        ("an unreadable head while a body is sent", upload.clone(), unreadable(3), vec!["bad_head"], 0),
+        ("an unreadable head while a body is sent", upload.clone(), unreadable_head(3), vec!["bad_head"], 0),
         ("trailers that are too large", upload, large, vec![], 0),
     ] {
-        let mut client = with_a_request(&sidecar, &head).await;
-        let outcome = client.provoke(&bytes, Outcome::is_over).await;
+        let mut client = connect_with_request(&sidecar, &head).await;
+        let outcome = client.send_until(&bytes, Outcome::is_over).await;
         assert!(outcome.is_over(), "{name}: {outcome:?}");
         heads += refused.len() + dropped;
         spans.push("connection_closed");
         wanted.extend(vec!["connection_closed"; 1 + dropped]);
         wanted.extend(refused);
         let lines = wait_for_ends(&sidecar, wanted.len() as u64).await;
-        assert_eq!(logged(&lines), counts(wanted.iter().copied()), "{name}");
+        assert_eq!(count_logged(&lines), counts(wanted.iter().copied()), "{name}");
     }
 
     // Reset before it could be refused, and on a connection that was closed at once.
-    let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
-    client.send(&[malformed(1), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]), get("/", 3)].concat()).await;
-    let outcome = client.provoke(b"", |outcome| !outcome.heads.is_empty()).await;
+    let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
+    client.send(&[malformed_head(1), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]), get("/", 3)].concat()).await;
+    let outcome = client.send_until(b"", |outcome| !outcome.heads.is_empty()).await;
     assert_eq!((&outcome.resets[..], outcome.heads.len()), (&[][..], 1), "{outcome:?}");
     wanted.extend(["client_gone", "complete"]);
     spans.push("complete");
 
     let labels = counts(wanted.iter().copied());
     assert_labels(&labels, &[&OF_CLOSED_CONNECTIONS[..], &["complete"]].concat());
-    let lines = ends.check(&sidecar, &labels).await;
+    let lines = ends.check_counts(&sidecar, &labels).await;
     for line in lines.iter().filter(|line| line["end"] == "connection_closed") {
         assert_eq!((&line["status"], &line["bytes"]), (&Value::Null, &0.into()), "{line}");
     }
@@ -104,7 +104,7 @@ async fn what_a_connection_takes_with_it_has_one_label() {
 async fn a_stream_that_comes_after_the_goaway_of_a_drain_is_counted() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&["--drain-timeout=2s"], "").await;
-    let mut client = with_a_request(&sidecar, &get("/slow?700", 1)).await;
+    let mut client = connect_with_request(&sidecar, &get("/slow?700", 1)).await;
     sidecar.process().signal(Signal::SIGTERM);
     // It answers the PING between the two GOAWAY frames, as a client must.
     let mut farewells = 0;
@@ -117,11 +117,11 @@ async fn a_stream_that_comes_after_the_goaway_of_a_drain_is_counted() {
         }
     }
     client.send(&get("/", 3)).await;
-    let outcome = client.provoke(b"", Outcome::is_over).await;
+    let outcome = client.send_until(b"", Outcome::is_over).await;
     assert_eq!(outcome.heads.len(), 1, "{outcome:?}");
     assert!(sidecar.process().wait_for_exit().await.success());
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(logged(&access_log(&sidecar)), counts(["complete", "connection_closed"]));
+    assert_eq!(count_logged(&access_log(&sidecar)), counts(["complete", "connection_closed"]));
 }
 
 /// A request and what closes its connection come in one read.
@@ -138,12 +138,12 @@ async fn a_good_request_before_an_error_of_its_connection_is_not_refused() {
         frame(DATA, 0, 9, b"x"),
         settings(&[(INITIAL_WINDOW, u32::MAX)]),
     ] {
-        let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
-        let outcome = client.provoke(&[get("/held", 1), fault].concat(), Outcome::is_over).await;
+        let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
+        let outcome = client.send_until(&[get("/held", 1), fault].concat(), Outcome::is_over).await;
         assert!(outcome.is_over() && outcome.heads.is_empty(), "{outcome:?}");
         count += 1;
     }
-    ends.check(&sidecar, &counts(vec!["connection_closed"; count])).await;
+    ends.check_counts(&sidecar, &counts(vec!["connection_closed"; count])).await;
 }
 
 /// A window beyond 2^31 - 1 resets its stream alone (RFC 9113 section 6.9.1).
@@ -151,11 +151,11 @@ async fn a_good_request_before_an_error_of_its_connection_is_not_refused() {
 async fn a_stream_that_is_reset_for_its_clients_error_has_one_label() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&[], "").await;
-    let mut client = with_a_request(&sidecar, &get("/held", 1)).await;
+    let mut client = connect_with_request(&sidecar, &get("/held", 1)).await;
     let update = frame(WINDOW_UPDATE, 0, 1, &i32::MAX.to_be_bytes());
-    let outcome = client.provoke(&update, |outcome| !outcome.resets.is_empty() || outcome.is_over()).await;
+    let outcome = client.send_until(&update, |outcome| !outcome.resets.is_empty() || outcome.is_over()).await;
     assert_eq!((&outcome.resets[..], outcome.is_over()), (&[(1, 3)][..], false), "{outcome:?}");
-    for line in ends.check(&sidecar, &counts(["bad_body"])).await {
+    for line in ends.check_counts(&sidecar, &counts(["bad_body"])).await {
         assert_eq!(line["status"], Value::Null, "{line}");
     }
 }
@@ -168,25 +168,25 @@ async fn a_header_block_that_does_not_end_in_time_is_a_head_timeout_and_closes_i
     let whole = frame(HEADERS, ALL, 3, &block);
     for begun in [frame(HEADERS, END_STREAM, 3, &block), whole[..whole.len() - 1].to_vec(), whole[..9].to_vec()] {
         for beside in [get("/held", 1), get("/", 1)] {
-            let mut client = with_a_request(&sidecar, &beside).await;
+            let mut client = connect_with_request(&sidecar, &beside).await;
             let began = std::time::Instant::now();
-            let outcome = client.provoke(&begun, Outcome::is_over).await;
+            let outcome = client.send_until(&begun, Outcome::is_over).await;
             assert_eq!(outcome.goaway, Some(11), "{outcome:?}");
             assert!((500..5000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
         }
     }
     // In time, if slowly.
-    let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
+    let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
     for piece in whole.chunks(whole.len() / 3) {
         tokio::time::sleep(Duration::from_millis(150)).await;
         client.send(piece).await;
     }
-    let outcome = client.provoke(b"", |outcome| !outcome.heads.is_empty() || outcome.is_over()).await;
+    let outcome = client.send_until(b"", |outcome| !outcome.heads.is_empty() || outcome.is_over()).await;
     assert_eq!(outcome.heads.len(), 1, "{outcome:?}");
     let mut wanted = vec!["head_timeout"; 6];
     wanted.extend(["connection_closed"; 3]);
     wanted.extend(["complete"; 4]);
-    ends.check(&sidecar, &counts(wanted)).await;
+    ends.check_counts(&sidecar, &counts(wanted)).await;
 }
 
 /// hyper looks for the end of the connection as soon as it has read a request, before that is served.
@@ -196,14 +196,14 @@ async fn each_of_pipelined_requests_has_a_line_where_the_client_closes_behind_th
     let sidecar = ends.process(&[], "").await;
     let rounds = 10;
     for _ in 0..rounds {
-        let mut client = sidecar.h1(OUTSIDER).await;
-        client.send(["GET /", "GET /", "GET /slow?50"].map(|line| request(line, "")).concat()).await.unwrap();
+        let mut client = sidecar.connect_h1(OUTSIDER).await;
+        client.send(["GET /", "GET /", "GET /slow?50"].map(|line| request_text(line, "")).concat()).await.unwrap();
         client.stream.shutdown().await.unwrap();
-        client.rest().await;
+        client.read_rest().await;
     }
     let lines = wait_for_ends(&sidecar, 3 * rounds).await;
-    let found = logged(&lines);
+    let found = count_logged(&lines);
     assert_eq!(found.values().sum::<u64>(), 3 * rounds, "{found:?}");
     assert!(found["complete"] >= 2 * rounds && found.len() <= 2, "{found:?}");
-    assert_eq!(super::counted(&sidecar), found);
+    assert_eq!(super::count_in_metrics(&sidecar), found);
 }

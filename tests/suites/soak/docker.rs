@@ -73,7 +73,7 @@ impl Docker {
         let mut addresses = interfaces.filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()));
         let own: Ipv4Addr = addresses.find(|ip| !ip.is_loopback())?;
         let engine = FakeDocker::start();
-        engine.put(container("gateway", json!({}), &[("front", &own.to_string())]));
+        engine.add_silently(container("gateway", json!({}), &[("front", &own.to_string())]));
         Some(Self { engine, life: Arc::new(Life(Mutex::new((0, Instant::now())))) })
     }
 
@@ -90,12 +90,12 @@ impl Docker {
         if changes.is_multiple_of(2) {
             self.life.record_change();
             let agent = container("agent", json!({"loopgate.agent": "attested"}), &[("front", ADDRESS)]);
-            if silent { drop(self.engine.put(agent)) } else { self.engine.run(agent) }
+            if silent { drop(self.engine.add_silently(agent)) } else { self.engine.run_container(agent) }
         } else {
             if silent {
-                self.engine.take("agent")
+                self.engine.remove_silently("agent")
             } else {
-                self.engine.stop("agent")
+                self.engine.stop_container("agent")
             }
             self.life.record_change();
         }

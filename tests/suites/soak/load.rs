@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::docker::Life;
-use loopgate_test_support::backend::{event, pattern};
+use loopgate_test_support::backend::{event, pattern_bytes};
 use loopgate_test_support::tls_client::TlsClient;
 
 /// The time allowed for anything that a client does, including a wait for the gateway.
@@ -177,7 +177,7 @@ fn size(number: usize) -> usize {
 
 /// The body of request or message `number`, which differs from that of any other.
 fn body(number: usize) -> Bytes {
-    [format!("{number};").as_bytes(), &pattern(size(number))].concat().into()
+    [format!("{number};").as_bytes(), &pattern_bytes(size(number))].concat().into()
 }
 
 /// Checks that the response to request `number` is the expected one.
@@ -191,7 +191,7 @@ async fn check_response(
     if status != StatusCode::OK {
         return Err(Failure::Reported(format!("{status}: {}", String::from_utf8_lossy(&got))));
     }
-    let expected = if number.is_multiple_of(3) { pattern(size(number)) } else { body(number) };
+    let expected = if number.is_multiple_of(3) { pattern_bytes(size(number)) } else { body(number) };
     check_equal("a body", &got, &expected)
 }
 

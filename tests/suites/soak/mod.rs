@@ -49,13 +49,13 @@ async fn soak(length: Duration) {
         .collect::<Vec<_>>();
     let sidecar =
         Launch::new().gateway(backend.address).flags(&flags.iter().map(String::as_str).collect::<Vec<_>>()).start();
-    let descriptors_before = sidecar.process().descriptors();
+    let descriptors_before = sidecar.process().open_file_count();
     let client = |from: &str| TlsClient::with_ca_file(sidecar.address, &authority.ca()).from(from);
     let tasks = Shutdown::new();
     let load = Arc::new(Load::default());
     start_clients(&load, client, &tasks);
     if let Some(docker) = &docker {
-        let (chain, key) = docker::certificate(&sidecar.state());
+        let (chain, key) = docker::certificate(&sidecar.state_dir());
         let client = client(docker::ADDRESS).with_certificate(chain, key);
         for alpn in ["http/1.1", "h2"] {
             let life = Arc::clone(&docker.life);
@@ -114,11 +114,11 @@ async fn soak(length: Duration) {
     // Without the gateway the pool's connections end, and no descriptor of the load is left.
     backend.kill().await;
     let deadline = Instant::now() + Duration::from_secs(30);
-    while sidecar.process().descriptors() > descriptors_before {
+    while sidecar.process().open_file_count() > descriptors_before {
         assert!(
             Instant::now() < deadline,
             "{} descriptors, {descriptors_before} before the load",
-            sidecar.process().descriptors()
+            sidecar.process().open_file_count()
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

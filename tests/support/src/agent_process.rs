@@ -39,7 +39,7 @@ impl Pod<'_> {
         let mut command = loopgate([command, "--listen=127.0.0.1:0", "--server-name=localhost"]);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", "/nowhere");
         command
-            .arg(format!("--sidecar={}", self.client.forwarder(self.source).await))
+            .arg(format!("--sidecar={}", self.client.start_forwarder(self.source).await))
             .arg(format!("--ca={}", self.ca.display()));
         command.arg(format!("--kubernetes-token={}", self.token.display())).args(arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -47,7 +47,7 @@ impl Pod<'_> {
     }
 
     /// Starts `loopgate agent`, which has no certificate yet.
-    pub async fn agent(&self) -> AgentProcess {
+    pub async fn start_agent(&self) -> AgentProcess {
         let directory = tempfile::tempdir().unwrap();
         let command = self.loopgate("agent", &["--log-format=json", "--log-level=trace"]).await;
         let process = Process::start("loopgate agent", command, &directory.path().join("log"));
@@ -66,7 +66,7 @@ impl Pod<'_> {
 
 impl AgentProcess {
     /// Opens a connection of a program in the pod.
-    pub async fn h1(&self) -> RawHttp<TcpStream> {
+    pub async fn connect_h1(&self) -> RawHttp<TcpStream> {
         RawHttp::new(TcpStream::connect(self.address).await.unwrap())
     }
 }

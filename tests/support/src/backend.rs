@@ -73,7 +73,7 @@ impl Backend {
 }
 
 /// Returns `size` bytes that depend on their offset, so that a lost or repeated block is detected.
-pub fn pattern(size: usize) -> Bytes {
+pub fn pattern_bytes(size: usize) -> Bytes {
     (0..size).map(|at| u8::try_from((at ^ (at >> 8) ^ (at >> 16)) & 0xff).unwrap()).collect()
 }
 
@@ -143,7 +143,7 @@ async fn answer(mut request: Request<Incoming>, peer: IpAddr, shared: &Shared) -
             response.header(UPGRADE, "websocket").header(SEC_WEBSOCKET_ACCEPT, key).body(full(Bytes::new())).unwrap()
         }
         "lane" => Response::new(full(lane(peer, request.headers()).into())),
-        _ => Response::new(full(pattern(number.unwrap_or(0)))),
+        _ => Response::new(full(pattern_bytes(number.unwrap_or(0)))),
     })
 }
 

@@ -44,7 +44,7 @@ impl FakeDocker {
     pub fn start() -> Self {
         let directory = tempfile::tempdir().expect("a directory for the socket");
         let mut docker = Self { directory, shared: Arc::default(), running: None, tasks: JoinSet::new() };
-        docker.up();
+        docker.start_again();
         docker
     }
 
@@ -54,13 +54,13 @@ impl FakeDocker {
     }
 
     /// Starts the engine again, on a new socket with the same path.
-    pub fn up(&mut self) {
+    pub fn start_again(&mut self) {
         let listener = UnixListener::bind(self.socket()).expect("nothing else is on the socket");
         self.running = Some(self.tasks.spawn(accept(listener, Arc::clone(&self.shared))));
     }
 
     /// Stops the engine and aborts its responses. Removes the socket file only if `tidy`.
-    pub async fn down(&mut self, tidy: bool) {
+    pub async fn stop_engine(&mut self, tidy: bool) {
         if let Some(running) = self.running.take() {
             running.abort();
         }
@@ -77,47 +77,47 @@ impl FakeDocker {
     }
 
     /// Starts a container, as [`container`] returns it, and sends the event.
-    pub fn run(&self, container: Value) {
-        let id = self.put(container);
-        self.event("container", "start", &id, json!({}));
+    pub fn run_container(&self, container: Value) {
+        let id = self.add_silently(container);
+        self.send_event("container", "start", &id, json!({}));
     }
 
     /// Starts a container without an event, and returns its id.
-    pub fn put(&self, container: Value) -> String {
+    pub fn add_silently(&self, container: Value) -> String {
         let id = container["Id"].as_str().expect("a container has an id").to_owned();
         self.state().containers.insert(id.clone(), container);
         id
     }
 
     /// Stops a container and sends the event.
-    pub fn stop(&self, id: &str) {
-        self.take(id);
-        self.event("container", "die", id, json!({}));
+    pub fn stop_container(&self, id: &str) {
+        self.remove_silently(id);
+        self.send_event("container", "die", id, json!({}));
     }
 
     /// Stops a container without an event.
-    pub fn take(&self, id: &str) {
+    pub fn remove_silently(&self, id: &str) {
         self.state().containers.remove(id);
     }
 
     /// Sets the response to inspecting `id`. Without it the response is 404.
-    pub fn details(&self, id: &str, details: Value) {
+    pub fn set_inspection(&self, id: &str, details: Value) {
         self.state().details.insert(id.to_owned(), details);
     }
 
     /// Removes a stopped container, so that inspecting it returns 404 again.
-    pub fn remove(&self, id: &str) {
+    pub fn remove_container(&self, id: &str) {
         self.state().details.remove(id);
-        self.event("container", "destroy", id, json!({}));
+        self.send_event("container", "destroy", id, json!({}));
     }
 
     /// Sets the labels of the image `id`. Every image exists, and has no labels unless they are set.
-    pub fn image(&self, id: &str, labels: Value) {
+    pub fn set_image_labels(&self, id: &str, labels: Value) {
         self.state().images.insert(id.to_owned(), labels);
     }
 
     /// Sends an event to every subscriber.
-    pub fn event(&self, kind: &str, action: &str, actor: &str, attributes: Value) {
+    pub fn send_event(&self, kind: &str, action: &str, actor: &str, attributes: Value) {
         let event = json!({"Type": kind, "Action": action, "Actor": {"ID": actor, "Attributes": attributes},
             "timeNano": 1_766_000_000_123_456_789_i64});
         let line = Bytes::from(format!("{event}\n"));
@@ -125,24 +125,24 @@ impl FakeDocker {
     }
 
     /// Sets the response to GET and HEAD on `path` (without the query). It replaces any other response.
-    pub fn answer(&self, path: &str, status: u16, body: impl Into<Bytes>) {
+    pub fn set_response(&self, path: &str, status: u16, body: impl Into<Bytes>) {
         let status = StatusCode::from_u16(status).expect("a status");
         self.state().answers.insert(path.to_owned(), (status, body.into()));
     }
 
-    /// Reverts [`FakeDocker::answer`] and [`FakeDocker::silence`] for `path`.
-    pub fn permit(&self, path: &str) {
+    /// Reverts [`FakeDocker::set_response`] and [`FakeDocker::stop_responding_on`] for `path`.
+    pub fn clear_response(&self, path: &str) {
         self.state().answers.remove(path);
         self.state().silent.remove(path);
     }
 
     /// Stops responding on `path`, without closing the connection.
-    pub fn silence(&self, path: &str) {
+    pub fn stop_responding_on(&self, path: &str) {
         self.state().silent.insert(path.to_owned());
     }
 
     /// Returns the number of requests on `path`.
-    pub fn asked(&self, path: &str) -> usize {
+    pub fn request_count(&self, path: &str) -> usize {
         self.state().requests.iter().filter(|asked| *asked == path).count()
     }
 
@@ -152,7 +152,7 @@ impl FakeDocker {
     }
 
     /// Returns the number of subscribers to events.
-    pub fn subscribers(&self) -> usize {
+    pub fn subscriber_count(&self) -> usize {
         self.state().subscribers.iter().filter(|subscriber| !subscriber.is_closed()).count()
     }
 

@@ -130,17 +130,17 @@ impl FakeGateway {
     }
 
     /// The bytes that it has in memory now.
-    pub fn buffered(&self) -> usize {
+    pub fn buffered_bytes(&self) -> usize {
         self.shared.buffered.load(Ordering::SeqCst)
     }
 
     /// The bytes that the kernel has taken of the messages without end on `/ws-floods`.
-    pub fn pushed(&self) -> usize {
+    pub fn pushed_bytes(&self) -> usize {
         self.shared.pushed.load(Ordering::SeqCst)
     }
 
     /// Lets `count` held responses or events go on.
-    pub fn release(&self, count: usize) {
+    pub fn release_held(&self, count: usize) {
         self.shared.permits.add_permits(count);
     }
 
@@ -200,8 +200,8 @@ async fn refuse_tls(stream: &TcpStream, shared: &Shared) -> bool {
 async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut client = RawHttp::new(stream);
-    while let Some(mut message) = client.head().await {
-        let path = message.start().split(' ').nth(1).unwrap_or_default().to_owned();
+    while let Some(mut message) = client.read_head().await {
+        let path = message.start_line().split(' ').nth(1).unwrap_or_default().to_owned();
         if path == "/unread" {
             record(shared, peer, connection, message);
             return shared.never().await;
@@ -214,14 +214,14 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
         }
         if path == "/conversation" {
             record(shared, peer, connection, message);
-            if !converse(&mut client).await? {
+            if !echo_chunks(&mut client).await? {
                 return Ok(());
             }
             continue;
         }
         if path == "/early" {
             client.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly").await?;
-            if !client.body(&mut message, false).await {
+            if !client.read_body(&mut message, false).await {
                 return Ok(());
             }
             record(shared, peer, connection, message);
@@ -237,11 +237,11 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
             }
             client.send("HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
-        let whole = client.body(&mut message, false).await;
-        let body = std::mem::take(&mut message.body);
+        let whole = client.read_body(&mut message, false).await;
+        let read_body = std::mem::take(&mut message.body);
         let is_head = message.head.starts_with("HEAD ");
         let key = message.field("sec-websocket-key").map(str::to_owned);
-        message.body.clone_from(&body);
+        message.body.clone_from(&read_body);
         if !whole {
             message.truncated = true;
         }
@@ -254,7 +254,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
         {
             return websocket::serve(client, &path, &key.unwrap_or_default(), &shared.pushed).await;
         }
-        if respond(&mut client, &path, &body, is_head, shared).await?.is_break() {
+        if respond(&mut client, &path, &read_body, is_head, shared).await?.is_break() {
             return Ok(());
         }
     }
@@ -263,11 +263,11 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
 
 /// Sends the head of a response, and then each chunk of the request's body as a chunk of the response, as soon as it
 /// arrives; returns whether the body was whole.
-async fn converse(client: &mut RawHttp<TcpStream>) -> io::Result<bool> {
+async fn echo_chunks(client: &mut RawHttp<TcpStream>) -> io::Result<bool> {
     client.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
-    while let Some(chunk) = client.chunk().await {
+    while let Some(chunk) = client.read_chunk().await {
         if chunk.is_empty() {
-            let is_whole = client.trailers().await.is_some();
+            let is_whole = client.read_trailers().await.is_some();
             client.send("0\r\n\r\n").await?;
             return Ok(is_whole);
         }
@@ -406,14 +406,14 @@ fn record(shared: &Shared, peer: SocketAddr, connection: usize, message: Message
 }
 
 /// The byte at a place of a body whose bytes depend on their place, so that a lost or repeated block is found.
-pub fn pattern(at: usize) -> u8 {
+pub fn pattern_byte(at: usize) -> u8 {
     u8::try_from((at ^ (at >> 8) ^ (at >> 16)) & 0xff).unwrap()
 }
 
 async fn send_pattern(stream: &mut TcpStream, size: usize, in_chunks: bool) -> io::Result<()> {
     let mut at = 0;
     while at < size {
-        let block: Vec<u8> = (at..size.min(at + 65_536)).map(pattern).collect();
+        let block: Vec<u8> = (at..size.min(at + 65_536)).map(pattern_byte).collect();
         at += block.len();
         let (before, after) = if in_chunks { (format!("{:x}\r\n", block.len()), "\r\n") } else { Default::default() };
         stream.write_all(&[before.as_bytes(), &block, after.as_bytes()].concat()).await?;

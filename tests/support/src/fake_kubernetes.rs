@@ -94,8 +94,8 @@ impl FakeKubernetes {
             running: None,
             tasks: JoinSet::new(),
         };
-        kubernetes.rotate(OWN_TOKEN);
-        kubernetes.up();
+        kubernetes.rotate_token(OWN_TOKEN);
+        kubernetes.start_again();
         kubernetes
     }
 
@@ -110,18 +110,18 @@ impl FakeKubernetes {
     }
 
     /// Accepts only `token` from the sidecar from now on, and writes it where the kubelet does.
-    pub fn rotate(&self, token: &str) {
-        self.expire(token);
+    pub fn rotate_token(&self, token: &str) {
+        self.accept_only_token(token);
         std::fs::write(self.credentials.path().join("token"), format!("{token}\n")).expect("written");
     }
 
     /// Accepts only `token` from the sidecar, before the kubelet has written it.
-    pub fn expire(&self, token: &str) {
+    pub fn accept_only_token(&self, token: &str) {
         self.state().own_token = token.to_owned();
     }
 
     /// Brings it up again, on the same port.
-    pub fn up(&mut self) {
+    pub fn start_again(&mut self) {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_reuseaddr(true).expect("set");
         socket.bind(self.address).expect("the port is free");
@@ -131,7 +131,7 @@ impl FakeKubernetes {
     }
 
     /// Takes it down, in the middle of any response.
-    pub async fn down(&mut self) {
+    pub async fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             running.abort();
         }
@@ -145,7 +145,7 @@ impl FakeKubernetes {
     }
 
     /// Creates or changes a pod, made by [`pod`], and notifies watchers.
-    pub fn put(&self, pod: Value) {
+    pub fn put_pod(&self, pod: Value) {
         let mut state = self.state();
         let name = pod["metadata"]["name"].as_str().expect("a pod has a name").to_owned();
         let before = state.pods.get(&name).is_some_and(labelled);
@@ -161,14 +161,14 @@ impl FakeKubernetes {
     }
 
     /// Changes a pod that is there.
-    pub fn change(&self, name: &str, change: impl FnOnce(&mut Value)) {
+    pub fn change_pod(&self, name: &str, change: impl FnOnce(&mut Value)) {
         let mut pod = self.state().pods[name].clone();
         change(&mut pod);
-        self.put(pod);
+        self.put_pod(pod);
     }
 
     /// Removes a pod and notifies watchers.
-    pub fn delete(&self, name: &str) {
+    pub fn delete_pod(&self, name: &str) {
         let mut state = self.state();
         let pod = state.pods.remove(name).expect("there is such a pod");
         state.version += 1;
@@ -176,14 +176,14 @@ impl FakeKubernetes {
     }
 
     /// The same without an event.
-    pub fn take(&self, name: &str) {
+    pub fn delete_silently(&self, name: &str) {
         let mut state = self.state();
         state.pods.remove(name).expect("there is such a pod");
         state.version += 1;
     }
 
     /// Sends a bookmark.
-    pub fn bookmark(&self) {
+    pub fn send_bookmark(&self) {
         let mut state = self.state();
         state.version += 1;
         let bookmark =
@@ -192,7 +192,7 @@ impl FakeKubernetes {
     }
 
     /// Drops the history: a new watch from before gets 410 by HTTP, an existing one gets it as an event.
-    pub fn forget(&self) {
+    pub fn drop_history(&self) {
         let mut state = self.state();
         state.version += 1;
         state.forgotten = state.version;
@@ -223,12 +223,12 @@ impl FakeKubernetes {
     }
 
     /// Lists so many pods at once from now on.
-    pub fn page(&self, size: usize) {
+    pub fn set_page_size(&self, size: usize) {
         self.state().page = Some(size);
     }
 
     /// Makes a token of the pod that is there, for `audience`.
-    pub fn token(&self, token: &str, pod: &str, audience: &str) {
+    pub fn add_token(&self, token: &str, pod: &str, audience: &str) {
         let mut state = self.state();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let stored = &state.pods[pod];
@@ -239,17 +239,17 @@ impl FakeKubernetes {
     }
 
     /// Every `verb resource` that was asked so far.
-    pub fn asked(&self, what: &str) -> usize {
+    pub fn request_count(&self, what: &str) -> usize {
         self.state().requests.iter().filter(|asked| *asked == what).count()
     }
 
     /// Stops to answer, without closing a connection, as a stopped process does.
-    pub fn freeze(&self) {
+    pub fn stop_responding(&self) {
         self.state().frozen = true;
     }
 
     /// How many watch.
-    pub fn watchers(&self) -> usize {
+    pub fn watcher_count(&self) -> usize {
         self.state().watchers.iter().filter(|watcher| !watcher.is_closed()).count()
     }
 

@@ -53,17 +53,17 @@ pub struct Count {
 
 impl Count {
     /// Requests that were sent.
-    pub fn requests(&self) -> usize {
+    pub fn request_count(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
     }
 
     /// Those of them that were refused or reset.
-    pub fn ended(&self) -> usize {
+    pub fn ended_count(&self) -> usize {
         self.ended.load(Ordering::Relaxed)
     }
 
     /// Connections that the sidecar closed.
-    pub fn closed(&self) -> usize {
+    pub fn closed_count(&self) -> usize {
         self.closed.load(Ordering::Relaxed)
     }
 }
@@ -153,7 +153,7 @@ impl Flood {
                 bytes.extend(self.stream.goes_on(*stream));
             }
             while open.len() < self.streams {
-                bytes.extend(self.stream.begins(next, &self.path));
+                bytes.extend(self.stream.first_frame(next, &self.path));
                 open.push(next);
                 next += 2;
                 count.requests.fetch_add(1, Ordering::Relaxed);
@@ -166,7 +166,7 @@ impl Flood {
 
 impl Stream {
     /// Its first frame.
-    fn begins(self, stream: u32, path: &str) -> Vec<u8> {
+    fn first_frame(self, stream: u32, path: &str) -> Vec<u8> {
         match self {
             Self::Unread | Self::ReadSlowly(_) => {
                 frame(HEADERS, END_HEADERS | END_STREAM, stream, &request_block("GET", path, &[]))

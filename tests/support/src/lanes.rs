@@ -35,7 +35,7 @@ pub fn assert_local(received: &ReceivedRequest, gateway: &FakeGateway) {
 fn reserved(received: &ReceivedRequest) -> Vec<String> {
     let prefixes = ["forwarded", "via", "x-forwarded", "x-real-ip", "tailscale-", "x-openclaw-"];
     let mut names: Vec<_> = received
-        .names()
+        .field_names()
         .into_iter()
         .filter(|name| prefixes.iter().any(|prefix| name.replace('_', "-").starts_with(prefix)))
         .collect();

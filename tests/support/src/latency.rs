@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 use crate::raw_http::RawHttp;
-use crate::tls_client::{TlsClient, request};
+use crate::tls_client::{TlsClient, request_text};
 
 /// A request that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -65,7 +65,7 @@ impl fmt::Display for Latencies {
 /// Sends GET requests for `path` from `source` for `time`, one after the other, each on a new connection.
 pub async fn measure(client: &TlsClient, source: &str, path: &str, time: Duration) -> Latencies {
     let client = client.from(source);
-    let request = request(&format!("GET {path}"), "Connection: close\r\n");
+    let request = request_text(&format!("GET {path}"), "Connection: close\r\n");
     let mut latencies = Latencies::default();
     let start = Instant::now();
     while start.elapsed() < time {
@@ -95,7 +95,7 @@ async fn ask(client: &TlsClient, request: &str) -> Result<(), String> {
     let text = |error: io::Error| error.to_string();
     let mut connection = RawHttp::new(client.connect("http/1.1").await.map_err(text)?);
     connection.send(request).await.map_err(text)?;
-    match connection.response().await {
+    match connection.read_response().await {
         Some(response) if response.status() == 200 && !response.truncated => Ok(()),
         Some(response) => Err(format!("status {}", response.status())),
         None => Err("no response".into()),

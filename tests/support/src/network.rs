@@ -10,7 +10,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::requirements::{Missing, program};
+use crate::requirements::{Missing, find_program};
 
 /// A host on the bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,11 +57,11 @@ impl Network {
     /// Creates the network.
     pub fn new() -> Result<Self, Missing> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        program("ip")?;
+        find_program("ip")?;
         if !nix::unistd::Uid::effective().is_root() {
             return Err(Missing("network namespaces need root".into()));
         }
-        sweep();
+        remove_leftovers();
         let network =
             Self { prefix: format!("loopgate-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)) };
         let bridge = network.namespace("bridge");
@@ -85,11 +85,11 @@ impl Network {
 
     /// A command that will run on a host.
     pub fn command(&self, host: Host, program: impl AsRef<Path>) -> Command {
-        self.wrapper(host, program.as_ref())()
+        self.command_wrapper(host, program.as_ref())()
     }
 
     /// A function that makes commands that will run on a host.
-    pub fn wrapper(&self, host: Host, program: impl Into<PathBuf>) -> impl Fn() -> Command + 'static {
+    pub fn command_wrapper(&self, host: Host, program: impl Into<PathBuf>) -> impl Fn() -> Command + 'static {
         let (file, program) = (self.file(host), program.into());
         move || {
             let mut command = Command::new("setpriv");
@@ -100,7 +100,7 @@ impl Network {
     }
 
     /// Runs a closure on a host, so that its sockets belong to that host.
-    pub fn inside<T: Send + 'static>(
+    pub fn run_on<T: Send + 'static>(
         &self,
         host: Host,
         run: impl FnOnce() -> T + Send + 'static,
@@ -132,7 +132,7 @@ impl Drop for Network {
 }
 
 /// Removes what killed tests have left; their processes have ended with them.
-fn sweep() {
+fn remove_leftovers() {
     let left = fs::read_dir("/run/netns")
         .into_iter()
         .flatten()

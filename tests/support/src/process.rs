@@ -52,7 +52,7 @@ impl Process {
     }
 
     /// Everything that it has written so far, line by line.
-    pub fn log(&self) -> Vec<String> {
+    pub fn log_lines(&self) -> Vec<String> {
         self.output().lines().map(str::to_owned).collect()
     }
 
@@ -80,7 +80,7 @@ impl Process {
 
     fn line_with(&self, text: &str, start: Instant) -> Option<String> {
         // The last output of a process that has ended is there before its end is.
-        let ended = self.exited();
+        let ended = self.try_exit_status();
         let output = self.output();
         // A line that is being written is not whole yet.
         let lines = output.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
@@ -104,7 +104,7 @@ impl Process {
     pub fn wait_until(&self, what: &str, limit: Duration, mut ready: impl FnMut() -> bool) {
         let start = Instant::now();
         while !ready() {
-            if let Some(status) = self.exited() {
+            if let Some(status) = self.try_exit_status() {
                 panic!("{} ended ({status}) before it was {what}:\n{}", self.name, self.end_of_output());
             }
             assert!(start.elapsed() < limit, "{} is not {what} after {limit:?}:\n{}", self.name, self.end_of_output());
@@ -121,7 +121,7 @@ impl Process {
     pub async fn wait_for_exit(&self) -> ExitStatus {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.exited() {
+            if let Some(status) = self.try_exit_status() {
                 return status;
             }
             assert!(
@@ -139,7 +139,7 @@ impl Process {
         self.signal(Signal::SIGTERM);
         let start = Instant::now();
         loop {
-            if let Some(status) = self.exited() {
+            if let Some(status) = self.try_exit_status() {
                 return status;
             }
             assert!(
@@ -158,16 +158,16 @@ impl Process {
     }
 
     /// The CPU time that its threads have used so far.
-    pub fn cpu(&self) -> Duration {
+    pub fn cpu_time(&self) -> Duration {
         cpu(self.id())
     }
 
     /// The number of its open file descriptors.
-    pub fn descriptors(&self) -> usize {
+    pub fn open_file_count(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.id())).expect("a running process").count()
     }
 
-    fn exited(&self) -> Option<ExitStatus> {
+    fn try_exit_status(&self) -> Option<ExitStatus> {
         self.child.lock().unwrap().try_wait().expect("own child")
     }
 

@@ -70,7 +70,7 @@ fn string(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A field as a literal that is never indexed.
-pub fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
+pub fn literal_field(name: &[u8], value: &[u8]) -> Vec<u8> {
     [vec![0], string(name), string(value)].concat()
 }
 
@@ -80,19 +80,19 @@ pub fn kept_field(name: &[u8], value: &[u8]) -> Vec<u8> {
 }
 
 /// The field at `index` of the receiver's tables.
-pub fn indexed(index: usize) -> Vec<u8> {
+pub fn indexed_field(index: usize) -> Vec<u8> {
     integer(0x80, 7, index)
 }
 
 /// The header block of a request.
-pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    fields.iter().flat_map(|(name, value)| field(name.as_bytes(), value.as_bytes())).collect()
+pub fn header_block(fields: &[(&str, &str)]) -> Vec<u8> {
+    fields.iter().flat_map(|(name, value)| literal_field(name.as_bytes(), value.as_bytes())).collect()
 }
 
 /// The header block of a plain request, with more fields.
 pub fn request_block(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let pseudo = [(":method", method), (":scheme", "https"), (":authority", "gateway.example:18789"), (":path", path)];
-    [block(&pseudo), block(more)].concat()
+    [header_block(&pseudo), header_block(more)].concat()
 }
 
 /// What became of a connection or of one of its streams.
@@ -123,7 +123,7 @@ impl Outcome {
         self.is_over() || !self.resets.is_empty() || !self.heads.is_empty()
     }
 
-    fn note(&mut self, frame: &Frame) {
+    fn record(&mut self, frame: &Frame) {
         let code = |at: usize| u32::from_be_bytes(frame.payload[at..at + 4].try_into().unwrap());
         match frame.kind {
             GOAWAY if code(4) != 0 => (self.goaway, self.goaway_stream) = (Some(code(4)), code(0)),
@@ -143,8 +143,8 @@ pub struct RawH2 {
 
 impl RawH2 {
     /// Connects from `source`, and sends only the preface and these settings.
-    pub async fn open(client: &TlsClient, source: &str, says: &[(u16, u32)]) -> Self {
-        let stream = client.handshake(client.tcp(source).await, "h2").await.unwrap();
+    pub async fn connect(client: &TlsClient, source: &str, says: &[(u16, u32)]) -> Self {
+        let stream = client.handshake(client.connect_tcp(source).await, "h2").await.unwrap();
         let (read, write) = tokio::io::split(stream);
         let mut raw = Self { read, write };
         raw.send(&[PREFACE, &settings(says)].concat()).await;
@@ -159,7 +159,7 @@ impl RawH2 {
 
     /// Reads the server's SETTINGS and the WINDOW_UPDATE of the connection, and returns the windows
     /// of a stream and of the connection.
-    pub async fn windows(&mut self) -> (usize, usize) {
+    pub async fn read_windows(&mut self) -> (usize, usize) {
         let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap()) as usize;
         let (mut stream, mut connection) = (65_535, 65_535);
         // They come with the first frames; acknowledgements may come before or after them.
@@ -188,7 +188,7 @@ impl RawH2 {
     }
 
     /// Sends `bytes` while reading what comes back, until `enough` of it or the end of the connection.
-    pub async fn provoke(&mut self, bytes: &[u8], enough: impl Fn(&Outcome) -> bool) -> Outcome {
+    pub async fn send_until(&mut self, bytes: &[u8], enough: impl Fn(&Outcome) -> bool) -> Outcome {
         let Self { read, write } = self;
         let sending = async {
             for block in bytes.chunks(64 * 1024) {
@@ -203,7 +203,7 @@ impl RawH2 {
             let mut outcome = Outcome::default();
             while !enough(&outcome) {
                 match next(read).await {
-                    Some(frame) => outcome.note(&frame),
+                    Some(frame) => outcome.record(&frame),
                     None => {
                         outcome.closed = true;
                         break;

@@ -28,30 +28,30 @@ pub struct Message {
 
 impl Message {
     /// The first line.
-    pub fn start(&self) -> &str {
+    pub fn start_line(&self) -> &str {
         self.head.lines().next().unwrap_or_default()
     }
 
     /// The status of a response.
     pub fn status(&self) -> u16 {
-        self.start().split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
+        self.start_line().split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
     }
 
     /// Every value of a field, in their order.
-    pub fn all(&self, name: &str) -> Vec<&str> {
+    pub fn field_values(&self, name: &str) -> Vec<&str> {
         let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
         fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect()
     }
 
     /// The only value of a field; `None` where there is none.
     pub fn field(&self, name: &str) -> Option<&str> {
-        let values = self.all(name);
+        let values = self.field_values(name);
         assert!(values.len() <= 1, "{name} occurs more than once in\n{}", self.head);
         values.first().copied()
     }
 
     /// The names of all fields, in lower case.
-    pub fn names(&self) -> Vec<String> {
+    pub fn field_names(&self) -> Vec<String> {
         self.head
             .lines()
             .skip(1)
@@ -76,7 +76,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
     }
 
     /// Reads more; `false` at the end of the stream, a broken one included.
-    async fn more(&mut self) -> bool {
+    async fn read_more(&mut self) -> bool {
         let mut block = [0; 16 * 1024];
         let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut block)).await;
         match read.unwrap_or_else(|_| {
@@ -91,23 +91,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
     }
 
     /// Reads up to `end`, `end` included; `None` if the stream ends before.
-    async fn until(&mut self, end: &[u8]) -> Option<Vec<u8>> {
+    async fn read_until(&mut self, end: &[u8]) -> Option<Vec<u8>> {
         let mut seen = 0;
         loop {
             if let Some(at) = self.buffered[seen..].windows(end.len()).position(|window| window == end) {
                 return Some(self.buffered.drain(..seen + at + end.len()).collect());
             }
             seen = self.buffered.len().saturating_sub(end.len() - 1);
-            if !self.more().await {
+            if !self.read_more().await {
                 return None;
             }
         }
     }
 
     /// Reads the next `count` bytes.
-    pub async fn exactly(&mut self, count: usize) -> Option<Vec<u8>> {
+    pub async fn read_exactly(&mut self, count: usize) -> Option<Vec<u8>> {
         while self.buffered.len() < count {
-            if !self.more().await {
+            if !self.read_more().await {
                 return None;
             }
         }
@@ -115,8 +115,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
     }
 
     /// Reads until the stream ends.
-    pub async fn rest(&mut self) -> Vec<u8> {
-        while self.more().await {}
+    pub async fn read_rest(&mut self) -> Vec<u8> {
+        while self.read_more().await {}
         std::mem::take(&mut self.buffered)
     }
 
@@ -146,29 +146,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
     }
 
     /// Reads the next head; `None` if the stream ends before.
-    pub async fn head(&mut self) -> Option<Message> {
-        let head = self.until(b"\r\n\r\n").await?;
+    pub async fn read_head(&mut self) -> Option<Message> {
+        let head = self.read_until(b"\r\n\r\n").await?;
         Some(Message { head: String::from_utf8_lossy(&head).into_owned(), ..Message::default() })
     }
 
     /// Reads a chunk of a chunked body; an empty one is the last.
-    pub async fn chunk(&mut self) -> Option<Vec<u8>> {
-        let size = self.until(b"\r\n").await?;
+    pub async fn read_chunk(&mut self) -> Option<Vec<u8>> {
+        let size = self.read_until(b"\r\n").await?;
         let size = std::str::from_utf8(&size).ok().and_then(|size| usize::from_str_radix(size.trim_end(), 16).ok());
         let size = size.expect("a chunk size and nothing else");
         if size == 0 {
             return Some(Vec::new());
         }
-        let mut data = self.exactly(size + 2).await?;
+        let mut data = self.read_exactly(size + 2).await?;
         assert_eq!(data.split_off(size), b"\r\n", "after a chunk");
         Some(data)
     }
 
     /// Reads the trailer section after the last chunk.
-    pub async fn trailers(&mut self) -> Option<String> {
+    pub async fn read_trailers(&mut self) -> Option<String> {
         let mut trailers = String::new();
         loop {
-            let line = String::from_utf8(self.until(b"\r\n").await?).unwrap();
+            let line = String::from_utf8(self.read_until(b"\r\n").await?).unwrap();
             if line == "\r\n" {
                 return Some(trailers);
             }
@@ -177,24 +177,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
     }
 
     /// Reads the body that the head of `message` announces; `false` if the stream ended before it.
-    pub async fn body(&mut self, message: &mut Message, to_the_end: bool) -> bool {
+    pub async fn read_body(&mut self, message: &mut Message, to_the_end: bool) -> bool {
         if message.field("transfer-encoding").is_some() {
             assert_eq!(message.field("transfer-encoding"), Some("chunked"));
             assert_eq!(message.field("content-length"), None, "both framings in\n{}", message.head);
             loop {
-                match self.chunk().await {
+                match self.read_chunk().await {
                     Some(data) if data.is_empty() => break,
                     Some(data) => message.body.extend(data),
                     None => return false,
                 }
             }
-            match self.trailers().await {
+            match self.read_trailers().await {
                 Some(trailers) => message.trailers = trailers,
                 None => return false,
             }
         } else if let Some(length) = message.field("content-length") {
             let length = length.parse().expect("a Content-Length is a number");
-            match self.exactly(length).await {
+            match self.read_exactly(length).await {
                 Some(body) => message.body = body,
                 None => {
                     message.body = std::mem::take(&mut self.buffered);
@@ -202,27 +202,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
                 }
             }
         } else if to_the_end {
-            message.body = self.rest().await;
+            message.body = self.read_rest().await;
         }
         true
     }
 
     /// Reads a whole response to a request other than HEAD; `None` if the stream ended before it was whole.
-    pub async fn response(&mut self) -> Option<Message> {
-        let mut response = self.head().await?;
+    pub async fn read_response(&mut self) -> Option<Message> {
+        let mut response = self.read_head().await?;
         let bodiless = matches!(response.status(), 100..200 | 204 | 304);
-        (bodiless || self.body(&mut response, true).await).then_some(response)
+        (bodiless || self.read_body(&mut response, true).await).then_some(response)
     }
 
     /// Sends a request and waits for the head of its response.
     pub async fn ask_head(&mut self, request: impl AsRef<[u8]>) -> Message {
         self.send(request).await.expect("a request can be sent");
-        self.head().await.expect("the head of a response")
+        self.read_head().await.expect("the head of a response")
     }
 
     /// Sends a request and waits for its whole response.
-    pub async fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
+    pub async fn send_request(&mut self, request: impl AsRef<[u8]>) -> Message {
         self.send(request).await.expect("a request can be sent");
-        self.response().await.expect("a whole response")
+        self.read_response().await.expect("a whole response")
     }
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 pub struct Missing(pub String);
 
 /// Returns the directory into which the scripts of `tests/setup` install.
-pub fn cache() -> PathBuf {
+pub fn cache_dir() -> PathBuf {
     let home = || {
         env::var_os("XDG_CACHE_HOME")
             .map_or_else(|| Path::new(&env::var_os("HOME").unwrap_or_default()).join(".cache"), PathBuf::from)
@@ -21,12 +21,12 @@ pub fn cache() -> PathBuf {
 
 /// Returns the `node_modules` directory of a tree in the cache.
 pub fn node_modules(tree: &str) -> Result<PathBuf, Missing> {
-    let modules = cache().join(tree).join("node_modules");
+    let modules = cache_dir().join(tree).join("node_modules");
     if modules.is_dir() { Ok(modules) } else { Err(Missing(format!("{tree} is not installed"))) }
 }
 
 /// Returns the path of a program in `PATH`.
-pub fn program(name: &str) -> Result<PathBuf, Missing> {
+pub fn find_program(name: &str) -> Result<PathBuf, Missing> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .map(|directory| directory.join(name))
@@ -36,23 +36,23 @@ pub fn program(name: &str) -> Result<PathBuf, Missing> {
 
 /// Runs a test that needs the whole machine: only one such test runs at a time. If a requirement is
 /// missing, the test is reported as not run, or fails if `CI` is `true`.
-pub fn exclusively(name: &str, test: impl FnOnce() -> Result<(), Missing>) {
+pub fn run_exclusively(name: &str, test: impl FnOnce() -> Result<(), Missing>) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     // A poisoned lock is fine: a test that fails still removes what it created.
     let _turn: MutexGuard<()> = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let start = Instant::now();
-    report(format_args!("{name}"));
+    print_now(format_args!("{name}"));
     match test() {
-        Ok(()) => report(format_args!("{name}: passed, {:.1} s", start.elapsed().as_secs_f32())),
+        Ok(()) => print_now(format_args!("{name}: passed, {:.1} s", start.elapsed().as_secs_f32())),
         Err(Missing(what)) if env::var("CI").is_ok_and(|ci| ci == "true") => {
             panic!("NOT RUN: {name}: {what}; `tests/run real` installs it")
         }
-        Err(Missing(what)) => report(format_args!("NOT RUN: {name}: {what}; `tests/run real` installs it")),
+        Err(Missing(what)) => print_now(format_args!("NOT RUN: {name}: {what}; `tests/run real` installs it")),
     }
 }
 
 /// Prints a line at once, whether or not output is captured: these tests take minutes, and one that
 /// did not run must be seen.
-pub fn report(line: impl Display) {
+pub fn print_now(line: impl Display) {
     writeln!(std::io::stderr(), "{line}").expect("standard error");
 }

@@ -108,12 +108,12 @@ impl Launch {
     }
 
     /// Runs the shell commands `setup` before the sidecar, for example to set limits and variables.
-    pub fn after(self, setup: &str) -> Self {
+    pub fn after_setup(self, setup: &str) -> Self {
         Self { setup: Some(setup.into()), ..self }
     }
 
     /// Starts the sidecar with the command that `wrapper` returns, to which the binary and its arguments are added.
-    pub fn through(self, wrapper: impl Fn() -> Command + 'static) -> Self {
+    pub fn with_wrapper(self, wrapper: impl Fn() -> Command + 'static) -> Self {
         Self { wrapper: Some(Box::new(wrapper)), ..self }
     }
 
@@ -262,31 +262,31 @@ impl Sidecar {
     }
 
     /// Returns the path of the state directory.
-    pub fn state(&self) -> PathBuf {
+    pub fn state_dir(&self) -> PathBuf {
         self.path.join(STATE)
     }
 
     /// Returns the path of the CA's certificate.
-    pub fn ca(&self) -> PathBuf {
-        self.state().join("ca.pem")
+    pub fn ca_file(&self) -> PathBuf {
+        self.state_dir().join("ca.pem")
     }
 
     /// Returns the address of the admin listener.
-    pub fn admin(&self) -> SocketAddr {
+    pub fn admin_address(&self) -> SocketAddr {
         self.admin.expect("a sidecar with an admin listener")
     }
 
     fn wait_until_ready(&self, wrapper: Option<Wrapper>) {
         let mut command = wrapper.map_or_else(|| loopgate([""; 0]), |wrapper| wrapper());
-        command.args(["healthcheck", &format!("--admin={}", self.admin())]).stdin(Stdio::null());
+        command.args(["healthcheck", &format!("--admin={}", self.admin_address())]).stdin(Stdio::null());
         self.process.wait_until("ready", START, || {
             command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
         });
     }
 
     /// Returns the whole response of the admin listener to `GET path`.
-    pub fn get(&self, path: &str, host: &str) -> String {
-        let mut stream = TcpStream::connect(self.admin()).unwrap();
+    pub fn admin_get(&self, path: &str, host: &str) -> String {
+        let mut stream = TcpStream::connect(self.admin_address()).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -294,13 +294,16 @@ impl Sidecar {
     }
 
     /// Runs `loopgate status` for this sidecar.
-    pub fn status(&self, arguments: &[&str]) -> Output {
-        loopgate([&["status"], arguments].concat()).env("LOOPGATE_ADMIN", self.admin().to_string()).output().unwrap()
+    pub fn run_status(&self, arguments: &[&str]) -> Output {
+        loopgate([&["status"], arguments].concat())
+            .env("LOOPGATE_ADMIN", self.admin_address().to_string())
+            .output()
+            .unwrap()
     }
 
     /// Returns the output of `loopgate status --json`.
-    pub fn json(&self) -> Value {
-        let output = self.status(&["--json"]);
+    pub fn status_json(&self) -> Value {
+        let output = self.run_status(&["--json"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     }
@@ -309,7 +312,7 @@ impl Sidecar {
     pub fn wait_for_status(&self, condition: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let status = self.json();
+            let status = self.status_json();
             if condition(&status) {
                 return status;
             }

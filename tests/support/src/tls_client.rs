@@ -101,14 +101,14 @@ impl TlsClient {
     }
 
     /// Opens a TCP connection from `source`.
-    pub async fn tcp(&self, source: &str) -> TcpStream {
+    pub async fn connect_tcp(&self, source: &str) -> TcpStream {
         tcp(source.parse().unwrap(), self.address).await.unwrap()
     }
 
     /// Starts a forwarder for programs that can't choose their source address. A connection to the
     /// returned address reaches the sidecar from `source`. The forwarder lasts as long as
     /// [`TlsClient::tasks`].
-    pub async fn forwarder(&self, source: &str) -> SocketAddr {
+    pub async fn start_forwarder(&self, source: &str) -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sidecar, source, tasks) = (self.address, source.parse().unwrap(), Tasks::default());
@@ -144,13 +144,13 @@ impl TlsClient {
     }
 
     /// Opens a TLS connection from `source`, on which the caller writes and reads HTTP/1.1 as bytes.
-    pub async fn h1(&self, source: &str) -> RawHttp<Tls> {
-        RawHttp::new(self.handshake(self.tcp(source).await, "http/1.1").await.unwrap())
+    pub async fn connect_h1(&self, source: &str) -> RawHttp<Tls> {
+        RawHttp::new(self.handshake(self.connect_tcp(source).await, "http/1.1").await.unwrap())
     }
 
     /// Opens an HTTP/2 connection from `source`. It lasts as long as [`TlsClient::tasks`].
-    pub async fn h2(&self, source: &str) -> h2::client::SendRequest<Bytes> {
-        let stream = self.handshake(self.tcp(source).await, "h2").await.unwrap();
+    pub async fn connect_h2(&self, source: &str) -> h2::client::SendRequest<Bytes> {
+        let stream = self.handshake(self.connect_tcp(source).await, "h2").await.unwrap();
         let (sender, connection) = h2::client::handshake(stream).await.unwrap();
         self.tasks.spawn(async move {
             let _ = connection.await;
@@ -159,18 +159,24 @@ impl TlsClient {
     }
 
     /// Sends a request without a body on a new connection, and returns the status and the body of the response.
-    pub async fn ask(&self, protocol: Protocol, source: &str, line: &str, fields: &[(&str, &str)]) -> (u16, String) {
+    pub async fn send_request(
+        &self,
+        protocol: Protocol,
+        source: &str,
+        line: &str,
+        fields: &[(&str, &str)],
+    ) -> (u16, String) {
         match protocol {
             Protocol::H1 => {
                 let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-                let response = self.h1(source).await.ask(request(line, &fields)).await;
+                let response = self.connect_h1(source).await.send_request(request_text(line, &fields)).await;
                 (response.status(), response.text())
             }
             Protocol::H2 => {
-                let mut client = self.h2(source).await;
+                let mut client = self.connect_h2(source).await;
                 let (response, _) = client.send_request(h2_request(line, fields), true).unwrap();
                 let (head, mut body) = response.await.unwrap().into_parts();
-                (head.status.as_u16(), String::from_utf8(whole(&mut body).await.unwrap()).unwrap())
+                (head.status.as_u16(), String::from_utf8(read_whole_body(&mut body).await.unwrap()).unwrap())
             }
         }
     }
@@ -201,7 +207,7 @@ fn blocking_tcp(source: IpAddr, to: SocketAddr) -> BlockingTcpStream {
 }
 
 /// Returns the request that most tests send. `line` is `METHOD path`, and `fields` are further header lines.
-pub fn request(line: &str, fields: &str) -> String {
+pub fn request_text(line: &str, fields: &str) -> String {
     format!("{line} HTTP/1.1\r\nHost: gateway.example:18789\r\n{fields}\r\n")
 }
 
@@ -214,7 +220,7 @@ pub fn h2_request(line: &str, fields: &[(&str, &str)]) -> http::Request<()> {
 }
 
 /// Reads a whole body, without the trailers.
-pub async fn whole(body: &mut h2::RecvStream) -> Result<Vec<u8>, h2::Error> {
+pub async fn read_whole_body(body: &mut h2::RecvStream) -> Result<Vec<u8>, h2::Error> {
     let mut bytes = Vec::new();
     while let Some(data) = body.data().await {
         let data = data?;

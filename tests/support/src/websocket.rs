@@ -25,23 +25,23 @@ fn config() -> WebSocketConfig {
 
 impl TlsClient {
     /// Opens a WebSocket from `source` to `path`.
-    pub async fn websocket(&self, protocol: Protocol, source: &str, path: &str) -> Socket {
+    pub async fn open_websocket(&self, protocol: Protocol, source: &str, path: &str) -> Socket {
         match protocol {
             Protocol::H1 => {
-                let stream = self.handshake(self.tcp(source).await, "http/1.1").await.unwrap();
+                let stream = self.handshake(self.connect_tcp(source).await, "http/1.1").await.unwrap();
                 let stream: Box<dyn Io> = Box::new(stream);
                 client_async_with_config(format!("wss://gateway.example:18789{path}"), stream, Some(config()))
                     .await
                     .unwrap()
                     .0
             }
-            Protocol::H2 => self.websockets(source, path, &[&[]]).await.pop().unwrap(),
+            Protocol::H2 => self.open_websockets(source, path, &[&[]]).await.pop().unwrap(),
         }
     }
 
     /// Opens WebSockets from `source` to `path` on one HTTP/2 connection, one for each list of further fields.
-    pub async fn websockets(&self, source: &str, path: &str, each: &[&[(&'static str, &str)]]) -> Vec<Socket> {
-        let stream = TokioIo::new(self.handshake(self.tcp(source).await, "h2").await.unwrap());
+    pub async fn open_websockets(&self, source: &str, path: &str, each: &[&[(&'static str, &str)]]) -> Vec<Socket> {
+        let stream = TokioIo::new(self.handshake(self.connect_tcp(source).await, "h2").await.unwrap());
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), stream).await.unwrap();
         self.tasks.spawn(async move {

@@ -14,22 +14,23 @@ fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again(
             run_ip("link add eth0 type veth peer name peer0");
             run_ip("address add 10.9.0.2/24 dev eth0");
             run_ip("link set eth0 up");
-            let lives =
-                |started: &str| docker.details("gateway", json!({"Id": "gateway", "State": {"StartedAt": started}}));
+            let lives = |started: &str| {
+                docker.set_inspection("gateway", json!({"Id": "gateway", "State": {"StartedAt": started}}))
+            };
             lives("2026-01-01T00:00:00Z");
-            docker.put(gateway(own));
+            docker.add_silently(gateway(own));
             let mut harness = Harness::new(Engine::Unix(docker.socket()));
             harness.wait_until_live().await;
             assert_eq!(harness.view.borrow().namespace, NamespaceState::Attached);
 
-            docker.stop("gateway");
+            docker.stop_container("gateway");
             run_ip("link delete eth0");
             let view = harness
                 .wait_until("the namespace is an orphan", |view| view.namespace == NamespaceState::Orphaned)
                 .await;
             assert!(view.own_names.contains("gateway"), "names outlive the owner: {view:?}");
             lives("2026-01-01T00:01:00Z");
-            docker.run(gateway(own));
+            docker.run_container(gateway(own));
             harness.wait_until("it is left", |view| view.namespace == NamespaceState::Replaced).await;
             assert_eq!(EXIT_ORPHANED, 75);
             harness.stop_and_check_tasks().await;

@@ -149,7 +149,7 @@ impl Attacked {
             (attackers(3), request_block("POST", "/upload", &[]), vec![0; 8 * 1024], [1, 3, 5, 7]);
         let (mut uploads, mut sent) = (Vec::new(), 0);
         for number in 0..60 {
-            let mut client = RawH2::open(&self.client, &sources[number % sources.len()], &[]).await;
+            let mut client = RawH2::connect(&self.client, &sources[number % sources.len()], &[]).await;
             client.send(&streams.map(|stream| frame(HEADERS, END_HEADERS, stream, &head)).concat()).await;
             // As much as the windows allow.
             let (mut stream_window, mut window) = client.windows().await;
