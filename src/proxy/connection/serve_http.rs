@@ -42,7 +42,8 @@ const OVERSIZE_FACTOR: usize = 2;
 pub async fn serve(registered: Registered) {
     let (context, io) = registered.into_open_connection();
     match context.protocol {
-        Protocol::H2 => serve_h2(context, io).await,
+        // Boxed, so that connections over HTTP/1.1, most of which are idle, don't hold the memory of its larger state.
+        Protocol::H2 => Box::pin(serve_h2(context, io)).await,
         Protocol::H1 => serve_h1(context, io).await,
     }
 }

@@ -45,8 +45,8 @@ impl ConnectionResources {
 /// upgrade the tunnel takes it over.
 pub struct Downstream<S = Transport> {
     stream: S,
-    /// Follows HTTP; `None` in a tunnel.
-    observer: Option<Observer>,
+    /// Follows HTTP; `None` in a tunnel. Boxed, so that a tunnel does not hold the memory of its fields.
+    observer: Option<Box<Observer>>,
     /// Rewritten bytes that hyper reads before any others.
     unread: Bytes,
     /// Whether the socket took only a part of the last write, so that the next bytes continue it.
@@ -256,7 +256,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
                 replacement: None,
             },
         };
-        let observer = Some(Observer { activity, head_tracker, guard });
+        let observer = Some(Box::new(Observer { activity, head_tracker, guard }));
         Self { stream, observer, unread: Bytes::new(), is_partly_written: false, _resources: None }
     }
 

@@ -1,7 +1,7 @@
 //! Sends upgrade requests to the gateway. If it agrees, joins the client's connection and the gateway's in a tunnel.
 
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use crate::proxy::downstream::io::Downstream;
 use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::tunnel::{self, TunnelError, TunnelOptions};
-use crate::proxy::upstream::budget::Purpose;
+use crate::proxy::upstream::budget::{GatewayPermit, Purpose};
 use crate::proxy::upstream::gateway_request::OnInterim;
 use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
@@ -132,11 +132,11 @@ fn start_tunnel(
     let stream = options.is_h2.then(|| context.activity.begin_tunnel(record.guard()));
     let close_signal = options.close_signal.clone();
     let (number, peer) = (context.number, context.peer);
+    // Boxed, so that what only the start of the tunnel needs is freed before the tunnel runs.
+    let opening = Box::pin(open_tunnel(client_side, upstream, options));
     context.shared.shutdown.spawn(async move {
         let (_gauge, stream) = (tunnel_gauge, stream);
-        if let Err(error) =
-            join_while_authorized(authorization, close_signal, join_connections(client_side, upstream, options)).await
-        {
+        if let Err(error) = run_while_authorized(authorization, close_signal, opening).await {
             debug!(connection = number, %peer, %error, "tunnel broke off");
             // The reset of a TCP connection is passed on as a reset of the stream with CANCEL (RFC 8441 section 5).
             if let Some(stream) = stream
@@ -176,41 +176,45 @@ fn proves_handshake(response: &Response<Incoming>, key: Option<&HeaderValue>, is
     is_websocket && expected.as_deref() == accept
 }
 
-/// Waits for the end of the tunnel `joined`. Closes it if the client of the request loses its `authorization`.
-async fn join_while_authorized(
+/// The future of a tunnel: completes when the tunnel has ended.
+type Tunnel = BoxFuture<'static, Result<(), TunnelError>>;
+
+/// Waits until `opening` has opened the tunnel, and then until the tunnel has ended. Closes it if the client of the
+/// request loses its `authorization`.
+async fn run_while_authorized(
     authorization: Option<ClientAuthorization>,
     close_signal: CloseSignal,
-    joined: impl Future<Output = Result<(), TunnelError>>,
+    opening: Pin<Box<impl Future<Output = Result<(Tunnel, Option<GatewayPermit>), TunnelError>>>>,
 ) -> Result<(), TunnelError> {
-    let Some(mut authorization) = authorization else { return joined.await };
-    let mut joined = pin!(joined);
+    let (mut tunnel, _permit) = opening.await?;
+    let Some(mut authorization) = authorization else { return tunnel.await };
     tokio::select! {
         biased;
         () = authorization.wait_until_revoked() => {
             close_signal.revoke();
-            joined.await
+            tunnel.await
         }
-        ended = &mut joined => ended,
+        ended = &mut tunnel => ended,
     }
 }
 
-/// Takes both connections back from hyper, and carries bytes between them until the tunnel ends.
-async fn join_connections(
+/// Takes both connections back from hyper. Returns the tunnel between them, and the permit to hold until it ends.
+async fn open_tunnel(
     client_side: OnUpgrade,
     upstream: PooledConnection,
     options: TunnelOptions,
-) -> Result<(), TunnelError> {
-    let (gateway, from_gateway, _permit) =
+) -> Result<(Tunnel, Option<GatewayPermit>), TunnelError> {
+    let (gateway, from_gateway, permit) =
         upstream.into_upgraded().await.ok_or_else(|| io::Error::other("the gateway's connection is gone"))?;
     let client = client_side.await.map_err(io::Error::other)?;
-    let joined = match client.downcast::<TokioIo<Downstream>>() {
+    let tunnel: Tunnel = match client.downcast::<TokioIo<Downstream>>() {
         Ok(parts) => {
             let mut client = parts.io.into_inner();
             client.stop_observing();
-            Box::pin(tunnel::run(client, gateway, (parts.read_buf, from_gateway), options)) as BoxFuture<'_, _>
+            Box::pin(tunnel::run(client, gateway, (parts.read_buf, from_gateway), options))
         }
         // The client's side is a stream of an HTTP/2 connection.
         Err(stream) => Box::pin(tunnel::run(TokioIo::new(stream), gateway, (Bytes::new(), from_gateway), options)),
     };
-    joined.await
+    Ok((tunnel, permit))
 }

@@ -78,35 +78,41 @@ pub struct TunnelOptions {
 ///
 /// # Errors
 /// Either side broke off, or the client was refused or revoked.
-pub async fn run<C, G>(
+pub fn run<C, G>(
     client: C,
     gateway: G,
     early: (Bytes, Bytes),
-    mut options: TunnelOptions,
-) -> Result<(), TunnelError>
+    options: TunnelOptions,
+) -> impl Future<Output = Result<(), TunnelError>>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut tunnel = Tunnel::new(client, gateway, early, &mut options);
-    let (closing, revoked) = options.close_signal.wait_futures();
-    let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
-    let ended = poll_fn(|cx| {
-        while !matches!(tunnel.stage, TunnelStage::Rejecting { .. }) {
-            // A tunnel that the gateway has closed ends by itself, so a drain changes nothing.
-            let ignores_drain = tunnel.stage != TunnelStage::Open;
-            let signal = options.close_signal.poll_reason(cx, closing.as_mut(), revoked.as_mut(), ignores_drain);
-            let Poll::Ready(reason) = signal else { break };
-            tunnel.begin_close(reason)?;
+    let close_signal = options.close_signal.clone();
+    let mut tunnel = Tunnel::new(client, gateway, early, options);
+    // An `async fn` would hold its arguments beside the tunnel that is made of them, as long as the tunnel lasts.
+    async move {
+        let ended = {
+            let (closing, revoked) = close_signal.wait_futures();
+            let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
+            poll_fn(|cx| {
+                while !matches!(tunnel.stage, TunnelStage::Rejecting { .. }) {
+                    // A tunnel that the gateway has closed ends by itself, so a drain changes nothing.
+                    let ignores_drain = tunnel.stage != TunnelStage::Open;
+                    let signal = close_signal.poll_reason(cx, closing.as_mut(), revoked.as_mut(), ignores_drain);
+                    let Poll::Ready(reason) = signal else { break };
+                    tunnel.begin_close(reason)?;
+                }
+                tunnel.poll(cx)
+            })
+            .await
+        };
+        // The caller resets the client's stream or connection. Bytes that the gateway sent before may leave first.
+        if matches!(ended, Err(TunnelError::Broken(_))) {
+            tokio::time::sleep(LAST_BYTES_GRACE).await;
         }
-        tunnel.poll(cx)
-    })
-    .await;
-    // The caller resets the client's stream or connection. Bytes that the gateway sent before may leave first.
-    if matches!(ended, Err(TunnelError::Broken(_))) {
-        tokio::time::sleep(LAST_BYTES_GRACE).await;
+        ended
     }
-    ended
 }
 
 /// How far the tunnel is in closing.
@@ -155,22 +161,22 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,
 {
-    fn new(client: C, gateway: G, early: (Bytes, Bytes), options: &mut TunnelOptions) -> Self {
+    fn new(client: C, gateway: G, early: (Bytes, Bytes), options: TunnelOptions) -> Self {
         let is_websocket = options.is_websocket;
         let lease = |is_h2| BufferLease::new(&options.buffers, is_h2);
         let (to_gateway_lease, to_client_lease) = (lease(false), lease(options.is_h2));
-        let mut to_gateway = Direction::new(early.0, to_gateway_lease, options.received.clone(), None);
-        to_gateway.set_first_message(options.first_message.take());
+        let mut to_gateway = Direction::new(early.0, to_gateway_lease, options.received, None);
+        to_gateway.set_first_message(options.first_message);
         let frames = is_websocket.then(WebSocketFrames::default);
-        let mut to_client = Direction::new(early.1, to_client_lease, options.sent.clone(), frames);
-        to_client.set_connect_response(options.connect_response.take());
+        let mut to_client = Direction::new(early.1, to_client_lease, options.sent, frames);
+        to_client.set_connect_response(options.connect_response);
         Self {
             client,
             gateway: ReadableAfterWriteError::new(gateway),
             to_gateway,
             to_client,
             is_websocket,
-            rest_limit: Arc::clone(&options.rest_limit),
+            rest_limit: options.rest_limit,
             is_unanswered: false,
             stage: TunnelStage::Open,
             timer: None,
