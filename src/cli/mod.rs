@@ -31,7 +31,7 @@ mod worker_threads;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use error::Error;
 
@@ -75,11 +75,17 @@ enum Command {
 
 /// Parses the process's arguments, runs the command, and returns its exit status.
 pub fn main() -> ExitCode {
-    let command = match Cli::try_parse() {
+    // `Cli::try_parse` would define all flags of all commands a second time, which is a large part of the start.
+    let mut definition = Cli::command();
+    flags::set_variables_of_commands(&definition);
+    let matches = definition.try_get_matches_from_mut(std::env::args_os());
+    let parsed = matches
+        .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut definition)));
+    drop(definition);
+    let command = match parsed {
         Ok(cli) => cli.command,
         Err(error) => return output::report_clap_error(&error),
     };
-    flags::set_variables_of_commands(&Cli::command());
     let done = |()| ExitCode::SUCCESS;
     let ended = worker_threads::check_variable().and_then(|()| match command {
         Command::Run(args) => run::run(args).map(done),
