@@ -1,7 +1,7 @@
 //! The server certificate that loopgate issues, in the state directory.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{KeyPair, PublicKeyData};
@@ -14,7 +14,7 @@ use super::authority::{CA_CERTIFICATE, CertificateAuthority, load_key, load_or_c
 use super::certificate::{CertificateFields, verify_before_publishing};
 use super::constraints::Constraints;
 use super::error::{Error, InvalidFile};
-use super::loaded::{FilesDigest, LoadedIdentity, files_digest, server_identity};
+use super::loaded::{LoadedIdentity, server_identity};
 use super::name::SubjectName;
 use super::revocation::REVOKED_FILE;
 use super::state_dir::{Access, DirLock, StateDir};
@@ -95,13 +95,9 @@ impl Managed {
         &self.dir
     }
 
-    /// Returns the digest of the server's files.
-    pub(super) fn files_digest(&self) -> FilesDigest {
-        files_digest([
-            &self.dir.path_of(SERVER_CERTIFICATE),
-            &self.dir.path_of(SERVER_KEY),
-            &self.dir.path_of(REVOKED_FILE),
-        ])
+    /// Returns the paths of the server's files.
+    pub(super) fn file_paths(&self) -> [PathBuf; 3] {
+        [SERVER_CERTIFICATE, SERVER_KEY, REVOKED_FILE].map(|name| self.dir.path_of(name))
     }
 
     /// Loads the server's certificate, and issues a new one if it is due. If the CA or the key has vanished meanwhile,

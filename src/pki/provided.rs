@@ -1,6 +1,6 @@
 //! The certificate and key that the operator provides. They are reloaded when the files change.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
@@ -13,7 +13,7 @@ use crate::config::CertificateFiles;
 use super::certificate::CertificateFields;
 use super::chain::{self, OrderedChain};
 use super::error::{Error, InvalidFile};
-use super::loaded::{FilesDigest, LoadedIdentity, files_digest, server_identity};
+use super::loaded::{LoadedIdentity, server_identity};
 use super::pem;
 use super::revocation::REVOKED_FILE;
 use super::state_dir::{StateDir, read_file};
@@ -34,9 +34,9 @@ pub(super) struct Provided {
 }
 
 impl Provided {
-    /// Returns the digest of the two files and of the list of revoked certificates.
-    pub(super) fn files_digest(&self) -> FilesDigest {
-        files_digest([&self.files.chain, &self.files.key, &self.state_dir.path_of(REVOKED_FILE)])
+    /// Returns the paths of the two files and of the list of revoked certificates.
+    pub(super) fn file_paths(&self) -> [PathBuf; 3] {
+        [self.files.chain.clone(), self.files.key.clone(), self.state_dir.path_of(REVOKED_FILE)]
     }
 
     /// Loads the pair, and checks that key and certificate belong together. The mode of the key file is not checked,

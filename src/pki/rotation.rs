@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
@@ -14,7 +14,7 @@ use crate::shutdown::Shutdown;
 
 use super::error::Error;
 use super::identity::ServerIdentity;
-use super::loaded::{FilesDigest, LoadedIdentity};
+use super::loaded::{DigestCache, FilesDigest, LoadedIdentity};
 use super::name::SubjectName;
 use super::source::Source;
 
@@ -40,6 +40,8 @@ pub(super) struct Rotation {
 /// The state that is kept between two checks.
 #[derive(Debug)]
 pub(super) struct RotationState {
+    /// The digest of the files at the last check.
+    pub(super) cache: DigestCache,
     /// The digest of the files that were loaded last, valid or not.
     pub(super) digest: FilesDigest,
     /// The digest of files that were invalid at one check. Another process may have been replacing them, so the error
@@ -79,15 +81,20 @@ impl Rotation {
         let last = self.state.digest;
         let may_renew = self.state.retry_at.is_none_or(|at| at <= Instant::now());
         let retry = self.state.retry_at.is_some() && may_renew;
+        let mut cache = std::mem::take(&mut self.state.cache);
         let files_and_clock = move || {
             let now = OffsetDateTime::now_utc();
-            let digest = source.files_digest();
+            let digest = cache.digest(&source.file_paths(), requested || retry, SystemTime::now());
             let load = requested || retry || digest != last || may_renew && source.is_due(&served, &wanted, now);
-            load.then(|| (digest, source.load(&wanted, now)))
+            (cache, load.then(|| (digest, source.load(&wanted, now))))
         };
         match tokio::task::spawn_blocking(files_and_clock).await {
-            Ok(None) => {}
-            Ok(Some((digest, result))) => self.apply_result(requested, digest, result),
+            Ok((cache, loaded)) => {
+                self.state.cache = cache;
+                if let Some((digest, result)) = loaded {
+                    self.apply_result(requested, digest, result);
+                }
+            }
             // Happens only by a bug or at the end of the runtime; the served certificate is not affected.
             Err(error) => {
                 tracing::error!(error = error_chain(&error), "the check of the certificate ended unexpectedly")

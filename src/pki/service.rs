@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
@@ -10,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use super::authority::{self, CertificateAuthority};
 use super::error::Error;
 use super::identity::ServerIdentity;
+use super::loaded::DigestCache;
 use super::managed::Managed;
 use super::name::SubjectName;
 use super::provided::Provided;
@@ -89,7 +91,8 @@ pub fn open(
     };
     StateDir::at(state_dir).warn_if_writable_by_others();
     // The digest is taken before the files are read, so that a change in between is noticed later.
-    let digest = source.files_digest();
+    let mut cache = DigestCache::default();
+    let digest = cache.digest(&source.file_paths(), true, SystemTime::now());
     let loaded = source.load(&wanted, now)?;
     rotation::log_identity(&loaded.identity);
     let retry_at = loaded.problem.is_some().then(|| tokio::time::Instant::now() + rotation::RETRY_DELAY);
@@ -103,7 +106,7 @@ pub fn open(
     let (identity, served_identity) = watch::channel(Arc::new(loaded.identity));
     let (problem, current_problem) = watch::channel(loaded.problem.map(Arc::new));
     let reload = Arc::new(Notify::new());
-    let state = RotationState { digest, invalid_once: None, retry_at };
+    let state = RotationState { cache, digest, invalid_once: None, retry_at };
     let rotation = Rotation {
         source: Arc::new(source),
         fixed_names,

@@ -1,13 +1,14 @@
 //! The source of the server's certificate: the state directory, or the operator's files.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
 
 use super::error::Error;
 use super::identity::ServerIdentity;
-use super::loaded::{FilesDigest, LoadedIdentity};
+use super::loaded::LoadedIdentity;
 use super::managed::Managed;
 use super::name::SubjectName;
 use super::plan;
@@ -25,11 +26,11 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// Returns the digest of the source's files.
-    pub(super) fn files_digest(&self) -> FilesDigest {
+    /// Returns the paths of the source's files.
+    pub(super) fn file_paths(&self) -> [PathBuf; 3] {
         match self {
-            Self::Managed(managed) => managed.files_digest(),
-            Self::Provided(pair) => pair.files_digest(),
+            Self::Managed(managed) => managed.file_paths(),
+            Self::Provided(pair) => pair.file_paths(),
         }
     }
 
