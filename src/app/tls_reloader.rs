@@ -86,12 +86,15 @@ impl TlsReloader {
 
     /// Updates at each new certificate, and retries a failed update. Returns when the shutdown begins.
     pub(super) async fn follow_certificates(self: Arc<Self>, shutdown: Shutdown) {
-        let mut newest = self.newest.clone();
+        let (mut newest, mut problem) = (self.newest.clone(), self.problem.subscribe());
         loop {
+            let has_failed = problem.borrow_and_update().is_some();
             tokio::select! {
                 () = shutdown.wait_until_begun() => return,
                 changed = newest.changed() => if changed.is_err() { return },
-                () = sleep(RETRY) => if self.problem.borrow().is_none() { continue },
+                // A reload may have failed, or have succeeded where an update failed.
+                _ = problem.changed() => continue,
+                () = sleep(RETRY), if has_failed => {}
             }
             self.serve_newest();
         }
