@@ -152,7 +152,7 @@ impl Attacked {
             let mut client = RawH2::connect(&self.client, &sources[number % sources.len()], &[]).await;
             client.send(&streams.map(|stream| frame(HEADERS, END_HEADERS, stream, &head)).concat()).await;
             // As much as the windows allow.
-            let (mut stream_window, mut window) = client.windows().await;
+            let (mut stream_window, mut window) = client.read_windows().await;
             while stream_window >= data.len() && window >= streams.len() * data.len() {
                 let bytes = streams.map(|stream| frame(DATA, 0, stream, &data)).concat();
                 if timeout(INTERVAL, client.send(&bytes)).await.is_err() {

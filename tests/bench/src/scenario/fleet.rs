@@ -63,10 +63,10 @@ async fn one_namespace(
     let mut judged = Vec::new();
     for _ in 0..PROBES {
         let began = Instant::now();
-        namespaces[0].kubernetes.put(pod("probe", Some("address"), &["10.255.0.1"]));
+        namespaces[0].kubernetes.put_pod(pod("probe", Some("address"), &["10.255.0.1"]));
         known(admin, PODS + 1).await?;
         judged.push(began.elapsed().as_secs_f64() * 1e3);
-        namespaces[0].kubernetes.delete("probe");
+        namespaces[0].kubernetes.delete_pod("probe");
         while addresses(admin).await? > PODS {}
     }
     churn.shutdown().await;
@@ -135,12 +135,12 @@ impl Namespace {
     fn make(&self) {
         let number = self.made.replace(self.made.get() + 1);
         let address = format!("10.{}.{}.{}", number >> 16 & 127, number >> 8 & 255, number & 255);
-        self.kubernetes.put(pod(&format!("agent-{number}"), Some("address"), &[&address]));
+        self.kubernetes.put_pod(pod(&format!("agent-{number}"), Some("address"), &[&address]));
     }
 
     /// Deletes the oldest pod and makes another.
     fn replace_one(&self) {
-        self.kubernetes.delete(&format!("agent-{}", self.made.get() - self.pods));
+        self.kubernetes.delete_pod(&format!("agent-{}", self.made.get() - self.pods));
         self.make();
     }
 }
