@@ -209,7 +209,7 @@ fn discovery_status(view: &View) -> status::DiscoveryStatus {
         SourceState::Live { since } | SourceState::Disconnected { since, .. } => Some(since),
         SourceState::Off | SourceState::Connecting { .. } => None,
     };
-    let of =
+    let label_of =
         |source| if view.source == source { view.source_state.label() } else { SourceState::Off.label() }.to_owned();
     let namespace = match view.namespace {
         NamespaceState::Attached => "attached",
@@ -217,8 +217,8 @@ fn discovery_status(view: &View) -> status::DiscoveryStatus {
         NamespaceState::Replaced => "left",
     };
     status::DiscoveryStatus {
-        docker: of(AgentSourceKind::Docker),
-        kubernetes: of(AgentSourceKind::Kubernetes),
+        docker: label_of(AgentSourceKind::Docker),
+        kubernetes: label_of(AgentSourceKind::Kubernetes),
         for_seconds: since.map(|since| (Instant::now() - since).as_secs()),
         error: view.source_state.error().map(Into::into),
         owner: view.owner.as_ref().map(|owner| owner.name.clone()),

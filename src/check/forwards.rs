@@ -32,8 +32,8 @@ pub async fn probe(config: &Config) -> Vec<Observation> {
 }
 
 /// Adds the findings about forwards.
-pub fn judge(seen: &[Observation], report: &mut Report) {
-    for (forward, target, error) in seen {
+pub fn judge(observations: &[Observation], report: &mut Report) {
+    for (forward, target, error) in observations {
         match error {
             None => report.add_passed("forward", format!("{target} answers (--forward {forward})")),
             Some(error) => {
@@ -54,12 +54,12 @@ mod tests {
     #[test]
     fn a_port_that_does_not_answer_is_named() {
         let forward = |port, target| Forward { port, target };
-        let seen = [
+        let cases = [
             (forward(18793, 18793), "127.0.0.1:18793".parse().unwrap(), None),
             (forward(9000, 3334), "127.0.0.1:3334".parse().unwrap(), Some("connection refused".to_owned())),
         ];
         let mut report = Report::default();
-        judge(&seen, &mut report);
+        judge(&cases, &mut report);
         assert_eq!(report.ids(), ["forward-down"]);
         assert_eq!(report.findings[0].seen, ["127.0.0.1:3334: connection refused (--forward 9000:3334)"]);
         assert_eq!(report.fine[0].seen, "127.0.0.1:18793 answers (--forward 18793)");

@@ -22,14 +22,14 @@ pub(super) fn no_tls_remedy() -> Remedy {
 }
 
 /// Adds the findings about the gateway.
-pub fn judge(seen: &Observation, report: &mut Report) {
-    let Observation { address, .. } = seen;
+pub fn judge(observation: &Observation, report: &mut Report) {
+    let Observation { address, .. } = observation;
     if !address.ip().is_loopback() {
         let remedy = Remedy::in_words("run loopgate in the gateway's network namespace, with --gateway 127.0.0.1:PORT");
         report.add_finding(&kind::GATEWAY_REMOTE, format!("the gateway is at {address}"), remedy);
     }
-    judge_exposure(seen, report);
-    match &seen.server {
+    judge_exposure(observation, report);
+    match &observation.server {
         Server::Unreachable(error) => {
             let port = address.port();
             let remedy = Remedy::in_words(format!(
@@ -56,24 +56,24 @@ pub fn judge(seen: &Observation, report: &mut Report) {
         Server::Old => report
             .add_passed("gateway", format!("a version without health endpoints (before 2026.4) answers at {address}")),
     }
-    judge_lanes(seen, report);
-    judge_trusted_proxies(seen, report);
-    judge_origins(seen, report);
+    judge_lanes(observation, report);
+    judge_trusted_proxies(observation, report);
+    judge_origins(observation, report);
 }
 
-fn judge_exposure(seen: &Observation, report: &mut Report) {
-    for (address, tls) in &seen.exposed {
+fn judge_exposure(observation: &Observation, report: &mut Report) {
+    for (address, tls) in &observation.exposed {
         let how = if *tls { "by TLS, with a certificate that is not the sidecar's" } else { "in plain text" };
         report.add_finding(&kind::GATEWAY_EXPOSED, format!("{address} answers {how}"), bind_loopback_remedy());
     }
-    if seen.exposed.is_empty() && !matches!(seen.server, Server::Unreachable(_)) {
+    if observation.exposed.is_empty() && !matches!(observation.server, Server::Unreachable(_)) {
         report.add_passed("gateway", "it can't be reached on an address of the bridge");
     }
 }
 
-fn judge_lanes(seen: &Observation, report: &mut Report) {
-    let source = seen.external_source;
-    match &seen.external {
+fn judge_lanes(observation: &Observation, report: &mut Report) {
+    let source = observation.external_source;
+    match &observation.external {
         Client::Remote => report.add_passed("external lane", "the gateway takes its clients for remote ones"),
         Client::Local => {
             let what = format!(
@@ -96,7 +96,7 @@ fn judge_lanes(seen: &Observation, report: &mut Report) {
             );
         }
     }
-    match seen.local {
+    match observation.local {
         Client::Local => report.add_passed("agent lane", "the gateway takes its clients for local ones"),
         Client::Remote | Client::Refused => {
             let what = "a request from 127.0.0.1 without forwarding headers is answered as one of a remote client";
@@ -106,9 +106,9 @@ fn judge_lanes(seen: &Observation, report: &mut Report) {
     }
 }
 
-fn judge_trusted_proxies(seen: &Observation, report: &mut Report) {
-    let source = seen.external_source;
-    for (proxy, trusted) in &seen.trusts {
+fn judge_trusted_proxies(observation: &Observation, report: &mut Report) {
+    let source = observation.external_source;
+    for (proxy, trusted) in &observation.trusts {
         let what = format!("{proxy} is believed about its clients");
         match (*proxy == source, trusted) {
             (true, true) => report.add_passed("external lane", format!("{source} is trusted as a proxy")),
@@ -118,7 +118,7 @@ fn judge_trusted_proxies(seen: &Observation, report: &mut Report) {
                 trust_exactly_remedy(source),
             ),
             // A gateway that still takes its own clients for local ones is one of the newer versions.
-            (false, true) if is_first_loopback(proxy) && seen.local != Client::Local => {
+            (false, true) if is_first_loopback(proxy) && observation.local != Client::Local => {
                 report.add_finding(&kind::PROXIES_LOOPBACK, what, trust_exactly_remedy(source))
             }
             (false, true) => report.add_finding(&kind::PROXIES_WIDE, what, trust_exactly_remedy(source)),
@@ -132,10 +132,11 @@ pub(super) fn is_first_loopback(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V4(ip) if ip.octets() == [127, 0, 0, 1]) || matches!(ip, IpAddr::V6(ip) if ip.is_loopback())
 }
 
-fn judge_origins(seen: &Observation, report: &mut Report) {
-    let refused: Vec<&String> = seen.origins.iter().filter(|(_, allowed)| !allowed).map(|(origin, _)| origin).collect();
+fn judge_origins(observation: &Observation, report: &mut Report) {
+    let refused: Vec<&String> =
+        observation.origins.iter().filter(|(_, allowed)| !allowed).map(|(origin, _)| origin).collect();
     if !refused.is_empty() {
-        let all: Vec<&String> = seen.allowed.iter().chain(refused.iter().copied()).collect();
+        let all: Vec<&String> = observation.allowed.iter().chain(refused.iter().copied()).collect();
         let remedy = Remedy::OpenClaw { key: "gateway.controlUi.allowedOrigins", value: json!(all) };
         let list = refused.iter().map(|origin| origin.as_str()).collect::<Vec<_>>().join(", ");
         report.add_finding(
@@ -144,7 +145,7 @@ fn judge_origins(seen: &Observation, report: &mut Report) {
             remedy,
         );
     }
-    for (origin, _) in seen.origins.iter().filter(|(_, allowed)| *allowed) {
+    for (origin, _) in observation.origins.iter().filter(|(_, allowed)| *allowed) {
         report.add_passed("browsers", format!("{origin} may connect"));
     }
 }
@@ -170,9 +171,9 @@ mod tests {
     #[test]
     fn each_fault_is_found_with_its_remedy() {
         let trusts = |ip: &str| {
-            let mut seen = healthy_gateway();
-            seen.trusts.push((ip.parse().unwrap(), true));
-            seen
+            let mut observation = healthy_gateway();
+            observation.trusts.push((ip.parse().unwrap(), true));
+            observation
         };
         let exact = Some(("gateway.trustedProxies", json!(["127.0.0.2"])));
         let table = [
@@ -230,12 +231,12 @@ mod tests {
                 Some(("gateway.controlUi.allowedOrigins", json!(["https://old.example", "https://gw.example"]))),
             ),
         ];
-        for (seen, expected, remedy) in table {
+        for (observation, expected, remedy) in table {
             let mut report = Report::default();
-            judge(&seen, &mut report);
-            assert_eq!(report.ids(), expected, "{seen:?}");
+            judge(&observation, &mut report);
+            assert_eq!(report.ids(), expected, "{observation:?}");
             if let Some((key, value)) = remedy {
-                assert_eq!(report.findings[0].remedy, Remedy::OpenClaw { key, value }, "{seen:?}");
+                assert_eq!(report.findings[0].remedy, Remedy::OpenClaw { key, value }, "{observation:?}");
             }
         }
     }

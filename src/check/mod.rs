@@ -114,11 +114,11 @@ async fn examine_gateway(
     openclaw_config::judge_reading(openclaw.as_ref().map(|_| ()), report);
     let openclaw = openclaw.ok();
     let plan = gateway_probe_plan(config, view, status, openclaw.as_ref());
-    let seen = probe::probe(&plan).await;
-    gateway::judge(&seen, report);
+    let observation = probe::probe(&plan).await;
+    gateway::judge(&observation, report);
     let bind = openclaw.as_ref().and_then(|openclaw| openclaw["gateway"]["bind"].as_str());
-    gateway_command::judge_file(bind, !seen.exposed.is_empty(), report);
-    if seen.server == Server::Old {
+    gateway_command::judge_file(bind, !observation.exposed.is_empty(), report);
+    if observation.server == Server::Old {
         let directory = file.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
         let kept = config.gateway.state_dir.is_some();
         let scopes = directory.and_then(files::gateway_device_scopes);
@@ -131,7 +131,7 @@ async fn examine_gateway(
             gateway: config.gateway.address,
             external_source: config.gateway.external_source.into(),
             policy: LanePolicy::new(config),
-            knows_local_clients: seen.local == probe::Client::Local,
+            knows_local_clients: observation.local == probe::Client::Local,
         };
         openclaw_config::judge(openclaw, &wanted, report);
         setup_code::judge(openclaw, public_origin(&plan.allowed), report);

@@ -62,10 +62,10 @@ pub fn observe(config: &Config, view: &View, status: Option<&Status>) -> Observa
 }
 
 /// Adds the findings about other listeners.
-pub fn judge(seen: &Observation, report: &mut Report) {
+pub fn judge(observation: &Observation, report: &mut Report) {
     let mesh = |port: u16| MESHES.iter().find(|(of_mesh, _)| *of_mesh == port).map(|(_, name)| *name);
-    for listener in &seen.listeners {
-        if let Some(name) = mesh(listener.port()).filter(|_| !seen.expected.contains(&listener.port())) {
+    for listener in &observation.listeners {
+        if let Some(name) = mesh(listener.port()).filter(|_| !observation.expected.contains(&listener.port())) {
             let remedy = Remedy::in_words(
                 "leave the gateway's pod out of the mesh (labels sidecar.istio.io/inject: \"false\" and \
                  istio.io/dataplane-mode: none, annotation linkerd.io/inject: disabled, as the chart sets them), and \
@@ -74,15 +74,17 @@ pub fn judge(seen: &Observation, report: &mut Report) {
             report.add_finding(&kind::MESH_PROXY, format!("{listener} is a port of {name}"), remedy);
         }
     }
-    let others = seen.listeners.iter().filter(|listener| {
-        !listener.ip().is_loopback() && !seen.expected.contains(&listener.port()) && mesh(listener.port()).is_none()
+    let others = observation.listeners.iter().filter(|listener| {
+        !listener.ip().is_loopback()
+            && !observation.expected.contains(&listener.port())
+            && mesh(listener.port()).is_none()
     });
     for listener in others {
         let what = format!("a program other than loopgate and the gateway listens on {listener}");
-        if seen.own_addresses_are_agents {
+        if observation.own_addresses_are_agents {
             let remedy = Remedy::Loopgate { key: "listen.own_addresses", value: "external".into() };
             report.add_finding(&kind::OWN_ADDRESSES, what, remedy);
-        } else if seen.is_container {
+        } else if observation.is_container {
             let remedy = Remedy::in_words(
                 "if it forwards connections, or sends requests for its clients, move it out of the gateway's network \
                  namespace: whatever it connects to on 127.0.0.1 takes it for a local client",
@@ -126,30 +128,33 @@ mod tests {
     #[test]
     fn a_socket_of_this_process_is_found() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let seen = observe(&Config::default(), &View::default(), None);
-        assert!(seen.listeners.contains(&socket.local_addr().unwrap()), "{seen:?}");
-        assert!([18443, 18789, 9180].iter().all(|port| seen.expected.contains(port)), "{seen:?}");
+        let observation = observe(&Config::default(), &View::default(), None);
+        assert!(observation.listeners.contains(&socket.local_addr().unwrap()), "{observation:?}");
+        assert!([18443, 18789, 9180].iter().all(|port| observation.expected.contains(port)), "{observation:?}");
     }
 
     #[test]
     fn meshes_and_other_listeners_are_found() {
-        let seen = |listeners: &[&str], is_container, own_addresses_are_agents| Observation {
+        let observation = |listeners: &[&str], is_container, own_addresses_are_agents| Observation {
             listeners: listeners.iter().map(|address| address.parse().unwrap()).collect(),
             expected: [18443, 18789, 9180].into(),
             is_container,
             own_addresses_are_agents,
         };
-        for (seen, expected) in [
-            (seen(&["172.18.0.2:18443", "127.0.0.1:18789", "0.0.0.0:9180", "127.0.0.1:18791"], true, true), vec![]),
-            (seen(&["0.0.0.0:15006", "0.0.0.0:15001"], false, false), vec!["mesh-proxy"]),
-            (seen(&["127.0.0.1:4140"], true, false), vec!["mesh-proxy"]),
-            (seen(&["0.0.0.0:8080"], true, false), vec!["other-listener"]),
-            (seen(&["0.0.0.0:22"], false, false), vec![]),
-            (seen(&["[::]:8080", "0.0.0.0:4143"], true, true), vec!["mesh-proxy", "own-addresses-shared"]),
+        for (observation, expected) in [
+            (
+                observation(&["172.18.0.2:18443", "127.0.0.1:18789", "0.0.0.0:9180", "127.0.0.1:18791"], true, true),
+                vec![],
+            ),
+            (observation(&["0.0.0.0:15006", "0.0.0.0:15001"], false, false), vec!["mesh-proxy"]),
+            (observation(&["127.0.0.1:4140"], true, false), vec!["mesh-proxy"]),
+            (observation(&["0.0.0.0:8080"], true, false), vec!["other-listener"]),
+            (observation(&["0.0.0.0:22"], false, false), vec![]),
+            (observation(&["[::]:8080", "0.0.0.0:4143"], true, true), vec!["mesh-proxy", "own-addresses-shared"]),
         ] {
             let mut report = Report::default();
-            judge(&seen, &mut report);
-            assert_eq!(report.ids(), expected, "{seen:?}");
+            judge(&observation, &mut report);
+            assert_eq!(report.ids(), expected, "{observation:?}");
         }
     }
 }

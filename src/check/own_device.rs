@@ -17,22 +17,24 @@ pub struct Observation {
 
 /// Adds the finding about a gateway of version 2026.2. It depends on the scopes in the gateway's
 /// `paired.json`; that loopgate is configured to keep the device paired is not enough.
-pub fn judge(seen: &Observation, report: &mut Report) {
-    let missing: Vec<&str> = match &seen.scopes {
+pub fn judge(observation: &Observation, report: &mut Report) {
+    let missing: Vec<&str> = match &observation.scopes {
         Some(scopes) => SCOPES.into_iter().filter(|scope| !scopes.iter().any(|has| has == scope)).collect(),
         None => SCOPES.to_vec(),
     };
     if missing.is_empty() {
         return report.add_passed("own device", "the gateway's own device is paired for all scopes");
     }
-    let what = match &seen.scopes {
+    let what = match &observation.scopes {
         Some(_) => format!("the gateway's own device is not paired for {}", missing.join(", ")),
-        None if seen.kept => "the state directory (gateway.state_dir) has no paired device of the gateway yet".into(),
+        None if observation.kept => {
+            "the state directory (gateway.state_dir) has no paired device of the gateway yet".into()
+        }
         None => "the gateway's paired devices were not read: give --openclaw-config the openclaw.json in its state \
                  directory"
             .into(),
     };
-    let remedy = if seen.kept {
+    let remedy = if observation.kept {
         "see the sidecar's log for why it could not pair the device; it tries again within a minute, and approves the \
          device itself where the gateway wants an approval"
     } else {
@@ -41,7 +43,7 @@ pub fn judge(seen: &Observation, report: &mut Report) {
          --token-file FILE"
     };
     // If no paired device was found, the file that was given may not belong to this gateway's state.
-    let is_unknown = seen.scopes.is_none() && !seen.kept;
+    let is_unknown = observation.scopes.is_none() && !observation.kept;
     let kind = if is_unknown { &kind::OWN_DEVICE_UNKNOWN } else { &kind::OWN_DEVICE };
     report.add_finding(kind, what, Remedy::in_words(remedy));
 }

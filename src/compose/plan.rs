@@ -330,10 +330,10 @@ impl Plan {
         self.ports.extend(ports);
         for (network, settings) in &service.networks {
             let settings = settings.as_object().cloned().unwrap_or_default();
-            let mine = self.networks.entry(network).or_insert_with(|| json!({}));
+            let own_settings = self.networks.entry(network).or_insert_with(|| json!({}));
             if is_gateway {
-                *mine = Value::Object(settings);
-                mine["aliases"] = json!(dialled_names(name, service));
+                *own_settings = Value::Object(settings);
+                own_settings["aliases"] = json!(dialled_names(name, service));
             }
         }
         for key in OWNERS.iter().filter(|key| **key != "expose") {

@@ -30,7 +30,7 @@ impl Class {
 
 /// Classifies a request from `peer`, where `trusted` is the only trusted proxy, and returns the
 /// reason in a sentence. `Host` does not matter.
-pub(super) fn classify(peer: IpAddr, trusted: IpAddr, headers: &HeaderMap) -> (Class, String) {
+pub(super) fn classify_with_reason(peer: IpAddr, trusted: IpAddr, headers: &HeaderMap) -> (Class, String) {
     let Some(field) = headers.keys().map(http::HeaderName::as_str).find(|name| is_forwarding_header(name)) else {
         return if peer.is_loopback() {
             (Class::Local, format!("the request comes from {peer}, a loopback address, and has no forwarding headers"))
@@ -100,7 +100,7 @@ mod tests {
                 (name.parse::<HeaderName>().unwrap(), value.parse::<HeaderValue>().unwrap())
             };
             let headers = fields.iter().map(named).collect();
-            let (class, reason) = classify(peer.parse().unwrap(), "127.0.0.2".parse().unwrap(), &headers);
+            let (class, reason) = classify_with_reason(peer.parse().unwrap(), "127.0.0.2".parse().unwrap(), &headers);
             assert_eq!(class, expected, "{peer} {fields:?}: {reason}");
         }
     }

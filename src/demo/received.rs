@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use http::request::Parts;
 use serde::{Deserialize, Serialize};
 
-use super::classify::{Class, classify};
+use super::classify::{Class, classify_with_reason};
 
 /// One request as the gateway received it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub(super) struct Received {
 impl Received {
     /// Records `head`, from `from`, for a gateway that trusts the proxy at `trusted`.
     pub(super) fn new(from: SocketAddr, head: &Parts, trusted: Ipv4Addr) -> Self {
-        let (class, reason) = classify(from.ip(), trusted.into(), &head.headers);
+        let (class, reason) = classify_with_reason(from.ip(), trusted.into(), &head.headers);
         let field = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
             (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         };

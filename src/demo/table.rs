@@ -77,7 +77,7 @@ fn write_row(text: &mut String, row: &Row, paint: Paint) {
     let way = row.trial.way.to_string();
     let cells = match &row.received {
         Some(received) => {
-            let one = |name| {
+            let joined_values = |name| {
                 Some(received.values_of(name).join(", "))
                     .filter(|value| !value.is_empty())
                     .unwrap_or_else(|| "none".into())
@@ -85,8 +85,8 @@ fn write_row(text: &mut String, row: &Row, paint: Paint) {
             format_row(
                 &way,
                 &received.from.ip().to_string(),
-                &one("x-forwarded-for"),
-                &one("host"),
+                &joined_values("x-forwarded-for"),
+                &joined_values("host"),
                 received.class.label(),
                 "",
             )

@@ -25,12 +25,12 @@ pub fn plan_changes(wanted: &BTreeSet<ListenerAddress>, open: &BTreeSet<Listener
 
 /// Returns the kind and the values of each option that asks for listeners.
 fn listener_options(listen: &Listen) -> impl Iterator<Item = (ListenerKind, Cow<'_, [ListenOn]>)> {
-    let own = [(ListenerKind::Tls, Cow::from(&listen.on)), (ListenerKind::Plain, Cow::from(&listen.plain))];
+    let to_gateway = [(ListenerKind::Tls, Cow::from(&listen.on)), (ListenerKind::Plain, Cow::from(&listen.plain))];
     let forwards = listen.forward.iter().map(|forward| {
-        let on = |on: &ListenOn| ListenOn { addresses: on.addresses.clone(), port: forward.port };
-        (ListenerKind::Forward(*forward), listen.on.iter().map(on).collect())
+        let with_port = |value: &ListenOn| ListenOn { addresses: value.addresses.clone(), port: forward.port };
+        (ListenerKind::Forward(*forward), listen.on.iter().map(with_port).collect())
     });
-    own.into_iter().chain(forwards)
+    to_gateway.into_iter().chain(forwards)
 }
 
 /// Returns the addresses that no listener may take: the gateway's, and the targets of forwards.
@@ -47,11 +47,11 @@ pub fn wanted_listeners(
     scope_of: impl Fn(&str) -> u32,
 ) -> BTreeSet<ListenerAddress> {
     let reserved = reserved_addresses(listen, gateway);
-    let of = |(kind, on): (_, Cow<'_, [ListenOn]>)| {
-        let addresses = wanted_addresses(&on, &reserved, interfaces, &scope_of);
+    let listeners_of = |(kind, values): (_, Cow<'_, [ListenOn]>)| {
+        let addresses = wanted_addresses(&values, &reserved, interfaces, &scope_of);
         addresses.into_iter().map(move |address| ListenerAddress { address, kind })
     };
-    listener_options(listen).flat_map(of).collect()
+    listener_options(listen).flat_map(listeners_of).collect()
 }
 
 /// Returns the addresses that the values in `listen` ask for. They do not include `reserved` ones, nor those that an
@@ -66,9 +66,9 @@ pub fn wanted_addresses(
 ) -> BTreeSet<SocketAddr> {
     let mut wanted: BTreeSet<SocketAddr> = BTreeSet::new();
     for ListenOn { addresses, port } in listen {
-        let own =
+        let local =
             interfaces.iter().flat_map(|interface| interface.addresses.iter().map(move |net| (interface, net.addr())));
-        let matching = own.filter(|(interface, ip)| includes_address(addresses, interface, *ip));
+        let matching = local.filter(|(interface, ip)| includes_address(addresses, interface, *ip));
         wanted.extend(matching.map(|(interface, ip)| match ip {
             IpAddr::V6(v6) if is_link_local_v6(ip) => SocketAddrV6::new(v6, *port, 0, scope_of(&interface.name)).into(),
             _ => SocketAddr::new(ip, *port),
@@ -82,7 +82,7 @@ pub fn wanted_addresses(
     }
     let covering: Vec<SocketAddr> = wanted.iter().filter(|address| address.ip().is_unspecified()).copied().collect();
     wanted.retain(|address| {
-        !reserved.contains(address) && !covering.iter().any(|wide| wide != address && covers_address(*wide, *address))
+        !reserved.contains(address) && !covering.iter().any(|wide| wide != address && takes_port_of(*wide, *address))
     });
     wanted
 }
@@ -92,19 +92,20 @@ pub fn find_unmatched_values<'a>(
     listen: &'a Listen,
     interfaces: &[Interface],
 ) -> impl Iterator<Item = (ListenerKind, &'a ListenOn)> {
-    let tls = unmatched_values(&listen.on, interfaces).map(|on| (ListenerKind::Tls, on));
-    tls.chain(unmatched_values(&listen.plain, interfaces).map(|on| (ListenerKind::Plain, on)))
+    let tls = unmatched_values(&listen.on, interfaces).map(|value| (ListenerKind::Tls, value));
+    tls.chain(unmatched_values(&listen.plain, interfaces).map(|value| (ListenerKind::Plain, value)))
 }
 
 fn unmatched_values<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> impl Iterator<Item = &'a ListenOn> {
-    let own = |addresses: &ListenAddresses| {
+    let match_an_interface = |addresses: &ListenAddresses| {
         interfaces
             .iter()
             .any(|interface| interface.addresses.iter().any(|net| includes_address(addresses, interface, net.addr())))
     };
     // An exact address is bound even if no interface has it.
-    listen.iter().filter(move |on| {
-        !matches!(on.addresses, ListenAddresses::Address(ip) if !is_link_local_v6(ip)) && !own(&on.addresses)
+    listen.iter().filter(move |value| {
+        !matches!(value.addresses, ListenAddresses::Address(ip) if !is_link_local_v6(ip))
+            && !match_an_interface(&value.addresses)
     })
 }
 
@@ -121,33 +122,34 @@ fn includes_address(addresses: &ListenAddresses, interface: &Interface, ip: IpAd
 
 /// Returns whether an option names the address of `listener` exactly.
 pub fn is_named_exactly(listen: &Listen, listener: &ListenerAddress) -> bool {
-    let names = |on: &ListenOn| {
-        on.exact_address().is_some_and(|ip| canonical(ip) == listener.address.ip())
-            && on.port == listener.address.port()
+    let names_listener = |value: &ListenOn| {
+        value.exact_address().is_some_and(|ip| canonical(ip) == listener.address.ip())
+            && value.port == listener.address.port()
     };
-    listener_options(listen).any(|(kind, on)| kind == listener.kind && on.iter().any(names))
+    listener_options(listen).any(|(kind, values)| kind == listener.kind && values.iter().any(names_listener))
 }
 
 /// Returns the first listener that would take the gateway's address or the target of a forward, and the address that it
 /// would take.
 pub fn find_conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAddress, SocketAddr)> {
     let reserved = reserved_addresses(listen, gateway);
-    let found = |(kind, on): (_, Cow<'_, [ListenOn]>)| {
-        let taking =
-            |taken: &SocketAddr| taken_address(&on, *taken).map(|address| (ListenerAddress { address, kind }, *taken));
-        reserved.iter().find_map(taking)
+    let conflict_of = |(kind, values): (_, Cow<'_, [ListenOn]>)| {
+        let conflict_with = |taken: &SocketAddr| {
+            taken_address(&values, *taken).map(|address| (ListenerAddress { address, kind }, *taken))
+        };
+        reserved.iter().find_map(conflict_with)
     };
-    listener_options(listen).find_map(found)
+    listener_options(listen).find_map(conflict_of)
 }
 
 /// Returns the first exact address of `listen` that would take `gateway`.
 fn taken_address(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
-    listen.iter().find_map(|on| match on.addresses {
+    listen.iter().find_map(|value| match value.addresses {
         ListenAddresses::Address(exact) => {
-            let address = SocketAddr::new(canonical(exact), on.port);
+            let address = SocketAddr::new(canonical(exact), value.port);
             // An unspecified address takes the port on every local address. Only a gateway on loopback is certainly
             // local.
-            let taken = address == gateway || (gateway.ip().is_loopback() && covers_address(address, gateway));
+            let taken = address == gateway || (gateway.ip().is_loopback() && takes_port_of(address, gateway));
             taken.then_some(address)
         }
         _ => None,
@@ -155,7 +157,7 @@ fn taken_address(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr>
 }
 
 /// Returns whether `wide` is an unspecified address that takes the port of `address` too. `[::]` is dual-stack.
-fn covers_address(wide: SocketAddr, address: SocketAddr) -> bool {
+fn takes_port_of(wide: SocketAddr, address: SocketAddr) -> bool {
     wide.ip().is_unspecified() && wide.port() == address.port() && (wide.is_ipv6() || address.is_ipv4())
 }
 

@@ -34,11 +34,11 @@ impl RequestedListener {
 /// Returns every fault of the options `listen`, `listen-plain` and `forward`, without duplicates.
 pub(super) fn find_faults(config: &Config) -> Vec<Fault> {
     let listen = &config.listen;
-    let tls = listen.on.iter().map(|on| RequestedListener::new("listen", on, on, 0));
-    let plain = listen.plain.iter().map(|on| RequestedListener::new("listen-plain", on, on, 1));
-    let forwards = listen.forward.iter().enumerate().flat_map(|(at, forward)| {
-        let on = |on: &ListenOn| ListenOn { addresses: on.addresses.clone(), port: forward.port };
-        listen.on.iter().map(move |each| RequestedListener::new("forward", forward, &on(each), 2 + at))
+    let tls = listen.on.iter().map(|value| RequestedListener::new("listen", value, value, 0));
+    let plain = listen.plain.iter().map(|value| RequestedListener::new("listen-plain", value, value, 1));
+    let forwards = listen.forward.iter().enumerate().flat_map(|(index, forward)| {
+        let with_port = |value: &ListenOn| ListenOn { addresses: value.addresses.clone(), port: forward.port };
+        listen.on.iter().map(move |value| RequestedListener::new("forward", forward, &with_port(value), 2 + index))
     });
     let requested: Vec<RequestedListener> = tls.chain(plain).chain(forwards).collect();
     let reserved = requested
@@ -47,8 +47,10 @@ pub(super) fn find_faults(config: &Config) -> Vec<Fault> {
     let targets = listen.forward.iter().filter_map(|forward| {
         forbidden_target(*forward, config, &requested).map(|(flag, what)| Fault { flags: ["forward", flag], what })
     });
-    let pairs =
-        requested.iter().enumerate().flat_map(|(at, first)| requested[at + 1..].iter().map(move |next| (first, next)));
+    let pairs = requested
+        .iter()
+        .enumerate()
+        .flat_map(|(index, first)| requested[index + 1..].iter().map(move |next| (first, next)));
     let mut faults: Vec<Fault> = Vec::new();
     for fault in reserved.chain(targets).chain(pairs.filter_map(|(first, next)| collision_fault(first, next))) {
         // One forward has an entry in `requested` for each value of `listen.on`, so its faults may repeat.
@@ -93,8 +95,10 @@ fn forbidden_target(
         return Some(("admin", format!("{forward} leads to the admin listener, which is for the operator")));
     }
     let address = ListenAddresses::Address(target.ip());
-    let own = requested.iter().find(|own| own.on.port == target.port() && may_overlap(&own.on.addresses, &address))?;
-    let RequestedListener { flag, value, .. } = own;
+    let may_take_target = |listener: &&RequestedListener| {
+        listener.on.port == target.port() && may_overlap(&listener.on.addresses, &address)
+    };
+    let RequestedListener { flag, value, .. } = requested.iter().find(may_take_target)?;
     Some((flag, format!("{forward} leads to a port that loopgate itself listens on ({value} of --{flag})")))
 }
 
@@ -116,9 +120,11 @@ fn collision_fault(first: &RequestedListener, next: &RequestedListener) -> Optio
 fn may_overlap(first: &ListenAddresses, next: &ListenAddresses) -> bool {
     use ListenAddresses::{Address, Bridge, Interface, Network};
     match (first, next) {
-        (Address(first), Address(next)) => first == next || covers(*first, *next) || covers(*next, *first),
+        (Address(first), Address(next)) => {
+            first == next || accepts_connections_to(*first, *next) || accepts_connections_to(*next, *first)
+        }
         (Address(ip), Network(network)) | (Network(network), Address(ip)) => {
-            network.contains(ip) || covers(*ip, network.addr())
+            network.contains(ip) || accepts_connections_to(*ip, network.addr())
         }
         (Address(ip), Bridge) | (Bridge, Address(ip)) => !ip.is_loopback(),
         (Address(ip), Interface(name)) | (Interface(name), Address(ip)) => !ip.is_loopback() || name == "lo",
@@ -131,7 +137,7 @@ fn may_overlap(first: &ListenAddresses, next: &ListenAddresses) -> bool {
 
 /// Returns whether `wide` is an unspecified address, and a listener on it accepts connections to
 /// `ip`. `[::]` accepts IPv4 as well.
-fn covers(wide: IpAddr, ip: IpAddr) -> bool {
+fn accepts_connections_to(wide: IpAddr, ip: IpAddr) -> bool {
     wide.is_unspecified() && (wide.is_ipv6() || ip.is_ipv4())
 }
 

@@ -118,8 +118,8 @@ fn containers_by_address<'a>(
 }
 
 fn addresses_on<'a>(container: &'a Container, networks: &'a BTreeSet<&str>) -> impl Iterator<Item = IpAddr> + 'a {
-    let on = container.endpoints.iter().filter(|endpoint| networks.contains(endpoint.network.as_str()));
-    on.flat_map(|endpoint| endpoint.addresses.iter().copied())
+    let endpoints = container.endpoints.iter().filter(|endpoint| networks.contains(endpoint.network.as_str()));
+    endpoints.flat_map(|endpoint| endpoint.addresses.iter().copied())
 }
 
 /// Returns the kind of agent that the operator requests for `container`, by its label or by its service in

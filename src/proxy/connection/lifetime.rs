@@ -229,7 +229,7 @@ where
     /// Completes when a deadline has passed.
     fn poll_passed_deadline(&mut self, cx: &mut Context<'_>) -> Poll<PassedDeadline> {
         loop {
-            let overdue = self.client_deadline();
+            let overdue = self.client_deadline_and_cause();
             let first = overdue.map(|(at, _)| at).into_iter().chain(self.expires).chain(self.cut_at).min();
             let now = ready!(self.timer.poll_due(cx, first));
             if self.cut_at.is_some_and(|at| at <= now) {
@@ -245,8 +245,8 @@ where
     }
 
     /// Returns the time at which the client will be overdue, and with what.
-    fn client_deadline(&self) -> Option<(Instant, Overdue)> {
-        let (at, overdue) = self.context.activity.deadline(self.timeouts)?;
+    fn client_deadline_and_cause(&self) -> Option<(Instant, Overdue)> {
+        let (at, overdue) = self.context.activity.deadline_and_cause(self.timeouts)?;
         let earliest = self.grace_until.filter(|_| !matches!(overdue, Overdue::Stall | Overdue::HeaderBlock));
         Some((earliest.map_or(at, |earliest| earliest.max(at)), overdue))
     }

@@ -234,15 +234,15 @@ impl Activity {
 
     /// Returns the time at which the client will be overdue, and with what; `None` while only the gateway is waited
     /// for.
-    pub fn deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
+    pub fn deadline_and_cause(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         let since = self.block_since.load(Ordering::Relaxed).checked_sub(1);
         let block =
             since.map(|since| (self.epoch + Duration::from_millis(since) + timeouts.block, Overdue::HeaderBlock));
-        self.phase_deadline(timeouts).into_iter().chain(block).min_by_key(|(at, _)| *at)
+        self.phase_deadline_and_cause(timeouts).into_iter().chain(block).min_by_key(|(at, _)| *at)
     }
 
     /// Returns the deadline of the current phase, apart from header blocks of HTTP/2.
-    fn phase_deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
+    fn phase_deadline_and_cause(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         if self.active_requests.load(Ordering::Relaxed) > 0 {
             let has_unread = self.unread_responses.load(Ordering::Relaxed) > 0;
             return has_unread.then(|| {
@@ -392,7 +392,7 @@ mod tests {
             tokio::time::advance(start + Duration::from_secs(second) - Instant::now()).await;
             activity.set_unfinished_header_block(stream);
             let expected = deadline.map(|at| (start + Duration::from_secs(at), Overdue::HeaderBlock));
-            assert_eq!(activity.deadline(timeouts), expected, "{second} s");
+            assert_eq!(activity.deadline_and_cause(timeouts), expected, "{second} s");
         }
     }
 
@@ -401,31 +401,31 @@ mod tests {
         let timeouts = TIMEOUTS;
         let start = Instant::now();
         let activity = Activity::new(Protocol::H1);
-        assert_eq!(activity.deadline(timeouts), Some((start + timeouts.idle, Overdue::Idle)));
+        assert_eq!(activity.deadline_and_cause(timeouts), Some((start + timeouts.idle, Overdue::Idle)));
         tokio::time::advance(Duration::from_secs(5)).await;
         activity.record_h1_read(true);
         tokio::time::advance(Duration::from_secs(5)).await;
         activity.record_h1_read(true);
-        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(15), Overdue::Head)));
+        assert_eq!(activity.deadline_and_cause(timeouts), Some((start + Duration::from_secs(15), Overdue::Head)));
         activity.record_h1_read(false);
         let (one, two) = (activity.begin_request(), activity.begin_request());
         drop(one);
-        assert_eq!(activity.deadline(timeouts), None);
+        assert_eq!(activity.deadline_and_cause(timeouts), None);
         two.mark_pending(Instant::now());
-        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(70), Overdue::Stall)));
+        assert_eq!(activity.deadline_and_cause(timeouts), Some((start + Duration::from_secs(70), Overdue::Stall)));
         tokio::time::advance(Duration::from_secs(5)).await;
         activity.record_write_progress();
-        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(75), Overdue::Stall)));
+        assert_eq!(activity.deadline_and_cause(timeouts), Some((start + Duration::from_secs(75), Overdue::Stall)));
         two.mark_drained();
-        assert_eq!(activity.deadline(timeouts), None, "the gateway is waited for");
+        assert_eq!(activity.deadline_and_cause(timeouts), None, "the gateway is waited for");
         two.mark_pending(Instant::now());
         drop(two);
-        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(90), Overdue::Idle)));
+        assert_eq!(activity.deadline_and_cause(timeouts), Some((start + Duration::from_secs(90), Overdue::Idle)));
         let pipelined = activity.begin_request();
         activity.record_h1_read(true);
         drop(pipelined);
         assert_eq!(
-            activity.deadline(timeouts),
+            activity.deadline_and_cause(timeouts),
             Some((start + Duration::from_secs(25), Overdue::Head)),
             "the next head has begun"
         );

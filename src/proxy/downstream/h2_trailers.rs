@@ -106,7 +106,7 @@ impl H2Trailers {
     pub fn rewrite_input(&mut self, bytes: &[u8]) -> Result<Option<Vec<u8>>, TooLarge> {
         if self.held.is_empty() && self.block.is_none() && self.padding == 0 {
             let (left, last_stream) = (self.left, self.last_stream);
-            if self.pass_unchanged(bytes) {
+            if self.try_pass_unchanged(bytes) {
                 return Ok(None);
             }
             (self.left, self.last_stream) = (left, last_stream);
@@ -120,7 +120,7 @@ impl H2Trailers {
     }
 
     /// Follows `bytes` up to the first frame that can't pass unchanged; returns whether there is none.
-    fn pass_unchanged(&mut self, mut bytes: &[u8]) -> bool {
+    fn try_pass_unchanged(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             bytes = &bytes[subtract_up_to(&mut self.left, bytes)..];
             if bytes.is_empty() {

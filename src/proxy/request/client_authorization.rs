@@ -34,12 +34,12 @@ impl ClientAuthorization {
         client: Option<IpAddr>,
         rules: &Arc<RequestRules>,
     ) -> Result<Option<Self>, Error> {
-        let own = match &*context.lane {
+        let connection_client = match &*context.lane {
             // The connection of a trusted proxy is not subject to the lists, but the proxy's own requests are.
             Lane::External(lane) if !lane.is_trusted_proxy => Some(lane.client),
             _ => None,
         };
-        let Some(client) = client.filter(|client| own != Some(*client)) else { return Ok(None) };
+        let Some(client) = client.filter(|client| connection_client != Some(*client)) else { return Ok(None) };
         let shared = Arc::clone(&context.shared);
         // Subscribes first and then compares, so that no change is missed in between.
         let authorization =
