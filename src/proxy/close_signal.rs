@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 /// The time that a WebSocket that lost its authorization has to end the current frame and to send its close frame. Its
@@ -51,24 +52,34 @@ impl CloseSignal {
         self.revoked.is_cancelled()
     }
 
-    /// Returns the two futures to pass to [`CloseSignal::poll_reason`].
-    pub(super) fn wait_futures(&self) -> (WaitForCancellationFuture<'_>, WaitForCancellationFuture<'_>) {
-        (self.closing.cancelled(), self.revoked.cancelled())
+    /// Returns a wait for the reasons to close.
+    pub(super) fn wait(&self) -> CloseWait<'_> {
+        CloseWait { signal: self, is_draining: false, cancelled: self.closing.cancelled() }
     }
+}
 
-    /// Completes with the next reason. `is_draining` is whether [`CloseReason::Drain`] was returned
-    /// before: a connection that drains can still be revoked. Must be polled until it is pending, so that the task is
-    /// woken.
-    pub(super) fn poll_reason(
-        &self,
-        cx: &mut Context<'_>,
-        closing: Pin<&mut WaitForCancellationFuture<'_>>,
-        revoked: Pin<&mut WaitForCancellationFuture<'_>>,
+pin_project! {
+    /// Waits for the reasons of a [`CloseSignal`].
+    pub(super) struct CloseWait<'a> {
+        signal: &'a CloseSignal,
+        // Whether `cancelled` waits for [`CloseReason::Revoked`] alone.
         is_draining: bool,
-    ) -> Poll<CloseReason> {
-        if is_draining {
-            return revoked.poll(cx).map(|()| CloseReason::Revoked);
+        #[pin]
+        cancelled: WaitForCancellationFuture<'a>,
+    }
+}
+
+impl CloseWait<'_> {
+    /// Completes with the next reason. `is_draining` is whether [`CloseReason::Drain`] was returned before, or does not
+    /// matter any more: a connection that drains can still be revoked. It must not become false again. Must be polled
+    /// until it is pending, so that the task is woken.
+    pub(super) fn poll_reason(self: Pin<&mut Self>, cx: &mut Context<'_>, is_draining: bool) -> Poll<CloseReason> {
+        let mut this = self.project();
+        if is_draining && !*this.is_draining {
+            *this.is_draining = true;
+            this.cancelled.set(this.signal.revoked.cancelled());
         }
-        closing.poll(cx).map(|()| if self.revoked.is_cancelled() { CloseReason::Revoked } else { CloseReason::Drain })
+        let signal = *this.signal;
+        this.cancelled.poll(cx).map(|()| if signal.is_revoked() { CloseReason::Revoked } else { CloseReason::Drain })
     }
 }

@@ -50,13 +50,11 @@ where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut driver = Driver::new(context, connection, ask_to_end);
-    let (closing, revoked) = context.close_signal.wait_futures();
-    let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
+    let mut closing = pin!(context.close_signal.wait());
     let mut aborted = pin!(context.shared.shutdown.wait_until_aborted());
     poll_fn(|cx| {
         while driver.revoked_until.is_none()
-            && let Poll::Ready(reason) =
-                context.close_signal.poll_reason(cx, closing.as_mut(), revoked.as_mut(), driver.is_draining)
+            && let Poll::Ready(reason) = closing.as_mut().poll_reason(cx, driver.is_draining)
         {
             if driver.begin_close(reason).is_break() {
                 return Poll::Ready(());

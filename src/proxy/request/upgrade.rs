@@ -1,7 +1,7 @@
 //! Sends upgrade requests to the gateway. If it agrees, joins the client's connection and the gateway's in a tunnel.
 
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -130,13 +130,16 @@ fn start_tunnel(
     // An HTTP/2 connection must wait for the tunnels on its streams. Over HTTP/1.1 the tunnel takes the connection
     // over.
     let stream = options.is_h2.then(|| context.activity.begin_tunnel(record.guard()));
-    let close_signal = options.close_signal.clone();
     let (number, peer) = (context.number, context.peer);
     // Boxed, so that what only the start of the tunnel needs is freed before the tunnel runs.
-    let opening = Box::pin(open_tunnel(client_side, upstream, options));
+    let opening = Box::pin(open_tunnel(client_side, upstream, options, authorization));
     context.shared.shutdown.spawn(async move {
-        let (_gauge, stream) = (tunnel_gauge, stream);
-        if let Err(error) = run_while_authorized(authorization, close_signal, opening).await {
+        let _gauge = tunnel_gauge;
+        let ended = async {
+            let (tunnel, _permit) = opening.await?;
+            tunnel.await
+        };
+        if let Err(error) = ended.await {
             debug!(connection = number, %peer, %error, "tunnel broke off");
             // The reset of a TCP connection is passed on as a reset of the stream with CANCEL (RFC 8441 section 5).
             if let Some(stream) = stream
@@ -179,15 +182,12 @@ fn proves_handshake(response: &Response<Incoming>, key: Option<&HeaderValue>, is
 /// The future of a tunnel: completes when the tunnel has ended.
 type Tunnel = BoxFuture<'static, Result<(), TunnelError>>;
 
-/// Waits until `opening` has opened the tunnel, and then until the tunnel has ended. Closes it if the client of the
-/// request loses its `authorization`.
+/// Waits for the end of `tunnel`. Closes it if the client of the request loses its `authorization`.
 async fn run_while_authorized(
-    authorization: Option<ClientAuthorization>,
+    mut tunnel: Tunnel,
+    mut authorization: ClientAuthorization,
     close_signal: CloseSignal,
-    opening: Pin<Box<impl Future<Output = Result<(Tunnel, Option<GatewayPermit>), TunnelError>>>>,
 ) -> Result<(), TunnelError> {
-    let (mut tunnel, _permit) = opening.await?;
-    let Some(mut authorization) = authorization else { return tunnel.await };
     tokio::select! {
         biased;
         () = authorization.wait_until_revoked() => {
@@ -203,10 +203,12 @@ async fn open_tunnel(
     client_side: OnUpgrade,
     upstream: PooledConnection,
     options: TunnelOptions,
+    authorization: Option<ClientAuthorization>,
 ) -> Result<(Tunnel, Option<GatewayPermit>), TunnelError> {
     let (gateway, from_gateway, permit) =
         upstream.into_upgraded().await.ok_or_else(|| io::Error::other("the gateway's connection is gone"))?;
     let client = client_side.await.map_err(io::Error::other)?;
+    let close_signal = options.close_signal.clone();
     let tunnel: Tunnel = match client.downcast::<TokioIo<Downstream>>() {
         Ok(parts) => {
             let mut client = parts.io.into_inner();
@@ -215,6 +217,10 @@ async fn open_tunnel(
         }
         // The client's side is a stream of an HTTP/2 connection.
         Err(stream) => Box::pin(tunnel::run(TokioIo::new(stream), gateway, (Bytes::new(), from_gateway), options)),
+    };
+    let tunnel = match authorization {
+        Some(authorization) => Box::pin(run_while_authorized(tunnel, authorization, close_signal)),
+        None => tunnel,
     };
     Ok((tunnel, permit))
 }

@@ -42,8 +42,8 @@ pub struct Direction {
     has_moved: bool,
     /// From the client only: holds bytes back until the gateway has accepted the first message.
     pub gate: Option<Box<Gate>>,
-    /// From the client only: the close frame for a client whose first message is refused.
-    pub refused_with: Option<Bytes>,
+    /// From the client only: the close frame for a client whose first message is refused. Boxed, because it is rare.
+    pub refused_with: Option<Box<Bytes>>,
     /// To the client only: follows what the gateway sends until it has answered the first message.
     pub connect_response: Option<ConnectResponse>,
 }
@@ -139,7 +139,7 @@ impl Direction {
                 self.gate = None;
                 self.add_pending(bytes);
             }
-            GateStep::Close(frame) => self.refused_with = Some(frame),
+            GateStep::Close(frame) => self.refused_with = Some(Box::new(frame)),
         }
         GateChange::Progressed
     }

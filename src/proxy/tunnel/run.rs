@@ -93,14 +93,12 @@ where
     // An `async fn` would hold its arguments beside the tunnel that is made of them, as long as the tunnel lasts.
     async move {
         let ended = {
-            let (closing, revoked) = close_signal.wait_futures();
-            let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
+            let mut closing = pin!(close_signal.wait());
             poll_fn(|cx| {
                 while !matches!(tunnel.stage, TunnelStage::Rejecting { .. }) {
                     // A tunnel that the gateway has closed ends by itself, so a drain changes nothing.
                     let ignores_drain = tunnel.stage != TunnelStage::Open;
-                    let signal = close_signal.poll_reason(cx, closing.as_mut(), revoked.as_mut(), ignores_drain);
-                    let Poll::Ready(reason) = signal else { break };
+                    let Poll::Ready(reason) = closing.as_mut().poll_reason(cx, ignores_drain) else { break };
                     tunnel.begin_close(reason)?;
                 }
                 tunnel.poll(cx)
@@ -209,7 +207,7 @@ where
         loop {
             let to_gateway_done = self.to_gateway.poll_copy(cx, &mut self.client, &mut self.gateway)?.is_ready();
             if let Some(close) = self.to_gateway.refused_with.take() {
-                self.to_client.close_with = Some(close);
+                self.to_client.close_with = Some(*close);
                 return self.begin_rejecting(cx, REVOKED_GRACE);
             }
             let to_client_done = self.to_client.poll_copy(cx, &mut self.gateway, &mut self.client)?.is_ready();
@@ -281,7 +279,7 @@ where
         if let Some((due, reason)) = self.to_gateway.gate.as_ref().and_then(|gate| gate.deadline())
             && self.poll_timer(cx, due).is_ready()
         {
-            self.to_gateway.refused_with = Some(policy_violation(reason));
+            self.to_gateway.refused_with = Some(Box::new(policy_violation(reason)));
             return GateChange::Progressed;
         }
         GateChange::Unchanged
