@@ -138,7 +138,7 @@ struct EventLimits(BTreeMap<[String; KEY_FIELDS.len()], (Option<TokenBucket>, u6
 
 impl EventLimits {
     /// Returns the limit and the count of the group `key`, or the shared ones if there are too many groups.
-    fn entry_of_group(&mut self, key: &[String; KEY_FIELDS.len()]) -> &mut (Option<TokenBucket>, u64) {
+    fn entry_for_group(&mut self, key: &[String; KEY_FIELDS.len()]) -> &mut (Option<TokenBucket>, u64) {
         let has_own_limit = self.0.contains_key(key) || self.0.len() < MAX_KEYS;
         let key = if has_own_limit { key.clone() } else { ["other", "", "", ""].map(str::to_owned) };
         self.0.entry(key).or_default()
@@ -147,7 +147,7 @@ impl EventLimits {
     /// Takes a token from the limit of the group `key`. If there is none, counts the event as left out, and returns
     /// false.
     fn try_take(&mut self, key: &[String; KEY_FIELDS.len()], now: Instant) -> bool {
-        let (bucket, left_out) = self.entry_of_group(key);
+        let (bucket, left_out) = self.entry_for_group(key);
         let admitted = bucket.get_or_insert_with(|| TokenBucket::full(now)).try_take(EVENT_RATE, now);
         *left_out += u64::from(!admitted);
         admitted
@@ -155,7 +155,7 @@ impl EventLimits {
 
     /// Counts an event of the group `key` as left out.
     fn count_left_out(&mut self, key: &[String; KEY_FIELDS.len()]) {
-        self.entry_of_group(key).1 += 1;
+        self.entry_for_group(key).1 += 1;
     }
 
     /// Returns a line for each group of which events were left out, and resets the counts.

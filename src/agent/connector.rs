@@ -212,7 +212,7 @@ impl Connector {
         let mut failure = lookup(io::ErrorKind::NotFound.into());
         for address in addresses {
             let outcome = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-            match outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).and_then(with_socket_options) {
+            match outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).and_then(set_socket_options) {
                 Ok(stream) => return Ok(stream),
                 Err(source) => failure = Error::Connect { address, source },
             }
@@ -222,7 +222,7 @@ impl Connector {
 }
 
 /// Sets `TCP_NODELAY`, and keep-alive and `TCP_USER_TIMEOUT`, so that a lost peer is noticed.
-fn with_socket_options(stream: TcpStream) -> io::Result<TcpStream> {
+fn set_socket_options(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(&stream);
     socket

@@ -111,7 +111,7 @@ async fn examine_gateway(
     report: &mut Report,
 ) {
     let openclaw = openclaw_config::read(file);
-    openclaw_config::judge_reading(openclaw.as_ref().map(|_| ()), report);
+    openclaw_config::judge_unread_file(openclaw.as_ref().map(|_| ()), report);
     let openclaw = openclaw.ok();
     let plan = gateway_probe_plan(config, view, status, openclaw.as_ref());
     let observation = probe::probe(&plan).await;

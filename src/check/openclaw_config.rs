@@ -47,7 +47,7 @@ pub fn read(file: Option<&Path>) -> Result<Value, Unread> {
 }
 
 /// Adds the finding about a file that was not read.
-pub fn judge_reading(read: Result<(), &Unread>, report: &mut Report) {
+pub fn judge_unread_file(read: Result<(), &Unread>, report: &mut Report) {
     match read {
         Ok(()) => {}
         Err(Unread::NotNamed) => {
@@ -219,7 +219,7 @@ mod tests {
         ];
         for (read, ids) in table {
             let mut report = Report::default();
-            judge_reading(read, &mut report);
+            judge_unread_file(read, &mut report);
             assert_eq!(report.ids(), ids, "{read:?}");
         }
         assert_eq!(read(None), Err(Unread::NotNamed));

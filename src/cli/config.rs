@@ -25,7 +25,7 @@ pub fn run(command: Command) -> Result<(), Error> {
         Command::Show { flags } => {
             let layer = flags.merge();
             validate::to_config(&layer)?;
-            output::print(show::show(&layer))
+            output::print(show::render_settings(&layer))
         }
         Command::Example => output::print(example::example()),
         Command::Schema => output::print(format!("{:#}\n", schema::schema())),

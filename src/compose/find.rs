@@ -33,9 +33,10 @@ pub fn gateway_service<'a>(project: &'a Project, wanted: Option<&str>) -> Result
             .find(|(name, _)| *name == wanted)
             .ok_or_else(|| format!("there is no service {wanted:?}; there are: {}", join_names(all())));
     }
-    let by_command: Vec<_> = all().filter(|(_, service)| command::starts_gateway(service.words())).collect();
-    let by_image =
-        || all().filter(|(_, service)| service.words().next().is_none() && is_gateways_image(service)).collect();
+    let by_command: Vec<_> = all().filter(|(_, service)| command::starts_gateway(service.command_words())).collect();
+    let by_image = || {
+        all().filter(|(_, service)| service.command_words().next().is_none() && is_gateways_image(service)).collect()
+    };
     let found: Vec<_> = if by_command.is_empty() { by_image() } else { by_command };
     match found[..] {
         [only] => Ok(only),
@@ -63,12 +64,12 @@ fn is_gateways_image(service: &Service) -> bool {
 pub fn is_cli(service: &Service, gateway: &Service) -> bool {
     let same = (service.image.is_some() && service.image == gateway.image)
         || (service.build.is_some() && service.build == gateway.build);
-    same && !runs_a_node_host(service) && !command::starts_gateway(service.words())
+    same && !runs_a_node_host(service) && !command::starts_gateway(service.command_words())
 }
 
 /// Returns whether `service` runs `openclaw node run`: a node host, which is a client of the gateway in its own right.
 pub fn runs_a_node_host(service: &Service) -> bool {
-    let words: Vec<&str> = service.words().collect();
+    let words: Vec<&str> = service.command_words().collect();
     words.windows(2).any(|pair| pair[0] == "node" && pair[1] == "run")
 }
 

@@ -84,7 +84,7 @@ pub struct Mount {
 
 impl Service {
     /// Returns the words of the entrypoint and then those of the command.
-    pub fn words(&self) -> impl Iterator<Item = &str> {
+    pub fn command_words(&self) -> impl Iterator<Item = &str> {
         self.entrypoint.iter().chain(&self.command).flatten().map(String::as_str)
     }
 

@@ -136,7 +136,7 @@ fn check_named_services(project: &Project, gateway: &str, options: &Options) -> 
 
 fn gateway_port(gateway: &Service) -> u16 {
     let variable = || gateway.variable("OPENCLAW_GATEWAY_PORT").and_then(|port| port.parse().ok());
-    command::last_port(gateway.words()).or_else(variable).unwrap_or(GATEWAY_PORT)
+    command::last_port(gateway.command_words()).or_else(variable).unwrap_or(GATEWAY_PORT)
 }
 
 /// Returns the network namespace of loopgate and the gateway, and whether the pause container is on Docker's

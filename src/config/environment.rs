@@ -17,7 +17,7 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
     for (name, value) in variables {
         let Some(name) = name.to_str().filter(|name| name.starts_with(VARIABLE_PREFIX)) else { continue };
         let key = KEYS.iter().find(|key| key.variable() == name);
-        if key.is_none() && (known.contains(name) || is_service_link(name)) {
+        if key.is_none() && (known.contains(name) || is_service_link_variable(name)) {
             continue;
         }
         let Ok(value) = value.into_string() else {
@@ -44,7 +44,7 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
 ///
 /// Such variables are called `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]` or
 /// `{SVC}_PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`. No option has a name that ends like that.
-fn is_service_link(name: &str) -> bool {
+fn is_service_link_variable(name: &str) -> bool {
     let Some((_, after)) =
         name.rsplit_once("_PORT_").filter(|(_, after)| after.starts_with(|c: char| c.is_ascii_digit()))
     else {

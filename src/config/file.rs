@@ -38,13 +38,15 @@ pub fn parse(text: &str, name: &Path) -> Layer {
     // One syntax error often causes others after it, so only the first is reported.
     if let Some(error) = errors.first() {
         let offset = start(error);
-        reader.layer.add_problem(format!("{}:{}", name.display(), reader.line_at(offset)), one_line(error.message()));
+        reader
+            .layer
+            .add_problem(format!("{}:{}", name.display(), reader.line_at(offset)), to_one_line(error.message()));
     }
     reader.layer
 }
 
 /// Replaces the line breaks of a message from the `toml` crate by spaces.
-fn one_line(message: &str) -> String {
+fn to_one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -149,7 +151,7 @@ impl FileReader<'_> {
                 }
                 Err(error) => {
                     let offset = error.span().map_or(offset, |span| span.start);
-                    self.add_problem(offset, PATHS, one_line(error.message()));
+                    self.add_problem(offset, PATHS, to_one_line(error.message()));
                 }
             }
         }

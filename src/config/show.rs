@@ -5,7 +5,7 @@ use super::layer::{Layer, Origin, RawRule, RawValue};
 use super::option::{Form, Key};
 
 /// Returns the text of a file that sets the same values as `layer`. Options without a value are left out.
-pub fn show(layer: &Layer) -> String {
+pub fn render_settings(layer: &Layer) -> String {
     let mut out = String::new();
     let mut table = "";
     for key in KEYS.iter() {
@@ -88,7 +88,7 @@ mod tests {
         let mut flags = Layer::default();
         flags.set(key_by_flag("idle-timeout"), [RawValue { text: "7".into(), origin: Origin::Flag }]);
         let layer = flags.merged_over(parse(file, Path::new("a.toml"))).merged_over(Layer::defaults());
-        let shown = show(&layer);
+        let shown = render_settings(&layer);
         let again = parse(&shown, Path::new("shown.toml")).merged_over(Layer::defaults());
         assert_eq!(to_config(&again).unwrap(), to_config(&layer).unwrap());
         for line in [

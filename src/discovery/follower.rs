@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tracing::{debug, info, warn};
 
 use super::source_state::SourceState;
-use super::text::one_line;
+use super::text::to_one_line;
 use super::view::{ADDRESS_GRACE, ATTESTED_GRACE};
 use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
@@ -163,7 +163,7 @@ impl<S: Source> Follower<S> {
     /// The session began at `since`. The source can't be reached since `lost_since`.
     fn end_session(&mut self, error: &S::Error, since: Instant, lost_since: Instant) -> bool {
         let now = Instant::now();
-        let text = one_line(&error_chain(error));
+        let text = to_one_line(&error_chain(error));
         self.metrics.lost_streams.inc();
         self.metrics.live.set(0);
         if now - since >= STEADY_SESSION && self.state.is_live() {

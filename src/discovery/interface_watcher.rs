@@ -45,7 +45,7 @@ pub struct InterfaceWatcher {
 impl InterfaceWatcher {
     /// Subscribes to changes and then lists, so that no change is missed. Without netlink it polls.
     pub fn open() -> Self {
-        let socket = subscribe()
+        let socket = subscribe_to_netlink()
             .inspect_err(
                 |error| warn!(%error, "can't follow network interfaces by netlink; polling once a second instead"),
             )
@@ -137,7 +137,7 @@ impl InterfaceWatcher {
     }
 }
 
-fn subscribe() -> io::Result<TokioSocket> {
+fn subscribe_to_netlink() -> io::Result<TokioSocket> {
     let addresses = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
     let groups = addresses | libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE;
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;

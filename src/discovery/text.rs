@@ -8,7 +8,7 @@ const MAX_CHARS: usize = 400;
 const VERBATIM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
 /// Returns `text` on one line, shortened to [`MAX_CHARS`]: filters answer with whole HTML pages.
-pub(super) fn one_line(text: &str) -> String {
+pub(super) fn to_one_line(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     words.join(" ").chars().take(MAX_CHARS).collect()
 }

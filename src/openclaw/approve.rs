@@ -79,7 +79,7 @@ pub fn approval_advice(identity: &Path, request: Option<&str>) -> String {
     let pending = files::read_pending_request(state_dir);
     let scopes = pending.as_ref().map(|pending| format!(" for {}", pending.scopes.join(", "))).unwrap_or_default();
     let id = request.map(Into::into).or(pending.map(|pending| pending.id)).unwrap_or_else(|| "REQUEST".into());
-    if files::is_gateways_state(state_dir)
+    if files::is_state_dir_of_gateway(state_dir)
         && !files::gateway_device_scopes(state_dir)
             .is_some_and(|scopes| scopes.iter().any(|scope| scope == "operator.pairing"))
     {

@@ -96,7 +96,7 @@ pub struct PendingRequest {
 }
 
 /// Returns whether `directory` is the state directory of a gateway (2026.2) that has paired devices, or was asked to.
-pub fn is_gateways_state(directory: &Path) -> bool {
+pub fn is_state_dir_of_gateway(directory: &Path) -> bool {
     directory.join("devices").is_dir()
 }
 

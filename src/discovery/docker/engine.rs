@@ -41,7 +41,7 @@ use super::object::{ContainerInspection, ContainerSummary, PathStat, UnreadableE
 use super::request_error::convert_to_not_found;
 use crate::config;
 use crate::discovery::body::read_all;
-use crate::discovery::text::{encode_query_value, one_line};
+use crate::discovery::text::{encode_query_value, to_one_line};
 use crate::http_client::{ResponseBody, send_request};
 use crate::shutdown::Shutdown;
 
@@ -409,7 +409,7 @@ async fn read_error_message(response: Response<ResponseBody>) -> String {
         .as_ref()
         .and_then(|json| json["message"].as_str())
         .map_or_else(|| String::from_utf8_lossy(&body), Into::into);
-    one_line(&text)
+    to_one_line(&text)
 }
 
 async fn connect_within<T>(limit: Duration, connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {

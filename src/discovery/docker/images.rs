@@ -10,7 +10,7 @@ use super::engine::Engine;
 use super::error::Error;
 use super::object::{ContainerSummary, Labels};
 use crate::discovery::agent_labels;
-use crate::discovery::text::one_line;
+use crate::discovery::text::to_one_line;
 use crate::error_chain::error_chain;
 
 /// Whether the operator set the labels of a container, or its image.
@@ -90,7 +90,7 @@ impl ImageLabels {
                 (None, None) => {
                     let inspected = engine.inspect_image(&id).await;
                     inspected.map(labels_of).map_err(|error| {
-                        let text = one_line(&error_chain(&error));
+                        let text = to_one_line(&error_chain(&error));
                         // A filter that refuses one image refuses all of them.
                         refused = Some(text.clone()).filter(|_| matches!(error, Error::Refused { .. }));
                         text

@@ -23,7 +23,7 @@ pub use error::Error;
 
 use super::follower::{Follower, Source, Update};
 use super::source_state::SourceState;
-use super::text::one_line;
+use super::text::to_one_line;
 use crate::error_chain::error_chain;
 use crate::metrics;
 use container::Container;
@@ -216,7 +216,7 @@ impl Docker {
                 changed || is_first
             }
             Err(error) => {
-                let failed = (id.to_owned(), one_line(&error_chain(&error)));
+                let failed = (id.to_owned(), to_one_line(&error_chain(&error)));
                 if self.failed_inspection.as_ref() != Some(&failed) {
                     let error = &failed.1;
                     warn!(

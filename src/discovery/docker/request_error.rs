@@ -7,7 +7,7 @@ use http::StatusCode;
 
 use super::address::Address;
 use super::error::{Cause, Error};
-use crate::discovery::text::one_line;
+use crate::discovery::text::to_one_line;
 
 /// Part of the response of Go's TLS servers, and so of an engine with TLS, to plain HTTP.
 const TLS_EXPECTED: &str = "HTTP request to an HTTPS server";
@@ -31,7 +31,7 @@ impl Address {
             ApiError::IOError { err } => self.request_error(endpoint, err.into()),
             ApiError::HyperResponseError { err } => self.request_error(endpoint, err.into()),
             ApiError::DockerResponseServerError { status_code, message } => match StatusCode::from_u16(status_code) {
-                Ok(status) => self.status_error(endpoint, status, one_line(&message)),
+                Ok(status) => self.status_error(endpoint, status, to_one_line(&message)),
                 Err(_) => self.request_error(endpoint, Cause::Malformed),
             },
             ApiError::RequestTimeoutError => Error::Timeout { engine: self.name(), endpoint },
@@ -82,7 +82,7 @@ mod tests {
         let (socket, filter) = (|| Address::unix("/s"), || Address::tcp("filter:2375"));
         let io = |engine: Address, kind: io::ErrorKind| engine.request_error("/events", io::Error::from(kind).into());
         let refused = |engine: Address, status| {
-            engine.status_error("/events", StatusCode::from_u16(status).unwrap(), one_line("<h1>\n  no </h1>"))
+            engine.status_error("/events", StatusCode::from_u16(status).unwrap(), to_one_line("<h1>\n  no </h1>"))
         };
         for (error, expected) in [
             (io(socket(), io::ErrorKind::NotFound), "no socket at /s: mount the directory"),

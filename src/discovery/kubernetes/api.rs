@@ -32,7 +32,7 @@ use super::object::{Event, PodList, Status, TokenOwner, TokenReview, TokenReview
 use crate::config;
 use crate::discovery::agent_labels::POD_AGENT;
 use crate::discovery::body::{Lines, read_all};
-use crate::discovery::text::{encode_query_value, one_line};
+use crate::discovery::text::{encode_query_value, to_one_line};
 use crate::http_client::{ResponseBody, send_request};
 use crate::secret::Secret;
 
@@ -235,7 +235,7 @@ impl Api {
         }
         let body = read_body(permission, response).await.unwrap_or_default();
         let message = serde_json::from_slice::<Status>(&body).map(|status| status.message).unwrap_or_default();
-        Err(error_of_status(permission, status, one_line(&message)))
+        Err(error_of_status(permission, status, to_one_line(&message)))
     }
 
     async fn connect(&self, server: &str) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Error> {
@@ -311,7 +311,7 @@ fn parse_event(line: &[u8]) -> Result<Event, Error> {
     if kind.r#type == "ERROR" {
         let ErrorEvent { object } = serde_json::from_slice(line).map_err(malformed)?;
         let status = StatusCode::from_u16(object.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return Err(error_of_status(Permission::Watch, status, one_line(&object.message)));
+        return Err(error_of_status(Permission::Watch, status, to_one_line(&object.message)));
     }
     serde_json::from_slice(line).map_err(malformed)
 }

@@ -277,7 +277,7 @@ impl RequestGuard {
             self.activity.last_progress.store(self.activity.millis_at(now), Ordering::Relaxed);
             self.activity.unread_responses.fetch_add(1, Ordering::Release);
             if let Some(stream) = &self.stream {
-                stream.mark_pending(now);
+                stream.start_timer(now);
             }
         }
     }
@@ -310,7 +310,7 @@ impl RequestGuard {
         if self.is_pending.swap(false, Ordering::Relaxed) {
             self.activity.unread_responses.fetch_sub(1, Ordering::Relaxed);
             if let Some(stream) = &self.stream {
-                stream.mark_drained();
+                stream.stop_timer();
             }
         }
     }

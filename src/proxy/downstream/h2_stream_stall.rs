@@ -56,13 +56,13 @@ impl StreamStall {
     }
 
     /// Starts the timer at `now`: data wait for the client.
-    pub fn mark_pending(&self, now: Instant) {
+    pub fn start_timer(&self, now: Instant) {
         let now = u64::try_from((now - self.epoch).as_millis()).unwrap_or(u64::MAX - 1);
         self.since.store(now + 1, Ordering::Relaxed);
     }
 
     /// Stops the timer: the client has read everything.
-    pub fn mark_drained(&self) {
+    pub fn stop_timer(&self) {
         self.since.store(0, Ordering::Relaxed);
     }
 
