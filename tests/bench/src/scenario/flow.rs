@@ -82,11 +82,7 @@ pub(super) async fn events(running: &Running, time: Duration, clients: usize) ->
     })
     .await;
     Sample::new(
-        vec![
-            ("CPU µs/event", window.cpu_each(1)),
-            ("p50 µs", window.quantile(0.5)),
-            ("p99 µs", window.quantile(0.99)),
-        ],
+        vec![("CPU µs/event", window.cpu_each(1)), ("p50 µs", window.quantile(0.5)), ("p99 µs", window.quantile(0.99))],
         window.failed,
     )
 }
