@@ -11,7 +11,7 @@ pub fn canonical(ip: IpAddr) -> IpAddr {
 
 /// Returns the key by which the limits per client count the client at `ip`: the IPv4 address, or the
 /// /64 of an IPv6 address, because one host can use all addresses of a /64 (RFC 4291 section 2.5.1).
-pub fn client_key(ip: IpAddr) -> IpAddr {
+pub fn address_or_v6_prefix(ip: IpAddr) -> IpAddr {
     match canonical(ip) {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
         ip => ip,
@@ -95,7 +95,7 @@ mod tests {
             ("fd00:1:2:3:4:5:6:7", "fd00:1:2:3::"),
             ("fd00::1", "fd00::"),
         ] {
-            assert_eq!(client_key(ip.parse().unwrap()), expected.parse::<IpAddr>().unwrap(), "{ip}");
+            assert_eq!(address_or_v6_prefix(ip.parse().unwrap()), expected.parse::<IpAddr>().unwrap(), "{ip}");
         }
     }
 

@@ -232,7 +232,7 @@ pub enum Reply<T> {
     /// The enrolment is refused.
     Refused(EnrolmentRefused),
     /// The message of the next step.
-    Granted(T),
+    Next(T),
 }
 
 /// Why a line could not be sent or received.
@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn the_lines_read_as_documented() {
         let challenge = Challenge { nonce: Nonce([0; 32]), show: vec![ProofKind::Process, ProofKind::File] };
-        let line = serde_json::to_string(&Reply::Granted(challenge)).unwrap();
+        let line = serde_json::to_string(&Reply::Next(challenge)).unwrap();
         assert_eq!(line, format!(r#"{{"nonce":"{}","show":["process","file"]}}"#, "A".repeat(43)));
         let shown: ProofShown = serde_json::from_str(r#"{"shown":"file","path":"/tmp/x"}"#).unwrap();
         assert_eq!(shown, ProofShown::File { path: "/tmp/x".into() });
@@ -321,7 +321,7 @@ mod tests {
         let answer: Reply<Enrolled> = serde_json::from_str(r#"{"error":"too-clever","message":"no"}"#).unwrap();
         assert!(matches!(answer, Reply::Refused(EnrolmentRefused { error: RefusalReason::Unknown, .. })));
         let answer: Reply<Enrolled> = serde_json::from_str(r#"{"certificate":"PEM","token":"t"}"#).unwrap();
-        assert!(matches!(answer, Reply::Granted(Enrolled { token: Some(_), .. })));
+        assert!(matches!(answer, Reply::Next(Enrolled { token: Some(_), .. })));
     }
 
     #[tokio::test]

@@ -54,7 +54,7 @@ async fn probe_gateway(state: &AdminState) -> Option<GatewayError> {
         detector.suspect_tls();
         return Some(GatewayError::Unreachable(error));
     }
-    detector.speaks_tls().await.then_some(GatewayError::Tls)
+    detector.detect_tls().await.then_some(GatewayError::Tls)
 }
 
 /// Connects to `address`. Returns the error, or `None` on success.
@@ -224,7 +224,7 @@ fn discovery_status(view: &View) -> status::DiscoveryStatus {
         owner: view.owner.as_ref().map(|owner| owner.name.clone()),
         project: view.owner.as_ref().and_then(|owner| owner.project.clone()),
         namespace: namespace.into(),
-        own_addresses: view.own_addresses().filter(|ip| !is_link_local(ip)).map(|ip| ip.to_string()).collect(),
+        own_addresses: view.non_loopback_addresses().filter(|ip| !is_link_local(ip)).map(|ip| ip.to_string()).collect(),
         own_names: view.own_names.iter().cloned().collect(),
     }
 }

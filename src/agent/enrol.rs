@@ -137,7 +137,7 @@ fn to_credentials(enrolled: Enrolled, key: &KeyPair) -> Result<(Arc<Credentials>
 
 fn require_granted<T>(answer: Reply<T>) -> Result<T, Error> {
     match answer {
-        Reply::Granted(granted) => Ok(granted),
+        Reply::Next(message) => Ok(message),
         Reply::Refused(refused) => Err(Error::Refused(refused)),
     }
 }

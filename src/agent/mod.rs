@@ -44,7 +44,7 @@ pub struct Settings {
     /// How the sidecar's certificate is verified.
     pub trust: ServerTrust,
     /// The source of the agent's certificate.
-    pub identity: CredentialSource,
+    pub credential_source: CredentialSource,
     /// The file to which an inherited token is written, for other programs (`--token-out`).
     pub token_out: Option<PathBuf>,
     /// The time for which a local connection waits for a sidecar that can't be reached (`--hold`).
@@ -134,9 +134,9 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
 
     let (publish, state) = watch::channel(CredentialState::default());
     let renew = Arc::new(tokio::sync::Notify::new());
-    match settings.identity {
-        identity @ (CredentialSource::Enrol(_) | CredentialSource::Token(_)) => {
-            let attestation = match identity {
+    match settings.credential_source {
+        source @ (CredentialSource::Enrol(_) | CredentialSource::Token(_)) => {
+            let attestation = match source {
                 CredentialSource::Token(file) => enrol::Attestation::Token(file),
                 CredentialSource::Enrol(method) => enrol::Attestation::Show(method),
                 CredentialSource::Files(_) => unreachable!("matched above"),

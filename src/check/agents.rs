@@ -37,13 +37,13 @@ impl Capabilities {
     /// Returns whether the container has NET_RAW. A capability that is both added and dropped is added.
     pub fn has_net_raw(&self) -> bool {
         let named =
-            |list: &[String]| list.iter().any(|name| matches!(without_cap_prefix(name).as_str(), "ALL" | "NET_RAW"));
+            |list: &[String]| list.iter().any(|name| matches!(normalized_capability(name).as_str(), "ALL" | "NET_RAW"));
         self.privileged || named(&self.added) || (self.default_net_raw && !named(&self.dropped))
     }
 }
 
 /// Returns the name of a capability in upper case and without `CAP_`.
-fn without_cap_prefix(name: &str) -> String {
+fn normalized_capability(name: &str) -> String {
     let name = name.to_ascii_uppercase();
     name.strip_prefix("CAP_").map_or_else(|| name.clone(), Into::into)
 }
@@ -62,14 +62,14 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
         report.add_finding(kind, format!("{container}: {why}"), remedy);
     }
     for container in &risks.net_raw {
-        let what = format!(
+        let remedy = format!(
             "in the compose file give {container}, and whatever else is on its networks, cap_drop: [NET_RAW]; or label \
              it attested and let it run loopgate agent"
         );
         report.add_finding(
             &kind::AGENT_NET_RAW,
             format!("{container} is an agent by address, and has NET_RAW"),
-            Remedy::in_words(what),
+            Remedy::in_words(remedy),
         );
     }
     if view.namespace != NamespaceState::Attached {
@@ -80,7 +80,7 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
         report.add_finding(&kind::NAMESPACE, "the interfaces of this network namespace are gone", remedy);
     }
     judge_own_addresses(risks, config, report);
-    judge_bridge(view, config, report);
+    judge_trusted_bridge_addresses(view, config, report);
     judge_wide_networks(config, report);
     judge_plain_http(config, report);
 }
@@ -98,25 +98,25 @@ fn kind_and_remedy(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy
             )),
         ),
         WhyNotAgent::ImageLabel(_) => {
-            let what = format!(
+            let remedy = format!(
                 "name the service of {container} in agents.services, or give it a label that its image does not have"
             );
-            (&kind::AGENT_IMAGE, Remedy::in_words(what))
+            (&kind::AGENT_IMAGE, Remedy::in_words(remedy))
         }
         WhyNotAgent::ImageLabelsUnreadable(_) => (
             &kind::AGENT_IMAGE,
             Remedy::in_words("permit GET /images/{id}/json in the socket's filter, as docker/socket-filter does"),
         ),
         WhyNotAgent::HostNetwork => {
-            let what = format!(
+            let remedy = format!(
                 "take {container} off hostNetwork, or give it a client certificate and list its URI in agents.uris"
             );
-            (&kind::AGENT_HOST_NETWORK, Remedy::in_words(what))
+            (&kind::AGENT_HOST_NETWORK, Remedy::in_words(remedy))
         }
         WhyNotAgent::OwnerUnknown => {
-            let what = "name by --container the container whose network namespace this is (the name or id of the \
+            let remedy = "name by --container the container whose network namespace this is (the name or id of the \
                         gateway's, or of the pause container)";
-            (&kind::AGENT_OWNER, Remedy::in_words(what))
+            (&kind::AGENT_OWNER, Remedy::in_words(remedy))
         }
         WhyNotAgent::OwnNamespace => {
             (&kind::AGENT_NAMESPACE, Remedy::Loopgate { key: "listen.own_addresses", value: json!("agent") })
@@ -145,8 +145,9 @@ fn judge_own_addresses(risks: &AddressRisks, config: &Config, report: &mut Repor
     let is_agent = config.listen.own_addresses == OwnAddresses::Agent;
     if risks.user_namespace && is_agent {
         let remedy = Remedy::Loopgate { key: "listen.own_addresses", value: json!("external") };
-        let what = "this process is in a user namespace, as on a rootless engine, and listen.own_addresses is agent";
-        report.add_finding(&kind::OWN_ADDRESSES, what, remedy);
+        let observation =
+            "this process is in a user namespace, as on a rootless engine, and listen.own_addresses is agent";
+        report.add_finding(&kind::OWN_ADDRESSES, observation, remedy);
     } else {
         let lane = if is_agent { "agent" } else { "external" };
         let engine = if risks.user_namespace { "the engine may be rootless" } else { "the engine is not rootless" };
@@ -154,7 +155,8 @@ fn judge_own_addresses(risks: &AddressRisks, config: &Config, report: &mut Repor
     }
 }
 
-fn judge_bridge(view: &View, config: &Config, report: &mut Report) {
+/// Adds a finding for every entry of `external.trusted_proxies` or `agents.cidrs` that contains the bridge's own address.
+fn judge_trusted_bridge_addresses(view: &View, config: &Config, report: &mut Report) {
     let lists: [(&'static str, &[IpNet]); 2] =
         [("external.trusted_proxies", &config.external.trusted_proxies), ("agents.cidrs", &config.agents.cidrs)];
     for (key, list) in lists {

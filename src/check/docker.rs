@@ -24,7 +24,7 @@ pub struct EngineState {
     pub needless: Option<PathStatus>,
     /// The seconds by which the engine's clock is ahead of this one; negative if it is behind. `None` if
     /// it is not known.
-    pub ahead: Option<i64>,
+    pub clock_ahead_seconds: Option<i64>,
 }
 
 /// The response to a request for a path.
@@ -94,10 +94,13 @@ pub fn judge(state: &EngineState, report: &mut Report) {
         }
         _ => {}
     }
-    match state.ahead {
-        Some(ahead) if ahead.unsigned_abs() > TOLERANCE.as_secs() => {
-            let what =
-                format!("the Docker host's clock is {} s {}", ahead.abs(), if ahead > 0 { "ahead" } else { "behind" });
+    match state.clock_ahead_seconds {
+        Some(seconds) if seconds.unsigned_abs() > TOLERANCE.as_secs() => {
+            let what = format!(
+                "the Docker host's clock is {} s {}",
+                seconds.abs(),
+                if seconds > 0 { "ahead" } else { "behind" }
+            );
             report.add_finding(&kind::CLOCK, what, Remedy::in_words("let both hosts set their clocks by NTP"));
         }
         Some(_) => report.add_passed("clock", "it agrees with the Docker host's"),
@@ -122,7 +125,7 @@ mod tests {
             error: None,
             needed: vec![PathStatus { path: "/containers/json", status: 200, refusal: None }],
             needless: needless(403),
-            ahead: Some(-2),
+            clock_ahead_seconds: Some(-2),
         };
         let lost = || Some("no socket".to_owned());
         let table: [(EngineState, &[&str]); 14] = [
@@ -141,8 +144,8 @@ mod tests {
             (EngineState { needless: needless(200), ..well() }, &["docker-too-wide"]),
             (EngineState { needless: needless(404), ..well() }, &[]),
             (EngineState { needless: None, ..well() }, &[]),
-            (EngineState { ahead: Some(-31), ..well() }, &["clock-skew"]),
-            (EngineState { ahead: Some(3600), ..well() }, &["clock-skew"]),
+            (EngineState { clock_ahead_seconds: Some(-31), ..well() }, &["clock-skew"]),
+            (EngineState { clock_ahead_seconds: Some(3600), ..well() }, &["clock-skew"]),
         ];
         for (state, expected) in table {
             let mut report = Report::default();

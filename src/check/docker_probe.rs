@@ -29,7 +29,7 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
         error: view.source_state.error().map(Into::into),
         needed: Vec::new(),
         needless: None,
-        ahead: None,
+        clock_ahead_seconds: None,
     };
     if view.source_state == (SourceState::Connecting { error: None }) {
         state.error = Some("no answer".into());
@@ -37,7 +37,7 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
     let Some(engine) = engine.filter(|_| state.error.is_none()) else { return state };
     if let Ok(answer) = engine.probe("/_ping").await {
         let date = answer.date.and_then(|date| OffsetDateTime::parse(&date.replace("GMT", "+0000"), &Rfc2822).ok());
-        state.ahead = date.map(|date| (date - OffsetDateTime::now_utc()).whole_seconds());
+        state.clock_ahead_seconds = date.map(|date| (date - OffsetDateTime::now_utc()).whole_seconds());
     }
     if let Some(owner) = &view.owner {
         let mut needed = vec![("/containers/{id}/json", format!("/containers/{}/json", owner.id))];

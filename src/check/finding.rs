@@ -99,7 +99,7 @@ pub struct Finding {
 
 /// A subject that is in order.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Fine {
+pub struct Passed {
     /// The subject, in one or two words.
     pub about: &'static str,
     /// The observation that shows that it is in order.
@@ -112,7 +112,8 @@ pub struct Report {
     /// The findings, the worst first.
     pub findings: Vec<Finding>,
     /// The subjects that are in order.
-    pub fine: Vec<Fine>,
+    #[serde(rename = "fine")]
+    pub passed: Vec<Passed>,
 }
 
 impl Report {
@@ -129,7 +130,7 @@ impl Report {
 
     /// Adds a subject that is in order.
     pub fn add_passed(&mut self, about: &'static str, seen: impl Into<String>) {
-        self.fine.push(Fine { about, seen: seen.into() });
+        self.passed.push(Passed { about, seen: seen.into() });
     }
 
     /// Sorts the findings, the worst first.

@@ -62,6 +62,6 @@ mod tests {
         judge(&cases, &mut report);
         assert_eq!(report.ids(), ["forward-down"]);
         assert_eq!(report.findings[0].seen, ["127.0.0.1:3334: connection refused (--forward 9000:3334)"]);
-        assert_eq!(report.fine[0].seen, "127.0.0.1:18793 answers (--forward 18793)");
+        assert_eq!(report.passed[0].seen, "127.0.0.1:18793 answers (--forward 18793)");
     }
 }

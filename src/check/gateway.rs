@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
-use crate::openclaw::probe::{Client, Observation, Server};
+use crate::openclaw::probe::{Classification, Observation, Server};
 
 /// Returns the remedy that makes the external lane's source the only trusted proxy.
 pub(super) fn trust_exactly_remedy(source: IpAddr) -> Remedy {
@@ -74,18 +74,18 @@ fn judge_exposure(observation: &Observation, report: &mut Report) {
 fn judge_lanes(observation: &Observation, report: &mut Report) {
     let source = observation.external_source;
     match &observation.external {
-        Client::Remote => report.add_passed("external lane", "the gateway takes its clients for remote ones"),
-        Client::Local => {
+        Classification::Remote => report.add_passed("external lane", "the gateway takes its clients for remote ones"),
+        Classification::Local => {
             let what = format!(
                 "a request from {source} that is forwarded for 198.51.100.7 is answered as one of a local client"
             );
             report.add_finding(&kind::EXTERNAL_LOCAL, what, trust_exactly_remedy(source));
         }
-        Client::Refused => {
+        Classification::Refused => {
             let what = format!("a forwarded request from {source} is answered 403 (proxy_attribution_required)");
             report.add_finding(&kind::PROXIES_MISSING, what, trust_exactly_remedy(source));
         }
-        Client::Unclear(answer) => {
+        Classification::Unclear(answer) => {
             let remedy = Remedy::in_words(
                 "check again with --openclaw-config FILE, which reads it from the gateway's own configuration",
             );
@@ -97,12 +97,12 @@ fn judge_lanes(observation: &Observation, report: &mut Report) {
         }
     }
     match observation.local {
-        Client::Local => report.add_passed("agent lane", "the gateway takes its clients for local ones"),
-        Client::Remote | Client::Refused => {
+        Classification::Local => report.add_passed("agent lane", "the gateway takes its clients for local ones"),
+        Classification::Remote | Classification::Refused => {
             let what = "a request from 127.0.0.1 without forwarding headers is answered as one of a remote client";
             report.add_finding(&kind::PROXIES_LOOPBACK, what, trust_exactly_remedy(source));
         }
-        Client::Unclear(_) => {}
+        Classification::Unclear(_) => {}
     }
 }
 
@@ -118,7 +118,7 @@ fn judge_trusted_proxies(observation: &Observation, report: &mut Report) {
                 trust_exactly_remedy(source),
             ),
             // A gateway that still takes its own clients for local ones is one of the newer versions.
-            (false, true) if is_first_loopback(proxy) && observation.local != Client::Local => {
+            (false, true) if is_first_loopback(proxy) && observation.local != Classification::Local => {
                 report.add_finding(&kind::PROXIES_LOOPBACK, what, trust_exactly_remedy(source))
             }
             (false, true) => report.add_finding(&kind::PROXIES_WIDE, what, trust_exactly_remedy(source)),
@@ -160,8 +160,8 @@ mod tests {
             external_source: "127.0.0.2".parse().unwrap(),
             server: Server::Modern(Some("2026.9.6".into())),
             exposed: Vec::new(),
-            local: Client::Local,
-            external: Client::Remote,
+            local: Classification::Local,
+            external: Classification::Remote,
             trusts: vec![("127.0.0.1".parse().unwrap(), false), ("127.0.0.2".parse().unwrap(), true)],
             origins: vec![("https://gateway.example.com".into(), true)],
             allowed: vec!["https://old.example".into()],
@@ -200,15 +200,23 @@ mod tests {
                 vec!["gateway-remote"],
                 None,
             ),
-            (Observation { external: Client::Local, ..healthy_gateway() }, vec!["external-lane-local"], exact.clone()),
             (
-                Observation { external: Client::Refused, ..healthy_gateway() },
+                Observation { external: Classification::Local, ..healthy_gateway() },
+                vec!["external-lane-local"],
+                exact.clone(),
+            ),
+            (
+                Observation { external: Classification::Refused, ..healthy_gateway() },
                 vec!["trusted-proxies-missing"],
                 exact.clone(),
             ),
-            (Observation { external: Client::Unclear("500".into()), ..healthy_gateway() }, vec!["lanes-unknown"], None),
             (
-                Observation { local: Client::Remote, ..healthy_gateway() },
+                Observation { external: Classification::Unclear("500".into()), ..healthy_gateway() },
+                vec!["lanes-unknown"],
+                None,
+            ),
+            (
+                Observation { local: Classification::Remote, ..healthy_gateway() },
                 vec!["trusted-proxies-loopback"],
                 exact.clone(),
             ),
@@ -219,7 +227,7 @@ mod tests {
             ),
             (trusts("127.0.0.1"), vec!["trusted-proxies-wide"], exact.clone()),
             (
-                Observation { local: Client::Unclear("200".into()), ..trusts("127.0.0.1") },
+                Observation { local: Classification::Unclear("200".into()), ..trusts("127.0.0.1") },
                 vec!["trusted-proxies-loopback"],
                 exact.clone(),
             ),
@@ -245,7 +253,7 @@ mod tests {
     fn a_refusal_and_a_disbelief_are_one_finding() {
         let mut report = Report::default();
         let trusts = vec![("127.0.0.2".parse().unwrap(), false)];
-        judge(&Observation { external: Client::Refused, trusts, ..healthy_gateway() }, &mut report);
+        judge(&Observation { external: Classification::Refused, trusts, ..healthy_gateway() }, &mut report);
         assert_eq!(report.ids(), ["trusted-proxies-missing"]);
         assert_eq!(report.findings[0].seen.len(), 2);
     }

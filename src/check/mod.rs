@@ -110,13 +110,13 @@ async fn examine_gateway(
     status: Option<&Result<Status, String>>,
     report: &mut Report,
 ) {
-    let openclaw = openclaw_config::read(file);
-    openclaw_config::judge_unread_file(openclaw.as_ref().map(|_| ()), report);
-    let openclaw = openclaw.ok();
-    let plan = gateway_probe_plan(config, view, status, openclaw.as_ref());
+    let openclaw_json = openclaw_config::read(file);
+    openclaw_config::judge_unread_file(openclaw_json.as_ref().map(|_| ()), report);
+    let openclaw_json = openclaw_json.ok();
+    let plan = gateway_probe_plan(config, view, status, openclaw_json.as_ref());
     let observation = probe::probe(&plan).await;
     gateway::judge(&observation, report);
-    let bind = openclaw.as_ref().and_then(|openclaw| openclaw["gateway"]["bind"].as_str());
+    let bind = openclaw_json.as_ref().and_then(|openclaw_json| openclaw_json["gateway"]["bind"].as_str());
     gateway_command::judge_file(bind, !observation.exposed.is_empty(), report);
     if observation.server == Server::Old {
         let directory = file.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
@@ -126,15 +126,15 @@ async fn examine_gateway(
     }
     forwards::judge(&forwards::probe(config).await, report);
     gateway_files::judge(&files::find_unreadable_files(&config.gateway), report);
-    if let Some(openclaw) = &openclaw {
+    if let Some(openclaw_json) = &openclaw_json {
         let wanted = openclaw_config::Wanted {
             gateway: config.gateway.address,
             external_source: config.gateway.external_source.into(),
             policy: LanePolicy::new(config),
-            knows_local_clients: observation.local == probe::Client::Local,
+            knows_local_clients: observation.local == probe::Classification::Local,
         };
-        openclaw_config::judge(openclaw, &wanted, report);
-        setup_code::judge(openclaw, public_origin(&plan.allowed), report);
+        openclaw_config::judge(openclaw_json, &wanted, report);
+        setup_code::judge(openclaw_json, public_origin(&plan.allowed), report);
     }
 }
 
@@ -160,14 +160,14 @@ fn gateway_probe_plan(
     config: &Config,
     view: &View,
     status: Option<&Result<Status, String>>,
-    openclaw: Option<&Value>,
+    openclaw_json: Option<&Value>,
 ) -> probe::Plan {
     let running = status.and_then(|status| status.as_ref().ok());
     let chain = config.tls.provided.as_ref().map(|pair| pair.chain.as_path());
     let from_files = || offline::show(&config.state_dir, chain).ok().map(|report| report.server.fingerprint);
     let fingerprint = running.map(|status| status.certificate.fingerprint.clone()).or_else(from_files);
-    let allowed = openclaw
-        .and_then(|openclaw| openclaw["gateway"]["controlUi"]["allowedOrigins"].as_array())
+    let allowed = openclaw_json
+        .and_then(|openclaw_json| openclaw_json["gateway"]["controlUi"]["allowedOrigins"].as_array())
         .into_iter()
         .flatten();
     let allowed: Vec<String> = allowed.filter_map(Value::as_str).map(Into::into).collect();
@@ -220,7 +220,7 @@ fn public_origin(allowed: &[String]) -> Option<&str> {
 
 /// Returns the addresses of this namespace that clients may dial: all but link-local ones.
 fn dialled_addresses(view: &View) -> Vec<IpAddr> {
-    view.own_addresses().filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())).collect()
+    view.non_loopback_addresses().filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())).collect()
 }
 
 fn observe_certificate(

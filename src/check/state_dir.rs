@@ -23,14 +23,14 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
     let path = directory.path.display();
     if !directory.writable {
         let user = nix::unistd::geteuid();
-        let what = format!(
+        let remedy = format!(
             "run check as the sidecar's user; or give {path} to the user that runs the sidecar (chown -R {user}, where \
              that is this one; 65532 in loopgate's image), or mount a volume that it may write to"
         );
         report.add_finding(
             &kind::STATE_OWNER,
             format!("{path} can't be written to by the user {user}"),
-            Remedy::in_words(what),
+            Remedy::in_words(remedy),
         );
     }
     let Some(mode) = directory.mode else {

@@ -124,7 +124,7 @@ impl Flags {
         };
         let token = non_empty(self.kubernetes_token);
         let kind = non_empty(self.proof).unwrap_or(ProofKind::Process);
-        let identity = match (non_empty(self.cert), non_empty(self.key), kind) {
+        let credential_source = match (non_empty(self.cert), non_empty(self.key), kind) {
             (Some(_), _, _) | (_, Some(_), _) if token.is_some() => {
                 return Err(flag_error("--kubernetes-token", "is of no use beside --cert and --key: give one of them"));
             }
@@ -146,7 +146,7 @@ impl Flags {
             sidecar: non_empty(self.sidecar).unwrap_or_else(|| Endpoint { host: "gateway".into(), port: SIDECAR_PORT }),
             server_name: non_empty(self.server_name),
             trust,
-            identity,
+            credential_source,
             token_out: non_empty(self.token_out),
             wait_limit: non_empty(self.hold).unwrap_or(Duration::from_secs(10)),
         })

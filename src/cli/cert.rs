@@ -146,8 +146,8 @@ pub fn run(command: Command) -> Result<(), Error> {
                 (None, Some(file)) => offline::read_serial(&file)?,
                 (None, None) => unreachable!("clap requires one of them"),
             };
-            let done = if offline::revoke(&config.state_dir, &serial)? { "revoked" } else { "was revoked before" };
-            output::print(format!("{} {done}\n", offline::format_serial(&serial)))
+            let outcome = if offline::revoke(&config.state_dir, &serial)? { "revoked" } else { "was revoked before" };
+            output::print(format!("{} {outcome}\n", offline::format_serial(&serial)))
         }
         Command::Rotate { flags, new_key } => {
             let key = if new_key { RotateKey::Replace } else { RotateKey::Keep };

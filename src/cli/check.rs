@@ -93,12 +93,12 @@ const LABEL: usize = 9;
 
 fn report_text(report: &Report, colours: bool) -> String {
     let mut text = String::new();
-    for fine in &report.fine {
+    for passed in &report.passed {
         push_line(
             &mut text,
             "ok",
             Tone::Good,
-            &paint(&format!("{}: {}", fine.about, fine.seen), Tone::Plain, colours),
+            &paint(&format!("{}: {}", passed.about, passed.seen), Tone::Plain, colours),
             colours,
         );
     }

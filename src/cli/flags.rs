@@ -44,7 +44,7 @@ pub struct Flags<S: Selection = All> {
     layer: Layer,
     file: Option<PathBuf>,
     /// The flag or the variable that names the file, for error messages.
-    file_from: &'static str,
+    file_named_by: &'static str,
     selection: PhantomData<S>,
 }
 
@@ -74,7 +74,7 @@ impl<S: Selection> Flags<S> {
     /// # Errors
     /// If a file that a flag names is invalid.
     pub fn merge_for_client_command(self) -> Result<Layer, config::Error> {
-        if self.file.is_some() && self.file_from == CONFIG_FLAG {
+        if self.file.is_some() && self.file_named_by == CONFIG_FLAG {
             self.clone().load()?;
         }
         Ok(self.merge())
@@ -86,7 +86,7 @@ impl<S: Selection> Flags<S> {
         match &self.file {
             Some(file) if std::fs::metadata(file).is_ok_and(|about| !about.is_file()) => {
                 let what = format!("{}: is not a regular file, so it can't be read again", file.display());
-                Err(config::Error(vec![Problem { place: self.file_from.into(), what }]))
+                Err(config::Error(vec![Problem { place: self.file_named_by.into(), what }]))
             }
             _ => self.load(),
         }
@@ -94,7 +94,7 @@ impl<S: Selection> Flags<S> {
 
     fn environment_and_file_layers(&self) -> (Layer, Layer) {
         let environment = read_environment();
-        let file = self.file.as_deref().map(|file| file::read(file, self.file_from)).unwrap_or_default();
+        let file = self.file.as_deref().map(|file| file::read(file, self.file_named_by)).unwrap_or_default();
         (environment, file)
     }
 }
@@ -203,7 +203,7 @@ impl<S: Selection> FromArgMatches for Flags<S> {
                 .get_one::<OsString>("config")
                 .filter(|file| !(from_variable && file.is_empty()))
                 .map(PathBuf::from),
-            file_from: if from_variable { CONFIG_VARIABLE } else { CONFIG_FLAG },
+            file_named_by: if from_variable { CONFIG_VARIABLE } else { CONFIG_FLAG },
             selection: PhantomData,
         })
     }

@@ -8,14 +8,14 @@ use super::settings::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 ///
 /// Returns the merged configuration, and the keys of the options that differ but need a restart.
 pub fn merge_reloaded(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
-    let kept = keep_restart_options(&mut wanted, running);
-    let changed = kept.0.iter().filter(|option| option.differs);
+    let restart_options = keep_restart_options(&mut wanted, running);
+    let changed = restart_options.0.iter().filter(|option| option.differs);
     (wanted, changed.flat_map(|option| option.keys).copied().collect())
 }
 
 /// When a changed option takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum ChangeTiming {
     /// At the reload, for open connections as well. Connections that are no longer authorized are closed.
     AtOnce,
     /// At the reload, for new connections. An open connection keeps the values with which it began.
@@ -27,7 +27,7 @@ pub enum Effect {
 /// The options outside of the table `limits` whose old value an open connection keeps.
 const KEPT_BY_CONNECTIONS: [&str; 3] = ["listen.proxy_protocol", "log.access", "log.traceparent"];
 
-impl Effect {
+impl ChangeTiming {
     /// Returns when a change of `key` takes effect.
     pub fn of_change_to(key: &Key) -> Self {
         let restart = keep_restart_options(&mut Config::default(), &Config::default());
@@ -89,39 +89,39 @@ fn keep_restart_options(wanted: &mut Config, running: &Config) -> RestartOptions
         limits,
         log,
     } = running;
-    let mut kept = RestartOptions::default();
-    kept.keep_running(&["state_dir"], &mut wanted.state_dir, state_dir);
-    kept.keep_running(&["sandbox"], &mut wanted.sandbox, sandbox);
-    kept.keep_running(&["admin"], &mut wanted.admin, admin);
-    kept.keep_running(&["gateway"], &mut wanted.gateway, gateway);
-    keep_listen(&mut kept, &mut wanted.listen, listen);
-    keep_tls(&mut kept, &mut wanted.tls, tls);
-    kept.keep_running(&["discovery"], &mut wanted.discovery, discovery);
-    kept.keep_running(&["kubernetes"], &mut wanted.kubernetes, kubernetes);
-    kept.keep_running(&["docker"], &mut wanted.docker, docker);
-    keep_agents(&mut kept, &mut wanted.agents, agents);
+    let mut restart_options = RestartOptions::default();
+    restart_options.keep_running(&["state_dir"], &mut wanted.state_dir, state_dir);
+    restart_options.keep_running(&["sandbox"], &mut wanted.sandbox, sandbox);
+    restart_options.keep_running(&["admin"], &mut wanted.admin, admin);
+    restart_options.keep_running(&["gateway"], &mut wanted.gateway, gateway);
+    keep_listen(&mut restart_options, &mut wanted.listen, listen);
+    keep_tls(&mut restart_options, &mut wanted.tls, tls);
+    restart_options.keep_running(&["discovery"], &mut wanted.discovery, discovery);
+    restart_options.keep_running(&["kubernetes"], &mut wanted.kubernetes, kubernetes);
+    restart_options.keep_running(&["docker"], &mut wanted.docker, docker);
+    keep_agents(&mut restart_options, &mut wanted.agents, agents);
     keep_none_of_external_and_http(external, http);
-    keep_limits(&mut kept, &mut wanted.limits, limits);
-    keep_log(&mut kept, &mut wanted.log, log);
-    kept
+    keep_limits(&mut restart_options, &mut wanted.limits, limits);
+    keep_log(&mut restart_options, &mut wanted.log, log);
+    restart_options
 }
 
-fn keep_listen(kept: &mut RestartOptions, wanted: &mut Listen, running: &Listen) {
+fn keep_listen(restart_options: &mut RestartOptions, wanted: &mut Listen, running: &Listen) {
     let Listen { on, plain, forward, proxy_protocol: _, own_addresses: _ } = running;
-    kept.keep_running(&["listen.on"], &mut wanted.on, on);
-    kept.keep_running(&["listen.plain"], &mut wanted.plain, plain);
-    kept.keep_running(&["listen.forward"], &mut wanted.forward, forward);
+    restart_options.keep_running(&["listen.on"], &mut wanted.on, on);
+    restart_options.keep_running(&["listen.plain"], &mut wanted.plain, plain);
+    restart_options.keep_running(&["listen.forward"], &mut wanted.forward, forward);
 }
 
-fn keep_tls(kept: &mut RestartOptions, wanted: &mut Tls, running: &Tls) {
+fn keep_tls(restart_options: &mut RestartOptions, wanted: &mut Tls, running: &Tls) {
     let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = running;
-    kept.keep_running(&["tls.cert", "tls.key"], &mut wanted.provided, provided);
-    kept.keep_running(&["tls.names"], &mut wanted.names, names);
-    kept.keep_running(&["tls.constrain_names"], &mut wanted.constrain_names, constrain_names);
-    kept.keep_running(&["tls.follow_names"], &mut wanted.follow_names, follow_names);
+    restart_options.keep_running(&["tls.cert", "tls.key"], &mut wanted.provided, provided);
+    restart_options.keep_running(&["tls.names"], &mut wanted.names, names);
+    restart_options.keep_running(&["tls.constrain_names"], &mut wanted.constrain_names, constrain_names);
+    restart_options.keep_running(&["tls.follow_names"], &mut wanted.follow_names, follow_names);
 }
 
-fn keep_agents(kept: &mut RestartOptions, wanted: &mut Agents, running: &Agents) {
+fn keep_agents(restart_options: &mut RestartOptions, wanted: &mut Agents, running: &Agents) {
     let Agents {
         cidrs: _,
         certificate_from: _,
@@ -135,13 +135,13 @@ fn keep_agents(kept: &mut RestartOptions, wanted: &mut Agents, running: &Agents)
         trust_domain,
         certificate_life,
     } = running;
-    kept.keep_running(&["agents.bind_devices"], &mut wanted.bind_devices, bind_devices);
-    kept.keep_running(&["agents.unpair"], &mut wanted.unpair, unpair);
-    kept.keep_running(&["agents.services"], &mut wanted.services, services);
-    kept.keep_running(&["agents.proofs"], &mut wanted.proofs, proofs);
-    kept.keep_running(&["agents.inherit_token"], &mut wanted.inherit_token, inherit_token);
-    kept.keep_running(&["agents.trust_domain"], &mut wanted.trust_domain, trust_domain);
-    kept.keep_running(&["agents.certificate_life"], &mut wanted.certificate_life, certificate_life);
+    restart_options.keep_running(&["agents.bind_devices"], &mut wanted.bind_devices, bind_devices);
+    restart_options.keep_running(&["agents.unpair"], &mut wanted.unpair, unpair);
+    restart_options.keep_running(&["agents.services"], &mut wanted.services, services);
+    restart_options.keep_running(&["agents.proofs"], &mut wanted.proofs, proofs);
+    restart_options.keep_running(&["agents.inherit_token"], &mut wanted.inherit_token, inherit_token);
+    restart_options.keep_running(&["agents.trust_domain"], &mut wanted.trust_domain, trust_domain);
+    restart_options.keep_running(&["agents.certificate_life"], &mut wanted.certificate_life, certificate_life);
 }
 
 /// Keeps nothing, because all options of these tables can change live. It fails to compile if one is added.
@@ -160,7 +160,7 @@ fn keep_none_of_external_and_http(external: &External, http: &Http) {
     let Http { upgrades: _ } = http;
 }
 
-fn keep_limits(kept: &mut RestartOptions, wanted: &mut Limits, running: &Limits) {
+fn keep_limits(restart_options: &mut RestartOptions, wanted: &mut Limits, running: &Limits) {
     let Limits {
         max_connections,
         max_connections_per_client: _,
@@ -184,17 +184,17 @@ fn keep_limits(kept: &mut RestartOptions, wanted: &mut Limits, running: &Limits)
         gateway_wait: _,
         drain_timeout: _,
     } = running;
-    kept.keep_running(&["limits.max_connections"], &mut wanted.max_connections, max_connections);
-    kept.keep_running(&["limits.gateway_requests"], &mut wanted.gateway_requests, gateway_requests);
-    kept.keep_running(&["limits.gateway_websockets"], &mut wanted.gateway_websockets, gateway_websockets);
-    kept.keep_running(&["limits.buffered"], &mut wanted.buffered, buffered);
+    restart_options.keep_running(&["limits.max_connections"], &mut wanted.max_connections, max_connections);
+    restart_options.keep_running(&["limits.gateway_requests"], &mut wanted.gateway_requests, gateway_requests);
+    restart_options.keep_running(&["limits.gateway_websockets"], &mut wanted.gateway_websockets, gateway_websockets);
+    restart_options.keep_running(&["limits.buffered"], &mut wanted.buffered, buffered);
 }
 
-fn keep_log(kept: &mut RestartOptions, wanted: &mut Log, running: &Log) {
+fn keep_log(restart_options: &mut RestartOptions, wanted: &mut Log, running: &Log) {
     let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = running;
-    kept.keep_running(&["log.format"], &mut wanted.format, format);
-    kept.keep_running(&["log.audit"], &mut wanted.audit, audit);
-    kept.keep_running(&["log.otel_endpoint"], &mut wanted.otel_endpoint, otel_endpoint);
+    restart_options.keep_running(&["log.format"], &mut wanted.format, format);
+    restart_options.keep_running(&["log.audit"], &mut wanted.audit, audit);
+    restart_options.keep_running(&["log.otel_endpoint"], &mut wanted.otel_endpoint, otel_endpoint);
 }
 
 /// Returns the names of the tables in which `running` differs from `applied`, the merged
@@ -254,8 +254,8 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_named_by_a_key_or_a_table() {
-        let RestartOptions(kept) = keep_restart_options(&mut Config::default(), &Config::default());
-        for name in kept.iter().flat_map(|option| option.keys) {
+        let RestartOptions(restart_options) = keep_restart_options(&mut Config::default(), &Config::default());
+        for name in restart_options.iter().flat_map(|option| option.keys) {
             assert!(KEYS.iter().any(|key| key.path == *name || key.table() == *name), "{name}");
         }
         for path in KEPT_BY_CONNECTIONS {
@@ -266,18 +266,18 @@ mod tests {
     #[test]
     fn when_a_change_takes_effect() {
         for (flag, expected) in [
-            ("deny", Effect::AtOnce),
-            ("drain-timeout", Effect::AtOnce),
-            ("log-level", Effect::AtOnce),
-            ("idle-timeout", Effect::NewConnections),
-            ("max-connections-per-client", Effect::NewConnections),
-            ("access-log", Effect::NewConnections),
-            ("max-connections", Effect::Restart),
-            ("tls-key", Effect::Restart),
-            ("gateway-state-dir", Effect::Restart),
-            ("sandbox", Effect::Restart),
+            ("deny", ChangeTiming::AtOnce),
+            ("drain-timeout", ChangeTiming::AtOnce),
+            ("log-level", ChangeTiming::AtOnce),
+            ("idle-timeout", ChangeTiming::NewConnections),
+            ("max-connections-per-client", ChangeTiming::NewConnections),
+            ("access-log", ChangeTiming::NewConnections),
+            ("max-connections", ChangeTiming::Restart),
+            ("tls-key", ChangeTiming::Restart),
+            ("gateway-state-dir", ChangeTiming::Restart),
+            ("sandbox", ChangeTiming::Restart),
         ] {
-            assert_eq!(Effect::of_change_to(key_by_flag(flag)), expected, "{flag}");
+            assert_eq!(ChangeTiming::of_change_to(key_by_flag(flag)), expected, "{flag}");
         }
     }
 }

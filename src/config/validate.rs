@@ -128,8 +128,8 @@ fn read_tls(read: &mut ValueReader<'_>) -> Tls {
     let chain = read.optional("tls-cert", parse::path);
     let key = read.optional("tls-key", parse::path);
     match (&chain, &key) {
-        (Some(_), None) => read.report_missing("tls-cert", "tls-key", ""),
-        (None, Some(_)) => read.report_missing("tls-key", "tls-cert", ""),
+        (Some(_), None) => read.report_needs("tls-cert", "tls-key", ""),
+        (None, Some(_)) => read.report_needs("tls-key", "tls-cert", ""),
         _ => {}
     }
     Tls {
@@ -267,14 +267,10 @@ fn check_path_rules(config: &Config, read: &mut ValueReader<'_>) {
 /// Reports invalid combinations of the options for external clients and trusted proxies.
 fn check_external(config: &Config, read: &mut ValueReader<'_>) {
     if !config.listen.plain.is_empty() && config.external.trusted_proxies.is_empty() {
-        read.report_missing("listen-plain", "trusted-proxy", ", because only trusted proxies may speak plain HTTP");
+        read.report_needs("listen-plain", "trusted-proxy", ", because only trusted proxies may speak plain HTTP");
     }
     if config.listen.proxy_protocol && config.external.trusted_proxies.is_empty() {
-        read.report_missing(
-            "proxy-protocol",
-            "trusted-proxy",
-            ", because only trusted proxies may send a PROXY header",
-        );
+        read.report_needs("proxy-protocol", "trusted-proxy", ", because only trusted proxies may send a PROXY header");
     }
     if config.external.serve_ca && config.tls.provided.is_some() {
         read.report_at_first_set(
@@ -287,15 +283,15 @@ fn check_external(config: &Config, read: &mut ValueReader<'_>) {
 /// Reports invalid combinations of the options for agents.
 fn check_agents(config: &Config, read: &mut ValueReader<'_>) {
     if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {
-        read.report_missing("agent-uri", "client-ca", ", which verifies those certificates");
+        read.report_needs("agent-uri", "client-ca", ", which verifies those certificates");
     }
     let variable = std::env::var_os(crate::secret::GATEWAY_TOKEN_VARIABLE).is_some_and(|token| !token.is_empty());
     if config.agents.inherit_token && config.gateway.token_file.is_none() && !variable {
-        read.report_missing("inherit-token", "token-file", " or the variable OPENCLAW_GATEWAY_TOKEN");
+        read.report_needs("inherit-token", "token-file", " or the variable OPENCLAW_GATEWAY_TOKEN");
     }
     if config.agents.unpair {
         if config.gateway.token_file.is_none() && !variable {
-            read.report_missing("unpair", "token-file", " or the variable OPENCLAW_GATEWAY_TOKEN");
+            read.report_needs("unpair", "token-file", " or the variable OPENCLAW_GATEWAY_TOKEN");
         }
         if config.discovery == AgentSourceKind::Docker && config.docker.engine == Engine::Off {
             let why = "only Docker or Kubernetes tells when an agent's container, or pod, is removed";
@@ -385,7 +381,7 @@ impl ValueReader<'_> {
 
     /// Reports that the option `flag` needs the option `needed`. The message names `needed` as the
     /// source of `flag` would: as a flag, a variable or a path. `why` continues the message.
-    fn report_missing(&mut self, flag: &str, needed: &str, why: &str) {
+    fn report_needs(&mut self, flag: &str, needed: &str, why: &str) {
         let needed = key_by_flag(needed);
         let needed = match self.layer.get(key_by_flag(flag)).first().map(|value| &value.origin) {
             Some(Origin::File(..)) => needed.path.to_owned(),

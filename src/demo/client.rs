@@ -38,7 +38,7 @@ const MAX_BODY: usize = 1 << 20;
 
 /// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum RequestProtocol {
     H1,
     H2,
     /// WebSocket by an upgrade (RFC 6455).
@@ -47,7 +47,7 @@ pub(super) enum Way {
     WebSocketOnH2,
 }
 
-impl Way {
+impl RequestProtocol {
     pub(super) const ALL: [Self; 4] = [Self::H1, Self::H2, Self::WebSocketOnH1, Self::WebSocketOnH2];
 
     fn alpn(self) -> &'static [u8] {
@@ -58,7 +58,7 @@ impl Way {
     }
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for RequestProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::H1 => "HTTP/1.1",
@@ -149,13 +149,18 @@ impl Client {
     /// sidecar's address. Over a WebSocket, also checks that messages are echoed unchanged.
     ///
     /// Returns the request as the gateway received it.
-    pub(super) async fn send(&self, from: Ipv4Addr, way: Way, extra: &[(&str, &str)]) -> Result<Received, Error> {
+    pub(super) async fn send(
+        &self,
+        from: Ipv4Addr,
+        protocol: RequestProtocol,
+        extra: &[(&str, &str)],
+    ) -> Result<Received, Error> {
         let exchange = async {
-            let tls = self.connect(from, way).await?;
-            match way {
-                Way::H1 => self.get_h1(tls, extra).await,
-                Way::H2 => self.get_h2(tls, extra).await,
-                Way::WebSocketOnH1 => {
+            let tls = self.connect(from, protocol).await?;
+            match protocol {
+                RequestProtocol::H1 => self.get_h1(tls, extra).await,
+                RequestProtocol::H2 => self.get_h2(tls, extra).await,
+                RequestProtocol::WebSocketOnH1 => {
                     let fields = extra.iter().filter(|(name, _)| *name != "Host");
                     let request = fields
                         .fold(ClientRequestBuilder::new(self.uri("wss", "/echo", extra)?), |request, (name, value)| {
@@ -163,13 +168,17 @@ impl Client {
                         });
                     check_echo(client_async(request, tls).await?.0).await
                 }
-                Way::WebSocketOnH2 => self.websocket_h2(tls, extra).await,
+                RequestProtocol::WebSocketOnH2 => self.websocket_h2(tls, extra).await,
             }
         };
         tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| Error::Timeout)?
     }
 
-    async fn connect(&self, from: Ipv4Addr, way: Way) -> Result<TlsStream<tokio::net::TcpStream>, Error> {
+    async fn connect(
+        &self,
+        from: Ipv4Addr,
+        protocol: RequestProtocol,
+    ) -> Result<TlsStream<tokio::net::TcpStream>, Error> {
         let failed = |source| Error::Connect { from, source };
         let socket = TcpSocket::new_v4().map_err(failed)?;
         socket.bind((from, 0).into()).map_err(failed)?;
@@ -180,13 +189,13 @@ impl Client {
             .map_err(|error| Error::Authority(Some(error)))?
             .with_root_certificates(Arc::clone(&self.roots))
             .with_no_client_auth();
-        config.alpn_protocols = vec![way.alpn().to_vec()];
+        config.alpn_protocols = vec![protocol.alpn().to_vec()];
         let name = ServerName::IpAddress(self.address.ip().into());
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(failed)?;
-        if stream.get_ref().1.alpn_protocol() == Some(way.alpn()) {
+        if stream.get_ref().1.alpn_protocol() == Some(protocol.alpn()) {
             Ok(stream)
         } else {
-            Err(Error::Protocol(if way.alpn() == b"h2" { "HTTP/2" } else { "HTTP/1.1" }))
+            Err(Error::Protocol(if protocol.alpn() == b"h2" { "HTTP/2" } else { "HTTP/1.1" }))
         }
     }
 

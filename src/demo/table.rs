@@ -74,7 +74,7 @@ fn trial_heading(trial: &Trial, paint: Paint) -> String {
 }
 
 fn write_row(text: &mut String, row: &Row, paint: Paint) {
-    let way = row.trial.way.to_string();
+    let protocol = row.trial.protocol.to_string();
     let cells = match &row.received {
         Some(received) => {
             let joined_values = |name| {
@@ -83,7 +83,7 @@ fn write_row(text: &mut String, row: &Row, paint: Paint) {
                     .unwrap_or_else(|| "none".into())
             };
             format_row(
-                &way,
+                &protocol,
                 &received.from.ip().to_string(),
                 &joined_values("x-forwarded-for"),
                 &joined_values("host"),
@@ -91,7 +91,7 @@ fn write_row(text: &mut String, row: &Row, paint: Paint) {
                 "",
             )
         }
-        None => format_row(&way, "-", "-", "-", "-", ""),
+        None => format_row(&protocol, "-", "-", "-", "-", ""),
     };
     let passed = if row.failures.is_empty() { paint.styled(GREEN, "yes") } else { paint.styled(RED, "NO") };
     let _ = writeln!(text, "{cells}{passed}");
@@ -101,8 +101,8 @@ fn write_row(text: &mut String, row: &Row, paint: Paint) {
 }
 
 /// Returns one row. With the longest addresses it is 80 columns wide.
-fn format_row(way: &str, from: &str, client: &str, host: &str, class: &str, passed: &str) -> String {
-    format!("  {way:<13}  {from:<15}  {client:<15}  {host:<15}  {class:<6}  {passed}")
+fn format_row(protocol: &str, from: &str, client: &str, host: &str, class: &str, passed: &str) -> String {
+    format!("  {protocol:<13}  {from:<15}  {client:<15}  {host:<15}  {class:<6}  {passed}")
 }
 
 /// The data for trying the sidecar by hand.
@@ -155,13 +155,13 @@ pub(super) fn render_instructions(instructions: &Instructions, colours: bool) ->
 #[cfg(test)]
 mod tests {
     use super::super::classify::Class;
-    use super::super::client::Way;
+    use super::super::client::RequestProtocol;
     use super::super::received::Received;
     use super::*;
     use crate::labels::LaneKind;
 
     fn row(received: Option<Received>, failures: &[&str]) -> Row {
-        let trial = Trial { lane: LaneKind::External, way: Way::H2, forged: &[("Host", "localhost")] };
+        let trial = Trial { lane: LaneKind::External, protocol: RequestProtocol::H2, forged: &[("Host", "localhost")] };
         Row { trial, received, failures: failures.iter().map(|text| (*text).into()).collect() }
     }
 

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::classify::Class;
-use super::client::{Client, Way};
+use super::client::{Client, RequestProtocol};
 use super::error::Error;
 use super::received::Received;
 use crate::config::Config;
@@ -46,7 +46,7 @@ const FORGED: [Forged; 5] = [
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trial {
     pub(super) lane: LaneKind,
-    pub(super) way: Way,
+    pub(super) protocol: RequestProtocol,
     pub(super) forged: Forged,
 }
 
@@ -83,7 +83,7 @@ impl Report {
 pub(super) async fn run(client: &Client, config: &Config) -> Report {
     let mut rows = Vec::new();
     for trial in all_trials() {
-        rows.push(match client.send(client_address(trial.lane), trial.way, trial.forged).await {
+        rows.push(match client.send(client_address(trial.lane), trial.protocol, trial.forged).await {
             Ok(received) => Row {
                 trial,
                 failures: find_failures(&trial, &received, &client.authority(), config),
@@ -98,11 +98,12 @@ pub(super) async fn run(client: &Client, config: &Config) -> Report {
 fn all_trials() -> Vec<Trial> {
     let honest = [LaneKind::Agent, LaneKind::External]
         .into_iter()
-        .flat_map(|lane| Way::ALL.map(|way| Trial { lane, way, forged: &[] }));
+        .flat_map(|lane| RequestProtocol::ALL.map(|protocol| Trial { lane, protocol, forged: &[] }));
     let forged = FORGED.into_iter().flat_map(|forged| {
         // One field at a time in plain HTTP, and all of them in every other protocol.
-        let ways: &[Way] = if forged.len() == 1 { &[Way::H1] } else { &Way::ALL };
-        ways.iter().map(move |way| Trial { lane: LaneKind::External, way: *way, forged })
+        let protocols: &[RequestProtocol] =
+            if forged.len() == 1 { &[RequestProtocol::H1] } else { &RequestProtocol::ALL };
+        protocols.iter().map(move |protocol| Trial { lane: LaneKind::External, protocol: *protocol, forged })
     });
     honest.chain(forged).collect()
 }
@@ -183,7 +184,7 @@ mod tests {
             (LaneKind::External, "127.0.0.1:1", external(&[]), Class::Refused, 2),
             (LaneKind::External, "127.0.0.2:1", vec![("host", host)], Class::Local, 2),
         ] {
-            let trial = Trial { lane, way: Way::H1, forged: &[] };
+            let trial = Trial { lane, protocol: RequestProtocol::H1, forged: &[] };
             let found = find_failures(&trial, &received(from, &headers, judged), host, &config);
             assert_eq!(found.len(), failures_, "{lane:?} {from} {headers:?}: {found:?}");
         }
@@ -197,8 +198,11 @@ mod tests {
     #[test]
     fn every_lane_is_tried_in_every_way() {
         for lane in [LaneKind::Agent, LaneKind::External] {
-            for way in Way::ALL {
-                assert!(all_trials().iter().any(|trial| trial.lane == lane && trial.way == way), "{lane:?} {way}");
+            for protocol in RequestProtocol::ALL {
+                assert!(
+                    all_trials().iter().any(|trial| trial.lane == lane && trial.protocol == protocol),
+                    "{lane:?} {protocol}"
+                );
             }
         }
     }

@@ -90,12 +90,12 @@ impl View {
     }
 
     /// Returns whether this namespace has the address `ip`, loopback excluded.
-    pub fn has_address(&self, ip: IpAddr) -> bool {
-        self.own_addresses().any(|own| own == ip)
+    pub fn has_non_loopback_address(&self, ip: IpAddr) -> bool {
+        self.non_loopback_addresses().any(|own| own == ip)
     }
 
     /// Returns every non-loopback address of this namespace.
-    pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+    pub fn non_loopback_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.interfaces.iter().flat_map(|i| &i.addresses).map(IpNet::addr).filter(|ip| !ip.is_loopback())
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::addr::client_key;
+use crate::addr::address_or_v6_prefix;
 use crate::token_bucket::{Rate, TokenBucket};
 
 /// The rate limit of one client: ten attempts at once, and one more every three seconds.
@@ -16,7 +16,7 @@ const RATE: Rate = Rate { burst: 10, interval: Duration::from_secs(3) };
 /// The minimum number of buckets at which full ones are removed.
 const MIN_CLEANUP_SIZE: usize = 1024;
 
-/// Limits the attempts of each client by a token bucket. An IPv6 client is a network (see [`client_key`]).
+/// Limits the attempts of each client by a token bucket. An IPv6 client is a network (see [`address_or_v6_prefix`]).
 #[derive(Debug)]
 pub(super) struct AttemptLimiter(Mutex<Buckets>);
 
@@ -41,7 +41,7 @@ impl AttemptLimiter {
             buckets.clients.retain(|_, bucket| !bucket.is_full(now));
             buckets.cleanup_size = MIN_CLEANUP_SIZE.max(2 * buckets.clients.len());
         }
-        buckets.clients.entry(client_key(ip)).or_insert(TokenBucket::full(now)).try_take(RATE, now)
+        buckets.clients.entry(address_or_v6_prefix(ip)).or_insert(TokenBucket::full(now)).try_take(RATE, now)
     }
 }
 

@@ -221,7 +221,7 @@ impl<P: ProofReader> Enrolment<P> {
             container, token = has_token, %id,
             "enrolled"
         );
-        Ok(lines.send(&Reply::Granted(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
+        Ok(lines.send(&Reply::Next(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
     }
 
     /// Sends a challenge, waits until the agent shows the proof, and reads it in the agent's container.
@@ -237,7 +237,7 @@ impl<P: ProofReader> Enrolment<P> {
     {
         let nonce = Nonce::random();
         let proof = enrolment_protocol::proof_for_key(&nonce, public_key);
-        lines.send(&Reply::Granted(Challenge { nonce, show: self.accepted_kinds.clone() })).await?;
+        lines.send(&Reply::Next(Challenge { nonce, show: self.accepted_kinds.clone() })).await?;
         let shown: ProofShown = lines.receive().await?;
         if !self.accepted_kinds.contains(&proof::kind_of(&shown)) {
             return Err(refusal_error(

@@ -155,7 +155,7 @@ impl Csr {
     async fn request(&self, lines: &mut JsonLines<DuplexStream>) -> String {
         lines.send(&EnrolmentRequest { csr: self.pem(), token: None }).await.unwrap();
         match lines.receive().await.unwrap() {
-            Reply::Granted(Challenge { nonce, .. }) => {
+            Reply::Next(Challenge { nonce, .. }) => {
                 enrolment_protocol::proof_for_key(&nonce, &self.key.subject_public_key_info())
             }
             Reply::Refused(refused) => panic!("{refused:?}"),
@@ -167,7 +167,7 @@ impl Csr {
 async fn report_shown(lines: &mut JsonLines<DuplexStream>) -> Result<Enrolled, RefusalReason> {
     lines.send(&ProofShown::Process).await.unwrap();
     match lines.receive().await.unwrap() {
-        Reply::Granted(enrolled) => Ok(enrolled),
+        Reply::Next(enrolled) => Ok(enrolled),
         Reply::Refused(refused) => Err(refused.error),
     }
 }
@@ -175,7 +175,7 @@ async fn report_shown(lines: &mut JsonLines<DuplexStream>) -> Result<Enrolled, R
 async fn refusal(lines: &mut JsonLines<DuplexStream>) -> RefusalReason {
     match lines.receive::<Reply<Challenge>>().await.unwrap() {
         Reply::Refused(refused) => refused.error,
-        Reply::Granted(challenge) => panic!("{challenge:?}"),
+        Reply::Next(challenge) => panic!("{challenge:?}"),
     }
 }
 
@@ -375,7 +375,7 @@ async fn malformed_requests_are_refused() {
         format!("-----BEGIN CERTIFICATE REQUEST-----\n{base64}\n-----END CERTIFICATE REQUEST-----\n")
     };
     lines.send(&EnrolmentRequest { csr: forged, token: None }).await.unwrap();
-    let Reply::Granted(Challenge { nonce, .. }) = lines.receive().await.unwrap() else { panic!("refused") };
+    let Reply::Next(Challenge { nonce, .. }) = lines.receive().await.unwrap() else { panic!("refused") };
     harness.containers.show("a", &enrolment_protocol::proof_for_key(&nonce, &csr.key.subject_public_key_info()));
     assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::BadRequest);
 }

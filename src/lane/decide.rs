@@ -119,8 +119,10 @@ pub(super) fn basis_by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -
     }
     // Connections through published ports and rootless engines come from these addresses too. So they are agents only
     // if `agents.cidrs` lists the very address, or a network inside 127.0.0.0/8.
-    let ambiguous_address =
-        peer.is_loopback() || view.has_address(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
+    let ambiguous_address = peer.is_loopback()
+        || view.has_non_loopback_address(peer)
+        || peer.is_unspecified()
+        || view.bridge_gateways.contains(&peer);
     let is_specific = |net: &IpNet| {
         !ambiguous_address
             || net.prefix_len() == net.max_prefix_len()
@@ -140,7 +142,7 @@ pub(super) fn basis_by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -
 pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
     match peer {
         IpAddr::V4(ip) if ip.is_loopback() => ip == Ipv4Addr::LOCALHOST,
-        ip => ip.is_loopback() || view.has_address(ip),
+        ip => ip.is_loopback() || view.has_non_loopback_address(ip),
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tracing::info;
 
-use crate::addr::{PeerAddr, client_key};
+use crate::addr::{PeerAddr, address_or_v6_prefix};
 use crate::audit;
 use crate::config::Config;
 use crate::metrics::{AcceptRefusal, ListenerMetrics};
@@ -198,7 +198,7 @@ impl ConnectionLimits {
         if limits.exempt.iter().any(|network| network.contains(&peer.ip())) {
             return Ok(ClientGuard { client: None, limits: Arc::clone(self) });
         }
-        let client = client_key(peer.ip());
+        let client = address_or_v6_prefix(peer.ip());
         self.lock_clients().try_add_connection(client, Instant::now(), &limits)?;
         Ok(ClientGuard { client: Some(client), limits: Arc::clone(self) })
     }

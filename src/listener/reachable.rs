@@ -18,7 +18,7 @@ pub fn reachable_addresses(listen: &[ListenOn], gateway: SocketAddr, view: &View
         listening.iter().any(|on| on.ip() == *ip || (on.ip().is_unspecified() && (on.is_ipv6() || ip.is_ipv4())))
     };
     let named = listening.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
-    view.own_addresses().filter(covered).chain(named).filter(is_usable).collect()
+    view.non_loopback_addresses().filter(covered).chain(named).filter(is_usable).collect()
 }
 
 #[cfg(test)]

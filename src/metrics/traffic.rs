@@ -223,7 +223,7 @@ impl Traffic {
     }
 
     /// Counts a request that ended. `end` is how it ended.
-    pub fn count_end(&self, lane: LaneKind, end: &'static str) {
+    pub fn count_request_end(&self, lane: LaneKind, end: &'static str) {
         if end == COMPLETE {
             self.lane(lane).complete.inc();
         } else {

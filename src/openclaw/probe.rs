@@ -13,8 +13,8 @@ use http::header::HOST;
 use serde_json::Value;
 
 use super::connect::{PROBE_CLIENT, Response, connect, get};
-use super::server_certificate::server_certificate;
-use super::websocket::{allows_origin, sends_challenge};
+use super::server_certificate::fetch_server_certificate;
+use super::websocket::{probe_challenge, probe_origin};
 use crate::fingerprint::Fingerprint;
 
 const STARTUPZ_PATH: &str = "/startupz";
@@ -51,9 +51,9 @@ pub struct Observation {
     /// Other addresses at which the gateway answers, and whether with TLS.
     pub exposed: Vec<(SocketAddr, bool)>,
     /// How the gateway classifies a client at 127.0.0.1 without forwarding headers.
-    pub local: Client,
+    pub local: Classification,
     /// How the gateway classifies a client of the external lane.
-    pub external: Client,
+    pub external: Classification,
     /// The source addresses that were tried, and whether the gateway trusts each as a proxy.
     pub trusts: Vec<(IpAddr, bool)>,
     /// The origins that were tried, and whether the gateway accepts a page of each.
@@ -81,7 +81,7 @@ pub enum Server {
 
 /// How the gateway classifies a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Client {
+pub enum Classification {
     /// As a client on its own host.
     Local,
     /// As a remote client.
@@ -100,8 +100,8 @@ pub async fn probe(plan: &Plan) -> Observation {
         external_source,
         server: detect_server(address).await,
         exposed: probe_exposed_addresses(plan).await,
-        local: Client::Unclear("nothing".into()),
-        external: Client::Unclear("nothing".into()),
+        local: Classification::Unclear("nothing".into()),
+        external: Classification::Unclear("nothing".into()),
         trusts: Vec::new(),
         origins: Vec::new(),
         allowed: plan.allowed.clone(),
@@ -116,13 +116,13 @@ pub async fn probe(plan: &Plan) -> Observation {
         .chain(plan.namespace_addresses.iter().copied().filter(|ip| ip.is_ipv4() == address.is_ipv4()))
         .collect();
     if modern {
-        observation.local = classified_by_modern(&get(address, None, STARTUPZ_PATH, &[]).await);
-        observation.external = classified_by_modern(
+        observation.local = classify_modern_response(&get(address, None, STARTUPZ_PATH, &[]).await);
+        observation.external = classify_modern_response(
             &get(address, Some(external_source), STARTUPZ_PATH, &forwarding_headers(PROBE_CLIENT)).await,
         );
     } else {
-        observation.local = classified_by_old(&get(address, None, CANVAS_PATH, &[]).await);
-        observation.external = classified_by_old(
+        observation.local = classify_old_response(&get(address, None, CANVAS_PATH, &[]).await);
+        observation.external = classify_old_response(
             &get(address, Some(external_source), CANVAS_PATH, &forwarding_headers(PROBE_CLIENT)).await,
         );
     }
@@ -135,7 +135,7 @@ pub async fn probe(plan: &Plan) -> Observation {
         observation.trusts.extend(trusted.map(|trusted| (source, trusted)));
     }
     for origin in &plan.origins {
-        let allowed = allows_origin(address, external_source, origin).await;
+        let allowed = probe_origin(address, external_source, origin).await;
         observation.origins.extend(allowed.map(|allowed| (origin.clone(), allowed)));
     }
     observation
@@ -148,7 +148,7 @@ async fn detect_server(address: SocketAddr) -> Server {
     let answer = match get(address, None, STARTUPZ_PATH, &[]).await {
         Ok(answer) => answer,
         Err(error) => {
-            return if server_certificate(address).await.is_some() {
+            return if fetch_server_certificate(address).await.is_some() {
                 Server::Tls
             } else {
                 Server::Other(error.to_string())
@@ -161,9 +161,9 @@ async fn detect_server(address: SocketAddr) -> Server {
         None if status == 503 => Server::Starting,
         // This gateway does not regard 127.0.0.1 as a local client, but it is OpenClaw.
         None if is_untrusted_proxy_refusal(&answer) => Server::Modern(None),
-        None if sends_challenge(address).await => Server::Old,
+        None if probe_challenge(address).await => Server::Old,
         // Some TLS servers answer plain HTTP with an HTTP error.
-        None if server_certificate(address).await.is_some() => Server::Tls,
+        None if fetch_server_certificate(address).await.is_some() => Server::Tls,
         None => Server::Other(format!("GET {STARTUPZ_PATH} with {status}, and sends no connect.challenge")),
     }
 }
@@ -177,7 +177,7 @@ async fn probe_exposed_addresses(plan: &Plan) -> Vec<(SocketAddr, bool)> {
             continue;
         }
         // TLS first, since a TLS server such as the sidecar may answer plain HTTP with an error.
-        match server_certificate(address).await {
+        match fetch_server_certificate(address).await {
             Some(leaf) if plan.sidecar == Some(Fingerprint::of(&leaf)) => {}
             Some(_) => exposed.push((address, true)),
             None if get(address, None, STARTUPZ_PATH, &[]).await.is_ok() => exposed.push((address, false)),
@@ -215,24 +215,24 @@ fn is_untrusted_proxy_refusal(answer: &Response) -> bool {
     answer.status == 403 && answer.body.contains("proxy_attribution_required")
 }
 
-fn classified_by_modern(answer: &std::io::Result<Response>) -> Client {
+fn classify_modern_response(answer: &std::io::Result<Response>) -> Classification {
     match answer {
-        Ok(answer) if is_untrusted_proxy_refusal(answer) => Client::Refused,
+        Ok(answer) if is_untrusted_proxy_refusal(answer) => Classification::Refused,
         Ok(answer) => match parse_startupz(answer) {
-            Some(json) if json["version"].is_string() => Client::Local,
-            Some(_) => Client::Remote,
-            None => Client::Unclear(answer.status.to_string()),
+            Some(json) if json["version"].is_string() => Classification::Local,
+            Some(_) => Classification::Remote,
+            None => Classification::Unclear(answer.status.to_string()),
         },
-        Err(error) => Client::Unclear(format!("with an error ({error})")),
+        Err(error) => Classification::Unclear(format!("with an error ({error})")),
     }
 }
 
-fn classified_by_old(answer: &std::io::Result<Response>) -> Client {
+fn classify_old_response(answer: &std::io::Result<Response>) -> Classification {
     match answer {
-        Ok(answer) if answer.status == 401 => Client::Remote,
-        Ok(answer) if is_canvas(answer) => Client::Local,
-        Ok(answer) => Client::Unclear(format!("{}, without the canvas page", answer.status)),
-        Err(error) => Client::Unclear(format!("with an error ({error})")),
+        Ok(answer) if answer.status == 401 => Classification::Remote,
+        Ok(answer) if is_canvas(answer) => Classification::Local,
+        Ok(answer) => Classification::Unclear(format!("{}, without the canvas page", answer.status)),
+        Err(error) => Classification::Unclear(format!("with an error ({error})")),
     }
 }
 
@@ -241,18 +241,18 @@ fn is_canvas(answer: &Response) -> bool {
 }
 
 fn modern_trusts_source(answer: &std::io::Result<Response>) -> Option<bool> {
-    match classified_by_modern(answer) {
-        Client::Refused => Some(false),
-        Client::Remote => Some(true),
-        Client::Local | Client::Unclear(_) => None,
+    match classify_modern_response(answer) {
+        Classification::Refused => Some(false),
+        Classification::Remote => Some(true),
+        Classification::Local | Classification::Unclear(_) => None,
     }
 }
 
 fn old_trusts_source(answer: &std::io::Result<Response>) -> Option<bool> {
-    match classified_by_old(answer) {
-        Client::Local => Some(true),
-        Client::Remote => Some(false),
-        Client::Refused | Client::Unclear(_) => None,
+    match classify_old_response(answer) {
+        Classification::Local => Some(true),
+        Classification::Remote => Some(false),
+        Classification::Refused | Classification::Unclear(_) => None,
     }
 }
 
@@ -275,24 +275,24 @@ mod tests {
     #[test]
     fn answers_of_both_versions_are_understood() {
         for (answer, believed, trusted) in [
-            (answer(200, LOCAL), Client::Local, None),
-            (answer(200, REMOTE), Client::Remote, Some(true)),
-            (answer(403, REFUSED), Client::Refused, Some(false)),
-            (answer(200, UI), Client::Unclear("200".into()), None),
-            (answer(503, ""), Client::Unclear("503".into()), None),
+            (answer(200, LOCAL), Classification::Local, None),
+            (answer(200, REMOTE), Classification::Remote, Some(true)),
+            (answer(403, REFUSED), Classification::Refused, Some(false)),
+            (answer(200, UI), Classification::Unclear("200".into()), None),
+            (answer(503, ""), Classification::Unclear("503".into()), None),
         ] {
             assert_eq!(
-                (classified_by_modern(&answer), modern_trusts_source(&answer)),
+                (classify_modern_response(&answer), modern_trusts_source(&answer)),
                 (believed, trusted),
                 "{answer:?}"
             );
         }
         for (answer, believed, trusted) in [
-            (answer(200, CANVAS_PAGE), Client::Local, Some(true)),
-            (answer(401, UNAUTHORIZED), Client::Remote, Some(false)),
-            (answer(200, UI), Client::Unclear("200, without the canvas page".into()), None),
+            (answer(200, CANVAS_PAGE), Classification::Local, Some(true)),
+            (answer(401, UNAUTHORIZED), Classification::Remote, Some(false)),
+            (answer(200, UI), Classification::Unclear("200, without the canvas page".into()), None),
         ] {
-            assert_eq!((classified_by_old(&answer), old_trusts_source(&answer)), (believed, trusted), "{answer:?}");
+            assert_eq!((classify_old_response(&answer), old_trusts_source(&answer)), (believed, trusted), "{answer:?}");
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use tracing::{error, info};
 
-use super::server_certificate::server_certificate;
+use super::server_certificate::fetch_server_certificate;
 
 /// The message for a gateway that speaks TLS, with the remedy.
 pub const PROBLEM: &str =
@@ -19,7 +19,7 @@ pub const PROBLEM: &str =
 
 /// The timeout of a handshake, which takes milliseconds on loopback.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The minimum time between two handshakes in [`TlsDetector::explains_broken_answer`].
+/// The minimum time between two handshakes in [`TlsDetector::detect_tls_after_broken_answer`].
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Finds out whether the gateway speaks TLS. It makes as few handshakes as possible, since a gateway with plain HTTP
@@ -29,7 +29,7 @@ pub struct TlsDetector {
     gateway: SocketAddr,
     /// Whether the gateway was restarted, or did not answer, since the last handshake.
     is_suspected: AtomicBool,
-    last: Mutex<LastHandshake>,
+    last_handshake: Mutex<LastHandshake>,
 }
 
 /// The time and the result of the last handshake.
@@ -42,7 +42,7 @@ struct LastHandshake {
 impl TlsDetector {
     /// Returns a detector for the server at `gateway`. It makes no handshake yet.
     pub fn new(gateway: SocketAddr) -> Self {
-        Self { gateway, is_suspected: AtomicBool::new(true), last: Mutex::default() }
+        Self { gateway, is_suspected: AtomicBool::new(true), last_handshake: Mutex::default() }
     }
 
     /// Records that the gateway was restarted, or did not answer, so that it may speak TLS now.
@@ -52,8 +52,8 @@ impl TlsDetector {
 
     /// Returns whether the gateway speaks TLS. Makes a handshake if TLS is suspected, or was spoken at the last
     /// handshake.
-    pub async fn speaks_tls(&self) -> bool {
-        let mut last = self.last.lock().await;
+    pub async fn detect_tls(&self) -> bool {
+        let mut last = self.last_handshake.lock().await;
         if self.is_suspected.load(Ordering::Relaxed) || last.speaks_tls {
             self.try_handshake(&mut last).await;
         }
@@ -62,9 +62,9 @@ impl TlsDetector {
 
     /// Returns whether the gateway speaks TLS, after it closed a connection without a response. Makes a handshake at
     /// most every `MIN_INTERVAL`.
-    pub async fn explains_broken_answer(&self) -> bool {
+    pub async fn detect_tls_after_broken_answer(&self) -> bool {
         self.suspect_tls();
-        let mut last = self.last.lock().await;
+        let mut last = self.last_handshake.lock().await;
         if last.at.is_none_or(|at| at.elapsed() >= MIN_INTERVAL) {
             self.try_handshake(&mut last).await;
         }
@@ -72,7 +72,7 @@ impl TlsDetector {
     }
 
     async fn try_handshake(&self, last: &mut LastHandshake) {
-        let answer = timeout(HANDSHAKE_TIMEOUT, server_certificate(self.gateway)).await;
+        let answer = timeout(HANDSHAKE_TIMEOUT, fetch_server_certificate(self.gateway)).await;
         // If the gateway was too busy to answer, the next call makes a handshake again.
         self.is_suspected.store(answer.is_err(), Ordering::Relaxed);
         let speaks_tls = answer.map_or(last.speaks_tls, |certificate| certificate.is_some());
@@ -118,14 +118,14 @@ mod tests {
         let (address, count) = plain_server(&shutdown).await;
         let detector = TlsDetector::new(address);
         for _ in 0..3 {
-            assert!(!detector.speaks_tls().await);
+            assert!(!detector.detect_tls().await);
         }
         assert_eq!(count.load(Ordering::SeqCst), 1);
         for _ in 0..3 {
-            assert!(!detector.explains_broken_answer().await);
+            assert!(!detector.detect_tls_after_broken_answer().await);
         }
         assert_eq!(count.load(Ordering::SeqCst), 1, "at most once a second");
-        assert!(!detector.speaks_tls().await);
+        assert!(!detector.detect_tls().await);
         assert_eq!(count.load(Ordering::SeqCst), 2, "the broken answer counts at the next check");
     }
 }

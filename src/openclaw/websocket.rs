@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use super::connect::{PROBE_CLIENT, connect, within_timeout};
 
 /// Returns whether the server sends `connect.challenge`, the first message of every version of the gateway.
-pub(super) async fn sends_challenge(gateway: SocketAddr) -> bool {
+pub(super) async fn probe_challenge(gateway: SocketAddr) -> bool {
     let handshake = async {
         let request = format!("ws://{gateway}/").into_client_request().map_err(io::Error::other)?;
         let (mut socket, _) = client_async(request, connect(gateway, None).await?).await.map_err(io::Error::other)?;
@@ -27,7 +27,7 @@ pub(super) async fn sends_challenge(gateway: SocketAddr) -> bool {
 /// Returns whether a page of `origin` may connect through the external lane; `None` if the responses do not show it.
 ///
 /// The probe has no token, since both versions check the origin before the token.
-pub(super) async fn allows_origin(gateway: SocketAddr, source: IpAddr, origin: &str) -> Option<bool> {
+pub(super) async fn probe_origin(gateway: SocketAddr, source: IpAddr, origin: &str) -> Option<bool> {
     let handshake = async {
         let uri: Uri = origin.parse().map_err(io::Error::other)?;
         let host = uri.authority().map(ToString::to_string).unwrap_or_default();

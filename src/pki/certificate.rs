@@ -142,7 +142,7 @@ fn email(name: &GeneralName<'_>) -> Option<String> {
 
 /// Verifies a server chain like a client: it must be signed by `ca`, for TLS servers, valid at the time `at`, and for
 /// each of `names`.
-pub(super) fn verify_before_publishing<'a>(
+pub(super) fn verify_server_chain<'a>(
     chain: &[CertificateDer<'_>],
     ca: &CertificateDer<'_>,
     at: OffsetDateTime,

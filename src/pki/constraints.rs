@@ -12,28 +12,28 @@ use super::name::SubjectName;
 
 /// The DNS names (with their subdomains) and IP addresses for which a CA may sign server certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Constraints {
+pub(super) struct PermittedNames {
     /// The permitted DNS names; `None` if all are permitted.
     dns: Option<Vec<String>>,
     /// The permitted networks, each as address and mask; `None` if all addresses are permitted.
     addresses: Option<Vec<Vec<u8>>>,
 }
 
-impl Constraints {
+impl PermittedNames {
     /// Parses the name constraints of a CA certificate.
     pub(super) fn parse(certificate: &CertificateDer<'_>) -> Result<Self, InvalidFile> {
         let (_, parsed) = X509Certificate::from_der(certificate)
             .map_err(|_| InvalidFile::Certificate(x509_parser::error::X509Error::InvalidCertificate))?;
-        let mut constraints = Self::default();
+        let mut permitted = Self::default();
         let extension = parsed.name_constraints().map_err(InvalidFile::Certificate)?;
         for subtree in extension.iter().filter_map(|extension| extension.value.permitted_subtrees.as_ref()).flatten() {
             match &subtree.base {
-                GeneralName::DNSName(name) => constraints.dns.get_or_insert_default().push(name.to_ascii_lowercase()),
-                GeneralName::IPAddress(network) => constraints.addresses.get_or_insert_default().push(network.to_vec()),
+                GeneralName::DNSName(name) => permitted.dns.get_or_insert_default().push(name.to_ascii_lowercase()),
+                GeneralName::IPAddress(network) => permitted.addresses.get_or_insert_default().push(network.to_vec()),
                 _ => {}
             }
         }
-        Ok(constraints)
+        Ok(permitted)
     }
 
     /// Returns whether the CA may sign a certificate for `name`.
@@ -62,7 +62,7 @@ impl Constraints {
 }
 
 /// Returns name constraints that permit only `names`, for a new CA.
-pub(super) fn permitting(names: &BTreeSet<SubjectName>) -> NameConstraints {
+pub(super) fn constraints_permitting(names: &BTreeSet<SubjectName>) -> NameConstraints {
     let subtree = |name: &SubjectName| match name {
         SubjectName::Dns(name) => GeneralSubtree::DnsName(name.strip_prefix("*.").unwrap_or(name).to_owned()),
         SubjectName::Ip(IpAddr::V4(v4)) => GeneralSubtree::IpAddress(CidrSubnet::V4(v4.octets(), [0xff; 4])),

@@ -11,8 +11,8 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::authority::{CA_CERTIFICATE, CertificateAuthority, load_key, load_or_create_key};
-use super::certificate::{CertificateFields, verify_before_publishing};
-use super::constraints::Constraints;
+use super::certificate::{CertificateFields, verify_server_chain};
+use super::constraints::PermittedNames;
 use super::error::{Error, InvalidFile};
 use super::loaded::{LoadedIdentity, server_identity};
 use super::name::SubjectName;
@@ -33,7 +33,7 @@ const NEXT_CERTIFICATE: &str = "server.pem.next";
 pub(super) struct Managed {
     dir: StateDir,
     authority: Arc<CertificateAuthority>,
-    constraints: Constraints,
+    permitted_names: PermittedNames,
     follow_names: bool,
 }
 
@@ -49,12 +49,12 @@ pub enum RotateKey {
 impl Managed {
     /// Opens `state_dir`, and creates the CA and the server's key if they are missing.
     pub(super) fn open(state_dir: &Path, now: OffsetDateTime) -> Result<Self, Error> {
-        Self::open_with(state_dir, None, true, now)
+        Self::open_with_options(state_dir, None, true, now)
     }
 
     /// Opens `state_dir` like [`Self::open`]. A new CA gets name constraints that permit only `constrain`. If
     /// `follow_names` is false, the names of an existing leaf are kept.
-    pub(super) fn open_with(
+    pub(super) fn open_with_options(
         state_dir: &Path,
         constrain: Option<&BTreeSet<SubjectName>>,
         follow_names: bool,
@@ -67,9 +67,9 @@ impl Managed {
             return Err(Error::Missing { path: dir.path_of(SERVER_KEY), partner: dir.path_of(SERVER_CERTIFICATE) });
         }
         load_or_create_key(&dir, SERVER_KEY)?;
-        let constraints =
-            Constraints::parse(authority.certificate()).map_err(Error::unusable(dir.path_of(CA_CERTIFICATE)))?;
-        Ok(Self { dir, authority, constraints, follow_names })
+        let permitted_names =
+            PermittedNames::parse(authority.certificate()).map_err(Error::unusable(dir.path_of(CA_CERTIFICATE)))?;
+        Ok(Self { dir, authority, permitted_names, follow_names })
     }
 
     /// Returns the CA.
@@ -86,7 +86,7 @@ impl Managed {
     ) -> BTreeSet<SubjectName> {
         match current.filter(|_| !self.follow_names) {
             Some(current) => current.clone(),
-            None => wanted.iter().filter(|name| self.constraints.permits(name)).cloned().collect(),
+            None => wanted.iter().filter(|name| self.permitted_names.permits(name)).cloned().collect(),
         }
     }
 
@@ -181,7 +181,7 @@ impl Managed {
                 return Err(InvalidFile::KeyMismatch);
             }
             // Expiry is checked elsewhere, so the chain is verified at a time within its validity.
-            verify_before_publishing(&chain, self.authority.certificate(), facts.validity.middle(), &facts.names)
+            verify_server_chain(&chain, self.authority.certificate(), facts.validity.middle(), &facts.names)
                 .map_err(InvalidFile::NotByCa)?;
             Ok((chain, facts))
         };
@@ -208,7 +208,7 @@ impl Managed {
         now: OffsetDateTime,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let chain = self.authority.issue_server(key, names, now)?;
-        verify_before_publishing(&chain, self.authority.certificate(), now, names).map_err(Error::Verify)?;
+        verify_server_chain(&chain, self.authority.certificate(), now, names).map_err(Error::Verify)?;
         Ok(chain)
     }
 

@@ -73,7 +73,7 @@ pub fn open(
     let constrain = Some(&wanted).filter(|_| tls.constrain_names);
     let (source, authority) = match &tls.provided {
         None => {
-            let managed = Managed::open_with(state_dir, constrain, tls.follow_names, now)?;
+            let managed = Managed::open_with_options(state_dir, constrain, tls.follow_names, now)?;
             let authority = Arc::clone(managed.authority());
             (Source::Managed(managed), Some(authority))
         }

@@ -65,7 +65,7 @@ pub(super) fn ca_params(
     let short = hex::encode(&digest.as_ref()[..4]);
     let mut params = base_params(&format!("loopgate CA {short}"), validity)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.name_constraints = constrain.map(constraints::permitting);
+    params.name_constraints = constrain.map(constraints::constraints_permitting);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
 }

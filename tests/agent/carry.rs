@@ -24,7 +24,7 @@ fn settings(authority: &TestCa, sidecar: SocketAddr, trust: ServerTrust) -> Sett
         sidecar: Endpoint { host: sidecar.ip().to_string(), port: sidecar.port() },
         server_name: Some("localhost".into()),
         trust,
-        identity: CredentialSource::Files(CertificateFiles { chain, key }),
+        credential_source: CredentialSource::Files(CertificateFiles { chain, key }),
         token_out: None,
         wait_limit: Duration::from_secs(10),
     }
@@ -45,7 +45,9 @@ async fn bytes_pass_both_ways_and_a_second_connection_resumes_the_session() {
     let (authority, shutdown) = (TestCa::new(), Shutdown::new());
     let sidecar = Sidecar::start(&authority, ANY_PORT.parse().unwrap(), &shutdown).await;
     let settings = settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()));
-    let CredentialSource::Files(files) = settings.identity.clone() else { unreachable!("these settings have files") };
+    let CredentialSource::Files(files) = settings.credential_source.clone() else {
+        unreachable!("these settings have files")
+    };
     let agent = agent::start(settings, &shutdown).await.unwrap();
 
     for _ in 0..2 {

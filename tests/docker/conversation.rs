@@ -52,7 +52,7 @@ impl Conversation {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
         match serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}")) {
-            Reply::Granted(granted) => Ok(granted),
+            Reply::Next(message) => Ok(message),
             Reply::Refused(refused) => Err(refused),
         }
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use loopgate::check::catalogue;
 use loopgate::config::key::KEYS;
-use loopgate::config::live::Effect;
+use loopgate::config::live::ChangeTiming;
 use loopgate::config::option::Form;
 
 use crate::harness::loopgate;
@@ -58,10 +58,10 @@ fn options() -> String {
             Form::List(name) => format!("{}, ...", name.to_lowercase()),
         };
         let default = key.default.map(|default| format!("`{default}`")).unwrap_or_default();
-        let applies = match Effect::of_change_to(key) {
-            Effect::AtOnce => "at once",
-            Effect::NewConnections => "to new connections",
-            Effect::Restart => "after a restart",
+        let applies = match ChangeTiming::of_change_to(key) {
+            ChangeTiming::AtOnce => "at once",
+            ChangeTiming::NewConnections => "to new connections",
+            ChangeTiming::Restart => "after a restart",
         };
         let (flag, path, help) = (key.flag, key.path, key.help);
         table.push_str(&format!("| `--{flag}` | `{path}` ({form}) | {default} | {applies} | {help} |\n"));

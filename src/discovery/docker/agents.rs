@@ -35,7 +35,7 @@ impl View {
     /// Builds a view of the interfaces and of the running containers.
     pub fn of_containers(sources: ContainerSources<'_>) -> Self {
         let mut view = Self { interfaces: sources.interfaces.to_vec(), ..Self::default() };
-        let own_addresses: Vec<IpAddr> = view.own_addresses().collect();
+        let own_addresses: Vec<IpAddr> = view.non_loopback_addresses().collect();
         let owner = owner::find_owner(sources.containers, &own_addresses, sources.hints);
         if let Some(owner) = owner {
             view.owner = Some(Owner {

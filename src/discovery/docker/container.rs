@@ -75,7 +75,7 @@ pub fn running_containers(summaries: Vec<ContainerSummary>, origins: Vec<LabelOr
         .into_iter()
         .filter_map(|(summary, label_origin)| Container::from_summary(summary, label_origin))
         .collect();
-    infer_podman_joins(&mut containers);
+    infer_shared_namespaces_of_podman(&mut containers);
     containers
 }
 
@@ -94,7 +94,7 @@ fn has_id_as_alias(summary: &ContainerSummary) -> bool {
 /// Podman's list lacks the network mode, and shows a container that joined another with the endpoints of the other, MAC
 /// addresses included. In Docker equal MAC addresses would not prove this, since they derive from IP addresses.
 /// Docker's endpoints have ids, so its containers are skipped here.
-fn infer_podman_joins(containers: &mut [Container]) {
+fn infer_shared_namespaces_of_podman(containers: &mut [Container]) {
     let mut owners: BTreeMap<Vec<Endpoint>, String> = BTreeMap::new();
     for container in containers
         .iter_mut()

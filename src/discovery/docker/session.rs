@@ -72,7 +72,7 @@ pub struct Session {
     pending_losses: BTreeSet<Loss>,
     /// Losses that events reversed while a list was in progress. They are applied to this list too, since it may be
     /// from before the loss.
-    regained: Vec<Loss>,
+    reversed_losses: Vec<Loss>,
 }
 
 enum Subscription {
@@ -118,7 +118,7 @@ impl Session {
             check: None,
             last_response: now,
             pending_losses: BTreeSet::new(),
-            regained: Vec::new(),
+            reversed_losses: Vec::new(),
         }
     }
 
@@ -173,7 +173,7 @@ impl Session {
     }
 
     fn start_list(&mut self) {
-        self.regained.clear();
+        self.reversed_losses.clear();
         let (engine, services, images) = (self.engine.clone(), Arc::clone(&self.services), self.images.clone());
         let list = async move {
             let (mut summaries, unreadable) = engine.list_containers().await?;
@@ -200,7 +200,7 @@ impl Session {
         self.needs_checks = containers.iter().any(may_be_address_agent);
         // A loss of a container that is not listed needs no record: an event reports if the container starts again.
         self.pending_losses.retain(|loss| containers.iter().any(|container| container.id == *loss.container_id()));
-        for loss in self.pending_losses.iter().chain(&self.regained) {
+        for loss in self.pending_losses.iter().chain(&self.reversed_losses) {
             loss.remove_from(&mut containers);
         }
         Ok(SourceChange::Listed(containers, unreadable))
@@ -219,11 +219,11 @@ impl Session {
                 Some(loss)
             }
             EventEffect::Start(id) => {
-                self.regained.extend(self.pending_losses.extract_if(.., |loss| *loss.container_id() == id));
+                self.reversed_losses.extend(self.pending_losses.extract_if(.., |loss| *loss.container_id() == id));
                 None
             }
             EventEffect::Gain(loss) => {
-                self.regained.extend(self.pending_losses.take(&loss));
+                self.reversed_losses.extend(self.pending_losses.take(&loss));
                 None
             }
         }

@@ -42,7 +42,7 @@ impl View {
             let agent = Arc::new(pod.to_agent(kind));
             for ip in &pod.addresses {
                 let doubtful = nodes.contains(ip) || claims.get(ip).is_some_and(|claimants| claimants.len() > 1);
-                if view.has_address(*ip) {
+                if view.has_non_loopback_address(*ip) {
                     view.not_agents.insert(pod.name.clone(), WhyNotAgent::OwnNamespace);
                 } else if doubtful {
                     view.not_agents.insert(pod.name.clone(), WhyNotAgent::AmbiguousAddress(*ip));

@@ -73,7 +73,7 @@ async fn a_file_with_another_content_mode_or_time_proves_nothing() {
         let answer = lines.receive::<Reply<Enrolled>>().await.unwrap();
         let refused = match answer {
             Reply::Refused(refused) => Some(refused.error),
-            Reply::Granted(_) => None,
+            Reply::Next(_) => None,
         };
         assert_eq!(refused, expected, "{what}");
     }

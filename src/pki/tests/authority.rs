@@ -12,7 +12,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, UnixTime};
 
 use super::super::CertificateAuthority;
-use super::super::certificate::{CertificateFields, verify_before_publishing};
+use super::super::certificate::{CertificateFields, verify_server_chain};
 use super::super::offline::{self, Agent};
 use super::{create_home, error_chain, names, now, read_files};
 
@@ -78,10 +78,7 @@ fn only_the_key_of_a_request_is_used() {
     assert_eq!(facts.public_key, key.subject_public_key_info());
     assert!(facts.validity.not_after - now() <= time::Duration::HOUR);
     assert!(client_verifies(&chain, ca.certificate()));
-    assert!(
-        verify_before_publishing(&chain, ca.certificate(), now(), &names("")).is_err(),
-        "it is no server certificate"
-    );
+    assert!(verify_server_chain(&chain, ca.certificate(), now(), &names("")).is_err(), "it is no server certificate");
 }
 
 #[test]

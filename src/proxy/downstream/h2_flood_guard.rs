@@ -96,7 +96,7 @@ impl H2FloodGuard {
                 frames.head_tracker().record_header_block(stream);
             }
             if bytes.is_empty() {
-                return if self.control_frames >= MAX_CONTROL_FRAMES && self.take_is_flood() {
+                return if self.control_frames >= MAX_CONTROL_FRAMES && self.check_flood_and_reset_count() {
                     Err(Violation::Flood)
                 } else {
                     Ok(())
@@ -156,7 +156,7 @@ impl H2FloodGuard {
     }
 
     /// Returns whether the control frames since `since` exceed the limit, and starts a new count.
-    fn take_is_flood(&mut self) -> bool {
+    fn check_flood_and_reset_count(&mut self) -> bool {
         let unexplained = self.control_frames.saturating_sub(self.written / BYTES_PER_FRAME);
         let (now, since) = (Instant::now(), self.since);
         (self.control_frames, self.written, self.since) = (0, 0, now);

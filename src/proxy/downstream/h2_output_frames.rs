@@ -113,7 +113,7 @@ impl H2OutputFrames {
             let code = u32::from_be_bytes(*code);
             match kind {
                 GOAWAY => self.head_tracker.record_goaway(last_stream, code, debug_data),
-                _ => self.head_tracker.note_reset(stream, code),
+                _ => self.head_tracker.record_reset(stream, code),
             }
         }
     }

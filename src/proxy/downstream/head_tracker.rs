@@ -187,9 +187,9 @@ impl HeadTracker {
     }
 
     /// Records that `h2` resets `stream` with `code`.
-    pub fn note_reset(&self, stream: u32, code: u32) {
+    pub fn record_reset(&self, stream: u32, code: u32) {
         let TrackerState { streams, refused_heads, .. } = &mut *self.state();
-        refused_heads.note_reset(stream, code);
+        refused_heads.record_reset(stream, code);
         if matches!(code, PROTOCOL_ERROR | FLOW_CONTROL_ERROR) {
             streams.record_reset_for_client_error(stream);
         }
@@ -208,9 +208,9 @@ impl HeadTracker {
         self.close_stream_in(&mut self.state(), stream);
     }
 
-    /// Drops the interim responses of the open request on `stream`, if there is one.
+    /// Drops the interim responses of the unanswered request on `stream`, if there is one.
     fn close_stream_in(&self, state: &mut TrackerState, stream: u32) {
-        if state.streams.remove_open(stream) && !state.interims.is_empty() {
+        if state.streams.remove_unanswered(stream) && !state.interims.is_empty() {
             state.interims.remove_stream(stream);
             self.has_interims.store(!state.interims.is_empty(), Ordering::Relaxed);
         }

@@ -251,7 +251,7 @@ impl RefusedHeads {
     }
 
     /// Records that `h2` reset `stream` with `code`.
-    pub fn note_reset(&mut self, stream: u32, code: u32) {
+    pub fn record_reset(&mut self, stream: u32, code: u32) {
         if self.partial_block == Some(stream) {
             self.refuse_partial_block();
         }

@@ -38,7 +38,7 @@ pub struct RequestStreams {
     /// The streams of all requests up to this number count as unknown.
     unknown_up_to: u64,
     /// The streams of requests that hyper has not begun to answer and neither side has reset.
-    open: Vec<u32>,
+    unanswered: Vec<u32>,
     /// The streams that `h2` reset because of what the client sent. `h2` closes a connection with many of them.
     reset: Vec<u32>,
 }
@@ -94,15 +94,15 @@ impl RequestStreams {
     }
 
     /// Records that `stream` was reset, or that its response has begun; returns whether it was the stream
-    /// of an open request.
-    pub fn remove_open(&mut self, stream: u32) -> bool {
-        let Some(at) = self.open.iter().position(|open| *open == stream) else {
+    /// of an unanswered request.
+    pub fn remove_unanswered(&mut self, stream: u32) -> bool {
+        let Some(at) = self.unanswered.iter().position(|unanswered| *unanswered == stream) else {
             for opened in self.blocks.iter_mut().chain(&mut self.passed_on) {
                 opened.is_open &= opened.stream != stream;
             }
             return false;
         };
-        self.open.swap_remove(at);
+        self.unanswered.swap_remove(at);
         true
     }
 
@@ -119,7 +119,7 @@ impl RequestStreams {
         let is_known = !std::mem::take(&mut self.is_round_unknown) && self.blocks.is_empty();
         self.blocks.clear();
         if is_known {
-            self.open
+            self.unanswered
                 .extend(self.passed_on.iter().filter(|passed_on| passed_on.is_open).map(|passed_on| passed_on.stream));
         } else if self.requests > self.earlier_requests {
             if self.unknown.len() == MAX_UNKNOWN {
@@ -152,7 +152,7 @@ impl RequestStreams {
 
     /// Returns whether `stream` carries a request that hyper has not begun to answer and neither side has reset.
     pub fn is_open(&self, stream: u32) -> bool {
-        self.open.contains(&stream)
+        self.unanswered.contains(&stream)
     }
 
     /// Returns whether `h2` reset `stream` because of what the client sent.

@@ -15,17 +15,20 @@ use crate::lane::{AgentBasis, AgentLane, GatewayHead, Lane, allowed_scopes};
 use crate::openclaw::connect_request::{ConnectRequest, ParsedMessage};
 use crate::openclaw::devices::{DeviceRefusal, DeviceUser, Devices, ProvisionalBinding};
 use crate::proxy::connection_context::ConnectionContext;
-use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
+use crate::proxy::tunnel::connect_response::{ConnectResponseWatcher, PendingConnect};
 use crate::proxy::tunnel::first_message::{Checked, FirstMessage};
 
 /// Returns the check of the first message of the WebSocket that `head` asks for, and the observer of the gateway's
 /// response; `None` if neither a scope cap nor devices must be checked.
-pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<(FirstMessage, ConnectResponse)> {
+pub fn connect_check(
+    context: &ConnectionContext,
+    head: &GatewayHead,
+) -> Option<(FirstMessage, ConnectResponseWatcher)> {
     let cap = head.scope_cap().cloned();
     // Only the gateway pairs devices, not the target of a forward.
     let devices = context.shared.devices.clone().filter(|_| context.target.is_gateway());
     let pending = Arc::new(PendingConnect::default());
-    let response = ConnectResponse::new(Arc::clone(&pending));
+    let response = ConnectResponseWatcher::new(Arc::clone(&pending));
     let owner = match &*context.lane {
         Lane::Agent(lane) if head.lane() == LaneKind::Agent => DeviceOwner::of_agent(lane),
         _ => DeviceOwner::External,

@@ -305,7 +305,7 @@ impl Drop for RequestRecord {
         {
             permit.record_stall();
         }
-        self.context.shared.traffic.count_end(self.lane(), end.label());
+        self.context.shared.traffic.count_request_end(self.lane(), end.label());
         if let Some(target) = &self.target {
             self.record_span(end, target);
             self.log_access(end, target);

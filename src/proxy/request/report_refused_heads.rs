@@ -41,7 +41,7 @@ fn record_refusal(context: &ConnectionContext, reason: &'static str) {
 /// Counts and logs the end of a head like that of a request. `status` and `bytes` are those of the response.
 fn record_end(context: &ConnectionContext, label: &'static str, status: Option<StatusCode>, bytes: usize) {
     let lane = context.lane.kind();
-    context.shared.traffic.count_end(lane, label);
+    context.shared.traffic.count_request_end(lane, label);
     if !context.settings.log_access {
         return;
     }

@@ -90,7 +90,7 @@ pub async fn upgrade_request(
             None => context.close_signal.clone(),
         },
         // The other half of the timeout is for the close handshake.
-        rest_limit: Arc::new(move || newest.settings.load().limits.drain_timeout / 2),
+        quiet_limit: Arc::new(move || newest.settings.load().limits.drain_timeout / 2),
         first_message: first_message.filter(|_| is_websocket),
         connect_response: connect_response.filter(|_| is_websocket),
         received: counters.received.clone(),

@@ -40,7 +40,7 @@ pub struct GatewaySent {
 }
 
 /// Follows the gateway's bytes until it accepts the `connect`.
-pub struct ConnectResponse {
+pub struct ConnectResponseWatcher {
     pending: Arc<PendingConnect>,
     sent: GatewaySent,
     /// Whether invalid bytes came, so that nothing more can be read.
@@ -61,7 +61,7 @@ struct Response<'a> {
     ok: bool,
 }
 
-impl ConnectResponse {
+impl ConnectResponseWatcher {
     /// Creates the state before the gateway's first byte. It finds the response to `pending`.
     pub fn new(pending: Arc<PendingConnect>) -> Self {
         Self { pending, sent: GatewaySent::default(), is_lost: false, start: Vec::new(), skip: 0 }
@@ -181,13 +181,13 @@ mod tests {
                 let answers = Arc::new(Mutex::new(Vec::new()));
                 let (pending, kept) = (Arc::new(PendingConnect::default()), Arc::clone(&answers));
                 pending.expect_answer("7", move |ok| kept.lock().unwrap().push(ok));
-                let mut response = ConnectResponse::new(pending);
+                let mut response = ConnectResponseWatcher::new(pending);
                 stream.chunks(size).for_each(|piece| response.observe_bytes(piece));
                 assert_eq!(*answers.lock().unwrap(), Vec::from_iter(answer), "{size}");
                 assert_eq!(response.gateway_sent(), GatewaySent { challenge: Some(true), answer, closed: false });
             }
         }
-        let mut response = ConnectResponse::new(Arc::default());
+        let mut response = ConnectResponseWatcher::new(Arc::default());
         response.observe_bytes(&[frame(0x82, b"RFB 003.008\n"), frame(0x88, &[3, 0xf0])].concat());
         assert_eq!(response.gateway_sent(), GatewaySent { challenge: Some(false), answer: None, closed: true });
     }

@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::buffers::{BufferLease, MAX_BLOCK};
-use super::connect_response::{ConnectResponse, GatewaySent};
+use super::connect_response::{ConnectResponseWatcher, GatewaySent};
 use super::first_message::FirstMessage;
 use super::gate::{Gate, GateStep};
 use super::websocket_frames::WebSocketFrames;
@@ -45,7 +45,7 @@ pub struct Direction {
     /// From the client only: the close frame for a client whose first message is refused. Boxed, because it is rare.
     pub refused_with: Option<Box<Bytes>>,
     /// To the client only: follows what the gateway sends until it has answered the first message.
-    pub connect_response: Option<ConnectResponse>,
+    pub connect_response: Option<ConnectResponseWatcher>,
 }
 
 /// The change of the gate by bytes of the client or the gateway.
@@ -99,7 +99,7 @@ impl Direction {
     }
 
     /// Sets the observer of the gateway's bytes. It also gets the bytes that were read already.
-    pub fn set_connect_response(&mut self, connect_response: Option<ConnectResponse>) {
+    pub fn set_connect_response(&mut self, connect_response: Option<ConnectResponseWatcher>) {
         self.connect_response = connect_response;
         let early = self.pending.clone();
         self.follow_gateway(&early);
@@ -113,7 +113,7 @@ impl Direction {
 
     /// Returns what the gateway has sent so far; the default if nothing observes it.
     pub fn gateway_sent(&self) -> GatewaySent {
-        self.connect_response.as_ref().map(ConnectResponse::gateway_sent).unwrap_or_default()
+        self.connect_response.as_ref().map(ConnectResponseWatcher::gateway_sent).unwrap_or_default()
     }
 
     /// Gives bytes of the client to the gate.

@@ -223,7 +223,7 @@ mod tests {
     use super::*;
     use crate::proxy::close_signal::CloseSignal;
     use crate::proxy::tunnel::buffers::TunnelBuffers;
-    use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
+    use crate::proxy::tunnel::connect_response::{ConnectResponseWatcher, PendingConnect};
     use crate::proxy::tunnel::first_message::{Checked, FirstMessageBudget};
     use crate::proxy::tunnel::{TunnelError, TunnelOptions, run};
 
@@ -243,7 +243,7 @@ mod tests {
     /// Runs a tunnel whose check treats `{"a"...` as a `connect` with the id 1, and all else as other messages.
     async fn run_tunnel(client: DuplexStream, gateway: DuplexStream, objects_only: bool) -> Result<(), TunnelError> {
         let pending = Arc::new(PendingConnect::default());
-        let response = ConnectResponse::new(Arc::clone(&pending));
+        let response = ConnectResponseWatcher::new(Arc::clone(&pending));
         let check = move |message: &[u8]| {
             if message.starts_with(b"{\"a\"") {
                 pending.expect_answer("1", |_| {});
@@ -256,7 +256,7 @@ mod tests {
             is_h2: false,
             buffers: TunnelBuffers::new(1 << 20),
             close_signal: CloseSignal::new(&CancellationToken::new()),
-            rest_limit: Arc::new(|| Duration::from_secs(4)),
+            quiet_limit: Arc::new(|| Duration::from_secs(4)),
             first_message: Some(FirstMessage::new(objects_only, FirstMessageBudget::new(1 << 20), Box::new(check))),
             connect_response: Some(response),
             received: Counter::default(),

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::buffers::{BufferLease, TunnelBuffers};
-use super::connect_response::ConnectResponse;
+use super::connect_response::ConnectResponseWatcher;
 use super::direction::{Direction, GateChange};
 use super::first_message::FirstMessage;
 use super::websocket_frames::{GOING_AWAY, POLICY_VIOLATION, WebSocketFrames, policy_violation};
@@ -27,9 +27,9 @@ const TUNNEL_CLOSE_GRACE: Duration = Duration::from_secs(3);
 /// The time that the last bytes have to leave after either side broke off.
 const LAST_BYTES_GRACE: Duration = Duration::from_millis(50);
 /// The time without a byte in either direction after which a WebSocket counts as at rest.
-const REST: Duration = Duration::from_millis(250);
+const QUIET_TIME: Duration = Duration::from_millis(250);
 /// The same time if the last bytes came from the client, since the gateway may still answer.
-const REST_UNANSWERED: Duration = Duration::from_secs(1);
+const QUIET_TIME_UNANSWERED: Duration = Duration::from_secs(1);
 
 /// The reason why a tunnel ended before both directions were closed.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ pub enum TunnelError {
 
 /// Returns the time that a WebSocket has to come to rest before it is closed for a shutdown. A function, because a
 /// reload may change the time while the tunnel is open.
-pub type RestLimit = Arc<dyn Fn() -> Duration + Send + Sync>;
+pub type QuietLimit = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// The options of a tunnel.
 pub struct TunnelOptions {
@@ -57,11 +57,11 @@ pub struct TunnelOptions {
     /// Tells the tunnel to close.
     pub close_signal: CloseSignal,
     /// The time that a WebSocket has to come to rest before it is closed for a shutdown.
-    pub rest_limit: RestLimit,
+    pub quiet_limit: QuietLimit,
     /// Checks the client's first message before the gateway gets it. Later messages wait for `connect_response`.
     pub first_message: Option<FirstMessage>,
     /// Finds the gateway's response to the first message.
-    pub connect_response: Option<ConnectResponse>,
+    pub connect_response: Option<ConnectResponseWatcher>,
     /// Counts bytes from the client.
     pub received: Counter,
     /// Counts bytes to the client.
@@ -119,7 +119,7 @@ enum TunnelStage {
     Open,
     /// loopgate shuts down. A WebSocket gets its close frame at `quiet_at`, which is put off while bytes pass, or at
     /// `limit`. Other tunnels stay open until they end or the shutdown aborts them.
-    AwaitingRest {
+    AwaitingQuiet {
         limit: Instant,
         quiet_at: Instant,
     },
@@ -147,7 +147,7 @@ struct Tunnel<C, G> {
     to_gateway: Direction,
     to_client: Direction,
     is_websocket: bool,
-    rest_limit: RestLimit,
+    quiet_limit: QuietLimit,
     /// Whether the last bytes came from the client.
     is_unanswered: bool,
     stage: TunnelStage,
@@ -174,7 +174,7 @@ where
             to_gateway,
             to_client,
             is_websocket,
-            rest_limit: options.rest_limit,
+            quiet_limit: options.quiet_limit,
             is_unanswered: false,
             stage: TunnelStage::Open,
             timer: None,
@@ -194,7 +194,7 @@ where
             }
             CloseReason::Revoked => return Err(TunnelError::Unauthorized),
             CloseReason::Drain => {
-                TunnelStage::AwaitingRest { limit: now + (self.rest_limit)(), quiet_at: now + self.rest_time() }
+                TunnelStage::AwaitingQuiet { limit: now + (self.quiet_limit)(), quiet_at: now + self.quiet_time() }
             }
         };
         Ok(())
@@ -232,7 +232,7 @@ where
                 return self.poll_timer(cx, until).map(|_| Ok(()));
             }
             match self.stage {
-                TunnelStage::AwaitingRest { limit, quiet_at } if self.is_websocket => {
+                TunnelStage::AwaitingQuiet { limit, quiet_at } if self.is_websocket => {
                     ready!(self.poll_timer(cx, quiet_at.min(limit)));
                     self.to_client.close_with = Some(Bytes::from_static(&GOING_AWAY));
                     self.stage = TunnelStage::CloseSent { until: Instant::now() + TUNNEL_CLOSE_GRACE };
@@ -291,16 +291,16 @@ where
         if from_client || from_gateway {
             self.is_unanswered = !from_gateway;
         }
-        if let TunnelStage::AwaitingRest { limit, .. } = self.stage
+        if let TunnelStage::AwaitingQuiet { limit, .. } = self.stage
             && (from_client || from_gateway)
         {
-            self.stage = TunnelStage::AwaitingRest { limit, quiet_at: Instant::now() + self.rest_time() };
+            self.stage = TunnelStage::AwaitingQuiet { limit, quiet_at: Instant::now() + self.quiet_time() };
         }
     }
 
     /// Returns the time without a byte after which the tunnel counts as at rest.
-    fn rest_time(&self) -> Duration {
-        if self.is_unanswered { REST_UNANSWERED } else { REST }
+    fn quiet_time(&self) -> Duration {
+        if self.is_unanswered { QUIET_TIME_UNANSWERED } else { QUIET_TIME }
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Instant> {
@@ -322,7 +322,7 @@ mod tests {
             is_h2: false,
             buffers: TunnelBuffers::new(1 << 20),
             close_signal: CloseSignal::new(end),
-            rest_limit: Arc::new(|| Duration::from_secs(4)),
+            quiet_limit: Arc::new(|| Duration::from_secs(4)),
             first_message: None,
             connect_response: None,
             received: Counter::default(),

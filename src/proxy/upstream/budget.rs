@@ -23,7 +23,7 @@ use tracing::warn;
 
 use super::stalls::Stalls;
 use super::weak_table::WeakTable;
-use crate::addr::client_key;
+use crate::addr::address_or_v6_prefix;
 use crate::config::Limits;
 use crate::labels::LaneKind;
 use crate::metrics::traffic::{GaugeGuard, Traffic};
@@ -149,7 +149,7 @@ impl GatewayBudgets {
     /// Returns the budget of the external client with the address `ip`. All addresses of an IPv6 /64 network are one
     /// client.
     pub fn for_client(&self, ip: IpAddr) -> Arc<ClientBudget> {
-        lock(&self.clients).get_or_insert_with(client_key(ip), || ClientBudget::new(self.external.clone()))
+        lock(&self.clients).get_or_insert_with(address_or_v6_prefix(ip), || ClientBudget::new(self.external.clone()))
     }
 
     /// Returns the budget of the agent whose requests reach the gateway from the address `source`.

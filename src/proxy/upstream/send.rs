@@ -282,7 +282,7 @@ impl Attempts<'_> {
             return Error::GatewayHeadTooLarge;
         }
         let may_be_tls = (error.is_parse() || !has_response_begun) && self.route.target == self.upstream.gateway;
-        if may_be_tls && self.upstream.tls_detector.explains_broken_answer().await {
+        if may_be_tls && self.upstream.tls_detector.detect_tls_after_broken_answer().await {
             return Error::GatewayTls;
         }
         Error::GatewayClosed(error)

@@ -19,7 +19,7 @@ fn echo() -> DuplexStream {
         first_message: None,
         connect_response: None,
         close_signal: Default::default(),
-        rest_limit: std::sync::Arc::new(std::time::Duration::default),
+        quiet_limit: std::sync::Arc::new(std::time::Duration::default),
         received: Default::default(),
         sent: Default::default(),
     };

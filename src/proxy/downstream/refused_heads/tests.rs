@@ -13,9 +13,9 @@ fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
     // A request whose body is malformed.
     heads.record_header_block(1);
     heads.record_request();
-    heads.note_reset(1, PROTOCOL_ERROR);
+    heads.record_reset(1, PROTOCOL_ERROR);
     heads.end_round();
-    heads.note_reset(1, PROTOCOL_ERROR);
+    heads.record_reset(1, PROTOCOL_ERROR);
     heads.end_round();
     assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE));
     // Of three blocks two became requests.
@@ -23,11 +23,11 @@ fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
         heads.record_header_block(stream);
     }
     heads.record_request();
-    heads.note_reset(5, PROTOCOL_ERROR);
+    heads.record_reset(5, PROTOCOL_ERROR);
     heads.record_request();
     heads.end_round();
     assert_eq!(heads.take_refused_and_dropped(), (vec![MALFORMED], NONE));
-    heads.note_reset(3, PROTOCOL_ERROR);
+    heads.record_reset(3, PROTOCOL_ERROR);
     heads.end_round();
     assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE), "each is counted once");
 }
@@ -39,8 +39,8 @@ fn what_only_a_head_can_get_is_counted_at_once() {
         heads.record_header_block(stream);
     }
     heads.record_response_head(1, true);
-    heads.note_reset(1, PROTOCOL_ERROR);
-    heads.note_reset(3, REFUSED_STREAM);
+    heads.record_reset(1, PROTOCOL_ERROR);
+    heads.record_reset(3, REFUSED_STREAM);
     assert_eq!(
         heads.take_refused_and_dropped(),
         (vec![RefusedHead::with_response(HeadRefusal::TooLarge), SURPLUS], NONE)
@@ -67,8 +67,8 @@ fn a_reset_for_a_body_is_no_refusal_while_a_surplus_stream_waits_for_its_own() {
     }
     heads.record_request();
     // Nothing more is written for a while.
-    heads.note_reset(1, PROTOCOL_ERROR);
-    heads.note_reset(3, REFUSED_STREAM);
+    heads.record_reset(1, PROTOCOL_ERROR);
+    heads.record_reset(3, REFUSED_STREAM);
     heads.end_round();
     assert_eq!(heads.take_refused_and_dropped(), (vec![SURPLUS], NONE));
 }
@@ -81,7 +81,7 @@ fn a_surplus_stream_is_counted_even_where_it_was_not_kept() {
         heads.record_header_block(stream);
     }
     for stream in 0..count {
-        heads.note_reset(stream, REFUSED_STREAM);
+        heads.record_reset(stream, REFUSED_STREAM);
     }
     heads.end_round();
     assert_eq!(heads.take_refused_and_dropped(), (vec![SURPLUS; 3 * MAX_STREAMS], NONE));
@@ -115,7 +115,7 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
         // They do not explain a later reset.
         heads.record_header_block(7);
         heads.record_request();
-        heads.note_reset(7, PROTOCOL_ERROR);
+        heads.record_reset(7, PROTOCOL_ERROR);
         heads.end_round();
         assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE));
     }
@@ -154,7 +154,7 @@ fn a_refused_header_block_is_counted_once_even_if_it_arrives_in_parts() {
     let mut heads = RefusedHeads::default();
     heads.record_partial_header_block(1);
     heads.end_round();
-    heads.note_reset(1, PROTOCOL_ERROR);
+    heads.record_reset(1, PROTOCOL_ERROR);
     heads.end_round();
     heads.record_header_block(1);
     heads.record_goaway(0, PROTOCOL_ERROR, b"");
@@ -212,7 +212,7 @@ fn an_error_of_the_connection_is_no_heads_where_all_blocks_were_read() {
         let mut heads = RefusedHeads::default();
         begun.iter().for_each(|stream| heads.record_header_block(*stream));
         if let Some(stream) = reset {
-            heads.note_reset(stream, PROTOCOL_ERROR);
+            heads.record_reset(stream, PROTOCOL_ERROR);
         }
         heads.record_goaway(last_stream, PROTOCOL_ERROR, b"");
         heads.end_round();
