@@ -2,6 +2,7 @@
 //! `fuzz/` call it with the bytes that cargo-fuzz finds, and the property tests below with random ones.
 
 mod h2_streams;
+mod responses;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -34,6 +35,7 @@ use crate::lane::{
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
 use crate::proxy::{H1RequestGuard, percent_encode};
 pub use h2_streams::fuzz_h2_streams;
+pub use responses::fuzz_responses;
 
 const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
@@ -387,7 +389,50 @@ mod tests {
         ":",
     ];
 
+    const RESPONSES: &[&str] = &[
+        "HTTP/1.1 200 OK\r\n",
+        "HTTP/1.1 103 Early\r\n",
+        "HTTP/1.1 204 No\r\n",
+        "HTTP/1.0 200 OK\r\n",
+        "HTTP/1.1 101 A\r\n\r\n",
+        "Content-Length: 5\r\n",
+        "Content-Length: 5, 05\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n",
+        "Transfer-Encoding: gzip\r\n",
+        "\r\n",
+        "\r\n\r\n",
+        "\n",
+        "0\r\n",
+        "5\r\nhello\r\n",
+        "hello",
+        "5;a=b\r\n",
+        "0\r\n\r\n",
+        "0\r\nX-Sum: 5\r\n\r\n",
+        "X: 1\n",
+        "ffffffffffffffff",
+    ];
+
+    /// Generates what a gateway sends: with a high chance, the head of a response first.
+    fn response() -> impl Strategy<Value = Vec<u8>> {
+        let begins = &[
+            "",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+            "HTTP/1.1 103 A\r\n\r\nHTTP/1.1 200 OK\r\n",
+            "HTTP/1.1 200 OK\r\n",
+        ];
+        (proptest::sample::select(&begins[..]), bytes(RESPONSES))
+            .prop_map(|(begin, data)| [&data[..1], begin.as_bytes(), &data[1..]].concat())
+    }
+
     proptest! {
+        #[test]
+        fn responses_as_hyper_reads_them(data in response()) {
+            fuzz_responses(&data);
+        }
+
         #[test]
         fn heads(mut data in bytes(HEAD), at_root: bool) {
             if at_root {

@@ -231,6 +231,18 @@ impl GatewayHead {
         trace.write(&mut self.parts.headers);
     }
 
+    /// The head as it is sent.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Returns the memory of the fields, for those of the response.
+    pub fn into_empty_headers(self) -> HeaderMap {
+        let mut headers = self.parts.headers;
+        headers.clear();
+        headers
+    }
+
     /// Turns the head into a request to send.
     pub fn into_request<B>(self, body: B) -> http::Request<B> {
         http::Request::from_parts(self.parts, body)

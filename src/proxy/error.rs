@@ -8,6 +8,7 @@ use http::StatusCode;
 use nix::errno::Errno;
 
 use super::upstream::budget::Exhausted;
+use super::upstream::h1::error::ExchangeError;
 use crate::lane::RequestRefusal;
 use crate::openclaw::tls_detector;
 
@@ -31,7 +32,7 @@ pub enum Error {
     OutOfFiles(#[source] io::Error),
     /// The gateway closed the connection before its response, or its answer is not HTTP.
     #[error("the gateway broke off before its response")]
-    GatewayClosed(#[source] hyper::Error),
+    GatewayClosed(#[source] ExchangeError),
     /// The gateway expects TLS.
     #[error("{}", tls_detector::PROBLEM)]
     GatewayTls,
@@ -53,10 +54,10 @@ pub enum Error {
     RequestBodyTimeout(Duration),
     /// The client's body is malformed.
     #[error("the client's body is malformed")]
-    BadRequestBody(#[source] hyper::Error),
+    BadRequestBody(#[source] ExchangeError),
     /// The client closed its connection or reset its stream before the end of its body. It gets no response.
     #[error("the client left before the end of its body")]
-    ClientLeft(#[source] hyper::Error),
+    ClientLeft(#[source] ExchangeError),
 }
 
 impl Error {

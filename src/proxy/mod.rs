@@ -38,6 +38,12 @@ pub(crate) use downstream::{
     io::Downstream,
     refused_heads::{DroppedHeads, HeadRefusal},
 };
+#[cfg(any(test, fuzzing))]
+pub(crate) use upstream::{
+    h1::{connection::H1Connection, encode::Framing, error::ExchangeError, response_head::HeadLimits},
+    request_body::BrokenBody,
+};
+
 pub use error::Error;
 pub use registry::ConnectionInfo;
 pub use server::{Proxy, ProxyParts};

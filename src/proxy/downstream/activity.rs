@@ -297,6 +297,11 @@ impl RequestGuard {
         Poll::Pending
     }
 
+    /// Returns whether the socket did not take all bytes of the last write or flush.
+    pub fn is_socket_full(&self) -> bool {
+        self.activity.is_socket_full.load(Ordering::Relaxed)
+    }
+
     /// Returns whether hyper has enough bytes of the response for now. Over HTTP/2 it returns `false`: the stream's
     /// window is the limit.
     fn is_above_high_water_mark(&self) -> bool {

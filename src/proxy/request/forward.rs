@@ -213,11 +213,11 @@ async fn send_to_gateway(
     let ClientBody { incoming, expects_continue, rules } = body;
     // Over HTTP/1.1 hyper sends `100 Continue` itself when the body is polled.
     let h2_handle = || handle.clone().filter(RequestHandle::is_h2);
-    let (gate, continue_signal) = expects_continue.then(|| ContinueGate::new(h2_handle())).unzip();
+    let gate = expects_continue.then(|| ContinueGate::new(h2_handle()));
     let body =
         RequestBody::new(incoming, context.protocol, rules, gate, counters.received.clone(), &context.shared.shutdown);
     let progress = if expects_continue { body.progress() } else { None };
-    let on_interim = OnInterim { continue_signal, handle: handle.clone() };
+    let on_interim = OnInterim { handle: handle.clone() };
     let sending = pin!(context.shared.upstream.send(head, body, on_interim, permit, &context.settings.limits, started));
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
     wait_for_interims(handle, record).await;
@@ -225,7 +225,7 @@ async fn send_to_gateway(
     // The client waited for `100 Continue` and got none: its next bytes may be the body or a new request.
     let must_close = progress.is_some_and(|progress| progress.last_part_time().is_none());
     let result = sent.and_then(|(response, upstream)| {
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::BadUpgradeResponse);
         }
         Ok(response_for_client(context, response, upstream, record, authorization))

@@ -24,6 +24,7 @@ use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::upstream::budget::GatewayPermit;
+use crate::proxy::upstream::h1::error::ExchangeError;
 use crate::trace::{Span, Trace};
 
 /// The record of a request, from its head to the last byte of its response. The response's body and each chunk of it
@@ -180,7 +181,7 @@ impl RequestRecord {
     }
 
     /// Records that the gateway broke off inside its response, and logs and counts it.
-    pub fn record_gateway_cut(&self, error: &hyper::Error) {
+    pub fn record_gateway_cut(&self, error: &ExchangeError) {
         if self.end.set(RequestEnd::GatewayCut).is_err() {
             return;
         }

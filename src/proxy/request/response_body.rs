@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -15,7 +14,17 @@ use super::client_authorization::ClientAuthorization;
 use super::record::{CountedChunk, RequestRecord};
 use crate::lane::scrub_response_trailers;
 use crate::proxy::request_end::RequestEnd;
+use crate::proxy::upstream::h1::error::ExchangeError;
 use crate::proxy::upstream::pool::PooledConnection;
+
+/// The size of reads from the gateway at first, and after the client's socket was full.
+const SLOW_BLOCK: usize = 16 * 1024;
+/// The size of reads from the gateway after the client's socket took [`FAST_AFTER`] bytes and was never full.
+const FAST_BLOCK: usize = 64 * 1024;
+/// The number of bytes after which a client is fast.
+const FAST_AFTER: u64 = 512 * 1024;
+/// The same for a client that was fast before its socket was full.
+const FAST_AGAIN_AFTER: u64 = 128 * 1024;
 
 /// The body of a response to a client.
 pub enum ResponseBody {
@@ -27,14 +36,17 @@ pub enum ResponseBody {
 
 /// The body of the gateway's response on its way to the client.
 pub struct Download {
-    incoming: Incoming,
+    /// The number of bytes that are left of the body, if it is known.
+    length_left: Option<u64>,
     /// Whether the response states the length of the body: over HTTP/1.1 such a body can't have trailers.
     has_stated_length: bool,
     /// Whether an empty body claims to be of unknown length: hyper's HTTP/1.1 server drops the `Content-Length` of a
     /// 304 with an empty body (`hyper/src/proto/h1/role.rs`, "content-length value found, but empty body provided").
     /// It writes no body after a 304 in any case.
     hides_end: bool,
+    /// The connection of the body; `None` once it has ended.
     upstream: Option<PooledConnection>,
+    block_size: BlockSize,
     record: Arc<RequestRecord>,
     authorization: Option<ClientAuthorization>,
     failure: Option<Failure>,
@@ -42,10 +54,32 @@ pub struct Download {
     trailers: Option<(HeaderMap, u64)>,
 }
 
+/// The most bytes that are read from the gateway at once. Large reads cost less, but a client that does not read has
+/// them in memory. So they are large only while the client reads as fast as the gateway sends.
+#[derive(Debug, Default)]
+struct BlockSize {
+    /// The bytes that were passed on since the client's socket was full, or more if the client was fast before.
+    passed: u64,
+}
+
+impl BlockSize {
+    fn bytes(&self) -> usize {
+        if self.passed < FAST_AFTER { SLOW_BLOCK } else { FAST_BLOCK }
+    }
+
+    fn note_part(&mut self, length: usize) {
+        self.passed = self.passed.saturating_add(length as u64);
+    }
+
+    fn note_full_socket(&mut self) {
+        self.passed = if self.passed < FAST_AFTER { 0 } else { FAST_AFTER - FAST_AGAIN_AFTER };
+    }
+}
+
 /// The failure of a body because the gateway broke off. The error is passed on only after all bytes before it have left
 /// the process, because hyper discards its buffer when it gets an error.
 struct Failure {
-    error: Option<hyper::Error>,
+    error: Option<ExchangeError>,
     delivered: Delivered,
 }
 
@@ -62,7 +96,7 @@ enum Delivered {
 pub enum BodyError {
     /// The gateway broke off.
     #[error(transparent)]
-    Gateway(#[from] hyper::Error),
+    Gateway(#[from] ExchangeError),
     /// The rules no longer permit the client.
     #[error("the client is no longer authorized")]
     Denied,
@@ -73,14 +107,14 @@ impl ResponseBody {
     /// its pool at the end of the body. With `hides_end`, hyper does not learn that the body is empty, so that it
     /// keeps the `Content-Length`.
     pub fn from_gateway(
-        incoming: Incoming,
         upstream: PooledConnection,
         record: Arc<RequestRecord>,
         authorization: Option<ClientAuthorization>,
         hides_end: bool,
     ) -> Self {
         let now = Instant::now();
-        let upstream = if incoming.is_end_stream() {
+        let length_left = upstream.length_left();
+        let upstream = if upstream.is_response_done() {
             record.mark_body_complete();
             upstream.return_to_pool(now);
             None
@@ -88,12 +122,12 @@ impl ResponseBody {
             Some(upstream)
         };
         record.guard().mark_pending(now);
-        let has_stated_length = incoming.size_hint().exact().is_some();
         Self::Gateway(Box::new(Download {
-            incoming,
-            has_stated_length,
+            length_left,
+            has_stated_length: length_left.is_some(),
             hides_end,
             upstream,
+            block_size: BlockSize::default(),
             record,
             authorization,
             failure: None,
@@ -162,7 +196,7 @@ impl Download {
         if guard.is_h2() {
             // hyper does not poll the body after its trailers.
             if self.poll_gateway_frame(cx).is_pending() {
-                self.finish_incoming(false, Instant::now(), cx);
+                self.finish_incoming(false, Instant::now());
             }
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
@@ -173,14 +207,11 @@ impl Download {
     }
 
     /// Records the end of the gateway's body, and returns its connection to the pool unless it `failed`.
-    fn finish_incoming(&mut self, failed: bool, now: Instant, cx: &mut Context<'_>) {
+    fn finish_incoming(&mut self, failed: bool, now: Instant) {
         if !failed {
             self.record.mark_body_complete();
         }
         if let Some(mut upstream) = self.upstream.take() {
-            // Workaround: hyper's connection is ready for the next request only after one more poll. Delete when its
-            // client reports readiness with the last frame.
-            upstream.drive(cx);
             if let Some(permit) = upstream.take_permit() {
                 self.record.hold_permit(permit);
             }
@@ -206,24 +237,30 @@ impl Download {
         Poll::Ready(failure.error.take().map(|error| Err(BodyError::Gateway(error))))
     }
 
-    fn poll_gateway_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, hyper::Error>>> {
+    fn poll_gateway_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, ExchangeError>>> {
         let guard = self.record.guard();
-        ready!(guard.poll_below_high_water_mark(cx));
+        if guard.poll_below_high_water_mark(cx).is_pending() {
+            if guard.is_socket_full() {
+                self.block_size.note_full_socket();
+            }
+            return Poll::Pending;
+        }
+        let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
         guard.mark_drained();
         // The connection to the gateway is driven on the client's task, so that no other task must be woken.
-        let frame = ready!(match &mut self.upstream {
-            Some(upstream) => upstream.poll_frame(&mut self.incoming, cx),
-            None => Pin::new(&mut self.incoming).poll_frame(cx),
-        });
+        let frame = ready!(upstream.poll_frame(cx, self.block_size.bytes()));
+        self.length_left = upstream.length_left();
+        let has_ended = !matches!(frame, Some(Ok(_))) || upstream.is_response_done();
         let now = Instant::now();
         guard.mark_pending(now);
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
             guard.add_buffered(data.len());
+            self.block_size.note_part(data.len());
         }
-        if !matches!(frame, Some(Ok(_))) || self.incoming.is_end_stream() {
-            self.finish_incoming(matches!(frame, Some(Err(_))), now, cx);
+        if has_ended {
+            self.finish_incoming(matches!(frame, Some(Err(_))), now);
         }
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|data| CountedChunk::new(data, &self.record)))))
     }
@@ -255,7 +292,10 @@ impl Body for ResponseBody {
         match self {
             Self::Loopgate { text, .. } => text.is_none(),
             Self::Gateway(download) => {
-                !download.hides_end && download.failure.is_none() && download.incoming.is_end_stream()
+                !download.hides_end
+                    && download.failure.is_none()
+                    && download.trailers.is_none()
+                    && download.upstream.is_none()
             }
         }
     }
@@ -264,7 +304,34 @@ impl Body for ResponseBody {
         match self {
             Self::Loopgate { text, .. } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Self::Gateway(download) if download.hides_end => SizeHint::default(),
-            Self::Gateway(download) => download.incoming.size_hint(),
+            Self::Gateway(download) => download.length_left.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_are_large_only_while_the_client_keeps_up() {
+        let mut size = BlockSize::default();
+        let pass = |size: &mut BlockSize, bytes: u64| size.note_part(usize::try_from(bytes).unwrap());
+        pass(&mut size, FAST_AFTER - 1);
+        assert_eq!(size.bytes(), SLOW_BLOCK);
+        size.note_full_socket();
+        pass(&mut size, FAST_AFTER - 1);
+        assert_eq!(size.bytes(), SLOW_BLOCK, "it was full before");
+        pass(&mut size, 1);
+        assert_eq!(size.bytes(), FAST_BLOCK);
+        size.note_full_socket();
+        assert_eq!(size.bytes(), SLOW_BLOCK);
+        pass(&mut size, FAST_AGAIN_AFTER);
+        assert_eq!(size.bytes(), FAST_BLOCK);
+        for _ in 0..2 {
+            size.note_full_socket();
+        }
+        pass(&mut size, FAST_AGAIN_AFTER);
+        assert_eq!(size.bytes(), SLOW_BLOCK, "it was full twice");
     }
 }

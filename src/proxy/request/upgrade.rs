@@ -7,8 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header::{SEC_WEBSOCKET_ACCEPT, UPGRADE};
-use http::{HeaderValue, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use http::{HeaderValue, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -29,6 +28,7 @@ use crate::proxy::request_end::RequestEnd;
 use crate::proxy::tunnel::{self, TunnelError, TunnelOptions};
 use crate::proxy::upstream::budget::{GatewayPermit, Purpose};
 use crate::proxy::upstream::gateway_request::OnInterim;
+use crate::proxy::upstream::h1::response_head::ResponseHead;
 use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
 
@@ -65,9 +65,9 @@ pub async fn upgrade_request(
     let key = head.websocket_key().cloned();
 
     let (response, mut upstream) = send_upgrade(context, head, authorization.as_mut(), record).await?;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if response.status != StatusCode::SWITCHING_PROTOCOLS {
         // To an extended CONNECT, every success means that the WebSocket is open (RFC 8441 section 5).
-        if is_h2_connect && response.status().is_success() {
+        if is_h2_connect && response.status.is_success() {
             return Err(Error::BadUpgradeResponse);
         }
         // The gateway may read what follows on this connection as the refused protocol.
@@ -106,7 +106,7 @@ async fn send_upgrade(
     head: GatewayHead,
     mut authorization: Option<&mut ClientAuthorization>,
     record: &RequestRecord,
-) -> Result<(Response<Incoming>, PooledConnection), Error> {
+) -> Result<(ResponseHead, PooledConnection), Error> {
     let client = head.client();
     let waiting = pin!(async { Ok(context.acquire_permit(client, Purpose::WebSocket, record.start_time()).await?) });
     let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_deref_mut(), waiting).await?;
@@ -153,29 +153,28 @@ fn start_tunnel(
 
 /// Returns the response for the client: the gateway's 101, or a 200 to an extended CONNECT.
 fn switching_response(
-    response: Response<Incoming>,
+    response: ResponseHead,
     is_h2_connect: bool,
     record: &Arc<RequestRecord>,
 ) -> Response<ResponseBody> {
-    let (mut parts, _) = response.into_parts();
+    let mut parts = response.into_parts();
     if is_h2_connect {
         parts.status = StatusCode::OK;
         scrub_response(&mut parts.headers);
         parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
     }
-    parts.version = Version::HTTP_11;
     Response::from_parts(parts, ResponseBody::from_loopgate(Bytes::new(), Arc::clone(record)))
 }
 
 /// Returns whether `response` switches to a WebSocket.
-fn switches_to_websocket(response: &Response<Incoming>) -> bool {
-    response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
+fn switches_to_websocket(response: &ResponseHead) -> bool {
+    response.headers.get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// Returns whether `response` proves that the gateway understood the handshake with `key` (RFC 6455 section 4.2.2).
-fn proves_handshake(response: &Response<Incoming>, key: Option<&HeaderValue>, is_websocket: bool) -> bool {
+fn proves_handshake(response: &ResponseHead, key: Option<&HeaderValue>, is_websocket: bool) -> bool {
     let expected = key.map(|key| derive_accept_key(key.as_bytes()));
-    let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
+    let accept = response.headers.get(SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
     is_websocket && expected.as_deref() == accept
 }
 
@@ -206,7 +205,7 @@ async fn open_tunnel(
     authorization: Option<ClientAuthorization>,
 ) -> Result<(Tunnel, Option<GatewayPermit>), TunnelError> {
     let (gateway, from_gateway, permit) =
-        upstream.into_upgraded().await.ok_or_else(|| io::Error::other("the gateway's connection is gone"))?;
+        upstream.into_upgraded().ok_or_else(|| io::Error::other("the gateway's connection is gone"))?;
     let client = client_side.await.map_err(io::Error::other)?;
     let close_signal = options.close_signal.clone();
     let tunnel: Tunnel = match client.downcast::<TokioIo<Downstream>>() {

@@ -7,6 +7,7 @@
 //! | `gate` | holds the client's bytes back, if the first message of a WebSocket must be checked |
 //! | `first_message`, `connect_response` | find that message, and the gateway's response to it |
 //! | `websocket_frames` | finds the ends of frames, where a close frame may be written |
+//! | `readable_after_write_error` | reads what the gateway sent before a write to it failed |
 //! | `buffers` | limits the memory of all tunnels |
 
 pub mod buffers;
@@ -14,6 +15,7 @@ pub mod connect_response;
 mod direction;
 pub mod first_message;
 mod gate;
+mod readable_after_write_error;
 mod run;
 mod websocket_frames;
 

@@ -16,10 +16,10 @@ use super::buffers::{BufferLease, TunnelBuffers};
 use super::connect_response::ConnectResponseWatcher;
 use super::direction::{Direction, GateChange};
 use super::first_message::FirstMessage;
+use super::readable_after_write_error::ReadableAfterWriteError;
 use super::websocket_frames::{GOING_AWAY, POLICY_VIOLATION, WebSocketFrames, policy_violation};
 use crate::proxy::close_signal::{CloseReason, CloseSignal, REVOKED_GRACE};
 use crate::proxy::lazy_timer::LazyTimer;
-use crate::proxy::upstream::readable_after_write_error::ReadableAfterWriteError;
 
 /// The time that a client has to close the tunnel after loopgate sent a close frame, after the gateway closed a
 /// WebSocket, or after the gateway closed another kind of tunnel and a write to it failed.
@@ -223,7 +223,7 @@ where
             self.put_off_rest_if_moved();
             // A WebSocket can't be half-closed (RFC 6455 section 7.1.1). If loopgate closed the client's side at
             // once, a client that is still sending could lose the last frames, so it may close first.
-            if to_client_done && (self.is_websocket || self.gateway.state().has_write_failed()) {
+            if to_client_done && (self.is_websocket || self.gateway.has_write_failed()) {
                 let until = match self.stage {
                     TunnelStage::GatewayClosed { until } => until,
                     _ => Instant::now() + TUNNEL_CLOSE_GRACE,

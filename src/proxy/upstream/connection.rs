@@ -2,22 +2,19 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Response};
-use hyper::body::{Body, Frame, Incoming};
-use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, HeaderName, StatusCode};
+use hyper::body::Frame;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::drive_waker::DriveWaker;
-use super::gateway_request::GatewayRequest;
-use super::readable_after_write_error::{ReadableAfterWriteError, StreamState};
+use super::gateway_request::{GatewayRequest, OnInterim};
+use super::h1::connection::H1Connection;
+use super::h1::error::ExchangeError;
+use super::h1::response_head::{HeadLimits, ResponseHead};
 use super::request_body::{BodyProgress, RequestBody};
 use crate::config::Limits;
 use crate::lane::GatewayRoute;
@@ -25,12 +22,11 @@ use crate::proxy::lazy_timer::LazyTimer;
 
 /// The time for which an idle connection is kept if the gateway states none. Node closes it after 5 s.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
-/// The most bytes buffered in each direction. The head of a response may need more.
-const MAX_BUFFER: usize = 16 * 1024;
+
+/// The most interim responses that are read before other tasks get their turn.
+const MAX_INTERIMS: usize = 32;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-
-type HttpConnection = Connection<TokioIo<ReadableAfterWriteError<TcpStream>>, RequestBody>;
 
 /// The timeouts of an exchange. Both are counted from the latest part of the request's body, or from `since` if there
 /// was none after it.
@@ -63,7 +59,7 @@ pub enum SendError {
     /// No byte of the request was sent.
     Unsent(Box<GatewayRequest>),
     /// The connection broke before the response's head was read.
-    Broken(hyper::Error),
+    Broken(ExchangeError),
     /// The client did not send the next part of its body in time.
     BodyTimeout,
     /// The gateway did not send the head of its response in time.
@@ -72,13 +68,7 @@ pub enum SendError {
 
 /// A connection to the gateway, for one request at a time.
 pub struct UpstreamConnection {
-    sender: SendRequest<RequestBody>,
-    /// hyper's connection. `None` after it was dropped, to get back a request that it had not sent.
-    connection: Option<HttpConnection>,
-    /// Whether hyper's connection has completed: it was closed, it failed, or it was upgraded.
-    has_ended: bool,
-    drive_waker: DriveWaker,
-    stream_state: Arc<StreamState>,
+    http: H1Connection<TcpStream, RequestBody>,
     timer: LazyTimer,
     route: GatewayRoute,
     keep_idle: Duration,
@@ -92,56 +82,22 @@ impl fmt::Debug for UpstreamConnection {
         f.debug_struct("UpstreamConnection")
             .field("route", &self.route)
             .field("is_reused", &self.is_reused)
-            .field("has_ended", &self.has_ended)
             .finish_non_exhaustive()
     }
 }
 
-/// Polls `connection` if it was woken; returns whether it was.
-fn poll_connection_if_woken(
-    connection: &mut Option<HttpConnection>,
-    has_ended: &mut bool,
-    drive_waker: &DriveWaker,
-) -> bool {
-    let Some(mut cx) = drive_waker.take_wake_context() else { return false };
-    *has_ended =
-        *has_ended || connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(&mut cx).is_ready());
-    true
-}
-
-/// Calls `poll` with a waker that does nothing. Only the connection makes progress possible, and the same task drives
-/// it.
-fn poll_unwoken<T>(poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
-    poll(&mut Context::from_waker(Waker::noop()))
-}
-
 impl UpstreamConnection {
     /// Begins HTTP on `stream`, which was opened along `route`.
-    ///
-    /// # Errors
-    /// None is expected: hyper's handshake does no I/O.
-    pub async fn handshake(stream: TcpStream, route: GatewayRoute, limits: &Limits) -> Result<Self, hyper::Error> {
-        let stream = ReadableAfterWriteError::new(stream);
-        let stream_state = Arc::clone(stream.state());
-        let (sender, connection) = Builder::new()
-            .max_headers(limits.response_fields)
-            .max_header_size(limits.response_head)
-            .max_buf_size(MAX_BUFFER.max(limits.response_head))
-            .handshake(TokioIo::new(stream))
-            .await?;
-        let timer = LazyTimer::new(limits.request_timeout);
-        Ok(Self {
-            sender,
-            connection: Some(connection),
-            has_ended: false,
-            drive_waker: DriveWaker::new(),
-            stream_state,
-            timer,
+    pub fn new(stream: TcpStream, route: GatewayRoute, limits: &Limits) -> Self {
+        let head_limits = HeadLimits { bytes: limits.response_head, fields: limits.response_fields };
+        Self {
+            http: H1Connection::new(stream, head_limits),
+            timer: LazyTimer::new(limits.request_timeout),
             route,
             keep_idle: KEEP_IDLE,
             is_reused: false,
             is_single_use: false,
-        })
+        }
     }
 
     /// Returns the source address and the target address of the connection.
@@ -166,17 +122,12 @@ impl UpstreamConnection {
 
     /// Returns whether a byte of the response to the current request was read.
     pub fn has_response_begun(&self) -> bool {
-        self.stream_state.has_read_since_request()
+        self.http.has_read()
     }
 
-    /// Returns whether the current request and its response have ended.
-    pub fn is_ready(&self) -> bool {
-        self.sender.is_ready()
-    }
-
-    /// Returns whether the connection was closed, failed, or was upgraded.
-    pub fn has_ended(&self) -> bool {
-        self.has_ended
+    /// Returns whether all of the request's body was sent, or discarded after a failed write.
+    pub fn is_request_done(&self) -> bool {
+        self.http.is_request_done()
     }
 
     /// Keeps the connection from taking another request.
@@ -186,10 +137,7 @@ impl UpstreamConnection {
 
     /// Returns whether the connection can take another request.
     pub fn is_usable(&self) -> bool {
-        !self.has_ended
-            && !self.is_single_use
-            && !self.stream_state.has_write_failed()
-            && !self.stream_state.trailer_slot().is_set()
+        !self.is_single_use && self.http.is_reusable()
     }
 
     /// Sends `request` and waits for the head of its response.
@@ -200,78 +148,72 @@ impl UpstreamConnection {
         &'a mut self,
         request: GatewayRequest,
         timeout: ResponseTimeout<'a>,
-    ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + 'a {
-        let Self { sender, connection, has_ended, drive_waker, stream_state, timer, .. } = self;
-        stream_state.begin_request();
-        let response = request.send(sender, stream_state);
-        drive_waker.mark_woken();
-        async move {
-            let mut response = pin!(response);
-            poll_fn(|cx| {
-                let result = drive_waker.poll(cx, || {
-                    poll_connection_if_woken(connection, has_ended, drive_waker);
-                    let result = poll_unwoken(|cx| response.as_mut().poll(cx));
-                    if result.is_ready() || !*has_ended {
-                        return result;
-                    }
-                    // hyper returns a request that it has not sent when its connection is dropped.
-                    *connection = None;
-                    poll_unwoken(|cx| response.as_mut().poll(cx))
-                });
-                if let Poll::Ready(result) = result {
-                    return Poll::Ready(
-                        result.map_err(|(error, unsent)| unsent.map_or(SendError::Broken(error), SendError::Unsent)),
-                    );
+    ) -> impl Future<Output = Result<ResponseHead, SendError>> + 'a {
+        let Self { http, timer, .. } = self;
+        let mut unsent = Some(request);
+        let mut on_interim = OnInterim::default();
+        poll_fn(move |cx| {
+            if unsent.is_some() {
+                let is_vacant = ready!(http.poll_is_vacant(cx));
+                let Some(request) = unsent.take() else { return Poll::Pending };
+                if !is_vacant {
+                    return Poll::Ready(Err(SendError::Unsent(Box::new(request))));
                 }
-                // If the budget of the task (`tokio::task::coop`) is spent, a response that is there is pending. So
-                // is the timer then, and it wakes the task.
-                let (due, error) = timeout.deadline_and_error();
-                timer.poll_due(cx, Some(due)).map(|_| Err(error))
-            })
-            .await
-        }
+                let GatewayRequest { head, body, spare, on_interim: receiver } = request;
+                on_interim = receiver;
+                http.begin_request(head.bytes().clone(), head.is_head_request(), head.framing(), body, spare);
+            }
+            let mut interims = 0;
+            while let Poll::Ready(head) = http.poll_head(cx) {
+                let head = head.map_err(SendError::Broken)?;
+                if !head.is_interim() {
+                    return Poll::Ready(Ok(head));
+                }
+                if head.status == StatusCode::CONTINUE
+                    && let Some(body) = http.request_body()
+                {
+                    body.open_gate();
+                }
+                on_interim.receive(head);
+                interims += 1;
+                if interims == MAX_INTERIMS {
+                    cx.waker().wake_by_ref();
+                    break;
+                }
+            }
+            // If the budget of the task (`tokio::task::coop`) is spent, a response that is there is pending. So is the
+            // timer then, and it wakes the task.
+            let (due, error) = timeout.deadline_and_error();
+            timer.poll_due(cx, Some(due)).map(|_| Err(error))
+        })
     }
 
-    /// Makes hyper read and write as much as it can without waiting.
-    pub fn drive(&mut self, cx: &Context<'_>) {
-        let Self { connection, has_ended, drive_waker, .. } = self;
-        drive_waker.mark_woken();
-        let _ = drive_waker.poll(cx, || {
-            poll_connection_if_woken(connection, has_ended, drive_waker);
-            Poll::<()>::Pending
-        });
-    }
-
-    /// Polls `incoming`, the body of the response to the last request, and drives the connection for it.
+    /// Returns the next part of the response's body; `None` at its end. A read takes at most 16 KiB, or
+    /// `block` bytes if these are more.
+    ///
+    /// # Errors
+    /// The connection broke off.
     pub fn poll_frame(
         &mut self,
-        incoming: &mut Incoming,
-        cx: &Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { connection, has_ended, drive_waker, .. } = self;
-        drive_waker.poll(cx, || {
-            poll_connection_if_woken(connection, has_ended, drive_waker);
-            let frame = poll_unwoken(|cx| Pin::new(&mut *incoming).poll_frame(cx));
-            // The poll may have woken the connection, which then has a place for the next frame.
-            if frame.is_pending() && poll_connection_if_woken(connection, has_ended, drive_waker) {
-                return poll_unwoken(|cx| Pin::new(&mut *incoming).poll_frame(cx));
-            }
-            frame
-        })
+        cx: &mut Context<'_>,
+        block: usize,
+    ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+        self.http.poll_frame(cx, block)
     }
 
-    /// Has the connection wake no task until one drives it again.
-    pub fn clear_task(&self) {
-        self.drive_waker.clear_task();
+    /// Returns whether all of the response's body was returned.
+    pub fn is_response_done(&self) -> bool {
+        self.http.is_response_done()
     }
 
-    /// Waits until the connection is ready for the next request, or has ended.
-    pub async fn until_ready(&mut self) {
-        poll_fn(|cx| {
-            self.drive(cx);
-            if self.has_ended || self.sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+    /// Returns the number of bytes that are left of the response's body, if it is known.
+    pub fn length_left(&self) -> Option<u64> {
+        self.http.length_left()
+    }
+
+    /// Sends the rest of the request's body, after the response has ended.
+    pub async fn until_sent(&mut self) {
+        poll_fn(|cx| self.http.poll_sent(cx)).await;
     }
 
     /// Sets the time for which the connection may be idle to the one in the gateway's `Keep-Alive` field, less one
@@ -285,16 +227,9 @@ impl UpstreamConnection {
         }
     }
 
-    /// Returns the socket after a `101`, and the bytes of the new protocol that hyper has read already. `None` if
-    /// hyper's connection was dropped, which does not happen after a response.
-    pub async fn into_upgraded(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
-        poll_fn(|cx| {
-            self.drive(cx);
-            if self.has_ended { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-        let Parts { io, read_buf, .. } = self.connection?.into_parts();
-        Some((io.into_inner().into_inner(), read_buf))
+    /// Returns the socket after a `101`, and the bytes of the new protocol that were read; `None` if there was none.
+    pub fn into_upgraded(self) -> Option<(TcpStream, Bytes)> {
+        self.http.into_upgraded()
     }
 }
 
@@ -303,9 +238,9 @@ mod tests {
     use std::collections::BTreeSet;
     use std::io::{Read, Write};
     use std::net::{Ipv4Addr, TcpListener};
+    use std::pin::pin;
     use std::thread;
 
-    use http::StatusCode;
     use tokio::task::{coop, yield_now};
     use tokio::time::{sleep, timeout};
 
@@ -313,7 +248,6 @@ mod tests {
     use crate::config::Config;
     use crate::discovery::View;
     use crate::lane::{Evidence, GatewayHead, ProxyHeader, RequestRules, Target, decide_lane};
-    use crate::proxy::upstream::gateway_request::OnInterim;
 
     const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody";
 
@@ -342,7 +276,7 @@ mod tests {
         });
         let route = GatewayRoute { source: Ipv4Addr::LOCALHOST, target: address };
         let stream = TcpStream::connect(address).await.unwrap();
-        let mut connection = UpstreamConnection::handshake(stream, route, &Config::default().limits).await.unwrap();
+        let mut connection = UpstreamConnection::new(stream, route, &Config::default().limits);
         if !answers {
             // Until the end of the connection is known.
             while !gateway.is_finished() {
@@ -368,7 +302,7 @@ mod tests {
         // A task that only the timeout wakes gets its result, too.
         assert!(begun.elapsed() < Duration::from_secs(4), "the task was not woken in poll {poll} after {spent} units");
         drop(gateway.join());
-        result.map(|response| response.status())
+        result.map(|response| response.status)
     }
 
     #[tokio::test]

@@ -4,12 +4,10 @@
 pub mod budget;
 pub mod connection;
 mod dial;
-mod drive_waker;
 pub mod gateway_request;
+pub mod h1;
 pub mod pool;
-pub mod readable_after_write_error;
 pub mod request_body;
-mod response_head;
 pub mod send;
 mod stalls;
 mod weak_table;

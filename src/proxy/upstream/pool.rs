@@ -83,22 +83,17 @@ impl PooledConnection {
     /// 9113 section 8.1), which some clients report as a failure.
     pub fn return_to_pool(self, now: Instant) {
         let Self { mut connection, pool, permit } = self;
-        if connection.has_ended() {
-            return;
+        if connection.is_usable() {
+            pool.add_idle(connection, now);
+        } else if !connection.is_request_done() {
+            let shutdown = pool.shutdown.clone();
+            shutdown.spawn(async move {
+                let _permit = permit;
+                if timeout(REQUEST_END_LIMIT, connection.until_sent()).await.is_ok() && connection.is_usable() {
+                    pool.add_idle(connection, Instant::now());
+                }
+            });
         }
-        if connection.is_ready() {
-            if connection.is_usable() {
-                pool.add_idle(connection, now);
-            }
-            return;
-        }
-        let shutdown = pool.shutdown.clone();
-        shutdown.spawn(async move {
-            let _permit = permit;
-            if timeout(REQUEST_END_LIMIT, connection.until_ready()).await.is_ok() && connection.is_usable() {
-                pool.add_idle(connection, Instant::now());
-            }
-        });
     }
 
     /// Keeps the connection from being returned to the pool.
@@ -107,8 +102,8 @@ impl PooledConnection {
     }
 
     /// Returns what [`UpstreamConnection::into_upgraded`] does, and the permit.
-    pub async fn into_upgraded(self) -> Option<(TcpStream, Bytes, Option<GatewayPermit>)> {
-        let (stream, early) = self.connection.into_upgraded().await?;
+    pub fn into_upgraded(self) -> Option<(TcpStream, Bytes, Option<GatewayPermit>)> {
+        let (stream, early) = self.connection.into_upgraded()?;
         Some((stream, early, self.permit))
     }
 }
@@ -119,7 +114,7 @@ impl Pool {
     }
 
     /// Takes the most recently used connection along `route` that may still be used at `now`. The gateway may have
-    /// closed it meanwhile; then hyper does not send the request.
+    /// closed it meanwhile; then the request is not sent.
     pub fn take_idle(self: &Arc<Self>, route: GatewayRoute, now: Instant) -> Option<PooledConnection> {
         // Declared before the lock, so that expired connections are closed after it is released.
         let _expired;
@@ -137,7 +132,6 @@ impl Pool {
 
     /// Adds a connection that is idle since `now`, unless the pool is full.
     fn add_idle(&self, connection: Box<UpstreamConnection>, now: Instant) {
-        connection.clear_task();
         let until = now + connection.idle_timeout();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.entry(connection.route()).or_default();

@@ -9,14 +9,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, Sleep};
 
-use super::readable_after_write_error::StreamState;
 use crate::labels::Protocol;
 use crate::lane::{RequestRules, scrub_request_trailers};
 use crate::proxy::downstream::head_tracker::RequestHandle;
@@ -42,11 +40,6 @@ struct Upload {
     progress: Arc<BodyProgress>,
     gate: Option<ContinueGate>,
     received: Counter,
-    /// The state of the stream to the gateway, if the body has no stated length and is sent in chunks.
-    chunked_stream: Option<Arc<StreamState>>,
-    /// The trailers, and the number of flushes of the stream when they came. They are sent after the next flush, when
-    /// all bytes that hyper had by then have left the process.
-    trailers: Option<(HeaderMap, u64)>,
 }
 
 impl RequestBody {
@@ -76,16 +69,13 @@ impl RequestBody {
             progress: Arc::default(),
             gate,
             received,
-            chunked_stream: None,
-            trailers: None,
         })))
     }
 
-    /// Sets the state of the stream that the body will be sent on.
-    pub fn set_stream_state(&mut self, state: &Arc<StreamState>) {
-        let is_chunked = self.size_hint().exact().is_none();
-        if let Some(upload) = &mut self.0 {
-            upload.chunked_stream = is_chunked.then(|| Arc::clone(state));
+    /// Permits the body to be read: the gateway has sent `100 Continue`.
+    pub fn open_gate(&mut self) {
+        if let Some(gate) = self.0.as_mut().and_then(|upload| upload.gate.as_mut()) {
+            gate.is_open = true;
         }
     }
 
@@ -129,12 +119,6 @@ impl Body for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         let Some(upload) = &mut self.0 else { return Poll::Ready(None) };
         let Some(incoming) = &mut upload.incoming else { return Poll::Ready(None) };
-        if let (Some((trailers, since)), Some(stream)) = (&upload.trailers, &upload.chunked_stream) {
-            ready!(stream.flush_counter().poll_after(*since, cx));
-            stream.trailer_slot().set(trailers);
-            upload.trailers = None;
-            return Poll::Ready(None);
-        }
         if let Some(gate) = &mut upload.gate {
             ready!(gate.poll_open(cx));
             upload.gate = None;
@@ -156,23 +140,18 @@ impl Body for RequestBody {
             }
         };
         upload.progress.record_part();
-        let mut trailers = match frame.into_trailers() {
-            Ok(trailers) => trailers,
+        Poll::Ready(Some(Ok(match frame.into_trailers() {
+            Ok(mut trailers) => {
+                scrub_request_trailers(&mut trailers, &upload.rules);
+                Frame::trailers(trailers)
+            }
             Err(frame) => {
                 if let Some(data) = frame.data_ref() {
                     upload.received.inc_by(data.len() as u64);
                 }
-                return Poll::Ready(Some(Ok(frame)));
+                frame
             }
-        };
-        scrub_request_trailers(&mut trailers, &upload.rules);
-        // HTTP/1.1 has trailers only after a chunked body.
-        let Some(stream) = upload.chunked_stream.as_ref().filter(|_| !trailers.is_empty()) else {
-            return Poll::Ready(None);
-        };
-        let since = stream.flush_counter().flush_count();
-        upload.trailers = Some((trailers, since));
-        self.poll_frame(cx)
+        })))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -271,7 +250,7 @@ impl BodyProgress {
         self.is_broken.load(Ordering::Acquire)
     }
 
-    /// Returns whether hyper waits for the next part of the body from the client.
+    /// Returns whether the next part of the body is waited for.
     pub fn is_waiting_for_client(&self) -> bool {
         self.is_waiting_for_client.load(Ordering::Relaxed)
     }
@@ -279,39 +258,21 @@ impl BodyProgress {
 
 /// Holds a body back until the gateway has sent `100 Continue`, for at most [`CONTINUE_WAIT`].
 pub struct ContinueGate {
-    signal: Arc<ContinueSignal>,
+    is_open: bool,
     deadline: Pin<Box<Sleep>>,
     /// Sends `100 Continue` to the client; `None` if hyper does.
     handle: Option<RequestHandle>,
 }
 
-/// Opens a [`ContinueGate`].
-#[derive(Debug, Default)]
-pub struct ContinueSignal {
-    is_open: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl ContinueSignal {
-    /// Opens the gate.
-    pub fn open_gate(&self) {
-        self.is_open.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-}
-
 impl ContinueGate {
-    /// Creates a closed gate, and the signal that opens it. When the gate opens, `handle` sends `100 Continue` to the
-    /// client.
-    pub fn new(handle: Option<RequestHandle>) -> (Self, Arc<ContinueSignal>) {
-        let signal = Arc::<ContinueSignal>::default();
+    /// Creates a closed gate. When it opens, `handle` sends `100 Continue` to the client.
+    pub fn new(handle: Option<RequestHandle>) -> Self {
         let deadline = Box::pin(tokio::time::sleep_until(Instant::now() + CONTINUE_WAIT));
-        (Self { signal: Arc::clone(&signal), deadline, handle }, signal)
+        Self { is_open: false, deadline, handle }
     }
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.signal.waker.register(cx.waker());
-        if !self.signal.is_open.load(Ordering::Acquire) {
+        if !self.is_open {
             ready!(self.deadline.as_mut().poll(cx));
         }
         if let Some(handle) = self.handle.take() {

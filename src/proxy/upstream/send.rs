@@ -5,17 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Response;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use tokio::time::{Instant, timeout};
 
 use super::budget::{GatewayBudgets, GatewayPermit};
 use super::connection::{ResponseTimeout, SendError, UpstreamConnection};
 use super::dial::dial;
-use super::gateway_request::{GatewayRequest, OnInterim};
+use super::gateway_request::{EncodedHead, GatewayRequest, OnInterim};
+use super::h1::error::ExchangeError;
+use super::h1::response_head::ResponseHead;
 use super::pool::{Pool, PooledConnection};
 use super::request_body::{BodyProgress, RequestBody};
-use super::response_head::{normalize_length, states_forbidden_body};
 use crate::config::{Config, Limits};
 use crate::lane::{GatewayHead, GatewayRoute, decode_path};
 use crate::metrics::traffic::Traffic;
@@ -61,25 +61,6 @@ fn pause_before_retry(failure: Failure, is_reused: bool) -> Option<Duration> {
     // The gateway probably closed a reused connection because it was idle: no pause. A new connection that the gateway
     // closed at once counts as one that it did not accept.
     may_repeat.then_some(if is_reused { Duration::ZERO } else { RETRY_PAUSE })
-}
-
-/// Checks the head of `response`, and sets how `connection` may be reused after it.
-///
-/// # Errors
-/// The response has a `Transfer-Encoding` other than `chunked`.
-fn accept_response(
-    mut response: Response<Incoming>,
-    mut connection: PooledConnection,
-    permit: GatewayPermit,
-) -> Result<(Response<Incoming>, PooledConnection), Error> {
-    let status = response.status();
-    if states_forbidden_body(status, response.headers()) {
-        connection.set_single_use();
-    }
-    normalize_length(status, response.headers_mut())?;
-    connection.apply_keep_alive(response.headers());
-    connection.set_permit(permit);
-    Ok((response, connection))
 }
 
 /// Sends requests to the gateway. All downstream connections share it.
@@ -133,18 +114,20 @@ impl Upstream {
         permit: GatewayPermit,
         limits: &'a Limits,
         started: Instant,
-    ) -> impl Future<Output = Result<(Response<Incoming>, PooledConnection), Error>> + 'a {
+    ) -> impl Future<Output = Result<(ResponseHead, PooledConnection), Error>> + 'a {
         let route = head.route();
         let response_timeout = response_timeout(&head, limits);
+        let is_repeatable = head.is_repeatable() && body.is_end_stream();
+        let progress = body.progress();
+        let mut request = GatewayRequest::new(head, body, on_interim);
         let mut attempts = Attempts {
             upstream: self,
             route,
-            retry: (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate()),
+            retry: is_repeatable.then(|| request.head.clone()),
             only_new_connections: false,
-            progress: body.progress(),
+            progress,
             give_up: started + limits.gateway_wait,
         };
-        let mut request = GatewayRequest::new(head, body, on_interim);
         async move {
             let mut since = started;
             loop {
@@ -163,7 +146,11 @@ impl Upstream {
                     progress: attempts.progress.as_deref(),
                 };
                 let (next_request, pause) = match connection.send_request(request, timeout).await {
-                    Ok(response) => return accept_response(response, connection, permit),
+                    Ok(head) => {
+                        connection.apply_keep_alive(&head.headers);
+                        connection.set_permit(permit);
+                        return Ok((head, connection));
+                    }
                     Err(SendError::Unsent(unsent)) => attempts.plan_retry_of_unsent(*unsent, &connection)?,
                     Err(SendError::Broken(error)) => {
                         let has_response_begun = connection.has_response_begun();
@@ -197,9 +184,8 @@ impl Upstream {
         loop {
             let error = match timeout(limits.connect_timeout, dial(route)).await {
                 Ok(Ok(stream)) => {
-                    let opened = UpstreamConnection::handshake(stream, route, limits).await;
                     self.metrics.gateway_connections.inc();
-                    return Ok(PooledConnection::new(opened.map_err(Error::GatewayClosed)?, self.pool()));
+                    return Ok(PooledConnection::new(UpstreamConnection::new(stream, route, limits), self.pool()));
                 }
                 Ok(Err(error)) => error,
                 Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection attempt"),
@@ -224,7 +210,7 @@ struct Attempts<'a> {
     upstream: &'a Upstream,
     route: GatewayRoute,
     /// The head, if the request may be sent again after the connection broke under it.
-    retry: Option<GatewayHead>,
+    retry: Option<EncodedHead>,
     /// Whether a connection broke under the request, so that no idle one is used any more.
     only_new_connections: bool,
     progress: Option<Arc<BodyProgress>>,
@@ -260,28 +246,31 @@ impl Attempts<'_> {
     /// `error`, if the request must not be sent again.
     fn plan_retry_of_broken(
         &mut self,
-        error: hyper::Error,
+        error: ExchangeError,
         connection: &PooledConnection,
-    ) -> Result<(GatewayRequest, Duration), hyper::Error> {
+    ) -> Result<(GatewayRequest, Duration), ExchangeError> {
         let is_bad_body = self.progress.as_deref().is_some_and(BodyProgress::is_broken);
-        let is_final = is_bad_body || error.is_parse_too_large() || connection.has_response_begun();
+        let is_final = is_bad_body || connection.has_response_begun();
         let failure = Failure::Broken { is_final, is_repeatable: self.retry.is_some() };
         let pause = pause_before_retry(failure, connection.is_reused());
         let (Some(pause), Some(head)) = (pause, self.retry.take()) else { return Err(error) };
-        self.retry = connection.is_reused().then(|| head.duplicate());
+        self.retry = connection.is_reused().then(|| head.clone());
         self.only_new_connections = true;
-        Ok((GatewayRequest::new(head, RequestBody::empty(), OnInterim::default()), pause))
+        Ok((GatewayRequest::repeat(head), pause))
     }
 
     /// Returns why the last attempt broke with `error`. `has_response_begun` is whether a byte of a response was read.
-    async fn why_broken(&self, error: hyper::Error, has_response_begun: bool) -> Error {
+    async fn why_broken(&self, error: ExchangeError, has_response_begun: bool) -> Error {
         if let Some(progress) = self.progress.as_deref().filter(|progress| progress.is_broken()) {
             return if progress.has_client_left() { Error::ClientLeft(error) } else { Error::BadRequestBody(error) };
         }
-        if error.is_parse_too_large() {
-            return Error::GatewayHeadTooLarge;
+        match error {
+            ExchangeError::HeadTooLarge => return Error::GatewayHeadTooLarge,
+            ExchangeError::TransferEncoding => return Error::GatewayTransferEncoding,
+            _ => {}
         }
-        let may_be_tls = (error.is_parse() || !has_response_begun) && self.route.target == self.upstream.gateway;
+        let may_be_tls =
+            (error.is_malformed_head() || !has_response_begun) && self.route.target == self.upstream.gateway;
         if may_be_tls && self.upstream.tls_detector.detect_tls_after_broken_answer().await {
             return Error::GatewayTls;
         }

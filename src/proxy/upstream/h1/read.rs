@@ -1,0 +1,54 @@
+//! Reads from the stream without a buffer that outlives the read.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+/// The size of the buffer that all connections of a thread share.
+pub const SHARED_SIZE: usize = 16 * 1024;
+/// A block that is not filled to at least one of this many parts is replaced by a copy of what it holds.
+const WELL_FILLED: usize = 2;
+
+thread_local! {
+    static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; SHARED_SIZE].into());
+}
+
+/// Reads once into the buffer that all connections of the thread share; returns what `take` returns for the bytes. They
+/// are empty at the end of `stream`.
+///
+/// # Errors
+/// Those of the stream.
+pub fn poll_read_shared<S, T>(
+    stream: &mut S,
+    cx: &mut Context<'_>,
+    take: impl FnOnce(&[u8]) -> T,
+) -> Poll<io::Result<T>>
+where
+    S: AsyncRead + Unpin,
+{
+    SHARED.with_borrow_mut(|shared| {
+        let mut buf = ReadBuf::new(shared);
+        ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
+        Poll::Ready(Ok(take(buf.filled())))
+    })
+}
+
+/// Reads once into a block of `size` bytes of its own; returns the bytes without a copy if they fill a good part of it.
+/// They are empty at the end of `stream`.
+///
+/// # Errors
+/// Those of the stream.
+pub fn poll_read_block<S>(stream: &mut S, cx: &mut Context<'_>, size: usize) -> Poll<io::Result<Bytes>>
+where
+    S: AsyncRead + Unpin,
+{
+    let mut block = BytesMut::with_capacity(size);
+    let count = ready!(poll_read_buf(Pin::new(stream), cx, &mut block))?;
+    let is_well_filled = count >= size / WELL_FILLED;
+    Poll::Ready(Ok(if is_well_filled { block.freeze() } else { Bytes::copy_from_slice(&block) }))
+}
