@@ -96,16 +96,15 @@ fn parse_with<'a>(
     spare: &mut HeaderMap,
 ) -> Result<Option<(usize, ResponseHead)>, ExchangeError> {
     let most = fields.len().min(limits.fields);
+    // What comes after the limit is not looked at, so that the result does not depend on how much was read.
+    let within_limit = &bytes[..bytes.len().min(limits.bytes)];
     let mut parsed = Response::new(&mut []);
     let status = ParserConfig::default()
-        .parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields[..most])
+        .parse_response_with_uninit_headers(&mut parsed, within_limit, &mut fields[..most])
         .map_err(ExchangeError::Head)?;
     let Status::Complete(length) = status else {
         return if bytes.len() >= limits.bytes { Err(ExchangeError::HeadTooLarge) } else { Ok(None) };
     };
-    if length > limits.bytes {
-        return Err(ExchangeError::HeadTooLarge);
-    }
     let code = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = code.ok_or(ExchangeError::Head(httparse::Error::Status))?;
     let is_http_11 = parsed.version == Some(1);
@@ -379,6 +378,9 @@ mod tests {
         assert!(matches!(parse(length - 1, length - 1, 3), Err(ExchangeError::HeadTooLarge)), "it can't end in time");
         assert!(matches!(parse(length - 1, length, 3), Ok(None)));
         assert!(matches!(parse(length, length, 2), Err(ExchangeError::HeadTooLarge)));
+        let long = Bytes::from(format!("HTTP/1.1 200 OK\r\nA: {}\0\r\n\r\n", "b".repeat(100)));
+        let limits = HeadLimits { bytes: 50, fields: 2 };
+        assert!(matches!(parse_head(&long, limits, false, &mut HeaderMap::new()), Err(ExchangeError::HeadTooLarge)));
         for (count, most) in [(64, 64), (65, 65), (100, 100), (65, 64), (101, 100), (300, 300)] {
             let fields = "A: b\r\n".repeat(count);
             let head = Bytes::from(format!("HTTP/1.1 200 OK\r\n{fields}\r\n"));
