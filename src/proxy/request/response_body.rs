@@ -23,8 +23,6 @@ const SLOW_BLOCK: usize = 16 * 1024;
 const FAST_BLOCK: usize = 64 * 1024;
 /// The number of bytes after which a client is fast.
 const FAST_AFTER: u64 = 512 * 1024;
-/// The same for a client that was fast before its socket was full.
-const FAST_AGAIN_AFTER: u64 = 128 * 1024;
 
 /// The body of a response to a client.
 pub enum ResponseBody {
@@ -58,7 +56,7 @@ pub struct Download {
 /// them in memory. So they are large only while the client reads as fast as the gateway sends.
 #[derive(Debug, Default)]
 struct BlockSize {
-    /// The bytes that were passed on since the client's socket was full, or more if the client was fast before.
+    /// The number of bytes that were passed on since the client's socket was full.
     passed: u64,
 }
 
@@ -67,12 +65,12 @@ impl BlockSize {
         if self.passed < FAST_AFTER { SLOW_BLOCK } else { FAST_BLOCK }
     }
 
-    fn note_part(&mut self, length: usize) {
+    fn record_part(&mut self, length: usize) {
         self.passed = self.passed.saturating_add(length as u64);
     }
 
-    fn note_full_socket(&mut self) {
-        self.passed = if self.passed < FAST_AFTER { 0 } else { FAST_AFTER - FAST_AGAIN_AFTER };
+    fn record_full_socket(&mut self) {
+        self.passed = 0;
     }
 }
 
@@ -241,7 +239,7 @@ impl Download {
         let guard = self.record.guard();
         if guard.poll_below_high_water_mark(cx).is_pending() {
             if guard.is_socket_full() {
-                self.block_size.note_full_socket();
+                self.block_size.record_full_socket();
             }
             return Poll::Pending;
         }
@@ -257,7 +255,7 @@ impl Download {
             && let Some(data) = frame.data_ref()
         {
             guard.add_buffered(data.len());
-            self.block_size.note_part(data.len());
+            self.block_size.record_part(data.len());
         }
         if has_ended {
             self.finish_incoming(matches!(frame, Some(Err(_))), now);
@@ -316,22 +314,15 @@ mod tests {
     #[test]
     fn reads_are_large_only_while_the_client_keeps_up() {
         let mut size = BlockSize::default();
-        let pass = |size: &mut BlockSize, bytes: u64| size.note_part(usize::try_from(bytes).unwrap());
+        let pass = |size: &mut BlockSize, bytes: u64| size.record_part(usize::try_from(bytes).unwrap());
         pass(&mut size, FAST_AFTER - 1);
         assert_eq!(size.bytes(), SLOW_BLOCK);
-        size.note_full_socket();
+        size.record_full_socket();
         pass(&mut size, FAST_AFTER - 1);
         assert_eq!(size.bytes(), SLOW_BLOCK, "it was full before");
         pass(&mut size, 1);
         assert_eq!(size.bytes(), FAST_BLOCK);
-        size.note_full_socket();
+        size.record_full_socket();
         assert_eq!(size.bytes(), SLOW_BLOCK);
-        pass(&mut size, FAST_AGAIN_AFTER);
-        assert_eq!(size.bytes(), FAST_BLOCK);
-        for _ in 0..2 {
-            size.note_full_socket();
-        }
-        pass(&mut size, FAST_AGAIN_AFTER);
-        assert_eq!(size.bytes(), SLOW_BLOCK, "it was full twice");
     }
 }
