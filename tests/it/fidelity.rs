@@ -211,6 +211,13 @@ async fn large_response_heads_pass_up_to_the_limits() {
 }
 
 #[tokio::test]
+async fn a_reason_phrase_is_passed_on() {
+    let harness = Harness::start().await;
+    let response = harness.connect_h1(OUTSIDER).await.send_request(request_text("GET /renamed", "")).await;
+    assert_eq!((response.start_line(), response.text().as_str()), ("HTTP/1.1 200 Quite Fine", "body"));
+}
+
+#[tokio::test]
 async fn a_response_with_two_lengths_is_passed_on_with_its_chunks_alone() {
     let harness = Harness::start().await;
     let response = harness.connect_h1(OUTSIDER).await.send_request(request_text("GET /both-lengths", "")).await;

@@ -7,6 +7,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use httparse::{Header, ParserConfig, Response, Status};
+use hyper::ext::ReasonPhrase;
 
 use super::error::ExchangeError;
 
@@ -42,6 +43,8 @@ pub struct ResponseHead {
     /// With at most one `Content-Length`, which is a number, and none for a response that must not have it. Only an
     /// interim response may have others.
     pub headers: HeaderMap,
+    /// The reason phrase, if it is not the one that belongs to the status.
+    reason: Option<ReasonPhrase>,
     pub body: BodyLength,
     /// Whether the connection may be used for another request after the response.
     pub may_reuse: bool,
@@ -57,6 +60,9 @@ impl ResponseHead {
     pub fn into_parts(self) -> Parts {
         let (mut parts, ()) = http::Response::new(()).into_parts();
         (parts.status, parts.headers) = (self.status, self.headers);
+        if let Some(reason) = self.reason {
+            parts.extensions.insert(reason);
+        }
         parts
     }
 }
@@ -107,6 +113,8 @@ fn parse_with<'a>(
     };
     let code = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = code.ok_or(ExchangeError::Head(httparse::Error::Status))?;
+    let reason = parsed.reason.filter(|reason| Some(*reason) != status.canonical_reason());
+    let reason = reason.and_then(|reason| ReasonPhrase::try_from(bytes.slice_ref(reason.as_bytes())).ok());
     let is_http_11 = parsed.version == Some(1);
     let mut headers = std::mem::take(spare);
     headers.reserve(parsed.headers.len());
@@ -121,7 +129,7 @@ fn parse_with<'a>(
         states_length = states_length || name == CONTENT_LENGTH || name == TRANSFER_ENCODING;
         headers.try_append(name, value).map_err(|_| ExchangeError::HeadTooLarge)?;
     }
-    let mut head = ResponseHead { status, headers, body: BodyLength::Known(0), may_reuse: false };
+    let mut head = ResponseHead { status, headers, reason, body: BodyLength::Known(0), may_reuse: false };
     if !head.is_interim() {
         let may_have_body = may_have_body(status) && !is_head_request;
         head.may_reuse = !must_close && status != StatusCode::SWITCHING_PROTOCOLS;
@@ -339,6 +347,26 @@ mod tests {
         let (length, head) = parse_head(&bytes, LIMITS, true, &mut HeaderMap::new()).unwrap().unwrap();
         assert_eq!((length, head.body, lengths(&head)), (bytes.len(), BodyLength::Known(0), vec!["5"]));
         assert!(head.may_reuse);
+    }
+
+    #[test]
+    fn a_reason_phrase_is_kept_if_it_is_not_that_of_the_status() {
+        for (line, reason) in [
+            ("200 OK", None),
+            ("200 Fine", Some("Fine")),
+            ("200 ", Some("")),
+            ("200", Some("")),
+            ("404 OK", Some("OK")),
+            ("499 Client Closed", Some("Client Closed")),
+            ("200 \u{fc}", Some("")),
+        ] {
+            let parts = parsed(&format!("HTTP/1.1 {line}\r\n\r\n")).unwrap().into_parts();
+            assert_eq!(
+                parts.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes),
+                reason.map(str::as_bytes),
+                "{line}"
+            );
+        }
     }
 
     #[test]

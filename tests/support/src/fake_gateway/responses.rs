@@ -20,6 +20,7 @@ pub fn fixed(path: &str) -> Option<(&'static str, ControlFlow<()>)> {
              Content-Length: 0\r\n\r\n",
             Continue(()),
         ),
+        "/renamed" => ("HTTP/1.1 200 Quite Fine\r\nContent-Length: 4\r\n\r\nbody", Continue(())),
         "/nothing" => ("HTTP/1.1 204 No Content\r\n\r\n", Continue(())),
         "/same" => ("HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 5\r\n\r\n", Continue(())),
         "/nothing-sized" => ("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", Continue(())),
