@@ -60,6 +60,7 @@ impl Decoder {
             let Step { skip, data } = chunked.step(input)?;
             input.advance(skip);
             let data = input.split_to(data);
+            release_if_empty(input);
             return if data.is_empty() { chunked.take_trailers() } else { Ok(Some(Frame::data(data))) };
         }
         let part = match self {
@@ -71,6 +72,7 @@ impl Decoder {
             Self::Chunked(_) => {
                 let (consumed, frame) = self.decode_small(input)?;
                 input.advance(consumed);
+                release_if_empty(input);
                 return Ok(frame);
             }
             Self::UntilClose => std::mem::take(input),
@@ -95,6 +97,13 @@ impl Decoder {
         };
         let frame = (!part.is_empty()).then(|| Frame::data(Bytes::copy_from_slice(part)));
         Ok((part.len(), frame))
+    }
+}
+
+/// Releases the memory of `input` if all of it was consumed: a connection that waits, or is idle, would keep it.
+fn release_if_empty(input: &mut Bytes) {
+    if input.is_empty() {
+        *input = Bytes::new();
     }
 }
 
@@ -338,6 +347,18 @@ mod tests {
                     decode(length, input.as_bytes(), size).unwrap_or_else(|error| panic!("{input:?}: {error}"));
                 assert_eq!((decoded.0.as_slice(), decoded.2), (body.as_bytes(), left), "{input:?} in pieces of {size}");
             }
+        }
+    }
+
+    #[test]
+    fn consumed_input_is_released() {
+        for size in [10, MAX_JOINED + 1] {
+            let memory = Bytes::from(format!("{size:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(size)));
+            let mut input = memory.clone();
+            let mut decoder = Decoder::new(BodyLength::Chunked, LIMITS);
+            while decoder.decode(&mut input).unwrap().is_some() {}
+            assert!(decoder.is_done() && input.is_empty());
+            assert!(memory.is_unique(), "{size}");
         }
     }
 
