@@ -11,8 +11,9 @@ pub(super) enum RequestEnd {
     Error(&'static str),
     /// The gateway closed its connection before the end of its response.
     GatewayCut,
-    /// `h2` reset the stream because the request's body or its trailers are malformed. There is no response. The label
-    /// is that of [`Error::BadRequestBody`](super::error::Error::BadRequestBody).
+    /// The request's body or its trailers are malformed, and there is no error response: `h2` reset the stream, or over
+    /// HTTP/1.1 the response had begun. The label is that of
+    /// [`Error::BadRequestBody`](super::error::Error::BadRequestBody).
     BadBody,
     /// The client closed its connection, or reset its stream.
     ClientGone,

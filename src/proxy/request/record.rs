@@ -25,6 +25,7 @@ use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::upstream::budget::GatewayPermit;
 use crate::proxy::upstream::h1::error::ExchangeError;
+use crate::proxy::upstream::request_body::BrokenBody;
 use crate::trace::{Span, Trace};
 
 /// The record of a request, from its head to the last byte of its response. The response's body and each chunk of it
@@ -180,8 +181,12 @@ impl RequestRecord {
         );
     }
 
-    /// Records that the gateway broke off inside its response, and logs and counts it.
-    pub fn record_gateway_cut(&self, error: &ExchangeError) {
+    /// Records that the response ends early with `error`, and logs it. If the gateway is at fault, counts it.
+    pub fn record_cut(&self, error: &ExchangeError) {
+        if let ExchangeError::RequestBody(broken) = error {
+            self.record_broken_body(broken);
+            return;
+        }
         if self.end.set(RequestEnd::GatewayCut).is_err() {
             return;
         }
@@ -193,6 +198,18 @@ impl RequestRecord {
             connection, %peer, lane, request_id, bytes, error = error_chain(error),
             "the gateway broke off inside its response; the client gets what arrived"
         );
+    }
+
+    /// Records that the request's body broke off inside the response, and logs it.
+    fn record_broken_body(&self, broken: &BrokenBody) {
+        // How the client left follows from its connection. Over HTTP/2 `h2` resets the stream of a malformed body.
+        if !self.handle.is_h2() && !broken.has_client_left() {
+            let _ = self.end.set(RequestEnd::BadBody);
+        }
+        let (connection, peer, lane, request_id) =
+            (self.context.number, self.context.peer, self.lane().label(), self.request_id());
+        let error = error_chain(broken);
+        debug!(connection, %peer, lane, request_id, error, "the request's body broke off inside the response");
     }
 
     /// Sets the end of the request, unless it is set already.

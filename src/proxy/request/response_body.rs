@@ -74,7 +74,7 @@ impl BlockSize {
     }
 }
 
-/// The failure of a body because the gateway broke off. The error is passed on only after all bytes before it have left
+/// The failure of a body because the gateway, or the request's body, broke off. The error is passed on only after all bytes before it have left
 /// the process, because hyper discards its buffer when it gets an error.
 struct Failure {
     error: Option<ExchangeError>,
@@ -92,7 +92,7 @@ enum Delivered {
 /// The reason why a response ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The gateway broke off.
+    /// The gateway, or the request's body, broke off.
     #[error(transparent)]
     Gateway(#[from] ExchangeError),
     /// The rules no longer permit the client.
@@ -162,7 +162,7 @@ impl Download {
             };
             match frame {
                 Some(Err(error)) => {
-                    self.record.record_gateway_cut(&error);
+                    self.record.record_cut(&error);
                     let guard = self.record.guard();
                     let delivered =
                         if guard.is_h2() { Delivered::Marker(None) } else { Delivered::Flushed(guard.flush_count()) };

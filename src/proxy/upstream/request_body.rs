@@ -177,7 +177,7 @@ pub enum BrokenBody {
 
 impl BrokenBody {
     /// Returns whether the client closed its connection or reset its stream, rather than sent a malformed body.
-    fn has_client_left(&self) -> bool {
+    pub fn has_client_left(&self) -> bool {
         match self {
             Self::Hyper(error) => is_caused_by_leaving(error),
             Self::Reset => true,

@@ -112,3 +112,29 @@ async fn a_client_that_leaves_before_the_end_of_its_body_is_gone_and_gets_no_sta
         assert!(received.truncated, "the gateway took it for whole: {received:?}");
     }
 }
+
+#[tokio::test]
+async fn a_body_that_breaks_off_inside_the_response_is_not_blamed_on_the_gateway() {
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&[], "").await;
+    for leaves in [None, Some(Leaves::Finishing), Some(Leaves::Resetting), Some(Leaves::Dropping)] {
+        let mut client = sidecar.connect_h1(OUTSIDER).await;
+        let head = request_text("POST /conversation", "Transfer-Encoding: chunked\r\n");
+        client.send(head + "5\r\nhello\r\n").await.unwrap();
+        assert_eq!(client.read_head().await.unwrap().status(), 200);
+        assert_eq!(client.read_chunk().await.as_deref(), Some(&b"hello"[..]));
+        match leaves {
+            None => {
+                client.send("zz\r\n").await.unwrap();
+                assert_eq!(client.read_rest().await, b"", "it must not look complete");
+            }
+            Some(Leaves::Finishing) => client.stream.shutdown().await.unwrap(),
+            Some(Leaves::Resetting) => client.stream.get_ref().0.set_zero_linger().unwrap(),
+            Some(Leaves::Dropping) => client.stream.get_mut().0.shutdown().await.unwrap(),
+        }
+    }
+    let wanted = counts(["bad_body", "client_gone", "client_gone", "client_gone"]);
+    for line in ends.check_counts(&sidecar, &wanted).await {
+        assert_eq!((&line["status"], &line["bytes"]), (&200.into(), &5.into()), "{line}");
+    }
+}
