@@ -187,11 +187,11 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, messages: &Receiver<Message>) {
-        let mut failing = false;
+        let mut is_failing = false;
         let mut count_at = std::time::Instant::now() + COUNT_INTERVAL;
         loop {
-            let left = count_at.saturating_duration_since(std::time::Instant::now());
-            let message = messages.recv_timeout(left);
+            let time_left = count_at.saturating_duration_since(std::time::Instant::now());
+            let message = messages.recv_timeout(time_left);
             let written = match message {
                 Ok(Message::Line(line)) => writeln!(self.output, "{line}"),
                 Ok(Message::Reopen) => open_output(self.path.as_deref()).map(|output| self.output = output),
@@ -207,9 +207,9 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             match written {
-                Ok(()) => failing = false,
-                Err(error) if !failing => {
-                    failing = true;
+                Ok(()) => is_failing = false,
+                Err(error) if !is_failing => {
+                    is_failing = true;
                     error!(
                         path = self.path.as_ref().map(|path| tracing::field::display(path.display())), %error,
                         "can't write the audit log; events are lost until it can be written again"

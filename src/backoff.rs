@@ -2,30 +2,30 @@
 
 use std::time::Duration;
 
-/// Pauses that double from `first` to `longest`.
+/// Pauses that double from `first_pause` to `longest_pause`.
 #[derive(Clone, Debug)]
 pub struct Backoff {
-    first: Duration,
-    longest: Duration,
-    next: Duration,
+    first_pause: Duration,
+    longest_pause: Duration,
+    next_pause: Duration,
 }
 
 impl Backoff {
-    /// Creates a back-off whose first pause is `first`. Each further pause is twice as long, up to `longest`.
-    pub const fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, longest, next: first }
+    /// Creates a back-off whose first pause is `first_pause`. Each further pause is twice as long, up to `longest_pause`.
+    pub const fn new(first_pause: Duration, longest_pause: Duration) -> Self {
+        Self { first_pause, longest_pause, next_pause: first_pause }
     }
 
     /// Returns the next pause, and doubles the one after it.
     pub fn next_pause(&mut self) -> Duration {
-        let now = self.next;
-        self.next = now.saturating_mul(2).min(self.longest);
-        now
+        let pause = self.next_pause;
+        self.next_pause = pause.saturating_mul(2).min(self.longest_pause);
+        pause
     }
 
     /// Makes the next pause the first one again. Callers do so after a success.
     pub fn reset(&mut self) {
-        self.next = self.first;
+        self.next_pause = self.first_pause;
     }
 }
 

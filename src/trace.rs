@@ -131,7 +131,7 @@ pub trait Recorder: Send + Sync + std::fmt::Debug {
 fn is_well_formed(value: &[u8]) -> bool {
     let are_digits = |part: &[u8]| part.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
     let is_zero = |part: &[u8]| part.iter().all(|digit| *digit == b'0');
-    let Some((head, rest)) = value.split_at_checked(TRACEPARENT_LENGTH) else { return false };
+    let Some((head, suffix)) = value.split_at_checked(TRACEPARENT_LENGTH) else { return false };
     let (version, trace, span, flags) = (&head[..2], &head[3..35], &head[36..52], &head[53..]);
     let parts = [version, trace, span, flags];
     parts.iter().all(|part| are_digits(part))
@@ -139,7 +139,7 @@ fn is_well_formed(value: &[u8]) -> bool {
         && version != b"ff"
         && !is_zero(trace)
         && !is_zero(span)
-        && (rest.is_empty() || version != b"00" && rest[0] == b'-')
+        && (suffix.is_empty() || version != b"00" && suffix[0] == b'-')
 }
 
 fn random_id<const N: usize>() -> [u8; N] {

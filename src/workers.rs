@@ -22,9 +22,9 @@ thread_local! {
 
 /// Returns the number of worker threads: `TOKIO_WORKER_THREADS`, or the number of processors available to this process.
 pub fn worker_count() -> usize {
-    let wanted =
+    let configured =
         std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|text| text.parse().ok()).filter(|count| *count > 0);
-    wanted.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
+    configured.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
 /// Returns the index of the worker that calls this function, or 0 on a thread that is not a worker.

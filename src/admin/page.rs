@@ -114,7 +114,7 @@ fn render_traffic(status: &Status) -> Markup {
 }
 
 fn render_certificate(certificate: &Certificate) -> Markup {
-    let left = certificate.expires_in_seconds;
+    let remaining_seconds = certificate.expires_in_seconds;
     html! {
         section {
             h2 { "Certificate" }
@@ -122,10 +122,10 @@ fn render_certificate(certificate: &Certificate) -> Markup {
                 @if let Some(problem) = &certificate.problem { dt { "Problem" } dd .bad { (problem) } }
                 dt { "Names" } dd { @for name in &certificate.names { code { (name) } " " } }
                 dt { "Expires" }
-                dd .bad[left <= 0] .warning[left > 0 && left < EXPIRES_SOON_SECONDS] {
+                dd .bad[remaining_seconds <= 0] .warning[remaining_seconds > 0 && remaining_seconds < EXPIRES_SOON_SECONDS] {
                     time datetime=(certificate.not_after) { (format_to_minute(&certificate.not_after)) }
-                    @match u64::try_from(left) {
-                        Ok(left) => { ", in " (format_seconds(left)) }
+                    @match u64::try_from(remaining_seconds) {
+                        Ok(remaining_seconds) => { ", in " (format_seconds(remaining_seconds)) }
                         Err(_) => ", has expired"
                     }
                 }
@@ -168,7 +168,7 @@ fn render_discovery(discovery: &DiscoveryStatus) -> Markup {
 }
 
 fn render_agents(status: &Status) -> Markup {
-    let (what, heading, label) = match status.discovery.source() {
+    let (noun, heading, label) = match status.discovery.source() {
         ("Kubernetes", _) => ("pod", "Pod", agent_labels::POD_AGENT),
         _ => ("container", "Container", agent_labels::AGENT),
     };
@@ -176,7 +176,7 @@ fn render_agents(status: &Status) -> Markup {
         section {
             h2 { "Agents" }
             @if status.agents.is_empty() && status.not_agents.is_empty() {
-                p .quiet { "No " (what) " is labelled " code { (label) } "." }
+                p .quiet { "No " (noun) " is labelled " code { (label) } "." }
             } @else {
                 div .scroll {
                     table {
@@ -198,10 +198,10 @@ fn render_agents(status: &Status) -> Markup {
                                     td .number { (agent.connections) }
                                 }
                             }
-                            @for other in &status.not_agents {
+                            @for candidate in &status.not_agents {
                                 tr {
-                                    td { code { (other.container) } }
-                                    td colspan="4" .warning { "not an agent: " (other.why) }
+                                    td { code { (candidate.container) } }
+                                    td colspan="4" .warning { "not an agent: " (candidate.why) }
                                 }
                             }
                         }

@@ -44,12 +44,12 @@ pub(super) fn why_not_ready(facts: &ReadinessFacts) -> Vec<String> {
         reasons.push("the container that owns this network namespace does not run".to_owned());
     }
     if facts.listeners == 0 {
-        let which = if facts.not_listening.is_empty() {
+        let unmatched = if facts.not_listening.is_empty() {
             String::new()
         } else {
             format!(" matches {}", facts.not_listening.join(", "))
         };
-        reasons.push(format!("no address to listen on{which}"));
+        reasons.push(format!("no address to listen on{unmatched}"));
     }
     if !facts.certificate_valid {
         let cause = facts.certificate_problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();

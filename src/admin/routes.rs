@@ -35,8 +35,8 @@ pub(super) async fn respond(
     }
     let is_host_allowed = host::is_allowed(request.headers(), &state.served.borrow().names);
     if !is_host_allowed {
-        let what = "this Host is not answered; use an IP address, localhost or a name in the certificate\n";
-        return Ok(text_response(StatusCode::MISDIRECTED_REQUEST, what));
+        let refusal = "this Host is not answered; use an IP address, localhost or a name in the certificate\n";
+        return Ok(text_response(StatusCode::MISDIRECTED_REQUEST, refusal));
     }
     if is_reload {
         return Ok(match reload::why_refused(peer.ip(), request.headers()) {

@@ -226,12 +226,12 @@ pub struct Connection {
 /// Formats a number of seconds in its two largest units, as in `2h 5m`.
 pub fn format_seconds(seconds: u64) -> String {
     let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
-    let mut left = seconds;
+    let mut remaining = seconds;
     let mut parts = Vec::new();
     for (size, unit) in units {
-        if left >= size {
-            parts.push(format!("{}{unit}", left / size));
-            left %= size;
+        if remaining >= size {
+            parts.push(format!("{}{unit}", remaining / size));
+            remaining %= size;
         } else if !parts.is_empty() {
             parts.push(String::new());
         }

@@ -17,23 +17,23 @@ type Version = (u64, u64, u64, Option<SystemTime>);
 pub(super) struct ConfigFile {
     path: Option<PathBuf>,
     /// The version that was read last.
-    read: Option<Version>,
+    last_read: Option<Version>,
     /// The version at the last check. A new version counts only if two checks in a row find it, so
     /// that a file is not read while it is being written.
-    last: Option<Version>,
+    last_seen: Option<Version>,
 }
 
 impl ConfigFile {
     /// Creates a watcher of the file at `path`, which has just been read.
     pub(super) fn new(path: Option<PathBuf>) -> Self {
-        let mut file = Self { path, read: None, last: None };
+        let mut file = Self { path, last_read: None, last_seen: None };
         file.mark_read();
         file
     }
 
     /// Notes that the present version of the file is being read.
     pub(super) fn mark_read(&mut self) {
-        self.read = self.read_version();
+        self.last_read = self.read_version();
     }
 
     /// Resolves when the file has changed. A file that is missing, or is a pipe, does not count as changed.
@@ -51,9 +51,9 @@ impl ConfigFile {
 
     fn has_changed(&mut self) -> bool {
         let now = self.read_version();
-        let settled = now.is_some() && now == self.last;
-        self.last = now;
-        settled && now != self.read
+        let settled = now.is_some() && now == self.last_seen;
+        self.last_seen = now;
+        settled && now != self.last_read
     }
 
     fn read_version(&self) -> Option<Version> {

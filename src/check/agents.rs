@@ -52,9 +52,13 @@ fn normalized_capability(name: &str) -> String {
 pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Report) {
     let names: BTreeSet<&str> = view.agents.values().map(|agent| agent.name.as_str()).collect();
     for name in names {
-        let of_it = || view.agents.iter().filter(|(_, agent)| agent.name == name);
-        let addresses: Vec<String> = of_it().map(|(ip, _)| ip.to_string()).collect();
-        let proof = if of_it().all(|(_, agent)| agent.kind == AgentKind::Attested) { "attested" } else { "by address" };
+        let addresses_of_agent = || view.agents.iter().filter(|(_, agent)| agent.name == name);
+        let addresses: Vec<String> = addresses_of_agent().map(|(ip, _)| ip.to_string()).collect();
+        let proof = if addresses_of_agent().all(|(_, agent)| agent.kind == AgentKind::Attested) {
+            "attested"
+        } else {
+            "by address"
+        };
         report.add_passed("agents", format!("{name} ({}) is one, {proof}", addresses.join(", ")));
     }
     for (container, why) in &view.not_agents {
@@ -145,9 +149,9 @@ fn judge_own_addresses(risks: &AddressRisks, config: &Config, report: &mut Repor
     let is_agent = config.listen.own_addresses == OwnAddresses::Agent;
     if risks.user_namespace && is_agent {
         let remedy = Remedy::Loopgate { key: "listen.own_addresses", value: json!("external") };
-        let observation =
+        let description =
             "this process is in a user namespace, as on a rootless engine, and listen.own_addresses is agent";
-        report.add_finding(&kind::OWN_ADDRESSES, observation, remedy);
+        report.add_finding(&kind::OWN_ADDRESSES, description, remedy);
     } else {
         let lane = if is_agent { "agent" } else { "external" };
         let engine = if risks.user_namespace { "the engine may be rootless" } else { "the engine is not rootless" };
@@ -161,16 +165,17 @@ fn judge_trusted_bridge_addresses(view: &View, config: &Config, report: &mut Rep
         [("external.trusted_proxies", &config.external.trusted_proxies), ("agents.cidrs", &config.agents.cidrs)];
     for (key, list) in lists {
         // A network in agents.cidrs does not make the bridge an agent, unless it is exactly the bridge's address.
-        let means_it = |net: &IpNet, ip: &IpAddr| {
+        let trusts_bridge = |net: &IpNet, ip: &IpAddr| {
             net.contains(ip) && (key != "agents.cidrs" || net.prefix_len() == net.max_prefix_len())
         };
         for ip in &view.bridge_gateways {
-            if let Some(net) = list.iter().find(|net| means_it(net, ip)) {
-                let rest: Vec<String> = list.iter().filter(|other| *other != net).map(ToString::to_string).collect();
+            if let Some(net) = list.iter().find(|net| trusts_bridge(net, ip)) {
+                let remaining: Vec<String> =
+                    list.iter().filter(|other| *other != net).map(ToString::to_string).collect();
                 report.add_finding(
                     &kind::BRIDGE_TRUSTED,
                     format!("{key} has {net}, and {ip} is the bridge itself"),
-                    Remedy::Loopgate { key, value: json!(rest) },
+                    Remedy::Loopgate { key, value: json!(remaining) },
                 );
             }
         }

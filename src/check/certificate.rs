@@ -36,16 +36,16 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
         );
         report.add_finding(&kind::CERTIFICATE_PROBLEM, problem.clone(), remedy);
     }
-    let found = match &state.report {
+    let report_on_files = match &state.report {
         None => return,
-        Some(Ok(found)) => found,
+        Some(Ok(report_on_files)) => report_on_files,
         Some(Err(error)) => {
             let remedy = Remedy::in_words("repair or remove the file that it names; loopgate creates what is missing");
             return report.add_finding(&kind::CERTIFICATE_UNREADABLE, error.clone(), remedy);
         }
     };
-    judge_validity(state, found, report);
-    if let Some(ca) = found.ca.as_ref().filter(|ca| state.now < ca.not_before) {
+    judge_validity(state, report_on_files, report);
+    if let Some(ca) = report_on_files.ca.as_ref().filter(|ca| state.now < ca.not_before) {
         let remedy = Remedy::in_words("set this clock right (NTP)");
         report.add_finding(
             &kind::CLOCK_CA,
@@ -53,14 +53,17 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
             remedy,
         );
     }
-    if let Some(issuer) = &found.missing_issuer {
-        let what = format!("{} does not contain the certificate of its issuer, {issuer}", found.server.file.display());
+    if let Some(issuer) = &report_on_files.missing_issuer {
+        let description = format!(
+            "{} does not contain the certificate of its issuer, {issuer}",
+            report_on_files.server.file.display()
+        );
         let remedy = Remedy::in_words(
             "append the issuer's certificate to the file, unless every client trusts that issuer itself",
         );
-        report.add_finding(&kind::CERTIFICATE_CHAIN, what, remedy);
+        report.add_finding(&kind::CERTIFICATE_CHAIN, description, remedy);
     }
-    judge_names(state, found, report);
+    judge_names(state, report_on_files, report);
 }
 
 /// Adds the finding about the validity of the server certificate.
@@ -87,19 +90,19 @@ fn judge_validity(state: &CertificateState, found: &offline::Report, report: &mu
 }
 
 /// Adds the finding about names and addresses that the server certificate lacks.
-fn judge_names(state: &CertificateState, found: &offline::Report, report: &mut Report) {
-    let server = &found.server;
+fn judge_names(state: &CertificateState, offline_report: &offline::Report, report: &mut Report) {
+    let server = &offline_report.server;
     let missing: Vec<&str> = state
         .wanted
         .iter()
-        .filter(|name| !server.names.iter().any(|has| matches_name(has, name)))
+        .filter(|name| !server.names.iter().any(|certified| matches_name(certified, name)))
         .map(String::as_str)
         .collect();
     if missing.is_empty() {
         report.add_passed("certificate", format!("it has every name and address: {}", state.wanted.join(" ")));
         return;
     }
-    let what = format!("{} is not for {}", server.file.display(), missing.join(", "));
+    let description = format!("{} is not for {}", server.file.display(), missing.join(", "));
     let remedy = if state.own_pair {
         Remedy::in_words(format!(
             "have it issued for {} too, or let clients connect only to the names that it has",
@@ -113,14 +116,15 @@ fn judge_names(state: &CertificateState, found: &offline::Report, report: &mut R
     } else {
         Remedy::in_words("restart the sidecar with this configuration: it adds the missing names to its certificate")
     };
-    report.add_finding(&kind::CERTIFICATE_NAMES, what, remedy);
+    report.add_finding(&kind::CERTIFICATE_NAMES, description, remedy);
 }
 
 /// Returns whether `has`, a name in a certificate, matches `name` (RFC 6125: `*` matches one label).
-fn matches_name(has: &str, name: &str) -> bool {
-    let rest = |name: &str| name.split_once('.').map(|(_, rest)| rest.to_owned());
-    has.eq_ignore_ascii_case(name)
-        || (has.strip_prefix("*.").is_some() && rest(has) == rest(&name.to_ascii_lowercase()))
+fn matches_name(certified: &str, name: &str) -> bool {
+    let parent_domain = |name: &str| name.split_once('.').map(|(_, parent_domain)| parent_domain.to_owned());
+    certified.eq_ignore_ascii_case(name)
+        || (certified.strip_prefix("*.").is_some()
+            && parent_domain(certified) == parent_domain(&name.to_ascii_lowercase()))
 }
 
 #[cfg(test)]

@@ -47,10 +47,10 @@ pub fn judge(state: &EngineState, report: &mut Report) {
         return report.add_passed("docker", "discovery is off");
     };
     if let Some(host) = &state.unused_docker_host {
-        let what = format!("DOCKER_HOST is {host}, while {engine} is configured and used");
+        let description = format!("DOCKER_HOST is {host}, while {engine} is configured and used");
         report.add_finding(
             &kind::DOCKER_HOST,
-            what,
+            description,
             Remedy::in_words("unset DOCKER_HOST, or set --docker auto, which uses it"),
         );
     }
@@ -69,25 +69,25 @@ pub fn judge(state: &EngineState, report: &mut Report) {
     }
     report.add_passed("docker", format!("{engine} is followed"));
     for answer in state.needed.iter().filter(|answer| (400..500).contains(&answer.status)) {
-        let text = answer
+        let reason = answer
             .refusal
             .as_deref()
-            .filter(|text| !text.is_empty())
-            .map(|text| format!(": {text}"))
+            .filter(|reason| !reason.is_empty())
+            .map(|reason| format!(": {reason}"))
             .unwrap_or_default();
-        let what = format!("GET {} is answered {}{text}", answer.path, answer.status);
+        let description = format!("GET {} is answered {}{reason}", answer.path, answer.status);
         let remedy = "permit exactly that path, for GET, in the socket's filter; or correct what the answer says, if \
                       it is the engine's own";
-        report.add_finding(&kind::DOCKER_FORBIDDEN, what, Remedy::in_words(remedy));
+        report.add_finding(&kind::DOCKER_FORBIDDEN, description, Remedy::in_words(remedy));
     }
     match &state.needless {
         // The engine itself responded. 400 is its response to a query without a file name.
         Some(PathStatus { path, status: status @ (400 | 200..300), .. }) => {
-            let what = format!(
+            let description = format!(
                 "GET {path} gets through to the engine ({status}), which returns any file of any container on it"
             );
             let remedy = "put a filter before the socket that permits exact paths only, as docker/socket-filter does";
-            report.add_finding(&kind::DOCKER_WIDE, what, Remedy::in_words(remedy));
+            report.add_finding(&kind::DOCKER_WIDE, description, Remedy::in_words(remedy));
         }
         Some(PathStatus { status: 400.., .. }) => {
             report.add_passed("docker", "it refuses the one request tried that loopgate does not need")
@@ -96,12 +96,12 @@ pub fn judge(state: &EngineState, report: &mut Report) {
     }
     match state.clock_ahead_seconds {
         Some(seconds) if seconds.unsigned_abs() > TOLERANCE.as_secs() => {
-            let what = format!(
+            let description = format!(
                 "the Docker host's clock is {} s {}",
                 seconds.abs(),
                 if seconds > 0 { "ahead" } else { "behind" }
             );
-            report.add_finding(&kind::CLOCK, what, Remedy::in_words("let both hosts set their clocks by NTP"));
+            report.add_finding(&kind::CLOCK, description, Remedy::in_words("let both hosts set their clocks by NTP"));
         }
         Some(_) => report.add_passed("clock", "it agrees with the Docker host's"),
         None => {}

@@ -44,16 +44,16 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
         if view.agents.values().any(|agent| agent.kind == AgentKind::Attested) {
             needed.push(("/containers/{id}/top", format!("/containers/{}/top", owner.id)));
         }
-        for (path, asked) in needed {
-            state.needed.extend(engine.probe(&asked).await.ok().map(|answer| PathStatus {
+        for (path, requested) in needed {
+            state.needed.extend(engine.probe(&requested).await.ok().map(|answer| PathStatus {
                 path,
                 status: answer.status,
                 refusal: answer.refusal,
             }));
         }
     }
-    let (path, asked) = NEEDLESS;
-    state.needless = engine.probe(asked).await.ok().map(|answer| PathStatus {
+    let (path, requested) = NEEDLESS;
+    state.needless = engine.probe(requested).await.ok().map(|answer| PathStatus {
         path,
         status: answer.status,
         refusal: answer.refusal,
@@ -66,16 +66,16 @@ pub async fn containers_in_this_namespace(engine: Option<&Engine>, view: &View) 
     let (Some(engine), Some(owner)) = (engine, &view.owner) else { return Vec::new() };
     let Ok((listed, _)) = engine.list_containers().await else { return Vec::new() };
     let joined = format!("container:{}", owner.id);
-    let mut found = Vec::new();
+    let mut containers = Vec::new();
     for summary in listed {
         let joins = summary.host_config.and_then(|host| host.network_mode).is_some_and(|mode| mode == joined);
         let Some(id) = summary.id.filter(|id| joins || *id == owner.id) else { continue };
         let Ok(inspected) = engine.inspect_container(&id).await else { continue };
         let name = summary.names.unwrap_or_default().first().map_or(id, |name| name.trim_start_matches('/').to_owned());
         let words = inspected.path.into_iter().chain(inspected.args.unwrap_or_default()).collect();
-        found.push(Container { name, words, variables: inspected.config.unwrap_or_default().bind_variables });
+        containers.push(Container { name, words, variables: inspected.config.unwrap_or_default().bind_variables });
     }
-    found
+    containers
 }
 
 /// Returns the names of agents by address whose containers have NET_RAW. Containers that can't be
@@ -85,7 +85,7 @@ pub async fn agents_with_net_raw(engine: Option<&Engine>, view: &View) -> Vec<St
     let by_address = view.agents.values().filter(|agent| agent.kind == AgentKind::Address);
     let ids: BTreeMap<&str, &str> = by_address.map(|agent| (agent.name.as_str(), agent.id.as_str())).collect();
     let is_podman = engine.probe("/_ping").await.is_ok_and(|answer| answer.is_podman);
-    let mut found = Vec::new();
+    let mut names = Vec::new();
     for (name, id) in ids {
         let Some(host) = engine.inspect_container(id).await.ok().and_then(|inspected| inspected.host_config) else {
             continue;
@@ -97,8 +97,8 @@ pub async fn agents_with_net_raw(engine: Option<&Engine>, view: &View) -> Vec<St
             dropped: host.cap_drop.unwrap_or_default(),
         };
         if capabilities.has_net_raw() {
-            found.push(name.to_owned());
+            names.push(name.to_owned());
         }
     }
-    found
+    names
 }

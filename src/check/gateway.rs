@@ -76,14 +76,14 @@ fn judge_lanes(observation: &Observation, report: &mut Report) {
     match &observation.external {
         Classification::Remote => report.add_passed("external lane", "the gateway takes its clients for remote ones"),
         Classification::Local => {
-            let what = format!(
+            let description = format!(
                 "a request from {source} that is forwarded for 198.51.100.7 is answered as one of a local client"
             );
-            report.add_finding(&kind::EXTERNAL_LOCAL, what, trust_exactly_remedy(source));
+            report.add_finding(&kind::EXTERNAL_LOCAL, description, trust_exactly_remedy(source));
         }
         Classification::Refused => {
-            let what = format!("a forwarded request from {source} is answered 403 (proxy_attribution_required)");
-            report.add_finding(&kind::PROXIES_MISSING, what, trust_exactly_remedy(source));
+            let description = format!("a forwarded request from {source} is answered 403 (proxy_attribution_required)");
+            report.add_finding(&kind::PROXIES_MISSING, description, trust_exactly_remedy(source));
         }
         Classification::Unclear(answer) => {
             let remedy = Remedy::in_words(
@@ -99,8 +99,9 @@ fn judge_lanes(observation: &Observation, report: &mut Report) {
     match observation.local {
         Classification::Local => report.add_passed("agent lane", "the gateway takes its clients for local ones"),
         Classification::Remote | Classification::Refused => {
-            let what = "a request from 127.0.0.1 without forwarding headers is answered as one of a remote client";
-            report.add_finding(&kind::PROXIES_LOOPBACK, what, trust_exactly_remedy(source));
+            let description =
+                "a request from 127.0.0.1 without forwarding headers is answered as one of a remote client";
+            report.add_finding(&kind::PROXIES_LOOPBACK, description, trust_exactly_remedy(source));
         }
         Classification::Unclear(_) => {}
     }
@@ -109,7 +110,7 @@ fn judge_lanes(observation: &Observation, report: &mut Report) {
 fn judge_trusted_proxies(observation: &Observation, report: &mut Report) {
     let source = observation.external_source;
     for (proxy, trusted) in &observation.trusts {
-        let what = format!("{proxy} is believed about its clients");
+        let description = format!("{proxy} is believed about its clients");
         match (*proxy == source, trusted) {
             (true, true) => report.add_passed("external lane", format!("{source} is trusted as a proxy")),
             (true, false) => report.add_finding(
@@ -119,9 +120,9 @@ fn judge_trusted_proxies(observation: &Observation, report: &mut Report) {
             ),
             // A gateway that still takes its own clients for local ones is one of the newer versions.
             (false, true) if is_first_loopback(proxy) && observation.local != Classification::Local => {
-                report.add_finding(&kind::PROXIES_LOOPBACK, what, trust_exactly_remedy(source))
+                report.add_finding(&kind::PROXIES_LOOPBACK, description, trust_exactly_remedy(source))
             }
-            (false, true) => report.add_finding(&kind::PROXIES_WIDE, what, trust_exactly_remedy(source)),
+            (false, true) => report.add_finding(&kind::PROXIES_WIDE, description, trust_exactly_remedy(source)),
             (false, false) => {}
         }
     }
@@ -136,12 +137,12 @@ fn judge_origins(observation: &Observation, report: &mut Report) {
     let refused: Vec<&String> =
         observation.origins.iter().filter(|(_, allowed)| !allowed).map(|(origin, _)| origin).collect();
     if !refused.is_empty() {
-        let all: Vec<&String> = observation.allowed.iter().chain(refused.iter().copied()).collect();
-        let remedy = Remedy::OpenClaw { key: "gateway.controlUi.allowedOrigins", value: json!(all) };
-        let list = refused.iter().map(|origin| origin.as_str()).collect::<Vec<_>>().join(", ");
+        let wanted_origins: Vec<&String> = observation.allowed.iter().chain(refused.iter().copied()).collect();
+        let remedy = Remedy::OpenClaw { key: "gateway.controlUi.allowedOrigins", value: json!(wanted_origins) };
+        let refused_list = refused.iter().map(|origin| origin.as_str()).collect::<Vec<_>>().join(", ");
         report.add_finding(
             &kind::ORIGIN,
-            format!("a page from {list} may not connect (leave out what no browser's address bar shows)"),
+            format!("a page from {refused_list} may not connect (leave out what no browser's address bar shows)"),
             remedy,
         );
     }

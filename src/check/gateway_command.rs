@@ -19,9 +19,9 @@ pub struct Container {
 /// address that is not loopback, or end the program that listens on its port, such as loopgate.
 pub fn judge(containers: &[Container], report: &mut Report) {
     for container in containers {
-        for text in overriding_settings(container) {
-            let what = format!("the container {} has {text}", container.name);
-            report.add_finding(&kind::GATEWAY_COMMAND, what, command_remedy());
+        for setting in overriding_settings(container) {
+            let description = format!("the container {} has {setting}", container.name);
+            report.add_finding(&kind::GATEWAY_COMMAND, description, command_remedy());
         }
     }
 }
@@ -29,8 +29,9 @@ pub fn judge(containers: &[Container], report: &mut Report) {
 /// Adds the finding about a gateway that is exposed although `bind` in its configuration file is `loopback`.
 pub fn judge_file(bind: Option<&str>, is_exposed: bool, report: &mut Report) {
     if is_exposed && bind == Some("loopback") {
-        let what = "gateway.bind in openclaw.json is \"loopback\", but the gateway answers on an address of the bridge";
-        report.add_finding(&kind::GATEWAY_COMMAND, what, command_remedy());
+        let description =
+            "gateway.bind in openclaw.json is \"loopback\", but the gateway answers on an address of the bridge";
+        report.add_finding(&kind::GATEWAY_COMMAND, description, command_remedy());
     }
 }
 
@@ -49,17 +50,23 @@ fn overriding_settings(container: &Container) -> Vec<String> {
     if !words.contains(&"gateway") {
         return Vec::new();
     }
-    let after = words.iter().zip(words.iter().skip(1)).filter(|(word, _)| **word == "--bind").map(|(_, bind)| *bind);
-    let bind = after.chain(words.iter().filter_map(|word| word.strip_prefix("--bind=")));
-    let mut found: Vec<String> =
-        bind.filter(|bind| *bind != "loopback").map(|bind| format!("--bind {bind} in its command line")).collect();
+    let separate_values = words
+        .iter()
+        .zip(words.iter().skip(1))
+        .filter(|(word, _)| **word == "--bind")
+        .map(|(_, bind_values)| *bind_values);
+    let bind_values = separate_values.chain(words.iter().filter_map(|word| word.strip_prefix("--bind=")));
+    let mut settings: Vec<String> = bind_values
+        .filter(|bind_values| *bind_values != "loopback")
+        .map(|bind_values| format!("--bind {bind_values} in its command line"))
+        .collect();
     if words.contains(&"--force") {
-        found.push("--force in its command line".into());
+        settings.push("--force in its command line".into());
     }
     let variables =
         container.variables.iter().filter(|variable| !matches!(variable.split_once('='), Some((_, "" | "loopback"))));
-    found.extend(variables.map(|variable| format!("{variable} in its environment")));
-    found
+    settings.extend(variables.map(|variable| format!("{variable} in its environment")));
+    settings
 }
 
 #[cfg(test)]

@@ -16,10 +16,10 @@ pub struct ApiServerState {
 
 /// Adds the findings about the API server.
 pub fn judge(state: &ApiServerState, report: &mut Report) {
-    for what in &state.forbidden {
+    for forbidden_request in &state.forbidden {
         let remedy = "bind that role to the pod's service account; charts/loopgate does so with \
                       agents.discovery=kubernetes, and with agents.attested";
-        report.add_finding(&kind::KUBERNETES_FORBIDDEN, what.clone(), Remedy::in_words(remedy));
+        report.add_finding(&kind::KUBERNETES_FORBIDDEN, forbidden_request.clone(), Remedy::in_words(remedy));
     }
     match &state.error {
         None => report.add_passed("kubernetes", format!("{} is followed", state.api)),

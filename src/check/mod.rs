@@ -120,9 +120,9 @@ async fn examine_gateway(
     gateway_command::judge_file(bind, !observation.exposed.is_empty(), report);
     if observation.server == Server::Old {
         let directory = file.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
-        let kept = config.gateway.state_dir.is_some();
+        let keeps_paired = config.gateway.state_dir.is_some();
         let scopes = directory.and_then(files::gateway_device_scopes);
-        own_device::judge(&own_device::Observation { kept, scopes }, report);
+        own_device::judge(&own_device::Observation { keeps_paired, scopes }, report);
     }
     forwards::judge(&forwards::probe(config).await, report);
     gateway_files::judge(&files::find_unreadable_files(&config.gateway), report);
@@ -192,18 +192,18 @@ fn browser_origins(config: &Config, allowed: &[String]) -> Vec<String> {
         _ => false,
     };
     let port = config.listen.on.first().map_or(HTTPS, |on| on.port);
-    let of_name = |name: &String| {
+    let origins_of_name = |name: &String| {
         let bare = format!("https://{name}");
         let with_port = format!("{bare}:");
-        let known: Vec<String> =
+        let allowed_already: Vec<String> =
             allowed.iter().filter(|origin| **origin == bare || origin.starts_with(&with_port)).cloned().collect();
         match () {
-            () if !known.is_empty() => known,
+            () if !allowed_already.is_empty() => allowed_already,
             () if port == HTTPS => vec![bare],
             () => vec![format!("{bare}:{port}")],
         }
     };
-    config.tls.names.iter().filter(is_public).flat_map(of_name).collect()
+    config.tls.names.iter().filter(is_public).flat_map(origins_of_name).collect()
 }
 
 /// Returns the origin at which clients from outside reach loopgate: the first `https` origin in `allowed` that has
@@ -230,20 +230,20 @@ fn observe_certificate(
 ) -> certificate::CertificateState {
     let own_pair = config.tls.provided.as_ref().map(|pair| pair.chain.as_path());
     let running = status.and_then(|status| status.as_ref().ok());
-    let made = own_pair.is_some() || config.state_dir.join("server.pem").exists();
-    let names = if own_pair.is_some() { &[][..] } else { &config.tls.names };
+    let exists = own_pair.is_some() || config.state_dir.join("server.pem").exists();
+    let configured_names = if own_pair.is_some() { &[][..] } else { &config.tls.names };
     let addresses = reachable_addresses(&config.listen.on, config.gateway.address, view);
     // Docker accepts network aliases that are not valid as a name in a certificate. They are left out.
-    let found = view
+    let discovered_names = view
         .own_names
         .iter()
         .filter_map(|name| name.parse::<SubjectName>().ok())
         .chain(addresses.into_iter().map(SubjectName::Ip));
     certificate::CertificateState {
-        report: made.then(|| offline::show(&config.state_dir, own_pair).map_err(|error| error_chain(&error))),
+        report: exists.then(|| offline::show(&config.state_dir, own_pair).map_err(|error| error_chain(&error))),
         own_pair: own_pair.is_some(),
         follows_names: config.tls.follow_names,
-        wanted: names.iter().cloned().chain(found.map(|name| name.to_string())).collect(),
+        wanted: configured_names.iter().cloned().chain(discovered_names.map(|name| name.to_string())).collect(),
         problem: running.and_then(|status| status.certificate.problem.clone()),
         now: format_rfc3339(OffsetDateTime::now_utc()),
     }

@@ -74,22 +74,22 @@ pub fn judge(observation: &Observation, report: &mut Report) {
             report.add_finding(&kind::MESH_PROXY, format!("{listener} is a port of {name}"), remedy);
         }
     }
-    let others = observation.listeners.iter().filter(|listener| {
+    let other_listeners = observation.listeners.iter().filter(|listener| {
         !listener.ip().is_loopback()
             && !observation.expected.contains(&listener.port())
             && mesh(listener.port()).is_none()
     });
-    for listener in others {
-        let what = format!("a program other than loopgate and the gateway listens on {listener}");
+    for listener in other_listeners {
+        let description = format!("a program other than loopgate and the gateway listens on {listener}");
         if observation.own_addresses_are_agents {
             let remedy = Remedy::Loopgate { key: "listen.own_addresses", value: "external".into() };
-            report.add_finding(&kind::OWN_ADDRESSES, what, remedy);
+            report.add_finding(&kind::OWN_ADDRESSES, description, remedy);
         } else if observation.is_container {
             let remedy = Remedy::in_words(
                 "if it forwards connections, or sends requests for its clients, move it out of the gateway's network \
                  namespace: whatever it connects to on 127.0.0.1 takes it for a local client",
             );
-            report.add_finding(&kind::OTHER_LISTENER, what, remedy);
+            report.add_finding(&kind::OTHER_LISTENER, description, remedy);
         }
     }
 }

@@ -114,17 +114,17 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
 /// Adds the findings about keys that keep `auth.mode: "trusted-proxy"` from working behind loopgate.
 fn judge_proxy_auth(auth: &Value, report: &mut Report) {
     if auth["trustedProxy"]["allowLoopback"] != true {
-        let seen = "gateway.auth.mode is \"trusted-proxy\" without gateway.auth.trustedProxy.allowLoopback";
+        let description = "gateway.auth.mode is \"trusted-proxy\" without gateway.auth.trustedProxy.allowLoopback";
         let remedy = Remedy::OpenClaw { key: "gateway.auth.trustedProxy.allowLoopback", value: json!(true) };
-        report.add_finding(&kind::PROXY_AUTH_LOOPBACK, seen, remedy);
+        report.add_finding(&kind::PROXY_AUTH_LOOPBACK, description, remedy);
     }
     if !auth["token"].is_null() {
-        let seen = "gateway.auth.mode is \"trusted-proxy\", and there is a gateway.auth.token";
+        let description = "gateway.auth.mode is \"trusted-proxy\", and there is a gateway.auth.token";
         let remedy = Remedy::in_words(
             "run `openclaw config unset gateway.auth.token` where the gateway is, and take OPENCLAW_GATEWAY_TOKEN out \
              of its environment",
         );
-        report.add_finding(&kind::PROXY_AUTH_TOKEN, seen, remedy);
+        report.add_finding(&kind::PROXY_AUTH_TOKEN, description, remedy);
     }
 }
 
@@ -136,18 +136,19 @@ fn judge_identity_headers(auth: &Value, policy: &LanePolicy, report: &mut Report
     }
     let proxy = &auth["trustedProxy"];
     let user = proxy["userHeader"].as_str().map(|name| ("userHeader", name));
-    for (key, text) in
+    for (key, header) in
         user.into_iter().chain(strings_in(&proxy["requiredHeaders"]).map(|name| ("requiredHeaders", name)))
     {
-        if text.parse::<HeaderName>().is_ok_and(|name| policy.controls_header(&name)) {
+        if header.parse::<HeaderName>().is_ok_and(|name| policy.controls_header(&name)) {
             continue;
         }
-        let seen = format!("gateway.auth.trustedProxy.{key} has {text:?}, which loopgate passes on from any client");
+        let description =
+            format!("gateway.auth.trustedProxy.{key} has {header:?}, which loopgate passes on from any client");
         let remedy = Remedy::in_words(format!(
-            "use x-forwarded-user, which loopgate sets, or add {text:?} to external.identity_headers, so that only \
+            "use x-forwarded-user, which loopgate sets, or add {header:?} to external.identity_headers, so that only \
              trusted proxies may send it"
         ));
-        report.add_finding(&kind::IDENTITY_HEADER, seen, remedy);
+        report.add_finding(&kind::IDENTITY_HEADER, description, remedy);
     }
 }
 
@@ -171,33 +172,33 @@ fn judge_control_ui(control_ui: &Value, report: &mut Report) {
 
 fn judge_trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
     let source = wanted.external_source;
-    let mut trusted = false;
+    let mut is_trusted = false;
     for entry in strings_in(list) {
-        let seen = format!("gateway.trustedProxies has {entry:?}");
+        let description = format!("gateway.trustedProxies has {entry:?}");
         let net = entry.parse::<IpNet>().ok().or_else(|| entry.parse::<IpAddr>().ok().map(IpNet::from));
         let Some(net) = net else {
             report.add_finding(
                 &kind::PROXIES_WIDE,
-                format!("{seen}, which is no address"),
+                format!("{description}, which is no address"),
                 trust_exactly_remedy(source),
             );
             continue;
         };
-        trusted |= net.contains(&source);
+        is_trusted |= net.contains(&source);
         let firsts: [IpAddr; 2] = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
         if !wanted.knows_local_clients && firsts.iter().any(|first| is_first_loopback(first) && net.contains(first)) {
-            report.add_finding(&kind::PROXIES_LOOPBACK, seen, trust_exactly_remedy(source));
+            report.add_finding(&kind::PROXIES_LOOPBACK, description, trust_exactly_remedy(source));
         } else if net != IpNet::from(source) {
-            report.add_finding(&kind::PROXIES_WIDE, seen, trust_exactly_remedy(source));
+            report.add_finding(&kind::PROXIES_WIDE, description, trust_exactly_remedy(source));
         }
     }
-    if !trusted {
-        let seen = if list.is_null() {
+    if !is_trusted {
+        let description = if list.is_null() {
             "there is no gateway.trustedProxies".into()
         } else {
             format!("gateway.trustedProxies is {list}")
         };
-        report.add_finding(&kind::PROXIES_MISSING, seen, trust_exactly_remedy(source));
+        report.add_finding(&kind::PROXIES_MISSING, description, trust_exactly_remedy(source));
     }
 }
 

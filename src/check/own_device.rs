@@ -10,7 +10,7 @@ use crate::openclaw::pair::SCOPES;
 #[derive(Clone, Debug, Default)]
 pub struct Observation {
     /// Whether loopgate keeps the device paired, because `gateway.state_dir` is set.
-    pub kept: bool,
+    pub keeps_paired: bool,
     /// The scopes that the device is paired for; `None` if the state can't be read, or has no such device yet.
     pub scopes: Option<Vec<String>>,
 }
@@ -25,16 +25,16 @@ pub fn judge(observation: &Observation, report: &mut Report) {
     if missing.is_empty() {
         return report.add_passed("own device", "the gateway's own device is paired for all scopes");
     }
-    let what = match &observation.scopes {
+    let description = match &observation.scopes {
         Some(_) => format!("the gateway's own device is not paired for {}", missing.join(", ")),
-        None if observation.kept => {
+        None if observation.keeps_paired => {
             "the state directory (gateway.state_dir) has no paired device of the gateway yet".into()
         }
         None => "the gateway's paired devices were not read: give --openclaw-config the openclaw.json in its state \
                  directory"
             .into(),
     };
-    let remedy = if observation.kept {
+    let remedy = if observation.keeps_paired {
         "see the sidecar's log for why it could not pair the device; it tries again within a minute, and approves the \
          device itself where the gateway wants an approval"
     } else {
@@ -43,9 +43,9 @@ pub fn judge(observation: &Observation, report: &mut Report) {
          --token-file FILE"
     };
     // If no paired device was found, the file that was given may not belong to this gateway's state.
-    let is_unknown = observation.scopes.is_none() && !observation.kept;
+    let is_unknown = observation.scopes.is_none() && !observation.keeps_paired;
     let kind = if is_unknown { &kind::OWN_DEVICE_UNKNOWN } else { &kind::OWN_DEVICE };
-    report.add_finding(kind, what, Remedy::in_words(remedy));
+    report.add_finding(kind, description, Remedy::in_words(remedy));
 }
 
 #[cfg(test)]
@@ -68,13 +68,13 @@ mod tests {
             (true, of(&["operator.admin"]), &["own-device-unpaired"], "operator.approvals"),
             (true, of(&SCOPES), &[], ""),
         ];
-        for (kept, scopes, ids, words) in table {
+        for (keeps_paired, scopes, ids, words) in table {
             let mut report = Report::default();
-            judge(&Observation { kept, scopes: scopes.clone() }, &mut report);
-            assert_eq!(report.ids(), ids, "{kept} {scopes:?}");
+            judge(&Observation { keeps_paired, scopes: scopes.clone() }, &mut report);
+            assert_eq!(report.ids(), ids, "{keeps_paired} {scopes:?}");
             assert!(report.findings.iter().all(|finding| finding.seen[0].contains(words)), "{:?}", report.findings);
             // `check` fails while sub-agents are known to.
-            assert_eq!(report.has_errors(), ids == ["own-device-unpaired"], "{kept} {scopes:?}");
+            assert_eq!(report.has_errors(), ids == ["own-device-unpaired"], "{keeps_paired} {scopes:?}");
         }
     }
 }

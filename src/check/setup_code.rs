@@ -29,31 +29,31 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
     };
     let stated = non_empty_text(&plugin["config"]["publicUrl"]);
     if let Some(url) = stated.filter(|url| !is_encrypted(url)) {
-        let seen = format!("{KEY} is {url:?}, which is not encrypted: loopgate's port speaks TLS only");
-        return report.add_finding(&kind::SETUP_CODE, seen, remedy());
+        let description = format!("{KEY} is {url:?}, which is not encrypted: loopgate's port speaks TLS only");
+        return report.add_finding(&kind::SETUP_CODE, description, remedy());
     }
     if !plugins["allow"].is_null() && !strings_in(&plugins["allow"]).any(|plugin| plugin == "device-pair") {
         // The plugin is not loaded, so its URL is not read.
-        let seen = "plugins.allow does not list device-pair, which makes setup codes";
+        let description = "plugins.allow does not list device-pair, which makes setup codes";
         return report.add_finding(
             &kind::SETUP_CODE,
-            seen,
+            description,
             Remedy::in_words("in openclaw.json add \"device-pair\" to plugins.allow"),
         );
     }
     let tailscale =
         non_empty_text(&gateway["tailscale"]["mode"]).is_some_and(|mode| matches!(mode, "serve" | "funnel"));
-    let known = [stated, non_empty_text(&gateway["publicOrigin"]), non_empty_text(&gateway["remote"]["url"])]
+    let advertised_url = [stated, non_empty_text(&gateway["publicOrigin"]), non_empty_text(&gateway["remote"]["url"])]
         .into_iter()
         .flatten()
         .next();
-    match known {
+    match advertised_url {
         Some(url) => report.add_passed("setup codes", format!("they lead phones to {url}")),
         None if tailscale => report.add_passed("setup codes", "they lead phones to Tailscale's name of this machine"),
         None => {
-            let seen = "the gateway knows no URL that phones can reach: `openclaw qr` and /pair advise \
+            let description = "the gateway knows no URL that phones can reach: `openclaw qr` and /pair advise \
                         gateway.bind=lan, which must stay loopback";
-            report.add_finding(&kind::SETUP_CODE, seen, remedy());
+            report.add_finding(&kind::SETUP_CODE, description, remedy());
         }
     }
 }

@@ -40,9 +40,9 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
         );
         return report.add_finding(&kind::STATE_MISSING, format!("{path} does not exist"), remedy);
     };
-    let mut tight = true;
+    let mut is_private = true;
     if mode & 0o022 != 0 {
-        tight = false;
+        is_private = false;
         report.add_finding(
             &kind::STATE_MODE,
             format!("{path} has mode {mode:04o}"),
@@ -50,7 +50,7 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
         );
     }
     for (key, mode) in directory.keys.iter().filter(|(_, mode)| mode & 0o077 != 0) {
-        tight = false;
+        is_private = false;
         let key = key.display();
         report.add_finding(
             &kind::STATE_MODE,
@@ -58,7 +58,7 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
             Remedy::in_words(format!("chmod 600 {key}")),
         );
     }
-    if tight && !directory.keys.is_empty() {
+    if is_private && !directory.keys.is_empty() {
         report.add_passed("state directory", "keys are for their owner alone");
     }
 }

@@ -154,8 +154,8 @@ impl Flags {
 }
 
 /// Returns the error for a problem of `flag`.
-pub fn flag_error(flag: &str, what: &str) -> config::Error {
-    config::Error(vec![Problem { place: flag.into(), what: what.into() }])
+pub fn flag_error(flag: &str, message: &str) -> config::Error {
+    config::Error(vec![Problem { place: flag.into(), message: message.into() }])
 }
 
 /// Creates the runtime of `agent` and `exec`. Two threads are enough for the traffic of one agent.

@@ -112,8 +112,8 @@ fn report_text(report: &Report, colours: bool) -> String {
             Severity::Note => Tone::Quiet,
         };
         push_line(&mut text, finding.severity.label(), tone, &paint(finding.id, Tone::Strong, colours), colours);
-        for seen in &finding.seen {
-            push_line(&mut text, "", Tone::Plain, &paint(seen, Tone::Plain, colours), colours);
+        for observation in &finding.seen {
+            push_line(&mut text, "", Tone::Plain, &paint(observation, Tone::Plain, colours), colours);
         }
         push_line(
             &mut text,

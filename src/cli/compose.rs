@@ -58,24 +58,28 @@ pub struct Args {
 }
 
 fn parse_user(text: &str) -> Result<String, String> {
-    let number = |part: &str| part.parse::<u32>().is_ok();
-    let right = text.split_once(':').map_or_else(|| number(text), |(user, group)| number(user) && number(group));
-    if right { Ok(text.into()) } else { Err("is not UID:GID, in numbers".into()) }
+    let is_number = |part: &str| part.parse::<u32>().is_ok();
+    let is_valid =
+        text.split_once(':').map_or_else(|| is_number(text), |(user, group)| is_number(user) && is_number(group));
+    if is_valid { Ok(text.into()) } else { Err("is not UID:GID, in numbers".into()) }
 }
 
 /// Reads the project, and prints the override, or with `--check` the changes that it makes.
 pub fn run(args: Args) -> Result<ExitCode, Error> {
-    let (place, text) = match &args.file {
+    let (place, project_text) = match &args.file {
         Some(path) => (
             path.display().to_string(),
             std::fs::read_to_string(path).map_err(Error::io(format!("reading {}", path.display())))?,
         ),
         None => ("standard input".into(), read_standard_input()?),
     };
-    let wrong = |remarks: Vec<Remark>| {
-        config::Error(remarks.into_iter().map(|remark| Problem { place: remark.key, what: remark.what }).collect())
+    let problems_error = |remarks: Vec<Remark>| {
+        config::Error(
+            remarks.into_iter().map(|remark| Problem { place: remark.key, message: remark.message }).collect(),
+        )
     };
-    let project = compose::parse(&text).map_err(|what| wrong(vec![Remark { key: place, what }]))?;
+    let project =
+        compose::parse(&project_text).map_err(|message| problems_error(vec![Remark { key: place, message }]))?;
     let mut options = Options {
         gateway_service: args.gateway_service,
         cli_services: args.cli_service,
@@ -89,8 +93,9 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     };
     options.sign_in = match &args.openclaw_config {
         Some(path) => {
-            let config = files::read_config(path)
-                .map_err(|error| wrong(vec![Remark { key: "--openclaw-config".into(), what: error_chain(&error) }]))?;
+            let config = files::read_config(path).map_err(|error| {
+                problems_error(vec![Remark { key: "--openclaw-config".into(), message: error_chain(&error) }])
+            })?;
             Some(SignIn::from_config(&config))
         }
         None => {
@@ -119,10 +124,10 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     } else {
         output::print(render::override_file(&plan))?;
     }
-    for remark in plan.notes.iter().chain(&plan.left) {
+    for remark in plan.notes.iter().chain(&plan.manual_changes) {
         output::print_to_stderr(&render::remark_line(remark));
     }
-    Ok(if plan.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if plan.manual_changes.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn read_standard_input() -> Result<String, Error> {

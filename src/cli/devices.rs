@@ -53,12 +53,13 @@ pub fn run(Args { flags, json, command }: Args) -> Result<(), Error> {
             .map_err(Error::io(format!("changing {}", directory.join(FILE).display())));
     }
     let directory = flags.load()?.state_dir;
-    let known = devices::read(&directory).map_err(Error::io(format!("reading {}", directory.join(FILE).display())))?;
+    let devices =
+        devices::read(&directory).map_err(Error::io(format!("reading {}", directory.join(FILE).display())))?;
     if json {
-        return output::print(serde_json::to_string_pretty(&known).unwrap_or_default() + "\n");
+        return output::print(serde_json::to_string_pretty(&devices).unwrap_or_default() + "\n");
     }
     let mut table = Table::new(&["device", "bound to", "since"]);
-    for (device, entry) in known {
+    for (device, entry) in devices {
         let since = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(entry.since).min(unix_time()))
             .to_string();
         let agent = entry.agent.unwrap_or_else(|| "-".into());

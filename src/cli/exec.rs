@@ -69,7 +69,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     let port = match std::env::var("OPENCLAW_GATEWAY_PORT").ok().filter(|port| !port.is_empty()) {
         Some(port) => Some(
             parse::number(1..=u16::MAX)(&port)
-                .map_err(|what| flag_error("OPENCLAW_GATEWAY_PORT", &format!("{port:?} {what}")))?,
+                .map_err(|message| flag_error("OPENCLAW_GATEWAY_PORT", &format!("{port:?} {message}")))?,
         ),
         None => None,
     };

@@ -85,8 +85,8 @@ impl<S: Selection> Flags<S> {
     pub fn load_again(self) -> Result<Config, config::Error> {
         match &self.file {
             Some(file) if std::fs::metadata(file).is_ok_and(|about| !about.is_file()) => {
-                let what = format!("{}: is not a regular file, so it can't be read again", file.display());
-                Err(config::Error(vec![Problem { place: self.file_named_by.into(), what }]))
+                let message = format!("{}: is not a regular file, so it can't be read again", file.display());
+                Err(config::Error(vec![Problem { place: self.file_named_by.into(), message }]))
             }
             _ => self.load(),
         }

@@ -86,27 +86,27 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli.command,
         Err(error) => return output::report_clap_error(&error),
     };
-    let done = |()| ExitCode::SUCCESS;
-    let ended = worker_threads::check_variable().and_then(|()| match command {
-        Command::Run(args) => run::run(args).map(done),
-        Command::Agent(args) => agent::run(args).map(done),
+    let succeeded = |()| ExitCode::SUCCESS;
+    let outcome = worker_threads::check_variable().and_then(|()| match command {
+        Command::Run(args) => run::run(args).map(succeeded),
+        Command::Agent(args) => agent::run(args).map(succeeded),
         Command::Exec(args) => exec::run(args),
-        Command::Pair(args) => pair::run(&args).map(done),
+        Command::Pair(args) => pair::run(&args).map(succeeded),
         Command::Check(args) => check::run(args),
-        Command::Status(args) => status::run(args).map(done),
-        Command::Reload(args) => reload::run(args).map(done),
-        Command::Healthcheck(args) => healthcheck::run(args).map(done),
-        Command::Pause(args) => pause::run(&args).map(done),
-        Command::Demo(args) => demo::run(args).map(done),
-        Command::Cert(command) => cert::run(command).map(done),
-        Command::Devices(args) => devices::run(args).map(done),
-        Command::Config(command) => config::run(command).map(done),
+        Command::Status(args) => status::run(args).map(succeeded),
+        Command::Reload(args) => reload::run(args).map(succeeded),
+        Command::Healthcheck(args) => healthcheck::run(args).map(succeeded),
+        Command::Pause(args) => pause::run(&args).map(succeeded),
+        Command::Demo(args) => demo::run(args).map(succeeded),
+        Command::Cert(command) => cert::run(command).map(succeeded),
+        Command::Devices(args) => devices::run(args).map(succeeded),
+        Command::Config(command) => config::run(command).map(succeeded),
         Command::Compose(args) => compose::run(args),
-        Command::Completions(args) => completions::run(&args, Cli::command()).map(done),
-        Command::Man(args) => man::run(&args, Cli::command()).map(done),
+        Command::Completions(args) => completions::run(&args, Cli::command()).map(succeeded),
+        Command::Man(args) => man::run(&args, Cli::command()).map(succeeded),
         Command::AttestProof(args) => Ok(attest_proof::run(&args)),
     });
-    ended.unwrap_or_else(|error| {
+    outcome.unwrap_or_else(|error| {
         output::print_error(&error);
         error.exit_status().into()
     })

@@ -88,8 +88,8 @@ fn status_text(status: &Status, colours: bool) -> String {
     }
     if !status.not_agents.is_empty() {
         let mut table = Table::default();
-        for other in &status.not_agents {
-            table.row([(other.container.as_str(), Tone::Plain), (&other.why, Tone::Fair)]);
+        for candidate in &status.not_agents {
+            table.row([(candidate.container.as_str(), Tone::Plain), (&candidate.why, Tone::Fair)]);
         }
         section("Labelled, but not agents", table);
     }
@@ -132,9 +132,9 @@ fn summary_table(status: &Status) -> Table {
     }
     let certificate = &status.certificate;
     let tone = if certificate.expires_in_seconds <= 0 { Tone::Bad } else { Tone::Plain };
-    let left = u64::try_from(certificate.expires_in_seconds)
-        .map_or_else(|_| "expired".into(), |left| format!("in {}", format_seconds(left)));
-    line("certificate", format!("until {} ({left})", certificate.not_after), tone);
+    let remaining = u64::try_from(certificate.expires_in_seconds)
+        .map_or_else(|_| "expired".into(), |remaining| format!("in {}", format_seconds(remaining)));
+    line("certificate", format!("until {} ({remaining})", certificate.not_after), tone);
     line("  names", certificate.names.join(" "), Tone::Plain);
     line("  fingerprint", certificate.fingerprint.clone(), Tone::Plain);
     line("  public key", format!("sha256//{}", certificate.public_key), Tone::Plain);

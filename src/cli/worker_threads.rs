@@ -16,14 +16,14 @@ const VARIABLE: &str = "TOKIO_WORKER_THREADS";
 pub fn check_variable() -> Result<(), Error> {
     match std::env::var_os(VARIABLE).as_deref().map(why_invalid) {
         None | Some(None) => Ok(()),
-        Some(Some(what)) => Err(config::Error(vec![Problem { place: VARIABLE.into(), what }]).into()),
+        Some(Some(message)) => Err(config::Error(vec![Problem { place: VARIABLE.into(), message }]).into()),
     }
 }
 
 fn why_invalid(value: &OsStr) -> Option<String> {
     // tokio accepts any number but 0. More than 1024 threads are surely a mistake.
     let text = value.to_string_lossy();
-    parse::number::<usize>(1..=1024)(&text).err().map(|what| format!("{text:?} {what}"))
+    parse::number::<usize>(1..=1024)(&text).err().map(|message| format!("{text:?} {message}"))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub struct Remark {
     /// The key, such as `services.caddy.environment.UPSTREAM`.
     pub key: String,
     /// The reason for the remark, and what to do.
-    pub what: String,
+    pub message: String,
 }
 
 /// The network namespace of loopgate and the gateway.
@@ -75,7 +75,7 @@ pub struct Plan {
     /// How the gateway's users sign in, if its configuration could be read.
     pub sign_in: Option<SignIn>,
     /// The remarks about changes that the user must make.
-    pub left: Vec<Remark>,
+    pub manual_changes: Vec<Remark>,
     /// The remarks that the user should know, and that need no change.
     pub notes: Vec<Remark>,
 }

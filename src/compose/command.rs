@@ -59,15 +59,16 @@ pub fn last_port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
 /// Rewrites `words` so that the gateway listens on loopback: any `--bind` becomes `--bind loopback`, and
 /// `--force` is removed, because it ends every program that listens on the gateway's port number.
 pub fn rewrite(words: &[String]) -> Rewritten {
-    let (index, old, separator) = match script_index(words) {
+    let (index, old_words, separator) = match script_index(words) {
         Some(at) => (Some(at), split_keeping_spaces(&words[at]), ""),
         None => (None, words.iter().map(String::as_str).collect(), " "),
     };
-    let new = bind_to_loopback(&old);
-    if new == old {
+    let new_words = bind_to_loopback(&old_words);
+    if new_words == old_words {
         return Rewritten::Same;
     }
-    if let Some(name) = name_of_secret(&old.iter().copied().filter(|word| !word.trim().is_empty()).collect::<Vec<_>>())
+    if let Some(name) =
+        name_of_secret(&old_words.iter().copied().filter(|word| !word.trim().is_empty()).collect::<Vec<_>>())
     {
         return Rewritten::Refused(format!(
             "has --bind or --force, and the value of {name}, which loopgate does not write into a file: \
@@ -75,10 +76,10 @@ pub fn rewrite(words: &[String]) -> Rewritten {
         ));
     }
     match index {
-        None => Rewritten::Changed(new.into_iter().map(Into::into).collect()),
+        None => Rewritten::Changed(new_words.into_iter().map(Into::into).collect()),
         Some(at) => {
             let mut words = words.to_vec();
-            words[at] = new.join(separator);
+            words[at] = new_words.join(separator);
             Rewritten::Changed(words)
         }
     }
@@ -97,36 +98,36 @@ fn script_index(words: &[String]) -> Option<usize> {
 /// Splits `script` into words and the white space between them, and keeps both.
 fn split_keeping_spaces(script: &str) -> Vec<&str> {
     let mut pieces = Vec::new();
-    let mut rest = script;
-    while let Some(first) = rest.chars().next() {
-        let end = rest.find(|c: char| c.is_whitespace() != first.is_whitespace()).unwrap_or(rest.len());
-        pieces.push(&rest[..end]);
-        rest = &rest[end..];
+    let mut remaining = script;
+    while let Some(first) = remaining.chars().next() {
+        let end = remaining.find(|c: char| c.is_whitespace() != first.is_whitespace()).unwrap_or(remaining.len());
+        pieces.push(&remaining[..end]);
+        remaining = &remaining[end..];
     }
     pieces
 }
 
 fn bind_to_loopback<'a>(pieces: &[&'a str]) -> Vec<&'a str> {
-    let mut new: Vec<&str> = Vec::new();
-    let mut bind = false;
+    let mut rewritten: Vec<&str> = Vec::new();
+    let mut awaits_bind_value = false;
     for piece in pieces {
         let blank = piece.trim().is_empty();
-        if bind && !blank {
-            new.push("loopback");
-            bind = false;
+        if awaits_bind_value && !blank {
+            rewritten.push("loopback");
+            awaits_bind_value = false;
         } else if *piece == "--force" {
             // Its white space goes with it.
-            if new.last().is_some_and(|last| last.trim().is_empty()) {
-                new.pop();
+            if rewritten.last().is_some_and(|last| last.trim().is_empty()) {
+                rewritten.pop();
             }
         } else if piece.starts_with("--bind=") {
-            new.push("--bind=loopback");
+            rewritten.push("--bind=loopback");
         } else {
-            bind |= *piece == "--bind";
-            new.push(piece);
+            awaits_bind_value |= *piece == "--bind";
+            rewritten.push(piece);
         }
     }
-    new
+    rewritten
 }
 
 /// The name of a secret that is among these words with its value.

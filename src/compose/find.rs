@@ -27,26 +27,29 @@ const FRONTS: [&str; 12] = [
 /// # Errors
 /// If there is no such service, or several. The message says what to do.
 pub fn gateway_service<'a>(project: &'a Project, wanted: Option<&str>) -> Result<(&'a str, &'a Service), String> {
-    let all = || project.services.iter().map(|(name, service)| (name.as_str(), service));
+    let services = || project.services.iter().map(|(name, service)| (name.as_str(), service));
     if let Some(wanted) = wanted {
-        return all()
+        return services()
             .find(|(name, _)| *name == wanted)
-            .ok_or_else(|| format!("there is no service {wanted:?}; there are: {}", join_names(all())));
+            .ok_or_else(|| format!("there is no service {wanted:?}; there are: {}", join_names(services())));
     }
-    let by_command: Vec<_> = all().filter(|(_, service)| command::starts_gateway(service.command_words())).collect();
+    let by_command: Vec<_> =
+        services().filter(|(_, service)| command::starts_gateway(service.command_words())).collect();
     let by_image = || {
-        all().filter(|(_, service)| service.command_words().next().is_none() && is_gateways_image(service)).collect()
+        services()
+            .filter(|(_, service)| service.command_words().next().is_none() && is_gateways_image(service))
+            .collect()
     };
-    let found: Vec<_> = if by_command.is_empty() { by_image() } else { by_command };
-    match found[..] {
+    let candidates: Vec<_> = if by_command.is_empty() { by_image() } else { by_command };
+    match candidates[..] {
         [only] => Ok(only),
         [] => Err(format!(
             "no service starts `openclaw gateway`; name it by --gateway-service, one of: {}",
-            join_names(all())
+            join_names(services())
         )),
         _ => Err(format!(
             "several services run a gateway: name one by --gateway-service: {}",
-            join_names(found.into_iter())
+            join_names(candidates.into_iter())
         )),
     }
 }
@@ -62,9 +65,9 @@ fn is_gateways_image(service: &Service) -> bool {
 /// Returns whether `service` is the gateway's CLI: it has the gateway's image, and runs neither a gateway
 /// nor a node host.
 pub fn is_cli(service: &Service, gateway: &Service) -> bool {
-    let same = (service.image.is_some() && service.image == gateway.image)
+    let has_same_image = (service.image.is_some() && service.image == gateway.image)
         || (service.build.is_some() && service.build == gateway.build);
-    same && !runs_a_node_host(service) && !command::starts_gateway(service.command_words())
+    has_same_image && !runs_a_node_host(service) && !command::starts_gateway(service.command_words())
 }
 
 /// Returns whether `service` runs `openclaw node run`: a node host, which is a client of the gateway in its own right.

@@ -56,14 +56,14 @@ const NODE: &str = "1000:1000";
 /// # Errors
 /// If the project can't be changed so. The remarks name the keys and the reasons.
 pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
-    let services = |what| vec![Remark { key: "services".into(), what }];
+    let services = |message| vec![Remark { key: "services".into(), message }];
     let (name, gateway) = find::gateway_service(project, options.gateway_service.as_deref()).map_err(services)?;
     check_named_services(project, name, options)?;
     let mut problems = Vec::new();
     let port = gateway_port(gateway);
     let (namespace, legacy_bridge) = match choose_namespace(name, gateway, options) {
         Ok(namespace) => namespace,
-        Err(what) => return Err(vec![Remark { key: format!("services.{name}.network_mode"), what }]),
+        Err(message) => return Err(vec![Remark { key: format!("services.{name}.network_mode"), message }]),
     };
     let (entrypoint, command) = rewrite_commands(name, gateway, &mut problems);
     let user = gateway_user(name, gateway, options, &mut problems);
@@ -98,7 +98,7 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
         profiles: gateway.profiles.clone(),
         cli: cli_command(gateway),
         sign_in: options.sign_in.clone(),
-        left: Vec::new(),
+        manual_changes: Vec::new(),
         notes: Vec::new(),
     };
     let dialled = plan.names.clone();
@@ -127,8 +127,8 @@ fn check_named_services(project: &Project, gateway: &str, options: &Options) -> 
     let is_other = |wanted: &str| wanted != gateway && project.services.contains_key(wanted);
     match options.cli_services.iter().chain(&options.agents).find(|wanted| !is_other(wanted)) {
         Some(wanted) => {
-            let (key, what) = (format!("services.{wanted}"), "is no service beside the gateway's".into());
-            Err(vec![Remark { key, what }])
+            let (key, message) = (format!("services.{wanted}"), "is no service beside the gateway's".into());
+            Err(vec![Remark { key, message }])
         }
         None => Ok(()),
     }
@@ -160,8 +160,8 @@ fn rewrite_commands(
 ) -> (Option<Vec<String>>, Option<Vec<String>>) {
     let mut rewrite = |key: &str, words: Option<&Vec<String>>| match words.map(|words| command::rewrite(words)) {
         Some(Rewritten::Changed(words)) => Some(words),
-        Some(Rewritten::Refused(what)) => {
-            problems.push(Remark { key: format!("services.{name}.{key}"), what });
+        Some(Rewritten::Refused(message)) => {
+            problems.push(Remark { key: format!("services.{name}.{key}"), message });
             None
         }
         Some(Rewritten::Same) | None => None,
@@ -171,20 +171,20 @@ fn rewrite_commands(
 
 /// Returns the gateway's user as UID:GID. A user name would not do, because loopgate's image has no such user.
 fn gateway_user(name: &str, gateway: &Service, options: &Options, problems: &mut Vec<Remark>) -> String {
-    let both = |user: &str| if user.contains(':') { user.to_owned() } else { format!("{user}:{user}") };
+    let user_and_group = |user: &str| if user.contains(':') { user.to_owned() } else { format!("{user}:{user}") };
     if let Some(user) = &options.gateway_user {
-        return both(user);
+        return user_and_group(user);
     }
     let ids = gateway.variable("PUID").zip(gateway.variable("PGID"));
     match (gateway.user.as_deref().unwrap_or_default(), ids) {
         ("", Some((user, group))) => format!("{user}:{group}"),
         ("" | "node" | "node:node", _) => NODE.into(),
         ("root" | "root:root", _) => "0:0".into(),
-        (user, _) if user.chars().all(|c| c.is_ascii_digit() || c == ':') => both(user),
+        (user, _) if user.chars().all(|c| c.is_ascii_digit() || c == ':') => user_and_group(user),
         _ => {
-            let what =
+            let message =
                 "is a name, which loopgate's image does not know: give its numbers by --gateway-user UID:GID".into();
-            problems.push(Remark { key: format!("services.{name}.user"), what });
+            problems.push(Remark { key: format!("services.{name}.user"), message });
             String::new()
         }
     }
@@ -198,8 +198,8 @@ fn refuse_unjoinable_keys(name: &str, gateway: &Service, namespace: &Namespace, 
     }
     for key in ["links", "external_links"] {
         if gateway.other.get(key).and_then(Value::as_array).is_some_and(|links| !links.is_empty()) {
-            let what = "can't be kept in a shared network namespace: use a network and its aliases instead".into();
-            problems.push(Remark { key: format!("services.{name}.{key}"), what });
+            let message = "can't be kept in a shared network namespace: use a network and its aliases instead".into();
+            problems.push(Remark { key: format!("services.{name}.{key}"), message });
         }
     }
 }
@@ -214,13 +214,15 @@ fn find_state(gateway: &Service) -> Option<State> {
     let directory = stated.trim_end_matches('/');
     let mounts = || {
         let kinds = ["bind", "volume"];
-        let known = gateway.volumes.iter().filter(move |mount| kinds.contains(&mount.kind.as_str()));
-        known.filter_map(|mount| Some((mount, mount.source.clone()?, mount.target.trim_end_matches('/'))))
+        let bound = gateway.volumes.iter().filter(move |mount| kinds.contains(&mount.kind.as_str()));
+        bound.filter_map(|mount| Some((mount, mount.source.clone()?, mount.target.trim_end_matches('/'))))
     };
     let below = |target: &str| directory.strip_prefix(target).filter(|rest| rest.is_empty() || rest.starts_with('/'));
-    let holds = mounts().filter(|(_, _, target)| below(target).is_some()).max_by_key(|(_, _, target)| target.len());
+    let containing_mount =
+        mounts().filter(|(_, _, target)| below(target).is_some()).max_by_key(|(_, _, target)| target.len());
     // The image may set HOME, so the path can't be known from the environment in the project.
-    let (mount, source, target) = holds.or_else(|| mounts().find(|(_, _, target)| target.ends_with("/.openclaw")))?;
+    let (mount, source, target) =
+        containing_mount.or_else(|| mounts().find(|(_, _, target)| target.ends_with("/.openclaw")))?;
     Some(State {
         kind: mount.kind.clone(),
         source,

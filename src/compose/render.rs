@@ -52,7 +52,7 @@ pub fn override_file(plan: &Plan) -> String {
 /// Returns the two commands that stop the gateway and set its configuration, line by line: the first command is one
 /// line, the rest are the second.
 pub fn command_lines(plan: &Plan) -> Vec<String> {
-    let set = |what| format!("{} config set gateway.{what}", cli_in_new_container(plan));
+    let set = |message| format!("{} config set gateway.{message}", cli_in_new_container(plan));
     let mut settings = vec!["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"];
     if is_trusted_proxy(plan) {
         settings.push("auth.trustedProxy.allowLoopback true");
@@ -125,10 +125,10 @@ fn header_lines(plan: &Plan) -> Vec<String> {
     lines.push("For phones (`openclaw qr`), the URL that they use, while the gateway is stopped:".into());
     lines.push(String::new());
     lines.push(format!("  {}", public_url_command(plan)));
-    if !plan.left.is_empty() {
+    if !plan.manual_changes.is_empty() {
         lines.push(String::new());
         lines.push("Left to you:".into());
-        lines.extend(plan.left.iter().map(|remark| format!("  {}", remark_line(remark))));
+        lines.extend(plan.manual_changes.iter().map(|remark| format!("  {}", remark_line(remark))));
     }
     if !plan.notes.is_empty() {
         lines.push(String::new());
@@ -140,7 +140,7 @@ fn header_lines(plan: &Plan) -> Vec<String> {
 
 /// Returns a remark as one line.
 pub fn remark_line(remark: &Remark) -> String {
-    format!("{}: {}", remark.key, remark.what)
+    format!("{}: {}", remark.key, remark.message)
 }
 
 fn netns_service(plan: &Plan) -> Node {

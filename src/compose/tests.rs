@@ -136,7 +136,7 @@ fn a_gateway_whose_users_sign_in_at_a_proxy_gets_no_token() {
         assert_eq!((file.contains(passed), file.contains(cleared)), (has_token, !has_token), "{sign_in:?}: {file}");
         assert_eq!(file.contains("trustedProxy.allowLoopback true"), !has_token, "{sign_in:?}: {file}");
         assert_eq!(file.contains("--openclaw-config"), sign_in.is_none(), "{sign_in:?}: {file}");
-        let said: Vec<&str> = plan.left.iter().map(|remark| remark.what.as_str()).collect();
+        let said: Vec<&str> = plan.manual_changes.iter().map(|remark| remark.message.as_str()).collect();
         assert_eq!(said.len(), usize::from(left.is_some()), "{said:?}");
         assert!(left.is_none_or(|left| said[0].contains(left)), "{said:?}");
     }

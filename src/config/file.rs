@@ -78,9 +78,9 @@ impl FileReader<'_> {
         Origin::File(self.name.clone(), self.line_at(offset))
     }
 
-    fn add_problem(&mut self, offset: usize, path: &str, what: impl Into<String>) {
+    fn add_problem(&mut self, offset: usize, path: &str, message: impl Into<String>) {
         let place = format!("{}:{}: {path}", self.name.display(), self.line_at(offset));
-        self.layer.add_problem(place, what);
+        self.layer.add_problem(place, message);
     }
 
     fn read_table(&mut self, prefix: &str, table: &DeTable<'_>) {

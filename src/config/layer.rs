@@ -75,12 +75,12 @@ pub struct Problem {
     /// The place of the problem: a flag, a variable, or a file with a line and a path.
     pub place: String,
     /// What is wrong there.
-    pub what: String,
+    pub message: String,
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.what)
+        write!(f, "{}: {}", self.place, self.message)
     }
 }
 
@@ -105,8 +105,8 @@ impl Layer {
     }
 
     /// Adds a problem of the source itself.
-    pub fn add_problem(&mut self, place: impl Into<String>, what: impl Into<String>) {
-        self.problems.push(Problem { place: place.into(), what: what.into() });
+    pub fn add_problem(&mut self, place: impl Into<String>, message: impl Into<String>) {
+        self.problems.push(Problem { place: place.into(), message: message.into() });
     }
 
     /// Merges this layer with `below`, which it takes precedence over. A list replaces the list in

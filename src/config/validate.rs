@@ -218,7 +218,7 @@ fn check_combinations(config: &Config, read: &mut ValueReader<'_>) {
     }
     check_path_rules(config, read);
     for fault in listeners::find_faults(config) {
-        read.report_at_first_set(&fault.flags, &fault.what);
+        read.report_at_first_set(&fault.flags, &fault.message);
     }
     if config.admin == Some(config.gateway.address) {
         read.report_at_first_set(&["admin", "gateway"], "the admin listener needs its own address and port");
@@ -258,8 +258,8 @@ fn check_path_rules(config: &Config, read: &mut ValueReader<'_>) {
         let is_carried =
             |port: &u16| *port == address.port() || config.listen.forward.iter().any(|forward| forward.target == *port);
         if let Some(port) = rule.port.filter(|port| !is_carried(port)) {
-            let what = format!("port {port} is neither the gateway's own nor one that listen.forward leads to");
-            read.report_path_rule(rule, what);
+            let message = format!("port {port} is neither the gateway's own nor one that listen.forward leads to");
+            read.report_path_rule(rule, message);
         }
     }
 }
@@ -317,7 +317,7 @@ impl ValueReader<'_> {
     fn value<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> T {
         self.optional(flag, &parse).unwrap_or_else(|| {
             let default = key_by_flag(flag).default.unwrap_or_default();
-            parse(default).unwrap_or_else(|what| panic!("the default of --{flag} {what}"))
+            parse(default).unwrap_or_else(|message| panic!("the default of --{flag} {message}"))
         })
     }
 
@@ -332,9 +332,11 @@ impl ValueReader<'_> {
         let values = self.layer.get(key).iter();
         let parsed = values.filter_map(|value| match parse(&value.text) {
             Ok(value) => Some(value),
-            Err(what) => {
-                self.problems
-                    .push(Problem { place: value.origin.place_of(key), what: format!("{:?} {what}", value.text) });
+            Err(message) => {
+                self.problems.push(Problem {
+                    place: value.origin.place_of(key),
+                    message: format!("{:?} {message}", value.text),
+                });
                 None
             }
         });
@@ -350,13 +352,13 @@ impl ValueReader<'_> {
         };
         let prefix = match parse::path_prefix(prefix) {
             Ok(prefix) => prefix,
-            Err(what) => return self.report_path_rule(rule, format!("{prefix:?} {what}")),
+            Err(message) => return self.report_path_rule(rule, format!("{prefix:?} {message}")),
         };
         let mut methods = Vec::new();
         for text in &rule.methods {
             match parse::method(text) {
                 Ok(method) => methods.push(method),
-                Err(what) => return self.report_path_rule(rule, format!("{text:?} {what}")),
+                Err(message) => return self.report_path_rule(rule, format!("{text:?} {message}")),
             }
         }
         if rule.upgrade && !allow {
@@ -366,17 +368,17 @@ impl ValueReader<'_> {
         Some(PathRule { allow, prefix, methods, upgrade: rule.upgrade, port: rule.port })
     }
 
-    fn report_path_rule(&mut self, rule: &RawRule, what: String) -> Option<PathRule> {
+    fn report_path_rule(&mut self, rule: &RawRule, message: String) -> Option<PathRule> {
         let place = match &rule.origin {
             Origin::File(file, line) => format!("{}:{line}: {}", file.display(), super::key::PATHS),
             _ => super::key::PATHS.into(),
         };
-        self.problems.push(Problem { place, what });
+        self.problems.push(Problem { place, message });
         None
     }
 
-    fn add_problem(&mut self, flag: &str, what: &str) {
-        self.report_at_first_set(&[flag], what);
+    fn add_problem(&mut self, flag: &str, message: &str) {
+        self.report_at_first_set(&[flag], message);
     }
 
     /// Reports that the option `flag` needs the option `needed`. The message names `needed` as the
@@ -392,12 +394,12 @@ impl ValueReader<'_> {
     }
 
     /// Reports a problem of several options. Its place is the first of them that is not a default.
-    fn report_at_first_set(&mut self, flags: &[&str], what: &str) {
+    fn report_at_first_set(&mut self, flags: &[&str], message: &str) {
         let origin = |key: &Key| self.layer.get(key).first().map_or(Origin::Default, |value| value.origin.clone());
         let options: Vec<_> = flags.iter().map(|flag| key_by_flag(flag)).map(|key| (key, origin(key))).collect();
         let first_set = options.iter().find(|(_, origin)| *origin != Origin::Default);
         let (key, origin) = first_set.unwrap_or(&options[0]);
-        self.problems.push(Problem { place: origin.place_of(key), what: what.into() });
+        self.problems.push(Problem { place: origin.place_of(key), message: message.into() });
     }
 }
 

@@ -67,7 +67,7 @@ async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Resu
         report = run_trials(&config, &sidecar, &shutdown) => Some(report?),
         () = signals.wait_for_termination() => None,
     };
-    let result = match report {
+    let outcome = match report {
         Some((address, report)) => {
             out.print(&table::render(&report, &config, options.colours));
             if !options.once {
@@ -88,7 +88,7 @@ async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Resu
     }
     shutdown.begin();
     shutdown.wait_for_tasks(DRAIN).await;
-    result
+    outcome
 }
 
 /// Runs the trials. Returns the address that the clients connected to, and the results.

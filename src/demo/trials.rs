@@ -112,28 +112,36 @@ fn all_trials() -> Vec<Trial> {
 /// client that forges no fields.
 fn find_failures(trial: &Trial, received: &Received, own_host: &str, config: &Config) -> Vec<String> {
     let mut failures = Vec::new();
-    let mut expect = |what: &str, holds: bool, expected: String, is: String| {
+    let mut expect = |aspect: &str, holds: bool, expected: String, actual: String| {
         if !holds {
-            failures.push(format!("{what} must be {expected}, but is {is}"));
+            failures.push(format!("{aspect} must be {expected}, but is {actual}"));
         }
     };
-    let asked = trial.forged.iter().find(|(name, _)| *name == "Host").map_or(own_host, |(_, host)| host);
+    let requested_host = trial.forged.iter().find(|(name, _)| *name == "Host").map_or(own_host, |(_, host)| host);
     // The client's own address is a loopback address, which is never stated to the gateway.
     let stated = config.external.unknown_client.to_string();
     let (source, host, attribution, class) = match trial.lane {
         LaneKind::Agent => (config.gateway.agent_sources, config.gateway.address.to_string(), vec![], Class::Local),
         LaneKind::External => {
-            let attribution =
-                vec![("x-forwarded-for", stated.as_str()), ("x-forwarded-host", asked), ("x-forwarded-proto", "https")];
-            (config.gateway.external_source.into(), asked.to_owned(), attribution, Class::Remote)
+            let attribution = vec![
+                ("x-forwarded-for", stated.as_str()),
+                ("x-forwarded-host", requested_host),
+                ("x-forwarded-proto", "https"),
+            ];
+            (config.gateway.external_source.into(), requested_host.to_owned(), attribution, Class::Remote)
         }
     };
     let from_source = matches!(received.from, SocketAddr::V4(from) if source.contains(from.ip()));
     expect("the source address", from_source, source.to_string(), received.from.ip().to_string());
     let hosts = received.values_of("host");
     expect("Host", hosts == [host.as_str()], host.clone(), hosts.join(" and "));
-    let is = received.attribution_fields();
-    expect("the headers that name the client", is == attribution, format_fields(&attribution), format_fields(&is));
+    let actual = received.attribution_fields();
+    expect(
+        "the headers that name the client",
+        actual == attribution,
+        format_fields(&attribution),
+        format_fields(&actual),
+    );
     expect("the class", received.class == class, class.label().into(), received.class.label().into());
     failures
 }

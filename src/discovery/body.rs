@@ -38,7 +38,7 @@ pub async fn read_all(mut body: ResponseBody, limit: usize) -> Result<Vec<u8>, E
 pub struct Lines {
     body: ResponseBody,
     /// The bytes that were read after the last line that was returned.
-    read: Vec<u8>,
+    buffered: Vec<u8>,
     /// The maximum length of a line, in bytes.
     limit: usize,
 }
@@ -46,7 +46,7 @@ pub struct Lines {
 impl Lines {
     /// Reads the lines of `body`, each of at most `limit` bytes.
     pub fn new(body: ResponseBody, limit: usize) -> Self {
-        Self { body, read: Vec::new(), limit }
+        Self { body, buffered: Vec::new(), limit }
     }
 
     /// Waits for the next line; `None` at the end of the body. Cancel safe: dropping the future loses no data.
@@ -56,17 +56,17 @@ impl Lines {
     pub async fn next_line(&mut self) -> Result<Option<Vec<u8>>, Error> {
         let mut searched = 0;
         loop {
-            if let Some(at) = memchr::memchr(b'\n', &self.read[searched..]) {
-                let rest = self.read.split_off(searched + at + 1);
-                return Ok(Some(std::mem::replace(&mut self.read, rest)));
+            if let Some(at) = memchr::memchr(b'\n', &self.buffered[searched..]) {
+                let after_line = self.buffered.split_off(searched + at + 1);
+                return Ok(Some(std::mem::replace(&mut self.buffered, after_line)));
             }
-            searched = self.read.len();
+            searched = self.buffered.len();
             if searched > self.limit {
                 return Err(Error::TooLong);
             }
             match self.body.frame().await {
-                Some(frame) => self.read.extend_from_slice(frame?.data_ref().unwrap_or(&Bytes::new())),
-                None if self.read.is_empty() => return Ok(None),
+                Some(frame) => self.buffered.extend_from_slice(frame?.data_ref().unwrap_or(&Bytes::new())),
+                None if self.buffered.is_empty() => return Ok(None),
                 None => return Err(Error::Truncated),
             }
         }

@@ -163,21 +163,21 @@ impl<S: Source> Follower<S> {
     /// The session began at `since`. The source can't be reached since `lost_since`.
     fn end_session(&mut self, error: &S::Error, since: Instant, lost_since: Instant) -> bool {
         let now = Instant::now();
-        let text = to_one_line(&error_chain(error));
+        let message = to_one_line(&error_chain(error));
         self.metrics.lost_streams.inc();
         self.metrics.live.set(0);
         if now - since >= STEADY_SESSION && self.state.is_live() {
-            debug!(source = S::NAME, error = text, "session ended; opening a new one");
+            debug!(source = S::NAME, error = message, "session ended; opening a new one");
             self.backoff.reset();
             self.phase = Phase::open_session(&self.source);
         } else {
             self.phase = Phase::Pausing(Box::pin(sleep(self.backoff.next_pause())));
-            self.log_failure(error, &text, now);
+            self.log_failure(error, &message, now);
         }
         let state = match &self.state {
-            SourceState::Off | SourceState::Connecting { .. } => SourceState::Connecting { error: Some(text) },
-            SourceState::Live { .. } => SourceState::Disconnected { since: lost_since, error: text },
-            SourceState::Disconnected { since, .. } => SourceState::Disconnected { since: *since, error: text },
+            SourceState::Off | SourceState::Connecting { .. } => SourceState::Connecting { error: Some(message) },
+            SourceState::Live { .. } => SourceState::Disconnected { since: lost_since, error: message },
+            SourceState::Disconnected { since, .. } => SourceState::Disconnected { since: *since, error: message },
         };
         let changed = self.state != state;
         self.state = state;
@@ -186,32 +186,32 @@ impl<S: Source> Follower<S> {
 
     /// Logs why the source can't be followed: at once if the reason is new, else every [`LOG_INTERVAL`]; an absent
     /// default source only once.
-    fn log_failure(&mut self, error: &S::Error, text: &str, now: Instant) {
-        let known = self.last_logged.as_ref().filter(|(before, _)| before == text);
+    fn log_failure(&mut self, error: &S::Error, message: &str, now: Instant) {
+        let logged_before = self.last_logged.as_ref().filter(|(before, _)| before == message);
         // If the operator configured no source and there is none, one line is enough.
         let is_absent = self.source.is_absent(error);
-        match known {
+        match logged_before {
             Some((_, at)) if is_absent || now - *at < LOG_INTERVAL => {
-                debug!(source = S::NAME, error = text, "still can't follow the source")
+                debug!(source = S::NAME, error = message, "still can't follow the source")
             }
             _ if is_absent => {
                 info!(
                     source = S::NAME,
-                    reason = text,
+                    reason = message,
                     "the source of agents is not available; labels are ignored until it is"
                 );
-                self.last_logged = Some((text.to_owned(), now));
+                self.last_logged = Some((message.to_owned(), now));
             }
             _ => {
                 warn!(
                     source = S::NAME,
-                    error = text,
+                    error = message,
                     "can't follow the source of agents; trying again. After {} s (address) or {} s (attested), new \
                      connections of labelled agents are external",
                     ADDRESS_GRACE.as_secs(),
                     ATTESTED_GRACE.as_secs()
                 );
-                self.last_logged = Some((text.to_owned(), now));
+                self.last_logged = Some((message.to_owned(), now));
             }
         }
     }

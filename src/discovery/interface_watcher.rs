@@ -86,16 +86,16 @@ impl InterfaceWatcher {
             let (latest, gateways) = (list_interfaces(), list_gateways());
             let mut changed = false;
             match latest {
-                Ok(new) if new != self.latest => {
-                    self.latest = new;
+                Ok(current) if current != self.latest => {
+                    self.latest = current;
                     info!(interfaces = %Interface::format_all(&self.latest), "network interfaces changed");
                     changed = true;
                 }
                 Ok(_) => {}
                 Err(error) => warn!(%error, "can't list network interfaces; trying again"),
             }
-            if let Some(new) = gateways.filter(|new| *new != self.gateways) {
-                self.gateways = new;
+            if let Some(current) = gateways.filter(|current| *current != self.gateways) {
+                self.gateways = current;
                 changed = true;
             }
             if changed {

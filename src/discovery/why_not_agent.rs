@@ -39,7 +39,7 @@ pub enum WhyNotAgent {
 
 impl fmt::Display for WhyNotAgent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = |project: &Option<String>| {
+        let name_of_project = |project: &Option<String>| {
             project.as_ref().map_or_else(|| "no project".to_owned(), |name| format!("project {name:?}"))
         };
         let unreadable = |f: &mut fmt::Formatter<'_>, label: &str, value: &str| {
@@ -71,8 +71,8 @@ impl fmt::Display for WhyNotAgent {
                 write!(
                     f,
                     "it is in {}, the gateway in {}: set docker.any_project to accept it",
-                    named(project),
-                    named(owner_project)
+                    name_of_project(project),
+                    name_of_project(owner_project)
                 )
             }
             Self::NoSharedNetwork => f.write_str("it has no address on a network that this namespace is on"),

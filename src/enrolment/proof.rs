@@ -24,7 +24,7 @@ pub(super) async fn check_proof<P: ProofReader>(
     else {
         return Err(agent_gone_error());
     };
-    let found = match shown {
+    let is_visible = match shown {
         ProofShown::Process if shares_processes => {
             let why =
                 "the container shares its PID namespace, so the engine shows other containers' processes as its own";
@@ -37,7 +37,7 @@ pub(super) async fn check_proof<P: ProofReader>(
             is_proof_file(reader, agent, &directories, path).await?
         }
     };
-    if found {
+    if is_visible {
         Ok(())
     } else {
         Err(refusal_error(

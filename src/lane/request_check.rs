@@ -160,16 +160,16 @@ pub fn h2_head_size(parts: &Parts) -> usize {
 /// Returns the host that `Host` or the authority of the target names; if both are present, they must be equal.
 fn requested_host(parts: &Parts) -> Result<HeaderValue, RequestRefusal> {
     let mut hosts = parts.headers.get_all(HOST).iter();
-    let (stated, second) = (hosts.next(), hosts.next());
-    if second.is_some() {
+    let (first_host, second_host) = (hosts.next(), hosts.next());
+    if second_host.is_some() {
         return Err(RequestRefusal::DuplicateHost);
     }
     let target = parts.uri.authority();
-    let host = match (stated, target) {
-        (Some(stated), None) => stated.clone(),
+    let host = match (first_host, target) {
+        (Some(first_host), None) => first_host.clone(),
         (None, Some(target)) => HeaderValue::from_str(target.as_str()).map_err(|_| RequestRefusal::BadHost)?,
-        (Some(stated), Some(target)) if stated.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes()) => {
-            stated.clone()
+        (Some(first_host), Some(target)) if first_host.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes()) => {
+            first_host.clone()
         }
         (Some(_), Some(_)) => return Err(RequestRefusal::AuthorityMismatch),
         (None, None) => return Err(RequestRefusal::MissingHost),

@@ -70,14 +70,14 @@ impl IdentityLocation {
         let state_dir =
             match variable("OPENCLAW_STATE_DIR").or_else(|| variable("CLAWDBOT_STATE_DIR")).map(PathBuf::from) {
                 Some(path) => match path.strip_prefix("~") {
-                    Ok(rest) => home?.join(rest),
+                    Ok(below_home) => home?.join(below_home),
                     Err(_) => path,
                 },
                 None => {
                     let home = home?;
-                    let new = home.join(".openclaw");
+                    let current = home.join(".openclaw");
                     let legacy = || LEGACY_DIRECTORIES.iter().map(|name| home.join(name)).find(|path| path.exists());
-                    if new.exists() { new } else { legacy().unwrap_or(new) }
+                    if current.exists() { current } else { legacy().unwrap_or(current) }
                 }
             };
         let identity = state_dir.join("identity/device.json");

@@ -170,14 +170,14 @@ impl Devices {
         {
             return Err(DeviceRefusal::Malformed);
         }
-        let mut known = self.lock();
-        self.refresh_if_changed(&mut known);
-        match (known.table.get(device), agent) {
+        let mut state = self.lock();
+        self.refresh_if_changed(&mut state);
+        match (state.table.get(device), agent) {
             (Some(DeviceEntry { agent: Some(bound), .. }), None) => {
                 Err(DeviceRefusal::Bound { device: device.into(), agent: bound.clone() })
             }
             (None, Some(agent))
-                if known.table.len() >= MAX_DEVICES || count_of_agent(&known.table, agent) >= MAX_PER_AGENT =>
+                if state.table.len() >= MAX_DEVICES || count_of_agent(&state.table, agent) >= MAX_PER_AGENT =>
             {
                 Err(DeviceRefusal::TooMany)
             }
@@ -224,24 +224,24 @@ impl Devices {
             containers: container.map(Into::into).into_iter().collect(),
         };
         {
-            let mut known = self.lock();
-            let is_removed = known.removing.remove(device);
-            if let Some(waiting) = known.provisional.get_mut(device) {
+            let mut state = self.lock();
+            let is_removed = state.removing.remove(device);
+            if let Some(waiting) = state.provisional.get_mut(device) {
                 *waiting += 1;
-                entry = known.table.get(device).cloned().unwrap_or(entry);
-            } else if let Some(entry) = known.table.get_mut(device).filter(|_| !is_removed) {
+                entry = state.table.get(device).cloned().unwrap_or(entry);
+            } else if let Some(entry) = state.table.get_mut(device).filter(|_| !is_removed) {
                 let is_new_container = entry.agent.is_some() && entry.add_container(container);
-                drop(known);
+                drop(state);
                 if is_new_container {
                     self.save_container(device, container);
                 }
                 return None;
             } else {
                 info!(device = short_id(device), agent, "device bound to the agent lane");
-                known.provisional.insert(device.into(), 1);
+                state.provisional.insert(device.into(), 1);
             }
-            known.table.insert(device.into(), entry.clone());
-            known.unsaved.insert(device.into(), entry.clone());
+            state.table.insert(device.into(), entry.clone());
+            state.unsaved.insert(device.into(), entry.clone());
         }
         self.save_entry(device, entry.clone());
         Some(ProvisionalBinding { devices: Arc::clone(self), device: device.into(), entry, is_resolved: false })
@@ -313,8 +313,8 @@ impl ProvisionalBinding {
     pub fn remove(mut self) {
         self.is_resolved = true;
         {
-            let mut known = self.devices.lock();
-            match known.provisional.get_mut(&self.device) {
+            let mut state = self.devices.lock();
+            match state.provisional.get_mut(&self.device) {
                 None => return,
                 Some(waiting) if *waiting > 1 => {
                     *waiting -= 1;
@@ -322,10 +322,10 @@ impl ProvisionalBinding {
                 }
                 Some(_) => {}
             }
-            known.provisional.remove(&self.device);
-            known.table.remove(&self.device);
-            known.unsaved.remove(&self.device);
-            known.removing.insert(self.device.clone());
+            state.provisional.remove(&self.device);
+            state.table.remove(&self.device);
+            state.unsaved.remove(&self.device);
+            state.removing.insert(self.device.clone());
         }
         let removed = update_file(&self.devices.directory, |table| {
             if self.devices.lock().removing.contains(&self.device) && table.get(&self.device) == Some(&self.entry) {
@@ -400,8 +400,8 @@ pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
             let bound = |(device, entry): &(&String, &mut DeviceEntry)| {
                 device.starts_with(id.as_str()) && entry.agent.is_some()
             };
-            let mut named = table.iter_mut().filter(bound);
-            match (named.next(), named.next()) {
+            let mut matching = table.iter_mut().filter(bound);
+            match (matching.next(), matching.next()) {
                 (Some((_, entry)), None) => (entry.agent, entry.containers) = (None, Vec::new()),
                 (None, _) => {
                     return Err(io::Error::other(format!("no bound device has an id that begins with {id:?}")));

@@ -32,14 +32,15 @@ pub(super) fn order_chain(
     };
     let Some(leaf) = leaf else { return Ok(None) };
     let mut order = vec![leaf];
-    let mut last = leaf;
-    while !facts[last].is_self_issued() {
-        let issues_last = |index: &usize| !order.contains(index) && facts[*index].raw_subject == facts[last].raw_issuer;
+    let mut topmost = leaf;
+    while !facts[topmost].is_self_issued() {
+        let issues_last =
+            |index: &usize| !order.contains(index) && facts[*index].raw_subject == facts[topmost].raw_issuer;
         let Some(issuer) = (0..facts.len()).find(issues_last) else { break };
         order.push(issuer);
-        last = issuer;
+        topmost = issuer;
     }
-    let missing_issuer = (last == leaf && !facts[leaf].is_self_issued()).then(|| facts[leaf].issuer.clone());
+    let missing_issuer = (topmost == leaf && !facts[leaf].is_self_issued()).then(|| facts[leaf].issuer.clone());
     let was_unordered = order.iter().enumerate().any(|(position, index)| position != *index);
     order.extend((0..facts.len()).filter(|index| !order.contains(index)).collect::<Vec<_>>());
     let certificates = order.into_iter().map(|index| chain[index].clone()).collect();

@@ -102,13 +102,17 @@ impl Managed {
 
     /// Loads the server's certificate, and issues a new one if it is due. If the CA or the key has vanished meanwhile,
     /// this is an error, and no new one is created.
-    pub(super) fn load(&self, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
+    pub(super) fn load(
+        &self,
+        wanted_names: &BTreeSet<SubjectName>,
+        now: OffsetDateTime,
+    ) -> Result<LoadedIdentity, Error> {
         let lock = self.dir.lock()?;
         let key = self.read_key()?;
         let current = self.read_current(&key, &lock)?;
-        let wanted = &self.leaf_names(current.as_ref().map(|(_, facts)| &facts.names), wanted);
+        let wanted_names = &self.leaf_names(current.as_ref().map(|(_, facts)| &facts.names), wanted_names);
         let Some(names) =
-            plan::due_names(current.as_ref().map(|(_, facts)| (&facts.names, facts.validity)), wanted, now)
+            plan::due_names(current.as_ref().map(|(_, facts)| (&facts.names, facts.validity)), wanted_names, now)
         else {
             let (chain, _) = current.expect("without a leaf one is due");
             return self.to_loaded(chain, &key, None);

@@ -28,8 +28,8 @@ pub(super) fn due_names(
     if wanted.is_subset(names) {
         return None;
     }
-    let all: BTreeSet<_> = wanted | names;
-    Some(if all.len() > MAX_NAMES { wanted.clone() } else { all })
+    let both_sets: BTreeSet<_> = wanted | names;
+    Some(if both_sets.len() > MAX_NAMES { wanted.clone() } else { both_sets })
 }
 
 /// Returns the time at which two thirds of a leaf's validity have elapsed.

@@ -78,14 +78,14 @@ impl Rotation {
         let source = Arc::clone(&self.source);
         let served = Arc::clone(&self.identity.borrow());
         let wanted = wanted_names(&self.fixed_names, &self.names.borrow_and_update());
-        let last = self.state.digest;
+        let last_digest = self.state.digest;
         let may_renew = self.state.retry_at.is_none_or(|at| at <= Instant::now());
         let retry = self.state.retry_at.is_some() && may_renew;
         let mut cache = std::mem::take(&mut self.state.cache);
         let files_and_clock = move || {
             let now = OffsetDateTime::now_utc();
             let digest = cache.digest(&source.file_paths(), requested || retry, SystemTime::now());
-            let load = requested || retry || digest != last || may_renew && source.is_due(&served, &wanted, now);
+            let load = requested || retry || digest != last_digest || may_renew && source.is_due(&served, &wanted, now);
             (cache, load.then(|| (digest, source.load(&wanted, now))))
         };
         match tokio::task::spawn_blocking(files_and_clock).await {
@@ -126,8 +126,8 @@ impl Rotation {
     fn publish(&self, identity: ServerIdentity) {
         let now = OffsetDateTime::now_utc();
         self.identity.send_if_modified(|served| {
-            let same = served.certified_key.cert == identity.certified_key.cert;
-            if same || identity.not_after < now && now <= served.not_after {
+            let is_same = served.certified_key.cert == identity.certified_key.cert;
+            if is_same || identity.not_after < now && now <= served.not_after {
                 let revoked = served.revoked != identity.revoked;
                 if revoked {
                     *served = Arc::new(ServerIdentity { revoked: identity.revoked, ..(**served).clone() });
@@ -142,10 +142,10 @@ impl Rotation {
 
     /// Publishes `problem`, and logs it if it has changed.
     fn report_problem(&self, problem: Option<Error>) {
-        self.problem.send_if_modified(|known| {
-            let changed = match (&*known, &problem) {
+        self.problem.send_if_modified(|reported| {
+            let changed = match (&*reported, &problem) {
                 (None, None) => false,
-                (Some(known), Some(problem)) => error_chain(known) != error_chain(problem),
+                (Some(reported), Some(problem)) => error_chain(reported) != error_chain(problem),
                 _ => true,
             };
             if changed {
@@ -153,7 +153,7 @@ impl Rotation {
                     Some(error) => warn_of_problem(error),
                     None => tracing::info!("the certificate can be loaded or renewed again"),
                 }
-                *known = problem.map(Arc::new);
+                *reported = problem.map(Arc::new);
             }
             changed
         });

@@ -69,31 +69,31 @@ pub fn open(
 ) -> Result<Pki, Error> {
     let now = OffsetDateTime::now_utc();
     let fixed_names = parse_fixed_names(&tls.names)?;
-    let wanted = rotation::wanted_names(&fixed_names, &names.borrow());
-    let constrain = Some(&wanted).filter(|_| tls.constrain_names);
+    let wanted_names = rotation::wanted_names(&fixed_names, &names.borrow());
+    let permitted_names = Some(&wanted_names).filter(|_| tls.constrain_names);
     let (source, authority) = match &tls.provided {
         None => {
-            let managed = Managed::open_with_options(state_dir, constrain, tls.follow_names, now)?;
+            let managed = Managed::open_with_options(state_dir, permitted_names, tls.follow_names, now)?;
             let authority = Arc::clone(managed.authority());
             (Source::Managed(managed), Some(authority))
         }
         Some(files) => {
             // The pair is checked before a CA is created, so that a start that fails leaves no CA.
-            let mut pair = Provided { files: files.clone(), state_dir: StateDir::at(state_dir), ca: None };
-            pair.check_files()?;
-            let authority = authority_beside_provided_pair(state_dir, constrain);
+            let mut provided = Provided { files: files.clone(), state_dir: StateDir::at(state_dir), ca: None };
+            provided.check_files()?;
+            let authority = authority_beside_provided_pair(state_dir, permitted_names);
             // If only the CA's key can't be used, the certificates that the CA signed before are still accepted.
             let certificate =
                 || authority::load_certificate(&StateDir::at(state_dir)).ok().map(|(certificate, _)| certificate);
-            pair.ca = authority.as_ref().map(|authority| authority.certificate().clone()).or_else(certificate);
-            (Source::Provided(pair), authority)
+            provided.ca = authority.as_ref().map(|authority| authority.certificate().clone()).or_else(certificate);
+            (Source::Provided(provided), authority)
         }
     };
     StateDir::at(state_dir).warn_if_writable_by_others();
     // The digest is taken before the files are read, so that a change in between is noticed later.
     let mut cache = DigestCache::default();
     let digest = cache.digest(&source.file_paths(), true, SystemTime::now());
-    let loaded = source.load(&wanted, now)?;
+    let loaded = source.load(&wanted_names, now)?;
     rotation::log_identity(&loaded.identity);
     let retry_at = loaded.problem.is_some().then(|| tokio::time::Instant::now() + rotation::RETRY_DELAY);
     if let Some(problem) = &loaded.problem {

@@ -232,10 +232,10 @@ fn issuer_path<'a>(
         // Among certificates with the same subject (cross-signed ones) the one that a trusted CA signed is preferred.
         let signed_by_anchor = candidates().find(|(_, (names, _))| anchors.has_subject(&names.issuer));
         let Some((index, _)) = signed_by_anchor.or_else(|| candidates().next()) else { return Ok(path) };
-        let (next, certificate) = remaining.swap_remove(index);
+        let (names, certificate) = remaining.swap_remove(index);
         remaining.retain(|(names, _)| names.subject != issuer);
         path.push(certificate.clone());
-        issuer = next.issuer;
+        issuer = names.issuer;
     }
 }
 
@@ -246,14 +246,14 @@ fn counting_provider() -> Arc<CryptoProvider> {
             |algorithm| Box::leak(Box::new(CountingAlgorithm(algorithm))) as &dyn SignatureVerificationAlgorithm;
         let provider = provider();
         // Leaked once for each process, since rustls needs static references.
-        let all = provider
+        let algorithms = provider
             .signature_verification_algorithms
             .all
             .iter()
             .map(|algorithm| counting(*algorithm))
             .collect::<Vec<_>>();
         let mapping = provider.signature_verification_algorithms.mapping;
-        let algorithms = WebPkiSupportedAlgorithms { all: Vec::leak(all), mapping };
+        let algorithms = WebPkiSupportedAlgorithms { all: Vec::leak(algorithms), mapping };
         Arc::new(CryptoProvider { signature_verification_algorithms: algorithms, ..(*provider).clone() })
     });
     Arc::clone(&PROVIDER)

@@ -68,9 +68,9 @@ impl<S: AsyncRead + Unpin> ReadAhead<S> {
             return Poll::Ready(Ok(()));
         }
         if !self.expects_more || buf.remaining() >= READ_SIZE {
-            let wanted = buf.remaining();
+            let capacity = buf.remaining();
             ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-            self.expects_more = wanted >= BUSY_READ && buf.remaining() == 0;
+            self.expects_more = capacity >= BUSY_READ && buf.remaining() == 0;
             return Poll::Ready(Ok(()));
         }
         let mut buffer = SPARE_BUFFER.take().unwrap_or_default();

@@ -11,7 +11,7 @@ pub(super) struct Fault {
     /// The flags of the two options.
     pub flags: [&'static str; 2],
     /// The message for the user.
-    pub what: String,
+    pub message: String,
 }
 
 /// The addresses and the port on which one value of an option asks to listen.
@@ -45,7 +45,8 @@ pub(super) fn find_faults(config: &Config) -> Vec<Fault> {
         .iter()
         .filter_map(|requested| reserved_address_fault(requested, config.gateway.address, config.admin));
     let targets = listen.forward.iter().filter_map(|forward| {
-        forbidden_target(*forward, config, &requested).map(|(flag, what)| Fault { flags: ["forward", flag], what })
+        forbidden_target(*forward, config, &requested)
+            .map(|(flag, message)| Fault { flags: ["forward", flag], message })
     });
     let pairs = requested
         .iter()
@@ -70,11 +71,11 @@ fn reserved_address_fault(
     let RequestedListener { flag, on, .. } = requested;
     let address = SocketAddr::new(on.exact_address()?, on.port);
     if address == gateway {
-        let what = "the sidecar can't listen on the gateway's own address".into();
-        return Some(Fault { flags: [flag, "gateway"], what });
+        let message = "the sidecar can't listen on the gateway's own address".into();
+        return Some(Fault { flags: [flag, "gateway"], message });
     }
-    let what = "the admin listener needs its own address and port".into();
-    (admin == Some(address) && on.port != 0).then_some(Fault { flags: ["admin", flag], what })
+    let message = "the admin listener needs its own address and port".into();
+    (admin == Some(address) && on.port != 0).then_some(Fault { flags: ["admin", flag], message })
 }
 
 /// Returns why a forward may not lead to its target, and the flag of the option that forbids it.
@@ -98,8 +99,8 @@ fn forbidden_target(
     let may_take_target = |listener: &&RequestedListener| {
         listener.on.port == target.port() && may_overlap(&listener.on.addresses, &address)
     };
-    let RequestedListener { flag, value, .. } = requested.iter().find(may_take_target)?;
-    Some((flag, format!("{forward} leads to a port that loopgate itself listens on ({value} of --{flag})")))
+    let RequestedListener { flag, value: listen_value, .. } = requested.iter().find(may_take_target)?;
+    Some((flag, format!("{forward} leads to a port that loopgate itself listens on ({listen_value} of --{flag})")))
 }
 
 /// Returns the fault of two values that may ask for the same address and port. The addresses of the
@@ -107,13 +108,13 @@ fn forbidden_target(
 fn collision_fault(first: &RequestedListener, next: &RequestedListener) -> Option<Fault> {
     let same_port = first.on.port == next.on.port && first.on.port != 0;
     let collide = first.group != next.group && same_port && may_overlap(&first.on.addresses, &next.on.addresses);
-    let what = || {
+    let message = || {
         format!(
             "{} of --{} could take the address and port of {} (--{}): give each a port of its own",
             next.value, next.flag, first.value, first.flag
         )
     };
-    collide.then(|| Fault { flags: [next.flag, first.flag], what: what() })
+    collide.then(|| Fault { flags: [next.flag, first.flag], message: message() })
 }
 
 /// Returns whether one address could match both `first` and `next`.
@@ -185,7 +186,7 @@ mod tests {
                 assert_eq!(found.len(), usize::from(collides), "{tls} {plain}: {found:?}");
                 for fault in found {
                     assert_eq!(fault.flags, ["listen-plain", "listen"]);
-                    assert!(fault.what.contains(tls) && fault.what.contains(plain), "{fault:?}");
+                    assert!(fault.message.contains(tls) && fault.message.contains(plain), "{fault:?}");
                 }
             }
         }

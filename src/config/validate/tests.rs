@@ -212,7 +212,7 @@ fn path_rules_are_checked() {
     );
     let forwarded = parsed("[listen]\nforward = [\"1:3334\"]\n[external]\npaths = [{ deny = \"/\", port = 3334 }]\n");
     assert_eq!(forwarded.unwrap().external.paths[0].port, Some(3334));
-    for (rule, what) in [
+    for (rule, message) in [
         ("", "a rule needs either allow or deny"),
         ("deny = \"/\", upgrade = true", "upgrade is for allow rules: a deny rule refuses upgrades in any case"),
         ("allow = \"/a\", deny = \"/b\"", "a rule needs either allow or deny"),
@@ -222,6 +222,6 @@ fn path_rules_are_checked() {
         ("deny = \"/\", methods = [\"get\"]", "\"get\" is not a method such as GET or POST"),
     ] {
         let problems = parsed(&format!("[external]\npaths = [{{ {rule} }}]\n")).unwrap_err();
-        assert_eq!(problems.to_string(), format!("f:2: external.paths: {what}"));
+        assert_eq!(problems.to_string(), format!("f:2: external.paths: {message}"));
     }
 }

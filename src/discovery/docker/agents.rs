@@ -80,16 +80,19 @@ impl View {
         for mut candidates in namespaces.into_values() {
             candidates.sort_by_key(Candidate::rank);
             let mut candidates = candidates.into_iter();
-            let Some(first) = candidates.next() else { continue };
-            for other in candidates {
-                self.record_not_agent(other.container, WhyNotAgent::SharesNamespace(first.container.name.clone()));
+            let Some(preferred) = candidates.next() else { continue };
+            for rejected in candidates {
+                self.record_not_agent(
+                    rejected.container,
+                    WhyNotAgent::SharesNamespace(preferred.container.name.clone()),
+                );
             }
-            let agent = Arc::new(first.to_agent());
-            for ip in addresses_on(first.namespace, networks) {
+            let agent = Arc::new(preferred.to_agent());
+            for ip in addresses_on(preferred.namespace, networks) {
                 if self.bridge_gateways.contains(&ip)
                     || containers_by_address.get(&ip).is_some_and(|containers| containers.len() > 1)
                 {
-                    self.record_not_agent(first.container, WhyNotAgent::AmbiguousAddress(ip));
+                    self.record_not_agent(preferred.container, WhyNotAgent::AmbiguousAddress(ip));
                 } else {
                     self.agents.insert(ip, Arc::clone(&agent));
                 }

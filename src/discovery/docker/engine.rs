@@ -83,7 +83,7 @@ pub struct ProbeResponse {
 pub struct Events {
     stream: BoxStream<'static, Result<EventMessage, ApiError>>,
     /// The first event, if it was received while the stream was opened.
-    first: Option<EventMessage>,
+    first_event: Option<EventMessage>,
     engine: Engine,
 }
 
@@ -152,8 +152,8 @@ impl Engine {
                 () = head_received.notified() => Ok(None),
             }
         };
-        let first = self.within_response_timeout(ENDPOINT, beginning).await?;
-        Ok(Events { stream, first, engine: self.clone() })
+        let first_event = self.within_response_timeout(ENDPOINT, beginning).await?;
+        Ok(Events { stream, first_event, engine: self.clone() })
     }
 
     /// Lists the running and paused containers. Entries that can't be parsed are returned apart.
@@ -388,7 +388,7 @@ impl Events {
     /// # Errors
     /// The stream has ended.
     pub async fn next_event(&mut self) -> Result<EventMessage, Error> {
-        if let Some(first) = self.first.take() {
+        if let Some(first) = self.first_event.take() {
             return Ok(first);
         }
         match self.stream.next().await {

@@ -79,29 +79,29 @@ impl ImageLabels {
         engine: &Engine,
         ids: BTreeSet<String>,
     ) -> BTreeMap<String, Result<Labels, String>> {
-        let mut known = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut read = BTreeMap::new();
+        let mut cached = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut labels_by_id = BTreeMap::new();
         let mut refused: Option<String> = None;
         for id in ids {
-            let labels = match (known.remove(&id), &refused) {
+            let labels = match (cached.remove(&id), &refused) {
                 (Some(labels), _) => Ok(labels),
                 (None, Some(error)) => Err(error.clone()),
                 (None, None) if id.is_empty() => Err("the engine does not name its image".to_owned()),
                 (None, None) => {
                     let inspected = engine.inspect_image(&id).await;
                     inspected.map(labels_of).map_err(|error| {
-                        let text = to_one_line(&error_chain(&error));
+                        let message = to_one_line(&error_chain(&error));
                         // A filter that refuses one image refuses all of them.
-                        refused = Some(text.clone()).filter(|_| matches!(error, Error::Refused { .. }));
-                        text
+                        refused = Some(message.clone()).filter(|_| matches!(error, Error::Refused { .. }));
+                        message
                     })
                 }
             };
-            read.insert(id, labels);
+            labels_by_id.insert(id, labels);
         }
-        let readable = read.iter().filter_map(|(id, labels)| Some((id.clone(), labels.clone().ok()?)));
+        let readable = labels_by_id.iter().filter_map(|(id, labels)| Some((id.clone(), labels.clone().ok()?)));
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = readable.collect();
-        read
+        labels_by_id
     }
 }
 

@@ -122,14 +122,14 @@ where
         };
         let timeouts =
             Timeouts { head: limits.head_timeout, block: limits.head_timeout, idle: limits.idle_timeout, stall };
-        let left = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
+        let time_until = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
         Self {
             context,
             connection,
             ask_to_end,
             timeouts,
             timer: LazyTimer::new(timeouts.idle.min(timeouts.head).min(timeouts.stall)),
-            expires: context.expires.map(|at| Instant::now() + left(at)),
+            expires: context.expires.map(|at| Instant::now() + time_until(at)),
             is_ending: false,
             is_draining: false,
             cut_at: None,

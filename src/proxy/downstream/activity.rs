@@ -163,8 +163,8 @@ impl Activity {
 
     /// Records that the socket took `count` bytes. `is_all` is whether these are all that it was offered.
     pub fn record_write(&self, count: usize, is_all: bool) {
-        let left = self.buffered.load(Ordering::Relaxed).saturating_sub(count);
-        self.buffered.store(left, Ordering::Relaxed);
+        let still_buffered = self.buffered.load(Ordering::Relaxed).saturating_sub(count);
+        self.buffered.store(still_buffered, Ordering::Relaxed);
         self.is_socket_full.store(!is_all, Ordering::Relaxed);
     }
 

@@ -39,7 +39,7 @@ enum Position {
     #[default]
     Head,
     /// A body of stated length, or a chunk and the line end after it, of which `left` bytes are still to come.
-    Data { left: u64, chunked: bool },
+    Data { bytes_left: u64, chunked: bool },
     /// The line with the size of a chunk.
     ChunkSize,
     /// The trailers after the last chunk, where only CRLF ends a line. `fresh` is whether a line has just ended.
@@ -109,9 +109,9 @@ impl Default for Line {
 
 impl Line {
     fn append(&mut self, bytes: &[u8]) {
-        let more = bytes.len().min(MAX_LINE_PREFIX - self.len);
-        self.bytes[self.len..self.len + more].copy_from_slice(&bytes[..more]);
-        self.len += more;
+        let count = bytes.len().min(MAX_LINE_PREFIX - self.len);
+        self.bytes[self.len..self.len + count].copy_from_slice(&bytes[..count]);
+        self.len += count;
     }
 }
 
@@ -132,14 +132,14 @@ impl H1RequestGuard {
     pub(crate) fn scan_input(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
         let mut at = 0;
         while at < bytes.len() {
-            if let Position::Data { left, chunked } = self.position {
-                let step = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len() - at);
+            if let Position::Data { bytes_left, chunked } = self.position {
+                let step = usize::try_from(bytes_left).unwrap_or(usize::MAX).min(bytes.len() - at);
                 at += step;
-                let left = left - step as u64;
-                self.position = match (left, chunked) {
+                let bytes_left = bytes_left - step as u64;
+                self.position = match (bytes_left, chunked) {
                     (0, true) => Position::ChunkSize,
                     (0, false) => Position::Head,
-                    _ => Position::Data { left, chunked },
+                    _ => Position::Data { bytes_left, chunked },
                 };
                 continue;
             }
@@ -219,7 +219,7 @@ impl H1RequestGuard {
                 // A line end follows each chunk, and the trailers follow the last one.
                 self.position = match parse_chunk_size(line) {
                     0 => Position::Trailers { fresh: true },
-                    size => Position::Data { left: size.saturating_add(2), chunked: true },
+                    size => Position::Data { bytes_left: size.saturating_add(2), chunked: true },
                 };
             }
             Position::Trailers { fresh: true } if line.is_empty() && last.is_some() => self.position = Position::Head,
@@ -251,7 +251,7 @@ impl H1RequestGuard {
         self.fault = if head.is_ambiguous { HeadFault::Ambiguous } else { HeadFault::Other };
         self.position = match head {
             Head { is_chunked: true, .. } => Position::ChunkSize,
-            Head { length: Some(left @ 1..), .. } => Position::Data { left, chunked: false },
+            Head { length: Some(bytes_left @ 1..), .. } => Position::Data { bytes_left, chunked: false },
             // Also after blank lines before a request line.
             _ => Position::Head,
         };

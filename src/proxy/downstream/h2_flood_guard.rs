@@ -42,7 +42,7 @@ pub enum Violation {
 #[derive(Debug)]
 pub struct H2FloodGuard {
     /// The bytes of the current frame, or of the preface, that are still to come.
-    left: usize,
+    bytes_left: usize,
     head: HeadReader,
     /// The number of frames that have begun; not counted beyond 2.
     frames_begun: u8,
@@ -64,7 +64,7 @@ pub struct H2FloodGuard {
 impl H2FloodGuard {
     pub fn new() -> Self {
         Self {
-            left: PREFACE.len(),
+            bytes_left: PREFACE.len(),
             head: HeadReader::default(),
             frames_begun: 0,
             last_stream: 0,
@@ -83,13 +83,13 @@ impl H2FloodGuard {
     /// The reason why the connection must be closed.
     pub fn check_input(&mut self, mut bytes: &[u8], frames: &mut H2OutputFrames) -> Result<(), Violation> {
         loop {
-            let step = self.left.min(bytes.len());
-            self.left -= step;
+            let step = self.bytes_left.min(bytes.len());
+            self.bytes_left -= step;
             if self.is_in_settings {
                 frames.table_updates().parse_settings(&bytes[..step]);
             }
             bytes = &bytes[step..];
-            if self.left == 0
+            if self.bytes_left == 0
                 && std::mem::take(&mut self.is_last_of_block)
                 && let Some(stream) = self.unfinished_block.take()
             {
@@ -117,7 +117,7 @@ impl H2FloodGuard {
     /// Returns whether the preface and the first frame are complete. That frame must be SETTINGS (RFC 9113 section
     /// 3.4).
     pub fn has_begun(&self) -> bool {
-        self.frames_begun > 1 || self.frames_begun == 1 && self.left == 0
+        self.frames_begun > 1 || self.frames_begun == 1 && self.bytes_left == 0
     }
 
     /// Returns the stream whose first header block has begun and not ended.
@@ -128,7 +128,7 @@ impl H2FloodGuard {
     /// Records the head of a frame.
     fn begin_frame(&mut self, FrameHead { length, kind, flags, stream }: FrameHead, frames: &mut H2OutputFrames) {
         self.frames_begun = self.frames_begun.saturating_add(1).min(2);
-        self.left = length;
+        self.bytes_left = length;
         self.is_in_settings = kind == SETTINGS && flags & ACK == 0;
         match kind {
             // A second header block on a stream holds trailers.
@@ -145,7 +145,7 @@ impl H2FloodGuard {
             SETTINGS if self.is_in_settings => frames.table_updates().begin_settings(),
             _ => {}
         }
-        if !(kind == HEADERS || kind == DATA && self.left > 0) {
+        if !(kind == HEADERS || kind == DATA && self.bytes_left > 0) {
             self.control_frames += 1;
         }
     }

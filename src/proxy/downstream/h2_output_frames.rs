@@ -30,7 +30,7 @@ pub struct H2OutputFrames {
     /// The head of the current frame.
     frame: FrameHead,
     /// The bytes of the current frame that are still to come.
-    left: usize,
+    bytes_left: usize,
     /// The first bytes of the current frame's payload, at most [`MAX_KEPT_PAYLOAD`].
     payload_start: Vec<u8>,
     /// Whether the next frame must be a CONTINUATION.
@@ -44,7 +44,7 @@ impl H2OutputFrames {
             table_updates: HpackTableUpdates::default(),
             head: HeadReader::default(),
             frame: FrameHead::default(),
-            left: 0,
+            bytes_left: 0,
             payload_start: Vec::new(),
             is_in_block: false,
         }
@@ -63,8 +63,8 @@ impl H2OutputFrames {
     /// Follows bytes that hyper wrote.
     pub fn observe_output(&mut self, mut bytes: &[u8]) {
         loop {
-            let step = self.left.min(bytes.len());
-            self.left -= step;
+            let step = self.bytes_left.min(bytes.len());
+            self.bytes_left -= step;
             if step > 0 && matches!(self.frame.kind, HEADERS | RST_STREAM | GOAWAY) {
                 self.collect_payload(&bytes[..step]);
             }
@@ -75,7 +75,7 @@ impl H2OutputFrames {
             let Some(head) = self.head.take_head(&mut bytes) else { return };
             let FrameHead { length, kind, flags, stream } = head;
             self.frame = head;
-            self.left = length;
+            self.bytes_left = length;
             if matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
                 self.is_in_block = flags & END_HEADERS == 0;
                 self.table_updates.record_header_block_sent();
@@ -94,7 +94,7 @@ impl H2OutputFrames {
     fn collect_payload(&mut self, bytes: &[u8]) {
         let fresh = bytes.len().min(MAX_KEPT_PAYLOAD - self.payload_start.len());
         self.payload_start.extend_from_slice(&bytes[..fresh]);
-        if self.left > 0 {
+        if self.bytes_left > 0 {
             return;
         }
         let FrameHead { kind, flags, stream, .. } = self.frame;
@@ -105,11 +105,11 @@ impl H2OutputFrames {
             self.head_tracker.record_response_head(stream, is_status_only);
             return;
         }
-        let (last_stream, rest) = match self.payload_start.split_first_chunk() {
-            Some((last, rest)) if kind == GOAWAY => (u32::from_be_bytes(*last), rest),
+        let (last_stream, after_stream) = match self.payload_start.split_first_chunk() {
+            Some((last, after_stream)) if kind == GOAWAY => (u32::from_be_bytes(*last), after_stream),
             _ => (stream, &self.payload_start[..]),
         };
-        if let Some((code, debug_data)) = rest.split_first_chunk() {
+        if let Some((code, debug_data)) = after_stream.split_first_chunk() {
             let code = u32::from_be_bytes(*code);
             match kind {
                 GOAWAY => self.head_tracker.record_goaway(last_stream, code, debug_data),
@@ -126,12 +126,12 @@ impl H2OutputFrames {
 
     /// Returns whether hyper's output is between two frames and not inside a header block.
     pub fn is_at_boundary(&self) -> bool {
-        self.head.is_empty() && self.left == 0 && !self.is_in_block
+        self.head.is_empty() && self.bytes_left == 0 && !self.is_in_block
     }
 
     /// Returns the number of bytes that hyper may write before [`Self::is_at_boundary`] may return `true` again.
     pub fn bytes_to_boundary(&self) -> usize {
-        if self.left > 0 { self.left } else { self.head.missing_bytes() }
+        if self.bytes_left > 0 { self.bytes_left } else { self.head.missing_bytes() }
     }
 }
 

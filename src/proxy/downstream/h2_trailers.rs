@@ -34,7 +34,7 @@ const EMPTY_HOST: u8 = 0x80 | 38;
 #[derive(Debug)]
 pub struct H2Trailers {
     /// The bytes of the current frame, or of the preface, that are still to come, without padding.
-    left: usize,
+    bytes_left: usize,
     /// The bytes of the current frame's padding that are still to come. They are dropped.
     padding: usize,
     /// The beginning of a frame that can't be decided yet.
@@ -44,7 +44,7 @@ pub struct H2Trailers {
     /// The latest stream that began.
     last_stream: u32,
     /// The latest streams that began without END_STREAM, so that trailers may follow.
-    begun: VecDeque<u32>,
+    begun_streams: VecDeque<u32>,
     /// The latest stream that was removed from `begun` because it was full; 0 if there is none.
     dropped: u32,
 }
@@ -88,12 +88,12 @@ struct BlockPiece {
 impl H2Trailers {
     pub fn new() -> Self {
         Self {
-            left: PREFACE.len(),
+            bytes_left: PREFACE.len(),
             padding: 0,
             held: Vec::new(),
             block: None,
             last_stream: 0,
-            begun: VecDeque::new(),
+            begun_streams: VecDeque::new(),
             dropped: 0,
         }
     }
@@ -105,42 +105,42 @@ impl H2Trailers {
     /// Trailers are too large, so that the connection must be closed.
     pub fn rewrite_input(&mut self, bytes: &[u8]) -> Result<Option<Vec<u8>>, TooLarge> {
         if self.held.is_empty() && self.block.is_none() && self.padding == 0 {
-            let (left, last_stream) = (self.left, self.last_stream);
+            let (bytes_left, last_stream) = (self.bytes_left, self.last_stream);
             if self.try_pass_unchanged(bytes) {
                 return Ok(None);
             }
-            (self.left, self.last_stream) = (left, last_stream);
+            (self.bytes_left, self.last_stream) = (bytes_left, last_stream);
         }
         if self.held.is_empty() {
             return self.rewrite_frames(bytes).map(Some);
         }
-        let mut whole = std::mem::take(&mut self.held);
-        whole.extend_from_slice(bytes);
-        self.rewrite_frames(&whole).map(Some)
+        let mut held_and_new = std::mem::take(&mut self.held);
+        held_and_new.extend_from_slice(bytes);
+        self.rewrite_frames(&held_and_new).map(Some)
     }
 
     /// Follows `bytes` up to the first frame that can't pass unchanged; returns whether there is none.
     fn try_pass_unchanged(&mut self, mut bytes: &[u8]) -> bool {
         loop {
-            bytes = &bytes[subtract_up_to(&mut self.left, bytes)..];
+            bytes = &bytes[subtract_up_to(&mut self.bytes_left, bytes)..];
             if bytes.is_empty() {
                 return true;
             }
             let FrameAction::Passed(length) = self.begin_frame(bytes) else { return false };
-            self.left = length;
+            self.bytes_left = length;
         }
     }
 
     fn rewrite_frames(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, TooLarge> {
         let mut rewritten = Vec::with_capacity(bytes.len() + 2 * FRAME_HEAD_SIZE + 1);
         loop {
-            let (piece, rest) = bytes.split_at(subtract_up_to(&mut self.left, bytes));
+            let (piece, rest) = bytes.split_at(subtract_up_to(&mut self.bytes_left, bytes));
             match &mut self.block {
                 Some(block) => block.bytes.extend_from_slice(piece),
                 None => rewritten.extend_from_slice(piece),
             }
             bytes = &rest[subtract_up_to(&mut self.padding, rest)..];
-            let has_ended = self.left == 0 && self.padding == 0;
+            let has_ended = self.bytes_left == 0 && self.padding == 0;
             if let Some(block) = self.block.take_if(|block| has_ended && block.is_last_frame) {
                 block.write_frames_to(&mut rewritten);
             }
@@ -157,11 +157,11 @@ impl H2Trailers {
                     if let Some(block) = self.block.take() {
                         block.write_frames_to(&mut rewritten);
                     }
-                    self.left = length;
+                    self.bytes_left = length;
                 }
                 FrameAction::Trailers(piece) => {
                     bytes = &bytes[piece.before..];
-                    (self.left, self.padding) = (piece.length, piece.padding);
+                    (self.bytes_left, self.padding) = (piece.length, piece.padding);
                     let block = self.block.get_or_insert_with(|| TrailerBlock::new(&piece));
                     block.frames += 1;
                     block.is_last_frame = piece.flags & END_HEADERS != 0;
@@ -189,28 +189,30 @@ impl H2Trailers {
         if stream > self.last_stream {
             self.last_stream = stream;
             // This frame may be seen twice (`rewrite_input`): it is recorded once.
-            if flags & END_STREAM == 0 && self.begun.back().is_none_or(|last| *last < stream) {
-                if self.begun.len() == MAX_STREAMS {
-                    self.dropped = self.begun.pop_front().unwrap_or_default();
+            if flags & END_STREAM == 0 && self.begun_streams.back().is_none_or(|last| *last < stream) {
+                if self.begun_streams.len() == MAX_STREAMS {
+                    self.dropped = self.begun_streams.pop_front().unwrap_or_default();
                 }
-                self.begun.push_back(stream);
+                self.begun_streams.push_back(stream);
             }
             return passed;
         }
         // `h2` refuses trailers on any other stream.
-        if stream > self.dropped && self.begun.binary_search(&stream).is_err() {
+        if stream > self.dropped && self.begun_streams.binary_search(&stream).is_err() {
             return passed;
         }
         let is_padded = flags & PADDED != 0;
-        let before = usize::from(is_padded) + if flags & PRIORITY != 0 { PRIORITY_SIZE } else { 0 };
+        let prefix_length = usize::from(is_padded) + if flags & PRIORITY != 0 { PRIORITY_SIZE } else { 0 };
         // `h2` closes the connection for a frame that is too long, or too short for its flags.
-        let Some(rest) = length.checked_sub(before).filter(|_| length <= MAX_BLOCK) else { return passed };
-        if payload.len() < before {
+        let Some(unprefixed_length) = length.checked_sub(prefix_length).filter(|_| length <= MAX_BLOCK) else {
+            return passed;
+        };
+        if payload.len() < prefix_length {
             return FrameAction::Incomplete;
         }
         let padding = if is_padded { usize::from(payload[0]) } else { 0 };
-        let Some(length) = rest.checked_sub(padding) else { return passed };
-        FrameAction::Trailers(BlockPiece { before: FRAME_HEAD_SIZE + before, length, padding, stream, flags })
+        let Some(length) = unprefixed_length.checked_sub(padding) else { return passed };
+        FrameAction::Trailers(BlockPiece { before: FRAME_HEAD_SIZE + prefix_length, length, padding, stream, flags })
     }
 }
 

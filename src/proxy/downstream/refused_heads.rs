@@ -109,7 +109,7 @@ pub struct RefusedHeads {
     /// Whether `h2` or loopgate closes the connection: hyper ignores new streams.
     is_closing: bool,
     /// HTTP/2: the streams that began in the current round, in ascending order.
-    begun: Vec<BegunStream>,
+    begun_streams: Vec<BegunStream>,
     /// The number of streams of the round that are neither a request nor refused yet.
     undecided: usize,
     /// The streams of earlier rounds that were neither a request nor refused.
@@ -196,8 +196,8 @@ impl RefusedHeads {
 
     fn add_undecided(&mut self, stream: u32) {
         self.undecided += 1;
-        if self.begun.len() < MAX_STREAMS {
-            self.begun.push(BegunStream { stream, is_answered: false });
+        if self.begun_streams.len() < MAX_STREAMS {
+            self.begun_streams.push(BegunStream { stream, is_answered: false });
         }
     }
 
@@ -278,7 +278,7 @@ impl RefusedHeads {
         };
         self.refuse_partial_block();
         let was_not_read = |begun: &BegunStream| begun.stream > last_stream && !begun.is_answered;
-        if self.begun.len() == MAX_STREAMS || self.begun.iter().any(was_not_read) {
+        if self.begun_streams.len() == MAX_STREAMS || self.begun_streams.iter().any(was_not_read) {
             self.resets.push(RefusedHead::without_response(refusal));
         }
     }
@@ -288,7 +288,7 @@ impl RefusedHeads {
         self.attribute_resets();
         let dropped = if self.is_closing { &mut self.dropped.by_closing } else { &mut self.dropped.by_client };
         *dropped += take(&mut self.undecided);
-        self.begun.clear();
+        self.begun_streams.clear();
     }
 
     /// Counts the possible refusals of the round as refused heads, at most as many as heads are undecided.
@@ -308,8 +308,8 @@ impl RefusedHeads {
     /// Records that a response or reset was written on `stream`; returns whether it is the first one on a stream of the
     /// round, so that it may be a refusal.
     fn mark_answered(&mut self, stream: u32) -> bool {
-        let found = self.begun.binary_search_by_key(&stream, |begun| begun.stream);
-        found.is_ok_and(|at| !std::mem::replace(&mut self.begun[at].is_answered, true))
+        let position = self.begun_streams.binary_search_by_key(&stream, |begun| begun.stream);
+        position.is_ok_and(|at| !std::mem::replace(&mut self.begun_streams[at].is_answered, true))
     }
 }
 

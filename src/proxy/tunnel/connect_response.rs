@@ -94,20 +94,20 @@ impl ConnectResponseWatcher {
                 }
             };
             let header_length = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
-            let wanted = header_length + usize::try_from(length).unwrap_or(usize::MAX).min(MAX_EXAMINED);
-            if self.start.len() < wanted {
+            let examined_end = header_length + usize::try_from(length).unwrap_or(usize::MAX).min(MAX_EXAMINED);
+            if self.start.len() < examined_end {
                 return;
             }
             match header.opcode {
                 OpCode::Data(Data::Text | Data::Binary) => {
-                    let is_whole = header.is_final && (wanted - header_length) as u64 == length;
-                    self.examine_message(header_length, wanted, is_whole);
+                    let is_whole = header.is_final && (examined_end - header_length) as u64 == length;
+                    self.examine_message(header_length, examined_end, is_whole);
                 }
                 OpCode::Control(Control::Close) => self.sent.closed = true,
                 _ => {}
             }
-            bytes = &bytes[wanted - before.min(wanted)..];
-            self.skip = length - (wanted - header_length) as u64;
+            bytes = &bytes[examined_end - before.min(examined_end)..];
+            self.skip = length - (examined_end - header_length) as u64;
             self.start = Vec::new();
         }
     }

@@ -285,13 +285,13 @@ impl Direction {
         }
         let boundary = self.frames.as_mut().and_then(|frames| frames.parse_frames(read));
         let close = boundary.and_then(|_| self.due_close_frame());
-        let mut rest = &read[..boundary.filter(|_| close.is_some()).unwrap_or(read.len())];
-        self.bytes_passed.inc_by(rest.len() as u64);
-        while !rest.is_empty() {
-            match Pin::new(&mut *to).poll_write(cx, rest)? {
+        let mut to_write = &read[..boundary.filter(|_| close.is_some()).unwrap_or(read.len())];
+        self.bytes_passed.inc_by(to_write.len() as u64);
+        while !to_write.is_empty() {
+            match Pin::new(&mut *to).poll_write(cx, to_write)? {
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(written) => {
-                    rest = &rest[written..];
+                    to_write = &to_write[written..];
                     self.is_unflushed = true;
                 }
                 Poll::Pending => break,
@@ -299,9 +299,9 @@ impl Direction {
         }
         if let Some(frame) = close {
             self.is_close_sent = true;
-            self.pending = [rest, &frame[..]].concat().into();
-        } else if !rest.is_empty() {
-            self.pending = Bytes::copy_from_slice(rest);
+            self.pending = [to_write, &frame[..]].concat().into();
+        } else if !to_write.is_empty() {
+            self.pending = Bytes::copy_from_slice(to_write);
         }
         Ok(())
     }

@@ -40,12 +40,12 @@ pub struct FirstMessageLease {
 impl FirstMessageLease {
     /// Extends the lease so that `held` bytes may be held back; returns whether the budget allows it.
     fn try_extend(&mut self, held: usize) -> bool {
-        let more = held.saturating_sub(FREE_BYTES).saturating_sub(self.bytes);
-        let fits = |used: usize| used.checked_add(more).filter(|used| *used <= self.budget.limit);
-        if more > 0 && self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
+        let additional = held.saturating_sub(FREE_BYTES).saturating_sub(self.bytes);
+        let fits = |used: usize| used.checked_add(additional).filter(|used| *used <= self.budget.limit);
+        if additional > 0 && self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
             return false;
         }
-        self.bytes += more;
+        self.bytes += additional;
         true
     }
 }
@@ -170,8 +170,8 @@ impl FirstMessage {
                     return refused_verdict("first message is too long");
                 }
                 Parsed::Incomplete if self.parsed > 0 && !self.has_begun => {
-                    let rest = self.held.split_off(std::mem::take(&mut self.parsed));
-                    return Verdict::Control(std::mem::replace(&mut self.held, rest).into());
+                    let unparsed = self.held.split_off(std::mem::take(&mut self.parsed));
+                    return Verdict::Control(std::mem::replace(&mut self.held, unparsed).into());
                 }
                 Parsed::Incomplete => return Verdict::Wait,
                 Parsed::Next if self.parsed > MAX_HELD => return refused_verdict("first message is too long"),
@@ -189,7 +189,7 @@ impl FirstMessage {
             Ok(None) => return Parsed::Incomplete,
             Err(_) => return Parsed::Verdict(malformed_verdict("not a WebSocket frame")),
         };
-        let start = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
+        let payload_start = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
         // No extension is negotiated, so the reserved bits must be 0, and clients must mask their frames.
         let Some(mask) = header.mask.filter(|_| !header.rsv1 && !header.rsv2 && !header.rsv3) else {
             return Parsed::Verdict(malformed_verdict("frame is compressed or not masked"));
@@ -202,7 +202,7 @@ impl FirstMessage {
             _ => return Parsed::Verdict(malformed_verdict("unexpected WebSocket frame")),
         };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let available = &rest[start.min(rest.len())..];
+        let available = &rest[payload_start.min(rest.len())..];
         let available = &available[..length.min(available.len())];
         if is_data && !self.is_object {
             let unmasked = available.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
@@ -224,7 +224,7 @@ impl FirstMessage {
         if available.len() < length {
             return Parsed::Incomplete;
         }
-        self.parsed += start + length;
+        self.parsed += payload_start + length;
         if is_close {
             self.held.truncate(self.parsed);
             return Parsed::Verdict(Verdict::Close(std::mem::take(&mut self.held).into()));

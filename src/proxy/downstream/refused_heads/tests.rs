@@ -197,7 +197,7 @@ fn streams_are_not_kept_without_bound() {
     for stream in 0..10_000 {
         heads.record_header_block(stream);
     }
-    assert_eq!(heads.begun.len(), MAX_STREAMS);
+    assert_eq!(heads.begun_streams.len(), MAX_STREAMS);
 }
 
 #[test]
