@@ -103,7 +103,7 @@ impl AuditLog {
 impl<S: Subscriber> Layer<S> for AuditLog {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if event.metadata().target() == TARGET {
-            let mut fields = Fields::default();
+            let mut fields = FieldCollector::default();
             event.record(&mut fields);
             self.record(fields.0, Instant::now());
         }
@@ -112,9 +112,9 @@ impl<S: Subscriber> Layer<S> for AuditLog {
 
 /// Collects the fields of an event.
 #[derive(Default)]
-struct Fields(Map<String, Value>);
+struct FieldCollector(Map<String, Value>);
 
-impl Visit for Fields {
+impl Visit for FieldCollector {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.0.insert(field.name().into(), format!("{value:?}").into());
     }

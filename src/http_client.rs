@@ -28,12 +28,12 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// A future that drives a connection. It must be polled until it is terminated. Dropping it closes the connection.
-pub type Connection = Fuse<BoxFuture<'static, ()>>;
+pub type ConnectionTask = Fuse<BoxFuture<'static, ()>>;
 
 /// A response body that drives its connection while it is read. Dropping it closes the connection.
 pub struct ResponseBody {
     body: Incoming,
-    connection: Connection,
+    connection: ConnectionTask,
 }
 
 /// Sends `request`, whose target must be in origin form, on `stream`, and returns the response once
@@ -67,7 +67,7 @@ async fn send_boxed(
 
 impl ResponseBody {
     /// Returns the body and the connection separately, for a caller that drives the connection itself.
-    pub fn into_body_and_connection(self) -> (Incoming, Connection) {
+    pub fn into_body_and_connection(self) -> (Incoming, ConnectionTask) {
         (self.body, self.connection)
     }
 }

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use maud::{Markup, html};
 
-use super::status::{Certificate, Connection, DiscoveryStatus, Status, format_seconds};
+use super::status::{CertificateStatus, ConnectionStatus, DiscoveryStatus, Status, format_seconds};
 use crate::discovery::agent_labels;
 use crate::html_page::html_page;
 
@@ -113,7 +113,7 @@ fn render_traffic(status: &Status) -> Markup {
     }
 }
 
-fn render_certificate(certificate: &Certificate) -> Markup {
+fn render_certificate(certificate: &CertificateStatus) -> Markup {
     let remaining_seconds = certificate.expires_in_seconds;
     html! {
         section {
@@ -231,7 +231,7 @@ fn render_connections(status: &Status) -> Markup {
     }
 }
 
-fn connection_row(connection: &Connection) -> Markup {
+fn connection_row(connection: &ConnectionStatus) -> Markup {
     html! {
         tr {
             td { code { (connection.peer) } }

@@ -67,11 +67,11 @@ async fn connect_error(address: SocketAddr) -> Option<String> {
 }
 
 /// Returns the status of each forward of `listen.forward`. Connects to each target to do so.
-async fn probe_forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::Forward> {
+async fn probe_forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::ForwardStatus> {
     let each = state.listen.forward.iter().map(|forward| async move {
         let target = SocketAddr::new(state.gateway.ip(), forward.target);
         let error = connect_error(target).await;
-        status::Forward {
+        status::ForwardStatus {
             listening: addresses_of_kind(bound, ListenerKind::Forward(*forward)),
             target: target.to_string(),
             reachable: error.is_none(),
@@ -165,7 +165,7 @@ pub(super) async fn collect_status(state: &AdminState) -> Status {
         listening: addresses_of_kind(&bound, ListenerKind::Tls),
         listening_plain: addresses_of_kind(&bound, ListenerKind::Plain),
         not_listening: facts.not_listening,
-        gateway: status::Gateway {
+        gateway: status::GatewayStatus {
             address: state.gateway.to_string(),
             reachable: facts.gateway_error.is_none(),
             error: facts.gateway_error.map(|error| error.to_string()),
@@ -190,9 +190,9 @@ pub(super) async fn collect_status(state: &AdminState) -> Status {
     }
 }
 
-fn certificate_status(identity: &ServerIdentity, problem: Option<String>) -> status::Certificate {
+fn certificate_status(identity: &ServerIdentity, problem: Option<String>) -> status::CertificateStatus {
     let leaf = identity.certified_key.cert.first();
-    status::Certificate {
+    status::CertificateStatus {
         names: identity.names.iter().map(ToString::to_string).collect(),
         not_before: format_rfc3339(identity.not_before),
         not_after: format_rfc3339(identity.not_after),
@@ -231,12 +231,12 @@ fn discovery_status(view: &View) -> status::DiscoveryStatus {
 
 /// Returns the agents in `view`, sorted by name, with their numbers of `connections` by agent id. An agent
 /// has one entry, even if it has several addresses.
-fn agents_status(view: &View, connections: &HashMap<String, usize>) -> Vec<status::Agent> {
-    let mut agents: Vec<status::Agent> = Vec::new();
+fn agents_status(view: &View, connections: &HashMap<String, usize>) -> Vec<status::AgentStatus> {
+    let mut agents: Vec<status::AgentStatus> = Vec::new();
     for (ip, agent) in &view.agents {
         match agents.iter_mut().find(|known| known.id == agent.id) {
             Some(known) => known.addresses.push(ip.to_string()),
-            None => agents.push(status::Agent {
+            None => agents.push(status::AgentStatus {
                 container: agent.name.clone(),
                 id: agent.id.clone(),
                 service: agent.service.clone(),
@@ -258,7 +258,7 @@ fn proof_label(agent: &discovery::Agent) -> &'static str {
     }
 }
 
-fn connection_status(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTime) -> status::Connection {
+fn connection_status(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTime) -> status::ConnectionStatus {
     let (basis, who, source) = match &*present.lane {
         Lane::Agent(lane) => {
             let who = match &lane.basis {
@@ -273,7 +273,7 @@ fn connection_status(present: &ConnectionInfo, why: Option<&WhyExternal>, now: S
             (None, user, None)
         }
     };
-    status::Connection {
+    status::ConnectionStatus {
         number: present.number,
         peer: present.peer.to_string(),
         lane: present.lane.kind().label().into(),

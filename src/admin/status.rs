@@ -25,24 +25,24 @@ pub struct Status {
     #[serde(default)]
     pub not_listening: Vec<String>,
     /// The gateway.
-    pub gateway: Gateway,
+    pub gateway: GatewayStatus,
     /// Further ports of the gateway that the sidecar forwards to.
     #[serde(default)]
-    pub forwards: Vec<Forward>,
+    pub forwards: Vec<ForwardStatus>,
     /// Why the last reload was rejected; `None` if it was not.
     pub config_problem: Option<String>,
     /// The certificate that is served.
-    pub certificate: Certificate,
+    pub certificate: CertificateStatus,
     /// The state of discovery.
     pub discovery: DiscoveryStatus,
     /// The containers or pods that are agents, sorted by name.
-    pub agents: Vec<Agent>,
+    pub agents: Vec<AgentStatus>,
     /// The containers or pods that have an agent's label but are not agents, sorted by name.
     pub not_agents: Vec<NotAgent>,
     /// The number of connections on each lane.
     pub lanes: Lanes,
     /// The open connections, oldest first. Only the first [`MAX_LISTED_CONNECTIONS`] are listed.
-    pub connections: Vec<Connection>,
+    pub connections: Vec<ConnectionStatus>,
     /// The restrictions of the sidecar's process; `None` if the sidecar is of a version that does
     /// not report them.
     #[serde(default)]
@@ -54,7 +54,7 @@ pub const MAX_LISTED_CONNECTIONS: usize = 1000;
 
 /// The state of the gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Gateway {
+pub struct GatewayStatus {
     /// The gateway's address.
     pub address: String,
     /// Whether the gateway accepts connections without TLS.
@@ -89,7 +89,7 @@ impl SandboxStatus {
 
 /// A further port of the gateway that the sidecar forwards to (`listen.forward`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Forward {
+pub struct ForwardStatus {
     /// The addresses on which the sidecar listens for this port.
     pub listening: Vec<String>,
     /// The gateway's address with this port.
@@ -102,7 +102,7 @@ pub struct Forward {
 
 /// The certificate that is served to clients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Certificate {
+pub struct CertificateStatus {
     /// The DNS names and IP addresses in the certificate.
     pub names: Vec<String>,
     /// The time from which the certificate is valid.
@@ -160,7 +160,7 @@ fn off_by_default() -> String {
 
 /// A container or a pod that is an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Agent {
+pub struct AgentStatus {
     /// The name of the container or pod.
     pub container: String,
     /// The container's full id, or the pod's uid.
@@ -197,7 +197,7 @@ pub struct Lanes {
 
 /// One open connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Connection {
+pub struct ConnectionStatus {
     /// The number of the connection, which the log also has.
     pub number: u64,
     /// The peer's address and port.
@@ -246,7 +246,7 @@ pub fn format_seconds(seconds: u64) -> String {
 /// Returns a status that has at least one element in each list that can have some.
 #[cfg(test)]
 pub fn example() -> Status {
-    let connection = |number, lane: &str| Connection {
+    let connection = |number, lane: &str| ConnectionStatus {
         number,
         peer: format!("172.18.0.3:4000{number}"),
         lane: lane.into(),
@@ -267,15 +267,15 @@ pub fn example() -> Status {
         listening: vec!["172.18.0.2:18789".into()],
         listening_plain: vec!["172.18.0.2:8080".into()],
         not_listening: Vec::new(),
-        gateway: Gateway { address: "127.0.0.1:18789".into(), reachable: true, error: None },
-        forwards: vec![Forward {
+        gateway: GatewayStatus { address: "127.0.0.1:18789".into(), reachable: true, error: None },
+        forwards: vec![ForwardStatus {
             listening: vec!["172.18.0.2:18793".into()],
             target: "127.0.0.1:18793".into(),
             reachable: false,
             error: Some("connection refused".into()),
         }],
         config_problem: None,
-        certificate: Certificate {
+        certificate: CertificateStatus {
             names: vec!["localhost".into(), "gateway".into(), "172.18.0.2".into()],
             not_before: "2026-01-01T00:00:00Z".into(),
             not_after: "2026-04-01T00:00:00Z".into(),
@@ -296,7 +296,7 @@ pub fn example() -> Status {
             own_addresses: vec!["172.18.0.2".into()],
             own_names: vec!["gateway".into()],
         },
-        agents: vec![Agent {
+        agents: vec![AgentStatus {
             container: "demo-agent-1".into(),
             id: "f00d".repeat(16),
             service: Some("agent".into()),

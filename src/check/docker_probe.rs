@@ -8,7 +8,7 @@ use time::format_description::well_known::Rfc2822;
 
 use crate::check::agents::Capabilities;
 use crate::check::docker::{EngineState, PathStatus};
-use crate::check::gateway_command::Container;
+use crate::check::gateway_command::NamespaceContainer;
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::{AgentKind, SourceState, View};
 
@@ -62,7 +62,7 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
 }
 
 /// Returns the containers that share this network namespace. Containers that can't be inspected are left out.
-pub async fn containers_in_this_namespace(engine: Option<&Engine>, view: &View) -> Vec<Container> {
+pub async fn containers_in_this_namespace(engine: Option<&Engine>, view: &View) -> Vec<NamespaceContainer> {
     let (Some(engine), Some(owner)) = (engine, &view.owner) else { return Vec::new() };
     let Ok((listed, _)) = engine.list_containers().await else { return Vec::new() };
     let joined = format!("container:{}", owner.id);
@@ -73,7 +73,11 @@ pub async fn containers_in_this_namespace(engine: Option<&Engine>, view: &View) 
         let Ok(inspected) = engine.inspect_container(&id).await else { continue };
         let name = summary.names.unwrap_or_default().first().map_or(id, |name| name.trim_start_matches('/').to_owned());
         let words = inspected.path.into_iter().chain(inspected.args.unwrap_or_default()).collect();
-        containers.push(Container { name, words, variables: inspected.config.unwrap_or_default().bind_variables });
+        containers.push(NamespaceContainer {
+            name,
+            words,
+            variables: inspected.config.unwrap_or_default().bind_variables,
+        });
     }
     containers
 }

@@ -15,10 +15,10 @@ use crate::config::{Config, Forward};
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A forward, the address that it leads to, and the error of a connection to that address, if any.
-pub type Observation = (Forward, SocketAddr, Option<String>);
+pub type ForwardProbe = (Forward, SocketAddr, Option<String>);
 
 /// Connects to the target of each forward.
-pub async fn probe(config: &Config) -> Vec<Observation> {
+pub async fn probe(config: &Config) -> Vec<ForwardProbe> {
     let each = config.listen.forward.iter().map(|forward| async move {
         let target = SocketAddr::new(config.gateway.address.ip(), forward.target);
         let error = match timeout(TIMEOUT, TcpStream::connect(target)).await {
@@ -32,7 +32,7 @@ pub async fn probe(config: &Config) -> Vec<Observation> {
 }
 
 /// Adds the findings about forwards.
-pub fn judge(observations: &[Observation], report: &mut Report) {
+pub fn judge(observations: &[ForwardProbe], report: &mut Report) {
     for (forward, target, error) in observations {
         match error {
             None => report.add_passed("forward", format!("{target} answers (--forward {forward})")),

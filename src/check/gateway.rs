@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
-use crate::openclaw::probe::{Classification, Observation, Server};
+use crate::openclaw::probe::{Classification, GatewayObservation, Server};
 
 /// Returns the remedy that makes the external lane's source the only trusted proxy.
 pub(super) fn trust_exactly_remedy(source: IpAddr) -> Remedy {
@@ -22,8 +22,8 @@ pub(super) fn no_tls_remedy() -> Remedy {
 }
 
 /// Adds the findings about the gateway.
-pub fn judge(observation: &Observation, report: &mut Report) {
-    let Observation { address, .. } = observation;
+pub fn judge(observation: &GatewayObservation, report: &mut Report) {
+    let GatewayObservation { address, .. } = observation;
     if !address.ip().is_loopback() {
         let remedy = Remedy::in_words("run loopgate in the gateway's network namespace, with --gateway 127.0.0.1:PORT");
         report.add_finding(&kind::GATEWAY_REMOTE, format!("the gateway is at {address}"), remedy);
@@ -61,7 +61,7 @@ pub fn judge(observation: &Observation, report: &mut Report) {
     judge_origins(observation, report);
 }
 
-fn judge_exposure(observation: &Observation, report: &mut Report) {
+fn judge_exposure(observation: &GatewayObservation, report: &mut Report) {
     for (address, tls) in &observation.exposed {
         let how = if *tls { "by TLS, with a certificate that is not the sidecar's" } else { "in plain text" };
         report.add_finding(&kind::GATEWAY_EXPOSED, format!("{address} answers {how}"), bind_loopback_remedy());
@@ -71,7 +71,7 @@ fn judge_exposure(observation: &Observation, report: &mut Report) {
     }
 }
 
-fn judge_lanes(observation: &Observation, report: &mut Report) {
+fn judge_lanes(observation: &GatewayObservation, report: &mut Report) {
     let source = observation.external_source;
     match &observation.external {
         Classification::Remote => report.add_passed("external lane", "the gateway takes its clients for remote ones"),
@@ -107,7 +107,7 @@ fn judge_lanes(observation: &Observation, report: &mut Report) {
     }
 }
 
-fn judge_trusted_proxies(observation: &Observation, report: &mut Report) {
+fn judge_trusted_proxies(observation: &GatewayObservation, report: &mut Report) {
     let source = observation.external_source;
     for (proxy, trusted) in &observation.trusts {
         let description = format!("{proxy} is believed about its clients");
@@ -133,7 +133,7 @@ pub(super) fn is_first_loopback(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V4(ip) if ip.octets() == [127, 0, 0, 1]) || matches!(ip, IpAddr::V6(ip) if ip.is_loopback())
 }
 
-fn judge_origins(observation: &Observation, report: &mut Report) {
+fn judge_origins(observation: &GatewayObservation, report: &mut Report) {
     let refused: Vec<&String> =
         observation.origins.iter().filter(|(_, allowed)| !allowed).map(|(origin, _)| origin).collect();
     if !refused.is_empty() {
@@ -155,8 +155,8 @@ fn judge_origins(observation: &Observation, report: &mut Report) {
 mod tests {
     use super::*;
 
-    fn healthy_gateway() -> Observation {
-        Observation {
+    fn healthy_gateway() -> GatewayObservation {
+        GatewayObservation {
             address: "127.0.0.1:18789".parse().unwrap(),
             external_source: "127.0.0.2".parse().unwrap(),
             server: Server::Modern(Some("2026.9.6".into())),
@@ -180,62 +180,66 @@ mod tests {
         let table = [
             (healthy_gateway(), vec![], None),
             (
-                Observation { server: Server::Unreachable("connection refused".into()), ..healthy_gateway() },
+                GatewayObservation { server: Server::Unreachable("connection refused".into()), ..healthy_gateway() },
                 vec!["gateway-down"],
                 None,
             ),
             (
-                Observation { server: Server::Tls, ..healthy_gateway() },
+                GatewayObservation { server: Server::Tls, ..healthy_gateway() },
                 vec!["gateway-tls"],
                 Some(("gateway.tls.enabled", json!(false))),
             ),
-            (Observation { server: Server::Starting, ..healthy_gateway() }, vec!["gateway-starting"], None),
-            (Observation { server: Server::Other("SSH".into()), ..healthy_gateway() }, vec!["gateway-unknown"], None),
+            (GatewayObservation { server: Server::Starting, ..healthy_gateway() }, vec!["gateway-starting"], None),
             (
-                Observation { exposed: vec![("172.18.0.2:18789".parse().unwrap(), false)], ..healthy_gateway() },
+                GatewayObservation { server: Server::Other("SSH".into()), ..healthy_gateway() },
+                vec!["gateway-unknown"],
+                None,
+            ),
+            (
+                GatewayObservation { exposed: vec![("172.18.0.2:18789".parse().unwrap(), false)], ..healthy_gateway() },
                 vec!["gateway-exposed"],
                 Some(("gateway.bind", json!("loopback"))),
             ),
             (
-                Observation { address: "172.18.0.2:18789".parse().unwrap(), ..healthy_gateway() },
+                GatewayObservation { address: "172.18.0.2:18789".parse().unwrap(), ..healthy_gateway() },
                 vec!["gateway-remote"],
                 None,
             ),
             (
-                Observation { external: Classification::Local, ..healthy_gateway() },
+                GatewayObservation { external: Classification::Local, ..healthy_gateway() },
                 vec!["external-lane-local"],
                 exact.clone(),
             ),
             (
-                Observation { external: Classification::Refused, ..healthy_gateway() },
+                GatewayObservation { external: Classification::Refused, ..healthy_gateway() },
                 vec!["trusted-proxies-missing"],
                 exact.clone(),
             ),
             (
-                Observation { external: Classification::Unclear("500".into()), ..healthy_gateway() },
+                GatewayObservation { external: Classification::Unclear("500".into()), ..healthy_gateway() },
                 vec!["lanes-unknown"],
                 None,
             ),
             (
-                Observation { local: Classification::Remote, ..healthy_gateway() },
+                GatewayObservation { local: Classification::Remote, ..healthy_gateway() },
                 vec!["trusted-proxies-loopback"],
                 exact.clone(),
             ),
             (
-                Observation { trusts: vec![("127.0.0.2".parse().unwrap(), false)], ..healthy_gateway() },
+                GatewayObservation { trusts: vec![("127.0.0.2".parse().unwrap(), false)], ..healthy_gateway() },
                 vec!["trusted-proxies-missing"],
                 exact.clone(),
             ),
             (trusts("127.0.0.1"), vec!["trusted-proxies-wide"], exact.clone()),
             (
-                Observation { local: Classification::Unclear("200".into()), ..trusts("127.0.0.1") },
+                GatewayObservation { local: Classification::Unclear("200".into()), ..trusts("127.0.0.1") },
                 vec!["trusted-proxies-loopback"],
                 exact.clone(),
             ),
             (trusts("127.0.0.3"), vec!["trusted-proxies-wide"], exact.clone()),
             (trusts("172.18.0.2"), vec!["trusted-proxies-wide"], exact),
             (
-                Observation { origins: vec![("https://gw.example".into(), false)], ..healthy_gateway() },
+                GatewayObservation { origins: vec![("https://gw.example".into(), false)], ..healthy_gateway() },
                 vec!["origin-not-allowed"],
                 Some(("gateway.controlUi.allowedOrigins", json!(["https://old.example", "https://gw.example"]))),
             ),
@@ -254,7 +258,7 @@ mod tests {
     fn a_refusal_and_a_disbelief_are_one_finding() {
         let mut report = Report::default();
         let trusts = vec![("127.0.0.2".parse().unwrap(), false)];
-        judge(&Observation { external: Classification::Refused, trusts, ..healthy_gateway() }, &mut report);
+        judge(&GatewayObservation { external: Classification::Refused, trusts, ..healthy_gateway() }, &mut report);
         assert_eq!(report.ids(), ["trusted-proxies-missing"]);
         assert_eq!(report.findings[0].seen.len(), 2);
     }

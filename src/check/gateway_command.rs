@@ -6,7 +6,7 @@ use super::finding::{Remedy, Report};
 
 /// A container that shares this network namespace.
 #[derive(Clone, Debug, Default)]
-pub struct Container {
+pub struct NamespaceContainer {
     /// The container's name.
     pub name: String,
     /// The container's program and its arguments.
@@ -17,7 +17,7 @@ pub struct Container {
 
 /// Adds a finding for each container whose command line or environment makes a gateway listen on an
 /// address that is not loopback, or end the program that listens on its port, such as loopgate.
-pub fn judge(containers: &[Container], report: &mut Report) {
+pub fn judge(containers: &[NamespaceContainer], report: &mut Report) {
     for container in containers {
         for setting in overriding_settings(container) {
             let description = format!("the container {} has {setting}", container.name);
@@ -44,7 +44,7 @@ fn command_remedy() -> Remedy {
 }
 
 /// Returns the arguments and variables of `container` that override the gateway's configuration, in words.
-fn overriding_settings(container: &Container) -> Vec<String> {
+fn overriding_settings(container: &NamespaceContainer) -> Vec<String> {
     // The script of `sh -c` is one argument, so each argument is split into words.
     let words: Vec<&str> = container.words.iter().flat_map(|word| word.split_whitespace()).collect();
     if !words.contains(&"gateway") {
@@ -98,7 +98,8 @@ mod tests {
         ];
         for (words, variables, expected) in table {
             let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
-            let container = Container { name: "claw".into(), words: texts(words), variables: texts(variables) };
+            let container =
+                NamespaceContainer { name: "claw".into(), words: texts(words), variables: texts(variables) };
             let found = overriding_settings(&container);
             assert_eq!(found.len(), expected.len(), "{words:?} {variables:?}: {found:?}");
             assert!(found.iter().zip(expected).all(|(found, expected)| found.starts_with(expected)), "{found:?}");

@@ -122,7 +122,7 @@ async fn examine_gateway(
         let directory = file.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
         let keeps_paired = config.gateway.state_dir.is_some();
         let scopes = directory.and_then(files::gateway_device_scopes);
-        own_device::judge(&own_device::Observation { keeps_paired, scopes }, report);
+        own_device::judge(&own_device::OwnDeviceObservation { keeps_paired, scopes }, report);
     }
     forwards::judge(&forwards::probe(config).await, report);
     gateway_files::judge(&files::find_unreadable_files(&config.gateway), report);
@@ -161,7 +161,7 @@ fn gateway_probe_plan(
     view: &View,
     status: Option<&Result<Status, String>>,
     openclaw_json: Option<&Value>,
-) -> probe::Plan {
+) -> probe::ProbePlan {
     let running = status.and_then(|status| status.as_ref().ok());
     let chain = config.tls.provided.as_ref().map(|pair| pair.chain.as_path());
     let from_files = || offline::show(&config.state_dir, chain).ok().map(|report| report.server.fingerprint);
@@ -171,7 +171,7 @@ fn gateway_probe_plan(
         .into_iter()
         .flatten();
     let allowed: Vec<String> = allowed.filter_map(Value::as_str).map(Into::into).collect();
-    probe::Plan {
+    probe::ProbePlan {
         address: config.gateway.address,
         external_source: config.gateway.external_source.into(),
         namespace_addresses: dialled_addresses(view),

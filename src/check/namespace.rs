@@ -26,7 +26,7 @@ const MESHES: &[(u16, &str)] = &[
 
 /// The listeners in this network namespace.
 #[derive(Clone, Debug, Default)]
-pub struct Observation {
+pub struct NamespaceObservation {
     /// The addresses on which any program accepts TCP connections.
     pub listeners: BTreeSet<SocketAddr>,
     /// The ports on which loopgate and the gateway listen.
@@ -38,7 +38,7 @@ pub struct Observation {
 }
 
 /// Reads the listeners of this network namespace. `status` is the status of the sidecar in it, if one runs.
-pub fn observe(config: &Config, view: &View, status: Option<&Status>) -> Observation {
+pub fn observe(config: &Config, view: &View, status: Option<&Status>) -> NamespaceObservation {
     let listeners = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
         .into_iter()
         .filter_map(|path| std::fs::read_to_string(path).ok())
@@ -53,7 +53,7 @@ pub fn observe(config: &Config, view: &View, status: Option<&Status>) -> Observa
         .chain(running.filter_map(|address| address.parse::<SocketAddr>().ok()).map(|address| address.port()))
         .chain([config.gateway.address.port()])
         .collect();
-    Observation {
+    NamespaceObservation {
         listeners,
         expected,
         is_container: view.owner.is_some() || config.discovery == AgentSourceKind::Kubernetes,
@@ -62,7 +62,7 @@ pub fn observe(config: &Config, view: &View, status: Option<&Status>) -> Observa
 }
 
 /// Adds the findings about other listeners.
-pub fn judge(observation: &Observation, report: &mut Report) {
+pub fn judge(observation: &NamespaceObservation, report: &mut Report) {
     let mesh = |port: u16| MESHES.iter().find(|(of_mesh, _)| *of_mesh == port).map(|(_, name)| *name);
     for listener in &observation.listeners {
         if let Some(name) = mesh(listener.port()).filter(|_| !observation.expected.contains(&listener.port())) {
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn meshes_and_other_listeners_are_found() {
-        let observation = |listeners: &[&str], is_container, own_addresses_are_agents| Observation {
+        let observation = |listeners: &[&str], is_container, own_addresses_are_agents| NamespaceObservation {
             listeners: listeners.iter().map(|address| address.parse().unwrap()).collect(),
             expected: [18443, 18789, 9180].into(),
             is_container,

@@ -8,7 +8,7 @@ use crate::openclaw::pair::SCOPES;
 
 /// The state of the gateway's own device.
 #[derive(Clone, Debug, Default)]
-pub struct Observation {
+pub struct OwnDeviceObservation {
     /// Whether loopgate keeps the device paired, because `gateway.state_dir` is set.
     pub keeps_paired: bool,
     /// The scopes that the device is paired for; `None` if the state can't be read, or has no such device yet.
@@ -17,7 +17,7 @@ pub struct Observation {
 
 /// Adds the finding about a gateway of version 2026.2. It depends on the scopes in the gateway's
 /// `paired.json`; that loopgate is configured to keep the device paired is not enough.
-pub fn judge(observation: &Observation, report: &mut Report) {
+pub fn judge(observation: &OwnDeviceObservation, report: &mut Report) {
     let missing: Vec<&str> = match &observation.scopes {
         Some(scopes) => SCOPES.into_iter().filter(|scope| !scopes.iter().any(|has| has == scope)).collect(),
         None => SCOPES.to_vec(),
@@ -70,7 +70,7 @@ mod tests {
         ];
         for (keeps_paired, scopes, ids, words) in table {
             let mut report = Report::default();
-            judge(&Observation { keeps_paired, scopes: scopes.clone() }, &mut report);
+            judge(&OwnDeviceObservation { keeps_paired, scopes: scopes.clone() }, &mut report);
             assert_eq!(report.ids(), ids, "{keeps_paired} {scopes:?}");
             assert!(report.findings.iter().all(|finding| finding.seen[0].contains(words)), "{:?}", report.findings);
             // `check` fails while sub-agents are known to.

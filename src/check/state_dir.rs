@@ -7,7 +7,7 @@ use super::finding::{Remedy, Report};
 
 /// The state directory and its permissions.
 #[derive(Clone, Debug)]
-pub struct StateDir {
+pub struct StateDirFacts {
     /// The path of the directory.
     pub path: PathBuf,
     /// The mode bits of the directory; `None` if it does not exist.
@@ -19,7 +19,7 @@ pub struct StateDir {
 }
 
 /// Adds the findings about the state directory.
-pub fn judge(directory: &StateDir, report: &mut Report) {
+pub fn judge(directory: &StateDirFacts, report: &mut Report) {
     let path = directory.path.display();
     if !directory.writable {
         let user = nix::unistd::geteuid();
@@ -64,7 +64,7 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
 }
 
 /// Reads the modes of `path` and of the `.key` files in it.
-pub fn inspect(path: &Path) -> StateDir {
+pub fn inspect(path: &Path) -> StateDirFacts {
     use std::os::unix::fs::PermissionsExt;
     let mode = |path: &Path| std::fs::metadata(path).ok().map(|metadata| metadata.permissions().mode() & 0o7777);
     let is_key = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "key");
@@ -73,7 +73,7 @@ pub fn inspect(path: &Path) -> StateDir {
     // A missing directory can be created if its nearest existing ancestor is writable.
     let nearest = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let writable = nix::unistd::access(nearest, nix::unistd::AccessFlags::W_OK).is_ok();
-    StateDir { path: path.into(), mode: mode(path), writable, keys }
+    StateDirFacts { path: path.into(), mode: mode(path), writable, keys }
 }
 
 #[cfg(test)]
@@ -82,19 +82,19 @@ mod tests {
 
     #[test]
     fn each_fault_is_found() {
-        let well = || StateDir {
+        let well = || StateDirFacts {
             path: "/state".into(),
             mode: Some(0o700),
             writable: true,
             keys: vec![("/state/ca.key".into(), 0o600)],
         };
-        let table: [(StateDir, &[&str]); 6] = [
+        let table: [(StateDirFacts, &[&str]); 6] = [
             (well(), &[]),
-            (StateDir { mode: Some(0o755), ..well() }, &[]),
-            (StateDir { mode: Some(0o770), ..well() }, &["state-dir-permissions"]),
-            (StateDir { keys: vec![("/state/ca.key".into(), 0o640)], ..well() }, &["state-dir-permissions"]),
-            (StateDir { mode: None, ..well() }, &["state-dir-missing"]),
-            (StateDir { writable: false, ..well() }, &["state-dir-owner"]),
+            (StateDirFacts { mode: Some(0o755), ..well() }, &[]),
+            (StateDirFacts { mode: Some(0o770), ..well() }, &["state-dir-permissions"]),
+            (StateDirFacts { keys: vec![("/state/ca.key".into(), 0o640)], ..well() }, &["state-dir-permissions"]),
+            (StateDirFacts { mode: None, ..well() }, &["state-dir-missing"]),
+            (StateDirFacts { writable: false, ..well() }, &["state-dir-owner"]),
         ];
         for (directory, expected) in table {
             let mut report = Report::default();

@@ -15,7 +15,7 @@ use crate::openclaw::devices::{self, FILE};
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(flatten)]
-    flags: Flags<StateDir>,
+    flags: Flags<StateDirOption>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -28,7 +28,7 @@ enum Command {
     /// Lets a device connect on the external lane
     Release {
         #[command(flatten)]
-        flags: Flags<StateDir>,
+        flags: Flags<StateDirOption>,
         /// The device's id, or its beginning
         #[arg(value_name = "ID", required = true)]
         ids: Vec<String>,
@@ -37,9 +37,9 @@ enum Command {
 
 /// Selects the option for the state directory.
 #[derive(Clone, Debug)]
-pub struct StateDir;
+pub struct StateDirOption;
 
-impl Selection for StateDir {
+impl Selection for StateDirOption {
     fn takes(key: &Key) -> bool {
         key.flag == "state-dir"
     }

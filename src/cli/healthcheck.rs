@@ -9,7 +9,7 @@ use crate::config::validate;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    flags: Flags<Admin>,
+    flags: Flags<AdminOption>,
     /// Ask whether it is alive rather than whether it is ready
     #[arg(long)]
     live: bool,
@@ -17,9 +17,9 @@ pub struct Args {
 
 /// Selects the option for the address of the admin listener.
 #[derive(Clone, Debug)]
-pub struct Admin;
+pub struct AdminOption;
 
-impl Selection for Admin {
+impl Selection for AdminOption {
     fn takes(key: &Key) -> bool {
         key.flag == "admin"
     }

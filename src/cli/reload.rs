@@ -2,7 +2,7 @@
 
 use super::error::Error;
 use super::flags::Flags;
-use super::healthcheck::Admin;
+use super::healthcheck::AdminOption;
 use super::output;
 use crate::admin::client;
 use crate::admin::reload::Outcome;
@@ -16,7 +16,7 @@ use crate::config::validate;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    flags: Flags<Admin>,
+    flags: Flags<AdminOption>,
     /// Print JSON
     #[arg(long)]
     json: bool,

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use super::error::Error;
 use super::flags::Flags;
-use super::healthcheck::Admin;
+use super::healthcheck::AdminOption;
 use super::output;
 use super::table::{Table, Tone, paint, stdout_gets_colours};
 use crate::admin::client;
-use crate::admin::status::{Connection, Status, format_seconds};
+use crate::admin::status::{ConnectionStatus, Status, format_seconds};
 use crate::config::validate;
 
 /// Shows the running sidecar: listeners, certificate, agents and connections
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    flags: Flags<Admin>,
+    flags: Flags<AdminOption>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -181,7 +181,7 @@ fn agents_table(status: &Status) -> Table {
     table
 }
 
-fn connections_table(connections: &[Connection]) -> Table {
+fn connections_table(connections: &[ConnectionStatus]) -> Table {
     let mut table = Table::new(&["PEER", "LANE", "FOR", "PROTOCOL", "WHO"]);
     for connection in connections {
         let lane = if connection.lane == "agent" { Tone::Good } else { Tone::Plain };

@@ -122,13 +122,13 @@ impl From<WebSocketError> for Error {
 }
 
 /// A client that trusts one CA and connects to one address.
-pub(super) struct Client {
+pub(super) struct TrialClient {
     address: SocketAddr,
     roots: Arc<RootCertStore>,
     shutdown: Shutdown,
 }
 
-impl Client {
+impl TrialClient {
     /// Creates a client whose connections run as tasks of `shutdown`.
     pub(super) fn new(
         address: SocketAddr,

@@ -52,7 +52,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Error> {
 }
 
 async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Result<(), Error> {
-    let mut signals = Signals::new().map_err(Error::io("listening for signals"))?;
+    let mut signals = TerminationSignals::new().map_err(Error::io("listening for signals"))?;
     let state = tempfile::Builder::new()
         .prefix("loopgate-demo-")
         .tempdir()
@@ -94,7 +94,7 @@ async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Resu
 /// Runs the trials. Returns the address that the clients connected to, and the results.
 async fn run_trials(config: &Config, sidecar: &Sidecar, shutdown: &Shutdown) -> Result<(SocketAddr, Report), Error> {
     let address = sidecar.tls_addresses().into_iter().find_map(reachable_address).ok_or(client::Error::NotListening)?;
-    let client = client::Client::new(address, sidecar.identity().ca.as_ref(), shutdown.clone())?;
+    let client = client::TrialClient::new(address, sidecar.identity().ca.as_ref(), shutdown.clone())?;
     Ok((address, trials::run(&client, config).await))
 }
 
@@ -162,13 +162,13 @@ impl<W: Write> Printer<'_, W> {
 }
 
 /// The signals that end the demonstration. SIGHUP is one, so that closing the terminal removes the temporary directory.
-struct Signals {
+struct TerminationSignals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
 
-impl Signals {
+impl TerminationSignals {
     fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,

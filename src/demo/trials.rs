@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::classify::Class;
-use super::client::{Client, RequestProtocol};
+use super::client::{RequestProtocol, TrialClient};
 use super::error::Error;
 use super::received::Received;
 use crate::config::Config;
@@ -80,7 +80,7 @@ impl Report {
 }
 
 /// Runs every trial, one after the other.
-pub(super) async fn run(client: &Client, config: &Config) -> Report {
+pub(super) async fn run(client: &TrialClient, config: &Config) -> Report {
     let mut rows = Vec::new();
     for trial in all_trials() {
         rows.push(match client.send(client_address(trial.lane), trial.protocol, trial.forged).await {

@@ -28,7 +28,7 @@ const STEADY_SESSION: Duration = Duration::from_secs(5);
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A source of agents that can be followed.
-pub trait Source {
+pub trait AgentSource {
     /// The source's name in log lines.
     const NAME: &'static str;
     /// One subscription to the source.
@@ -62,7 +62,7 @@ pub trait Source {
 }
 
 /// Follows a source, and holds its state.
-pub struct Follower<S: Source> {
+pub struct Follower<S: AgentSource> {
     source: S,
     phase: Phase<S::Session>,
     backoff: Backoff,
@@ -85,7 +85,7 @@ pub enum Update<C> {
     Lost,
 }
 
-impl<S: Source> Follower<S> {
+impl<S: AgentSource> Follower<S> {
     /// Begins to follow `source`.
     pub fn new(source: S, metrics: metrics::DiscoveryMetrics) -> Self {
         info!(source = S::NAME, endpoint = source.endpoint(), "looking for agents");
@@ -218,7 +218,7 @@ impl<S: Source> Follower<S> {
 }
 
 impl<S> Phase<S> {
-    fn open_session(source: &impl Source<Session = S>) -> Self {
+    fn open_session(source: &impl AgentSource<Session = S>) -> Self {
         Self::Following { session: Box::new(source.open()), since: Instant::now() }
     }
 }

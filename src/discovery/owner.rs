@@ -126,7 +126,7 @@ fn container_id_in(mountinfo: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::docker::container::Endpoint;
+    use crate::discovery::docker::container::NetworkEndpoint;
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -161,7 +161,7 @@ mod tests {
     }
 
     fn container_at(id: &str, name: &str, address: &str) -> Container {
-        let endpoint = Endpoint {
+        let endpoint = NetworkEndpoint {
             network: "n".into(),
             addresses: vec![address.parse().unwrap()],
             gateways: Vec::new(),

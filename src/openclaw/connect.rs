@@ -37,7 +37,7 @@ pub(super) async fn within_timeout<T>(work: impl Future<Output = io::Result<T>>)
 
 /// The response to a GET request.
 #[derive(Clone, Debug)]
-pub(super) struct Response {
+pub(super) struct ProbeResponse {
     pub status: u16,
     pub is_json: bool,
     pub body: String,
@@ -49,7 +49,7 @@ pub(super) async fn get(
     from: Option<IpAddr>,
     path: &str,
     headers: &[(HeaderName, &str)],
-) -> io::Result<Response> {
+) -> io::Result<ProbeResponse> {
     let stream = connect(to, from).await?;
     let mut request = Request::get(path).header(USER_AGENT, "loopgate-check").header(CONNECTION, "close");
     if headers.iter().all(|(name, _)| *name != HOST) {
@@ -66,7 +66,7 @@ pub(super) async fn get(
             response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let is_json = content_type.starts_with("application/json");
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(io::Error::other)?.to_bytes();
-        Ok(Response { status, is_json, body: String::from_utf8_lossy(&body).into_owned() })
+        Ok(ProbeResponse { status, is_json, body: String::from_utf8_lossy(&body).into_owned() })
     };
     within_timeout(exchange).await
 }

@@ -53,12 +53,14 @@ impl KeepPaired {
         let (mut paired, mut logged_failure) = (None, None);
         loop {
             match self.pair_if_needed(paired.as_deref()).await {
-                Ok(Outcome::NotNeeded) => return debug!("this version of the gateway needs no pairing in advance"),
-                Ok(Outcome::Waiting) => {
+                Ok(PairingOutcome::NotNeeded) => {
+                    return debug!("this version of the gateway needs no pairing in advance");
+                }
+                Ok(PairingOutcome::Waiting) => {
                     backoff.reset();
                     sleep(POLL_INTERVAL).await;
                 }
-                Ok(Outcome::Paired(device)) => {
+                Ok(PairingOutcome::Paired(device)) => {
                     info!(device, "the gateway's own device is paired for every scope");
                     let again = paired.as_ref() == Some(&device);
                     (paired, logged_failure) = (Some(device), None);
@@ -79,18 +81,18 @@ impl KeepPaired {
     }
 
     /// Pairs the device unless it is the one with the id `paired` and has all scopes.
-    async fn pair_if_needed(&self, paired: Option<&str>) -> Result<Outcome, Error> {
+    async fn pair_if_needed(&self, paired: Option<&str>) -> Result<PairingOutcome, Error> {
         if paired.is_some() && paired == self.read_identity(false).await?.map(|device| device.id()).as_deref() {
             if !self.has_lost_scopes().await {
-                return Ok(Outcome::Waiting);
+                return Ok(PairingOutcome::Waiting);
             }
             warn!("the gateway has recorded fewer scopes for its own device than it granted; pairing it again");
         }
         if !ready::wait_until_ready(self.gateway, READY_TIMEOUT).await?.needs_prepairing {
-            return Ok(Outcome::NotNeeded);
+            return Ok(PairingOutcome::NotNeeded);
         }
-        let Some(device) = self.read_identity(true).await? else { return Ok(Outcome::Waiting) };
-        Ok(Outcome::Paired(
+        let Some(device) = self.read_identity(true).await? else { return Ok(PairingOutcome::Waiting) };
+        Ok(PairingOutcome::Paired(
             approve::pair_and_approve(self.gateway, &device, self.read_token().await?.as_ref()).await?.device,
         ))
     }
@@ -124,7 +126,7 @@ impl KeepPaired {
     }
 }
 
-enum Outcome {
+enum PairingOutcome {
     /// There is no identity yet, or the device is paired already.
     Waiting,
     /// This version of the gateway needs no pre-pairing.
@@ -165,9 +167,9 @@ mod tests {
         let hello = json!({"ok": true, "payload": {"type": "hello-ok"}});
         let gateway = gateway_with_answers(vec![hello], &shutdown).await;
         let keep = KeepPaired { gateway, state_dir: state_dir.path().to_owned(), token_file: None };
-        let Outcome::Paired(device) = keep.pair_if_needed(None).await.unwrap() else { panic!("not paired") };
+        let PairingOutcome::Paired(device) = keep.pair_if_needed(None).await.unwrap() else { panic!("not paired") };
         assert_eq!(Device::read(&state_dir.path().join("identity/device.json")).unwrap().id(), device);
-        assert!(matches!(keep.pair_if_needed(Some(&device)).await, Ok(Outcome::Waiting)));
+        assert!(matches!(keep.pair_if_needed(Some(&device)).await, Ok(PairingOutcome::Waiting)));
     }
 
     #[tokio::test]
@@ -177,16 +179,18 @@ mod tests {
         let hello = json!({"ok": true, "payload": {"type": "hello-ok"}});
         let gateway = gateway_with_answers(vec![hello.clone(), hello], &shutdown).await;
         let keep = KeepPaired { gateway, state_dir: state_dir.path().to_owned(), token_file: None };
-        let Outcome::Paired(device) = keep.pair_if_needed(None).await.unwrap() else { panic!("not paired") };
+        let PairingOutcome::Paired(device) = keep.pair_if_needed(None).await.unwrap() else { panic!("not paired") };
         std::fs::create_dir(state_dir.path().join("devices")).unwrap();
         let record = |scopes: &[&str]| {
             let record = json!({ device.as_str(): {"scopes": scopes} }).to_string();
             std::fs::write(state_dir.path().join("devices/paired.json"), record).unwrap();
         };
         record(&pair::SCOPES);
-        assert!(matches!(keep.pair_if_needed(Some(&device)).await, Ok(Outcome::Waiting)));
+        assert!(matches!(keep.pair_if_needed(Some(&device)).await, Ok(PairingOutcome::Waiting)));
         record(&["operator.admin"]);
-        let Outcome::Paired(again) = keep.pair_if_needed(Some(&device)).await.unwrap() else { panic!("not paired") };
+        let PairingOutcome::Paired(again) = keep.pair_if_needed(Some(&device)).await.unwrap() else {
+            panic!("not paired")
+        };
         assert_eq!(again, device);
     }
 

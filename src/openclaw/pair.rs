@@ -89,7 +89,7 @@ pub async fn pair(address: SocketAddr, device: &Device, token: Option<&Secret>) 
 }
 
 /// A connection on which the gateway has accepted a device.
-pub(super) struct Connection {
+pub(super) struct PairedConnection {
     socket: WebSocketStream<TcpStream>,
     /// The payload of the gateway's response to `connect`.
     hello: Value,
@@ -99,14 +99,18 @@ pub(super) struct Connection {
 ///
 /// # Errors
 /// The gateway does not accept the device.
-pub(super) async fn connect(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Connection, Error> {
+pub(super) async fn connect(
+    address: SocketAddr,
+    device: &Device,
+    token: Option<&Secret>,
+) -> Result<PairedConnection, Error> {
     let connected = async {
         loop {
             let stream = TcpStream::connect(address).await.map_err(|source| Error::Connect { address, source })?;
             let (mut socket, _) = client_async(format!("ws://{address}/"), stream).await?;
             match handshake(&mut socket, device, token).await {
                 Err(Error::Starting) => sleep(RETRY_PAUSE).await,
-                Ok(hello) => return Ok(Connection { socket, hello }),
+                Ok(hello) => return Ok(PairedConnection { socket, hello }),
                 Err(error) => return Err(error),
             }
         }
@@ -114,7 +118,7 @@ pub(super) async fn connect(address: SocketAddr, device: &Device, token: Option<
     timeout(PAIR_TIMEOUT, connected).await.map_err(|_| Error::Timeout)?
 }
 
-impl Connection {
+impl PairedConnection {
     /// Calls `method` of the gateway, and returns the payload of the response.
     ///
     /// # Errors

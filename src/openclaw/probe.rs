@@ -12,7 +12,7 @@ use http::HeaderName;
 use http::header::HOST;
 use serde_json::Value;
 
-use super::connect::{PROBE_CLIENT, Response, connect, get};
+use super::connect::{PROBE_CLIENT, ProbeResponse, connect, get};
 use super::server_certificate::fetch_server_certificate;
 use super::websocket::{probe_challenge, probe_origin};
 use crate::fingerprint::Fingerprint;
@@ -24,7 +24,7 @@ const UNTRUSTED_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
 
 /// The settings of [`probe`].
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct ProbePlan {
     /// The configured address of the gateway.
     pub address: SocketAddr,
     /// The source address of the external lane.
@@ -41,7 +41,7 @@ pub struct Plan {
 
 /// The result of a [`probe`].
 #[derive(Clone, Debug)]
-pub struct Observation {
+pub struct GatewayObservation {
     /// The configured address of the gateway.
     pub address: SocketAddr,
     /// The source address of the external lane.
@@ -93,9 +93,9 @@ pub enum Classification {
 }
 
 /// Sends the probes of `plan`.
-pub async fn probe(plan: &Plan) -> Observation {
-    let Plan { address, external_source, .. } = *plan;
-    let mut observation = Observation {
+pub async fn probe(plan: &ProbePlan) -> GatewayObservation {
+    let ProbePlan { address, external_source, .. } = *plan;
+    let mut observation = GatewayObservation {
         address,
         external_source,
         server: detect_server(address).await,
@@ -169,7 +169,7 @@ async fn detect_server(address: SocketAddr) -> Server {
 }
 
 /// Returns the other addresses of this namespace at which the gateway answers on its port, and whether with TLS.
-async fn probe_exposed_addresses(plan: &Plan) -> Vec<(SocketAddr, bool)> {
+async fn probe_exposed_addresses(plan: &ProbePlan) -> Vec<(SocketAddr, bool)> {
     let mut exposed = Vec::new();
     for ip in &plan.namespace_addresses {
         let address = SocketAddr::new(*ip, plan.address.port());
@@ -204,18 +204,18 @@ fn loopback_claim() -> [(HeaderName, &'static str); 1] {
 }
 
 /// Parses the response of `/startupz`; `None` if it is another response.
-fn parse_startupz(answer: &Response) -> Option<Value> {
+fn parse_startupz(answer: &ProbeResponse) -> Option<Value> {
     let json: Value = Some(&answer.body)
         .filter(|_| answer.status == 200 && answer.is_json)
         .and_then(|body| serde_json::from_str(body).ok())?;
     (json["ok"] == true && json["status"].is_string()).then_some(json)
 }
 
-fn is_untrusted_proxy_refusal(answer: &Response) -> bool {
+fn is_untrusted_proxy_refusal(answer: &ProbeResponse) -> bool {
     answer.status == 403 && answer.body.contains("proxy_attribution_required")
 }
 
-fn classify_modern_response(answer: &std::io::Result<Response>) -> Classification {
+fn classify_modern_response(answer: &std::io::Result<ProbeResponse>) -> Classification {
     match answer {
         Ok(answer) if is_untrusted_proxy_refusal(answer) => Classification::Refused,
         Ok(answer) => match parse_startupz(answer) {
@@ -227,7 +227,7 @@ fn classify_modern_response(answer: &std::io::Result<Response>) -> Classificatio
     }
 }
 
-fn classify_old_response(answer: &std::io::Result<Response>) -> Classification {
+fn classify_old_response(answer: &std::io::Result<ProbeResponse>) -> Classification {
     match answer {
         Ok(answer) if answer.status == 401 => Classification::Remote,
         Ok(answer) if is_canvas(answer) => Classification::Local,
@@ -236,11 +236,11 @@ fn classify_old_response(answer: &std::io::Result<Response>) -> Classification {
     }
 }
 
-fn is_canvas(answer: &Response) -> bool {
+fn is_canvas(answer: &ProbeResponse) -> bool {
     answer.status == 200 && answer.body.contains("<title>OpenClaw Canvas</title>")
 }
 
-fn modern_trusts_source(answer: &std::io::Result<Response>) -> Option<bool> {
+fn modern_trusts_source(answer: &std::io::Result<ProbeResponse>) -> Option<bool> {
     match classify_modern_response(answer) {
         Classification::Refused => Some(false),
         Classification::Remote => Some(true),
@@ -248,7 +248,7 @@ fn modern_trusts_source(answer: &std::io::Result<Response>) -> Option<bool> {
     }
 }
 
-fn old_trusts_source(answer: &std::io::Result<Response>) -> Option<bool> {
+fn old_trusts_source(answer: &std::io::Result<ProbeResponse>) -> Option<bool> {
     match classify_old_response(answer) {
         Classification::Local => Some(true),
         Classification::Remote => Some(false),
@@ -260,8 +260,8 @@ fn old_trusts_source(answer: &std::io::Result<Response>) -> Option<bool> {
 mod tests {
     use super::*;
 
-    fn answer(status: u16, body: &str) -> std::io::Result<Response> {
-        Ok(Response { status, is_json: body.starts_with('{'), body: body.into() })
+    fn answer(status: u16, body: &str) -> std::io::Result<ProbeResponse> {
+        Ok(ProbeResponse { status, is_json: body.starts_with('{'), body: body.into() })
     }
 
     const REFUSED: &str =

@@ -9,14 +9,14 @@ use serde_json::json;
 use tracing::info;
 
 use super::device::Device;
-use super::pair::{self, Connection, Error};
+use super::pair::{self, Error, PairedConnection};
 use crate::secret::Secret;
 
 /// A device that exists only for a few calls of the gateway, connected with all operator scopes.
 pub(super) struct TemporaryDevice {
     id: String,
     /// The device's connection to the gateway.
-    pub connection: Connection,
+    pub connection: PairedConnection,
 }
 
 impl TemporaryDevice {

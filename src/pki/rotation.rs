@@ -16,7 +16,7 @@ use super::error::Error;
 use super::identity::ServerIdentity;
 use super::loaded::{DigestCache, FilesDigest, LoadedIdentity};
 use super::name::SubjectName;
-use super::source::Source;
+use super::source::CertificateSource;
 
 /// The interval of checks of the files and the clock. It is short, since the wall clock may jump at any time.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -27,7 +27,7 @@ pub(super) const RETRY_DELAY: Duration = Duration::from_secs(60);
 
 /// The task that owns the certificate.
 pub(super) struct Rotation {
-    pub(super) source: Arc<Source>,
+    pub(super) source: Arc<CertificateSource>,
     /// The names that a leaf always has: `localhost` and `tls.names`.
     pub(super) fixed_names: BTreeSet<SubjectName>,
     pub(super) names: watch::Receiver<BTreeSet<SubjectName>>,

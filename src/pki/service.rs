@@ -16,7 +16,7 @@ use super::managed::Managed;
 use super::name::SubjectName;
 use super::provided::Provided;
 use super::rotation::{self, Rotation, RotationState};
-use super::source::Source;
+use super::source::CertificateSource;
 use super::state_dir::StateDir;
 use crate::config::Tls;
 use crate::error_chain::error_chain;
@@ -75,7 +75,7 @@ pub fn open(
         None => {
             let managed = Managed::open_with_options(state_dir, permitted_names, tls.follow_names, now)?;
             let authority = Arc::clone(managed.authority());
-            (Source::Managed(managed), Some(authority))
+            (CertificateSource::Managed(managed), Some(authority))
         }
         Some(files) => {
             // The pair is checked before a CA is created, so that a start that fails leaves no CA.
@@ -86,7 +86,7 @@ pub fn open(
             let certificate =
                 || authority::load_certificate(&StateDir::at(state_dir)).ok().map(|(certificate, _)| certificate);
             provided.ca = authority.as_ref().map(|authority| authority.certificate().clone()).or_else(certificate);
-            (Source::Provided(provided), authority)
+            (CertificateSource::Provided(provided), authority)
         }
     };
     StateDir::at(state_dir).warn_if_writable_by_others();

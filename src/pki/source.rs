@@ -18,14 +18,14 @@ use super::template::Validity;
 
 /// The source of the server's certificate. The methods block on files.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) enum CertificateSource {
     /// loopgate issues the certificate.
     Managed(Managed),
     /// The operator provides the certificate.
     Provided(Provided),
 }
 
-impl Source {
+impl CertificateSource {
     /// Returns the paths of the source's files.
     pub(super) fn file_paths(&self) -> [PathBuf; 3] {
         match self {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::container::{Container, Endpoint, namespace_of};
+use super::container::{Container, NetworkEndpoint, namespace_of};
 use super::images::LabelOrigin;
 use crate::config::AgentService;
 use crate::discovery::agent::{Agent, AgentKind};
@@ -48,8 +48,9 @@ impl View {
             view.own_names = names.filter(|name| !name.is_empty()).cloned().collect();
         }
         // A network counts only if the kernel confirms that this namespace has the address that the engine states.
-        let is_confirmed = |endpoint: &&Endpoint| endpoint.addresses.iter().any(|ip| own_addresses.contains(ip));
-        let shared: Vec<&Endpoint> = owner.iter().flat_map(|owner| &owner.endpoints).filter(is_confirmed).collect();
+        let is_confirmed = |endpoint: &&NetworkEndpoint| endpoint.addresses.iter().any(|ip| own_addresses.contains(ip));
+        let shared: Vec<&NetworkEndpoint> =
+            owner.iter().flat_map(|owner| &owner.endpoints).filter(is_confirmed).collect();
         view.bridge_gateways = shared.iter().flat_map(|endpoint| &endpoint.gateways).copied().collect();
         let networks: BTreeSet<&str> = shared.iter().map(|endpoint| endpoint.network.as_str()).collect();
         view.add_agents(&sources, owner, &networks);

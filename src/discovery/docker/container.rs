@@ -34,12 +34,12 @@ pub struct Container {
     /// Whether the operator, or the image, set these labels.
     pub label_origin: LabelOrigin,
     /// The container's endpoints, sorted by the ids of the networks.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<NetworkEndpoint>,
 }
 
 /// A container's attachment to one network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Endpoint {
+pub struct NetworkEndpoint {
     /// The network's id, or its name if the engine gives none.
     pub network: String,
     /// The container's addresses on this network.
@@ -95,7 +95,7 @@ fn has_id_as_alias(summary: &ContainerSummary) -> bool {
 /// addresses included. In Docker equal MAC addresses would not prove this, since they derive from IP addresses.
 /// Docker's endpoints have ids, so its containers are skipped here.
 fn infer_shared_namespaces_of_podman(containers: &mut [Container]) {
-    let mut owners: BTreeMap<Vec<Endpoint>, String> = BTreeMap::new();
+    let mut owners: BTreeMap<Vec<NetworkEndpoint>, String> = BTreeMap::new();
     for container in containers
         .iter_mut()
         .filter(|container| container.shares_namespace_of.is_none() && !container.endpoints.is_empty())
@@ -129,8 +129,8 @@ impl Container {
         let stack_prefix = stack.as_ref().map(|stack| format!("{stack}_")).unwrap_or_default();
         let swarm_service = swarm_service.map(|name| name.strip_prefix(&stack_prefix).unwrap_or(&name).to_owned());
         let networks = summary.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
-        let mut endpoints: Vec<Endpoint> =
-            networks.into_iter().filter_map(|(name, settings)| Some(Endpoint::new(name, &settings?))).collect();
+        let mut endpoints: Vec<NetworkEndpoint> =
+            networks.into_iter().filter_map(|(name, settings)| Some(NetworkEndpoint::new(name, &settings?))).collect();
         endpoints.sort_by(|a, b| a.network.cmp(&b.network));
         let mode = summary.host_config.and_then(|config| config.network_mode);
         Some(Self {
@@ -193,7 +193,7 @@ impl Loss {
     }
 }
 
-impl Endpoint {
+impl NetworkEndpoint {
     fn new(name: String, settings: &EndpointSettings) -> Self {
         let parse_ip = |text: &Option<String>| {
             let ip = text.as_ref()?.parse().ok().map(canonical)?;

@@ -80,7 +80,7 @@ pub struct ProbeResponse {
 }
 
 /// An open stream of events.
-pub struct Events {
+pub struct DockerEvents {
     stream: BoxStream<'static, Result<EventMessage, ApiError>>,
     /// The first event, if it was received while the stream was opened.
     first_event: Option<EventMessage>,
@@ -133,7 +133,7 @@ impl Engine {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn subscribe_to_events(&self) -> Result<Events, Error> {
+    pub async fn subscribe_to_events(&self) -> Result<DockerEvents, Error> {
         const ENDPOINT: &str = "/events";
         let head_received = Arc::new(Notify::new());
         let filters = HashMap::from([("type", vec!["container", "network"])]);
@@ -153,7 +153,7 @@ impl Engine {
             }
         };
         let first_event = self.within_response_timeout(ENDPOINT, beginning).await?;
-        Ok(Events { stream, first_event, engine: self.clone() })
+        Ok(DockerEvents { stream, first_event, engine: self.clone() })
     }
 
     /// Lists the running and paused containers. Entries that can't be parsed are returned apart.
@@ -382,7 +382,7 @@ impl Engine {
     }
 }
 
-impl Events {
+impl DockerEvents {
     /// Waits for the next event. Cancel safe: dropping the future loses no event.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 
 pub use error::Error;
 
-use super::follower::{Follower, Source, Update};
+use super::follower::{AgentSource, Follower, Update};
 use super::source_state::SourceState;
 use super::text::to_one_line;
 use crate::error_chain::error_chain;
@@ -30,7 +30,7 @@ use container::Container;
 use engine::Engine;
 use images::ImageLabels;
 use object::{ContainerInspection, EndpointSettings, UnreadableElement};
-use session::{Session, SourceChange};
+use session::{DockerSession, SourceChange};
 
 /// The containers that the engine reports, and whether it can be reached.
 pub struct Docker {
@@ -67,9 +67,9 @@ pub struct DockerSource {
     images: ImageLabels,
 }
 
-impl Source for DockerSource {
+impl AgentSource for DockerSource {
     const NAME: &'static str = "Docker";
-    type Session = Session;
+    type Session = DockerSession;
     type Change = SourceChange;
     type Error = Error;
 
@@ -77,16 +77,16 @@ impl Source for DockerSource {
         self.engine.name()
     }
 
-    fn open(&self) -> Session {
+    fn open(&self) -> DockerSession {
         self.engine.warn_of_better_socket();
-        Session::open(&self.engine, Arc::clone(&self.services), self.images.clone())
+        DockerSession::open(&self.engine, Arc::clone(&self.services), self.images.clone())
     }
 
-    fn lost_since(session: &Session, error: &Error) -> Instant {
+    fn lost_since(session: &DockerSession, error: &Error) -> Instant {
         session.lost_since(error)
     }
 
-    fn next(session: &mut Session) -> impl Future<Output = Result<SourceChange, Error>> + Send {
+    fn next(session: &mut DockerSession) -> impl Future<Output = Result<SourceChange, Error>> + Send {
         session.next_change()
     }
 

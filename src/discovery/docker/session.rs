@@ -12,7 +12,7 @@ use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::time::{Instant, sleep_until};
 
 use super::container::{Container, Loss, running_containers};
-use super::engine::{Engine, Events};
+use super::engine::{DockerEvents, Engine};
 use super::error::Error;
 use super::images::ImageLabels;
 use super::object::UnreadableElement;
@@ -50,7 +50,7 @@ pub enum SourceChange {
 type ListResult = (Vec<Container>, Vec<UnreadableElement>);
 
 /// One subscription to the engine's events.
-pub struct Session {
+pub struct DockerSession {
     engine: Engine,
     services: Arc<[String]>,
     images: ImageLabels,
@@ -76,8 +76,8 @@ pub struct Session {
 }
 
 enum Subscription {
-    Opening(BoxFuture<'static, Result<Events, Error>>),
-    Open(Events),
+    Opening(BoxFuture<'static, Result<DockerEvents, Error>>),
+    Open(DockerEvents),
 }
 
 struct Listing {
@@ -100,7 +100,7 @@ enum EventEffect {
     Gain(Loss),
 }
 
-impl Session {
+impl DockerSession {
     /// Starts to subscribe to events.
     pub fn open(engine: &Engine, services: Arc<[String]>, images: ImageLabels) -> Self {
         let now = Instant::now();

@@ -63,7 +63,7 @@ pub struct Api {
 }
 
 /// The events of a watch.
-pub type Events = BoxStream<'static, Result<Event, Error>>;
+pub type WatchEvents = BoxStream<'static, Result<Event, Error>>;
 
 impl Api {
     /// Returns a client of the API server that the configuration names, or else of the one in the environment variables
@@ -116,7 +116,7 @@ impl Api {
     }
 
     /// Watches labelled pods from `version` on.
-    pub(super) async fn watch_pods(&self, version: &str) -> Result<Events, Error> {
+    pub(super) async fn watch_pods(&self, version: &str) -> Result<WatchEvents, Error> {
         let response = self.open_watch(version, WATCH_TIMEOUT).await?;
         Ok(parse_events(response.into_body()))
     }
@@ -285,7 +285,7 @@ async fn read_body(permission: Permission, response: Response<ResponseBody>) -> 
 }
 
 /// Returns the events in `body`, one in each line.
-fn parse_events(body: ResponseBody) -> Events {
+fn parse_events(body: ResponseBody) -> WatchEvents {
     let lines = Lines::new(body, MAX_EVENT);
     let events = futures_util::stream::try_unfold(lines, |mut lines| async move {
         let operation = Permission::Watch.operation();

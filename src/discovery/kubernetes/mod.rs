@@ -12,14 +12,14 @@ mod tests;
 
 use futures_util::StreamExt;
 
-use super::follower::{Follower, Source, Update};
+use super::follower::{AgentSource, Follower, Update};
 use super::source_state::SourceState;
 use crate::metrics;
 use api::Api;
 use error::Error;
 pub use object::TokenOwner;
 use pod::Pod;
-use session::{Session, SourceChange};
+use session::{KubernetesSession, SourceChange};
 
 /// The pods that the API server reports, and whether it can be reached.
 pub struct Kubernetes {
@@ -28,9 +28,9 @@ pub struct Kubernetes {
     pods: Vec<Pod>,
 }
 
-impl Source for Api {
+impl AgentSource for Api {
     const NAME: &'static str = "Kubernetes";
-    type Session = Session;
+    type Session = KubernetesSession;
     type Change = SourceChange;
     type Error = Error;
 
@@ -38,11 +38,11 @@ impl Source for Api {
         self.name()
     }
 
-    fn open(&self) -> Session {
+    fn open(&self) -> KubernetesSession {
         session::open(self.clone())
     }
 
-    async fn next(session: &mut Session) -> Result<SourceChange, Error> {
+    async fn next(session: &mut KubernetesSession) -> Result<SourceChange, Error> {
         session.next().await.unwrap_or(Err(Error::WatchEnded))
     }
 }

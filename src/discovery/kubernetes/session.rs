@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::stream::{BoxStream, StreamExt};
 use tokio::time::{Instant, timeout};
 
-use super::api::{Api, Events};
+use super::api::{Api, WatchEvents};
 use super::error::Error;
 use super::object::{EventType, PodObject};
 use super::pod::Pod;
@@ -27,15 +27,15 @@ pub enum SourceChange {
 }
 
 /// The changes that a session reports, up to an error that ends it.
-pub type Session = BoxStream<'static, Result<SourceChange, Error>>;
+pub type KubernetesSession = BoxStream<'static, Result<SourceChange, Error>>;
 
 enum WatchState {
     New,
-    Watching { events: Events, version: String, started: Instant },
+    Watching { events: WatchEvents, version: String, started: Instant },
 }
 
 /// Lists the pods, then watches them until an error. A watch whose requested duration has elapsed is resumed.
-pub fn open(api: Api) -> Session {
+pub fn open(api: Api) -> KubernetesSession {
     futures_util::stream::try_unfold(WatchState::New, move |state| {
         let api = api.clone();
         async move { next_change(&api, state).await.map(Some) }

@@ -104,7 +104,7 @@ async fn unless_shutting_down<T>(shared: &Shared, phase: impl Future<Output = Re
 }
 
 /// The values of a connection that are the same in every phase.
-struct Origin {
+struct ConnectionOrigin {
     peer: PeerAddr,
     local: SocketAddr,
     kind: ListenerKind,
@@ -122,13 +122,13 @@ pub enum AcceptedConnection {
 /// An accepted connection on which TLS begins.
 pub struct AcceptedTls {
     stream: std::net::TcpStream,
-    origin: Origin,
+    origin: ConnectionOrigin,
 }
 
 /// An accepted connection on which plain HTTP begins. Its later phases lead to the external lane only.
 pub struct AcceptedPlain {
     stream: std::net::TcpStream,
-    origin: Origin,
+    origin: ConnectionOrigin,
 }
 
 impl AcceptedConnection {
@@ -142,7 +142,7 @@ impl AcceptedConnection {
         slot: WorkerSlot,
     ) -> Self {
         let (peer, local) = addresses;
-        let origin = Origin { peer, local, kind, permits: (permit, slot) };
+        let origin = ConnectionOrigin { peer, local, kind, permits: (permit, slot) };
         match kind {
             ListenerKind::Tls | ListenerKind::Forward(_) => Self::Tls(AcceptedTls { stream, origin }),
             ListenerKind::Plain => Self::Plain(AcceptedPlain { stream, origin }),
@@ -180,7 +180,7 @@ impl AcceptedPlain {
 /// Phase 2: the allow and deny lists permit the peer, or do not apply to it.
 struct Allowed {
     stream: TcpStream,
-    origin: Origin,
+    origin: ConnectionOrigin,
     settings: Arc<ConnectionSettings>,
 }
 
@@ -201,7 +201,7 @@ impl Allowed {
 /// Phase 3: the client's address is known, and the lists permit it.
 struct Identified {
     stream: TcpStream,
-    origin: Origin,
+    origin: ConnectionOrigin,
     settings: Arc<ConnectionSettings>,
     proxy_header: ProxyHeader,
 }
@@ -222,7 +222,7 @@ impl Identified {
 /// Phase 4: the TLS handshake is complete.
 struct Handshaken {
     stream: tls::Stream<TcpStream>,
-    origin: Origin,
+    origin: ConnectionOrigin,
     settings: Arc<ConnectionSettings>,
     proxy_header: ProxyHeader,
     certificate: Option<Certificate>,
@@ -267,7 +267,7 @@ impl Handshaken {
 /// and no certificate.
 struct AllowedProxy {
     stream: TcpStream,
-    origin: Origin,
+    origin: ConnectionOrigin,
     settings: Arc<ConnectionSettings>,
 }
 
@@ -301,7 +301,7 @@ struct DecidedBy {
 /// Phase 5: the connection has a lane.
 struct Assigned {
     stream: Transport,
-    origin: Origin,
+    origin: ConnectionOrigin,
     settings: Arc<ConnectionSettings>,
     evidence: ConnectionEvidence,
     protocol: Protocol,
@@ -344,7 +344,7 @@ impl Assigned {
 pub struct Registered {
     shared: Arc<Shared>,
     stream: Transport,
-    origin: Origin,
+    origin: ConnectionOrigin,
     settings: Arc<ConnectionSettings>,
     protocol: Protocol,
     expires: Option<SystemTime>,
@@ -356,7 +356,7 @@ impl Registered {
     /// Logs and counts the connection as open; returns the context of its requests, and its stream.
     pub fn into_open_connection(self) -> (Arc<ConnectionContext>, Downstream) {
         let Self { shared, stream, origin, settings, protocol, expires, lane, guard } = self;
-        let Origin { peer, local, kind, permits } = origin;
+        let ConnectionOrigin { peer, local, kind, permits } = origin;
         let target = shared.target_of(kind);
         debug!(
             connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(),

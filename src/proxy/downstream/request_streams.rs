@@ -22,10 +22,10 @@ const MAX_UNKNOWN: usize = 16;
 #[derive(Default)]
 pub struct RequestStreams {
     /// The header blocks of the round that hyper got and has not passed on as requests.
-    blocks: VecDeque<BegunStream>,
+    blocks: VecDeque<RoundStream>,
     /// The header blocks of the round that count as passed on. They are the streams of the round's requests if every
     /// block became a request.
-    passed_on: Vec<BegunStream>,
+    passed_on: Vec<RoundStream>,
     /// Whether the streams of the round's requests can't be known any more: a request came without a header block, or
     /// there are too many blocks.
     is_round_unknown: bool,
@@ -44,7 +44,7 @@ pub struct RequestStreams {
 }
 
 /// A stream that the client began.
-struct BegunStream {
+struct RoundStream {
     stream: u32,
     /// Whether neither side has reset it.
     is_open: bool,
@@ -60,7 +60,7 @@ impl RequestStreams {
             self.give_up_round();
             return;
         }
-        self.blocks.push_back(BegunStream { stream, is_open: true });
+        self.blocks.push_back(RoundStream { stream, is_open: true });
     }
 
     /// Records a request over HTTP/1.1, which has no stream; returns its number.

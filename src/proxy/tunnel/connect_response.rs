@@ -53,7 +53,7 @@ pub struct ConnectResponseWatcher {
 
 /// The fields that are read of a response.
 #[derive(Deserialize)]
-struct Response<'a> {
+struct ResponseFields<'a> {
     #[serde(borrow, rename = "type")]
     kind: Cow<'a, str>,
     #[serde(borrow)]
@@ -123,7 +123,7 @@ impl ConnectResponseWatcher {
         let begins =
             |ok: bool| message.starts_with(format!("{{\"type\":\"res\",\"id\":\"{id}\",\"ok\":{ok}").as_bytes());
         let answer = if is_whole {
-            serde_json::from_slice::<Response>(message)
+            serde_json::from_slice::<ResponseFields>(message)
                 .ok()
                 .filter(|response| response.kind == "res" && response.id == *id)
                 .map(|r| r.ok)

@@ -165,41 +165,41 @@ impl FirstMessage {
         self.held.extend_from_slice(bytes);
         loop {
             match self.parse_frame() {
-                Parsed::Verdict(verdict) => return verdict,
-                Parsed::Incomplete if self.held.len() >= MAX_HELD => {
+                ParsedFrame::Verdict(verdict) => return verdict,
+                ParsedFrame::Incomplete if self.held.len() >= MAX_HELD => {
                     return refused_verdict("first message is too long");
                 }
-                Parsed::Incomplete if self.parsed > 0 && !self.has_begun => {
+                ParsedFrame::Incomplete if self.parsed > 0 && !self.has_begun => {
                     let unparsed = self.held.split_off(std::mem::take(&mut self.parsed));
                     return Verdict::Control(std::mem::replace(&mut self.held, unparsed).into());
                 }
-                Parsed::Incomplete => return Verdict::Wait,
-                Parsed::Next if self.parsed > MAX_HELD => return refused_verdict("first message is too long"),
-                Parsed::Next => {}
+                ParsedFrame::Incomplete => return Verdict::Wait,
+                ParsedFrame::Next if self.parsed > MAX_HELD => return refused_verdict("first message is too long"),
+                ParsedFrame::Next => {}
             }
         }
     }
 
     /// Parses the next frame of `held`, and checks the message if the frame ends it.
-    fn parse_frame(&mut self) -> Parsed {
+    fn parse_frame(&mut self) -> ParsedFrame {
         let rest = &self.held[self.parsed..];
         let mut cursor = Cursor::new(rest);
         let (header, length) = match FrameHeader::parse(&mut cursor) {
             Ok(Some(parsed)) => parsed,
-            Ok(None) => return Parsed::Incomplete,
-            Err(_) => return Parsed::Verdict(malformed_verdict("not a WebSocket frame")),
+            Ok(None) => return ParsedFrame::Incomplete,
+            Err(_) => return ParsedFrame::Verdict(malformed_verdict("not a WebSocket frame")),
         };
         let payload_start = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
         // No extension is negotiated, so the reserved bits must be 0, and clients must mask their frames.
         let Some(mask) = header.mask.filter(|_| !header.rsv1 && !header.rsv2 && !header.rsv3) else {
-            return Parsed::Verdict(malformed_verdict("frame is compressed or not masked"));
+            return ParsedFrame::Verdict(malformed_verdict("frame is compressed or not masked"));
         };
         let (is_data, is_close) = match header.opcode {
             OpCode::Data(Data::Text | Data::Binary) if !self.has_begun => (true, false),
             OpCode::Data(Data::Continue) if self.has_begun => (true, false),
             OpCode::Control(Control::Close) if header.is_final && length <= 125 => (false, true),
             OpCode::Control(Control::Ping | Control::Pong) if header.is_final && length <= 125 => (false, false),
-            _ => return Parsed::Verdict(malformed_verdict("unexpected WebSocket frame")),
+            _ => return ParsedFrame::Verdict(malformed_verdict("unexpected WebSocket frame")),
         };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let available = &rest[payload_start.min(rest.len())..];
@@ -213,21 +213,21 @@ impl FirstMessage {
             {
                 Some((_, b'{')) => self.is_object = true,
                 Some(_) if self.objects_only => {
-                    return Parsed::Verdict(Verdict::Other(std::mem::take(&mut self.held).into()));
+                    return ParsedFrame::Verdict(Verdict::Other(std::mem::take(&mut self.held).into()));
                 }
                 _ => self.leading_blanks = available.len(),
             }
         }
         if is_data && length > MAX_MESSAGE - self.length {
-            return Parsed::Verdict(refused_verdict("first message is too long"));
+            return ParsedFrame::Verdict(refused_verdict("first message is too long"));
         }
         if available.len() < length {
-            return Parsed::Incomplete;
+            return ParsedFrame::Incomplete;
         }
         self.parsed += payload_start + length;
         if is_close {
             self.held.truncate(self.parsed);
-            return Parsed::Verdict(Verdict::Close(std::mem::take(&mut self.held).into()));
+            return ParsedFrame::Verdict(Verdict::Close(std::mem::take(&mut self.held).into()));
         }
         if is_data {
             self.has_begun = true;
@@ -235,12 +235,14 @@ impl FirstMessage {
             self.leading_blanks = 0;
         }
         if !is_data || !header.is_final {
-            return Parsed::Next;
+            return ParsedFrame::Next;
         }
-        let Some(check) = self.check.take() else { return Parsed::Verdict(refused_verdict("message after the first")) };
+        let Some(check) = self.check.take() else {
+            return ParsedFrame::Verdict(refused_verdict("message after the first"));
+        };
         let checked = check(&unmasked_payload(&self.held[..self.parsed], self.length));
         let mut held = Bytes::from(std::mem::take(&mut self.held));
-        Parsed::Verdict(match checked {
+        ParsedFrame::Verdict(match checked {
             Checked::Connect(ready) => {
                 let rest = held.split_off(self.parsed);
                 Verdict::Connect { ready, message: held, rest }
@@ -268,7 +270,7 @@ fn unmasked_payload(frames: &[u8], length: usize) -> Vec<u8> {
 }
 
 /// The result of parsing a frame.
-enum Parsed {
+enum ParsedFrame {
     /// The frame is not complete yet.
     Incomplete,
     /// The frame is complete and decides nothing: the next one must be parsed.

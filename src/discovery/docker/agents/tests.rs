@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::ContainerSources;
 use crate::config::AgentService;
 use crate::discovery::agent::AgentKind;
-use crate::discovery::docker::container::{Container, Endpoint};
+use crate::discovery::docker::container::{Container, NetworkEndpoint};
 use crate::discovery::docker::images::LabelOrigin;
 use crate::discovery::interface::Interface;
 use crate::discovery::owner::OwnerHints;
@@ -16,7 +16,7 @@ use crate::discovery::view::{ADDRESS_GRACE, ATTESTED_GRACE, View};
 use crate::discovery::why_not_agent::WhyNotAgent;
 
 fn container(id: &str, label: Option<&str>, addresses: &[(&str, &str)]) -> Container {
-    let endpoint = |(network, ip): &(&str, &str)| Endpoint {
+    let endpoint = |(network, ip): &(&str, &str)| NetworkEndpoint {
         network: (*network).into(),
         addresses: vec![ip.parse().unwrap()],
         gateways: vec![if ip.contains(':') { "fd00::1" } else { "172.18.0.1" }.parse().unwrap()],
