@@ -10,8 +10,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 /// `spiffe://<trust-domain>/k8s/<namespace>/<service account>/<pod uid>`: the SAN URI of the
 /// certificates that enrolment signs.
 ///
-/// The lane decision uses the trust domain, the kind and the container id or pod uid. The two
-/// fields between them are for people who read the certificate. Characters of a field other than
+/// The lane decision uses the trust domain, the kind and the container id or pod uid. The
+/// project and the service are for people who read the certificate. Characters of a field other than
 /// letters, digits, `-`, `_` and `.` are percent-encoded; an absent field is `-`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AgentId {
@@ -105,8 +105,8 @@ fn encode_field(field: &str) -> String {
     utf8_percent_encode(field, if reserved { NON_ALPHANUMERIC } else { ENCODED }).to_string()
 }
 
-/// Decodes `field`. A malformed escape such as `%6` is left as it is: [`AgentId::from_str`] refuses
-/// it, because it accepts only the spelling that [`encode_field`] writes.
+/// Decodes `field`. A malformed escape such as `%6` is left as it is: [`AgentId::from_str`]
+/// refuses such a field, because it accepts only the spelling that [`encode_field`] writes.
 fn decode_field(field: &str) -> Result<String, ParseError> {
     percent_decode_str(field).decode_utf8().map(Cow::into_owned).map_err(|_| ParseError)
 }

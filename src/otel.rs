@@ -1,7 +1,8 @@
 //! Sends a span for each request to an OpenTelemetry collector, by OTLP over HTTP.
 //!
-//! The OpenTelemetry SDK collects spans and sends them in batches on a separate thread. It drops spans that it can't
-//! send in time. The SDK's environment variables apply (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`).
+//! The OpenTelemetry SDK collects spans and sends them in batches on a separate thread. The SDK drops spans that
+//! can't be sent in time. The SDK's environment variables apply (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`,
+//! `OTEL_BSP_*`).
 
 use std::fmt;
 use std::future::Future;

@@ -167,6 +167,7 @@ fn render_discovery(discovery: &DiscoveryStatus) -> Markup {
     }
 }
 
+/// Renders the agents, then the labelled containers or pods that are not agents.
 fn render_agents(status: &Status) -> Markup {
     let (noun, heading, label) = match status.discovery.source() {
         ("Kubernetes", _) => ("pod", "Pod", agent_labels::POD_AGENT),

@@ -138,7 +138,7 @@ fn signal_group(group: Pid, signal: Signal) {
     }
 }
 
-/// Reaps all children that have exited, and returns the exit status of `child` if it is among them. If `child` was
+/// Reaps all children that have exited, and returns the exit status of `child` if `child` has exited. If `child` was
 /// stopped, stops this process too.
 fn reap_children(child: Pid) -> Option<u8> {
     let mut status = None;

@@ -99,7 +99,7 @@ const NAMESPACE_FLAGS: &[libc::c_int] = &[
 ];
 
 /// The bit that is set in the numbers of the x32 ABI's system calls (`__X32_SYSCALL_BIT` in Linux'
-/// `asm/unistd.h`). They are other numbers than those in [`REFUSED`]. Other architectures have no such ABI.
+/// `asm/unistd.h`). Such numbers are not in [`REFUSED`]. Other architectures have no such ABI.
 const X32_BIT: u32 = 0x4000_0000;
 
 /// Restricts this process as `config.sandbox` says, and returns the restrictions that are in force. Must
@@ -194,7 +194,7 @@ fn seccomp_filters(refused: &[libc::c_long]) -> Result<[BpfProgram; 2], BackendE
 /// library uses clone(2).
 ///
 /// The filter is written as BPF instructions, because [`SeccompFilter`] supports neither ranges of
-/// numbers nor two error codes. It need not check the architecture, because the other filter does.
+/// numbers nor two error codes. This filter need not check the architecture, because the other filter does.
 fn syscall_number_filter() -> BpfProgram {
     const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;

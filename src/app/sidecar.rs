@@ -307,7 +307,7 @@ async fn start_discovery(
     let engine = discovery::docker_engine(config, shutdown);
     let mut view = discovery::start(config, engine.clone(), metrics, shutdown);
     // Listeners and the certificate need the agents, addresses and names that discovery finds.
-    // If it does not answer in time, the sidecar starts without them, which grants nothing.
+    // If discovery does not answer in time, the sidecar starts without agents and names, which grants nothing.
     discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
     (view, engine)
 }

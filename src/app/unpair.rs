@@ -118,6 +118,8 @@ impl UnpairRemoved {
         }
     }
 
+    /// Removes the gateway's pairing of each device whose containers are all removed. Does nothing while the source of
+    /// agents is not live, since a container that is not listed may still run.
     async fn unpair_removed(&self) -> Result<(), Error> {
         let devices = Arc::clone(&self.devices);
         let used = spawn_blocking(move || devices.devices_with_containers()).await.unwrap_or_default();

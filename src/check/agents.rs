@@ -89,6 +89,7 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
     judge_plain_http(config, report);
 }
 
+/// Returns the kind of the finding for a labelled container that is not an agent, and the remedy.
 fn kind_and_remedy(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy) {
     match why {
         WhyNotAgent::UnknownLabelValue(_) => (
@@ -159,7 +160,8 @@ fn judge_own_addresses(risks: &AddressRisks, config: &Config, report: &mut Repor
     }
 }
 
-/// Adds a finding for every entry of `external.trusted_proxies` or `agents.cidrs` that contains the bridge's own address.
+/// Adds a finding for every entry of `external.trusted_proxies` or `agents.cidrs` that contains the bridge's own
+/// address.
 fn judge_trusted_bridge_addresses(view: &View, config: &Config, report: &mut Report) {
     let lists: [(&'static str, &[IpNet]); 2] =
         [("external.trusted_proxies", &config.external.trusted_proxies), ("agents.cidrs", &config.agents.cidrs)];
@@ -182,6 +184,7 @@ fn judge_trusted_bridge_addresses(view: &View, config: &Config, report: &mut Rep
     }
 }
 
+/// Adds a finding for every wide network in a list of trusted addresses.
 fn judge_wide_networks(config: &Config, report: &mut Report) {
     let lists: [(&'static Kind, &'static str, &[IpNet]); 2] = [
         (&kind::AGENTS_WIDE, "agents.cidrs", &config.agents.cidrs),

@@ -223,6 +223,8 @@ fn dialled_addresses(view: &View) -> Vec<IpAddr> {
     view.non_loopback_addresses().filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())).collect()
 }
 
+/// Reads the certificates, and the names that they should have. The names in `tls.names` are not expected of the
+/// operator's own pair.
 fn observe_certificate(
     config: &Config,
     view: &View,

@@ -170,6 +170,7 @@ fn judge_control_ui(control_ui: &Value, report: &mut Report) {
     }
 }
 
+/// Adds the findings about `gateway.trustedProxies`, of which exactly the external lane's source should be an entry.
 fn judge_trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
     let source = wanted.external_source;
     let mut is_trusted = false;

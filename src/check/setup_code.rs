@@ -1,6 +1,6 @@
 //! The finding about setup codes, with which phones are paired. A setup code contains the gateway's URL.
-//! A gateway on loopback knows no URL that a phone can reach, unless its configuration has one; it then
-//! advises `gateway.bind: "lan"`, which would bypass loopgate.
+//! A gateway on loopback knows no URL that a phone can reach, unless its configuration has one. Without
+//! a URL the gateway advises `gateway.bind: "lan"`, which would bypass loopgate.
 
 use serde_json::{Value, json};
 

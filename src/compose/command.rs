@@ -38,8 +38,8 @@ fn is_plain(word: &str) -> bool {
 }
 
 /// Returns the words before `gateway`, with which the image also runs other commands of the CLI. Returns
-/// `None` if there are no such words, if they are in a script, or if one of them is a secret, because they
-/// are written into the override.
+/// `None` if there are no such words, if they are in a script, or if one of the words is a secret,
+/// because the words are written into the override.
 pub fn words_before_gateway(words: &[String]) -> Option<&[String]> {
     let at = words.iter().position(|word| word == "gateway")?;
     let before = &words[..at];
@@ -107,6 +107,7 @@ fn split_keeping_spaces(script: &str) -> Vec<&str> {
     pieces
 }
 
+/// Sets the value of every `--bind` to `loopback`, and removes `--force`.
 fn bind_to_loopback<'a>(pieces: &[&'a str]) -> Vec<&'a str> {
     let mut rewritten: Vec<&str> = Vec::new();
     let mut awaits_bind_value = false;

@@ -153,6 +153,7 @@ fn choose_namespace(name: &str, gateway: &Service, options: &Options) -> Result<
     }
 }
 
+/// Returns the entrypoint and the command that bind the gateway to loopback, each `None` if it stays as it is.
 fn rewrite_commands(
     name: &str,
     gateway: &Service,
@@ -281,6 +282,7 @@ fn services_in_namespace<'a>(project: &'a Project, plan: &Plan, gateway: &Servic
 }
 
 impl Plan {
+    /// Makes the service join the network namespace, and resets its keys that only the owner of the namespace may have.
     fn join_namespace(&mut self, name: &str, service: &Service) {
         let is_gateway = name == self.gateway;
         let stays = self.namespace != Namespace::Pause;

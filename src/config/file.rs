@@ -83,6 +83,7 @@ impl FileReader<'_> {
         self.layer.add_problem(place, message);
     }
 
+    /// Reads the options in `table`, whose path is `prefix`, and those in its tables.
     fn read_table(&mut self, prefix: &str, table: &DeTable<'_>) {
         for (name, value) in table {
             let (offset, name) = (name.span().start, name.get_ref());

@@ -160,7 +160,7 @@ impl<S: AgentSource> Follower<S> {
 
     /// Ends the session, and opens a new one at once or after a pause. Returns whether the state has changed.
     ///
-    /// The session began at `since`. The source can't be reached since `lost_since`.
+    /// The session began at `since`. The source has been unreachable since `lost_since`.
     fn end_session(&mut self, error: &S::Error, since: Instant, lost_since: Instant) -> bool {
         let now = Instant::now();
         let message = to_one_line(&error_chain(error));

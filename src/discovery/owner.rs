@@ -1,8 +1,8 @@
 //! Finds the container that owns the network namespace of this process.
 //!
 //! With `network_mode: "service:X"` the owner is X, and not the container of this process. The owner is found by the
-//! namespace's addresses, which are compared with those that the engine assigned. `/proc/self/cgroup` is not read: it
-//! names no container on cgroup v2, and the wrong one on v1.
+//! namespace's addresses, which are compared with the addresses that the engine assigned. `/proc/self/cgroup` is not
+//! read: that file names no container on cgroup v2, and the wrong one on v1.
 
 use std::net::IpAddr;
 use std::path::Path;

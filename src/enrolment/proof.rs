@@ -55,8 +55,8 @@ pub(super) fn kind_of(shown: &ProofShown) -> ProofKind {
     }
 }
 
-/// Returns whether `command_line` is that of the agent's helper process for `proof`. It is not enough that it contains
-/// the proof, since containers fetch, search and print text from elsewhere.
+/// Returns whether `command_line` is that of the agent's helper process for `proof`. A command line that only contains
+/// the proof is not enough, since containers fetch, search and print text from elsewhere.
 fn is_proof_helper(command_line: &str, proof: &str) -> bool {
     let mut words = command_line.split_whitespace();
     let is_loopgate =

@@ -159,6 +159,7 @@ impl ConnectionLimits {
         })
     }
 
+    /// Takes a slot, or a place in the queue for one. A peer that may be an agent can use the reserved slots too.
     fn try_take_slot(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
         let client = self.count_client(peer)?;
         let shared = Arc::clone(&self.shared);

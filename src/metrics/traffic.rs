@@ -222,7 +222,7 @@ impl Traffic {
         counters.duration.observe(after.as_secs_f64());
     }
 
-    /// Counts a request that ended. `end` is how it ended.
+    /// Counts a request that ended. `end` is how the request ended.
     pub fn count_request_end(&self, lane: LaneKind, end: &'static str) {
         if end == COMPLETE {
             self.lane(lane).complete.inc();

@@ -1,7 +1,7 @@
 //! Approves the pending request of a device by means of a second device.
 //!
 //! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. If the gateway's own
-//! device asked for too few scopes, it can't get more: they need an approval, and no paired device has
+//! device asked for too few scopes, that device can't get more: more scopes need an approval, and no paired device has
 //! `operator.pairing`. But a new local device is paired silently for all scopes that it asks for, and may then approve
 //! the request.
 

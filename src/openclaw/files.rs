@@ -30,8 +30,8 @@ pub enum Error {
 }
 
 /// Returns the database in which a newer gateway (2026.9) keeps the device identity; `None` if the state directory of
-/// `identity` (`STATE/identity/device.json`) has no database. Such a gateway does not start if the file and the
-/// database have different identities.
+/// `identity` (`STATE/identity/device.json`) has no database. A newer gateway does not start if the
+/// identities in the file and in the database differ.
 pub fn newer_database(identity: &Path) -> Option<PathBuf> {
     let database = identity.parent()?.parent()?.join("state/openclaw.sqlite");
     database.exists().then_some(database)

@@ -141,6 +141,7 @@ pub async fn probe(plan: &ProbePlan) -> GatewayObservation {
     observation
 }
 
+/// Finds out which server answers at `address`. HTTP is tried first, since most gateways speak it.
 async fn detect_server(address: SocketAddr) -> Server {
     if let Err(error) = connect(address, None).await {
         return Server::Unreachable(error.to_string());
@@ -215,6 +216,7 @@ fn is_untrusted_proxy_refusal(answer: &ProbeResponse) -> bool {
     answer.status == 403 && answer.body.contains("proxy_attribution_required")
 }
 
+/// Classifies by the response to `/startupz`, which states the version to local clients only.
 fn classify_modern_response(answer: &std::io::Result<ProbeResponse>) -> Classification {
     match answer {
         Ok(answer) if is_untrusted_proxy_refusal(answer) => Classification::Refused,
@@ -227,6 +229,7 @@ fn classify_modern_response(answer: &std::io::Result<ProbeResponse>) -> Classifi
     }
 }
 
+/// Classifies by the response to the canvas page, which only local clients get without a token.
 fn classify_old_response(answer: &std::io::Result<ProbeResponse>) -> Classification {
     match answer {
         Ok(answer) if answer.status == 401 => Classification::Remote,

@@ -1,7 +1,7 @@
 //! Detects a gateway that speaks TLS, while loopgate sends plain HTTP to it.
 //!
-//! If plain HTTP arrives on a TLS port, Node.js closes the connection without a response. So such a gateway accepts
-//! connections and answers no request, and only a TLS handshake shows the cause.
+//! If plain HTTP arrives on a TLS port, Node.js closes the connection without a response. So a gateway with
+//! TLS accepts connections and answers no request, and only a TLS handshake shows the cause.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +22,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The minimum time between two handshakes in [`TlsDetector::detect_tls_after_broken_answer`].
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Finds out whether the gateway speaks TLS. It makes as few handshakes as possible, since a gateway with plain HTTP
-/// sees each as a malformed request.
+/// Finds out whether the gateway speaks TLS. The detector makes as few handshakes as possible, since a gateway with
+/// plain HTTP sees each as a malformed request.
 #[derive(Debug)]
 pub struct TlsDetector {
     gateway: SocketAddr,

@@ -72,7 +72,8 @@ fn is_challenge(message: &Message) -> bool {
     parse_frame(message).is_some_and(|frame| frame["event"] == "connect.challenge")
 }
 
-/// Returns whether the gateway accepted the origin. It checks the origin first, so any other error means that it did.
+/// Returns whether the gateway accepted the origin. The gateway checks the origin first, so any other error means that
+/// the origin was accepted.
 fn is_origin_allowed(answer: &Value) -> bool {
     !answer["error"]["message"].as_str().unwrap_or_default().starts_with("origin not allowed")
 }

@@ -22,7 +22,7 @@ pub(super) const CA_CERTIFICATE: &str = "ca.pem";
 pub(super) const CA_KEY: &str = "ca.key";
 
 /// The earliest date of a plausible clock, before the first release of loopgate. An earlier clock was never set, and a
-/// CA with its date could be invalid when it is set.
+/// CA with the date of such a clock could be invalid when the clock is set.
 const EARLIEST_CLOCK: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
 /// The CA with its key.

@@ -60,6 +60,8 @@ enum FileStatus {
 }
 
 impl FileStatus {
+    /// Reads the status of `file`. A file that changed shortly before `now` is uncertain, since its times have a
+    /// limited resolution.
     fn read(file: &Path, now: SystemTime) -> Self {
         match std::fs::metadata(file) {
             Ok(about) => {

@@ -172,6 +172,7 @@ impl Managed {
         }
     }
 
+    /// Reads and verifies the chain in the file `name`; `None` if there is no such file.
     fn read_chain(
         &self,
         name: &str,

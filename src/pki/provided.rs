@@ -59,6 +59,7 @@ impl Provided {
         self.read_pair().map(drop)
     }
 
+    /// Reads the operator's pair, and orders its chain from the leaf of the key to the issuers.
     fn read_pair(&self) -> Result<(OrderedChain, Arc<dyn SigningKey>), Error> {
         let CertificateFiles { chain: chain_file, key: key_file } = &self.files;
         let chain_error = |reason| Error::provided(CHAIN_OPTION)(Error::unusable(chain_file)(reason));

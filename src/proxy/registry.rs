@@ -73,7 +73,8 @@ impl ConnectionInfo {
         Some(why.unwrap_or_else(|| "the agent is gone, or its basis, scope cap or user has changed".to_owned()))
     }
 
-    /// Returns why an external connection must close because of its scope cap: it would get another one now.
+    /// Returns why an external connection must close because of its scope cap: the connection would get another cap
+    /// now.
     pub(super) fn why_lost_scope_cap(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let changed = match self.evidence.decide_lane(view, policy, unix_seconds(self.since)).ok()? {
@@ -84,8 +85,8 @@ impl ConnectionInfo {
     }
 
     /// Returns why an external connection must close: the rules deny its client, they no longer trust the proxy that
-    /// named the client, or its certificate no longer names its user. `None` if it may stay, even if a new connection
-    /// would get more rights: an open connection never gains one.
+    /// named the client, or the client's certificate no longer names its user. `None` if the connection may stay,
+    /// even if a new connection would get more rights: an open connection never gains a right.
     pub(super) fn why_lost_external_lane(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let untrusted = match self.evidence.decide_lane(view, policy, unix_seconds(self.since)) {

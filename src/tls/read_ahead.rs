@@ -15,13 +15,13 @@ use tokio_util::io::poll_read_buf;
 
 /// The size of a read ahead, in bytes: two TLS records.
 const READ_SIZE: usize = 32 * 1024;
-/// The minimum size of a read, in bytes, after which more data is expected. A smaller one, even if it fills the
-/// caller's buffer, does not start reading ahead.
+/// The minimum size of a read, in bytes, after which more data is expected. A smaller read, even if it fills
+/// the caller's buffer, does not start reading ahead.
 const BUSY_READ: usize = 4096;
 
 thread_local! {
-    /// A buffer that the connections of this thread share. A connection takes it to read ahead, and returns it when all
-    /// bytes are consumed.
+    /// A buffer that the connections of this thread share. A connection takes the buffer to read ahead, and
+    /// returns the buffer when all bytes are consumed.
     static SPARE_BUFFER: Cell<Option<BytesMut>> = const { Cell::new(None) };
 }
 

@@ -155,7 +155,8 @@ fn requested_kind(container: &Container, services: &[AgentService]) -> Result<Op
             Err(WhyNotAgent::ImageLabelsUnreadable(error.clone()))
         }
         (LabelOrigin::Image(value), None) if by_service.is_none() => Err(WhyNotAgent::ImageLabel(value.clone())),
-        // The operator may have set the same label as the image. It is then stricter than the service, so it counts.
+        // The operator may have set the same label as the image. Such a label is stricter than the service, so it
+        // counts.
         (LabelOrigin::Image(value), None) if agent_labels::parse_kind(value) == Ok(Some(AgentKind::Attested)) => {
             Ok(Some(AgentKind::Attested))
         }

@@ -28,7 +28,7 @@ const RESYNC: Duration = Duration::from_secs(30);
 const CONFIRM_DELAY: Duration = Duration::from_millis(500);
 /// The interval of checks that the engine still answers, while there are agents by address alone.
 const CHECK_INTERVAL: Duration = Duration::from_millis(1500);
-/// The timeout of such a check. Together with [`CHECK_INTERVAL`] it is less than
+/// The timeout of a check that the engine answers. This timeout and [`CHECK_INTERVAL`] together are less than
 /// [`ADDRESS_GRACE`](crate::discovery::ADDRESS_GRACE), so that a frozen engine is noticed in time.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pause after a list, as a multiple of the list's duration, so that a burst of events does not keep the engine or
@@ -67,11 +67,11 @@ pub struct DockerSession {
     check: Option<BoxFuture<'static, Result<(), Error>>>,
     /// When the engine answered a list or a check last.
     last_response: Instant,
-    /// Losses that events have reported and no later event has reversed. A list may not show them yet: Docker Engine 28
-    /// disconnects a container from its networks before it stops to list it as running.
+    /// Losses that events have reported and no later event has reversed. A list may not show these losses yet: Docker
+    /// Engine 28 disconnects a container from its networks before it stops to list the container as running.
     pending_losses: BTreeSet<Loss>,
-    /// Losses that events reversed while a list was in progress. They are applied to this list too, since it may be
-    /// from before the loss.
+    /// Losses that events reversed while a list was in progress. The losses are applied to that list too, since the
+    /// list may be from before the loss.
     reversed_losses: Vec<Loss>,
 }
 
@@ -186,6 +186,7 @@ impl DockerSession {
             now + if std::mem::replace(&mut self.first_list_started, true) { RESYNC } else { CONFIRM_DELAY };
     }
 
+    /// Applies a list, or fails if it could not be read. Losses that the list may not show yet are removed from it.
     fn apply_list(&mut self, listed: Result<ListResult, Error>) -> Result<SourceChange, Error> {
         let now = Instant::now();
         if let Some(listing) = self.listing.take() {

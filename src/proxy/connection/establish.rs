@@ -238,6 +238,8 @@ impl Handshaken {
         self.alpn() == Some(tls::ENROLMENT_ALPN)
     }
 
+    /// Assigns the lane by the evidence of a TLS connection. The connection expires with its certificate only if the
+    /// lane depends on the certificate.
     fn assign_lane(self, shared: &Shared) -> Result<Assigned, Error> {
         let protocol = Protocol::of_alpn(self.alpn());
         let Self { stream, origin, settings, proxy_header, certificate, tls_config } = self;

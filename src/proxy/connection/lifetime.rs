@@ -31,20 +31,20 @@ use crate::proxy::lazy_timer::LazyTimer;
 use crate::proxy::request::report_refused_heads::report_refused_heads;
 use crate::proxy::request_end::RequestEnd;
 
-/// The time that a connection has to close after it was asked to finish because it was idle or its client's certificate
-/// expired.
+/// The time that a connection has to close after loopgate asked hyper to finish it: the connection was idle, or the
+/// client's certificate expired.
 const FINISH_GRACE: Duration = Duration::from_secs(5);
 
 /// The time for which a connection without a request stays open after a shutdown began, so that the client can read the
 /// GOAWAY.
 const DRAIN_GRACE: Duration = Duration::from_millis(300);
 
-/// The time after `limits.drain_timeout` at which a connection is cut. It is still open when the timeout passes, so
-/// that the process counts it as aborted.
+/// The time after `limits.drain_timeout` at which a connection is cut. The connection is still open when the timeout
+/// passes, so that the process counts it as aborted.
 const CUT_DELAY: Duration = Duration::from_millis(20);
 
-/// Drives hyper's `connection` until it ends or must be cut. `ask_to_end` makes it finish its requests and take no
-/// more.
+/// Drives hyper's `connection` until it ends or must be cut. `ask_to_end` makes hyper finish the open requests
+/// and take no more.
 pub async fn run_until_end<C>(context: &ConnectionContext, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,
@@ -213,7 +213,7 @@ where
                 }
                 debug!(connection, %peer, %error, "connection broke off");
             }
-            // hyper closes it without a frame, and with it all other requests (see `refused_heads`).
+            // hyper closes the connection and all its requests without a frame (see `refused_heads`).
             Ok(()) if self.context.head_tracker.record_clean_end() == CleanEnd::RefusedHead => {
                 info!(
                     connection, %peer,

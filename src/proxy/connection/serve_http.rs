@@ -75,7 +75,7 @@ async fn serve_h1(context: Arc<ConnectionContext>, io: Downstream) {
     close_after_refused_upgrade(&context).await;
 }
 
-/// Closes a connection that hyper ended without closing it, because a request on it had asked for an upgrade. Over TLS
+/// Closes a connection that hyper ended without closing it, because a request had asked for an upgrade. Over TLS
 /// the client gets a `close_notify`.
 async fn close_after_refused_upgrade(context: &ConnectionContext) {
     let upgrade = context.take_refused_upgrade();

@@ -1,9 +1,9 @@
 //! Adds bodies to the responses by which hyper refuses HTTP/1.1 heads.
 //!
-//! hyper answers a head that it can't read with 400, 414 or 431 and an empty body, and ends the connection. It does not
-//! call the service before ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`] recognizes
-//! such a response: hyper writes it after its buffer was empty while no request was served, and no request has begun
-//! since.
+//! hyper answers a head that it can't read with 400, 414 or 431 and an empty body, and ends the connection. hyper
+//! does not call the service first ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`]
+//! recognizes such a response: hyper's buffer was empty while no request was served, and hyper writes the response
+//! before another request begins.
 //!
 //! Workaround: delete when hyper asks the service for the response.
 

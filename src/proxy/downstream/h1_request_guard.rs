@@ -1,6 +1,6 @@
 //! Finds HTTP/1.1 requests that state their length twice, which hyper accepts.
 //!
-//! If a head has `Transfer-Encoding`, hyper drops `Content-Length` before the service sees it. It also merges equal
+//! If a head has `Transfer-Encoding`, hyper drops `Content-Length` before the service sees it. hyper also merges equal
 //! `Content-Length` fields. A proxy in front of loopgate may have used the length that was dropped, so such a request
 //! must be refused (RFC 9112 section 6.3). [`H1RequestGuard`] follows the bytes on their way to hyper, finds such
 //! heads, and makes them invalid, so that hyper answers 400 and closes the connection.
@@ -8,8 +8,8 @@
 //! It does the same to the preface of HTTP/2, which is an error on an HTTP/1.1 connection: hyper would close the
 //! connection without a response.
 //!
-//! It also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow them, but clients send them,
-//! other proxies pass them, and hyper answers 400. [`percent_encode`] percent-encodes them.
+//! The guard also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow them, but clients
+//! send them, other proxies pass them, and hyper answers 400. [`percent_encode`] percent-encodes them.
 //!
 //! Workaround, in three parts: delete the first when hyper can refuse such requests (it drops the
 //! length silently since [hyper#4123](https://github.com/hyperium/hyper/issues/4123) and

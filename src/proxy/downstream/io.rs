@@ -288,8 +288,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         }
     }
 
-    /// Ends the connection with `bytes`. They are left out if they would continue a message or frame that is partly
-    /// written.
+    /// Ends the connection with `bytes`. The bytes are left out if they would continue a message or frame that is
+    /// partly written.
     ///
     /// # Errors
     /// Always: hyper must not use the connection any more.

@@ -104,7 +104,7 @@ pub struct RefusedHeads {
     partial_block: Option<u32>,
     /// HTTP/2: the last stream whose header block was refused before its end, so that the end is not counted again.
     refused_partial_block: Option<u32>,
-    /// Whether the client closed its direction of the connection: then hyper may end it for that reason.
+    /// Whether the client closed its direction of the connection: then hyper may end the connection for that reason.
     has_client_ended: bool,
     /// Whether `h2` or loopgate closes the connection: hyper ignores new streams.
     is_closing: bool,
@@ -114,7 +114,7 @@ pub struct RefusedHeads {
     undecided: usize,
     /// The streams of earlier rounds that were neither a request nor refused.
     dropped: DroppedHeads,
-    /// Possible refusals of the round: resets of streams in `begun`, and a GOAWAY.
+    /// Possible refusals of the round: resets of streams in `begun_streams`, and a GOAWAY.
     resets: Vec<RefusedHead>,
 }
 
@@ -241,8 +241,8 @@ impl RefusedHeads {
         self.refused.push(refused);
     }
 
-    /// Records the head of a response on `stream`. With `is_status_only`, `h2` sends it because a head is too large
-    /// (431).
+    /// Records the head of a response on `stream`. If `is_status_only`, the response is the 431 by which `h2` refuses a
+    /// head that is too large.
     pub fn record_response_head(&mut self, stream: u32, is_status_only: bool) {
         let is_first = self.mark_answered(stream);
         if is_first && is_status_only {
@@ -257,7 +257,7 @@ impl RefusedHeads {
         }
         let is_first = self.mark_answered(stream);
         match code {
-            // Only heads get this code, and each only once.
+            // `h2` sends this code only for heads, and only once for each.
             REFUSED_STREAM => self.add_refused(RefusedHead::without_response(HeadRefusal::TooManyStreams)),
             PROTOCOL_ERROR | INTERNAL_ERROR if is_first => {
                 self.resets.push(RefusedHead::without_response(HeadRefusal::Malformed))
@@ -266,9 +266,9 @@ impl RefusedHeads {
         }
     }
 
-    /// Records a GOAWAY of `h2`. It may be the refusal of a header block that `h2` can't read, or whose rest it does
-    /// not want. Streams up to `last_stream` had header blocks that it could read: if all streams are among them, the
-    /// GOAWAY has another cause.
+    /// Records a GOAWAY of `h2`. The GOAWAY may refuse a header block that `h2` can't read, or whose remaining
+    /// frames `h2` does not want. `h2` could read the header blocks of all streams up to `last_stream`: if no stream is later,
+    /// the GOAWAY has another cause.
     pub fn record_goaway(&mut self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.is_closing = true;
         let refusal = match code {

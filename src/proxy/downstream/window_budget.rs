@@ -1,7 +1,7 @@
 //! Shares the memory for request bodies among HTTP/2 connections.
 //!
-//! A client may send as many bytes as its connection's flow-control window before the gateway has taken any of them,
-//! and hyper buffers these. So the windows of all connections together are limited: each new connection gets a part
+//! A client may send as many bytes as its connection's flow-control window before the gateway has taken any, and
+//! hyper buffers these bytes. So the windows of all connections together are limited: each new connection gets a part
 //! of the memory that is left, but at least the 64 KiB that every connection begins with (RFC 9113 section 6.9.2).
 
 use std::sync::Arc;

@@ -112,7 +112,8 @@ impl ConnectResponseWatcher {
         }
     }
 
-    /// Examines the beginning of a message, or all of it if `is_whole`. It is in `start`, between `from` and `to`.
+    /// Examines the beginning of a message, or the whole message if `is_whole`. The message is in `start`, between
+    /// `from` and `to`.
     fn examine_message(&mut self, from: usize, to: usize, is_whole: bool) {
         let message = &self.start[from..to];
         if self.sent.challenge.is_none() {

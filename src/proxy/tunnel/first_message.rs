@@ -61,7 +61,8 @@ pub type CheckMessage = Box<dyn FnOnce(&[u8]) -> Checked + Send>;
 
 /// The result of the check of a first message.
 pub enum Checked {
-    /// The message is a `connect`. It passes once the future completes, and later bytes once the gateway accepted it.
+    /// The message is a `connect`. The `connect` passes once the future completes, and later bytes pass once the
+    /// gateway has accepted the `connect`.
     Connect(BoxFuture<'static, ()>),
     /// The message is no `connect`. The gateway accepts it only if it speaks another protocol.
     Other,
@@ -71,7 +72,7 @@ pub enum Checked {
 
 /// What to do with the bytes that were held back.
 pub enum Verdict {
-    /// Hold them back until more have come.
+    /// Hold the bytes back until more have come.
     Wait,
     /// A complete `connect` has come.
     Connect {
@@ -79,12 +80,12 @@ pub enum Verdict {
         ready: BoxFuture<'static, ()>,
         /// The frames of the message, and the control frames before it.
         message: Bytes,
-        /// The bytes that were read after it.
+        /// The bytes that were read after the message.
         rest: Bytes,
     },
-    /// Pass them: they begin with a message that is no `connect`, or with a part of one.
+    /// Pass the bytes: they begin with a message that is no `connect`, or with a part of such a message.
     Other(Bytes),
-    /// Pass them: they end with a close frame. Discard all later bytes.
+    /// Pass the bytes: they end with a close frame. Discard all later bytes.
     Close(Bytes),
     /// Pass these: complete control frames before the message.
     Control(Bytes),

@@ -26,7 +26,7 @@ use crate::proxy::lazy_timer::LazyTimer;
 const TUNNEL_CLOSE_GRACE: Duration = Duration::from_secs(3);
 /// The time that the last bytes have to leave after either side broke off.
 const LAST_BYTES_GRACE: Duration = Duration::from_millis(50);
-/// The time without a byte in either direction after which a WebSocket counts as at rest.
+/// The time without a byte in either direction after which a WebSocket counts as quiet.
 const QUIET_TIME: Duration = Duration::from_millis(250);
 /// The same time if the last bytes came from the client, since the gateway may still answer.
 const QUIET_TIME_UNANSWERED: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub enum TunnelError {
     Broken(#[from] io::Error),
 }
 
-/// Returns the time that a WebSocket has to come to rest before it is closed for a shutdown. A function, because a
+/// Returns the time after which a WebSocket is closed for a shutdown even if it is not quiet. A function, because a
 /// reload may change the time while the tunnel is open.
 pub type QuietLimit = Arc<dyn Fn() -> Duration + Send + Sync>;
 
@@ -56,7 +56,7 @@ pub struct TunnelOptions {
     pub buffers: Arc<TunnelBuffers>,
     /// Tells the tunnel to close.
     pub close_signal: CloseSignal,
-    /// The time that a WebSocket has to come to rest before it is closed for a shutdown.
+    /// The time after which a WebSocket is closed for a shutdown even if it is not quiet.
     pub quiet_limit: QuietLimit,
     /// Checks the client's first message before the gateway gets it. Later messages wait for `connect_response`.
     pub first_message: Option<FirstMessage>,
@@ -123,7 +123,7 @@ enum TunnelStage {
         limit: Instant,
         quiet_at: Instant,
     },
-    /// The close frame for the shutdown is due or sent. The client may answer it until `until`.
+    /// The close frame for the shutdown is due or sent. The client may answer the close frame until `until`.
     CloseSent {
         until: Instant,
     },
