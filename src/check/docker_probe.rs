@@ -35,7 +35,7 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
         state.error = Some("no answer".into());
     }
     let Some(engine) = engine.filter(|_| state.error.is_none()) else { return state };
-    if let Ok(answer) = engine.probe("/_ping").await {
+    if let Ok(answer) = engine.probe("/_ping", "/_ping").await {
         let date = answer.date.and_then(|date| OffsetDateTime::parse(&date.replace("GMT", "+0000"), &Rfc2822).ok());
         state.clock_ahead_seconds = date.map(|date| (date - OffsetDateTime::now_utc()).whole_seconds());
     }
@@ -45,7 +45,7 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
             needed.push(("/containers/{id}/top", format!("/containers/{}/top", owner.id)));
         }
         for (path, requested) in needed {
-            state.needed.extend(engine.probe(&requested).await.ok().map(|answer| PathStatus {
+            state.needed.extend(engine.probe(path, &requested).await.ok().map(|answer| PathStatus {
                 path,
                 status: answer.status,
                 refusal: answer.refusal,
@@ -53,7 +53,7 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
         }
     }
     let (path, requested) = NEEDLESS;
-    state.needless = engine.probe(requested).await.ok().map(|answer| PathStatus {
+    state.needless = engine.probe(path, requested).await.ok().map(|answer| PathStatus {
         path,
         status: answer.status,
         refusal: answer.refusal,
@@ -88,7 +88,7 @@ pub async fn agents_with_net_raw(engine: Option<&Engine>, view: &View) -> Vec<St
     let Some(engine) = engine else { return Vec::new() };
     let by_address = view.agents.values().filter(|agent| agent.kind == AgentKind::Address);
     let ids: BTreeMap<&str, &str> = by_address.map(|agent| (agent.name.as_str(), agent.id.as_str())).collect();
-    let is_podman = engine.probe("/_ping").await.is_ok_and(|answer| answer.is_podman);
+    let is_podman = engine.probe("/_ping", "/_ping").await.is_ok_and(|answer| answer.is_podman);
     let mut names = Vec::new();
     for (name, id) in ids {
         let Some(host) = engine.inspect_container(id).await.ok().and_then(|inspected| inspected.host_config) else {

@@ -76,7 +76,7 @@ impl DockerProofs {
     /// # Errors
     /// The request fails, or the status is not 200: then a socket filter answered, and the engine's kind is unknown.
     async fn is_podman(&self) -> Result<bool, ReadError> {
-        let answer = self.engine.probe("/_ping").await.map_err(read_error("/_ping"))?;
+        let answer = self.engine.probe("/_ping", "/_ping").await.map_err(read_error("/_ping"))?;
         if answer.status != 200 {
             let message = "whether it is Podman decides which proofs count".to_owned();
             let refused =

@@ -234,20 +234,19 @@ impl Engine {
     }
 
     /// Sends `GET path`, and returns the response of the engine, or of a filter in front of it. The body is read only
-    /// if the status is 4xx.
+    /// if the status is 4xx. `endpoint` is the pattern of `path`, for errors.
     ///
     /// # Errors
     /// There is no response in time.
-    pub async fn probe(&self, path: &str) -> Result<ProbeResponse, Error> {
-        const ENDPOINT: &str = "/_ping";
+    pub async fn probe(&self, endpoint: &'static str, path: &str) -> Result<ProbeResponse, Error> {
         let answer = async {
-            let answer = self.with_endpoint(ENDPOINT, self.send_get(path).await)?;
+            let answer = self.with_endpoint(endpoint, self.send_get(path).await)?;
             let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok()).map(Into::into);
             let (status, is_podman) = (answer.status(), answer.headers().contains_key(LIBPOD));
             let refusal = if status.is_client_error() { Some(read_error_message(answer).await) } else { None };
             Ok(ProbeResponse { status: status.as_u16(), date, is_podman, refusal })
         };
-        self.within_response_timeout(ENDPOINT, answer).await
+        self.within_response_timeout(endpoint, answer).await
     }
 
     /// Sends `GET path`, and parses the whole response as JSON.
