@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::reload;
 use super::status::Status;
 
-/// The time limit for connecting, and for each read and write. All of them together take less than 30 s,
-/// Docker's default limit for a health check.
+/// The time limit for connecting, and for each read and write: well below 30 s, Docker's default limit for a health
+/// check.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// The largest response that is read, in bytes.
 const MAX_ANSWER: u64 = 4 * 1024 * 1024;

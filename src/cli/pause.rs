@@ -11,7 +11,7 @@ use super::error::Error;
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
-/// Waits for SIGTERM or SIGINT.
+/// Holds the namespace until SIGTERM or SIGINT.
 pub fn run(_: &Args) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.and_then(|runtime| runtime.block_on(wait_for_signal())).map_err(Error::io("waiting for a signal"))

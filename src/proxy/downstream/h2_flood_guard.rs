@@ -19,7 +19,8 @@ use super::h2_output_frames::H2OutputFrames;
 const MAX_CONTROL_FRAMES: u64 = 10_000;
 /// The time in which control frames are counted.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// One more control frame is allowed for this many bytes written to the client, since it acknowledges what it reads.
+/// One more control frame is allowed for this many bytes written to the client, since the client acknowledges what it
+/// reads.
 const BYTES_PER_FRAME: u64 = 256;
 
 /// A GOAWAY frame with the code ENHANCE_YOUR_CALM. Its last stream is the highest number there is: the gateway may have
