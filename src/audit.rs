@@ -159,7 +159,7 @@ impl EventLimits {
     }
 
     /// Returns a line for each group of which events were left out, and resets the counts.
-    fn take_left_out_counts(&mut self) -> Vec<String> {
+    fn take_left_out_lines(&mut self) -> Vec<String> {
         let counted = self.0.iter_mut().filter(|(_, (_, left_out))| *left_out > 0);
         counted
             .map(|([kind, reason, lane, outcome], (_, left_out))| {
@@ -221,8 +221,8 @@ impl Writer {
     }
 
     fn write_left_out_counts(&mut self) -> io::Result<()> {
-        let counts = self.limits.lock().unwrap_or_else(PoisonError::into_inner).take_left_out_counts();
-        counts.iter().try_for_each(|line| writeln!(self.output, "{line}"))
+        let lines = self.limits.lock().unwrap_or_else(PoisonError::into_inner).take_left_out_lines();
+        lines.iter().try_for_each(|line| writeln!(self.output, "{line}"))
     }
 }
 

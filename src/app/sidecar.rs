@@ -28,7 +28,7 @@ use crate::listener::{self, ConnectionLimits, ListenerAddress, ListenerKind};
 use crate::metrics::health::Health;
 use crate::metrics::{DiscoveryMetrics, ListenerMetrics};
 use crate::pki::{self, Pki, ServerIdentity};
-use crate::proxy::{Proxy, ProxyParts};
+use crate::proxy::{Proxy, ProxyDependencies};
 use crate::shutdown::Shutdown;
 use crate::workers::{self, Workers};
 
@@ -100,7 +100,7 @@ impl Sidecar {
             .map_err(|source| Error::Io { doing: "starting the workers", source })?;
         let devices = parts::open_devices(&config)?;
         parts::start_unpairing_removed(&config, engine, devices.clone(), view.clone(), &shutdown);
-        let proxy_parts = ProxyParts {
+        let proxy_dependencies = ProxyDependencies {
             view: view.clone(),
             tls: tls_config,
             token,
@@ -109,7 +109,7 @@ impl Sidecar {
             traffic: Arc::clone(&metrics.traffic),
             workers: workers.pool().clone(),
         };
-        let (proxy, limits) = start_proxy(&config, proxy_parts, &metrics.listener, &shutdown, &late_shutdown);
+        let (proxy, limits) = start_proxy(&config, proxy_dependencies, &metrics.listener, &shutdown, &late_shutdown);
         let server = Arc::clone(&proxy);
         let serve = move |accepted| server.serve(accepted);
         let bound = listener::start(&config, view.clone(), &shutdown, &limits, serve)?;
@@ -316,7 +316,7 @@ async fn start_discovery(
 /// number that the open-file limit allows.
 fn start_proxy(
     config: &Config,
-    parts: ProxyParts,
+    dependencies: ProxyDependencies,
     metrics: &ListenerMetrics,
     shutdown: &Shutdown,
     late_shutdown: &Shutdown,
@@ -324,7 +324,7 @@ fn start_proxy(
     let capacity = super::descriptors::raise_open_file_limit(config.limits.max_connections);
     let mut config = config.clone();
     config.limits.max_connections = capacity.connections;
-    let proxy = Proxy::new(&config, parts, shutdown);
+    let proxy = Proxy::new(&config, dependencies, shutdown);
     proxy.spawn_recheck(late_shutdown);
     let agent_check = Arc::clone(&proxy);
     let may_be_agent = move |peer| agent_check.may_be_agent(peer);

@@ -42,7 +42,7 @@ pub enum Command {
         #[arg(long, value_parser = offline::parse_agent_name)]
         name: Option<String>,
         /// The person's e-mail address, which the gateway gets as X-Forwarded-User; makes a PKCS#12 file
-        #[arg(long, value_name = "E-MAIL", value_parser = offline::parse_user_name)]
+        #[arg(long, value_name = "E-MAIL", value_parser = offline::parse_user_email)]
         user: Option<String>,
         /// An agent's directory for agent.pem, agent.key and ca.pem [default: .]; a person's file,
         /// - for standard output [default: E-MAIL.p12]

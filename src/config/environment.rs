@@ -16,7 +16,7 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
     let mut layer = Layer::default();
     for (name, value) in variables {
         let Some(name) = name.to_str().filter(|name| name.starts_with(VARIABLE_PREFIX)) else { continue };
-        let key = KEYS.iter().find(|key| key.variable() == name);
+        let key = KEYS.iter().find(|key| key.env_variable() == name);
         if key.is_none() && (known.contains(name) || is_service_link_variable(name)) {
             continue;
         }

@@ -63,7 +63,7 @@ impl Origin {
         match self {
             Self::Default => format!("the default of --{}", key.flag),
             Self::Flag => format!("--{}", key.flag),
-            Self::Variable => key.variable(),
+            Self::Variable => key.env_variable(),
             Self::File(file, line) => format!("{}:{line}: {}", file.display(), key.path),
         }
     }

@@ -57,7 +57,7 @@ struct RestartOption {
 struct RestartOptions(Vec<RestartOption>);
 
 impl RestartOptions {
-    /// Sets `wanted` to the `running` value, and adds the value to this list.
+    /// Sets `wanted` to the `running` value, and adds `keys` to this list, with whether the values differed.
     fn keep_running<T: Clone + PartialEq>(&mut self, keys: &'static [&'static str], wanted: &mut T, running: &T) {
         let differs = wanted != running;
         if differs {
@@ -94,26 +94,26 @@ fn keep_restart_options(wanted: &mut Config, running: &Config) -> RestartOptions
     restart_options.keep_running(&["sandbox"], &mut wanted.sandbox, sandbox);
     restart_options.keep_running(&["admin"], &mut wanted.admin, admin);
     restart_options.keep_running(&["gateway"], &mut wanted.gateway, gateway);
-    keep_listen(&mut restart_options, &mut wanted.listen, listen);
-    keep_tls(&mut restart_options, &mut wanted.tls, tls);
+    keep_restart_options_of_listen(&mut restart_options, &mut wanted.listen, listen);
+    keep_restart_options_of_tls(&mut restart_options, &mut wanted.tls, tls);
     restart_options.keep_running(&["discovery"], &mut wanted.discovery, discovery);
     restart_options.keep_running(&["kubernetes"], &mut wanted.kubernetes, kubernetes);
     restart_options.keep_running(&["docker"], &mut wanted.docker, docker);
-    keep_agents(&mut restart_options, &mut wanted.agents, agents);
-    keep_none_of_external_and_http(external, http);
-    keep_limits(&mut restart_options, &mut wanted.limits, limits);
-    keep_log(&mut restart_options, &mut wanted.log, log);
+    keep_restart_options_of_agents(&mut restart_options, &mut wanted.agents, agents);
+    assert_external_and_http_are_live(external, http);
+    keep_restart_options_of_limits(&mut restart_options, &mut wanted.limits, limits);
+    keep_restart_options_of_log(&mut restart_options, &mut wanted.log, log);
     restart_options
 }
 
-fn keep_listen(restart_options: &mut RestartOptions, wanted: &mut Listen, running: &Listen) {
+fn keep_restart_options_of_listen(restart_options: &mut RestartOptions, wanted: &mut Listen, running: &Listen) {
     let Listen { on, plain, forward, proxy_protocol: _, own_addresses: _ } = running;
     restart_options.keep_running(&["listen.on"], &mut wanted.on, on);
     restart_options.keep_running(&["listen.plain"], &mut wanted.plain, plain);
     restart_options.keep_running(&["listen.forward"], &mut wanted.forward, forward);
 }
 
-fn keep_tls(restart_options: &mut RestartOptions, wanted: &mut Tls, running: &Tls) {
+fn keep_restart_options_of_tls(restart_options: &mut RestartOptions, wanted: &mut Tls, running: &Tls) {
     let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = running;
     restart_options.keep_running(&["tls.cert", "tls.key"], &mut wanted.provided, provided);
     restart_options.keep_running(&["tls.names"], &mut wanted.names, names);
@@ -121,7 +121,7 @@ fn keep_tls(restart_options: &mut RestartOptions, wanted: &mut Tls, running: &Tl
     restart_options.keep_running(&["tls.follow_names"], &mut wanted.follow_names, follow_names);
 }
 
-fn keep_agents(restart_options: &mut RestartOptions, wanted: &mut Agents, running: &Agents) {
+fn keep_restart_options_of_agents(restart_options: &mut RestartOptions, wanted: &mut Agents, running: &Agents) {
     let Agents {
         cidrs: _,
         certificate_from: _,
@@ -144,8 +144,9 @@ fn keep_agents(restart_options: &mut RestartOptions, wanted: &mut Agents, runnin
     restart_options.keep_running(&["agents.certificate_life"], &mut wanted.certificate_life, certificate_life);
 }
 
-/// Keeps nothing, because all options of these tables can change live. It fails to compile if one is added.
-fn keep_none_of_external_and_http(external: &External, http: &Http) {
+/// Asserts at compile time that all options of these tables can change live: a new option does not compile until it is
+/// listed here.
+fn assert_external_and_http_are_live(external: &External, http: &Http) {
     let External {
         trusted_proxies: _,
         allow: _,
@@ -160,7 +161,7 @@ fn keep_none_of_external_and_http(external: &External, http: &Http) {
     let Http { upgrades: _ } = http;
 }
 
-fn keep_limits(restart_options: &mut RestartOptions, wanted: &mut Limits, running: &Limits) {
+fn keep_restart_options_of_limits(restart_options: &mut RestartOptions, wanted: &mut Limits, running: &Limits) {
     let Limits {
         max_connections,
         max_connections_per_client: _,
@@ -190,7 +191,7 @@ fn keep_limits(restart_options: &mut RestartOptions, wanted: &mut Limits, runnin
     restart_options.keep_running(&["limits.buffered"], &mut wanted.buffered, buffered);
 }
 
-fn keep_log(restart_options: &mut RestartOptions, wanted: &mut Log, running: &Log) {
+fn keep_restart_options_of_log(restart_options: &mut RestartOptions, wanted: &mut Log, running: &Log) {
     let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = running;
     restart_options.keep_running(&["log.format"], &mut wanted.format, format);
     restart_options.keep_running(&["log.audit"], &mut wanted.audit, audit);

@@ -48,7 +48,7 @@ impl Key {
     }
 
     /// Returns the name of the environment variable that sets the option.
-    pub fn variable(&self) -> String {
+    pub fn env_variable(&self) -> String {
         format!("{VARIABLE_PREFIX}{}", self.flag.to_ascii_uppercase().replace('-', "_"))
     }
 
@@ -80,7 +80,7 @@ mod tests {
                 assert_ne!(key.path, other.path);
             }
         }
-        assert_eq!(key_by_flag("tls-name").variable(), "LOOPGATE_TLS_NAME");
+        assert_eq!(key_by_flag("tls-name").env_variable(), "LOOPGATE_TLS_NAME");
         assert_eq!((key_by_flag("tls-name").table(), key_by_flag("tls-name").name()), ("tls", "names"));
         assert_eq!((key_by_flag("admin").table(), key_by_flag("admin").name()), ("", "admin"));
     }

@@ -387,7 +387,7 @@ impl ValueReader<'_> {
         let needed = key_by_flag(needed);
         let needed = match self.layer.get(key_by_flag(flag)).first().map(|value| &value.origin) {
             Some(Origin::File(..)) => needed.path.to_owned(),
-            Some(Origin::Variable) => needed.variable(),
+            Some(Origin::Variable) => needed.env_variable(),
             Some(Origin::Flag | Origin::Default) | None => format!("--{}", needed.flag),
         };
         self.add_problem(flag, &format!("needs {needed}{why}"));

@@ -50,7 +50,7 @@ pub enum OwnerLife<'a> {
     /// The owner runs.
     Running {
         /// The time of the owner's last start, if it is known.
-        started: Option<&'a str>,
+        started_at: Option<&'a str>,
     },
 }
 
@@ -61,7 +61,7 @@ pub struct OrphanWatch {
     had_interface: bool,
     orphaned_since: Option<Instant>,
     /// The start time of the owner when the namespace last had interfaces.
-    owner_started: Option<String>,
+    owner_started_at: Option<String>,
     /// Whether the engine has reported since then that the owner ended.
     owner_ended: bool,
     /// Since when the owner has been running again.
@@ -88,9 +88,9 @@ impl OrphanWatch {
         }
         let waited = now - *self.orphaned_since.get_or_insert(now);
         let runs_anew = match observation.life {
-            OwnerLife::Running { started } => match (started, &self.owner_started) {
+            OwnerLife::Running { started_at } => match (started_at, &self.owner_started_at) {
                 _ if self.owner_ended => Some(true),
-                (Some(started), Some(before)) => Some(started != before),
+                (Some(started_at), Some(before)) => Some(started_at != before),
                 _ => None,
             },
             OwnerLife::Ended => Some(false),
@@ -108,10 +108,10 @@ impl OrphanWatch {
         self.had_interface = true;
         self.orphaned_since = None;
         self.running_again_since = None;
-        if let OwnerLife::Running { started } = observation.life {
+        if let OwnerLife::Running { started_at } = observation.life {
             self.owner_ended = false;
-            if let Some(started) = started {
-                self.owner_started = Some(started.to_owned());
+            if let Some(started_at) = started_at {
+                self.owner_started_at = Some(started_at.to_owned());
             }
         }
     }
@@ -124,8 +124,8 @@ mod tests {
     const UNKNOWN: OwnerLife<'_> = OwnerLife::Unknown;
     const ENDED: OwnerLife<'_> = OwnerLife::Ended;
 
-    fn running(started: &str) -> OwnerLife<'_> {
-        OwnerLife::Running { started: Some(started).filter(|started| !started.is_empty()) }
+    fn running(started_at: &str) -> OwnerLife<'_> {
+        OwnerLife::Running { started_at: Some(started_at).filter(|started_at| !started_at.is_empty()) }
     }
 
     /// Returns the state of the namespace after each observation: the second, whether there are interfaces, and whether

@@ -57,8 +57,8 @@ pub fn start(
         inspected_owner: None,
         orphan: OrphanWatch::default(),
     };
-    let (publish, view) = watch::channel(Arc::new(sources.build_view()));
-    shutdown.spawn(publish_views(sources, publish, metrics.clone(), shutdown.clone()));
+    let (view_sender, view) = watch::channel(Arc::new(sources.build_view()));
+    shutdown.spawn(publish_views(sources, view_sender, metrics.clone(), shutdown.clone()));
     view
 }
 
@@ -85,7 +85,7 @@ pub async fn wait_until_ready(view: &mut watch::Receiver<Arc<View>>, limit: Dura
 /// Publishes a view whenever a source reports something new.
 async fn publish_views(
     mut sources: Sources,
-    publish: watch::Sender<Arc<View>>,
+    view_sender: watch::Sender<Arc<View>>,
     metrics: metrics::DiscoveryMetrics,
     shutdown: Shutdown,
 ) {
@@ -96,7 +96,7 @@ async fn publish_views(
         }
         let view = sources.build_view();
         metrics.agent_addresses.set(i64::try_from(view.agents.len()).unwrap_or(i64::MAX));
-        publish.send_if_modified(|published| {
+        view_sender.send_if_modified(|published| {
             let changed = **published != view;
             if changed {
                 changes::log(published, &view);
@@ -228,9 +228,9 @@ impl Sources {
 
 fn observation<'a>(view: &View, docker: Option<&'a Docker>, hints: &OwnerHints) -> Observation<'a> {
     let life = match (&view.owner, docker.filter(|docker| docker.state().is_live())) {
-        (Some(owner), Some(docker)) if docker.container(&owner.id).is_some() => {
-            OwnerLife::Running { started: docker.details(&owner.id).and_then(|details| details.started.as_deref()) }
-        }
+        (Some(owner), Some(docker)) if docker.container(&owner.id).is_some() => OwnerLife::Running {
+            started_at: docker.details(&owner.id).and_then(|details| details.started_at.as_deref()),
+        },
         (Some(_), Some(_)) => OwnerLife::Ended,
         _ => OwnerLife::Unknown,
     };

@@ -299,7 +299,7 @@ fn run_connection(data: &[u8]) -> Outcome {
     let mut most_written = 0;
     let client = Client { pieces, written: Rc::clone(&written), most: 1 + usize::from(size) * 4, is_full: true };
     let head_tracker = HeadTracker::new(Protocol::H2);
-    let stream = Downstream::observed(
+    let stream = Downstream::with_observer(
         client,
         Protocol::H2,
         Activity::new(Protocol::H2),

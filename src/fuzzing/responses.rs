@@ -117,7 +117,7 @@ fn by_loopgate(
     type NoBody = http_body_util::combinators::MapErr<Empty<Bytes>, fn(std::convert::Infallible) -> BrokenBody>;
     let mut received = Received::default();
     let mut client = H1Connection::<_, NoBody>::new(gateway, LIMITS);
-    assert!(block(|cx| client.poll_is_vacant(cx)));
+    assert!(block(|cx| client.poll_can_send(cx)));
     let request = Bytes::from_static(b"GET / HTTP/1.1\r\n\r\n");
     client.begin_request(request, is_head_request, Framing::Length(0), None, HeaderMap::new());
     let head = loop {

@@ -28,7 +28,7 @@ pub fn decide_lane(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i
     let certificate = evidence.certificate.as_ref().filter(|certificate| now < certificate.not_after);
     let external = ExternalLane {
         client: sender.ip,
-        forwarded_client: ForwardedClient::new(sender.ip, policy.unknown_client),
+        forwarded_client: ForwardedClient::address_or_placeholder(sender.ip, policy.unknown_client),
         is_trusted_proxy: sender.is_trusted_proxy,
         scheme: Scheme::Https,
         // A proxy's certificate identifies the proxy, not the client of a request.
@@ -64,7 +64,7 @@ pub fn decide_plain_lane(peer: IpAddr, view: &View, policy: &LanePolicy) -> Resu
     }
     Ok(ExternalLane {
         client: peer,
-        forwarded_client: ForwardedClient::new(peer, policy.unknown_client),
+        forwarded_client: ForwardedClient::address_or_placeholder(peer, policy.unknown_client),
         is_trusted_proxy: true,
         scheme: Scheme::Http,
         user: None,

@@ -74,7 +74,7 @@ impl Forwarding {
         if !lane.is_trusted_proxy {
             return Ok(forwarding);
         }
-        forwarding.stated_client = ForwardedClient::new(checked_client, policy.unknown_client);
+        forwarding.stated_client = ForwardedClient::address_or_placeholder(checked_client, policy.unknown_client);
         if let Some(stated) = sole_value(sent, &X_FORWARDED_PROTO).and_then(Scheme::parse) {
             forwarding.scheme = stated;
         }

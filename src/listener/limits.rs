@@ -150,7 +150,7 @@ impl ConnectionLimits {
     /// # Errors
     /// The client is at one of its limits, or too many connections wait for a permit.
     pub(super) fn take_slot(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
-        self.try_take_slot(peer).inspect_err(|refusal| {
+        self.take_slot_unreported(peer).inspect_err(|refusal| {
             self.metrics.count_refusal(*refusal);
             info!(
                 target: audit::TARGET, kind = "refusal", at = "accept", %peer, reason = refusal.label(),
@@ -160,7 +160,7 @@ impl ConnectionLimits {
     }
 
     /// Takes a slot, or a place in the queue for one. A peer that may be an agent can use the reserved slots too.
-    fn try_take_slot(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
+    fn take_slot_unreported(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
         let client = self.count_client(peer)?;
         let shared = Arc::clone(&self.shared);
         if let Ok(permit) = Arc::clone(&shared).try_acquire_owned() {

@@ -47,12 +47,12 @@ impl Health {
         registry.register("ready", "Whether the sidecar is ready", self.ready.clone());
         registry.register("gateway_up", "Whether the gateway accepts connections", self.gateway_up.clone());
         registry.register("listeners", "Addresses listened on", self.listeners.clone());
-        let until = "Until when the served certificate is valid";
-        registry.register("certificate_expiry_timestamp_seconds", until, self.certificate_expiry.clone());
-        let problem = "Whether a newer certificate than the served one could not be loaded or made";
-        registry.register("certificate_problem", problem, self.certificate_problem.clone());
-        let problem = "1 while the last configuration read is invalid and the previous one is in use";
-        registry.register("config_problem", problem, self.config_problem.clone());
+        let expiry_help = "Until when the served certificate is valid";
+        registry.register("certificate_expiry_timestamp_seconds", expiry_help, self.certificate_expiry.clone());
+        let certificate_help = "Whether a newer certificate than the served one could not be loaded or made";
+        registry.register("certificate_problem", certificate_help, self.certificate_problem.clone());
+        let config_help = "1 while the last configuration read is invalid and the previous one is in use";
+        registry.register("config_problem", config_help, self.config_problem.clone());
         registry.register("discovery_docker_enabled", "Whether discovery by Docker is on", self.docker_enabled.clone());
         registry.register(
             "discovery_kubernetes_enabled",

@@ -99,7 +99,7 @@ pub struct LaneMetrics {
     /// The number of WebSockets at the gateway, including requests that ask for one.
     pub websockets: Gauge,
     /// The number of requests that wait because too many are in flight.
-    pub waiting: Gauge,
+    pub waiting_requests: Gauge,
     /// The number of body bytes received from clients.
     pub received: Counter,
     /// The number of body bytes sent to clients.
@@ -121,7 +121,7 @@ struct LaneFamilies {
     tunnels: Family<LaneLabels, Gauge>,
     in_flight: Family<LaneLabels, Gauge>,
     websockets: Family<LaneLabels, Gauge>,
-    waiting: Family<LaneLabels, Gauge>,
+    waiting_requests: Family<LaneLabels, Gauge>,
     received: Family<LaneLabels, Counter>,
     sent: Family<LaneLabels, Counter>,
     duration: Family<LaneLabels, Histogram, fn() -> Histogram>,
@@ -138,7 +138,7 @@ impl Default for LaneFamilies {
             tunnels: Family::default(),
             in_flight: Family::default(),
             websockets: Family::default(),
-            waiting: Family::default(),
+            waiting_requests: Family::default(),
             received: Family::default(),
             sent: Family::default(),
             duration: Family::new_with_constructor(buckets),
@@ -163,7 +163,7 @@ impl LaneFamilies {
             tunnels: self.tunnels.get_or_create(&lane).clone(),
             in_flight: self.in_flight.get_or_create(&lane).clone(),
             websockets: self.websockets.get_or_create(&lane).clone(),
-            waiting: self.waiting.get_or_create(&lane).clone(),
+            waiting_requests: self.waiting_requests.get_or_create(&lane).clone(),
             received: self.received.get_or_create(&lane).clone(),
             sent: self.sent.get_or_create(&lane).clone(),
             duration: self.duration.get_or_create(&lane).clone(),
@@ -254,7 +254,7 @@ impl Traffic {
         registry.register(
             "gateway_requests_waiting",
             "Requests that wait until fewer are in flight at the gateway",
-            lanes.waiting.clone(),
+            lanes.waiting_requests.clone(),
         );
         registry.register_with_unit("received", "Body bytes from clients", Unit::Bytes, lanes.received.clone());
         registry.register_with_unit("sent", "Body bytes to clients", Unit::Bytes, lanes.sent.clone());

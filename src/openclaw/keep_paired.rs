@@ -50,9 +50,9 @@ impl KeepPaired {
     /// if this version of the gateway needs no pre-pairing.
     pub async fn run(self) {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-        let (mut paired, mut logged_failure) = (None, None);
+        let (mut paired_device, mut logged_failure) = (None, None);
         loop {
-            match self.pair_if_needed(paired.as_deref()).await {
+            match self.pair_if_needed(paired_device.as_deref()).await {
                 Ok(PairingOutcome::NotNeeded) => {
                     return debug!("this version of the gateway needs no pairing in advance");
                 }
@@ -62,8 +62,8 @@ impl KeepPaired {
                 }
                 Ok(PairingOutcome::Paired(device)) => {
                     info!(device, "the gateway's own device is paired for every scope");
-                    let again = paired.as_ref() == Some(&device);
-                    (paired, logged_failure) = (Some(device), None);
+                    let again = paired_device.as_ref() == Some(&device);
+                    (paired_device, logged_failure) = (Some(device), None);
                     if again {
                         sleep(backoff.next_pause()).await;
                     }
@@ -80,9 +80,11 @@ impl KeepPaired {
         }
     }
 
-    /// Pairs the device unless it is the one with the id `paired` and has all scopes.
-    async fn pair_if_needed(&self, paired: Option<&str>) -> Result<PairingOutcome, Error> {
-        if paired.is_some() && paired == self.read_identity(false).await?.map(|device| device.id()).as_deref() {
+    /// Pairs the device unless it is the one with the id `paired_device` and has all scopes.
+    async fn pair_if_needed(&self, paired_device: Option<&str>) -> Result<PairingOutcome, Error> {
+        if paired_device.is_some()
+            && paired_device == self.read_identity(false).await?.map(|device| device.id()).as_deref()
+        {
             if !self.has_lost_scopes().await {
                 return Ok(PairingOutcome::Waiting);
             }

@@ -154,7 +154,7 @@ impl CertificateAuthority {
         life: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let validity = self.client_validity(OffsetDateTime::now_utc(), life)?;
-        self.sign_leaf(template::user_params(&parse_user_name(user)?, validity)?, key)
+        self.sign_leaf(template::user_params(&parse_user_email(user)?, validity)?, key)
     }
 
     fn sign_client(
@@ -230,7 +230,7 @@ pub fn is_ca_file(file: &Path, state_dir: &Path) -> bool {
 ///
 /// # Errors
 /// `text` is not an e-mail address of this form.
-pub(super) fn parse_user_name(text: &str) -> Result<String, Error> {
+pub(super) fn parse_user_email(text: &str) -> Result<String, Error> {
     let is_valid = |part: &str, further: &str| {
         !part.is_empty()
             && !part.starts_with(['.', '-'])

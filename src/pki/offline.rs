@@ -164,8 +164,8 @@ pub struct User<'a> {
 ///
 /// # Errors
 /// `text` is not an e-mail address, or has characters that are not accepted here.
-pub fn parse_user_name(text: &str) -> Result<String, Error> {
-    authority::parse_user_name(text)
+pub fn parse_user_email(text: &str) -> Result<String, Error> {
+    authority::parse_user_email(text)
 }
 
 /// Issues a certificate for a person. Returns the content of a PKCS#12 file with the certificate and its key, which is
@@ -179,7 +179,7 @@ pub fn issue_user(
     password: &str,
     file: &Path,
 ) -> Result<(Zeroizing<Vec<u8>>, Description), Error> {
-    authority::parse_user_name(user.mail)?;
+    authority::parse_user_email(user.mail)?;
     let authority = CertificateAuthority::load_or_create(state_dir)?;
     let key = KeyPair::generate().map_err(Error::Issue)?;
     let chain = authority.issue_user(&key, user.mail, user.life)?;

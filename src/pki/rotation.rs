@@ -31,8 +31,8 @@ pub(super) struct Rotation {
     /// The names that a leaf always has: `localhost` and `tls.names`.
     pub(super) fixed_names: BTreeSet<SubjectName>,
     pub(super) names: watch::Receiver<BTreeSet<SubjectName>>,
-    pub(super) identity: watch::Sender<Arc<ServerIdentity>>,
-    pub(super) problem: watch::Sender<Option<Arc<Error>>>,
+    pub(super) identity_sender: watch::Sender<Arc<ServerIdentity>>,
+    pub(super) problem_sender: watch::Sender<Option<Arc<Error>>>,
     pub(super) reload: Arc<Notify>,
     pub(super) state: RotationState,
 }
@@ -76,8 +76,8 @@ impl Rotation {
     /// Checks files, names and clock once, and renews or reloads the certificate if necessary.
     async fn check_once(&mut self, requested: bool) {
         let source = Arc::clone(&self.source);
-        let served = Arc::clone(&self.identity.borrow());
-        let wanted = wanted_names(&self.fixed_names, &self.names.borrow_and_update());
+        let served = Arc::clone(&self.identity_sender.borrow());
+        let wanted_names = wanted_names(&self.fixed_names, &self.names.borrow_and_update());
         let last_digest = self.state.digest;
         let may_renew = self.state.retry_at.is_none_or(|at| at <= Instant::now());
         let retry = self.state.retry_at.is_some() && may_renew;
@@ -85,8 +85,9 @@ impl Rotation {
         let files_and_clock = move || {
             let now = OffsetDateTime::now_utc();
             let digest = cache.digest(&source.file_paths(), requested || retry, SystemTime::now());
-            let load = requested || retry || digest != last_digest || may_renew && source.is_due(&served, &wanted, now);
-            (cache, load.then(|| (digest, source.load(&wanted, now))))
+            let load =
+                requested || retry || digest != last_digest || may_renew && source.is_due(&served, &wanted_names, now);
+            (cache, load.then(|| (digest, source.load(&wanted_names, now))))
         };
         match tokio::task::spawn_blocking(files_and_clock).await {
             Ok((cache, loaded)) => {
@@ -125,7 +126,7 @@ impl Rotation {
     /// list of revoked certificates in any case.
     fn publish(&self, identity: ServerIdentity) {
         let now = OffsetDateTime::now_utc();
-        self.identity.send_if_modified(|served| {
+        self.identity_sender.send_if_modified(|served| {
             let is_same = served.certified_key.cert == identity.certified_key.cert;
             if is_same || identity.not_after < now && now <= served.not_after {
                 let revoked = served.revoked != identity.revoked;
@@ -142,7 +143,7 @@ impl Rotation {
 
     /// Publishes `problem`, and logs it if it has changed.
     fn report_problem(&self, problem: Option<Error>) {
-        self.problem.send_if_modified(|reported| {
+        self.problem_sender.send_if_modified(|reported| {
             let changed = match (&*reported, &problem) {
                 (None, None) => false,
                 (Some(reported), Some(problem)) => error_chain(reported) != error_chain(problem),

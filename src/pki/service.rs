@@ -103,21 +103,21 @@ pub fn open(
         );
     }
 
-    let (identity, served_identity) = watch::channel(Arc::new(loaded.identity));
-    let (problem, current_problem) = watch::channel(loaded.problem.map(Arc::new));
+    let (identity_sender, identity) = watch::channel(Arc::new(loaded.identity));
+    let (problem_sender, problem) = watch::channel(loaded.problem.map(Arc::new));
     let reload = Arc::new(Notify::new());
     let state = RotationState { cache, digest, invalid_once: None, retry_at };
     let rotation = Rotation {
         source: Arc::new(source),
         fixed_names,
         names,
-        identity,
-        problem,
+        identity_sender,
+        problem_sender,
         reload: Arc::clone(&reload),
         state,
     };
     shutdown.spawn(rotation.run(shutdown.clone()));
-    Ok(Pki { identity: served_identity, problem: current_problem, authority, reload })
+    Ok(Pki { identity, problem, authority, reload })
 }
 
 /// Loads or creates loopgate's CA beside the operator's pair; `None`, which is logged, if that fails. Agents then can't

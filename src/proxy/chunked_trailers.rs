@@ -53,7 +53,7 @@ impl FlushCounter {
     }
 
     /// Completes once there were more than `since` flushes.
-    pub fn poll_after(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_flushed_since(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
         self.wake_on_flush(cx);
         if self.flush_count() > since { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -101,10 +101,10 @@ impl TrailerSlot {
         if !self.is_set() {
             return None;
         }
-        Some(self.poll_write_last_chunk(stream, cx, offered))
+        Some(self.poll_write_trailers_for_last_chunk(stream, cx, offered))
     }
 
-    fn poll_write_last_chunk<S: AsyncWrite + Unpin>(
+    fn poll_write_trailers_for_last_chunk<S: AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
         cx: &mut Context<'_>,

@@ -17,7 +17,7 @@ use crate::addr::PeerAddr;
 use crate::labels::{LaneKind, Protocol};
 use crate::lane::{Lane, Target};
 
-/// The data of a connection that its requests read. The connection has a lane.
+/// What requests need to know of their connection, once it has a lane.
 pub(super) struct ConnectionContext {
     pub(super) shared: Arc<Shared>,
     pub(super) settings: Arc<ConnectionSettings>,
@@ -63,8 +63,11 @@ impl ConnectionContext {
 
     /// Returns the end of requests that are still open when the connection ends.
     pub(super) fn end_of_open_requests(&self) -> RequestEnd {
-        let unless_closed =
-            if self.head_tracker.is_closing() { RequestEnd::ConnectionClosed } else { RequestEnd::ClientGone };
+        let unless_closed = if self.head_tracker.is_closed_for_client_fault() {
+            RequestEnd::ConnectionClosed
+        } else {
+            RequestEnd::ClientGone
+        };
         self.closed_by.get().copied().unwrap_or(unless_closed)
     }
 

@@ -46,6 +46,6 @@ pub(crate) use upstream::{
 
 pub use error::Error;
 pub use registry::ConnectionInfo;
-pub use server::{Proxy, ProxyParts};
+pub use server::{Proxy, ProxyDependencies};
 pub use shared::Enrol;
 pub use upstream::pool::MAX_IDLE;

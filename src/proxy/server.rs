@@ -13,7 +13,7 @@ use super::connection;
 use super::connection::establish::AcceptedConnection;
 use super::downstream::window_budget::WindowBudget;
 use super::registry::ConnectionInfo;
-use super::shared::{ConnectionSettings, Enrol, LaneBuffers, Shared};
+use super::shared::{ConnectionSettings, Enrol, LaneBufferBudgets, Shared};
 use super::tunnel::first_message::FirstMessageBudget;
 use super::upstream::send::Upstream;
 use crate::config::Config;
@@ -31,7 +31,7 @@ use crate::workers::WorkerPool;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What a [`Proxy`] gets from other modules.
-pub struct ProxyParts {
+pub struct ProxyDependencies {
     /// The containers and pods, and this namespace's addresses: lanes are decided by them.
     pub view: watch::Receiver<Arc<View>>,
     /// The TLS settings until the first [`Proxy::update_tls`].
@@ -56,8 +56,8 @@ pub struct Proxy {
 
 impl Proxy {
     /// Creates a proxy. Its connections are asked to end when `shutdown` begins.
-    pub fn new(config: &Config, parts: ProxyParts, shutdown: &Shutdown) -> Arc<Self> {
-        let ProxyParts { view, tls, token, enrol, devices, traffic, workers } = parts;
+    pub fn new(config: &Config, dependencies: ProxyDependencies, shutdown: &Shutdown) -> Arc<Self> {
+        let ProxyDependencies { view, tls, token, enrol, devices, traffic, workers } = dependencies;
         if !config.gateway.address.ip().is_loopback() {
             warn!(
                 gateway = %config.gateway.address,
@@ -74,7 +74,7 @@ impl Proxy {
             upstream: Upstream::new(config, Arc::clone(&traffic), workers.worker_count(), shutdown),
             windows: WindowBudget::new(config.limits.buffered),
             first_messages: FirstMessageBudget::new(config.limits.buffered),
-            tunnel_buffers: LaneBuffers::new(config.limits.buffered),
+            tunnel_buffer_budgets: LaneBufferBudgets::new(config.limits.buffered),
             settings: ArcSwap::from_pointee(ConnectionSettings::new(config)),
             token: ArcSwapOption::from(token.map(Arc::new)),
             enrol,

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use super::downstream::window_budget::WindowBudget;
 use super::registry::Registry;
-use super::tunnel::buffers::TunnelBuffers;
+use super::tunnel::buffers::TunnelBufferBudget;
 use super::tunnel::first_message::FirstMessageBudget;
 use super::upstream::send::Upstream;
 use crate::addr::PeerAddr;
@@ -49,17 +49,17 @@ impl ConnectionSettings {
 }
 
 /// The memory for tunnels, apart for each lane: external clients can't use up that of agents.
-pub(super) struct LaneBuffers {
-    agent: Arc<TunnelBuffers>,
-    external: Arc<TunnelBuffers>,
+pub(super) struct LaneBufferBudgets {
+    agent: Arc<TunnelBufferBudget>,
+    external: Arc<TunnelBufferBudget>,
 }
 
-impl LaneBuffers {
+impl LaneBufferBudgets {
     pub(super) fn new(buffered: usize) -> Self {
-        Self { agent: TunnelBuffers::new(buffered), external: TunnelBuffers::new(buffered) }
+        Self { agent: TunnelBufferBudget::new(buffered), external: TunnelBufferBudget::new(buffered) }
     }
 
-    pub(super) fn for_lane(&self, lane: LaneKind) -> &Arc<TunnelBuffers> {
+    pub(super) fn for_lane(&self, lane: LaneKind) -> &Arc<TunnelBufferBudget> {
         match lane {
             LaneKind::Agent => &self.agent,
             LaneKind::External => &self.external,
@@ -83,7 +83,7 @@ pub(super) struct Shared {
     /// The memory for first messages of WebSockets that are not complete or not answered yet.
     pub(super) first_messages: Arc<FirstMessageBudget>,
     /// The memory for bytes that tunnels have read and not written yet.
-    pub(super) tunnel_buffers: LaneBuffers,
+    pub(super) tunnel_buffer_budgets: LaneBufferBudgets,
     pub(super) settings: ArcSwap<ConnectionSettings>,
     /// The `Authorization` field that loopgate adds to requests of agents with a certificate.
     pub(super) token: ArcSwapOption<HeaderValue>,

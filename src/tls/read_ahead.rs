@@ -62,7 +62,7 @@ impl ReadAhead<TcpStream> {
 }
 
 impl<S: AsyncRead + Unpin> ReadAhead<S> {
-    fn poll_read_or_buffer(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.buffer.is_empty() {
             self.read_from_buffer(buf);
             return Poll::Ready(Ok(()));
@@ -85,7 +85,7 @@ impl<S: AsyncRead + Unpin> ReadAhead<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let poll = self.poll_read_or_buffer(cx, buf);
+        let poll = self.poll_read_ahead(cx, buf);
         self.was_pending = poll.is_pending();
         poll
     }

@@ -166,7 +166,7 @@ fn requested_kind(container: &Container, services: &[AgentService]) -> Result<Op
 }
 
 /// Returns the project of `container`, unless the image may have set it.
-fn trusted_project(container: &Container) -> Option<&String> {
+fn project_not_from_image(container: &Container) -> Option<&String> {
     container.project.as_ref().filter(|_| !matches!(container.label_origin, LabelOrigin::Unknown(_)))
 }
 
@@ -192,11 +192,12 @@ impl<'a> Candidate<'a> {
         let Some(kind) = requested_kind(container, sources.services)? else { return Ok(None) };
         let owner = owner.ok_or(WhyNotAgent::OwnerUnknown)?;
         if !sources.any_project
-            && (trusted_project(owner).is_none() || trusted_project(container) != trusted_project(owner))
+            && (project_not_from_image(owner).is_none()
+                || project_not_from_image(container) != project_not_from_image(owner))
         {
             return Err(WhyNotAgent::OtherProject {
-                project: trusted_project(container).cloned(),
-                owner_project: trusted_project(owner).cloned(),
+                project: project_not_from_image(container).cloned(),
+                owner_project: project_not_from_image(owner).cloned(),
             });
         }
         let namespace = namespace_of(container, sources.containers).ok_or(WhyNotAgent::NoSharedNetwork)?;

@@ -42,18 +42,18 @@ impl ImageLabels {
         services: &[String],
         containers: &mut [ContainerSummary],
     ) -> Vec<LabelOrigin> {
-        let may_be_agent = |container: &ContainerSummary| {
+        let claims_agent = |container: &ContainerSummary| {
             let service =
                 label(container, agent_labels::SERVICE).or_else(|| label(container, agent_labels::SWARM_SERVICE));
             label(container, agent_labels::AGENT).is_some()
                 || service.is_some_and(|service| services.iter().any(|wanted| matches_service(service, wanted)))
         };
         let projects: BTreeSet<&str> =
-            containers.iter().filter(|container| may_be_agent(container)).flat_map(projects_of).collect();
+            containers.iter().filter(|container| claims_agent(container)).flat_map(projects_of).collect();
         let is_compared: Vec<bool> = containers
             .iter()
             .map(|container| {
-                may_be_agent(container) || projects_of(container).any(|project| projects.contains(project))
+                claims_agent(container) || projects_of(container).any(|project| projects.contains(project))
             })
             .collect();
         let ids: BTreeSet<String> = containers

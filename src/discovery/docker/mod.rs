@@ -56,7 +56,7 @@ pub struct Details {
     /// The network aliases and other names that the engine's DNS resolves, on all networks.
     pub aliases: BTreeSet<String>,
     /// The time of the container's last start, as the engine formats it.
-    pub started: Option<String>,
+    pub started_at: Option<String>,
 }
 
 /// An engine as a source of agents.
@@ -238,6 +238,6 @@ impl Details {
         let networks = inspected.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         let names = |endpoint: EndpointSettings| [endpoint.aliases, endpoint.dns_names].into_iter().flatten().flatten();
         let aliases = networks.into_values().flatten().flat_map(names).collect();
-        Self { id, aliases, started: inspected.state.and_then(|state| state.started_at) }
+        Self { id, aliases, started_at: inspected.state.and_then(|state| state.started_at) }
     }
 }

@@ -86,11 +86,11 @@ impl Api {
     ///
     /// The request has no resource version, so that the API server reads from etcd: its cache could list pods that are
     /// gone.
-    pub(super) async fn list_pods(&self, after: Option<&str>) -> Result<PodList, Error> {
-        self.list_pods_page(after, PAGE_SIZE).await
+    pub(super) async fn list_pods_page(&self, after: Option<&str>) -> Result<PodList, Error> {
+        self.list_pods_up_to(after, PAGE_SIZE).await
     }
 
-    async fn list_pods_page(&self, after: Option<&str>, limit: u32) -> Result<PodList, Error> {
+    async fn list_pods_up_to(&self, after: Option<&str>, limit: u32) -> Result<PodList, Error> {
         let mut query = format!("{}&limit={limit}", label_selector());
         if let Some(after) = after {
             query = format!("{query}&continue={}", encode_query_value(after));
@@ -106,7 +106,7 @@ impl Api {
         let mut uids = BTreeSet::new();
         let mut after: Option<String> = None;
         loop {
-            let page = self.list_pods(after.as_deref()).await?;
+            let page = self.list_pods_page(after.as_deref()).await?;
             uids.extend(page.items.unwrap_or_default().into_iter().map(|pod| pod.metadata.uid));
             if page.metadata.r#continue.is_empty() {
                 return Ok(uids);
@@ -152,9 +152,9 @@ impl Api {
     /// See [`Error`].
     pub async fn check_permission(&self, permission: Permission) -> Result<(), Error> {
         match permission {
-            Permission::List => self.list_pods_page(None, 1).await.map(drop),
+            Permission::List => self.list_pods_up_to(None, 1).await.map(drop),
             Permission::Watch => {
-                let version = self.list_pods_page(None, 1).await?.metadata.resource_version;
+                let version = self.list_pods_up_to(None, 1).await?.metadata.resource_version;
                 self.open_watch(&version, Duration::from_secs(1)).await.map(drop)
             }
             Permission::Review => self.review_token(&Secret::new("loopgate-check".to_owned())).await.map(drop),

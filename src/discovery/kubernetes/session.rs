@@ -93,7 +93,7 @@ async fn list_all_pods(api: &Api) -> Result<(Vec<Pod>, String), Error> {
     let mut pods = Vec::new();
     let mut after: Option<String> = None;
     loop {
-        let page = api.list_pods(after.as_deref()).await?;
+        let page = api.list_pods_page(after.as_deref()).await?;
         pods.extend(page.items.unwrap_or_default().into_iter().filter_map(PodObject::into_running_pod));
         if page.metadata.r#continue.is_empty() {
             return Ok((pods, page.metadata.resource_version));

@@ -63,7 +63,7 @@ fn only_plain_e_mail_addresses_name_a_user() {
         ("größe@example.com", false),
         (&format!("{}@example.com", "a".repeat(65)), false),
     ] {
-        assert_eq!(super::super::authority::parse_user_name(text).is_ok(), fine, "{text:?}");
+        assert_eq!(super::super::authority::parse_user_email(text).is_ok(), fine, "{text:?}");
     }
 }
 

@@ -209,7 +209,7 @@ where
         match result {
             Err(error) => {
                 if is_client_error(&error) {
-                    self.context.head_tracker.mark_closing();
+                    self.context.head_tracker.mark_closed_for_client_fault();
                 }
                 debug!(connection, %peer, %error, "connection broke off");
             }

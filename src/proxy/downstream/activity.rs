@@ -340,7 +340,7 @@ impl RequestGuard {
     /// Completes once the connection was flushed after `since`, an earlier result of [`Self::flush_count`]: all bytes
     /// that hyper had by then have left the process. HTTP/1.1 only.
     pub fn poll_flushed(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
-        self.activity.flushes.poll_after(since, cx)
+        self.activity.flushes.poll_flushed_since(since, cx)
     }
 
     /// Sets the trailers of the chunked body that ends next. All bytes that hyper had of it must have left the process.

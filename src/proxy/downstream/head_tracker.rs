@@ -39,12 +39,12 @@ pub struct HeadTracker {
     /// Whether `state` has interim responses: read without the lock, for each write.
     has_interims: AtomicBool,
     /// Whether `state` has refused or dropped heads: read without the lock, for each poll of the connection.
-    has_refused: AtomicBool,
+    has_unreported_heads: AtomicBool,
     /// Whether the socket did not take all bytes since the last call of [`HeadTracker::end_round_unless_blocked`].
     is_blocked: AtomicBool,
     state: Mutex<TrackerState>,
     /// Whether loopgate closes the connection because of what the client sent.
-    is_closing: AtomicBool,
+    is_closed_for_client_fault: AtomicBool,
     /// Wakes the connection's task.
     writer: AtomicWaker,
     /// Wakes the one request of an HTTP/1.1 connection, which waits before its final response.
@@ -61,9 +61,19 @@ struct TrackerState {
 impl HeadTracker {
     pub fn new(protocol: Protocol) -> Arc<Self> {
         let (writer, interims_written) = (AtomicWaker::new(), AtomicWaker::new());
-        let [has_interims, has_refused, is_blocked, is_closing] = [false; 4].map(AtomicBool::new);
+        let [has_interims, has_unreported_heads, is_blocked, is_closed_for_client_fault] =
+            [false; 4].map(AtomicBool::new);
         let state = Mutex::default();
-        Arc::new(Self { protocol, has_interims, has_refused, is_blocked, state, is_closing, writer, interims_written })
+        Arc::new(Self {
+            protocol,
+            has_interims,
+            has_unreported_heads,
+            is_blocked,
+            state,
+            is_closed_for_client_fault,
+            writer,
+            interims_written,
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, TrackerState> {
@@ -115,7 +125,7 @@ impl HeadTracker {
         let TrackerState { streams, refused_heads, .. } = &mut *self.state();
         refused_heads.end_round();
         if !refused_heads.is_empty() {
-            self.has_refused.store(true, Ordering::Relaxed);
+            self.has_unreported_heads.store(true, Ordering::Relaxed);
         }
         streams.end_round();
     }
@@ -127,52 +137,52 @@ impl HeadTracker {
         }
         let end = self.state().refused_heads.record_clean_end();
         if end == CleanEnd::RefusedHead {
-            self.has_refused.store(true, Ordering::Relaxed);
-            self.is_closing.store(true, Ordering::Relaxed);
+            self.has_unreported_heads.store(true, Ordering::Relaxed);
+            self.is_closed_for_client_fault.store(true, Ordering::Relaxed);
         }
         end
     }
 
     /// Records that loopgate closes the connection because of what the client sent, without a GOAWAY of `h2`.
-    pub fn mark_closing(&self) {
+    pub fn mark_closed_for_client_fault(&self) {
         self.state().refused_heads.mark_closing();
-        self.is_closing.store(true, Ordering::Relaxed);
+        self.is_closed_for_client_fault.store(true, Ordering::Relaxed);
     }
 
     /// Records the GOAWAY by which `h2` closes the connection: it has processed the streams up to `last_stream`.
     pub fn record_goaway(&self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.state().refused_heads.record_goaway(last_stream, code, debug_data);
         if code != NO_ERROR {
-            self.is_closing.store(true, Ordering::Relaxed);
+            self.is_closed_for_client_fault.store(true, Ordering::Relaxed);
         }
     }
 
     /// Returns whether loopgate closes the connection because of what the client sent.
-    pub fn is_closing(&self) -> bool {
-        self.is_closing.load(Ordering::Relaxed)
+    pub fn is_closed_for_client_fault(&self) -> bool {
+        self.is_closed_for_client_fault.load(Ordering::Relaxed)
     }
 
     /// Records a request head that hyper refused, and that gets a response.
     pub fn record_refused_head(&self, refusal: HeadRefusal) {
         self.state().refused_heads.add_answered(refusal);
-        self.has_refused.store(true, Ordering::Relaxed);
+        self.has_unreported_heads.store(true, Ordering::Relaxed);
     }
 
     /// Records that the connection is closed because its unfinished header block did not end in time.
     pub fn record_header_block_timeout(&self) {
         self.state().refused_heads.record_header_block_timeout();
-        self.has_refused.store(true, Ordering::Relaxed);
-        self.is_closing.store(true, Ordering::Relaxed);
+        self.has_unreported_heads.store(true, Ordering::Relaxed);
+        self.is_closed_for_client_fault.store(true, Ordering::Relaxed);
     }
 
     /// Returns the heads that were refused or dropped since the last call. Over HTTP/2 a head is known to be one of
     /// these once its round has ended.
     pub fn take_refused_and_dropped(&self) -> (Vec<RefusedHead>, DroppedHeads) {
-        if !self.has_refused.load(Ordering::Relaxed) {
+        if !self.has_unreported_heads.load(Ordering::Relaxed) {
             return Default::default();
         }
         let mut state = self.state();
-        self.has_refused.store(false, Ordering::Relaxed);
+        self.has_unreported_heads.store(false, Ordering::Relaxed);
         state.refused_heads.take_refused_and_dropped()
     }
 
@@ -308,14 +318,14 @@ impl RequestHandle {
 
     /// Returns whether `h2` reset the request's stream because of what the client sent; `false` if
     /// the stream is not known.
-    pub fn was_reset_by_h2(&self) -> bool {
+    pub fn was_reset_for_client_error(&self) -> bool {
         let TrackerState { streams, .. } = &*self.head_tracker.state();
-        streams.is_known(self.number) && streams.was_reset(self.stream)
+        streams.is_known(self.number) && streams.was_reset_for_client_error(self.stream)
     }
 
     /// Returns whether loopgate closes the connection because of what the client sent.
-    pub fn is_connection_closing(&self) -> bool {
-        self.head_tracker.is_closing()
+    pub fn is_closed_for_client_fault(&self) -> bool {
+        self.head_tracker.is_closed_for_client_fault()
     }
 
     /// Returns whether the connection speaks HTTP/2.

@@ -45,7 +45,7 @@ impl ConnectionResources {
 /// upgrade the tunnel takes it over.
 pub struct Downstream<S = Transport> {
     stream: S,
-    /// Follows HTTP; `None` in a tunnel. Boxed, so that a tunnel does not hold the memory of its fields.
+    /// The observer of HTTP; `None` in a tunnel. Boxed, so that a tunnel does not hold the memory of its fields.
     observer: Option<Box<Observer>>,
     /// Rewritten bytes that hyper reads before any others.
     unread: Bytes,
@@ -54,7 +54,7 @@ pub struct Downstream<S = Transport> {
     _resources: Option<ConnectionResources>,
 }
 
-/// Follows the bytes of HTTP.
+/// Inspects the bytes of an HTTP connection in both directions, before any upgrade.
 struct Observer {
     activity: Arc<Activity>,
     head_tracker: Arc<HeadTracker>,
@@ -162,10 +162,10 @@ impl Observer {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, refusals, replacement } => {
                 ready!(self.head_tracker.poll_write_interims(stream, cx, true))?;
-                if let Some(replaced) =
+                if let Some(write_poll) =
                     self.activity.trailer_slot().poll_replace_last_chunk(stream, cx, first_nonempty(offered))
                 {
-                    return replaced.map_ok(WriteTurn::Replaced);
+                    return write_poll.map_ok(WriteTurn::Replaced);
                 }
                 if replacement.is_none() {
                     let pieces = offered.iter().map(|piece| &**piece);
@@ -229,14 +229,14 @@ impl Downstream {
     ) -> Self {
         Self {
             _resources: Some(resources),
-            ..Self::observed(stream, protocol, activity, head_tracker, traffic.floods.clone())
+            ..Self::with_observer(stream, protocol, activity, head_tracker, traffic.floods.clone())
         }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     /// Creates the stream above `stream`, on which HTTP begins. Floods of HTTP/2 frames are counted in `floods`.
-    pub fn observed(
+    pub fn with_observer(
         stream: S,
         protocol: Protocol,
         activity: Arc<Activity>,
@@ -328,7 +328,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                 match observer.observe_read(&mut buf.filled_mut()[before..]) {
                     ReadOutcome::Passed => return poll,
                     ReadOutcome::Refused(bytes) => {
-                        observer.head_tracker.mark_closing();
+                        observer.head_tracker.mark_closed_for_client_fault();
                         return this.end_with(bytes, cx);
                     }
                     // `bytes` may be empty, which hyper must not take for the end of the connection.

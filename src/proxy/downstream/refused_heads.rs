@@ -103,7 +103,7 @@ pub struct RefusedHeads {
     /// HTTP/2: the stream whose header block continues in CONTINUATION frames.
     partial_block: Option<u32>,
     /// HTTP/2: the last stream whose header block was refused before its end, so that the end is not counted again.
-    refused_partial_block: Option<u32>,
+    abandoned_block: Option<u32>,
     /// Whether the client closed its direction of the connection: then hyper may end the connection for that reason.
     has_client_ended: bool,
     /// Whether `h2` or loopgate closes the connection: hyper ignores new streams.
@@ -189,7 +189,7 @@ impl RefusedHeads {
     /// Records that `h2` got the whole header block that begins `stream`.
     pub fn record_header_block(&mut self, stream: u32) {
         self.partial_block = None;
-        if self.refused_partial_block != Some(stream) {
+        if self.abandoned_block != Some(stream) {
             self.add_undecided(stream);
         }
     }
@@ -202,9 +202,9 @@ impl RefusedHeads {
     }
 
     /// Records that the unfinished header block never becomes a request.
-    fn refuse_partial_block(&mut self) {
+    fn record_abandoned_block(&mut self) {
         if let Some(stream) = self.partial_block.take() {
-            self.refused_partial_block = Some(stream);
+            self.abandoned_block = Some(stream);
             self.add_undecided(stream);
         }
     }
@@ -253,7 +253,7 @@ impl RefusedHeads {
     /// Records that `h2` reset `stream` with `code`.
     pub fn record_reset(&mut self, stream: u32, code: u32) {
         if self.partial_block == Some(stream) {
-            self.refuse_partial_block();
+            self.record_abandoned_block();
         }
         let is_first = self.mark_answered(stream);
         match code {
@@ -267,8 +267,8 @@ impl RefusedHeads {
     }
 
     /// Records a GOAWAY of `h2`. The GOAWAY may refuse a header block that `h2` can't read, or whose remaining
-    /// frames `h2` does not want. `h2` could read the header blocks of all streams up to `last_stream`: if no stream is later,
-    /// the GOAWAY has another cause.
+    /// frames `h2` does not want. `h2` could read the header blocks of all streams up to `last_stream`: if no
+    /// stream is later, the GOAWAY has another cause.
     pub fn record_goaway(&mut self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.is_closing = true;
         let refusal = match code {
@@ -276,7 +276,7 @@ impl RefusedHeads {
             ENHANCE_YOUR_CALM if HEAD_TOO_LARGE.contains(&debug_data) => HeadRefusal::TooLarge,
             _ => return,
         };
-        self.refuse_partial_block();
+        self.record_abandoned_block();
         let was_not_read = |begun: &BegunStream| begun.stream > last_stream && !begun.is_answered;
         if self.begun_streams.len() == MAX_STREAMS || self.begun_streams.iter().any(was_not_read) {
             self.resets.push(RefusedHead::without_response(refusal));

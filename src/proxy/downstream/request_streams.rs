@@ -156,7 +156,7 @@ impl RequestStreams {
     }
 
     /// Returns whether `h2` reset `stream` because of what the client sent.
-    pub fn was_reset(&self, stream: u32) -> bool {
+    pub fn was_reset_for_client_error(&self, stream: u32) -> bool {
         self.reset.contains(&stream)
     }
 

@@ -29,7 +29,7 @@ impl ClientAuthorization {
     ///
     /// # Errors
     /// The rules have changed meanwhile and deny the client.
-    pub fn new(
+    pub fn watch_if_needed(
         context: &ConnectionContext,
         client: Option<IpAddr>,
         rules: &Arc<RequestRules>,

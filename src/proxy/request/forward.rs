@@ -120,7 +120,7 @@ fn check_request(
     let rules = shared.rules.load_full();
     let body = ClientBody { incoming, expects_continue: expects_continue(&parts), rules: Arc::clone(&rules) };
     let failure = |error| CheckFailure { must_close: body.is_optional(), error };
-    let ca_request = ca_request(context, &parts);
+    let requested_ca_page = ca_request(context, &parts);
 
     let (token, tls) = (shared.token.load_full(), shared.tls.load());
     let mut head = GatewayHead::new(parts, &context.lane, &rules, &context.target, token.as_deref(), tls.names())
@@ -129,9 +129,9 @@ fn check_request(
         head.set_trace_context(trace);
     }
     record.set_lane(head.lane());
-    let authorization = ClientAuthorization::new(context, head.client(), &rules).map_err(failure)?;
+    let authorization = ClientAuthorization::watch_if_needed(context, head.client(), &rules).map_err(failure)?;
 
-    let answered_by = match ca_request {
+    let answered_by = match requested_ca_page {
         _ if head.is_upgrade() => AnsweredBy::Tunnel(UpgradeParts { client_side, is_h2_connect }),
         // A success in response to an extended CONNECT would mean that its WebSocket is open.
         _ if is_h2_connect => return Err(failure(Error::Refused(RequestRefusal::BadUpgrade))),

@@ -126,7 +126,8 @@ impl RequestRecord {
 
     /// Records that the response has begun, with this status.
     pub fn record_response_start(&self, status: u16) {
-        if self.handle.is_h2() && (self.handle.is_connection_closing() || self.handle.was_reset_by_h2()) {
+        if self.handle.is_h2() && (self.handle.is_closed_for_client_fault() || self.handle.was_reset_for_client_error())
+        {
             // The response does not reach the client.
             return;
         }
@@ -142,7 +143,7 @@ impl RequestRecord {
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
         let reason = error.label();
         let error_text = || error_chain(error);
-        if matches!(error, Error::BadRequestBody(_)) && self.handle.is_connection_closing() {
+        if matches!(error, Error::BadRequestBody(_)) && self.handle.is_closed_for_client_fault() {
             // The connection ends, and the body with it.
             debug!(connection, %peer, lane, request_id, reason, error = error_text(), "request body cut off");
             let _ = self.end.set(RequestEnd::ConnectionClosed);
@@ -155,7 +156,7 @@ impl RequestRecord {
                 "no usable response from the gateway"
             );
         } else {
-            self.count_refusal(reason, &request_id);
+            self.record_refusal(reason, &request_id);
             debug!(connection, %peer, lane, request_id, reason, error = error_text(), "request refused");
         }
         let _ = self.end.set(RequestEnd::Error(reason));
@@ -172,7 +173,7 @@ impl RequestRecord {
     }
 
     /// Counts a refusal, and writes it to the audit log.
-    fn count_refusal(&self, reason: &'static str, request_id: &str) {
+    fn record_refusal(&self, reason: &'static str, request_id: &str) {
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
         count_reason(&self.context.shared.traffic.refused, reason);
         info!(
@@ -257,7 +258,7 @@ impl RequestRecord {
         if self.guard.is_stream_stalled() {
             return RequestEnd::ClientStalled;
         }
-        if self.handle.is_h2() && self.handle.was_reset_by_h2() {
+        if self.handle.is_h2() && self.handle.was_reset_for_client_error() {
             return RequestEnd::BadBody;
         }
         self.context.end_of_open_requests()
@@ -316,7 +317,7 @@ impl Drop for RequestRecord {
     fn drop(&mut self) {
         let end = self.resolve_end();
         if end == RequestEnd::BadBody {
-            self.count_refusal(end.label(), &self.request_id());
+            self.record_refusal(end.label(), &self.request_id());
         }
         if end == RequestEnd::ClientStalled
             && let Some(permit) = self.permit.get()

@@ -74,8 +74,8 @@ impl BlockSize {
     }
 }
 
-/// The failure of a body because the gateway, or the request's body, broke off. The error is passed on only after all bytes before it have left
-/// the process, because hyper discards its buffer when it gets an error.
+/// The failure of a body because the gateway, or the request's body, broke off. The error is passed on only after all
+/// bytes before it have left the process, because hyper discards its buffer when it gets an error.
 struct Failure {
     error: Option<ExchangeError>,
     delivered: Delivered,
@@ -177,7 +177,7 @@ impl Download {
                 frame => return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Gateway))),
             }
         }
-        self.poll_fail(cx)
+        self.poll_failure(cx)
     }
 
     /// Handles the trailers at the end of the body.
@@ -219,7 +219,7 @@ impl Download {
         }
     }
 
-    fn poll_fail(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
+    fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
         let Some(failure) = &mut self.failure else { return Poll::Pending };
         match &mut failure.delivered {
             Delivered::Flushed(since) => ready!(self.record.guard().poll_flushed(*since, cx)),

@@ -84,7 +84,7 @@ pub async fn upgrade_request(
     let options = TunnelOptions {
         is_websocket,
         is_h2: is_h2_connect,
-        buffers: Arc::clone(shared.tunnel_buffers.for_lane(lane)),
+        buffers: Arc::clone(shared.tunnel_buffer_budgets.for_lane(lane)),
         close_signal: match authorization {
             Some(_) => context.close_signal.for_tunnel(),
             None => context.close_signal.clone(),

@@ -21,12 +21,12 @@ const H2_BUFFER: usize = 64 * 1024;
 
 /// The memory for the tunnels of one lane.
 #[derive(Debug)]
-pub struct TunnelBuffers {
+pub struct TunnelBufferBudget {
     limit: usize,
     held: AtomicUsize,
 }
 
-impl TunnelBuffers {
+impl TunnelBufferBudget {
     /// Creates the memory of one lane: a quarter of `buffered` bytes.
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 4, held: AtomicUsize::new(0) })
@@ -36,7 +36,7 @@ impl TunnelBuffers {
 /// The bytes that one direction of a tunnel holds, returned when dropped.
 #[derive(Debug)]
 pub struct BufferLease {
-    buffers: Arc<TunnelBuffers>,
+    buffers: Arc<TunnelBufferBudget>,
     is_h2: bool,
     held: usize,
 }
@@ -44,7 +44,7 @@ pub struct BufferLease {
 impl BufferLease {
     /// Creates a lease of no bytes. `is_h2` is whether the direction writes to an HTTP/2 stream, which takes some
     /// blocks before a write has to wait.
-    pub fn new(buffers: &Arc<TunnelBuffers>, is_h2: bool) -> Self {
+    pub fn new(buffers: &Arc<TunnelBufferBudget>, is_h2: bool) -> Self {
         Self { buffers: Arc::clone(buffers), is_h2, held: 0 }
     }
 
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn blocks_shrink_as_tunnels_stall_and_their_sum_is_limited() {
         for (is_h2, most) in [(false, MIN_BLOCK), (true, H2_BUFFER + (1 + BLOCKS_IN_H2) * MIN_BLOCK)] {
-            let buffers = TunnelBuffers::new(64 << 20);
+            let buffers = TunnelBufferBudget::new(64 << 20);
             let mut leases: Vec<_> = (0..4096).map(|_| BufferLease::new(&buffers, is_h2)).collect();
             let mut blocks = Vec::new();
             for lease in &mut leases {

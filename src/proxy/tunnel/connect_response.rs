@@ -44,7 +44,7 @@ pub struct ConnectResponseWatcher {
     pending: Arc<PendingConnect>,
     sent: GatewaySent,
     /// Whether invalid bytes came, so that nothing more can be read.
-    is_lost: bool,
+    is_unreadable: bool,
     /// The first bytes of the current frame.
     start: Vec<u8>,
     /// The bytes of the current frame that are still to come and not examined.
@@ -64,7 +64,7 @@ struct ResponseFields<'a> {
 impl ConnectResponseWatcher {
     /// Creates the state before the gateway's first byte. It finds the response to `pending`.
     pub fn new(pending: Arc<PendingConnect>) -> Self {
-        Self { pending, sent: GatewaySent::default(), is_lost: false, start: Vec::new(), skip: 0 }
+        Self { pending, sent: GatewaySent::default(), is_unreadable: false, start: Vec::new(), skip: 0 }
     }
 
     /// Returns what the gateway has sent so far.
@@ -74,7 +74,7 @@ impl ConnectResponseWatcher {
 
     /// Observes the next bytes of the gateway.
     pub fn observe_bytes(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() && !self.is_lost {
+        while !bytes.is_empty() && !self.is_unreadable {
             if self.skip > 0 {
                 let step = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
                 self.skip -= step as u64;
@@ -89,7 +89,7 @@ impl ConnectResponseWatcher {
                 Ok(Some(parsed)) => parsed,
                 Ok(None) if taken == bytes.len() => return,
                 _ => {
-                    self.is_lost = true;
+                    self.is_unreadable = true;
                     return;
                 }
             };

@@ -222,7 +222,7 @@ mod tests {
 
     use super::*;
     use crate::proxy::close_signal::CloseSignal;
-    use crate::proxy::tunnel::buffers::TunnelBuffers;
+    use crate::proxy::tunnel::buffers::TunnelBufferBudget;
     use crate::proxy::tunnel::connect_response::{ConnectResponseWatcher, PendingConnect};
     use crate::proxy::tunnel::first_message::{Checked, FirstMessageBudget};
     use crate::proxy::tunnel::{TunnelError, TunnelOptions, run};
@@ -254,7 +254,7 @@ mod tests {
         let options = TunnelOptions {
             is_websocket: true,
             is_h2: false,
-            buffers: TunnelBuffers::new(1 << 20),
+            buffers: TunnelBufferBudget::new(1 << 20),
             close_signal: CloseSignal::new(&CancellationToken::new()),
             quiet_limit: Arc::new(|| Duration::from_secs(4)),
             first_message: Some(FirstMessage::new(objects_only, FirstMessageBudget::new(1 << 20), Box::new(check))),

@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::buffers::{BufferLease, TunnelBuffers};
+use super::buffers::{BufferLease, TunnelBufferBudget};
 use super::connect_response::ConnectResponseWatcher;
 use super::direction::{Direction, GateChange};
 use super::first_message::FirstMessage;
@@ -53,7 +53,7 @@ pub struct TunnelOptions {
     /// Whether the client's side is a stream of an HTTP/2 connection.
     pub is_h2: bool,
     /// The memory for bytes that can't be written at once.
-    pub buffers: Arc<TunnelBuffers>,
+    pub buffers: Arc<TunnelBufferBudget>,
     /// Tells the tunnel to close.
     pub close_signal: CloseSignal,
     /// The time after which a WebSocket is closed for a shutdown even if it is not quiet.
@@ -320,7 +320,7 @@ mod tests {
         TunnelOptions {
             is_websocket: true,
             is_h2: false,
-            buffers: TunnelBuffers::new(1 << 20),
+            buffers: TunnelBufferBudget::new(1 << 20),
             close_signal: CloseSignal::new(end),
             quiet_limit: Arc::new(|| Duration::from_secs(4)),
             first_message: None,

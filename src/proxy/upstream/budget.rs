@@ -174,7 +174,7 @@ impl BudgetPair {
                 waiting: AtomicUsize::new(0),
                 queue: Mutex::default(),
                 held: held.clone(),
-                queued: counters.waiting.clone(),
+                queued: counters.waiting_requests.clone(),
                 epoch: Instant::now(),
                 warned_at: AtomicU64::new(0),
                 refused: AtomicU64::new(0),
@@ -237,7 +237,11 @@ impl ClientBudget {
     fn record_stall(self: &Arc<Self>) {
         let budget = &self.budgets.requests;
         let now = budget.now_millis();
-        if !budget.is_shared || !self.stalls.add_and_is_first(now) {
+        if !budget.is_shared {
+            return;
+        }
+        let is_first = self.stalls.record_stall(now);
+        if !is_first {
             return;
         }
         // Declared before the lock, so that the clients are dropped after it is released.

@@ -122,7 +122,7 @@ impl UpstreamConnection {
 
     /// Returns whether a byte of the response to the current request was read.
     pub fn has_response_begun(&self) -> bool {
-        self.http.has_read()
+        self.http.has_response_begun()
     }
 
     /// Returns whether all of the request's body was sent, or discarded after a failed write.
@@ -154,13 +154,13 @@ impl UpstreamConnection {
         let mut on_interim = OnInterim::default();
         poll_fn(move |cx| {
             if unsent.is_some() {
-                let is_vacant = ready!(http.poll_is_vacant(cx));
+                let can_send = ready!(http.poll_can_send(cx));
                 let Some(request) = unsent.take() else { return Poll::Pending };
-                if !is_vacant {
+                if !can_send {
                     return Poll::Ready(Err(SendError::Unsent(Box::new(request))));
                 }
-                let GatewayRequest { head, body, spare, on_interim: receiver } = request;
-                on_interim = receiver;
+                let GatewayRequest { head, body, spare, on_interim: request_on_interim } = request;
+                on_interim = request_on_interim;
                 http.begin_request(head.bytes().clone(), head.is_head_request(), head.framing(), body, spare);
             }
             let mut interims = 0;
@@ -172,9 +172,9 @@ impl UpstreamConnection {
                 if head.status == StatusCode::CONTINUE
                     && let Some(body) = http.request_body()
                 {
-                    body.open_gate();
+                    body.permit_reading();
                 }
-                on_interim.receive(head);
+                on_interim.forward(head);
                 interims += 1;
                 if interims == MAX_INTERIMS {
                     cx.waker().wake_by_ref();

@@ -10,7 +10,7 @@ use super::request_body::RequestBody;
 use crate::lane::{GatewayHead, scrub_response};
 use crate::proxy::downstream::head_tracker::RequestHandle;
 
-/// The receiver of the gateway's interim responses (1xx) to one request, except for `100 Continue`.
+/// Forwards the gateway's interim responses (1xx) to one request, except for `100 Continue`.
 #[derive(Debug, Default)]
 pub struct OnInterim {
     /// Sends them to the client.
@@ -18,8 +18,8 @@ pub struct OnInterim {
 }
 
 impl OnInterim {
-    /// Passes an interim response on.
-    pub fn receive(&self, response: ResponseHead) {
+    /// Forwards an interim response to the client.
+    pub fn forward(&self, response: ResponseHead) {
         let ResponseHead { status, mut headers, .. } = response;
         if let Some(handle) = self.handle.as_ref().filter(|_| status != StatusCode::CONTINUE) {
             scrub_response(&mut headers);
@@ -66,7 +66,7 @@ pub struct GatewayRequest {
 }
 
 impl GatewayRequest {
-    /// Creates the request of `head` and `body`. `on_interim` receives its interim responses.
+    /// Creates the request of `head` and `body`. `on_interim` forwards its interim responses.
     pub fn new(head: GatewayHead, body: RequestBody, on_interim: OnInterim) -> Self {
         let (parts, framing) = (head.parts(), Framing::of(&body));
         let bytes = encode_head(parts, framing).into();

@@ -28,10 +28,10 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);
 
 /// The body of a request to the gateway; `None` if it is empty.
-pub struct RequestBody(Option<Box<Upload>>);
+pub struct RequestBody(Option<Box<NonEmptyBody>>);
 
 /// A body that is not empty.
-struct Upload {
+struct NonEmptyBody {
     /// The client's body; `None` while its rest is discarded.
     incoming: Option<Incoming>,
     protocol: Protocol,
@@ -61,7 +61,7 @@ impl RequestBody {
         if incoming.is_end_stream() {
             return Self::empty();
         }
-        Self(Some(Box::new(Upload {
+        Self(Some(Box::new(NonEmptyBody {
             incoming: Some(incoming),
             protocol,
             rules,
@@ -73,8 +73,8 @@ impl RequestBody {
     }
 
     /// Permits the body to be read: the gateway has sent `100 Continue`.
-    pub fn open_gate(&mut self) {
-        if let Some(gate) = self.0.as_mut().and_then(|upload| upload.gate.as_mut()) {
+    pub fn permit_reading(&mut self) {
+        if let Some(gate) = self.0.as_mut().and_then(|body| body.gate.as_mut()) {
             gate.is_open = true;
         }
     }
@@ -85,14 +85,14 @@ impl RequestBody {
 
     /// Returns the progress of the body; `None` if it is empty.
     pub fn progress(&self) -> Option<Arc<BodyProgress>> {
-        self.0.as_ref().map(|upload| Arc::clone(&upload.progress))
+        self.0.as_ref().map(|body| Arc::clone(&body.progress))
     }
 }
 
 /// Reads and discards the rest of a body if the gateway answered and closed before its end. If loopgate stopped
 /// reading, hyper would reset the client's connection or stream, and many clients that are still sending would lose
 /// the response.
-impl Drop for Upload {
+impl Drop for NonEmptyBody {
     fn drop(&mut self) {
         let Some(mut incoming) = self.incoming.take() else { return };
         if incoming.is_end_stream() || self.progress.is_broken() || self.gate.is_some() {
@@ -117,37 +117,37 @@ impl Body for RequestBody {
     type Error = BrokenBody;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
-        let Some(upload) = &mut self.0 else { return Poll::Ready(None) };
-        let Some(incoming) = &mut upload.incoming else { return Poll::Ready(None) };
-        if let Some(gate) = &mut upload.gate {
+        let Some(body) = &mut self.0 else { return Poll::Ready(None) };
+        let Some(incoming) = &mut body.incoming else { return Poll::Ready(None) };
+        if let Some(gate) = &mut body.gate {
             ready!(gate.poll_open(cx));
-            upload.gate = None;
+            body.gate = None;
         }
         let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
-            upload.progress.is_waiting_for_client.store(true, Ordering::Relaxed);
+            body.progress.is_waiting_for_client.store(true, Ordering::Relaxed);
             return Poll::Pending;
         };
         let frame = match frame {
             Some(Ok(frame)) => frame,
-            None if upload.protocol == Protocol::H1 || incoming.is_end_stream() => {
-                upload.progress.record_part();
+            None if body.protocol == Protocol::H1 || incoming.is_end_stream() => {
+                body.progress.record_part();
                 return Poll::Ready(None);
             }
             broken => {
                 let broken = broken.and_then(Result::err).map_or(BrokenBody::Reset, BrokenBody::Hyper);
-                upload.progress.record_break(&broken);
+                body.progress.record_break(&broken);
                 return Poll::Ready(Some(Err(broken)));
             }
         };
-        upload.progress.record_part();
+        body.progress.record_part();
         Poll::Ready(Some(Ok(match frame.into_trailers() {
             Ok(mut trailers) => {
-                scrub_request_trailers(&mut trailers, &upload.rules);
+                scrub_request_trailers(&mut trailers, &body.rules);
                 Frame::trailers(trailers)
             }
             Err(frame) => {
                 if let Some(data) = frame.data_ref() {
-                    upload.received.inc_by(data.len() as u64);
+                    body.received.inc_by(data.len() as u64);
                 }
                 frame
             }

@@ -37,8 +37,8 @@ impl Stalls {
         if count > part { part } else { usize::MAX }
     }
 
-    /// Counts a response at `now`, in milliseconds; returns whether it is the first of the count.
-    pub fn add_and_is_first(&self, now: u64) -> bool {
+    /// Records an unread response at `now`, in milliseconds; returns whether it is the first of the count.
+    pub fn record_stall(&self, now: u64) -> bool {
         if self.has_expired(now) {
             self.count.store(0, Ordering::Relaxed);
         }
@@ -61,9 +61,9 @@ mod tests {
     fn a_response_after_the_expiry_begins_a_new_count() {
         let stalls = Stalls::default();
         let later = u64::try_from(REMEMBERED.as_millis()).unwrap();
-        assert!(stalls.add_and_is_first(0) && !stalls.add_and_is_first(1));
+        assert!(stalls.record_stall(0) && !stalls.record_stall(1));
         assert_eq!(stalls.most_permits(STALLED_SHARE, || 2), 1);
-        assert!(stalls.add_and_is_first(later + 1));
+        assert!(stalls.record_stall(later + 1));
         assert_eq!(stalls.most_permits(STALLED_SHARE, || later + 2), usize::MAX);
     }
 }

@@ -53,7 +53,7 @@ fn headers(criterion: &mut Criterion) {
     let unknown = config.external.unknown_client;
     let external = ExternalLane {
         client,
-        forwarded_client: ForwardedClient::new(client, unknown),
+        forwarded_client: ForwardedClient::address_or_placeholder(client, unknown),
         is_trusted_proxy: false,
         scheme: Scheme::Https,
         user: None,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use loopgate::proxy::tunnel::buffers::TunnelBuffers;
+use loopgate::proxy::tunnel::buffers::TunnelBufferBudget;
 use loopgate::proxy::tunnel::{TunnelOptions, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::LocalSet;
@@ -15,7 +15,7 @@ fn echo() -> DuplexStream {
     let options = TunnelOptions {
         is_websocket: false,
         is_h2: false,
-        buffers: TunnelBuffers::new(64 << 20),
+        buffers: TunnelBufferBudget::new(64 << 20),
         first_message: None,
         connect_response: None,
         close_signal: Default::default(),

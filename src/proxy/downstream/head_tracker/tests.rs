@@ -86,7 +86,7 @@ fn streams_are_known_where_each_header_block_was_one_request() {
     five_or_seven.send_interim(HINTS, &link_header());
     assert_eq!((five_or_seven.stream(), write_interims(&head_tracker)), (None, Vec::new()));
     head_tracker.record_reset(5, PROTOCOL_ERROR);
-    assert!(!five_or_seven.was_reset_by_h2(), "it may be 7");
+    assert!(!five_or_seven.was_reset_for_client_error(), "it may be 7");
     three.send_interim(HINTS, &link_header());
     assert_ne!(write_interims(&head_tracker), b"", "what was known stays known");
     head_tracker.record_header_block(9);
@@ -178,13 +178,13 @@ fn a_request_whose_stream_h2_reset_is_known() {
     let [one, three, five] = [1, 3, 5].map(|_| head_tracker.begin_request());
     head_tracker.record_reset(1, PROTOCOL_ERROR);
     head_tracker.record_reset(3, 8);
-    assert!(!one.was_reset_by_h2(), "the round has not ended");
+    assert!(!one.was_reset_for_client_error(), "the round has not ended");
     head_tracker.end_round_unless_blocked();
-    assert_eq!([&one, &three, &five].map(RequestHandle::was_reset_by_h2), [true, false, false]);
+    assert_eq!([&one, &three, &five].map(RequestHandle::was_reset_for_client_error), [true, false, false]);
     for _ in 0..1000 {
         head_tracker.record_reset(5, PROTOCOL_ERROR);
     }
-    assert!(five.was_reset_by_h2() && head_tracker.state().streams.is_within_limits());
+    assert!(five.was_reset_for_client_error() && head_tracker.state().streams.is_within_limits());
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub struct H1Connection<S, B> {
     /// Bytes that were read and not decoded yet.
     unread: Bytes,
     /// Whether a byte was read since the current request began.
-    has_read: bool,
+    has_response_begun: bool,
     /// Whether the last read filled its buffer, so that more is probably there.
     is_read_full: bool,
     /// Whether the latest response permits another request.
@@ -67,7 +67,7 @@ where
             incoming: Incoming::Done,
             spare: HeaderMap::new(),
             unread: Bytes::new(),
-            has_read: false,
+            has_response_begun: false,
             is_read_full: false,
             may_reuse: true,
         }
@@ -75,7 +75,7 @@ where
 
     /// Returns whether a request can be sent: the gateway has not closed the connection, and has sent nothing since the
     /// last response. Is pending only if the budget of the task is spent.
-    pub fn poll_is_vacant(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    pub fn poll_can_send(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if !self.is_reusable() {
             return Poll::Ready(false);
         }
@@ -98,7 +98,7 @@ where
         self.spare = spare;
         self.outgoing = Outgoing::new(head, framing, body);
         self.incoming = Incoming::Head { is_head_request, searched: 0 };
-        self.has_read = false;
+        self.has_response_begun = false;
         self.is_read_full = false;
     }
 
@@ -149,7 +149,7 @@ where
                 // The bytes before the end are malformed, or all is well with them.
                 return Poll::Ready(self.take_head(true).and_then(|head| head.ok_or(ExchangeError::Incomplete)));
             }
-            self.has_read = true;
+            self.has_response_begun = true;
             self.is_read_full = count == SHARED_SIZE;
         }
     }
@@ -271,8 +271,8 @@ where
     }
 
     /// Returns whether a byte of a response to the current request was read.
-    pub fn has_read(&self) -> bool {
-        self.has_read
+    pub fn has_response_begun(&self) -> bool {
+        self.has_response_begun
     }
 
     /// Returns the number of bytes that are left of the response's body, if it is known.
@@ -413,7 +413,7 @@ mod tests {
         frames: impl IntoIterator<Item = Option<Result<Frame<Bytes>, BrokenBody>>>,
     ) -> H1Connection<Stream, Upload> {
         let mut connection = H1Connection::new(Stream { room: usize::MAX, ..Stream::default() }, LIMITS);
-        assert_eq!(poll(|cx| connection.poll_is_vacant(cx)), Poll::Ready(true));
+        assert_eq!(poll(|cx| connection.poll_can_send(cx)), Poll::Ready(true));
         let body = Upload { frames: frames.into_iter().collect() };
         connection.begin_request(Bytes::from_static(b"POST\r\n\r\n"), false, framing, Some(body), HeaderMap::new());
         connection
@@ -527,9 +527,9 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_vacant_only_if_nothing_came_after_the_last_response() {
+    fn a_connection_can_send_only_if_nothing_came_after_the_last_response() {
         const RESPONSE: &str = "HTTP/1.1 200 A\r\nContent-Length: 2\r\n\r\nok";
-        for (after, vacant) in [(None, true), (Some(Ok(Bytes::new())), false), (Some(Ok("x".into())), false)]
+        for (after, can_send) in [(None, true), (Some(Ok(Bytes::new())), false), (Some(Ok("x".into())), false)]
             .into_iter()
             .chain([(Some(Err(io::ErrorKind::ConnectionReset)), false)])
         {
@@ -541,7 +541,7 @@ mod tests {
             assert!(poll(|cx| connection.poll_frame(cx, 0)).is_ready());
             assert!(connection.is_reusable());
             connection.stream.to_read.extend(after);
-            assert_eq!(poll(|cx| connection.poll_is_vacant(cx)), Poll::Ready(vacant));
+            assert_eq!(poll(|cx| connection.poll_can_send(cx)), Poll::Ready(can_send));
         }
         for response in [
             "HTTP/1.1 200 A\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 A\r\nContent-Length: 2\r\n\r\nno",

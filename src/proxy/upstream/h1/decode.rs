@@ -57,9 +57,9 @@ impl Decoder {
         if let Self::Chunked(chunked) = self
             && input.len() > MAX_JOINED
         {
-            let Step { skip, data } = chunked.step(input)?;
-            input.advance(skip);
-            let data = input.split_to(data);
+            let Step { skip_length, data_length } = chunked.step(input)?;
+            input.advance(skip_length);
+            let data = input.split_to(data_length);
             release_if_empty(input);
             return if data.is_empty() { chunked.take_trailers() } else { Ok(Some(Frame::data(data))) };
         }
@@ -145,10 +145,10 @@ enum State {
 /// What comes next in the input of a [`ChunkedDecoder`].
 #[derive(Debug)]
 struct Step {
-    /// This many bytes that are not data.
-    skip: usize,
-    /// After them, this many bytes of data; 0 if the input or the body ends first.
-    data: usize,
+    /// The number of bytes before the data.
+    skip_length: usize,
+    /// The number of bytes of data; 0 if the input or the body ends first.
+    data_length: usize,
 }
 
 impl ChunkedDecoder {
@@ -158,22 +158,22 @@ impl ChunkedDecoder {
 
     /// Decodes `input` up to the end of the next part of data, the end of the body, or the end of the input.
     fn step(&mut self, input: &[u8]) -> Result<Step, ExchangeError> {
-        for (skip, byte) in input.iter().copied().enumerate() {
+        for (skip_length, byte) in input.iter().copied().enumerate() {
             if self.state == State::Data {
-                let rest = input.len() - skip;
-                let data = usize::try_from(self.left).map_or(rest, |left| left.min(rest));
-                self.left -= data as u64;
+                let rest = input.len() - skip_length;
+                let data_length = usize::try_from(self.left).map_or(rest, |left| left.min(rest));
+                self.left -= data_length as u64;
                 if self.left == 0 {
                     self.state = State::DataCr;
                 }
-                return Ok(Step { skip, data });
+                return Ok(Step { skip_length, data_length });
             }
             if self.state == State::Done {
-                return Ok(Step { skip, data: 0 });
+                return Ok(Step { skip_length, data_length: 0 });
             }
             self.state = self.next_state(byte).map_err(ExchangeError::Chunks)?;
         }
-        Ok(Step { skip: input.len(), data: 0 })
+        Ok(Step { skip_length: input.len(), data_length: 0 })
     }
 
     /// Returns the state after `byte`, which is not data.
@@ -253,18 +253,18 @@ impl ChunkedDecoder {
                 consumed = input.len();
                 break;
             }
-            let Step { skip, data } = step?;
-            let begin = consumed + skip;
-            if data == 0 {
+            let Step { skip_length, data_length } = step?;
+            let begin = consumed + skip_length;
+            if data_length == 0 {
                 consumed = begin;
                 break;
             }
             if joined.is_empty() {
                 // Exact, if this is the only chunk.
-                joined.reserve_exact(if self.left > 0 { data } else { input.len() - begin });
+                joined.reserve_exact(if self.left > 0 { data_length } else { input.len() - begin });
             }
-            joined.extend_from_slice(&input[begin..begin + data]);
-            consumed = begin + data;
+            joined.extend_from_slice(&input[begin..begin + data_length]);
+            consumed = begin + data_length;
         }
         if joined.is_empty() {
             return self.take_trailers().map(|trailers| (consumed, trailers));

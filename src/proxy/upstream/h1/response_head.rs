@@ -131,7 +131,7 @@ fn parse_with<'a>(
     }
     let mut head = ResponseHead { status, headers, reason, body: BodyLength::Known(0), may_reuse: false };
     if !head.is_interim() {
-        let may_have_body = may_have_body(status) && !is_head_request;
+        let may_have_body = status_permits_body(status) && !is_head_request;
         head.may_reuse = !must_close && status != StatusCode::SWITCHING_PROTOCOLS;
         if states_length {
             head.may_reuse &= !has_doubtful_length(status, &head.headers);
@@ -150,8 +150,8 @@ fn lists_close(value: &[u8]) -> bool {
     value.split(|byte| *byte == b',').any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
-/// Returns whether a response with `status` may have a body (RFC 9112 section 6.3).
-fn may_have_body(status: StatusCode) -> bool {
+/// Returns whether a response with `status` may have a body, unless the request was HEAD (RFC 9112 section 6.3).
+fn status_permits_body(status: StatusCode) -> bool {
     !matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
