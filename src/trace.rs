@@ -98,7 +98,7 @@ pub struct Span<'a> {
     /// The trace to which the request belongs.
     pub trace: &'a Trace,
     /// When the request's head was complete.
-    pub started: SystemTime,
+    pub started_at: SystemTime,
     /// The time from the request's head to the response's head.
     pub time_to_head: Duration,
     /// The request's method.

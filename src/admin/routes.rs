@@ -56,8 +56,8 @@ pub(super) async fn respond(
 
 /// Asks the sidecar to reload its configuration, and waits for the outcome.
 async fn run_reload(state: &AdminState) -> Answer {
-    let (send, outcome) = oneshot::channel();
-    if state.reload.try_send(send).is_err() {
+    let (outcome_sender, outcome) = oneshot::channel();
+    if state.reload.try_send(outcome_sender).is_err() {
         return text_response(StatusCode::SERVICE_UNAVAILABLE, "another reload is in progress\n");
     }
     let Ok(outcome) = outcome.await else {

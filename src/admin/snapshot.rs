@@ -131,7 +131,7 @@ pub(super) fn set_gauges(state: &AdminState, facts: &ReadinessFacts, health: &He
         health.agents.get_or_create(&ProofLabels { proof }).set(number(those));
     }
     health.not_agents.set(number(view.not_agents.len()));
-    health.started.set(OffsetDateTime::from(state.started).unix_timestamp());
+    health.start_time.set(OffsetDateTime::from(state.started_at).unix_timestamp());
 }
 
 /// Takes a snapshot of the whole sidecar.
@@ -139,12 +139,12 @@ pub(super) async fn collect_status(state: &AdminState) -> Status {
     let bound = Arc::clone(&state.bound.borrow());
     let (facts, forwards) = tokio::join!(collect_readiness_facts(state), probe_forwards(state, &bound));
     let view = Arc::clone(&state.view.borrow());
-    let mut present = state.proxy.connections();
-    present.sort_by_key(|(present, _)| present.number);
+    let mut connections = state.proxy.connections();
+    connections.sort_by_key(|(connection, _)| connection.number);
     let mut lanes = Lanes::default();
     let mut by_agent: HashMap<String, usize> = HashMap::new();
-    for (present, _) in &present {
-        match &*present.lane {
+    for (connection, _) in &connections {
+        match &*connection.lane {
             Lane::External(_) => lanes.external += 1,
             Lane::Agent(lane) => {
                 lanes.agent += 1;
@@ -158,8 +158,8 @@ pub(super) async fn collect_status(state: &AdminState) -> Status {
     let now = SystemTime::now();
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
-        started: format_rfc3339(state.started.into()),
-        uptime_seconds: seconds_since(state.started, now),
+        started: format_rfc3339(state.started_at.into()),
+        uptime_seconds: seconds_since(state.started_at, now),
         ready: not_ready.is_empty(),
         not_ready,
         listening: addresses_of_kind(&bound, ListenerKind::Tls),
@@ -181,10 +181,10 @@ pub(super) async fn collect_status(state: &AdminState) -> Status {
             .map(|(name, why)| NotAgent { container: name.clone(), why: why.to_string() })
             .collect(),
         lanes,
-        connections: present
+        connections: connections
             .iter()
             .take(MAX_LISTED_CONNECTIONS)
-            .map(|(present, why)| connection_status(present, why.as_ref(), now))
+            .map(|(connection, why)| connection_status(connection, why.as_ref(), now))
             .collect(),
         sandbox: Some(state.sandbox.clone()),
     }
@@ -258,8 +258,12 @@ fn proof_label(agent: &discovery::Agent) -> &'static str {
     }
 }
 
-fn connection_status(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTime) -> status::ConnectionStatus {
-    let (basis, who, source) = match &*present.lane {
+fn connection_status(
+    connection: &ConnectionInfo,
+    why: Option<&WhyExternal>,
+    now: SystemTime,
+) -> status::ConnectionStatus {
+    let (basis, who, source) = match &*connection.lane {
         Lane::Agent(lane) => {
             let who = match &lane.basis {
                 AgentBasis::Address(agent) | AgentBasis::Attested(agent) => Some(agent.name.clone()),
@@ -274,15 +278,15 @@ fn connection_status(present: &ConnectionInfo, why: Option<&WhyExternal>, now: S
         }
     };
     status::ConnectionStatus {
-        number: present.number,
-        peer: present.peer.to_string(),
-        lane: present.lane.kind().label().into(),
+        number: connection.number,
+        peer: connection.peer.to_string(),
+        lane: connection.lane.kind().label().into(),
         basis,
         who,
         source,
-        protocol: present.protocol.label().into(),
-        since: format_rfc3339(present.since.into()),
-        for_seconds: seconds_since(present.since, now),
+        protocol: connection.protocol.label().into(),
+        since: format_rfc3339(connection.since.into()),
+        for_seconds: seconds_since(connection.since, now),
         why_not_agent: why.map(ToString::to_string),
     }
 }

@@ -47,7 +47,7 @@ pub struct AdminState {
     /// The gauges of `registry` that are set at each scrape.
     pub health: Health,
     /// The time at which the sidecar started.
-    pub started: SystemTime,
+    pub started_at: SystemTime,
     /// The restrictions of this process.
     pub sandbox: SandboxStatus,
     /// The shutdown of the sidecar, which has begun if the sidecar is stopping.

@@ -94,7 +94,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Publishes the credentials in `files`, now and whenever they change. If the new files can't be used, this is logged,
 /// and the old credentials stay in use.
-pub(super) async fn follow_files(files: CertificateFiles, publish: watch::Sender<CredentialState>) {
+pub(super) async fn follow_files(files: CertificateFiles, sender: watch::Sender<CredentialState>) {
     let mut loaded = None;
     let mut logged_failure = None;
     loop {
@@ -103,13 +103,13 @@ pub(super) async fn follow_files(files: CertificateFiles, publish: watch::Sender
                 if loaded.as_ref() != Some(&contents) {
                     info!(chain = %files.chain.display(), expires = %credentials.not_after, "certificate loaded");
                     loaded = Some(contents);
-                    publish.send_modify(|state| {
+                    sender.send_modify(|state| {
                         *state =
                             CredentialState { credentials: Some(Arc::new(credentials)), ..CredentialState::default() }
                     });
                 } else if logged_failure.is_some() {
                     info!(chain = %files.chain.display(), "the certificate can be loaded again");
-                    publish.send_modify(|state| state.failure = None);
+                    sender.send_modify(|state| state.failure = None);
                 }
                 logged_failure = None;
             }
@@ -117,7 +117,7 @@ pub(super) async fn follow_files(files: CertificateFiles, publish: watch::Sender
                 let failure = crate::error_chain::error_chain(&error);
                 if logged_failure.as_ref() != Some(&failure) {
                     warn!(error = %failure, "can't load the certificate");
-                    publish.send_modify(|state| state.failure = Some(failure.clone()));
+                    sender.send_modify(|state| state.failure = Some(failure.clone()));
                     logged_failure = Some(failure);
                 }
             }
@@ -137,10 +137,10 @@ mod tests {
         let pair = rcgen::generate_simple_self_signed(["agent".to_owned()]).unwrap();
         std::fs::write(&chain, pair.cert.pem()).unwrap();
         std::fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
-        let (publish, mut state) = watch::channel(CredentialState::default());
+        let (sender, mut state) = watch::channel(CredentialState::default());
         let shutdown = crate::shutdown::Shutdown::new();
         let files = CertificateFiles { chain: chain.clone(), key };
-        shutdown.spawn(follow_files(files, publish));
+        shutdown.spawn(follow_files(files, sender));
         state.wait_for(|state| state.credentials.is_some()).await.unwrap();
         std::fs::rename(&chain, &moved).unwrap();
         state.wait_for(|state| state.failure.is_some()).await.unwrap();

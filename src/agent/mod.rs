@@ -132,7 +132,7 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
     let address = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
     info!(%address, sidecar = %connector.endpoint(), "local clients may connect");
 
-    let (publish, state) = watch::channel(CredentialState::default());
+    let (sender, state) = watch::channel(CredentialState::default());
     let renew = Arc::new(tokio::sync::Notify::new());
     match settings.credential_source {
         source @ (CredentialSource::Enrol(_) | CredentialSource::Token(_)) => {
@@ -149,13 +149,13 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
             };
             let token = shutdown.cancellation_token().clone();
             shutdown.spawn(async move {
-                tokio::select! { () = token.cancelled() => {}, () = renewal.run(publish) => {} }
+                tokio::select! { () = token.cancelled() => {}, () = renewal.run(sender) => {} }
             });
         }
         CredentialSource::Files(files) => {
             let token = shutdown.cancellation_token().clone();
             shutdown.spawn(async move {
-                tokio::select! { () = token.cancelled() => {}, () = credentials::follow_files(files, publish) => {} }
+                tokio::select! { () = token.cancelled() => {}, () = credentials::follow_files(files, sender) => {} }
             });
         }
     }

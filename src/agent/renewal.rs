@@ -38,7 +38,7 @@ pub(super) struct Renewal {
 impl Renewal {
     /// Enrols and publishes the credentials, again and again. If they expire before the next success, publishes that
     /// there are none.
-    pub(super) async fn run(self, publish: watch::Sender<CredentialState>) {
+    pub(super) async fn run(self, sender: watch::Sender<CredentialState>) {
         let mut backoff = Backoff::new(Duration::from_millis(250), MAX_PAUSE);
         let mut logged_failure = None;
         loop {
@@ -46,7 +46,7 @@ impl Renewal {
                 Ok((credentials, token)) => {
                     info!(expires = %credentials.not_after, token = token.is_some(), "enrolled");
                     self.write_token(token.as_ref()).await;
-                    publish.send_modify(|state| {
+                    sender.send_modify(|state| {
                         *state = CredentialState { credentials: Some(credentials.clone()), token, failure: None }
                     });
                     backoff.reset();
@@ -64,7 +64,7 @@ impl Renewal {
                     }
                     logged_failure = Some(failure.clone());
                     let now = OffsetDateTime::now_utc();
-                    publish.send_modify(|state| {
+                    sender.send_modify(|state| {
                         state.failure = Some(failure);
                         if state.credentials.as_ref().is_some_and(|c| c.remaining_validity(now).is_zero()) {
                             state.credentials = None;

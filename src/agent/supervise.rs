@@ -39,7 +39,7 @@ impl Signals {
     ///
     /// # Errors
     /// A handler can't be registered.
-    pub fn new() -> io::Result<Self> {
+    pub fn install() -> io::Result<Self> {
         let register = |signal: Signal| Ok((signal, unix::signal(SignalKind::from_raw(signal as i32))?));
         let forwarded = FORWARDED.into_iter().map(register).collect::<io::Result<_>>()?;
         Ok(Self { forwarded, child: unix::signal(SignalKind::child())? })

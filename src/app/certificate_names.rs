@@ -23,7 +23,7 @@ pub(super) fn follow_names(
         let dns = view.own_names.iter().cloned().map(SubjectName::Dns);
         dns.chain(reachable_addresses(&listen, gateway, view).into_iter().map(SubjectName::Ip)).collect()
     };
-    let (publish, receiver) = watch::channel(names(&view.borrow_and_update()));
+    let (sender, receiver) = watch::channel(names(&view.borrow_and_update()));
     let ending = shutdown.clone();
     shutdown.spawn(async move {
         loop {
@@ -32,7 +32,7 @@ pub(super) fn follow_names(
                 changed = view.changed() => if changed.is_err() { return },
             }
             let now = names(&view.borrow_and_update());
-            publish.send_if_modified(|before| {
+            sender.send_if_modified(|before| {
                 let changed = *before != now;
                 *before = now;
                 changed

@@ -18,7 +18,7 @@ pub(super) struct Capacity {
     pub(super) connections: usize,
     /// The number of accepted connections that can wait to be served. As many connections of agents
     /// can wait beside them.
-    pub(super) waiting: usize,
+    pub(super) waiting_connections: usize,
 }
 
 /// Raises the soft open-file limit, which is often 1024, to the hard limit, and returns the connections
@@ -61,9 +61,9 @@ fn reserved_descriptors(limit: usize) -> usize {
 /// connection needs two descriptors: one for the client, and one for the gateway.
 fn capacity_of_limit(limit: usize, max_connections: usize) -> Capacity {
     let reserve = reserved_descriptors(limit);
-    let waiting = MAX_WAITING.min(limit / 16);
-    let connections = (limit.saturating_sub(reserve + 2 * waiting) / 2).clamp(1, max_connections);
-    Capacity { connections, waiting }
+    let waiting_connections = MAX_WAITING.min(limit / 16);
+    let connections = (limit.saturating_sub(reserve + 2 * waiting_connections) / 2).clamp(1, max_connections);
+    Capacity { connections, waiting_connections }
 }
 
 #[cfg(test)]
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn connections_fit_in_the_open_file_limit() {
-        for (limit, max_connections, connections, waiting) in [
+        for (limit, max_connections, connections, waiting_connections) in [
             (64, 8192, 4, 4),
             (256, 8192, 80, 16),
             (1024, 8192, 320, 64),
@@ -81,8 +81,12 @@ mod tests {
             (1 << 20, 8192, 8192, 256),
             (usize::MAX, 8192, 8192, 256),
         ] {
-            assert_eq!(capacity_of_limit(limit, max_connections), Capacity { connections, waiting }, "{limit}");
-            assert!(2 * connections + 2 * waiting + reserved_descriptors(limit) <= limit);
+            assert_eq!(
+                capacity_of_limit(limit, max_connections),
+                Capacity { connections, waiting_connections },
+                "{limit}"
+            );
+            assert!(2 * connections + 2 * waiting_connections + reserved_descriptors(limit) <= limit);
         }
     }
 }

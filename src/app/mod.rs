@@ -55,8 +55,8 @@ where
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
-        let mut stop = StopSignals::new().map_err(doing("listening for signals"))?;
-        let hangup = Hangup::new().map_err(doing("listening for signals"))?;
+        let mut stop = StopSignals::install().map_err(doing("listening for signals"))?;
+        let hangup = Hangup::install().map_err(doing("listening for signals"))?;
         let file = ConfigFile::new(reload.file.clone());
         let (send, requests) = reload::channel();
         let sidecar = Sidecar::start_in_sandbox(config, send, restricted).await?;

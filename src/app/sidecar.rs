@@ -77,7 +77,7 @@ impl Sidecar {
         reload: mpsc::Sender<reload::Request>,
         sandbox: SandboxStatus,
     ) -> Result<Self, Error> {
-        let started = SystemTime::now();
+        let started_at = SystemTime::now();
         let (shutdown, late_shutdown) = (Shutdown::new(), Shutdown::new());
         let admin = config.admin.map(admin::bind).transpose()?;
         let token = gateway_token::read_inherited(&config)?;
@@ -134,7 +134,7 @@ impl Sidecar {
         };
         if let Some(admin) = admin {
             let registry = metrics.build_registry(sidecar.config().discovery);
-            sidecar.serve_admin(admin, registry, reload, started, sandbox);
+            sidecar.serve_admin(admin, registry, reload, started_at, sandbox);
         }
         sidecar.log_start();
         Ok(sidecar)
@@ -146,7 +146,7 @@ impl Sidecar {
         admin: Admin,
         mut registry: Registry,
         reload: mpsc::Sender<reload::Request>,
-        started: SystemTime,
+        started_at: SystemTime,
         sandbox: SandboxStatus,
     ) {
         let health = Health::default();
@@ -166,7 +166,7 @@ impl Sidecar {
             health,
             reload,
             config_problem: self.config_problem.subscribe(),
-            started,
+            started_at,
             sandbox,
             shutdown: self.shutdown.clone(),
         };
@@ -328,6 +328,6 @@ fn start_proxy(
     proxy.spawn_recheck(late_shutdown);
     let agent_check = Arc::clone(&proxy);
     let may_be_agent = move |peer| agent_check.may_be_agent(peer);
-    let limits = ConnectionLimits::new(&config, capacity.waiting, metrics.clone(), may_be_agent);
+    let limits = ConnectionLimits::new(&config, capacity.waiting_connections, metrics.clone(), may_be_agent);
     (proxy, Arc::new(limits))
 }

@@ -15,7 +15,7 @@ pub(super) struct Hangup(Signal);
 
 impl StopSignals {
     /// Installs the handlers. Must be called within a Tokio runtime.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn install() -> io::Result<Self> {
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
@@ -30,7 +30,7 @@ impl StopSignals {
 
 impl Hangup {
     /// Installs the handler. Must be called within a Tokio runtime.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn install() -> io::Result<Self> {
         Ok(Self(signal(SignalKind::hangup())?))
     }
 

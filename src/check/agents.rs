@@ -191,7 +191,7 @@ fn judge_wide_networks(config: &Config, report: &mut Report) {
         (&kind::TRUSTED_WIDE, "external.trusted_proxies", &config.external.trusted_proxies),
     ];
     for (kind, key, list) in lists {
-        for net in list.iter().filter(|net| is_wide(net)) {
+        for net in list.iter().filter(|net| is_wider_than_private(net)) {
             report.add_finding(
                 kind,
                 format!("{key} has {net}"),
@@ -214,7 +214,7 @@ fn judge_plain_http(config: &Config, report: &mut Report) {
 
 /// Returns whether `net` is wider than any private network: than a /8 in IPv4, and in IPv6 than a /16, or than
 /// a /7 within fc00::/7.
-fn is_wide(net: &IpNet) -> bool {
+fn is_wider_than_private(net: &IpNet) -> bool {
     match net {
         IpNet::V4(net) => net.prefix_len() < 8,
         IpNet::V6(net) => net.prefix_len() < 16 && !(net.prefix_len() >= 7 && net.addr().is_unique_local()),

@@ -39,7 +39,7 @@ impl Setting {
     }
 
     /// Returns whether `--fix` may set the key without a decision of the operator.
-    pub fn is_safe(&self) -> bool {
+    pub fn is_safe_to_fix(&self) -> bool {
         SAFE.contains(&self.key)
     }
 }
@@ -99,7 +99,7 @@ mod tests {
         let settings = settings_to_fix(&report);
         assert_eq!(settings.len(), table.len());
         for (setting, (text, safe)) in settings.iter().zip(table) {
-            assert_eq!((setting.to_string().as_str(), setting.is_safe()), (text, safe));
+            assert_eq!((setting.to_string().as_str(), setting.is_safe_to_fix()), (text, safe));
         }
     }
 }

@@ -28,7 +28,7 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
         )),
     };
     let stated = non_empty_text(&plugin["config"]["publicUrl"]);
-    if let Some(url) = stated.filter(|url| !is_encrypted(url)) {
+    if let Some(url) = stated.filter(|url| !has_tls_scheme(url)) {
         let description = format!("{KEY} is {url:?}, which is not encrypted: loopgate's port speaks TLS only");
         return report.add_finding(&kind::SETUP_CODE, description, remedy());
     }
@@ -60,7 +60,7 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
 
 /// Returns whether the scheme of `url` is one with TLS. To the gateway, which speaks no TLS itself, a URL
 /// without a scheme is one without TLS.
-fn is_encrypted(url: &str) -> bool {
+fn has_tls_scheme(url: &str) -> bool {
     ["https://", "wss://"]
         .iter()
         .any(|scheme| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)))

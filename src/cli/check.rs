@@ -51,7 +51,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
 
 /// Runs the commands that `--fix` may run without a decision of the operator. Returns whether it ran any.
 fn apply_fixes(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
-    let settings: Vec<Setting> = fix::settings_to_fix(report).into_iter().filter(Setting::is_safe).collect();
+    let settings: Vec<Setting> = fix::settings_to_fix(report).into_iter().filter(Setting::is_safe_to_fix).collect();
     if settings.is_empty() {
         output::print("nothing to set in the gateway's configuration by itself\n")?;
         return Ok(false);

@@ -64,7 +64,7 @@ fn is_gateways_image(service: &Service) -> bool {
 
 /// Returns whether `service` is the gateway's CLI: it has the gateway's image, and runs neither a gateway
 /// nor a node host.
-pub fn is_cli(service: &Service, gateway: &Service) -> bool {
+pub fn is_gateway_cli(service: &Service, gateway: &Service) -> bool {
     let has_same_image = (service.image.is_some() && service.image == gateway.image)
         || (service.build.is_some() && service.build == gateway.build);
     has_same_image && !runs_a_node_host(service) && !command::starts_gateway(service.command_words())

@@ -276,7 +276,7 @@ fn services_in_namespace<'a>(project: &'a Project, plan: &Plan, gateway: &Servic
         }
         options.cli_services.iter().any(|cli| cli == name)
             || service.network_mode.as_deref() == Some(&inside)
-            || find::is_cli(service, gateway)
+            || find::is_gateway_cli(service, gateway)
     };
     project.services.iter().filter(|(name, service)| joins(name, service)).map(|(name, _)| name.as_str()).collect()
 }

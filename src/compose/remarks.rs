@@ -60,7 +60,7 @@ impl Remarks<'_> {
     fn add_for_service(&mut self, name: &str, service: &Service, gateway: &Service, is_inside: bool) {
         let plan = self.plan;
         let (is_gateway, is_owner) = (name == plan.gateway, plan.network_mode() == format!("service:{name}"));
-        if is_inside && !is_gateway && !find::is_cli(service, gateway) {
+        if is_inside && !is_gateway && !find::is_gateway_cli(service, gateway) {
             let message = "shares the gateway's loopback: whatever it forwards there is a local client to the gateway";
             self.notes.push(remark(name, "network_mode", message));
         } else if is_reverse_proxy(service) && !is_inside && !is_owner {

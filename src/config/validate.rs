@@ -88,7 +88,7 @@ pub fn admin_address(layer: &Layer) -> Result<Option<SocketAddr>, Error> {
 fn read_gateway(read: &mut ValueReader<'_>) -> Gateway {
     let allow_remote = read.value("allow-remote-gateway", parse::switch);
     Gateway {
-        address: read.value("gateway", |text| gateway_address(text, allow_remote)),
+        address: read.value("gateway", |text| parse_gateway_address(text, allow_remote)),
         allow_remote,
         external_source: read.value("external-source", parse::loopback_ipv4),
         agent_sources: read.value("agent-sources", parse::loopback_ipv4_network),
@@ -97,7 +97,7 @@ fn read_gateway(read: &mut ValueReader<'_>) -> Gateway {
     }
 }
 
-fn gateway_address(text: &str, allow_remote: bool) -> Parsed<SocketAddr> {
+fn parse_gateway_address(text: &str, allow_remote: bool) -> Parsed<SocketAddr> {
     let address = parse::socket_address(text)?;
     match address.ip() {
         _ if address.port() == 0 => Err("has no port".into()),

@@ -52,7 +52,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Error> {
 }
 
 async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Result<(), Error> {
-    let mut signals = TerminationSignals::new().map_err(Error::io("listening for signals"))?;
+    let mut signals = TerminationSignals::install().map_err(Error::io("listening for signals"))?;
     let state = tempfile::Builder::new()
         .prefix("loopgate-demo-")
         .tempdir()
@@ -169,7 +169,7 @@ struct TerminationSignals {
 }
 
 impl TerminationSignals {
-    fn new() -> io::Result<Self> {
+    fn install() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,

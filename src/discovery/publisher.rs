@@ -65,7 +65,7 @@ pub fn start(
 /// Returns a client of the Docker Engine; `None` if Docker is not the source of agents, or is off.
 pub fn docker_engine(config: &Config, shutdown: &Shutdown) -> Option<Engine> {
     let is_docker = config.discovery == config::AgentSourceKind::Docker;
-    is_docker.then(|| Engine::new(&config.docker.engine, shutdown)).flatten()
+    is_docker.then(|| Engine::from_config(&config.docker.engine, shutdown)).flatten()
 }
 
 /// Waits until the view is complete, but no longer than `limit`.

@@ -170,7 +170,7 @@ mod tests {
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         });
-        let engine = Engine::new(&config::Engine::Unix(socket), shutdown).unwrap();
+        let engine = Engine::from_config(&config::Engine::Unix(socket), shutdown).unwrap();
         (directory, DockerProofs::new(engine))
     }
 

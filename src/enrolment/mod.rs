@@ -129,17 +129,17 @@ impl<P: ProofReader> Enrolment<P> {
             .unwrap_or_else(|_| Err(refusal_error(RefusalReason::Expired, "no proof was shown in time")))
         {
             Ok(()) => {
-                self.metrics.issued.inc();
+                self.metrics.certificates_issued.inc();
                 let _ = timeout(CLOSE_TIMEOUT, lines.shutdown()).await;
                 return;
             }
             Err(error) => error,
         };
         let Some(refused) = error.to_refusal() else {
-            count_reason(&self.metrics.refused, "broken");
+            count_reason(&self.metrics.attempts_refused, "broken");
             return debug!(%peer, %error, "an enrolment failed");
         };
-        count_reason(&self.metrics.refused, refused.error.label());
+        count_reason(&self.metrics.attempts_refused, refused.error.label());
         log_refusal(peer, refused.error, &error);
         let closing = async {
             if lines.send(&Reply::<()>::Refused(refused)).await.is_ok() {

@@ -99,12 +99,12 @@ impl Harness {
         let mut config = Config::default();
         configure(&mut config);
         let agents = [("172.18.0.3", agent("a", AgentKind::Attested)), ("172.18.0.4", agent("b", AgentKind::Address))];
-        let (publish, view) = watch::channel(view(&agents));
+        let (view_sender, view) = watch::channel(view(&agents));
         let state_dir = tempfile::tempdir().unwrap();
         let authority = Arc::new(CertificateAuthority::load_or_create(state_dir.path()).unwrap());
         let containers = Arc::new(containers);
         let enrolment = Arc::new(Enrolment::new(&config, view, Some(authority.clone()), Some(containers.clone())));
-        Self { enrolment, containers, view: publish, authority, shutdown: Shutdown::new(), _state_dir: state_dir }
+        Self { enrolment, containers, view: view_sender, authority, shutdown: Shutdown::new(), _state_dir: state_dir }
     }
 
     /// Like [`Self::new`], with proofs shown as files in `directory`.
@@ -133,7 +133,7 @@ impl Harness {
     }
 
     fn refused_count(&self, reason: &'static str) -> u64 {
-        self.enrolment.metrics().refused.get_or_create(&crate::metrics::traffic::ReasonLabels { reason }).get()
+        self.enrolment.metrics().attempts_refused.get_or_create(&crate::metrics::traffic::ReasonLabels { reason }).get()
     }
 }
 
@@ -202,7 +202,7 @@ async fn a_proof_shown_in_the_container_itself_gets_a_certificate() {
         let life = leaf.validity().not_after.timestamp() - time::OffsetDateTime::now_utc().unix_timestamp();
         assert!((3590..=3600).contains(&life), "{life}");
     }
-    assert_eq!(harness.enrolment.metrics().issued.get(), 2);
+    assert_eq!(harness.enrolment.metrics().certificates_issued.get(), 2);
 }
 
 #[tokio::test]
@@ -254,10 +254,10 @@ async fn a_container_that_is_discovered_a_moment_later_is_waited_for() {
     let harness = Harness::with_four_containers();
     harness.view.send_replace(view(&[]));
     let mut lines = harness.connect(ADDRESS);
-    let (csr, publish) = (Csr::new(), harness.view.clone());
+    let (csr, view_sender) = (Csr::new(), harness.view.clone());
     harness.shutdown.spawn(async move {
         tokio::time::sleep(DISCOVERY_DELAY / 2).await;
-        publish.send_replace(view(&[("172.18.0.3", agent("a", AgentKind::Attested))]));
+        view_sender.send_replace(view(&[("172.18.0.3", agent("a", AgentKind::Attested))]));
     });
     csr.request(&mut lines).await;
 }

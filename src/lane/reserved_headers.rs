@@ -153,7 +153,7 @@ const RESERVED_PREFIXES: &[&str] = &[
 pub(super) fn is_reserved(name: &HeaderName) -> bool {
     // `HeaderName` is lower case already.
     let text = name.as_str();
-    if is_common_header(text) {
+    if is_common_unreserved_header(text) {
         return false;
     }
     let bytes = text.as_bytes();
@@ -167,7 +167,7 @@ pub(super) fn is_reserved(name: &HeaderName) -> bool {
 }
 
 /// Returns whether `name` is one that most requests have and that is not reserved: a shortcut for [`is_reserved`].
-fn is_common_header(name: &str) -> bool {
+fn is_common_unreserved_header(name: &str) -> bool {
     matches!(
         name,
         "host"

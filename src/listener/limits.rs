@@ -33,11 +33,11 @@ pub const MAX_WAITING: usize = 256;
 /// The connection limits and the connections counted against them. All listeners share one.
 pub struct ConnectionLimits {
     /// Permits that any client may take.
-    shared: Arc<Semaphore>,
+    shared_slots: Arc<Semaphore>,
     /// Further permits that only agents may take.
-    reserved: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
-    agents_waiting: Arc<Semaphore>,
+    reserved_slots: Arc<Semaphore>,
+    queue: Arc<Semaphore>,
+    agent_queue: Arc<Semaphore>,
     may_be_agent: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
     per_client: ArcSwap<ClientLimits>,
     clients: Mutex<ClientTable>,
@@ -55,8 +55,8 @@ pub(super) enum Slot {
 impl fmt::Debug for ConnectionLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionLimits")
-            .field("shared", &self.shared)
-            .field("reserved", &self.reserved)
+            .field("shared_slots", &self.shared_slots)
+            .field("reserved_slots", &self.reserved_slots)
             .finish_non_exhaustive()
     }
 }
@@ -124,10 +124,10 @@ impl ConnectionLimits {
         let total = config.limits.max_connections.min(Semaphore::MAX_PERMITS);
         let reserved = total / RESERVED_PART;
         Self {
-            shared: Arc::new(Semaphore::new(total - reserved)),
-            reserved: Arc::new(Semaphore::new(reserved)),
-            waiting: Arc::new(Semaphore::new(max_waiting)),
-            agents_waiting: Arc::new(Semaphore::new(max_waiting)),
+            shared_slots: Arc::new(Semaphore::new(total - reserved)),
+            reserved_slots: Arc::new(Semaphore::new(reserved)),
+            queue: Arc::new(Semaphore::new(max_waiting)),
+            agent_queue: Arc::new(Semaphore::new(max_waiting)),
             may_be_agent: Box::new(may_be_agent),
             per_client: ArcSwap::from_pointee(ClientLimits::new(config)),
             clients: Mutex::new(ClientTable { clients: HashMap::new(), clean_at: MIN_TABLE }),
@@ -162,16 +162,16 @@ impl ConnectionLimits {
     /// Takes a slot, or a place in the queue for one. A peer that may be an agent can use the reserved slots too.
     fn take_slot_unreported(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
         let client = self.count_client(peer)?;
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.shared_slots);
         if let Ok(permit) = Arc::clone(&shared).try_acquire_owned() {
             return Ok(Slot::Now(self.open_permit(client, permit)));
         }
-        let reserved = (self.may_be_agent)(peer.ip()).then(|| Arc::clone(&self.reserved));
+        let reserved = (self.may_be_agent)(peer.ip()).then(|| Arc::clone(&self.reserved_slots));
         if let Some(Ok(permit)) = reserved.clone().map(Semaphore::try_acquire_owned) {
             return Ok(Slot::Now(self.open_permit(client, permit)));
         }
-        let queue = if reserved.is_some() { &self.agents_waiting } else { &self.waiting };
-        let waiting = Arc::clone(queue).try_acquire_owned().map_err(|_| AcceptRefusal::Full)?;
+        let queue = if reserved.is_some() { &self.agent_queue } else { &self.queue };
+        let queue_place = Arc::clone(queue).try_acquire_owned().map_err(|_| AcceptRefusal::Full)?;
         let limits = Arc::clone(self);
         let later = async move {
             let permit = match reserved {
@@ -181,15 +181,15 @@ impl ConnectionLimits {
                     permit = reserved.acquire_owned() => permit,
                 },
             };
-            drop(waiting);
+            drop(queue_place);
             limits.open_permit(client, permit.expect("the semaphores are never closed"))
         };
         Ok(Slot::Later(later.boxed()))
     }
 
     fn open_permit(&self, client: ClientGuard, permit: OwnedSemaphorePermit) -> Permit {
-        self.metrics.accepted.inc();
-        self.metrics.open.inc();
+        self.metrics.connections_accepted.inc();
+        self.metrics.connections_open.inc();
         Permit { client, _permit: permit }
     }
 
@@ -216,7 +216,7 @@ impl ClientTable {
     /// The client has reached its limit of connections, or the limit of their rate.
     fn try_add_connection(&mut self, client: IpAddr, now: Instant, limits: &ClientLimits) -> Result<(), AcceptRefusal> {
         if self.clients.len() >= self.clean_at {
-            self.clients.retain(|_, client| !client.is_idle(now));
+            self.clients.retain(|_, client| !client.is_removable(now));
             self.clean_at = MIN_TABLE.max(2 * self.clients.len());
             self.clients.shrink_to(self.clean_at);
         }
@@ -234,7 +234,7 @@ impl ClientTable {
     fn remove_connection(&mut self, client: IpAddr, now: Instant) {
         if let Some(known) = self.clients.get_mut(&client) {
             known.open -= 1;
-            if known.is_idle(now) {
+            if known.is_removable(now) {
                 self.clients.remove(&client);
             }
         }
@@ -243,7 +243,7 @@ impl ClientTable {
 
 impl ClientEntry {
     /// Returns whether the entry equals a new one, so that it can be removed.
-    fn is_idle(&self, now: Instant) -> bool {
+    fn is_removable(&self, now: Instant) -> bool {
         self.open == 0 && self.bucket.is_full(now)
     }
 }
@@ -258,6 +258,6 @@ impl Drop for ClientGuard {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.client.limits.metrics.open.dec();
+        self.client.limits.metrics.connections_open.dec();
     }
 }

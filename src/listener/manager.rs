@@ -67,17 +67,17 @@ pub fn start(
     if let Some((listener, taken)) = plan::find_conflict(&config.listen, config.gateway.address) {
         return Err(Error::GatewayAddress { listener, taken });
     }
-    let (bound, receiver) = watch::channel(Arc::default());
+    let (bound_sender, receiver) = watch::channel(Arc::default());
     let mut manager = ListenerManager {
         limits: Arc::clone(limits),
         config: config.clone(),
         metrics: limits.metrics().clone(),
         shutdown: shutdown.clone(),
         serve,
-        open: BTreeMap::new(),
-        failed: BTreeMap::new(),
-        unmatched: BTreeSet::new(),
-        bound,
+        open_listeners: BTreeMap::new(),
+        bind_failures: BTreeMap::new(),
+        unmatched_values: BTreeSet::new(),
+        bound_sender,
     };
     manager.apply_view(&view.borrow());
     if let Some(error) = manager.take_named_failure() {
@@ -95,13 +95,13 @@ struct ListenerManager<S> {
     shutdown: Shutdown,
     serve: S,
     /// The open listeners, by the wanted address, whose port may be 0.
-    open: BTreeMap<ListenerAddress, OpenListener>,
+    open_listeners: BTreeMap<ListenerAddress, OpenListener>,
     /// The wanted addresses that can't be bound, with the reason.
-    failed: BTreeMap<ListenerAddress, io::Error>,
+    bind_failures: BTreeMap<ListenerAddress, io::Error>,
     /// The keys and values of options that match no local address.
-    unmatched: BTreeSet<(&'static str, String)>,
+    unmatched_values: BTreeSet<(&'static str, String)>,
     /// Publishes the addresses of the open listeners.
-    bound: watch::Sender<Arc<Vec<ListenerAddress>>>,
+    bound_sender: watch::Sender<Arc<Vec<ListenerAddress>>>,
 }
 
 /// An open listener. It is closed when this is dropped.
@@ -117,16 +117,16 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         while !self.shutdown.has_begun() {
             let latest = Arc::clone(&view.borrow_and_update());
             self.apply_view(&latest);
-            if self.failed.is_empty() {
+            if self.bind_failures.is_empty() {
                 retry.reset();
             }
             tokio::select! {
                 () = self.shutdown.wait_until_begun() => {}
                 Ok(()) = view.changed() => retry.reset(),
-                () = tokio::time::sleep(retry.next_pause()), if !self.failed.is_empty() => {}
+                () = tokio::time::sleep(retry.next_pause()), if !self.bind_failures.is_empty() => {}
             }
         }
-        self.open.clear();
+        self.open_listeners.clear();
         self.publish_addresses();
     }
 
@@ -135,20 +135,20 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         let scope_of = |name: &str| nix::net::if_::if_nametoindex(name).unwrap_or(0);
         let wanted =
             plan::wanted_listeners(&self.config.listen, self.config.gateway.address, &view.interfaces, scope_of);
-        let plan = plan::plan_changes(&wanted, &self.open.keys().copied().collect::<BTreeSet<_>>());
+        let plan = plan::plan_changes(&wanted, &self.open_listeners.keys().copied().collect::<BTreeSet<_>>());
         for listener in plan.close {
             self.close_listener(listener);
         }
         let unmatched = plan::find_unmatched_values(&self.config.listen, &view.interfaces);
         let unmatched = unmatched.map(|(kind, on)| (kind.option_key(), on.to_string())).collect();
-        for (option, listen) in BTreeSet::difference(&unmatched, &self.unmatched) {
+        for (option, listen) in BTreeSet::difference(&unmatched, &self.unmatched_values) {
             warn!(option, listen, "no local address matches this value; will listen when one appears");
         }
-        self.unmatched = unmatched;
-        self.failed.retain(|listener, _| wanted.contains(listener));
+        self.unmatched_values = unmatched;
+        self.bind_failures.retain(|listener, _| wanted.contains(listener));
         for listener in plan.open {
             match self.open_listener(listener) {
-                Ok(()) => drop(self.failed.remove(&listener)),
+                Ok(()) => drop(self.bind_failures.remove(&listener)),
                 Err(error) => self.record_failure(listener, error),
             }
         }
@@ -162,13 +162,13 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         let closed = self.shutdown.cancellation_token().child_token();
         let accept_loop = AcceptLoop::new(listener, kind, Arc::clone(&self.limits), self.metrics.clone());
         self.shutdown.spawn(accept_loop.run(closed.clone(), self.serve.clone()));
-        self.open.insert(wanted, OpenListener { local, _close: closed.drop_guard() });
+        self.open_listeners.insert(wanted, OpenListener { local, _close: closed.drop_guard() });
         info!(address = %local, option = kind.option_key(), "listening");
         Ok(())
     }
 
     fn close_listener(&mut self, wanted: ListenerAddress) {
-        if let Some(listener) = self.open.remove(&wanted) {
+        if let Some(listener) = self.open_listeners.remove(&wanted) {
             info!(address = %listener.local, "no longer listening");
         }
     }
@@ -176,27 +176,28 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
     /// Notes that `wanted` can't be bound, so that it is tried again. Warns once for each error code.
     fn record_failure(&mut self, wanted: ListenerAddress, error: io::Error) {
         let address = wanted.address;
-        let known = self.failed.get(&wanted).is_some_and(|before| before.raw_os_error() == error.raw_os_error());
+        let known = self.bind_failures.get(&wanted).is_some_and(|before| before.raw_os_error() == error.raw_os_error());
         if known {
             debug!(%address, %error, "still can't listen");
         } else {
             warn!(%address, %error, "can't listen on this address; will try again");
         }
-        self.failed.insert(wanted, error);
+        self.bind_failures.insert(wanted, error);
     }
 
     /// Takes the failure to bind an address that the configuration names exactly, if there is one.
     fn take_named_failure(&mut self) -> Option<Error> {
-        let listener = *self.failed.keys().find(|listener| plan::is_named_exactly(&self.config.listen, listener))?;
-        self.failed.remove(&listener).map(|source| Error::Bind { listener, source })
+        let listener =
+            *self.bind_failures.keys().find(|listener| plan::is_named_exactly(&self.config.listen, listener))?;
+        self.bind_failures.remove(&listener).map(|source| Error::Bind { listener, source })
     }
 
     /// Publishes the addresses of the open listeners, if they have changed.
     fn publish_addresses(&self) {
         let local =
             |(wanted, open): (&ListenerAddress, &OpenListener)| ListenerAddress { address: open.local, ..*wanted };
-        let now: Vec<ListenerAddress> = self.open.iter().map(local).collect();
-        self.bound.send_if_modified(|bound| {
+        let now: Vec<ListenerAddress> = self.open_listeners.iter().map(local).collect();
+        self.bound_sender.send_if_modified(|bound| {
             let changed = **bound != now;
             if changed {
                 *bound = Arc::new(now);

@@ -129,10 +129,10 @@ async fn an_exact_address_is_bound_and_its_real_port_reported() {
     let accepted = harness.next_accepted().await;
     assert_eq!(accepted.peer, PeerAddr::new(client.local_addr().unwrap()));
     assert_eq!(accepted.local, address);
-    assert_eq!(harness.metrics.open.get(), 1);
+    assert_eq!(harness.metrics.connections_open.get(), 1);
     drop(accepted);
-    assert_eq!(harness.metrics.open.get(), 0);
-    assert_eq!(harness.metrics.accepted.get(), 1);
+    assert_eq!(harness.metrics.connections_open.get(), 0);
+    assert_eq!(harness.metrics.connections_accepted.get(), 1);
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn listeners_follow_the_addresses_in_the_view() {
     harness.addresses_are_now(&["127.66.0.2/32"]);
     harness.listens_on(&["127.66.0.2"]).await;
     wait_until_listener_closes(first).await;
-    assert_eq!(harness.metrics.open.get(), 1, "a connection outlives its listener");
+    assert_eq!(harness.metrics.connections_open.get(), 1, "a connection outlives its listener");
     drop(stays);
 }
 
@@ -191,7 +191,7 @@ async fn a_client_at_its_limit_is_refused_until_a_connection_ends() {
     let accepted = harness.next_accepted().await;
     let mut second = TcpStream::connect(address).await.unwrap();
     wait_until_closed(&mut second).await;
-    let refused = harness.metrics.refused.clone();
+    let refused = harness.metrics.connections_refused.clone();
     let reason = crate::metrics::RefusedLabels { reason: crate::metrics::AcceptRefusal::ClientConnections };
     assert_eq!(refused.get_or_create(&reason).get(), 1);
     drop(accepted);
@@ -210,7 +210,7 @@ async fn at_the_total_limit_connections_of_every_listener_wait() {
     }
     for _ in &clients {
         let accepted = harness.next_accepted().await;
-        assert_eq!(harness.metrics.open.get(), 1);
+        assert_eq!(harness.metrics.connections_open.get(), 1);
         assert!(harness.accepted.try_recv().is_err(), "one at a time");
         drop(accepted);
     }

@@ -10,19 +10,19 @@ use super::traffic::ReasonLabels;
 #[derive(Clone, Debug, Default)]
 pub struct EnrolmentMetrics {
     /// The number of certificates signed for attested agents.
-    pub issued: Counter,
+    pub certificates_issued: Counter,
     /// The number of attempts to enrol that got no certificate, by reason.
-    pub refused: Family<ReasonLabels, Counter>,
+    pub attempts_refused: Family<ReasonLabels, Counter>,
 }
 
 impl EnrolmentMetrics {
     /// Adds these metrics to `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("enrolments", "Certificates signed for attested agents", self.issued.clone());
+        registry.register("enrolments", "Certificates signed for attested agents", self.certificates_issued.clone());
         registry.register(
             "enrolments_refused",
             "Attempts to enrol that got no certificate, by reason",
-            self.refused.clone(),
+            self.attempts_refused.clone(),
         );
     }
 }

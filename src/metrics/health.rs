@@ -37,7 +37,7 @@ pub struct Health {
     /// The number of containers or pods that have an agent's label but are not agents.
     pub not_agents: Gauge,
     /// The time at which this process started, in seconds since the Unix epoch.
-    pub started: Gauge,
+    pub start_time: Gauge,
 }
 
 impl Health {
@@ -69,6 +69,6 @@ impl Health {
             "Labelled containers, or pods, that are no agents",
             self.not_agents.clone(),
         );
-        registry.register("start_timestamp_seconds", "When this process started", self.started.clone());
+        registry.register("start_timestamp_seconds", "When this process started", self.start_time.clone());
     }
 }

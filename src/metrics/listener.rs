@@ -12,17 +12,17 @@ use prometheus_client::registry::Registry;
 #[derive(Clone, Debug, Default)]
 pub struct ListenerMetrics {
     /// The number of connections accepted.
-    pub accepted: Counter,
+    pub connections_accepted: Counter,
     /// The number of open connections, including those in the TLS handshake.
-    pub open: Gauge,
+    pub connections_open: Gauge,
     /// The number of connections closed right after they were accepted, by reason.
-    pub refused: Family<RefusedLabels, Counter>,
+    pub connections_refused: Family<RefusedLabels, Counter>,
     /// The number of failures of `accept(2)` that the peer did not cause, such as a full
     /// file-descriptor table.
     pub accept_failures: Counter,
 }
 
-/// The label of [`ListenerMetrics::refused`].
+/// The label of [`ListenerMetrics::connections_refused`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RefusedLabels {
     /// Why the connections were closed.
@@ -60,16 +60,16 @@ impl EncodeLabelValue for AcceptRefusal {
 impl ListenerMetrics {
     /// Adds these metrics to `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("downstream_connections_accepted", "Connections accepted", self.accepted.clone());
+        registry.register("downstream_connections_accepted", "Connections accepted", self.connections_accepted.clone());
         registry.register(
             "downstream_connections_open",
             "Downstream connections open, handshakes included",
-            self.open.clone(),
+            self.connections_open.clone(),
         );
         registry.register(
             "downstream_connections_refused",
             "Connections closed right after they were accepted, by reason",
-            self.refused.clone(),
+            self.connections_refused.clone(),
         );
         registry.register(
             "downstream_accept_failures",
@@ -80,7 +80,7 @@ impl ListenerMetrics {
 
     /// Counts a connection that was closed for `reason`.
     pub fn count_refusal(&self, reason: AcceptRefusal) {
-        self.refused.get_or_create(&RefusedLabels { reason }).inc();
+        self.connections_refused.get_or_create(&RefusedLabels { reason }).inc();
     }
 }
 

@@ -61,20 +61,20 @@ pub struct Traffic {
     requests: Family<RequestLabels, Counter>,
     request_ends: Family<EndLabels, Counter>,
     /// The number of connections closed before their first request, by reason.
-    pub denied: Family<ReasonLabels, Counter>,
+    pub connections_denied: Family<ReasonLabels, Counter>,
     /// The number of completed TLS handshakes.
     pub handshakes: Counter,
     /// The number of failed TLS handshakes, by reason.
     pub handshake_failures: Family<ReasonLabels, Counter>,
     /// The number of connections closed because their client was too slow, by what the client did
     /// not do in time.
-    pub overdue: Family<ReasonLabels, Counter>,
+    pub connections_overdue: Family<ReasonLabels, Counter>,
     /// The number of HTTP/2 connections closed because their client sent too many frames that
     /// start no request and carry no data, such as PING and SETTINGS.
     pub floods: Counter,
     /// The number of requests that failed because the client sent something invalid or is not
     /// allowed to send it, by reason. Part of such a request's body may have reached the gateway.
-    pub refused: Family<ReasonLabels, Counter>,
+    pub requests_refused: Family<ReasonLabels, Counter>,
     /// The number of failures between loopgate and the gateway, by reason.
     pub gateway_errors: Family<ReasonLabels, Counter>,
     /// The number of connections opened to the gateway.
@@ -89,23 +89,23 @@ pub struct Traffic {
 #[derive(Debug)]
 pub struct LaneMetrics {
     /// The number of open downstream connections that have a lane, including upgraded ones.
-    pub open: Gauge,
+    pub connections_open: Gauge,
     /// The number of downstream connections that got a lane, including closed ones.
     pub connections: Counter,
     /// The number of open upgraded connections (WebSockets).
     pub tunnels: Gauge,
     /// The number of requests in flight at the gateway, without WebSockets.
-    pub in_flight: Gauge,
+    pub requests_in_flight: Gauge,
     /// The number of WebSockets at the gateway, including requests that ask for one.
     pub websockets: Gauge,
     /// The number of requests that wait because too many are in flight.
     pub waiting_requests: Gauge,
     /// The number of body bytes received from clients.
-    pub received: Counter,
+    pub received_bytes: Counter,
     /// The number of body bytes sent to clients.
-    pub sent: Counter,
+    pub sent_bytes: Counter,
     /// The time until the gateway's response head, in seconds.
-    pub duration: Histogram,
+    pub response_time: Histogram,
     /// The counters of requests answered with 200, over HTTP/1.1 and over HTTP/2. They are kept
     /// here so that most requests need no lookup in the family.
     status_200: [Counter; 2],
@@ -116,15 +116,15 @@ pub struct LaneMetrics {
 /// The families from which [`LaneMetrics`] is taken. Each family is registered once, for all lanes.
 #[derive(Debug)]
 struct LaneFamilies {
-    open: Family<LaneLabels, Gauge>,
+    connections_open: Family<LaneLabels, Gauge>,
     connections: Family<LaneLabels, Counter>,
     tunnels: Family<LaneLabels, Gauge>,
-    in_flight: Family<LaneLabels, Gauge>,
+    requests_in_flight: Family<LaneLabels, Gauge>,
     websockets: Family<LaneLabels, Gauge>,
     waiting_requests: Family<LaneLabels, Gauge>,
-    received: Family<LaneLabels, Counter>,
-    sent: Family<LaneLabels, Counter>,
-    duration: Family<LaneLabels, Histogram, fn() -> Histogram>,
+    received_bytes: Family<LaneLabels, Counter>,
+    sent_bytes: Family<LaneLabels, Counter>,
+    response_time: Family<LaneLabels, Histogram, fn() -> Histogram>,
 }
 
 impl Default for LaneFamilies {
@@ -133,15 +133,15 @@ impl Default for LaneFamilies {
             Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
         };
         Self {
-            open: Family::default(),
+            connections_open: Family::default(),
             connections: Family::default(),
             tunnels: Family::default(),
-            in_flight: Family::default(),
+            requests_in_flight: Family::default(),
             websockets: Family::default(),
             waiting_requests: Family::default(),
-            received: Family::default(),
-            sent: Family::default(),
-            duration: Family::new_with_constructor(buckets),
+            received_bytes: Family::default(),
+            sent_bytes: Family::default(),
+            response_time: Family::new_with_constructor(buckets),
         }
     }
 }
@@ -158,15 +158,15 @@ impl LaneFamilies {
         let complete = ends.get_or_create(&EndLabels { lane, end: COMPLETE }).clone();
         let lane = LaneLabels { lane };
         LaneMetrics {
-            open: self.open.get_or_create(&lane).clone(),
+            connections_open: self.connections_open.get_or_create(&lane).clone(),
             connections: self.connections.get_or_create(&lane).clone(),
             tunnels: self.tunnels.get_or_create(&lane).clone(),
-            in_flight: self.in_flight.get_or_create(&lane).clone(),
+            requests_in_flight: self.requests_in_flight.get_or_create(&lane).clone(),
             websockets: self.websockets.get_or_create(&lane).clone(),
             waiting_requests: self.waiting_requests.get_or_create(&lane).clone(),
-            received: self.received.get_or_create(&lane).clone(),
-            sent: self.sent.get_or_create(&lane).clone(),
-            duration: self.duration.get_or_create(&lane).clone(),
+            received_bytes: self.received_bytes.get_or_create(&lane).clone(),
+            sent_bytes: self.sent_bytes.get_or_create(&lane).clone(),
+            response_time: self.response_time.get_or_create(&lane).clone(),
             status_200,
             complete,
         }
@@ -183,12 +183,12 @@ impl Default for Traffic {
             lanes,
             requests,
             request_ends,
-            denied: Family::default(),
+            connections_denied: Family::default(),
             handshakes: Counter::default(),
             handshake_failures: Family::default(),
-            overdue: Family::default(),
+            connections_overdue: Family::default(),
             floods: Counter::default(),
-            refused: Family::default(),
+            requests_refused: Family::default(),
             gateway_errors: Family::default(),
             gateway_connections: Counter::default(),
             connections_revoked: Counter::default(),
@@ -219,7 +219,7 @@ impl Traffic {
         } else {
             self.requests.get_or_create(&RequestLabels { lane, protocol, status }).inc();
         }
-        counters.duration.observe(after.as_secs_f64());
+        counters.response_time.observe(after.as_secs_f64());
     }
 
     /// Counts a request that ended. `end` is how the request ended.
@@ -237,14 +237,14 @@ impl Traffic {
         registry.register(
             "connections_open",
             "Downstream connections open, after a lane was assigned",
-            lanes.open.clone(),
+            lanes.connections_open.clone(),
         );
         registry.register("connections", "Downstream connections so far", lanes.connections.clone());
         registry.register("tunnels_open", "Upgraded connections (WebSockets) that are open", lanes.tunnels.clone());
         registry.register(
             "gateway_requests_in_flight",
             "Requests in flight at the gateway, WebSockets aside",
-            lanes.in_flight.clone(),
+            lanes.requests_in_flight.clone(),
         );
         registry.register(
             "gateway_websockets",
@@ -256,23 +256,27 @@ impl Traffic {
             "Requests that wait until fewer are in flight at the gateway",
             lanes.waiting_requests.clone(),
         );
-        registry.register_with_unit("received", "Body bytes from clients", Unit::Bytes, lanes.received.clone());
-        registry.register_with_unit("sent", "Body bytes to clients", Unit::Bytes, lanes.sent.clone());
+        registry.register_with_unit("received", "Body bytes from clients", Unit::Bytes, lanes.received_bytes.clone());
+        registry.register_with_unit("sent", "Body bytes to clients", Unit::Bytes, lanes.sent_bytes.clone());
         registry.register_with_unit(
             "response",
             "Time until the gateway's response head",
             Unit::Seconds,
-            lanes.duration.clone(),
+            lanes.response_time.clone(),
         );
         registry.register("requests", "Answered requests", self.requests.clone());
         registry.register("request_ends", "Requests by how they ended", self.request_ends.clone());
-        registry.register("connections_denied", "Connections closed before their first request", self.denied.clone());
+        registry.register(
+            "connections_denied",
+            "Connections closed before their first request",
+            self.connections_denied.clone(),
+        );
         registry.register("tls_handshakes", "TLS handshakes completed", self.handshakes.clone());
         registry.register("tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures.clone());
         registry.register(
             "connections_overdue",
             "Connections closed because their client was too slow",
-            self.overdue.clone(),
+            self.connections_overdue.clone(),
         );
         registry.register(
             "connections_flooding",
@@ -282,7 +286,7 @@ impl Traffic {
         registry.register(
             "requests_refused",
             "Requests that failed for what the client sent or may not do",
-            self.refused.clone(),
+            self.requests_refused.clone(),
         );
         registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());
         registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());

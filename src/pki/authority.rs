@@ -222,7 +222,7 @@ pub(super) fn agent_uri(trust_domain: &str, name: &str) -> Result<String, Error>
 }
 
 /// Returns whether `file` is the path of the CA certificate in `state_dir`. The file need not exist.
-pub fn is_ca_file(file: &Path, state_dir: &Path) -> bool {
+pub fn is_ca_certificate_file(file: &Path, state_dir: &Path) -> bool {
     file == state_dir.join(CA_CERTIFICATE)
 }
 

@@ -115,13 +115,13 @@ impl Managed {
             plan::due_names(current.as_ref().map(|(_, facts)| (&facts.names, facts.validity)), wanted_names, now)
         else {
             let (chain, _) = current.expect("without a leaf one is due");
-            return self.to_loaded(chain, &key, None);
+            return self.to_loaded_identity(chain, &key, None);
         };
         match (self.issue_leaf(&key, &names, now), current) {
-            (Ok(chain), _) => self.to_loaded(chain, &key, None),
+            (Ok(chain), _) => self.to_loaded_identity(chain, &key, None),
             // The old certificate is served until it expires.
             (Err(error), Some((chain, facts))) if now <= facts.validity.not_after => {
-                self.to_loaded(chain, &key, Some(error))
+                self.to_loaded_identity(chain, &key, Some(error))
             }
             (Err(error), _) => Err(error),
         }
@@ -137,7 +137,7 @@ impl Managed {
         match rotate_key {
             RotateKey::Keep => {
                 let chain = self.issue_leaf(&key, &names, now)?;
-                self.to_loaded(chain, &key, None)
+                self.to_loaded_identity(chain, &key, None)
             }
             RotateKey::Replace => {
                 let key = KeyPair::generate().map_err(Error::Issue)?;
@@ -145,7 +145,7 @@ impl Managed {
                 self.dir.replace(NEXT_CERTIFICATE, pem::encode_certificates(&chain).as_bytes(), Access::Public)?;
                 self.dir.replace(SERVER_KEY, Zeroizing::new(key.serialize_pem()).as_bytes(), Access::Secret)?;
                 self.dir.rename(NEXT_CERTIFICATE, SERVER_CERTIFICATE)?;
-                self.to_loaded(chain, &key, None)
+                self.to_loaded_identity(chain, &key, None)
             }
         }
     }
@@ -217,7 +217,7 @@ impl Managed {
         Ok(chain)
     }
 
-    fn to_loaded(
+    fn to_loaded_identity(
         &self,
         chain: Vec<CertificateDer<'static>>,
         key: &KeyPair,

@@ -39,7 +39,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use authority::{CertificateAuthority, is_ca_file};
+pub use authority::{CertificateAuthority, is_ca_certificate_file};
 pub use error::{Error, InvalidFile};
 pub use identity::ServerIdentity;
 pub use managed::RotateKey;

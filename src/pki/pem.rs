@@ -27,7 +27,7 @@ pub(super) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, InvalidF
     check_encoding(pem)?;
     let text = without_bom(pem);
     PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| match error {
-        _ if is_encrypted(text.as_bytes()) => InvalidFile::EncryptedKey,
+        _ if has_encrypted_key(text.as_bytes()) => InvalidFile::EncryptedKey,
         Error::NoItemsFound => InvalidFile::NoKey,
         other => InvalidFile::Pem(other),
     })
@@ -85,7 +85,7 @@ fn check_encoding(pem: &[u8]) -> Result<(), InvalidFile> {
 }
 
 /// Returns whether a private key in `pem` is encrypted: PKCS#8 (RFC 5958), or the older format of OpenSSL (RFC 1421).
-fn is_encrypted(pem: &[u8]) -> bool {
+fn has_encrypted_key(pem: &[u8]) -> bool {
     contains_bytes(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains_bytes(pem, b"Proc-Type: 4,ENCRYPTED")
 }
 

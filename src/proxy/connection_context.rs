@@ -71,7 +71,7 @@ impl ConnectionContext {
         self.closed_by.get().copied().unwrap_or(unless_closed)
     }
 
-    /// Waits for a permit to send a request to the gateway, for at most `limits.gateway_wait` after `started`, when
+    /// Waits for a permit to send a request to the gateway, for at most `limits.gateway_wait` after `received_at`, when
     /// the request was received. `client` is the external client, `None` for an agent. Returns the permit and the time
     /// at which it was granted.
     ///
@@ -81,7 +81,7 @@ impl ConnectionContext {
         &self,
         client: Option<IpAddr>,
         purpose: Purpose,
-        started: Instant,
+        received_at: Instant,
     ) -> Result<(GatewayPermit, Instant), Exhausted> {
         let other;
         let budget = match client.filter(|client| self.assigned_client() != Some(*client)) {
@@ -93,10 +93,10 @@ impl ConnectionContext {
             None => &self.budget,
         };
         if let Some(permit) = budget.try_acquire(purpose) {
-            return Ok((permit, started));
+            return Ok((permit, received_at));
         }
         // Boxed, because it is seldom needed: the future of each request reserves memory for every future it awaits.
-        let permit = Box::pin(budget.wait_for_permit(purpose, started + self.settings.limits.gateway_wait)).await?;
+        let permit = Box::pin(budget.wait_for_permit(purpose, received_at + self.settings.limits.gateway_wait)).await?;
         Ok((permit, Instant::now()))
     }
 

@@ -106,11 +106,11 @@ impl ConnectionInfo {
 
     /// Returns whether the connection has a certificate that a CA of `tls.client_ca` issued.
     pub(super) fn has_operator_certificate(&self) -> bool {
-        self.has_certificate(|certificate| certificate.issuer == Issuer::Operator)
+        self.has_certificate_where(|certificate| certificate.issuer == Issuer::Operator)
     }
 
     /// Returns whether the connection has a certificate that satisfies `condition`.
-    pub(super) fn has_certificate(&self, condition: impl FnOnce(&Certificate) -> bool) -> bool {
+    pub(super) fn has_certificate_where(&self, condition: impl FnOnce(&Certificate) -> bool) -> bool {
         self.evidence.certificate().is_some_and(condition)
     }
 

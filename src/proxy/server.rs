@@ -128,7 +128,7 @@ impl Proxy {
         }
         let reason = "its certificate is revoked (loopgate cert revoke)";
         let revoked = self.shared.registry.revoke_where(|connection| {
-            connection.has_certificate(|certificate| tls.revokes(certificate)).then_some(reason)
+            connection.has_certificate_where(|certificate| tls.revokes(certificate)).then_some(reason)
         });
         self.shared.count_revoked(revoked);
     }

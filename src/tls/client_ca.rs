@@ -50,7 +50,7 @@ impl ClientAuthorities {
         revoked: Arc<Revoked>,
     ) -> Result<Self, Error> {
         let operator = operator.map(read_bundle).transpose()?.unwrap_or_default();
-        let verifier = ClientVerifier::new(loopgate_ca.as_ref(), &operator, Arc::clone(&revoked))?.map(Arc::new);
+        let verifier = ClientVerifier::trusting(loopgate_ca.as_ref(), &operator, Arc::clone(&revoked))?.map(Arc::new);
         Ok(Self { operator, verifier, revoked })
     }
 

@@ -90,7 +90,7 @@ struct Verifier {
 
 impl Verifier {
     /// Returns a verifier that trusts `anchors`; `None` if there are none.
-    fn new(anchors: &[CertificateDer<'static>]) -> Result<Option<Self>, VerifierBuilderError> {
+    fn trusting(anchors: &[CertificateDer<'static>]) -> Result<Option<Self>, VerifierBuilderError> {
         if anchors.is_empty() {
             return Ok(None);
         }
@@ -111,13 +111,13 @@ impl Verifier {
 impl ClientVerifier {
     /// Returns a verifier that trusts loopgate's CA and the CAs of `tls.client_ca`, `operator_cas`; `None` if there is
     /// no CA at all.
-    pub(super) fn new(
+    pub(super) fn trusting(
         loopgate_ca: Option<&CertificateDer<'static>>,
         operator_cas: &[CertificateDer<'static>],
         revoked: Arc<Revoked>,
     ) -> Result<Option<Self>, VerifierBuilderError> {
-        let loopgate_ca = loopgate_ca.map(|ca| Verifier::new(std::slice::from_ref(ca))).transpose()?.flatten();
-        let operator_cas = Verifier::new(operator_cas)?;
+        let loopgate_ca = loopgate_ca.map(|ca| Verifier::trusting(std::slice::from_ref(ca))).transpose()?.flatten();
+        let operator_cas = Verifier::trusting(operator_cas)?;
         let mut hints: Vec<_> =
             loopgate_ca.iter().chain(&operator_cas).flat_map(|verifier| verifier.subjects.iter().cloned()).collect();
         // `tls.client_ca` may contain loopgate's CA too.

@@ -15,14 +15,18 @@ use crate::harness::Harness;
 /// The text of all metrics. Families that would be absent without a value have one.
 pub fn all_metrics() -> String {
     let (traffic, listener_metrics, health) = (Traffic::default(), ListenerMetrics::default(), Health::default());
-    for family in
-        [&traffic.denied, &traffic.handshake_failures, &traffic.overdue, &traffic.refused, &traffic.gateway_errors]
-    {
+    for family in [
+        &traffic.connections_denied,
+        &traffic.handshake_failures,
+        &traffic.connections_overdue,
+        &traffic.requests_refused,
+        &traffic.gateway_errors,
+    ] {
         count_reason(family, "reason");
     }
     traffic.count_response(LaneKind::Agent, Protocol::H2, 200, Duration::ZERO);
     let enrolments = EnrolmentMetrics::default();
-    count_reason(&enrolments.refused, "reason");
+    count_reason(&enrolments.attempts_refused, "reason");
     listener_metrics.count_refusal(AcceptRefusal::ClientRate);
     health.agents.get_or_create(&ProofLabels { proof: "address" }).set(1);
     let mut registry = Registry::with_prefix("loopgate");

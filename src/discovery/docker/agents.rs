@@ -72,7 +72,7 @@ impl View {
         // be distinguished by address, so at most one of them is an agent.
         let mut namespaces: BTreeMap<&str, Vec<Candidate<'_>>> = BTreeMap::new();
         for container in sources.containers {
-            match Candidate::new(container, sources, owner, networks) {
+            match Candidate::if_requested(container, sources, owner, networks) {
                 Ok(None) => {}
                 Ok(Some(candidate)) => namespaces.entry(&candidate.namespace.id).or_default().push(candidate),
                 Err(why) => self.record_not_agent(container, why),
@@ -183,7 +183,7 @@ impl<'a> Candidate<'a> {
     ///
     /// # Errors
     /// The operator requests an agent, but the container can't be one.
-    fn new(
+    fn if_requested(
         container: &'a Container,
         sources: &ContainerSources<'a>,
         owner: Option<&Container>,

@@ -90,7 +90,7 @@ pub struct DockerEvents {
 impl Engine {
     /// Returns a client of the configured engine; `None` if Docker is off. Connections are closed when `shutdown`
     /// begins. Clones share the choice among the usual sockets.
-    pub fn new(engine: &config::Engine, shutdown: &Shutdown) -> Option<Self> {
+    pub fn from_config(engine: &config::Engine, shutdown: &Shutdown) -> Option<Self> {
         Some(Self { address: Address::from_config(engine, |name| std::env::var_os(name))?, shutdown: shutdown.clone() })
     }
 

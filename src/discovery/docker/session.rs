@@ -57,9 +57,9 @@ pub struct DockerSession {
     events: Subscription,
     listing: Option<Listing>,
     /// Whether the first list was started.
-    first_list_started: bool,
+    has_first_list_started: bool,
     /// When to list next.
-    list_due: Instant,
+    list_due_at: Instant,
     /// The earliest time of the next list, after the pause.
     paused_until: Instant,
     /// Whether there may be agents by address alone, so that checks are needed.
@@ -81,7 +81,7 @@ enum Subscription {
 }
 
 struct Listing {
-    started: Instant,
+    started_at: Instant,
     result: BoxFuture<'static, Result<ListResult, Error>>,
 }
 
@@ -111,8 +111,8 @@ impl DockerSession {
             images,
             events: Subscription::Opening(Box::pin(async move { subscriber.subscribe_to_events().await })),
             listing: None,
-            first_list_started: false,
-            list_due: now,
+            has_first_list_started: false,
+            list_due_at: now,
             paused_until: now,
             needs_checks: false,
             check: None,
@@ -155,7 +155,7 @@ impl DockerSession {
                     checked?;
                     self.last_response = Instant::now();
                 }
-                () = sleep_until(self.list_due.max(self.paused_until)), if may_list => self.start_list(),
+                () = sleep_until(self.list_due_at.max(self.paused_until)), if may_list => self.start_list(),
                 () = sleep_until(check_at), if may_check => {
                     let engine = self.engine.clone();
                     self.check = Some(Box::pin(async move { engine.check_responding(CHECK_TIMEOUT).await }));
@@ -181,16 +181,16 @@ impl DockerSession {
             Ok((running_containers(summaries, origins), unreadable))
         };
         let now = Instant::now();
-        self.listing = Some(Listing { started: now, result: Box::pin(list) });
-        self.list_due =
-            now + if std::mem::replace(&mut self.first_list_started, true) { RESYNC } else { CONFIRM_DELAY };
+        self.listing = Some(Listing { started_at: now, result: Box::pin(list) });
+        self.list_due_at =
+            now + if std::mem::replace(&mut self.has_first_list_started, true) { RESYNC } else { CONFIRM_DELAY };
     }
 
     /// Applies a list, or fails if it could not be read. Losses that the list may not show yet are removed from it.
     fn apply_list(&mut self, listed: Result<ListResult, Error>) -> Result<SourceChange, Error> {
         let now = Instant::now();
         if let Some(listing) = self.listing.take() {
-            self.paused_until = now + ((now - listing.started) * PAUSE_FACTOR).min(LONGEST_PAUSE);
+            self.paused_until = now + ((now - listing.started_at) * PAUSE_FACTOR).min(LONGEST_PAUSE);
         }
         let (mut containers, unreadable) = listed?;
         self.last_response = now;
@@ -211,7 +211,7 @@ impl DockerSession {
     fn handle_event(&mut self, event: &EventMessage) -> Option<Loss> {
         let effect = effect_of_event(event);
         if effect != EventEffect::Nothing {
-            self.list_due = self.list_due.min(Instant::now() + SETTLE_DELAY);
+            self.list_due_at = self.list_due_at.min(Instant::now() + SETTLE_DELAY);
         }
         match effect {
             EventEffect::Nothing | EventEffect::Change => None,

@@ -31,7 +31,7 @@ pub type KubernetesSession = BoxStream<'static, Result<SourceChange, Error>>;
 
 enum WatchState {
     New,
-    Watching { events: WatchEvents, version: String, started: Instant },
+    Watching { events: WatchEvents, version: String, started_at: Instant },
 }
 
 /// Lists the pods, then watches them until an error. A watch whose requested duration has elapsed is resumed.
@@ -46,13 +46,16 @@ pub fn open(api: Api) -> KubernetesSession {
 /// Returns the next change, and the state of the watch after it. A watch that is silent, or ended not too soon, is
 /// opened again from the last version.
 async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, WatchState), Error> {
-    let (mut events, mut version, mut started) = match state {
-        WatchState::Watching { events, version, started } => (events, version, started),
+    let (mut events, mut version, mut started_at) = match state {
+        WatchState::Watching { events, version, started_at } => (events, version, started_at),
         WatchState::New => {
             let (pods, version) = list_all_pods(api).await?;
             // A list alone is not used: without a watch no event would report the end of a pod.
             let events = api.watch_pods(&version).await?;
-            return Ok((SourceChange::Listed(pods), WatchState::Watching { events, version, started: Instant::now() }));
+            return Ok((
+                SourceChange::Listed(pods),
+                WatchState::Watching { events, version, started_at: Instant::now() },
+            ));
         }
     };
     loop {
@@ -60,7 +63,7 @@ async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, Watc
             Ok(event) => event,
             Err(_) => {
                 events = api.watch_pods(&version).await?;
-                started = Instant::now();
+                started_at = Instant::now();
                 continue;
             }
         };
@@ -77,12 +80,12 @@ async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, Watc
                     EventType::Deleted => None,
                     EventType::Added | EventType::Modified => event.object.into_running_pod(),
                 };
-                return Ok((SourceChange::Changed(name, pod), WatchState::Watching { events, version, started }));
+                return Ok((SourceChange::Changed(name, pod), WatchState::Watching { events, version, started_at }));
             }
-            None if started.elapsed() < SHORTEST_WATCH => return Err(Error::WatchEnded),
+            None if started_at.elapsed() < SHORTEST_WATCH => return Err(Error::WatchEnded),
             None => {
                 events = api.watch_pods(&version).await?;
-                started = Instant::now();
+                started_at = Instant::now();
             }
         }
     }

@@ -53,7 +53,7 @@ async fn a_client_at_its_limit_does_not_affect_others() {
         assert!(take_now(&limits, second).is_ok(), "{second} once {first} has left");
     }
     assert_eq!(limits.lock_clients().clients.len(), 0, "no client is remembered");
-    assert_eq!(limits.metrics.open.get(), 0);
+    assert_eq!(limits.metrics.connections_open.get(), 0);
 }
 
 #[tokio::test]
@@ -99,7 +99,7 @@ async fn at_the_total_limit_a_connection_waits() {
     assert!(poll!(&mut waiting).is_pending());
     drop(held);
     drop(waiting.await);
-    assert_eq!(limits.metrics.open.get(), 0);
+    assert_eq!(limits.metrics.connections_open.get(), 0);
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn permits_are_reserved_for_agents() {
     others.pop();
     drop(outsider.await);
     drop(others);
-    assert_eq!((limits.shared.available_permits(), limits.reserved.available_permits()), (30, 2));
+    assert_eq!((limits.shared_slots.available_permits(), limits.reserved_slots.available_permits()), (30, 2));
 }
 
 #[tokio::test]

@@ -373,7 +373,7 @@ impl Registered {
         );
         let counters = shared.traffic.lane(lane.kind());
         counters.connections.inc();
-        let open = GaugeGuard::new(&counters.open);
+        let open = GaugeGuard::new(&counters.connections_open);
         let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new(protocol));
         let head_tracker = HeadTracker::new(protocol);
         let resources = ConnectionResources::new(permits, guard, open);

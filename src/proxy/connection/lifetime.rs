@@ -271,7 +271,7 @@ where
             self.set_closed_by(RequestEnd::ClientStalled);
         }
         let (connection, peer, deadline) = (self.context.number, self.context.peer, overdue.label());
-        count_reason(&self.context.shared.traffic.overdue, deadline);
+        count_reason(&self.context.shared.traffic.connections_overdue, deadline);
         debug!(connection, %peer, deadline, "closed a connection whose client was too slow");
         let head_tracker = &self.context.head_tracker;
         match overdue {

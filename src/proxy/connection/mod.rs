@@ -27,10 +27,10 @@ pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
         Err(error) => {
             let traffic = &shared.traffic;
             match &error {
-                Error::Denied(denied) => count_reason(&traffic.denied, denied.label()),
-                Error::ProxyProtocol(_) => count_reason(&traffic.denied, "proxy_protocol"),
+                Error::Denied(denied) => count_reason(&traffic.connections_denied, denied.label()),
+                Error::ProxyProtocol(_) => count_reason(&traffic.connections_denied, "proxy_protocol"),
                 Error::Tls(error) => count_reason(&traffic.handshake_failures, error.label()),
-                Error::AuthorityChanged => count_reason(&traffic.denied, "authority_changed"),
+                Error::AuthorityChanged => count_reason(&traffic.connections_denied, "authority_changed"),
                 Error::ShuttingDown | Error::Io(_) => {}
             }
             if let Some(reason) = error.refusal_reason() {

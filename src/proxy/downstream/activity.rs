@@ -40,7 +40,7 @@ pub struct Activity {
     /// Whether the deadline of a head has passed, so that the next read ends the connection.
     is_head_abandoned: AtomicBool,
     /// Bytes of HTTP/1.1 responses that hyper has and the socket has not taken.
-    buffered: AtomicUsize,
+    buffered_bytes: AtomicUsize,
     /// Whether the socket did not take all bytes of the last write or flush.
     is_socket_full: AtomicBool,
     flushes: FlushCounter,
@@ -106,7 +106,7 @@ impl Activity {
             block_since: AtomicU64::new(0),
             block_stream: AtomicU32::new(0),
             is_head_abandoned: AtomicBool::new(false),
-            buffered: AtomicUsize::new(0),
+            buffered_bytes: AtomicUsize::new(0),
             is_socket_full: AtomicBool::new(false),
             flushes: FlushCounter::default(),
             trailer_slot: TrailerSlot::default(),
@@ -163,15 +163,15 @@ impl Activity {
 
     /// Records that the socket took `count` bytes. `is_all` is whether these are all that it was offered.
     pub fn record_write(&self, count: usize, is_all: bool) {
-        let still_buffered = self.buffered.load(Ordering::Relaxed).saturating_sub(count);
-        self.buffered.store(still_buffered, Ordering::Relaxed);
+        let still_buffered = self.buffered_bytes.load(Ordering::Relaxed).saturating_sub(count);
+        self.buffered_bytes.store(still_buffered, Ordering::Relaxed);
         self.is_socket_full.store(!is_all, Ordering::Relaxed);
     }
 
     /// Records a flush. `is_all` is whether it completed, so that everything written has left the process.
     pub fn record_flush(&self, is_all: bool) {
         if is_all {
-            self.buffered.store(0, Ordering::Relaxed);
+            self.buffered_bytes.store(0, Ordering::Relaxed);
             self.flushes.increment();
         }
         self.is_socket_full.store(!is_all, Ordering::Relaxed);
@@ -284,7 +284,7 @@ impl RequestGuard {
 
     /// Records that hyper got `count` more bytes of the response.
     pub fn add_buffered(&self, count: usize) {
-        self.activity.buffered.fetch_add(count, Ordering::Relaxed);
+        self.activity.buffered_bytes.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Completes when hyper may get more bytes of the response.
@@ -307,7 +307,7 @@ impl RequestGuard {
     fn is_above_high_water_mark(&self) -> bool {
         self.stream.is_none()
             && (self.activity.is_socket_full.load(Ordering::Relaxed)
-                || self.activity.buffered.load(Ordering::Relaxed) >= HIGH_WATER_MARK)
+                || self.activity.buffered_bytes.load(Ordering::Relaxed) >= HIGH_WATER_MARK)
     }
 
     /// Records that no part of the response waits for the client any more.

@@ -38,7 +38,7 @@ pub struct H2Trailers {
     /// The bytes of the current frame's padding that are still to come. They are dropped.
     padding: usize,
     /// The beginning of a frame that can't be decided yet.
-    held: Vec<u8>,
+    held_bytes: Vec<u8>,
     /// The header block of trailers that is not complete yet.
     block: Option<TrailerBlock>,
     /// The latest stream that began.
@@ -90,7 +90,7 @@ impl H2Trailers {
         Self {
             bytes_left: PREFACE.len(),
             padding: 0,
-            held: Vec::new(),
+            held_bytes: Vec::new(),
             block: None,
             last_stream: 0,
             begun_streams: VecDeque::new(),
@@ -104,17 +104,17 @@ impl H2Trailers {
     /// # Errors
     /// Trailers are too large, so that the connection must be closed.
     pub fn rewrite_input(&mut self, bytes: &[u8]) -> Result<Option<Vec<u8>>, TooLarge> {
-        if self.held.is_empty() && self.block.is_none() && self.padding == 0 {
+        if self.held_bytes.is_empty() && self.block.is_none() && self.padding == 0 {
             let (bytes_left, last_stream) = (self.bytes_left, self.last_stream);
             if self.try_pass_unchanged(bytes) {
                 return Ok(None);
             }
             (self.bytes_left, self.last_stream) = (bytes_left, last_stream);
         }
-        if self.held.is_empty() {
+        if self.held_bytes.is_empty() {
             return self.rewrite_frames(bytes).map(Some);
         }
-        let mut held_and_new = std::mem::take(&mut self.held);
+        let mut held_and_new = std::mem::take(&mut self.held_bytes);
         held_and_new.extend_from_slice(bytes);
         self.rewrite_frames(&held_and_new).map(Some)
     }
@@ -149,7 +149,7 @@ impl H2Trailers {
             }
             match self.begin_frame(bytes) {
                 FrameAction::Incomplete => {
-                    self.held = bytes.to_vec();
+                    self.held_bytes = bytes.to_vec();
                     return Ok(rewritten);
                 }
                 FrameAction::Passed(length) => {
@@ -304,7 +304,7 @@ mod tests {
                 let (bytes, trailers) =
                     rewrite_in_pieces(&[preface_and_heads(), sent.repeat(2), after.clone()].concat(), size);
                 assert_eq!(bytes, [preface_and_heads(), wanted.repeat(2), after.clone()].concat(), "{name}, {size}");
-                assert!(trailers.held.is_empty(), "{name}, {size}");
+                assert!(trailers.held_bytes.is_empty(), "{name}, {size}");
             }
         }
     }

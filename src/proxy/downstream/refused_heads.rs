@@ -99,7 +99,7 @@ impl HeadRefusal {
 /// The refused heads of one connection.
 #[derive(Debug, Default)]
 pub struct RefusedHeads {
-    refused: Vec<RefusedHead>,
+    refused_heads: Vec<RefusedHead>,
     /// HTTP/2: the stream whose header block continues in CONTINUATION frames.
     partial_block: Option<u32>,
     /// HTTP/2: the last stream whose header block was refused before its end, so that the end is not counted again.
@@ -111,9 +111,9 @@ pub struct RefusedHeads {
     /// HTTP/2: the streams that began in the current round, in ascending order.
     begun_streams: Vec<BegunStream>,
     /// The number of streams of the round that are neither a request nor refused yet.
-    undecided: usize,
+    undecided_count: usize,
     /// The streams of earlier rounds that were neither a request nor refused.
-    dropped: DroppedHeads,
+    dropped_heads: DroppedHeads,
     /// Possible refusals of the round: resets of streams in `begun_streams`, and a GOAWAY.
     resets: Vec<RefusedHead>,
 }
@@ -166,12 +166,12 @@ struct BegunStream {
 impl RefusedHeads {
     /// Records a refused head that gets a response.
     pub fn add_answered(&mut self, refusal: HeadRefusal) {
-        self.refused.push(RefusedHead::with_response(refusal));
+        self.refused_heads.push(RefusedHead::with_response(refusal));
     }
 
     /// Returns the heads that were refused or dropped since the last call.
     pub fn take_refused_and_dropped(&mut self) -> (Vec<RefusedHead>, DroppedHeads) {
-        (take(&mut self.refused), take(&mut self.dropped))
+        (take(&mut self.refused_heads), take(&mut self.dropped_heads))
     }
 
     /// Records that `h2` got the first part of the header block that begins `stream`.
@@ -183,7 +183,7 @@ impl RefusedHeads {
     pub fn record_header_block_timeout(&mut self) {
         self.partial_block = None;
         self.is_closing = true;
-        self.refused.push(RefusedHead::without_response(HeadRefusal::Timeout));
+        self.refused_heads.push(RefusedHead::without_response(HeadRefusal::Timeout));
     }
 
     /// Records that `h2` got the whole header block that begins `stream`.
@@ -195,7 +195,7 @@ impl RefusedHeads {
     }
 
     fn add_undecided(&mut self, stream: u32) {
-        self.undecided += 1;
+        self.undecided_count += 1;
         if self.begun_streams.len() < MAX_STREAMS {
             self.begun_streams.push(BegunStream { stream, is_answered: false });
         }
@@ -222,7 +222,7 @@ impl RefusedHeads {
     /// Records that hyper ended the connection without an error; returns why it did so.
     pub fn record_clean_end(&mut self) -> CleanEnd {
         self.attribute_resets();
-        let is_refused = !self.is_closing && !self.has_client_ended && self.undecided > 0;
+        let is_refused = !self.is_closing && !self.has_client_ended && self.undecided_count > 0;
         if is_refused {
             self.add_refused(RefusedHead::without_response(HeadRefusal::Malformed));
             self.is_closing = true;
@@ -233,12 +233,12 @@ impl RefusedHeads {
 
     /// Records that hyper passes a request to the service.
     pub fn record_request(&mut self) {
-        self.undecided = self.undecided.saturating_sub(1);
+        self.undecided_count = self.undecided_count.saturating_sub(1);
     }
 
     fn add_refused(&mut self, refused: RefusedHead) {
-        self.undecided = self.undecided.saturating_sub(1);
-        self.refused.push(refused);
+        self.undecided_count = self.undecided_count.saturating_sub(1);
+        self.refused_heads.push(refused);
     }
 
     /// Records the head of a response on `stream`. If `is_status_only`, the response is the 431 by which `h2` refuses a
@@ -286,15 +286,16 @@ impl RefusedHeads {
     /// Ends the round: hyper has done all that it can and everything was written, or the connection has ended.
     pub fn end_round(&mut self) {
         self.attribute_resets();
-        let dropped = if self.is_closing { &mut self.dropped.by_closing } else { &mut self.dropped.by_client };
-        *dropped += take(&mut self.undecided);
+        let dropped =
+            if self.is_closing { &mut self.dropped_heads.by_closing } else { &mut self.dropped_heads.by_client };
+        *dropped += take(&mut self.undecided_count);
         self.begun_streams.clear();
     }
 
     /// Counts the possible refusals of the round as refused heads, at most as many as heads are undecided.
     fn attribute_resets(&mut self) {
         for refused in take(&mut self.resets) {
-            if self.undecided > 0 {
+            if self.undecided_count > 0 {
                 self.add_refused(refused);
             }
         }
@@ -302,7 +303,7 @@ impl RefusedHeads {
 
     /// Returns whether there are neither refused nor dropped heads.
     pub fn is_empty(&self) -> bool {
-        self.refused.is_empty() && self.dropped == DroppedHeads::default()
+        self.refused_heads.is_empty() && self.dropped_heads == DroppedHeads::default()
     }
 
     /// Records that a response or reset was written on `stream`; returns whether it is the first one on a stream of the

@@ -25,7 +25,7 @@ pub struct RequestStreams {
     blocks: VecDeque<RoundStream>,
     /// The header blocks of the round that count as passed on. They are the streams of the round's requests if every
     /// block became a request.
-    passed_on: Vec<RoundStream>,
+    passed_blocks: Vec<RoundStream>,
     /// Whether the streams of the round's requests can't be known any more: a request came without a header block, or
     /// there are too many blocks.
     is_round_unknown: bool,
@@ -34,13 +34,13 @@ pub struct RequestStreams {
     /// The number of requests of earlier rounds.
     earlier_requests: u64,
     /// The numbers of requests of earlier rounds whose streams are unknown.
-    unknown: VecDeque<Range<u64>>,
+    unknown_ranges: VecDeque<Range<u64>>,
     /// The streams of all requests up to this number count as unknown.
     unknown_up_to: u64,
     /// The streams of requests that hyper has not begun to answer and neither side has reset.
-    unanswered: Vec<u32>,
+    unanswered_streams: Vec<u32>,
     /// The streams that `h2` reset because of what the client sent. `h2` closes a connection with many of them.
-    reset: Vec<u32>,
+    reset_streams: Vec<u32>,
 }
 
 /// A stream that the client began.
@@ -74,9 +74,9 @@ impl RequestStreams {
     pub fn number_h2_request(&mut self) -> (u64, u32) {
         self.requests += 1;
         match self.blocks.pop_front() {
-            Some(block) if !self.is_round_unknown && self.passed_on.len() < MAX_BLOCKS => {
+            Some(block) if !self.is_round_unknown && self.passed_blocks.len() < MAX_BLOCKS => {
                 let stream = block.stream;
-                self.passed_on.push(block);
+                self.passed_blocks.push(block);
                 (self.requests, stream)
             }
             _ => {
@@ -88,21 +88,21 @@ impl RequestStreams {
 
     /// Records that `h2` reset `stream` because of what the client sent.
     pub fn record_reset_for_client_error(&mut self, stream: u32) {
-        if self.reset.len() < MAX_RESET {
-            self.reset.push(stream);
+        if self.reset_streams.len() < MAX_RESET {
+            self.reset_streams.push(stream);
         }
     }
 
     /// Records that `stream` was reset, or that its response has begun; returns whether it was the stream
     /// of an unanswered request.
     pub fn remove_unanswered(&mut self, stream: u32) -> bool {
-        let Some(at) = self.unanswered.iter().position(|unanswered| *unanswered == stream) else {
-            for opened in self.blocks.iter_mut().chain(&mut self.passed_on) {
+        let Some(at) = self.unanswered_streams.iter().position(|unanswered| *unanswered == stream) else {
+            for opened in self.blocks.iter_mut().chain(&mut self.passed_blocks) {
                 opened.is_open &= opened.stream != stream;
             }
             return false;
         };
-        self.unanswered.swap_remove(at);
+        self.unanswered_streams.swap_remove(at);
         true
     }
 
@@ -119,15 +119,15 @@ impl RequestStreams {
         let is_known = !std::mem::take(&mut self.is_round_unknown) && self.blocks.is_empty();
         self.blocks.clear();
         if is_known {
-            self.unanswered
-                .extend(self.passed_on.iter().filter(|passed_on| passed_on.is_open).map(|passed_on| passed_on.stream));
+            self.unanswered_streams
+                .extend(self.passed_blocks.iter().filter(|block| block.is_open).map(|block| block.stream));
         } else if self.requests > self.earlier_requests {
-            if self.unknown.len() == MAX_UNKNOWN {
-                self.unknown_up_to = self.unknown.pop_front().map_or(0, |unknown| unknown.end - 1);
+            if self.unknown_ranges.len() == MAX_UNKNOWN {
+                self.unknown_up_to = self.unknown_ranges.pop_front().map_or(0, |range| range.end - 1);
             }
-            self.unknown.push_back(self.earlier_requests + 1..self.requests + 1);
+            self.unknown_ranges.push_back(self.earlier_requests + 1..self.requests + 1);
         }
-        self.passed_on.clear();
+        self.passed_blocks.clear();
         self.earlier_requests = self.requests;
     }
 
@@ -135,14 +135,14 @@ impl RequestStreams {
     fn give_up_round(&mut self) {
         self.is_round_unknown = true;
         self.blocks = VecDeque::new();
-        self.passed_on = Vec::new();
+        self.passed_blocks = Vec::new();
     }
 
     /// Returns whether the stream of the request with this number is known. It is not before the end of the round.
     pub fn is_known(&self, number: u64) -> bool {
         number <= self.earlier_requests
             && number > self.unknown_up_to
-            && !self.unknown.iter().any(|unknown| unknown.contains(&number))
+            && !self.unknown_ranges.iter().any(|range| range.contains(&number))
     }
 
     /// Returns whether the request with this number is the latest.
@@ -152,21 +152,21 @@ impl RequestStreams {
 
     /// Returns whether `stream` carries a request that hyper has not begun to answer and neither side has reset.
     pub fn is_open(&self, stream: u32) -> bool {
-        self.unanswered.contains(&stream)
+        self.unanswered_streams.contains(&stream)
     }
 
     /// Returns whether `h2` reset `stream` because of what the client sent.
     pub fn was_reset_for_client_error(&self, stream: u32) -> bool {
-        self.reset.contains(&stream)
+        self.reset_streams.contains(&stream)
     }
 
     /// Returns whether all collections are within their limits.
     #[cfg(test)]
     pub fn is_within_limits(&self) -> bool {
         self.blocks.len() <= MAX_BLOCKS
-            && self.passed_on.len() <= MAX_BLOCKS
-            && self.reset.len() <= MAX_RESET
-            && self.unknown.len() <= MAX_UNKNOWN
+            && self.passed_blocks.len() <= MAX_BLOCKS
+            && self.reset_streams.len() <= MAX_RESET
+            && self.unknown_ranges.len() <= MAX_UNKNOWN
     }
 
     /// Returns whether the header blocks of the round take no memory.

@@ -18,7 +18,7 @@ const MAX_WINDOW: usize = 4 << 20;
 #[derive(Debug)]
 pub struct WindowBudget {
     limit: usize,
-    leased: AtomicUsize,
+    leased_bytes: AtomicUsize,
 }
 
 /// The window of one connection, returned to the budget when dropped.
@@ -31,14 +31,14 @@ pub struct WindowLease {
 impl WindowBudget {
     /// Creates a budget of half of `buffered` bytes. Tunnels share the other half.
     pub fn new(buffered: usize) -> Arc<Self> {
-        Arc::new(Self { limit: buffered / 2, leased: AtomicUsize::new(0) })
+        Arc::new(Self { limit: buffered / 2, leased_bytes: AtomicUsize::new(0) })
     }
 
     /// Takes the window of a new connection.
     pub fn take_lease(self: &Arc<Self>) -> WindowLease {
-        let left = self.limit.saturating_sub(self.leased.load(Ordering::Relaxed));
+        let left = self.limit.saturating_sub(self.leased_bytes.load(Ordering::Relaxed));
         let bytes = (left / LEASE_PART).clamp(MIN_WINDOW, MAX_WINDOW);
-        self.leased.fetch_add(bytes, Ordering::Relaxed);
+        self.leased_bytes.fetch_add(bytes, Ordering::Relaxed);
         WindowLease { bytes, budget: Arc::clone(self) }
     }
 }
@@ -52,7 +52,7 @@ impl WindowLease {
 
 impl Drop for WindowLease {
     fn drop(&mut self) {
-        self.budget.leased.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.leased_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -142,7 +142,7 @@ impl DeviceCheck {
             });
             return Ok(Box::pin(ready(())));
         };
-        let (bound, binding) = oneshot::channel();
+        let (binding_sender, binding) = oneshot::channel();
         pending.expect_answer(&request.id, move |accepted| {
             if !accepted {
                 spawn_blocking(move || binding.blocking_recv().ok().flatten().map(ProvisionalBinding::remove));
@@ -151,7 +151,7 @@ impl DeviceCheck {
         Ok(Box::pin(async move {
             let binding = spawn_blocking(move || devices.bind_provisionally(&device, &agent)).await;
             // If nothing waits for the response any more, the device stays bound.
-            let _ = bound.send(binding.ok().flatten());
+            let _ = binding_sender.send(binding.ok().flatten());
         }))
     }
 }

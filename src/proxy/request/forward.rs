@@ -201,7 +201,7 @@ async fn send_to_gateway(
 ) -> ForwardOutcome {
     let client = head.client();
     let waiting = pin!(async { Ok(context.acquire_permit(client, Purpose::Request, record.start_time()).await?) });
-    let (permit, started) = match ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await {
+    let (permit, granted_at) = match ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await {
         Ok(permitted) => permitted,
         Err(error) => return ForwardOutcome { must_close: body.is_optional(), result: Err(error) },
     };
@@ -209,16 +209,23 @@ async fn send_to_gateway(
     // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
     let handle = record.takes_trailers().then_some(handle);
     let counters = context.shared.traffic.lane(head.lane());
-    record.set_sent_counter(counters.sent.clone());
+    record.set_sent_counter(counters.sent_bytes.clone());
     let ClientBody { incoming, expects_continue, rules } = body;
     // Over HTTP/1.1 hyper sends `100 Continue` itself when the body is polled.
     let h2_handle = || handle.clone().filter(RequestHandle::is_h2);
     let gate = expects_continue.then(|| ContinueGate::new(h2_handle()));
-    let body =
-        RequestBody::new(incoming, context.protocol, rules, gate, counters.received.clone(), &context.shared.shutdown);
+    let body = RequestBody::new(
+        incoming,
+        context.protocol,
+        rules,
+        gate,
+        counters.received_bytes.clone(),
+        &context.shared.shutdown,
+    );
     let progress = if expects_continue { body.progress() } else { None };
     let on_interim = OnInterim { handle: handle.clone() };
-    let sending = pin!(context.shared.upstream.send(head, body, on_interim, permit, &context.settings.limits, started));
+    let sending =
+        pin!(context.shared.upstream.send(head, body, on_interim, permit, &context.settings.limits, granted_at));
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
     wait_for_interims(handle, record).await;
 

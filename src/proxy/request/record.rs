@@ -33,7 +33,7 @@ use crate::trace::{Span, Trace};
 pub struct RequestRecord {
     context: Arc<ConnectionContext>,
     guard: RequestGuard,
-    started: Instant,
+    start_time: Instant,
     trace: Option<Trace>,
     access_log: Option<AccessLog>,
     /// The method, and the path without its query; `None` if they are neither logged nor recorded.
@@ -69,7 +69,7 @@ impl RequestRecord {
         let needs_trace = has_recorder || context.settings.traceparent == TraceparentUse::Make;
         Arc::new(Self {
             guard: context.activity.begin_request(),
-            started: Instant::now(),
+            start_time: Instant::now(),
             trace: needs_trace.then(|| Trace::from_headers(headers, has_recorder)),
             access_log,
             target: is_recorded.then(|| (request.method().clone(), request.uri().path().to_owned())),
@@ -92,7 +92,7 @@ impl RequestRecord {
 
     /// Returns the time at which the request's head had been read.
     pub fn start_time(&self) -> Instant {
-        self.started
+        self.start_time
     }
 
     /// Returns the guard that marks the request as being served.
@@ -131,7 +131,7 @@ impl RequestRecord {
             // The response does not reach the client.
             return;
         }
-        let after = self.started.elapsed();
+        let after = self.start_time.elapsed();
         self.status.store(status, Ordering::Relaxed);
         let _ = self.time_to_response.set(after);
         self.context.shared.traffic.count_response(self.lane(), self.context.protocol, status, after);
@@ -175,7 +175,7 @@ impl RequestRecord {
     /// Counts a refusal, and writes it to the audit log.
     fn record_refusal(&self, reason: &'static str, request_id: &str) {
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
-        count_reason(&self.context.shared.traffic.refused, reason);
+        count_reason(&self.context.shared.traffic.requests_refused, reason);
         info!(
             target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, request_id, reason,
             "request refused"
@@ -275,7 +275,7 @@ impl RequestRecord {
         let request_id = self.access_log.as_ref().map(|log| log.request_id.as_str()).or(request_id.as_deref());
         recorder.record(&Span {
             trace,
-            started: began,
+            started_at: began,
             time_to_head: self.time_to_response(),
             method: method.as_str(),
             path,
@@ -293,7 +293,7 @@ impl RequestRecord {
     fn log_access(&self, end: RequestEnd, (method, path): &(Method, String)) {
         let Some(AccessLog { client, request_id }) = &self.access_log else { return };
         let ms = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;
-        let (ms, total_ms) = (ms(self.time_to_response()), ms(self.started.elapsed()));
+        let (ms, total_ms) = (ms(self.time_to_response()), ms(self.start_time.elapsed()));
         let (connection, peer, bytes) =
             (self.context.number, self.context.peer, self.bytes_sent.load(Ordering::Relaxed));
         let trace_id = self.trace.as_ref().map_or("-", |trace| trace.forwarded.trace_id());
@@ -309,7 +309,7 @@ impl RequestRecord {
 
     /// Returns the time from the head of the request to that of the response, or until now if there is none.
     fn time_to_response(&self) -> Duration {
-        self.time_to_response.get().copied().unwrap_or_else(|| self.started.elapsed())
+        self.time_to_response.get().copied().unwrap_or_else(|| self.start_time.elapsed())
     }
 }
 

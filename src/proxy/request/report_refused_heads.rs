@@ -31,7 +31,7 @@ pub fn report_refused_heads(context: &ConnectionContext) {
 
 /// Counts a refusal, and writes it to the audit log.
 fn record_refusal(context: &ConnectionContext, reason: &'static str) {
-    count_reason(&context.shared.traffic.refused, reason);
+    count_reason(&context.shared.traffic.requests_refused, reason);
     let (connection, peer, lane) = (context.number, context.peer, context.lane.kind().label());
     info!(target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, reason, "request refused");
     let protocol = context.protocol.label();

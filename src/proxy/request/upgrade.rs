@@ -56,7 +56,7 @@ pub async fn upgrade_request(
     let lane = head.lane();
     let counters = shared.traffic.lane(lane);
     let tunnel_gauge = GaugeGuard::new(&counters.tunnels);
-    record.set_sent_counter(counters.sent.clone());
+    record.set_sent_counter(counters.sent_bytes.clone());
     let (first_message, connect_response) = connect_check(context, &head).unzip();
     if first_message.is_some() {
         head.remove_websocket_extensions();
@@ -84,7 +84,7 @@ pub async fn upgrade_request(
     let options = TunnelOptions {
         is_websocket,
         is_h2: is_h2_connect,
-        buffers: Arc::clone(shared.tunnel_buffer_budgets.for_lane(lane)),
+        buffer_budget: Arc::clone(shared.tunnel_buffer_budgets.for_lane(lane)),
         close_signal: match authorization {
             Some(_) => context.close_signal.for_tunnel(),
             None => context.close_signal.clone(),
@@ -93,8 +93,8 @@ pub async fn upgrade_request(
         quiet_limit: Arc::new(move || newest.settings.load().limits.drain_timeout / 2),
         first_message: first_message.filter(|_| is_websocket),
         connect_response: connect_response.filter(|_| is_websocket),
-        received: counters.received.clone(),
-        sent: counters.sent.clone(),
+        received_bytes: counters.received_bytes.clone(),
+        sent_bytes: counters.sent_bytes.clone(),
     };
     start_tunnel(context, record, authorization, tunnel_gauge, client_side, upstream, options);
     Ok(switching_response(response, is_h2_connect, record))
@@ -109,9 +109,9 @@ async fn send_upgrade(
 ) -> Result<(ResponseHead, PooledConnection), Error> {
     let client = head.client();
     let waiting = pin!(async { Ok(context.acquire_permit(client, Purpose::WebSocket, record.start_time()).await?) });
-    let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_deref_mut(), waiting).await?;
+    let (permit, granted_at) = ClientAuthorization::unless_revoked(authorization.as_deref_mut(), waiting).await?;
     let (body, on_interim, limits) = (RequestBody::empty(), OnInterim::default(), &context.settings.limits);
-    let sending = pin!(context.shared.upstream.send(head, body, on_interim, permit, limits, started));
+    let sending = pin!(context.shared.upstream.send(head, body, on_interim, permit, limits, granted_at));
     ClientAuthorization::unless_revoked(authorization, sending).await
 }
 

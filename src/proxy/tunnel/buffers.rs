@@ -23,35 +23,35 @@ const H2_BUFFER: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct TunnelBufferBudget {
     limit: usize,
-    held: AtomicUsize,
+    held_bytes: AtomicUsize,
 }
 
 impl TunnelBufferBudget {
     /// Creates the memory of one lane: a quarter of `buffered` bytes.
     pub fn new(buffered: usize) -> Arc<Self> {
-        Arc::new(Self { limit: buffered / 4, held: AtomicUsize::new(0) })
+        Arc::new(Self { limit: buffered / 4, held_bytes: AtomicUsize::new(0) })
     }
 }
 
 /// The bytes that one direction of a tunnel holds, returned when dropped.
 #[derive(Debug)]
 pub struct BufferLease {
-    buffers: Arc<TunnelBufferBudget>,
+    budget: Arc<TunnelBufferBudget>,
     is_h2: bool,
-    held: usize,
+    held_bytes: usize,
 }
 
 impl BufferLease {
     /// Creates a lease of no bytes. `is_h2` is whether the direction writes to an HTTP/2 stream, which takes some
     /// blocks before a write has to wait.
-    pub fn new(buffers: &Arc<TunnelBufferBudget>, is_h2: bool) -> Self {
-        Self { buffers: Arc::clone(buffers), is_h2, held: 0 }
+    pub fn new(budget: &Arc<TunnelBufferBudget>, is_h2: bool) -> Self {
+        Self { budget: Arc::clone(budget), is_h2, held_bytes: 0 }
     }
 
     /// Returns the size of the next block to read.
     pub fn block_size(&self) -> usize {
-        let held = self.buffers.held.load(Ordering::Relaxed);
-        (self.buffers.limit.saturating_sub(held) / BLOCK_PART).clamp(MIN_BLOCK, MAX_BLOCK)
+        let held = self.budget.held_bytes.load(Ordering::Relaxed);
+        (self.budget.limit.saturating_sub(held) / BLOCK_PART).clamp(MIN_BLOCK, MAX_BLOCK)
     }
 
     /// Changes the lease to what the direction holds while `unsent` bytes of a block are not written; 0 if all are.
@@ -61,12 +61,12 @@ impl BufferLease {
             unsent if self.is_h2 => unsent * (1 + BLOCKS_IN_H2) + H2_BUFFER,
             unsent => unsent,
         };
-        if held > self.held {
-            self.buffers.held.fetch_add(held - self.held, Ordering::Relaxed);
-        } else if held < self.held {
-            self.buffers.held.fetch_sub(self.held - held, Ordering::Relaxed);
+        if held > self.held_bytes {
+            self.budget.held_bytes.fetch_add(held - self.held_bytes, Ordering::Relaxed);
+        } else if held < self.held_bytes {
+            self.budget.held_bytes.fetch_sub(self.held_bytes - held, Ordering::Relaxed);
         }
-        self.held = held;
+        self.held_bytes = held;
     }
 }
 
@@ -83,8 +83,8 @@ mod tests {
     #[test]
     fn blocks_shrink_as_tunnels_stall_and_their_sum_is_limited() {
         for (is_h2, most) in [(false, MIN_BLOCK), (true, H2_BUFFER + (1 + BLOCKS_IN_H2) * MIN_BLOCK)] {
-            let buffers = TunnelBufferBudget::new(64 << 20);
-            let mut leases: Vec<_> = (0..4096).map(|_| BufferLease::new(&buffers, is_h2)).collect();
+            let budget = TunnelBufferBudget::new(64 << 20);
+            let mut leases: Vec<_> = (0..4096).map(|_| BufferLease::new(&budget, is_h2)).collect();
             let mut blocks = Vec::new();
             for lease in &mut leases {
                 blocks.push(lease.block_size());
@@ -92,13 +92,13 @@ mod tests {
             }
             assert_eq!((blocks[0], blocks[4095]), (MAX_BLOCK, MIN_BLOCK));
             assert!(blocks.is_sorted_by(|one, next| one >= next));
-            let held = buffers.held.load(Ordering::Relaxed);
+            let held = budget.held_bytes.load(Ordering::Relaxed);
             assert!(held <= (16 << 20) + 4096 * most, "{held}");
             leases.iter_mut().for_each(|lease| lease.set_unsent(0));
             assert_eq!(leases[4095].block_size(), MAX_BLOCK);
             leases[0].set_unsent(1);
             drop(leases);
-            assert_eq!(buffers.held.load(Ordering::Relaxed), 0, "every byte was given back");
+            assert_eq!(budget.held_bytes.load(Ordering::Relaxed), 0, "every byte was given back");
         }
     }
 }

@@ -46,9 +46,9 @@ pub struct ConnectResponseWatcher {
     /// Whether invalid bytes came, so that nothing more can be read.
     is_unreadable: bool,
     /// The first bytes of the current frame.
-    start: Vec<u8>,
+    frame_start: Vec<u8>,
     /// The bytes of the current frame that are still to come and not examined.
-    skip: u64,
+    skip_length: u64,
 }
 
 /// The fields that are read of a response.
@@ -64,7 +64,7 @@ struct ResponseFields<'a> {
 impl ConnectResponseWatcher {
     /// Creates the state before the gateway's first byte. It finds the response to `pending`.
     pub fn new(pending: Arc<PendingConnect>) -> Self {
-        Self { pending, sent: GatewaySent::default(), is_unreadable: false, start: Vec::new(), skip: 0 }
+        Self { pending, sent: GatewaySent::default(), is_unreadable: false, frame_start: Vec::new(), skip_length: 0 }
     }
 
     /// Returns what the gateway has sent so far.
@@ -75,16 +75,16 @@ impl ConnectResponseWatcher {
     /// Observes the next bytes of the gateway.
     pub fn observe_bytes(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.is_unreadable {
-            if self.skip > 0 {
-                let step = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
-                self.skip -= step as u64;
+            if self.skip_length > 0 {
+                let step = usize::try_from(self.skip_length).unwrap_or(usize::MAX).min(bytes.len());
+                self.skip_length -= step as u64;
                 bytes = &bytes[step..];
                 continue;
             }
-            let before = self.start.len();
+            let before = self.frame_start.len();
             let taken = (MAX_HEADER + MAX_EXAMINED - before).min(bytes.len());
-            self.start.extend_from_slice(&bytes[..taken]);
-            let mut cursor = Cursor::new(&self.start[..]);
+            self.frame_start.extend_from_slice(&bytes[..taken]);
+            let mut cursor = Cursor::new(&self.frame_start[..]);
             let (header, length) = match FrameHeader::parse(&mut cursor) {
                 Ok(Some(parsed)) => parsed,
                 Ok(None) if taken == bytes.len() => return,
@@ -95,7 +95,7 @@ impl ConnectResponseWatcher {
             };
             let header_length = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
             let examined_end = header_length + usize::try_from(length).unwrap_or(usize::MAX).min(MAX_EXAMINED);
-            if self.start.len() < examined_end {
+            if self.frame_start.len() < examined_end {
                 return;
             }
             match header.opcode {
@@ -107,15 +107,15 @@ impl ConnectResponseWatcher {
                 _ => {}
             }
             bytes = &bytes[examined_end - before.min(examined_end)..];
-            self.skip = length - (examined_end - header_length) as u64;
-            self.start = Vec::new();
+            self.skip_length = length - (examined_end - header_length) as u64;
+            self.frame_start = Vec::new();
         }
     }
 
-    /// Examines the beginning of a message, or the whole message if `is_whole`. The message is in `start`, between
+    /// Examines the beginning of a message, or the whole message if `is_whole`. The message is in `frame_start`, between
     /// `from` and `to`.
     fn examine_message(&mut self, from: usize, to: usize, is_whole: bool) {
-        let message = &self.start[from..to];
+        let message = &self.frame_start[from..to];
         if self.sent.challenge.is_none() {
             self.sent.challenge = Some(message.windows(17).any(|part| part == b"connect.challenge"));
         }

@@ -21,13 +21,13 @@ const FREE_BYTES: usize = 8 * 1024;
 #[derive(Debug)]
 pub struct FirstMessageBudget {
     limit: usize,
-    used: AtomicUsize,
+    used_bytes: AtomicUsize,
 }
 
 impl FirstMessageBudget {
     /// Creates a budget of half of `buffered` bytes.
     pub fn new(buffered: usize) -> Arc<Self> {
-        Arc::new(Self { limit: buffered / 2, used: AtomicUsize::new(0) })
+        Arc::new(Self { limit: buffered / 2, used_bytes: AtomicUsize::new(0) })
     }
 }
 
@@ -42,7 +42,7 @@ impl FirstMessageLease {
     fn try_extend(&mut self, held: usize) -> bool {
         let additional = held.saturating_sub(FREE_BYTES).saturating_sub(self.bytes);
         let fits = |used: usize| used.checked_add(additional).filter(|used| *used <= self.budget.limit);
-        if additional > 0 && self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
+        if additional > 0 && self.budget.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
             return false;
         }
         self.bytes += additional;
@@ -52,7 +52,7 @@ impl FirstMessageLease {
 
 impl Drop for FirstMessageLease {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -98,11 +98,11 @@ pub enum Verdict {
 
 /// Follows the frames of a client (RFC 6455 section 5) to the end of its first message.
 pub struct FirstMessage {
-    held: Vec<u8>,
-    /// The memory of `held`.
+    held_bytes: Vec<u8>,
+    /// The memory of `held_bytes`.
     lease: Option<FirstMessageLease>,
-    /// The number of bytes of `held` that were parsed.
-    parsed: usize,
+    /// The number of bytes of `held_bytes` that were parsed.
+    parsed_length: usize,
     /// The length of the message so far, in bytes.
     length: usize,
     /// How much of the current frame's payload was found to be white space.
@@ -121,9 +121,9 @@ impl FirstMessage {
     /// message begins like a JSON object.
     pub fn new(objects_only: bool, budget: Arc<FirstMessageBudget>, check: CheckMessage) -> Self {
         Self {
-            held: Vec::new(),
+            held_bytes: Vec::new(),
             lease: Some(FirstMessageLease { budget, bytes: 0 }),
-            parsed: 0,
+            parsed_length: 0,
             length: 0,
             leading_blanks: 0,
             is_object: false,
@@ -140,7 +140,7 @@ impl FirstMessage {
 
     /// Returns how many more bytes may be held back.
     pub fn remaining_capacity(&self) -> usize {
-        MAX_HELD.saturating_sub(self.held.len())
+        MAX_HELD.saturating_sub(self.held_bytes.len())
     }
 
     /// Takes the lease. The caller keeps it while it holds bytes that were read together with the message.
@@ -150,40 +150,42 @@ impl FirstMessage {
 
     /// Returns whether bytes are held back.
     pub fn is_holding(&self) -> bool {
-        !self.held.is_empty()
+        !self.held_bytes.is_empty()
     }
 
     /// Takes the bytes that were held back.
     pub fn take_held(&mut self) -> Bytes {
-        std::mem::take(&mut self.held).into()
+        std::mem::take(&mut self.held_bytes).into()
     }
 
     /// Takes the next bytes of the client; returns what to do with all that are held back.
     pub fn check_next_bytes(&mut self, bytes: &[u8]) -> Verdict {
-        if self.lease.as_mut().is_none_or(|lease| !lease.try_extend(self.held.len() + bytes.len())) {
+        if self.lease.as_mut().is_none_or(|lease| !lease.try_extend(self.held_bytes.len() + bytes.len())) {
             return refused_verdict("too many long first messages at once");
         }
-        self.held.extend_from_slice(bytes);
+        self.held_bytes.extend_from_slice(bytes);
         loop {
             match self.parse_frame() {
                 ParsedFrame::Verdict(verdict) => return verdict,
-                ParsedFrame::Incomplete if self.held.len() >= MAX_HELD => {
+                ParsedFrame::Incomplete if self.held_bytes.len() >= MAX_HELD => {
                     return refused_verdict("first message is too long");
                 }
-                ParsedFrame::Incomplete if self.parsed > 0 && !self.has_begun => {
-                    let unparsed = self.held.split_off(std::mem::take(&mut self.parsed));
-                    return Verdict::Control(std::mem::replace(&mut self.held, unparsed).into());
+                ParsedFrame::Incomplete if self.parsed_length > 0 && !self.has_begun => {
+                    let unparsed = self.held_bytes.split_off(std::mem::take(&mut self.parsed_length));
+                    return Verdict::Control(std::mem::replace(&mut self.held_bytes, unparsed).into());
                 }
                 ParsedFrame::Incomplete => return Verdict::Wait,
-                ParsedFrame::Next if self.parsed > MAX_HELD => return refused_verdict("first message is too long"),
+                ParsedFrame::Next if self.parsed_length > MAX_HELD => {
+                    return refused_verdict("first message is too long");
+                }
                 ParsedFrame::Next => {}
             }
         }
     }
 
-    /// Parses the next frame of `held`, and checks the message if the frame ends it.
+    /// Parses the next frame of `held_bytes`, and checks the message if the frame ends it.
     fn parse_frame(&mut self) -> ParsedFrame {
-        let rest = &self.held[self.parsed..];
+        let rest = &self.held_bytes[self.parsed_length..];
         let mut cursor = Cursor::new(rest);
         let (header, length) = match FrameHeader::parse(&mut cursor) {
             Ok(Some(parsed)) => parsed,
@@ -214,7 +216,7 @@ impl FirstMessage {
             {
                 Some((_, b'{')) => self.is_object = true,
                 Some(_) if self.objects_only => {
-                    return ParsedFrame::Verdict(Verdict::Other(std::mem::take(&mut self.held).into()));
+                    return ParsedFrame::Verdict(Verdict::Other(std::mem::take(&mut self.held_bytes).into()));
                 }
                 _ => self.leading_blanks = available.len(),
             }
@@ -225,10 +227,10 @@ impl FirstMessage {
         if available.len() < length {
             return ParsedFrame::Incomplete;
         }
-        self.parsed += payload_start + length;
+        self.parsed_length += payload_start + length;
         if is_close {
-            self.held.truncate(self.parsed);
-            return ParsedFrame::Verdict(Verdict::Close(std::mem::take(&mut self.held).into()));
+            self.held_bytes.truncate(self.parsed_length);
+            return ParsedFrame::Verdict(Verdict::Close(std::mem::take(&mut self.held_bytes).into()));
         }
         if is_data {
             self.has_begun = true;
@@ -241,11 +243,11 @@ impl FirstMessage {
         let Some(check) = self.check.take() else {
             return ParsedFrame::Verdict(refused_verdict("message after the first"));
         };
-        let checked = check(&unmasked_payload(&self.held[..self.parsed], self.length));
-        let mut held = Bytes::from(std::mem::take(&mut self.held));
+        let checked = check(&unmasked_payload(&self.held_bytes[..self.parsed_length], self.length));
+        let mut held = Bytes::from(std::mem::take(&mut self.held_bytes));
         ParsedFrame::Verdict(match checked {
             Checked::Connect(ready) => {
-                let rest = held.split_off(self.parsed);
+                let rest = held.split_off(self.parsed_length);
                 Verdict::Connect { ready, message: held, rest }
             }
             Checked::Other => Verdict::Other(held),

@@ -254,13 +254,13 @@ mod tests {
         let options = TunnelOptions {
             is_websocket: true,
             is_h2: false,
-            buffers: TunnelBufferBudget::new(1 << 20),
+            buffer_budget: TunnelBufferBudget::new(1 << 20),
             close_signal: CloseSignal::new(&CancellationToken::new()),
             quiet_limit: Arc::new(|| Duration::from_secs(4)),
             first_message: Some(FirstMessage::new(objects_only, FirstMessageBudget::new(1 << 20), Box::new(check))),
             connect_response: Some(response),
-            received: Counter::default(),
-            sent: Counter::default(),
+            received_bytes: Counter::default(),
+            sent_bytes: Counter::default(),
         };
         run(client, gateway, (Bytes::new(), Bytes::new()), options).await
     }

@@ -53,7 +53,7 @@ pub struct TunnelOptions {
     /// Whether the client's side is a stream of an HTTP/2 connection.
     pub is_h2: bool,
     /// The memory for bytes that can't be written at once.
-    pub buffers: Arc<TunnelBufferBudget>,
+    pub buffer_budget: Arc<TunnelBufferBudget>,
     /// Tells the tunnel to close.
     pub close_signal: CloseSignal,
     /// The time after which a WebSocket is closed for a shutdown even if it is not quiet.
@@ -63,9 +63,9 @@ pub struct TunnelOptions {
     /// Finds the gateway's response to the first message.
     pub connect_response: Option<ConnectResponseWatcher>,
     /// Counts bytes from the client.
-    pub received: Counter,
+    pub received_bytes: Counter,
     /// Counts bytes to the client.
-    pub sent: Counter,
+    pub sent_bytes: Counter,
 }
 
 /// Carries bytes between `client` and `gateway` until both directions are closed, one fails, or the client is refused.
@@ -161,12 +161,12 @@ where
 {
     fn new(client: C, gateway: G, early: (Bytes, Bytes), options: TunnelOptions) -> Self {
         let is_websocket = options.is_websocket;
-        let lease = |is_h2| BufferLease::new(&options.buffers, is_h2);
+        let lease = |is_h2| BufferLease::new(&options.buffer_budget, is_h2);
         let (to_gateway_lease, to_client_lease) = (lease(false), lease(options.is_h2));
-        let mut to_gateway = Direction::new(early.0, to_gateway_lease, options.received, None);
+        let mut to_gateway = Direction::new(early.0, to_gateway_lease, options.received_bytes, None);
         to_gateway.set_first_message(options.first_message);
         let frames = is_websocket.then(WebSocketFrames::default);
-        let mut to_client = Direction::new(early.1, to_client_lease, options.sent, frames);
+        let mut to_client = Direction::new(early.1, to_client_lease, options.sent_bytes, frames);
         to_client.set_connect_response(options.connect_response);
         Self {
             client,
@@ -320,13 +320,13 @@ mod tests {
         TunnelOptions {
             is_websocket: true,
             is_h2: false,
-            buffers: TunnelBufferBudget::new(1 << 20),
+            buffer_budget: TunnelBufferBudget::new(1 << 20),
             close_signal: CloseSignal::new(end),
             quiet_limit: Arc::new(|| Duration::from_secs(4)),
             first_message: None,
             connect_response: None,
-            received: Counter::default(),
-            sent: Counter::default(),
+            received_bytes: Counter::default(),
+            sent_bytes: Counter::default(),
         }
     }
 

@@ -109,18 +109,18 @@ struct Budget {
     limit: usize,
     /// Whether several clients share the budget, so that each may hold only its share.
     is_shared: bool,
-    used: AtomicUsize,
-    waiting: AtomicUsize,
+    used_permits: AtomicUsize,
+    waiter_count: AtomicUsize,
     queue: Mutex<VecDeque<ClientQueue>>,
-    held: Gauge,
-    queued: Gauge,
+    held_gauge: Gauge,
+    queued_gauge: Gauge,
     epoch: Instant,
     /// Milliseconds after `epoch` at which exhaustion was last logged, plus one; 0 for never.
     warned_at: AtomicU64,
-    refused: AtomicU64,
+    refusals: AtomicU64,
     /// Clients whose unread responses were reset. They are kept here so that a client that closes its connections and
     /// connects again does not lose its count.
-    stalled: Mutex<Vec<Arc<ClientBudget>>>,
+    stalled_clients: Mutex<Vec<Arc<ClientBudget>>>,
 }
 
 /// The waiting requests of one client.
@@ -165,24 +165,24 @@ impl BudgetPair {
     fn new((requests, websockets): (usize, usize), lane: LaneKind, traffic: &Traffic) -> Self {
         let counters = traffic.lane(lane);
         let is_shared = lane == LaneKind::External;
-        let budget = |option, limit, held: &Gauge| {
+        let budget = |option, limit, held_gauge: &Gauge| {
             Arc::new(Budget {
                 option,
                 limit,
                 is_shared,
-                used: AtomicUsize::new(0),
-                waiting: AtomicUsize::new(0),
+                used_permits: AtomicUsize::new(0),
+                waiter_count: AtomicUsize::new(0),
                 queue: Mutex::default(),
-                held: held.clone(),
-                queued: counters.waiting_requests.clone(),
+                held_gauge: held_gauge.clone(),
+                queued_gauge: counters.waiting_requests.clone(),
                 epoch: Instant::now(),
                 warned_at: AtomicU64::new(0),
-                refused: AtomicU64::new(0),
-                stalled: Mutex::default(),
+                refusals: AtomicU64::new(0),
+                stalled_clients: Mutex::default(),
             })
         };
         Self {
-            requests: budget("limits.gateway_requests", requests, &counters.in_flight),
+            requests: budget("limits.gateway_requests", requests, &counters.requests_in_flight),
             websockets: budget("limits.gateway_websockets", websockets, &counters.websockets),
         }
     }
@@ -214,23 +214,23 @@ impl ClientBudget {
             Purpose::Request => self.stalls.most_permits(budget.limit, || budget.now_millis()),
             Purpose::WebSocket => usize::MAX,
         };
-        let mut used = budget.used.load(Ordering::SeqCst);
+        let mut used = budget.used_permits.load(Ordering::SeqCst);
         loop {
             let free = budget.limit.saturating_sub(used);
             if held.load(Ordering::SeqCst) >= most {
                 return None;
             }
-            if !budget.is_within_share(budget.limit, free, held.load(Ordering::SeqCst)) {
+            if !budget.may_have_one_more(budget.limit, free, held.load(Ordering::SeqCst)) {
                 return None;
             }
-            match budget.used.compare_exchange_weak(used, used + 1, Ordering::SeqCst, Ordering::SeqCst) {
+            match budget.used_permits.compare_exchange_weak(used, used + 1, Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(_) => break,
                 Err(now) => used = now,
             }
         }
         held.fetch_add(1, Ordering::SeqCst);
-        let held_gauge = GaugeGuard::new(&budget.held);
-        Some(GatewayPermit { client: Arc::clone(self), purpose, dispatches: AtomicBool::new(true), _held: held_gauge })
+        let held_guard = GaugeGuard::new(&budget.held_gauge);
+        Some(GatewayPermit { client: Arc::clone(self), purpose, dispatches: AtomicBool::new(true), _held: held_guard })
     }
 
     /// Records that a response was reset because the client did not read it. Has no effect for an agent.
@@ -246,7 +246,7 @@ impl ClientBudget {
         }
         // Declared before the lock, so that the clients are dropped after it is released.
         let mut forgotten = Vec::new();
-        let mut stalled = lock(&budget.stalled);
+        let mut stalled = lock(&budget.stalled_clients);
         let is_old = |client: &mut Arc<Self>| client.stalls.has_expired(now) || Arc::ptr_eq(client, self);
         forgotten.extend(stalled.extract_if(.., is_old));
         if stalled.len() >= MAX_STALLED {
@@ -266,7 +266,7 @@ impl ClientBudget {
         deadline: Instant,
     ) -> Result<GatewayPermit, Exhausted> {
         let budget = self.budget(purpose);
-        let Some(mut waiter) = Waiter::new(self, purpose) else { return Err(budget.count_refusal()) };
+        let Some(mut waiter) = Waiter::try_enqueue(self, purpose) else { return Err(budget.count_refusal()) };
         // A permit may have been returned just before the waiter was added to the queue.
         budget.give_free_permits(purpose);
         match timeout_at(deadline, &mut waiter.receiver).await {
@@ -292,15 +292,15 @@ struct Waiter {
 impl Waiter {
     /// Adds a request of `client` to the queue; `None` if too many wait. The places in the queue are divided among
     /// clients by the same rule as permits.
-    fn new(client: &Arc<ClientBudget>, purpose: Purpose) -> Option<Self> {
+    fn try_enqueue(client: &Arc<ClientBudget>, purpose: Purpose) -> Option<Self> {
         let budget = client.budget(purpose);
         let (sender, receiver) = oneshot::channel();
         let mut queue = lock(&budget.queue);
         let places = budget.limit.saturating_mul(WAITING_FACTOR);
-        let free = places.saturating_sub(budget.waiting.load(Ordering::SeqCst));
+        let free = places.saturating_sub(budget.waiter_count.load(Ordering::SeqCst));
         let own = queue.iter_mut().find(|queue| Arc::ptr_eq(&queue.client, client));
         let waiting = own.as_ref().map_or(0, |own| own.waiters.len());
-        if !budget.is_within_share(places, free, waiting) {
+        if !budget.may_have_one_more(places, free, waiting) {
             return None;
         }
         let waiter = QueuedWaiter { sender, thread: thread::current().id(), since: Instant::now() };
@@ -308,13 +308,13 @@ impl Waiter {
             Some(own) => own.waiters.push_back(waiter),
             None => queue.push_back(ClientQueue { client: Arc::clone(client), waiters: [waiter].into() }),
         }
-        budget.waiting.fetch_add(1, Ordering::SeqCst);
+        budget.waiter_count.fetch_add(1, Ordering::SeqCst);
         Some(Self {
             client: Arc::clone(client),
             purpose,
             receiver,
             is_queued: true,
-            _queued: GaugeGuard::new(&budget.queued),
+            _queued: GaugeGuard::new(&budget.queued_gauge),
         })
     }
 }
@@ -331,7 +331,7 @@ impl Drop for Waiter {
             let waiters = &mut queue[index].waiters;
             let before = waiters.len();
             waiters.retain(|waiter| !waiter.sender.is_closed());
-            budget.waiting.fetch_sub(before - waiters.len(), Ordering::SeqCst);
+            budget.waiter_count.fetch_sub(before - waiters.len(), Ordering::SeqCst);
             if waiters.is_empty() {
                 queue.remove(index);
             }
@@ -356,7 +356,7 @@ impl ClientQueue {
 
 impl Budget {
     /// Returns whether a client that holds `own` of `limit` permits or places may have one more while `free` are left.
-    fn is_within_share(&self, limit: usize, free: usize, own: usize) -> bool {
+    fn may_have_one_more(&self, limit: usize, free: usize, own: usize) -> bool {
         free > 0 && (!self.is_shared || own == 0 || own < free.saturating_sub(limit / RESERVED_PART))
     }
 
@@ -385,7 +385,7 @@ impl Budget {
     /// Gives `permit` to the next request of `queue` that still waits; returns it if there is none.
     fn give_to_next(&self, mut permit: GatewayPermit, queue: &mut ClientQueue) -> Option<GatewayPermit> {
         while let Some(waiter) = queue.pop_next() {
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            self.waiter_count.fetch_sub(1, Ordering::SeqCst);
             // The channel returns the permit if the request was given up meanwhile.
             permit = waiter.sender.send(permit).err()?;
         }
@@ -399,13 +399,13 @@ impl Budget {
 
     /// Counts a request that gets no permit. Logs a warning, at most one every [`WARN_INTERVAL`].
     fn count_refusal(&self) -> Exhausted {
-        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        let refused = self.refusals.fetch_add(1, Ordering::Relaxed) + 1;
         let now = self.now_millis();
         let warned_at = self.warned_at.load(Ordering::Relaxed);
         let is_due =
             warned_at == 0 || now + 1 >= warned_at + u64::try_from(WARN_INTERVAL.as_millis()).unwrap_or(u64::MAX);
         if is_due && self.warned_at.compare_exchange(warned_at, now + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            self.refused.fetch_sub(refused, Ordering::Relaxed);
+            self.refusals.fetch_sub(refused, Ordering::Relaxed);
             let clients = if self.is_shared { "external" } else { "agent" };
             warn!(
                 limit = self.limit,
@@ -432,8 +432,8 @@ impl Drop for GatewayPermit {
     fn drop(&mut self) {
         self.client.permits_held(self.purpose).fetch_sub(1, Ordering::SeqCst);
         let budget = self.client.budget(self.purpose);
-        budget.used.fetch_sub(1, Ordering::SeqCst);
-        if budget.waiting.load(Ordering::SeqCst) > 0 && self.dispatches.load(Ordering::Relaxed) {
+        budget.used_permits.fetch_sub(1, Ordering::SeqCst);
+        if budget.waiter_count.load(Ordering::SeqCst) > 0 && self.dispatches.load(Ordering::Relaxed) {
             budget.give_free_permits(self.purpose);
         }
     }

@@ -136,7 +136,7 @@ impl UpstreamConnection {
     }
 
     /// Returns whether the connection can take another request.
-    pub fn is_usable(&self) -> bool {
+    pub fn is_reusable(&self) -> bool {
         !self.is_single_use && self.http.is_reusable()
     }
 

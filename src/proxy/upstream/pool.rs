@@ -83,13 +83,13 @@ impl PooledConnection {
     /// 9113 section 8.1), which some clients report as a failure.
     pub fn return_to_pool(self, now: Instant) {
         let Self { mut connection, pool, permit } = self;
-        if connection.is_usable() {
+        if connection.is_reusable() {
             pool.add_idle(connection, now);
         } else if !connection.is_request_done() {
             let shutdown = pool.shutdown.clone();
             shutdown.spawn(async move {
                 let _permit = permit;
-                if timeout(REQUEST_END_LIMIT, connection.until_sent()).await.is_ok() && connection.is_usable() {
+                if timeout(REQUEST_END_LIMIT, connection.until_sent()).await.is_ok() && connection.is_reusable() {
                     pool.add_idle(connection, Instant::now());
                 }
             });

@@ -39,7 +39,7 @@ struct NonEmptyBody {
     shutdown: Shutdown,
     progress: Arc<BodyProgress>,
     gate: Option<ContinueGate>,
-    received: Counter,
+    received_bytes: Counter,
 }
 
 impl RequestBody {
@@ -55,7 +55,7 @@ impl RequestBody {
         protocol: Protocol,
         rules: Arc<RequestRules>,
         gate: Option<ContinueGate>,
-        received: Counter,
+        received_bytes: Counter,
         shutdown: &Shutdown,
     ) -> Self {
         if incoming.is_end_stream() {
@@ -68,7 +68,7 @@ impl RequestBody {
             shutdown: shutdown.clone(),
             progress: Arc::default(),
             gate,
-            received,
+            received_bytes,
         })))
     }
 
@@ -147,7 +147,7 @@ impl Body for RequestBody {
             }
             Err(frame) => {
                 if let Some(data) = frame.data_ref() {
-                    body.received.inc_by(data.len() as u64);
+                    body.received_bytes.inc_by(data.len() as u64);
                 }
                 frame
             }

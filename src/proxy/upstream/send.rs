@@ -98,7 +98,7 @@ impl Upstream {
     }
 
     /// Sends a request, and waits for the head of its response. Must be called as soon as the request has its
-    /// `permit`, which was at `started`.
+    /// `permit`, which was at `granted_at`.
     ///
     /// A request is sent again only if no byte of it was sent, or if its method is safe, it has no body and no
     /// byte of a response was read. In the second case it is sent at most twice over new connections: the request
@@ -113,7 +113,7 @@ impl Upstream {
         on_interim: OnInterim,
         permit: GatewayPermit,
         limits: &'a Limits,
-        started: Instant,
+        granted_at: Instant,
     ) -> impl Future<Output = Result<(ResponseHead, PooledConnection), Error>> + 'a {
         let route = head.route();
         let response_timeout = response_timeout(&head, limits);
@@ -126,10 +126,10 @@ impl Upstream {
             retry: is_repeatable.then(|| request.head.clone()),
             only_new_connections: false,
             progress,
-            give_up: started + limits.gateway_wait,
+            give_up: granted_at + limits.gateway_wait,
         };
         async move {
-            let mut since = started;
+            let mut since = granted_at;
             loop {
                 let mut connection = match attempts.take_idle(since) {
                     Some(connection) => connection,

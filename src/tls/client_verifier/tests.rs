@@ -72,7 +72,7 @@ fn verify(verifier: &ClientVerifier, chain: &[CertificateDer<'static>]) -> Resul
 #[test]
 fn each_chain_is_judged_at_a_bounded_cost() {
     let (own, operator, other) = (root("own"), root("operator"), root("other"));
-    let verifier = ClientVerifier::new(
+    let verifier = ClientVerifier::trusting(
         Some(&own.certificate),
         &[operator.certificate.clone(), other.certificate.clone()],
         Arc::default(),
@@ -135,7 +135,7 @@ fn each_chain_is_judged_at_a_bounded_cost() {
 fn chains_that_are_signed_but_not_valid_are_refused() {
     let (own, operator) = (root("own"), root("operator"));
     let operators = [operator.certificate.clone()];
-    let verifier = ClientVerifier::new(Some(&own.certificate), &operators, Arc::default()).unwrap().unwrap();
+    let verifier = ClientVerifier::trusting(Some(&own.certificate), &operators, Arc::default()).unwrap().unwrap();
     let (past, future) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2090, 1, 1));
     let server = |params: &mut CertificateParams| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -189,7 +189,7 @@ fn chains_that_are_signed_but_not_valid_are_refused() {
 #[test]
 fn a_chain_above_16_kib_is_refused_before_it_is_parsed() {
     let own = root("own");
-    let verifier = ClientVerifier::new(Some(&own.certificate), &[], Arc::default()).unwrap().unwrap();
+    let verifier = ClientVerifier::trusting(Some(&own.certificate), &[], Arc::default()).unwrap().unwrap();
     let leaf = own.leaf();
     let with = |bytes: usize| [leaf.clone(), CertificateDer::from(vec![0; bytes - leaf.len()])];
     verify(&verifier, &with(MAX_CHAIN_BYTES)).unwrap();

@@ -15,13 +15,13 @@ fn echo() -> DuplexStream {
     let options = TunnelOptions {
         is_websocket: false,
         is_h2: false,
-        buffers: TunnelBufferBudget::new(64 << 20),
+        buffer_budget: TunnelBufferBudget::new(64 << 20),
         first_message: None,
         connect_response: None,
         close_signal: Default::default(),
         quiet_limit: std::sync::Arc::new(std::time::Duration::default),
-        received: Default::default(),
-        sent: Default::default(),
+        received_bytes: Default::default(),
+        sent_bytes: Default::default(),
     };
     tokio::task::spawn_local(run(near, far, (Bytes::new(), Bytes::new()), options));
     tokio::task::spawn_local(async move {

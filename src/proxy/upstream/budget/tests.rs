@@ -99,15 +99,15 @@ async fn a_request_that_waits_too_long_or_in_too_long_a_queue_is_refused() {
     let start = Instant::now();
     let refused = one.wait_for_permit(Purpose::Request, in_five_seconds()).await.unwrap_err();
     assert_eq!((refused.option, start.elapsed()), ("limits.gateway_requests", Duration::from_secs(5)));
-    let waiting: Vec<_> = std::iter::from_fn(|| Waiter::new(&one, Purpose::Request)).collect();
+    let waiting: Vec<_> = std::iter::from_fn(|| Waiter::try_enqueue(&one, Purpose::Request)).collect();
     assert_eq!(waiting.len(), 2 * WAITING_FACTOR / 2, "a client may fill its share of the queue");
-    assert!(Waiter::new(&other, Purpose::Request).is_some());
+    assert!(Waiter::try_enqueue(&other, Purpose::Request).is_some());
     assert_eq!(one.wait_for_permit(Purpose::Request, in_five_seconds()).await.unwrap_err().option, refused.option);
     assert_eq!(start.elapsed(), Duration::from_secs(5), "at once");
     // Requests that were given up leave nothing behind.
     drop(waiting);
     let queue = &one.budget(Purpose::Request).queue;
-    assert!(lock(queue).is_empty() && one.budget(Purpose::Request).waiting.load(Ordering::SeqCst) == 0);
+    assert!(lock(queue).is_empty() && one.budget(Purpose::Request).waiter_count.load(Ordering::SeqCst) == 0);
     drop(held);
     assert!(one.wait_for_permit(Purpose::Request, in_five_seconds()).await.is_ok());
 }
@@ -151,7 +151,7 @@ fn permits_are_neither_lost_nor_doubled_under_contention() {
                                 Instant::now() + Duration::from_millis(if round % 7 == 0 { 0 } else { 5000 });
                             if let Ok(_permit) = client.wait_for_permit(Purpose::Request, deadline).await {
                                 most.fetch_max(
-                                    client.budget(Purpose::Request).used.load(Ordering::SeqCst),
+                                    client.budget(Purpose::Request).used_permits.load(Ordering::SeqCst),
                                     Ordering::SeqCst,
                                 );
                                 tokio::task::yield_now().await;
@@ -164,7 +164,7 @@ fn permits_are_neither_lost_nor_doubled_under_contention() {
         }
     });
     let budget = &budgets.external.requests;
-    assert_eq!((budget.used.load(Ordering::SeqCst), budget.waiting.load(Ordering::SeqCst)), (0, 0));
+    assert_eq!((budget.used_permits.load(Ordering::SeqCst), budget.waiter_count.load(Ordering::SeqCst)), (0, 0));
     assert!(most.into_inner() <= 8);
 }
 
@@ -189,10 +189,10 @@ async fn a_client_that_left_several_responses_unread_gets_few_permits_for_a_minu
     for last in 0..=u8::MAX {
         stall(take_all(&client(&budgets, last)));
     }
-    assert_eq!(lock(&budgets.external.requests.stalled).len(), 256);
+    assert_eq!(lock(&budgets.external.requests.stalled_clients).len(), 256);
     tokio::time::advance(REMEMBERED).await;
     stall(take_all(&one));
-    assert_eq!(lock(&budgets.external.requests.stalled).len(), 1, "the others are forgotten");
+    assert_eq!(lock(&budgets.external.requests.stalled_clients).len(), 1, "the others are forgotten");
 
     let agent = budgets.for_agent(Ipv4Addr::new(127, 77, 0, 1));
     stall(take_all(&agent));
