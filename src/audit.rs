@@ -186,6 +186,8 @@ struct Writer {
 }
 
 impl Writer {
+    /// Writes the lines of `messages` until all senders are dropped. At intervals, and at each flush, adds the
+    /// numbers of events that were left out.
     fn run(mut self, messages: &Receiver<Message>) {
         let mut is_failing = false;
         let mut count_at = std::time::Instant::now() + COUNT_INTERVAL;

@@ -49,6 +49,7 @@ where
     send_boxed(Box::new(stream), request.map(|body| body.map_err(Into::into).boxed_unsync())).await
 }
 
+/// Sends `request` without the generic types of [`send_request`], so that the code exists only once.
 async fn send_boxed(
     stream: Box<dyn Stream>,
     request: Request<UnsyncBoxBody<Bytes, BoxError>>,

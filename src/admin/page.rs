@@ -75,6 +75,7 @@ fn readiness_text(status: &Status) -> &'static str {
     if status.ready { "ready" } else { "not ready" }
 }
 
+/// Renders the listeners, the gateway, the forwards, the number of connections of each lane, and the sandbox.
 fn render_traffic(status: &Status) -> Markup {
     html! {
         section {
@@ -113,6 +114,7 @@ fn render_traffic(status: &Status) -> Markup {
     }
 }
 
+/// Renders the served certificate, and why a newer one is not served.
 fn render_certificate(certificate: &CertificateStatus) -> Markup {
     let remaining_seconds = certificate.expires_in_seconds;
     html! {
@@ -137,6 +139,7 @@ fn render_certificate(certificate: &CertificateStatus) -> Markup {
     }
 }
 
+/// Renders the state of discovery, the owner of the namespace, and the namespace's addresses and names.
 fn render_discovery(discovery: &DiscoveryStatus) -> Markup {
     let (source, state) = discovery.source();
     let (live, off) = (state == "live", state == "off");
@@ -213,6 +216,7 @@ fn render_agents(status: &Status) -> Markup {
     }
 }
 
+/// Renders the oldest connections, at most [`MAX_ROWS`].
 fn render_connections(status: &Status) -> Markup {
     let total = status.lanes.agent + status.lanes.external;
     let shown = status.connections.len().min(MAX_ROWS);
@@ -232,6 +236,7 @@ fn render_connections(status: &Status) -> Markup {
     }
 }
 
+/// Renders a connection as a row of the table.
 fn connection_row(connection: &ConnectionStatus) -> Markup {
     html! {
         tr {

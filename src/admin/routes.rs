@@ -67,6 +67,7 @@ async fn run_reload(state: &AdminState) -> Answer {
     json_response(status, &outcome)
 }
 
+/// Answers `/readyz`: with 503 and the reasons if the sidecar is not ready.
 async fn readiness_response(state: &AdminState) -> Answer {
     let facts = snapshot::collect_readiness_facts(state).await;
     let reasons = why_not_ready(&facts);
@@ -94,6 +95,7 @@ async fn status_response(state: &AdminState) -> Answer {
     json_response(StatusCode::OK, &snapshot::collect_status(state).await)
 }
 
+/// Answers `/` with the page. `query` may set the interval at which the browser loads the page again.
 async fn front_page(state: &AdminState, query: Option<&str>) -> Answer {
     let status = snapshot::collect_status(state).await;
     let mut response = build_response(

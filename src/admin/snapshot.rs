@@ -190,6 +190,7 @@ pub(super) async fn collect_status(state: &AdminState) -> Status {
     }
 }
 
+/// Converts the served `identity` for `status`. `problem` is why a newer one is not served.
 fn certificate_status(identity: &ServerIdentity, problem: Option<String>) -> status::CertificateStatus {
     let leaf = identity.certified_key.cert.first();
     status::CertificateStatus {
@@ -204,6 +205,7 @@ fn certificate_status(identity: &ServerIdentity, problem: Option<String>) -> sta
     }
 }
 
+/// Converts the state of discovery in `view` for `status`.
 fn discovery_status(view: &View) -> status::DiscoveryStatus {
     let since = match view.source_state {
         SourceState::Live { since } | SourceState::Disconnected { since, .. } => Some(since),
@@ -258,6 +260,7 @@ fn proof_label(agent: &discovery::Agent) -> &'static str {
     }
 }
 
+/// Converts an open connection for `status`. `why` is the reason why it is not an agent's.
 fn connection_status(
     connection: &ConnectionInfo,
     why: Option<&WhyExternal>,

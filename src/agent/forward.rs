@@ -77,6 +77,7 @@ impl LocalForwarder {
         tokio::select! { () = shutdown.wait_until_begun() => {}, () = accept => {} }
     }
 
+    /// Carries the bytes of the connection `local` to the sidecar and back, until one side ends it.
     async fn forward_connection(&self, mut local: TcpStream, peer: SocketAddr) {
         let mut sidecar = match self.connect_with_retries().await {
             Ok(sidecar) => sidecar,

@@ -50,6 +50,7 @@ pub(super) enum VisibleProof {
 }
 
 impl VisibleProof {
+    /// Creates the file of a proof at `path`, with the mode and the modification time that the sidecar expects.
     fn create_file(path: PathBuf) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;

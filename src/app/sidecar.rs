@@ -173,6 +173,7 @@ impl Sidecar {
         admin.serve(state, &self.late_shutdown);
     }
 
+    /// Logs the version, the addresses and the certificate's fingerprint.
     fn log_start(&self) {
         let fingerprint = self
             .identity()
@@ -244,6 +245,8 @@ impl Sidecar {
         }
     }
 
+    /// Makes `config` the running configuration. `changed` are the tables that differ from the previous one, and
+    /// `needs_restart` the keys whose change has no effect yet.
     fn apply_config(&self, config: Config, changed: &[&str], needs_restart: &[&str], set_log: impl Fn(&config::Log)) {
         set_log(&config.log);
         if !needs_restart.is_empty() {

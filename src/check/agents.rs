@@ -146,6 +146,8 @@ fn kind_and_remedy(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy
     }
 }
 
+/// Reports the lane of the namespace's own addresses: in a user namespace, such as a rootless engine's, clients can
+/// have them too.
 fn judge_own_addresses(risks: &AddressRisks, config: &Config, report: &mut Report) {
     let is_agent = config.listen.own_addresses == OwnAddresses::Agent;
     if risks.user_namespace && is_agent {

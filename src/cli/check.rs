@@ -91,6 +91,8 @@ fn apply_fixes(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
 /// The width of the first column, in characters.
 const LABEL: usize = 9;
 
+/// Returns the report as text: what passed, the findings with the worst last, commands that fix them, and the
+/// totals.
 fn report_text(report: &Report, colours: bool) -> String {
     let mut text = String::new();
     for passed in &report.passed {

@@ -125,6 +125,7 @@ fn read_environment() -> Layer {
     environment::read(std::env::vars_os(), VARIABLES_OF_COMMANDS.get().unwrap_or(&NONE))
 }
 
+/// Returns the command-line argument for the option `key`.
 fn argument_of_key(key: &'static Key) -> Arg {
     let help = match key.default {
         Some(default) if key.form != Form::Switch => format!("{} [default: {default}]", key.help),
@@ -154,6 +155,7 @@ fn argument_of_key(key: &'static Key) -> Arg {
     }
 }
 
+/// Returns the heading in `--help` for the options of `table`.
 fn table_heading(table: &'static str) -> &'static str {
     match table {
         "gateway" => "Gateway",

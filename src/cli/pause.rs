@@ -17,6 +17,7 @@ pub fn run(_: &Args) -> Result<(), Error> {
     runtime.and_then(|runtime| runtime.block_on(wait_for_signal())).map_err(Error::io("waiting for a signal"))
 }
 
+/// Reaps children until SIGTERM or SIGINT arrives.
 async fn wait_for_signal() -> std::io::Result<()> {
     // The kernel sends PID 1 no signal without a handler, so `docker stop` would wait for its timeout without these.
     let mut terminate = signal(SignalKind::terminate())?;

@@ -63,6 +63,7 @@ fn format_status(status: &Status, as_json: bool, on_one_line: bool) -> String {
     }
 }
 
+/// Returns the text that `loopgate status` prints.
 fn status_text(status: &Status, colours: bool) -> String {
     let mut text = String::new();
     let verdict =
@@ -103,6 +104,7 @@ fn status_text(status: &Status, colours: bool) -> String {
     text
 }
 
+/// Returns the table of the sidecar itself: its listeners, gateway, certificate, discovery and lanes.
 fn summary_table(status: &Status) -> Table {
     let mut table = Table::default();
     let mut line = |name: &str, value: String, tone: Tone| table.row([(name.to_owned(), Tone::Quiet), (value, tone)]);
@@ -164,6 +166,7 @@ fn summary_table(status: &Status) -> Table {
     table
 }
 
+/// Returns the table of agents.
 fn agents_table(status: &Status) -> Table {
     let heading = if status.discovery.source().0 == "Kubernetes" { "POD" } else { "CONTAINER" };
     let mut table = Table::new(&[heading, "ADDRESSES", "PROOF", "CONNECTIONS", "SCOPES"]);
@@ -181,6 +184,7 @@ fn agents_table(status: &Status) -> Table {
     table
 }
 
+/// Returns the table of connections.
 fn connections_table(connections: &[ConnectionStatus]) -> Table {
     let mut table = Table::new(&["PEER", "LANE", "FOR", "PROTOCOL", "WHO"]);
     for connection in connections {

@@ -92,6 +92,7 @@ fn cli_in_new_container(plan: &Plan) -> String {
     plan.cli.iter().map(|word| shell_quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
+/// Returns the lines of the comment at the top of the file.
 fn header_lines(plan: &Plan) -> Vec<String> {
     let project = plan.project.as_deref().map(|project| format!(" of the project {project}")).unwrap_or_default();
     let mut lines = vec![format!(
@@ -143,6 +144,7 @@ pub fn remark_line(remark: &Remark) -> String {
     format!("{}: {}", remark.key, remark.message)
 }
 
+/// Returns the service `netns`, which owns the network namespace and publishes the ports.
 fn netns_service(plan: &Plan) -> Node {
     let mut map = vec![
         ("image".to_owned(), Node::text(&plan.image)),
@@ -183,6 +185,7 @@ fn host_name(plan: &Plan) -> Option<&str> {
     (is_label && !plan.moved.contains_key("hostname")).then_some(plan.gateway.as_str())
 }
 
+/// Returns the entries that override those of the user's service `name`.
 fn changed_service(plan: &Plan, name: &str, changes: &Changes) -> Node {
     let mut map = Vec::new();
     if changes.joins {
@@ -208,6 +211,7 @@ fn changed_service(plan: &Plan, name: &str, changes: &Changes) -> Node {
     Node::Map(map)
 }
 
+/// Returns the service `loopgate`, which runs the sidecar.
 fn loopgate_service(plan: &Plan) -> Node {
     let mut environment =
         vec![("LOOPGATE_DOCKER", Node::text(if plan.full { "unix:///run/docker-filter/docker.sock" } else { "off" }))];

@@ -72,6 +72,7 @@ pub fn document(comments: &[String], root: &[(String, Node)]) -> String {
     out
 }
 
+/// Writes the entries of `map`, each on a line of its own, with the comments above them.
 fn write_entries(out: &mut String, indent: usize, map: &[(String, Node)]) {
     for (key, node) in map {
         let node = match node {
@@ -120,6 +121,7 @@ fn is_block(node: &Node) -> bool {
     matches!(node, Node::Map(map) if !map.is_empty())
 }
 
+/// Returns `node` in flow style, on one line and without comments.
 fn format_inline(node: &Node) -> String {
     match node {
         Node::Text(text) => format_scalar(text),

@@ -134,6 +134,7 @@ impl FileReader<'_> {
         text.map(|text| RawValue { text, origin: self.origin_at(offset) })
     }
 
+    /// Reads `external.paths`, an array of tables. Each invalid rule is a problem of the layer.
     fn read_path_rules(&mut self, value: &Spanned<DeValue<'_>>) {
         let DeValue::Array(items) = value.get_ref() else {
             self.add_problem(

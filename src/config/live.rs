@@ -121,6 +121,7 @@ fn keep_restart_options_of_tls(restart_options: &mut RestartOptions, wanted: &mu
     restart_options.keep_running(&["tls.follow_names"], &mut wanted.follow_names, follow_names);
 }
 
+/// Keeps the options of `agents` that need a restart. See [`keep_restart_options`].
 fn keep_restart_options_of_agents(restart_options: &mut RestartOptions, wanted: &mut Agents, running: &Agents) {
     let Agents {
         cidrs: _,
@@ -161,6 +162,7 @@ fn assert_external_and_http_are_live(external: &External, http: &Http) {
     let Http { upgrades: _ } = http;
 }
 
+/// Keeps the options of `limits` that need a restart. See [`keep_restart_options`].
 fn keep_restart_options_of_limits(restart_options: &mut RestartOptions, wanted: &mut Limits, running: &Limits) {
     let Limits {
         max_connections,

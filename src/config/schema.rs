@@ -30,6 +30,7 @@ pub fn schema() -> Value {
     })
 }
 
+/// Returns the JSON schema of the option `key`.
 fn option_schema(key: &Key) -> Value {
     let mut schema = match key.form {
         Form::Switch => json!({ "type": "boolean" }),
@@ -51,6 +52,7 @@ fn option_schema(key: &Key) -> Value {
     schema
 }
 
+/// Returns the JSON schema of `external.paths`.
 fn path_rules_schema() -> Value {
     json!({
         "description": "Rules for the paths of external requests, first match wins; all are open by default",

@@ -45,6 +45,7 @@ pub(super) fn toml_value(key: &Key, values: &[RawValue]) -> String {
     }
 }
 
+/// Returns `rule` as TOML.
 fn format_path_rule(rule: &RawRule) -> String {
     let mut out = String::from("\n[[external.paths]]\n");
     for (name, prefix) in [("allow", &rule.allow), ("deny", &rule.deny)] {

@@ -97,6 +97,7 @@ fn read_gateway(read: &mut ValueReader<'_>) -> Gateway {
     }
 }
 
+/// Parses the gateway's address, which must be an IPv4 loopback address unless `allow_remote`.
 fn parse_gateway_address(text: &str, allow_remote: bool) -> Parsed<SocketAddr> {
     let address = parse::socket_address(text)?;
     match address.ip() {
@@ -111,6 +112,7 @@ fn parse_gateway_address(text: &str, allow_remote: bool) -> Parsed<SocketAddr> {
     }
 }
 
+/// Reads the options of `listen`. `read` collects the problems of invalid ones.
 fn read_listen(read: &mut ValueReader<'_>) -> Listen {
     Listen {
         on: read.list("listen", parse::listen_on),
@@ -124,6 +126,8 @@ fn read_listen(read: &mut ValueReader<'_>) -> Listen {
     }
 }
 
+/// Reads the options of `tls`. `read` collects the problems of invalid ones, and of a certificate or a key without
+/// the other.
 fn read_tls(read: &mut ValueReader<'_>) -> Tls {
     let chain = read.optional("tls-cert", parse::path);
     let key = read.optional("tls-key", parse::path);
@@ -141,6 +145,7 @@ fn read_tls(read: &mut ValueReader<'_>) -> Tls {
     }
 }
 
+/// Reads the options of `agents`. `read` collects the problems of invalid ones.
 fn read_agents(read: &mut ValueReader<'_>) -> Agents {
     Agents {
         cidrs: read.list("agent-cidr", parse::agent_network),
@@ -160,6 +165,7 @@ fn read_agents(read: &mut ValueReader<'_>) -> Agents {
     }
 }
 
+/// Reads the options of `external`. `read` collects the problems of invalid ones.
 fn read_external(read: &mut ValueReader<'_>) -> External {
     let paths = read.layer.paths.iter().flatten().filter_map(|rule| read.path_rule(rule)).collect();
     External {
@@ -180,6 +186,7 @@ fn read_external(read: &mut ValueReader<'_>) -> External {
     }
 }
 
+/// Reads the options of `limits`. `read` collects the problems of invalid ones.
 fn read_limits(read: &mut ValueReader<'_>) -> Limits {
     Limits {
         max_connections: read.value("max-connections", parse::number(1..=10_000_000)),

@@ -174,6 +174,7 @@ impl TrialClient {
         tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| Error::Timeout)?
     }
 
+    /// Opens a TLS connection to the sidecar from the source address `from`, with the ALPN protocol of `protocol`.
     async fn connect(
         &self,
         from: Ipv4Addr,
@@ -230,6 +231,7 @@ impl TrialClient {
         read_received(sender.send_request(request.body(Empty::<Bytes>::new())?).await?).await
     }
 
+    /// Opens a WebSocket by an extended CONNECT over HTTP/2 (RFC 8441); returns what the gateway received.
     async fn websocket_h2(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,

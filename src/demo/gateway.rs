@@ -61,6 +61,7 @@ pub(super) async fn start(trusted: Ipv4Addr, shutdown: &Shutdown) -> io::Result<
     Ok(address)
 }
 
+/// Serves the connection `stream` from the address `from`. `trusted` is the gateway's trusted proxy.
 async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown: Shutdown) {
     let _ = stream.set_nodelay(true);
     let answer = |request| {
@@ -76,6 +77,7 @@ async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown:
     }
 }
 
+/// Responds with what was received: as JSON, or as messages of a WebSocket.
 fn respond(
     mut request: Request<Incoming>,
     from: SocketAddr,

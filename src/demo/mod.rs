@@ -51,6 +51,8 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Error> {
     runtime.block_on(run_async(options, &mut Printer(out)))
 }
 
+/// Starts the gateway and the sidecar, runs the trials, prints the report and, unless `options.once`, waits for a
+/// signal.
 async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Result<(), Error> {
     let mut signals = TerminationSignals::install().map_err(Error::io("listening for signals"))?;
     let state = tempfile::Builder::new()

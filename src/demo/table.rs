@@ -73,6 +73,7 @@ fn trial_heading(trial: &Trial, paint: Paint) -> String {
     format!("{} {}\n", paint.styled(BOLD, &lane), paint.styled(DIM, &format!("· {who}")))
 }
 
+/// Writes the result of a trial as a line of the table.
 fn write_row(text: &mut String, row: &Row, paint: Paint) {
     let protocol = row.trial.protocol.to_string();
     let cells = match &row.received {

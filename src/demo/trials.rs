@@ -95,6 +95,7 @@ pub(super) async fn run(client: &TrialClient, config: &Config) -> Report {
     Report { rows }
 }
 
+/// Returns every combination that is tried: honest requests on both lanes, then forged ones on the external lane.
 fn all_trials() -> Vec<Trial> {
     let honest = [LaneKind::Agent, LaneKind::External]
         .into_iter()

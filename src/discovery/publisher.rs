@@ -226,6 +226,7 @@ impl Sources {
     }
 }
 
+/// Returns what `view` and Docker show of the namespace and its owner.
 fn observation<'a>(view: &View, docker: Option<&'a Docker>, hints: &OwnerHints) -> Observation<'a> {
     let life = match (&view.owner, docker.filter(|docker| docker.state().is_live())) {
         (Some(owner), Some(docker)) if docker.container(&owner.id).is_some() => OwnerLife::Running {

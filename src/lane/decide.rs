@@ -171,6 +171,8 @@ fn scope_cap_of_container(peer: IpAddr, view: &View, policy: &LanePolicy) -> Opt
     intersect_optional_caps(cap, policy.agent_scopes.as_ref().filter(|_| maybe_from_image))
 }
 
+/// Returns the lane of an agent: its source address, its scope cap, and the external lane for requests of browser
+/// pages.
 fn agent_lane(
     peer: IpAddr,
     basis: AgentBasis,

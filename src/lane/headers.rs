@@ -113,6 +113,8 @@ impl GatewayHead {
         }
     }
 
+    /// Builds the head of an agent's request, with the scope cap and, for an agent that a certificate proves, the
+    /// gateway's `token`.
     fn for_agent(
         mut parts: Parts,
         checked: CheckedHead,
@@ -135,6 +137,8 @@ impl GatewayHead {
         Self { parts, route, lane: HeadLane::Agent, is_upgrade, scopes: lane.scopes.clone() }
     }
 
+    /// Builds the head of an external client's request: checks the path rules, and adds the forwarding headers and
+    /// the scope cap.
     fn for_external(
         mut parts: Parts,
         checked: CheckedHead,

@@ -197,6 +197,7 @@ fn states_identity(name: &[u8]) -> bool {
     false
 }
 
+/// Returns whether `word`, a part of a header name, suggests an identity or a client's address.
 fn is_identity_word(word: &[u8]) -> bool {
     /// Words that count at the beginning or end of a compound too (`smuser`, `userid`, `clientcert`).
     const AFFIXES: [&[u8]; 5] = [b"user", b"email", b"group", b"role", b"cert"];

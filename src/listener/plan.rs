@@ -96,6 +96,7 @@ pub fn find_unmatched_values<'a>(
     tls.chain(unmatched_values(&listen.plain, interfaces).map(|value| (ListenerKind::Plain, value)))
 }
 
+/// Returns the values of one option that match no address of `interfaces`.
 fn unmatched_values<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> impl Iterator<Item = &'a ListenOn> {
     let match_an_interface = |addresses: &ListenAddresses| {
         interfaces

@@ -61,6 +61,7 @@ pub async fn read(stream: &mut TcpStream, within: Duration) -> Result<ProxyHeade
     tokio::time::timeout(within, read_header(stream)).await.map_err(|_| Error::Late(within))?
 }
 
+/// Reads a header of version 1 or 2, and not a byte more.
 async fn read_header(stream: &mut TcpStream) -> Result<ProxyHeader, Error> {
     let mut header = vec![0; SHORTEST];
     stream.read_exact(&mut header).await?;

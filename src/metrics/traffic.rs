@@ -147,6 +147,7 @@ impl Default for LaneFamilies {
 }
 
 impl LaneFamilies {
+    /// Takes the metrics of `lane` from the families.
     fn metrics_of(
         &self,
         lane: LaneKind,

@@ -50,6 +50,7 @@ pub async fn ask_once(address: SocketAddr) -> Result<Ready, Error> {
     timeout(REQUEST_TIMEOUT, request_startupz(address)).await.map_err(|_| Error::Timeout)?
 }
 
+/// Requests `/startupz`. A gateway that has no such path answers too, and needs pre-pairing.
 async fn request_startupz(address: SocketAddr) -> Result<Ready, Error> {
     let stream = TcpStream::connect(address).await?;
     let request = Request::get("/startupz")

@@ -71,6 +71,7 @@ impl TlsDetector {
         last.speaks_tls
     }
 
+    /// Tries a TLS handshake with the gateway, records the result in `last`, and logs if it has changed.
     async fn try_handshake(&self, last: &mut LastHandshake) {
         let answer = timeout(HANDSHAKE_TIMEOUT, fetch_server_certificate(self.gateway)).await;
         // If the gateway was too busy to answer, the next call makes a handshake again.

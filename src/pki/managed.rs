@@ -217,6 +217,7 @@ impl Managed {
         Ok(chain)
     }
 
+    /// Returns the identity of `chain` and `key`. `problem` is why there is no newer one.
     fn to_loaded_identity(
         &self,
         chain: Vec<CertificateDer<'static>>,

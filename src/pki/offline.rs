@@ -221,6 +221,7 @@ pub fn format_serial(serial: &[u8]) -> String {
     digits.as_bytes().chunks(2).map(String::from_utf8_lossy).collect::<Vec<_>>().join(":")
 }
 
+/// Describes `certificate`, which is in `file`, for the output of the commands.
 fn describe(file: PathBuf, certificate: &CertificateDer<'_>) -> Result<Description, Error> {
     let facts = CertificateFields::parse(certificate).map_err(Error::unusable(&file))?;
     let date = |date: OffsetDateTime| date.format(&Rfc3339).unwrap_or_else(|_| date.to_string());

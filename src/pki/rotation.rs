@@ -103,6 +103,8 @@ impl Rotation {
         }
     }
 
+    /// Publishes the certificate that was loaded, or reports why it was not. The first error after a change of the
+    /// files is ignored, unless the check was `requested`: the files may be half written.
     fn apply_result(&mut self, requested: bool, digest: FilesDigest, result: Result<LoadedIdentity, Error>) {
         let may_be_half_written =
             result.is_err() && !requested && digest != self.state.digest && self.state.invalid_once != Some(digest);

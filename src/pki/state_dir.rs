@@ -162,6 +162,8 @@ impl StateDir {
         self.sync_directory()
     }
 
+    /// Writes `content` to a temporary file in the directory, and syncs it to disk. The file is to be renamed to
+    /// `name`.
     fn write_temporary(&self, name: &str, content: &[u8], access: Access) -> Result<NamedTempFile, Error> {
         let mode = match access {
             Access::Secret => 0o600,

@@ -97,6 +97,7 @@ pub(super) fn client_params(uri: &str, validity: Validity) -> Result<Certificate
     Ok(params)
 }
 
+/// Returns the parameters that all leaf certificates have, for one `usage` of the key.
 fn leaf_params(
     common_name: &str,
     usage: ExtendedKeyUsagePurpose,

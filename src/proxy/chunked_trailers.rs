@@ -104,6 +104,7 @@ impl TrailerSlot {
         Some(self.poll_write_trailers_for_last_chunk(stream, cx, offered))
     }
 
+    /// Does the work of [`Self::poll_replace_last_chunk`] while trailers are set.
     fn poll_write_trailers_for_last_chunk<S: AsyncWrite + Unpin>(
         &self,
         stream: &mut S,

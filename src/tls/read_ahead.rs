@@ -62,6 +62,8 @@ impl ReadAhead<TcpStream> {
 }
 
 impl<S: AsyncRead + Unpin> ReadAhead<S> {
+    /// Reads from the buffer. If it is empty, reads from the stream, ahead into the buffer if more data is
+    /// expected.
     fn poll_read_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.buffer.is_empty() {
             self.read_from_buffer(buf);

@@ -138,6 +138,7 @@ impl TlsServerConfig {
     }
 }
 
+/// Returns the configuration of TLS handshakes that serve `identity` and verify client certificates by `verifier`.
 fn server_config(
     identity: &ServerIdentity,
     verifier: Option<Arc<ClientVerifier>>,

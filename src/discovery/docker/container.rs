@@ -194,6 +194,7 @@ impl Loss {
 }
 
 impl NetworkEndpoint {
+    /// Converts the `settings` of a container's connection to the network `name`.
     fn new(name: String, settings: &EndpointSettings) -> Self {
         let parse_ip = |text: &Option<String>| {
             let ip = text.as_ref()?.parse().ok().map(canonical)?;

@@ -346,6 +346,7 @@ impl Engine {
         Ok(Response::from_parts(head, body))
     }
 
+    /// Sends `request` over a new connection to the engine, and waits for the head of the response.
     async fn send(&self, mut request: BollardRequest) -> Result<Response<ResponseBody>, Cause> {
         // bollard gives an absolute URL, which hyper would send as the target, and the engine expects a path.
         let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);

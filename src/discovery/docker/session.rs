@@ -172,6 +172,7 @@ impl DockerSession {
         }
     }
 
+    /// Starts to list the containers, and sets the time of the next list.
     fn start_list(&mut self) {
         self.reversed_losses.clear();
         let (engine, services, images) = (self.engine.clone(), Arc::clone(&self.services), self.images.clone());

@@ -238,6 +238,7 @@ impl Api {
         Err(error_of_status(permission, status, to_one_line(&message)))
     }
 
+    /// Opens a TLS connection to `server`, whose certificate must be signed by the CA of the service account.
     async fn connect(&self, server: &str) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Error> {
         let ca = self.read_credential("ca.crt").await?;
         let mut roots = RootCertStore::empty();
@@ -297,6 +298,7 @@ fn parse_events(body: ResponseBody) -> WatchEvents {
     events.boxed()
 }
 
+/// Parses a line of a watch. An event of the type ERROR becomes the error that its status describes.
 fn parse_event(line: &[u8]) -> Result<Event, Error> {
     #[derive(Deserialize)]
     struct ErrorEvent {

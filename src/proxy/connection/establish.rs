@@ -274,6 +274,7 @@ struct AllowedProxy {
 }
 
 impl AllowedProxy {
+    /// Decides the lane of a connection over plain HTTP, which can only be external.
     fn assign_external_lane(self, shared: &Shared) -> Result<Assigned, Error> {
         let Self { stream, origin, settings } = self;
         let peer = origin.peer.ip();

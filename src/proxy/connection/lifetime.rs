@@ -113,6 +113,7 @@ where
     C: Future<Output = hyper::Result<()>>,
     F: Fn(Pin<&mut C>),
 {
+    /// Creates the state at the beginning of the connection. `ask_to_end` asks hyper for a graceful shutdown.
     fn new(context: &'a ConnectionContext, connection: Pin<&'a mut C>, ask_to_end: F) -> Self {
         let limits = &context.settings.limits;
         // Over HTTP/2 each stream has a stall timeout of its own (`h2_stream_stall`).
@@ -162,6 +163,7 @@ where
         ControlFlow::Continue(())
     }
 
+    /// Polls the connection and its deadlines; ready when the connection has ended or must be dropped.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(until) = self.revoked_until {
             let ended = self.connection.as_mut().poll(cx).is_ready();

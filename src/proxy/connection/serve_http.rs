@@ -48,6 +48,7 @@ pub async fn serve(registered: Registered) {
     }
 }
 
+/// Serves HTTP/1.1 on `io` until the connection has ended.
 async fn serve_h1(context: Arc<ConnectionContext>, io: Downstream) {
     let limits = &context.settings.limits;
     let connection = pin!(
@@ -84,6 +85,7 @@ async fn close_after_refused_upgrade(context: &ConnectionContext) {
     }
 }
 
+/// Serves HTTP/2 on `io` until the connection has ended.
 async fn serve_h2(context: Arc<ConnectionContext>, io: Downstream) {
     let limits = &context.settings.limits;
     // Held until the connection has ended.

@@ -229,6 +229,8 @@ impl H1RequestGuard {
         false
     }
 
+    /// Records the header field in `line` if it frames the body or asks for an upgrade. `is_whole` is whether
+    /// `line` has the whole field.
     fn record_framing_field(&mut self, line: &[u8], is_whole: bool) {
         if !matches!(line[0] | 0x20, b'c' | b't' | b'u') {
             return;
@@ -244,6 +246,7 @@ impl H1RequestGuard {
         }
     }
 
+    /// Ends the head, and expects the body that it states; returns whether the length of the body is ambiguous.
     fn end_head(&mut self) -> bool {
         let head = std::mem::take(&mut self.head);
         self.spaces = 0;

@@ -63,6 +63,7 @@ pub struct H2FloodGuard {
 }
 
 impl H2FloodGuard {
+    /// Creates the state at the beginning of a connection, before the client's preface.
     pub fn new() -> Self {
         Self {
             bytes_left: PREFACE.len(),

@@ -131,6 +131,8 @@ impl H2Trailers {
         }
     }
 
+    /// Returns `bytes` with the trailers in them rewritten. An incomplete frame head, and trailers until their end, are
+    /// held back.
     fn rewrite_frames(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, TooLarge> {
         let mut rewritten = Vec::with_capacity(bytes.len() + 2 * FRAME_HEAD_SIZE + 1);
         loop {

@@ -59,6 +59,7 @@ struct TrackerState {
 }
 
 impl HeadTracker {
+    /// Creates the state at the beginning of a connection that speaks `protocol`.
     pub fn new(protocol: Protocol) -> Arc<Self> {
         let (writer, interims_written) = (AtomicWaker::new(), AtomicWaker::new());
         let [has_interims, has_unreported_heads, is_blocked, is_closed_for_client_fault] =

@@ -219,6 +219,7 @@ impl Observer {
 }
 
 impl Downstream {
+    /// Creates the stream of a connection over `stream`, which holds `resources` until it is dropped.
     pub fn new(
         stream: Transport,
         protocol: Protocol,

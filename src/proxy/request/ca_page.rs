@@ -44,6 +44,7 @@ impl CaFormat {
         }
     }
 
+    /// Returns the header fields of the response.
     fn headers(self) -> &'static [(HeaderName, &'static str)] {
         match self {
             Self::Page => &[(CONTENT_TYPE, "text/html; charset=utf-8"), (CONTENT_SECURITY_POLICY, SECURITY_POLICY)],

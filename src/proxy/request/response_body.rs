@@ -140,6 +140,7 @@ impl ResponseBody {
 }
 
 impl Download {
+    /// Polls the authorization and the gateway; returns the next frame for hyper, `None` at the end.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
         if let Some(authorization) = &mut self.authorization
             && authorization.poll_revoked(cx).is_ready()
@@ -219,6 +220,7 @@ impl Download {
         }
     }
 
+    /// Waits until all bytes before the failure have left the process, and then returns its error.
     fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
         let Some(failure) = &mut self.failure else { return Poll::Pending };
         match &mut failure.delivered {
@@ -235,6 +237,8 @@ impl Download {
         Poll::Ready(failure.error.take().map(|error| Err(BodyError::Gateway(error))))
     }
 
+    /// Reads the next frame from the gateway, unless hyper has enough bytes for now. At the end, returns the
+    /// gateway's connection to the pool.
     fn poll_gateway_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, ExchangeError>>> {
         let guard = self.record.guard();
         if guard.poll_below_high_water_mark(cx).is_pending() {

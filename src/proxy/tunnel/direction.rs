@@ -130,6 +130,7 @@ impl Direction {
         self.apply_gate_step(step)
     }
 
+    /// Applies a step of the gate; returns what it changed.
     fn apply_gate_step(&mut self, step: GateStep) -> GateChange {
         match step {
             GateStep::Wait => return GateChange::Unchanged,
@@ -175,6 +176,7 @@ impl Direction {
         copied
     }
 
+    /// Does the work of [`Self::poll_copy`], with `scratch` as the buffer of reads.
     fn poll_copy_with(
         &mut self,
         cx: &mut Context<'_>,
@@ -261,6 +263,7 @@ impl Direction {
         self.close_with.clone().filter(|_| !self.is_close_sent)
     }
 
+    /// Writes all pending bytes to `to`.
     fn poll_write_pending(&mut self, cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<Poll<()>> {
         while !self.pending.is_empty() {
             let Poll::Ready(written) = Pin::new(&mut *to).poll_write(cx, &self.pending)? else {

@@ -159,6 +159,8 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,
 {
+    /// Creates the state of a tunnel. `early` are the bytes that were already read for the gateway and for the
+    /// client.
     fn new(client: C, gateway: G, early: (Bytes, Bytes), options: TunnelOptions) -> Self {
         let is_websocket = options.is_websocket;
         let lease = |is_h2| BufferLease::new(&options.buffer_budget, is_h2);
@@ -200,6 +202,7 @@ where
         Ok(())
     }
 
+    /// Copies in both directions, and moves on from stage to stage; ready when the tunnel has ended.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         if let TunnelStage::Rejecting { until } = self.stage {
             return self.poll_rejecting(cx, until);

@@ -162,6 +162,7 @@ impl GatewayBudgets {
 }
 
 impl BudgetPair {
+    /// Creates the budgets of `lane`. `requests` and `websockets` are their limits.
     fn new((requests, websockets): (usize, usize), lane: LaneKind, traffic: &Traffic) -> Self {
         let counters = traffic.lane(lane);
         let is_shared = lane == LaneKind::External;

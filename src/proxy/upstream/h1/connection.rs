@@ -125,6 +125,8 @@ where
         Poll::Ready(head)
     }
 
+    /// Sends the request as far as possible, and reads the next head. The caller then moves on to the body, or
+    /// records the failure.
     fn poll_next_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, ExchangeError>> {
         if let Poll::Ready(Err(error)) = self.outgoing.poll_send(&mut self.stream, cx) {
             return Poll::Ready(Err(error));
@@ -196,6 +198,8 @@ where
         Poll::Ready(frame.transpose())
     }
 
+    /// Sends the request's body as far as possible, and reads the next frame of the response's. The caller records
+    /// a failure.
     fn poll_next_frame(
         &mut self,
         cx: &mut Context<'_>,

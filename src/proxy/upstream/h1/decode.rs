@@ -242,6 +242,8 @@ impl ChunkedDecoder {
         if self.trailers.len() >= self.limits.bytes { Err("the trailers are too large") } else { Ok(()) }
     }
 
+    /// Copies the data of all chunks in `input` into one frame, or takes the trailers if there is no data; returns
+    /// how many bytes of `input` were consumed.
     fn decode_joined(&mut self, input: &[u8]) -> Result<(usize, Option<Frame<Bytes>>), ExchangeError> {
         let mut consumed = 0;
         let mut joined = Vec::new();

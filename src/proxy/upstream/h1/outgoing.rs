@@ -110,6 +110,7 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
         Ok(())
     }
 
+    /// Frames the next part of the body for sending. A small part is copied, a large one is kept as it is.
     fn push_data(&mut self, data: Bytes) -> Result<(), ExchangeError> {
         if data.is_empty() {
             return Ok(());
@@ -152,6 +153,7 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
         Ok(())
     }
 
+    /// Writes as much as `stream` takes at once of what is left of the head and the part.
     fn poll_write<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let joined = &self.joined[self.joined_written..];
         let stream = Pin::new(stream);

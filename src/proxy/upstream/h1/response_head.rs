@@ -94,6 +94,7 @@ pub fn parse_head(
     })
 }
 
+/// Parses a head, with room for its fields in `fields`. See [`parse_head`].
 fn parse_with<'a>(
     bytes: &'a Bytes,
     fields: &mut [MaybeUninit<Header<'a>>],
