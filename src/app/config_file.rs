@@ -43,13 +43,13 @@ impl ConfigFile {
         }
         loop {
             sleep(INTERVAL).await;
-            if self.has_changed() {
+            if self.check_for_change() {
                 return;
             }
         }
     }
 
-    fn has_changed(&mut self) -> bool {
+    fn check_for_change(&mut self) -> bool {
         let now = self.read_version();
         let settled = now.is_some() && now == self.last_seen;
         self.last_seen = now;
@@ -72,18 +72,18 @@ mod tests {
         let path = directory.path().join("config.toml");
         std::fs::write(&path, "one").unwrap();
         let mut file = ConfigFile::new(Some(path.clone()));
-        assert!(!file.has_changed() && !file.has_changed());
+        assert!(!file.check_for_change() && !file.check_for_change());
         std::fs::write(&path, "three").unwrap();
-        assert!(!file.has_changed(), "it may be half written");
+        assert!(!file.check_for_change(), "it may be half written");
         std::fs::write(&path, "fifteen").unwrap();
-        assert!(!file.has_changed(), "it was");
-        assert!(file.has_changed());
+        assert!(!file.check_for_change(), "it was");
+        assert!(file.check_for_change());
         file.mark_read();
-        assert!(!file.has_changed());
+        assert!(!file.check_for_change());
         std::fs::remove_file(&path).unwrap();
-        assert!(!file.has_changed() && !file.has_changed(), "it is gone");
+        assert!(!file.check_for_change() && !file.check_for_change(), "it is gone");
         std::fs::write(&path, "anew").unwrap();
-        assert!(!file.has_changed() && file.has_changed());
-        assert!(!ConfigFile::new(None).has_changed());
+        assert!(!file.check_for_change() && file.check_for_change());
+        assert!(!ConfigFile::new(None).check_for_change());
     }
 }

@@ -294,7 +294,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     ///
     /// # Errors
     /// Always: hyper must not use the connection any more.
-    fn end_with(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_end_with(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut stream = Pin::new(&mut self.stream);
         let interim = self.observer.as_ref().is_some_and(|observer| observer.head_tracker.is_interim_partly_written());
         if !self.is_partly_written
@@ -330,7 +330,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                     ReadOutcome::Passed => return poll,
                     ReadOutcome::Refused(bytes) => {
                         observer.head_tracker.mark_closed_for_client_fault();
-                        return this.end_with(bytes, cx);
+                        return this.poll_end_with(bytes, cx);
                     }
                     // `bytes` may be empty, which hyper must not take for the end of the connection.
                     ReadOutcome::Rewritten(bytes) => {
@@ -350,7 +350,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                     // A client that did not end its preface can't read a response.
                     ProtocolGuard::H2 { .. } => Vec::new(),
                 };
-                return this.end_with(&response, cx);
+                return this.poll_end_with(&response, cx);
             }
             return poll;
         }

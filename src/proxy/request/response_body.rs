@@ -29,11 +29,11 @@ pub enum ResponseBody {
     /// A short body of loopgate.
     Loopgate { text: Option<Bytes>, record: Arc<RequestRecord> },
     /// The body of the gateway's response.
-    Gateway(Box<Download>),
+    Gateway(Box<GatewayBody>),
 }
 
 /// The body of the gateway's response on its way to the client.
-pub struct Download {
+pub struct GatewayBody {
     /// The number of bytes that are left of the body, if it is known.
     length_left: Option<u64>,
     /// Whether the response states the length of the body: over HTTP/1.1 such a body can't have trailers.
@@ -120,7 +120,7 @@ impl ResponseBody {
             Some(upstream)
         };
         record.guard().mark_pending(now);
-        Self::Gateway(Box::new(Download {
+        Self::Gateway(Box::new(GatewayBody {
             length_left,
             has_stated_length: length_left.is_some(),
             hides_end,
@@ -139,7 +139,7 @@ impl ResponseBody {
     }
 }
 
-impl Download {
+impl GatewayBody {
     /// Polls the authorization and the gateway; returns the next frame for hyper, `None` at the end.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
         if let Some(authorization) = &mut self.authorization
@@ -268,7 +268,7 @@ impl Download {
     }
 }
 
-impl Drop for Download {
+impl Drop for GatewayBody {
     fn drop(&mut self) {
         // Noted before the permit is returned: that may let a waiting request of the same client continue.
         if let Some(upstream) = self.upstream.as_ref().filter(|_| self.record.is_client_stalled()) {
@@ -286,18 +286,15 @@ impl Body for ResponseBody {
             Self::Loopgate { text, record } => {
                 Poll::Ready(text.take().map(|text| Ok(Frame::data(CountedChunk::new(text, record)))))
             }
-            Self::Gateway(download) => download.poll(cx),
+            Self::Gateway(body) => body.poll(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Loopgate { text, .. } => text.is_none(),
-            Self::Gateway(download) => {
-                !download.hides_end
-                    && download.failure.is_none()
-                    && download.trailers.is_none()
-                    && download.upstream.is_none()
+            Self::Gateway(body) => {
+                !body.hides_end && body.failure.is_none() && body.trailers.is_none() && body.upstream.is_none()
             }
         }
     }
@@ -305,8 +302,8 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Loopgate { text, .. } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
-            Self::Gateway(download) if download.hides_end => SizeHint::default(),
-            Self::Gateway(download) => download.length_left.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Self::Gateway(body) if body.hides_end => SizeHint::default(),
+            Self::Gateway(body) => body.length_left.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }

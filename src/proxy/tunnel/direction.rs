@@ -102,10 +102,10 @@ impl Direction {
     pub fn set_connect_response(&mut self, connect_response: Option<ConnectResponseWatcher>) {
         self.connect_response = connect_response;
         let early = self.pending.clone();
-        self.follow_gateway(&early);
+        self.observe_gateway_bytes(&early);
     }
 
-    fn follow_gateway(&mut self, read: &[u8]) {
+    fn observe_gateway_bytes(&mut self, read: &[u8]) {
         if let Some(response) = &mut self.connect_response {
             response.observe_bytes(read);
         }
@@ -254,7 +254,7 @@ impl Direction {
             self.push_to_gate(Bytes::copy_from_slice(read));
             return Ok(());
         }
-        self.follow_gateway(read);
+        self.observe_gateway_bytes(read);
         self.write_block(cx, read, to)
     }
 

@@ -212,7 +212,7 @@ impl UpstreamConnection {
     }
 
     /// Sends the rest of the request's body, after the response has ended.
-    pub async fn until_sent(&mut self) {
+    pub async fn wait_until_sent(&mut self) {
         poll_fn(|cx| self.http.poll_sent(cx)).await;
     }
 

@@ -89,7 +89,7 @@ impl PooledConnection {
             let shutdown = pool.shutdown.clone();
             shutdown.spawn(async move {
                 let _permit = permit;
-                if timeout(REQUEST_END_LIMIT, connection.until_sent()).await.is_ok() && connection.is_reusable() {
+                if timeout(REQUEST_END_LIMIT, connection.wait_until_sent()).await.is_ok() && connection.is_reusable() {
                     pool.add_idle(connection, Instant::now());
                 }
             });

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// least one.
 pub const STALLED_SHARE: usize = 32;
 /// The time for which a count is kept after the latest unread response.
-pub const REMEMBERED: Duration = Duration::from_secs(60);
+pub const STALL_RETENTION: Duration = Duration::from_secs(60);
 
 /// The responses of one client that were reset because it did not read them.
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ impl Stalls {
         if self.has_expired(now) {
             self.count.store(0, Ordering::Relaxed);
         }
-        let remembered = u64::try_from(REMEMBERED.as_millis()).unwrap_or(u64::MAX);
+        let remembered = u64::try_from(STALL_RETENTION.as_millis()).unwrap_or(u64::MAX);
         self.expires_at.store(now.saturating_add(remembered), Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed) == 0
     }
@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn a_response_after_the_expiry_begins_a_new_count() {
         let stalls = Stalls::default();
-        let later = u64::try_from(REMEMBERED.as_millis()).unwrap();
+        let later = u64::try_from(STALL_RETENTION.as_millis()).unwrap();
         assert!(stalls.record_stall(0) && !stalls.record_stall(1));
         assert_eq!(stalls.most_permits(STALLED_SHARE, || 2), 1);
         assert!(stalls.record_stall(later + 1));

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::proxy::upstream::stalls::{REMEMBERED, STALLED_SHARE};
+use crate::proxy::upstream::stalls::{STALL_RETENTION, STALLED_SHARE};
 use crate::proxy::upstream::weak_table::MIN_TABLE;
 
 fn budgets(requests: usize, websockets: usize) -> GatewayBudgets {
@@ -182,7 +182,7 @@ async fn a_client_that_left_several_responses_unread_gets_few_permits_for_a_minu
     assert_eq!(std::iter::from_fn(|| one.try_acquire(Purpose::WebSocket)).take(3).count(), 3, "WebSockets as before");
     drop(one);
     one = client(&budgets, 1);
-    tokio::time::advance(REMEMBERED.checked_sub(Duration::from_millis(2)).unwrap()).await;
+    tokio::time::advance(STALL_RETENTION.checked_sub(Duration::from_millis(2)).unwrap()).await;
     assert_eq!(take_all(&one).len(), few, "a new connection changes nothing");
     tokio::time::advance(Duration::from_millis(4)).await;
     assert_eq!(take_all(&one).len(), 56);
@@ -190,7 +190,7 @@ async fn a_client_that_left_several_responses_unread_gets_few_permits_for_a_minu
         stall(take_all(&client(&budgets, last)));
     }
     assert_eq!(lock(&budgets.external.requests.stalled_clients).len(), 256);
-    tokio::time::advance(REMEMBERED).await;
+    tokio::time::advance(STALL_RETENTION).await;
     stall(take_all(&one));
     assert_eq!(lock(&budgets.external.requests.stalled_clients).len(), 1, "the others are forgotten");
 

@@ -57,7 +57,7 @@ impl Decoder {
         if let Self::Chunked(chunked) = self
             && input.len() > MAX_JOINED
         {
-            let Step { skip_length, data_length } = chunked.step(input)?;
+            let Step { skip_length, data_length } = chunked.next_step(input)?;
             input.advance(skip_length);
             let data = input.split_to(data_length);
             release_if_empty(input);
@@ -157,7 +157,7 @@ impl ChunkedDecoder {
     }
 
     /// Decodes `input` up to the end of the next part of data, the end of the body, or the end of the input.
-    fn step(&mut self, input: &[u8]) -> Result<Step, ExchangeError> {
+    fn next_step(&mut self, input: &[u8]) -> Result<Step, ExchangeError> {
         for (skip_length, byte) in input.iter().copied().enumerate() {
             if self.state == State::Data {
                 let rest = input.len() - skip_length;
@@ -248,7 +248,7 @@ impl ChunkedDecoder {
         let mut consumed = 0;
         let mut joined = Vec::new();
         while consumed < input.len() {
-            let step = self.step(&input[consumed..]);
+            let step = self.next_step(&input[consumed..]);
             if let (Err(ExchangeError::Chunks(why)), false) = (&step, joined.is_empty()) {
                 // What comes before the error is passed on.
                 self.state = State::Failed(why);

@@ -100,11 +100,11 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
                     let is_last = body.is_end_stream();
                     self.push_data(data)?;
                     if is_last {
-                        self.end(None)?;
+                        self.end_body(None)?;
                     }
                 }
-                Some(Err(frame)) => self.end(frame.into_trailers().ok())?,
-                None => self.end(None)?,
+                Some(Err(frame)) => self.end_body(frame.into_trailers().ok())?,
+                None => self.end_body(None)?,
             }
         }
         Ok(())
@@ -136,7 +136,7 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
     }
 
     /// Ends the body. Only a chunked one can have trailers.
-    fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), ExchangeError> {
+    fn end_body(&mut self, trailers: Option<HeaderMap>) -> Result<(), ExchangeError> {
         self.body = None;
         match self.framing {
             Framing::Length(0) => {}
