@@ -63,7 +63,7 @@ pub struct OrphanWatch {
     /// The start time of the owner when the namespace last had interfaces.
     owner_started_at: Option<String>,
     /// Whether the engine has reported since then that the owner ended.
-    owner_ended: bool,
+    has_owner_ended: bool,
     /// Since when the owner has been running again.
     running_again_since: Option<Instant>,
 }
@@ -77,7 +77,7 @@ impl OrphanWatch {
     /// Records one observation, and returns the namespace's state that follows from all observations.
     pub fn observe(&mut self, observation: &Observation<'_>, now: Instant) -> NamespaceState {
         if observation.life == OwnerLife::Ended {
-            self.owner_ended = true;
+            self.has_owner_ended = true;
         }
         if observation.has_interfaces {
             self.record_attached(observation);
@@ -89,7 +89,7 @@ impl OrphanWatch {
         let waited = now - *self.orphaned_since.get_or_insert(now);
         let runs_anew = match observation.life {
             OwnerLife::Running { started_at } => match (started_at, &self.owner_started_at) {
-                _ if self.owner_ended => Some(true),
+                _ if self.has_owner_ended => Some(true),
                 (Some(started_at), Some(before)) => Some(started_at != before),
                 _ => None,
             },
@@ -109,7 +109,7 @@ impl OrphanWatch {
         self.orphaned_since = None;
         self.running_again_since = None;
         if let OwnerLife::Running { started_at } = observation.life {
-            self.owner_ended = false;
+            self.has_owner_ended = false;
             if let Some(started_at) = started_at {
                 self.owner_started_at = Some(started_at.to_owned());
             }

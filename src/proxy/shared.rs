@@ -79,9 +79,9 @@ pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     pub(super) upstream: Upstream,
     /// The memory for the flow-control windows of HTTP/2 connections.
-    pub(super) windows: Arc<WindowBudget>,
+    pub(super) window_budget: Arc<WindowBudget>,
     /// The memory for first messages of WebSockets that are not complete or not answered yet.
-    pub(super) first_messages: Arc<FirstMessageBudget>,
+    pub(super) first_message_budget: Arc<FirstMessageBudget>,
     /// The memory for bytes that tunnels have read and not written yet.
     pub(super) tunnel_buffer_budgets: LaneBufferBudgets,
     pub(super) settings: ArcSwap<ConnectionSettings>,

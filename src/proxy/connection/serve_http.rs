@@ -89,7 +89,7 @@ async fn close_after_refused_upgrade(context: &ConnectionContext) {
 async fn serve_h2(context: Arc<ConnectionContext>, io: Downstream) {
     let limits = &context.settings.limits;
     // Held until the connection has ended.
-    let window = context.shared.windows.take_lease();
+    let window = context.shared.window_budget.take_lease();
     let connection = pin!(
         http2::Builder::new(StreamExecutor::new(
             &context.shared.shutdown,

@@ -45,8 +45,8 @@ pub struct H2Trailers {
     last_stream: u32,
     /// The latest streams that began without END_STREAM, so that trailers may follow.
     begun_streams: VecDeque<u32>,
-    /// The latest stream that was removed from `begun` because it was full; 0 if there is none.
-    dropped: u32,
+    /// The latest stream that was removed from `begun_streams` because that was full; 0 if there is none.
+    dropped_stream: u32,
 }
 
 /// The header block of trailers.
@@ -94,7 +94,7 @@ impl H2Trailers {
             block: None,
             last_stream: 0,
             begun_streams: VecDeque::new(),
-            dropped: 0,
+            dropped_stream: 0,
         }
     }
 
@@ -193,14 +193,14 @@ impl H2Trailers {
             // This frame may be seen twice (`rewrite_input`): it is recorded once.
             if flags & END_STREAM == 0 && self.begun_streams.back().is_none_or(|last| *last < stream) {
                 if self.begun_streams.len() == MAX_STREAMS {
-                    self.dropped = self.begun_streams.pop_front().unwrap_or_default();
+                    self.dropped_stream = self.begun_streams.pop_front().unwrap_or_default();
                 }
                 self.begun_streams.push_back(stream);
             }
             return passed;
         }
         // `h2` refuses trailers on any other stream.
-        if stream > self.dropped && self.begun_streams.binary_search(&stream).is_err() {
+        if stream > self.dropped_stream && self.begun_streams.binary_search(&stream).is_err() {
             return passed;
         }
         let is_padded = flags & PADDED != 0;

@@ -71,7 +71,7 @@ enum ProtocolGuard {
 struct Replacement {
     unwritten: Bytes,
     /// The length of hyper's response, in bytes.
-    replaces: usize,
+    hyper_length: usize,
 }
 
 /// What may be done with the bytes that hyper offers to write.
@@ -170,13 +170,13 @@ impl Observer {
                 if replacement.is_none() {
                     let pieces = offered.iter().map(|piece| &**piece);
                     let refusal = refusals.find_replacement(pieces, &self.activity, guard.head_fault());
-                    let replaces = offered.iter().map(|piece| piece.len()).sum();
+                    let hyper_length = offered.iter().map(|piece| piece.len()).sum();
                     *replacement = refusal.map(|(bytes, reason)| {
                         self.head_tracker.record_refused_head(reason);
-                        Replacement { unwritten: bytes.into(), replaces }
+                        Replacement { unwritten: bytes.into(), hyper_length }
                     });
                 }
-                let Some(Replacement { unwritten, replaces }) = replacement else {
+                let Some(Replacement { unwritten, hyper_length }) = replacement else {
                     return Poll::Ready(Ok(WriteTurn::All));
                 };
                 while !unwritten.is_empty() {
@@ -185,7 +185,7 @@ impl Observer {
                         count => unwritten.advance(count),
                     }
                 }
-                let replaced = *replaces;
+                let replaced = *hyper_length;
                 *replacement = None;
                 Poll::Ready(Ok(WriteTurn::Replaced(replaced)))
             }

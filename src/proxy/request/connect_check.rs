@@ -66,7 +66,7 @@ pub fn connect_check(
             .inspect_err(|reason| info!(connection, %peer, reason, "WebSocket refused"))
             .unwrap_or_else(Checked::Refused)
     };
-    Some((FirstMessage::new(objects_only, Arc::clone(&context.shared.first_messages), Box::new(check)), response))
+    Some((FirstMessage::new(objects_only, Arc::clone(&context.shared.first_message_budget), Box::new(check)), response))
 }
 
 /// The owner of the devices that connect over a WebSocket.

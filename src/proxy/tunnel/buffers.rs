@@ -19,7 +19,7 @@ const BLOCKS_IN_H2: usize = 4;
 /// The bytes that `h2` holds of a stream besides these blocks (`max_send_buf_size`).
 const H2_BUFFER: usize = 64 * 1024;
 
-/// The memory for the tunnels of one lane.
+/// The budget of memory for the tunnels of one lane.
 #[derive(Debug)]
 pub struct TunnelBufferBudget {
     limit: usize,
@@ -27,7 +27,7 @@ pub struct TunnelBufferBudget {
 }
 
 impl TunnelBufferBudget {
-    /// Creates the memory of one lane: a quarter of `buffered` bytes.
+    /// Creates the budget of one lane: a quarter of `buffered` bytes.
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 4, held_bytes: AtomicUsize::new(0) })
     }
