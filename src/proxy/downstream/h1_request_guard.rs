@@ -38,7 +38,7 @@ enum Position {
     /// The lines of a head.
     #[default]
     Head,
-    /// A body of stated length, or a chunk and the line end after it, of which `left` bytes are still to come.
+    /// A body of stated length, or a chunk and the line end after it, of which `bytes_left` bytes are still to come.
     Data { bytes_left: u64, chunked: bool },
     /// The line with the size of a chunk.
     ChunkSize,
