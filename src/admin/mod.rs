@@ -63,7 +63,7 @@ pub fn bind(address: SocketAddr) -> Result<Admin, Error> {
 impl Admin {
     /// Starts a task that serves connections until `shutdown` begins. Must be called within a Tokio runtime.
     pub fn serve(self, state: AdminState, shutdown: &Shutdown) {
-        let ending = shutdown.clone();
+        let task_shutdown = shutdown.clone();
         let state = Arc::new(state);
         shutdown.spawn(async move {
             let listener = match tokio::net::TcpListener::from_std(self.0) {
@@ -74,7 +74,7 @@ impl Admin {
             loop {
                 let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
                 let (stream, peer) = tokio::select! {
-                    () = ending.wait_until_begun() => return,
+                    () = task_shutdown.wait_until_begun() => return,
                     accepted = listener.accept() => match accepted {
                         Ok(accepted) => accepted,
                         Err(error) => {
@@ -85,8 +85,8 @@ impl Admin {
                     },
                 };
                 let state = Arc::clone(&state);
-                let closing = ending.clone();
-                ending.spawn(async move {
+                let connection_shutdown = task_shutdown.clone();
+                task_shutdown.spawn(async move {
                     let service = service_fn(move |request| routes::respond(Arc::clone(&state), peer, request));
                     // With one request per connection, a client can't queue up work with pipelined requests.
                     let connection =
@@ -100,7 +100,7 @@ impl Admin {
                                 debug!(%peer, ?limit, "closed an admin connection that took too long");
                             }
                         },
-                        () = closing.wait_until_begun() => {}
+                        () = connection_shutdown.wait_until_begun() => {}
                     }
                     drop(permit);
                 });

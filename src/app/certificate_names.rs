@@ -24,11 +24,11 @@ pub(super) fn follow_names(
         dns.chain(reachable_addresses(&listen, gateway, view).into_iter().map(SubjectName::Ip)).collect()
     };
     let (sender, receiver) = watch::channel(names(&view.borrow_and_update()));
-    let ending = shutdown.clone();
+    let task_shutdown = shutdown.clone();
     shutdown.spawn(async move {
         loop {
             tokio::select! {
-                () = ending.wait_until_begun() => return,
+                () = task_shutdown.wait_until_begun() => return,
                 changed = view.changed() => if changed.is_err() { return },
             }
             let now = names(&view.borrow_and_update());

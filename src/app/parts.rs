@@ -69,10 +69,10 @@ pub(super) fn serve_enrolments(enrolment: Enrolment) -> Enrol {
 pub(super) fn start_keeping_paired(config: &Config, shutdown: &Shutdown) {
     let Some(state_dir) = config.gateway.state_dir.clone() else { return };
     let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
-    let ending = shutdown.clone();
+    let task_shutdown = shutdown.clone();
     shutdown.spawn(async move {
         tokio::select! {
-            () = ending.wait_until_begun() => {}
+            () = task_shutdown.wait_until_begun() => {}
             () = KeepPaired { gateway, state_dir, token_file }.run() => {}
         }
     });
@@ -95,10 +95,10 @@ pub(super) fn start_unpairing_removed(
     };
     let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
     let unpair = UnpairRemoved { workloads, view, devices, gateway, token_file };
-    let ending = shutdown.clone();
+    let task_shutdown = shutdown.clone();
     shutdown.spawn(async move {
         tokio::select! {
-            () = ending.wait_until_begun() => {}
+            () = task_shutdown.wait_until_begun() => {}
             () = unpair.run() => {}
         }
     });

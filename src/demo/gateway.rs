@@ -41,15 +41,15 @@ const RETRY: Duration = Duration::from_millis(50);
 pub(super) async fn start(trusted: Ipv4Addr, shutdown: &Shutdown) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
-    let ending = shutdown.clone();
+    let task_shutdown = shutdown.clone();
     shutdown.spawn(async move {
         loop {
             let accepted = tokio::select! {
-                () = ending.wait_until_begun() => return,
+                () = task_shutdown.wait_until_begun() => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, from)) => ending.spawn(serve(stream, from, trusted, ending.clone())),
+                Ok((stream, from)) => task_shutdown.spawn(serve(stream, from, trusted, task_shutdown.clone())),
                 // The process is probably out of file descriptors.
                 Err(error) => {
                     debug!(%error, "the gateway of the demonstration can't accept a connection");
@@ -90,10 +90,10 @@ fn respond(
     let is_websocket =
         head.headers.get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
     if let Some(key) = head.headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_websocket) {
-        let ending = shutdown.clone();
+        let task_shutdown = shutdown.clone();
         shutdown.spawn(async move {
             tokio::select! {
-                () = ending.wait_until_begun() => {}
+                () = task_shutdown.wait_until_begun() => {}
                 () = echo_messages(upgrade, received) => {}
             }
         });

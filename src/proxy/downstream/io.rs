@@ -106,12 +106,12 @@ impl Observer {
             }
             ProtocolGuard::H2 { guard, frames, trailers, floods } => {
                 let had_begun = guard.has_begun();
-                let followed = guard.check_input(bytes, frames);
+                let check_result = guard.check_input(bytes, frames);
                 if !had_begun && guard.has_begun() {
                     self.activity.record_preface_end();
                 }
                 self.activity.set_unfinished_header_block(guard.unfinished_block());
-                match followed {
+                match check_result {
                     Ok(()) => match trailers.rewrite_input(bytes) {
                         Ok(rewritten) => rewritten.map_or(ReadOutcome::Passed, ReadOutcome::Rewritten),
                         Err(TooLarge) => ReadOutcome::Refused(&ENHANCE_YOUR_CALM),

@@ -200,8 +200,9 @@ async fn send_to_gateway(
     record: &Arc<RequestRecord>,
 ) -> ForwardOutcome {
     let client = head.client();
-    let waiting = pin!(async { Ok(context.acquire_permit(client, Purpose::Request, record.start_time()).await?) });
-    let (permit, granted_at) = match ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await {
+    let permit_future =
+        pin!(async { Ok(context.acquire_permit(client, Purpose::Request, record.start_time()).await?) });
+    let (permit, granted_at) = match ClientAuthorization::unless_revoked(authorization.as_mut(), permit_future).await {
         Ok(permitted) => permitted,
         Err(error) => return ForwardOutcome { must_close: body.is_optional(), result: Err(error) },
     };

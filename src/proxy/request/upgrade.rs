@@ -108,8 +108,9 @@ async fn send_upgrade(
     record: &RequestRecord,
 ) -> Result<(ResponseHead, PooledConnection), Error> {
     let client = head.client();
-    let waiting = pin!(async { Ok(context.acquire_permit(client, Purpose::WebSocket, record.start_time()).await?) });
-    let (permit, granted_at) = ClientAuthorization::unless_revoked(authorization.as_deref_mut(), waiting).await?;
+    let permit_future =
+        pin!(async { Ok(context.acquire_permit(client, Purpose::WebSocket, record.start_time()).await?) });
+    let (permit, granted_at) = ClientAuthorization::unless_revoked(authorization.as_deref_mut(), permit_future).await?;
     let (body, on_interim, limits) = (RequestBody::empty(), OnInterim::default(), &context.settings.limits);
     let sending = pin!(context.shared.upstream.send(head, body, on_interim, permit, limits, granted_at));
     ClientAuthorization::unless_revoked(authorization, sending).await
