@@ -24,7 +24,7 @@ const PRIORITY_SIZE: usize = 5;
 const MAX_BLOCK: usize = 16_384;
 /// The most frames of one header block of trailers.
 const MAX_FRAMES: usize = 16;
-/// The most streams that are kept in [`H2Trailers::begun`].
+/// The most streams that are kept in [`H2Trailers::begun_streams`].
 const MAX_STREAMS: usize = 128;
 
 /// `host` with an empty value: entry 38 of HPACK's static table, indexed (RFC 7541 section 6.1).
