@@ -129,6 +129,27 @@ async fn a_request_and_its_response_take_turns() {
     timeout(SOON, talking).await.expect("HTTP/2");
 }
 
+/// Many clients read a response only after they have sent the whole request.
+#[tokio::test]
+async fn an_upload_goes_on_while_the_client_does_not_read_the_response() {
+    let harness = Harness::start().await;
+    let uploading = async {
+        let mut client = harness.connect_h1(OUTSIDER).await;
+        for _ in 0..2 {
+            let request = format!("POST /large-early?{MUCH}");
+            client.send(request_text(&request, &format!("Content-Length: {MUCH}\r\n"))).await.unwrap();
+            sleep(PAUSE).await;
+            client.send(vec![b'x'; MUCH]).await.unwrap();
+            let head = client.read_head().await.expect("a response");
+            assert_eq!(head.status(), 200);
+            assert_pattern(&client.read_exactly(MUCH).await.expect("the whole response"), "a late reader");
+        }
+        assert_eq!(client.send_request(request_text("GET /", "")).await.text(), "hello");
+    };
+    timeout(SOON, uploading).await.expect("HTTP/1.1");
+    assert_eq!(harness.gateway.connections(), 1, "its connection to the gateway can be used again");
+}
+
 #[tokio::test]
 async fn a_response_that_ends_before_its_request_keeps_both_connections() {
     let early = async {

@@ -245,6 +245,10 @@ impl GatewayBody {
             if guard.is_socket_full() {
                 self.block_size.record_full_socket();
             }
+            // Many clients read the response only after they have sent the whole request.
+            if let Some(upstream) = &mut self.upstream {
+                upstream.poll_upload(cx);
+            }
             return Poll::Pending;
         }
         let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };

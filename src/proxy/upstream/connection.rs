@@ -201,6 +201,12 @@ impl UpstreamConnection {
         self.http.poll_frame(cx, block)
     }
 
+    /// Sends the request's body as far as possible, while no part of the response is wanted. The next frame reports an
+    /// error.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        self.http.poll_upload(cx);
+    }
+
     /// Returns whether all of the response's body was returned.
     pub fn is_response_done(&self) -> bool {
         self.http.is_response_done()

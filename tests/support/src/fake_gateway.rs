@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -219,6 +219,13 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
             }
             continue;
         }
+        if path.starts_with("/large-early?") {
+            let length = message.field("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+            let read = client.take_buffered().len();
+            send_while_reading(&mut client.stream, size(&path), length - read).await?;
+            record(shared, peer, connection, message);
+            continue;
+        }
         if path == "/early" {
             client.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly").await?;
             if !client.read_body(&mut message, false).await {
@@ -410,7 +417,10 @@ pub fn pattern_byte(at: usize) -> u8 {
     u8::try_from((at ^ (at >> 8) ^ (at >> 16)) & 0xff).unwrap()
 }
 
-async fn send_pattern(stream: &mut TcpStream, size: usize, in_chunks: bool) -> io::Result<()> {
+async fn send_pattern<W>(stream: &mut W, size: usize, in_chunks: bool) -> io::Result<()>
+where
+    W: AsyncWrite + Unpin,
+{
     let mut at = 0;
     while at < size {
         let block: Vec<u8> = (at..size.min(at + 65_536)).map(pattern_byte).collect();
@@ -419,4 +429,24 @@ async fn send_pattern(stream: &mut TcpStream, size: usize, in_chunks: bool) -> i
         stream.write_all(&[before.as_bytes(), &block, after.as_bytes()].concat()).await?;
     }
     Ok(())
+}
+
+/// Sends a response of `size` bytes, and reads a body of `length` bytes meanwhile: neither waits for the other.
+async fn send_while_reading(stream: &mut TcpStream, size: usize, length: usize) -> io::Result<()> {
+    let (mut reader, mut writer) = stream.split();
+    let reading = async {
+        let (mut left, mut block) = (length, vec![0; 65_536]);
+        while left > 0 {
+            match reader.read(&mut block[..left.min(65_536)]).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => left -= count,
+            }
+        }
+        Ok(())
+    };
+    let sending = async {
+        writer.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n").as_bytes()).await?;
+        send_pattern(&mut writer, size, false).await
+    };
+    tokio::try_join!(reading, sending).map(|_| ())
 }

@@ -207,6 +207,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
         true
     }
 
+    /// Takes the bytes that were read from the stream and not used yet.
+    pub fn take_buffered(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.buffered)
+    }
+
     /// Reads a whole response to a request other than HEAD; `None` if the stream ended before it was whole.
     pub async fn read_response(&mut self) -> Option<Message> {
         let mut response = self.read_head().await?;

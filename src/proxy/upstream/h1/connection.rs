@@ -34,6 +34,8 @@ pub struct H1Connection<S, B> {
     is_read_full: bool,
     /// Whether the latest response permits another request.
     may_reuse: bool,
+    /// The error of [`Self::poll_upload`], which the next frame reports. The request's body is not polled after it.
+    upload_error: Option<ExchangeError>,
 }
 
 /// The state of the response.
@@ -70,6 +72,7 @@ where
             has_response_begun: false,
             is_read_full: false,
             may_reuse: true,
+            upload_error: None,
         }
     }
 
@@ -205,9 +208,8 @@ where
         cx: &mut Context<'_>,
         block: usize,
     ) -> Poll<Result<Option<Frame<Bytes>>, ExchangeError>> {
-        if !self.outgoing.is_done()
-            && let Poll::Ready(Err(error)) = self.outgoing.poll_send(&mut self.stream, cx)
-        {
+        self.poll_upload(cx);
+        if let Some(error) = self.upload_error.take() {
             return Poll::Ready(Err(error));
         }
         loop {
@@ -251,6 +253,16 @@ where
             if let Some(frame) = frame {
                 return Poll::Ready(Ok(Some(frame)));
             }
+        }
+    }
+
+    /// Sends the request's body as far as possible, while no part of the response is wanted.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if self.upload_error.is_none()
+            && !self.outgoing.is_done()
+            && let Poll::Ready(Err(error)) = self.outgoing.poll_send(&mut self.stream, cx)
+        {
+            self.upload_error = Some(error);
         }
     }
 
@@ -528,6 +540,23 @@ mod tests {
         let frame = poll(|cx| connection.poll_frame(cx, 0));
         assert!(matches!(frame, Poll::Ready(Some(Err(ExchangeError::RequestBody(_))))), "{frame:?}");
         assert!(!connection.is_response_done() && !connection.is_reusable());
+    }
+
+    #[test]
+    fn an_upload_without_a_wanted_frame_goes_on_until_it_breaks_off() {
+        let mut connection = with_request(Framing::Chunked, [data("abc")]);
+        read(&mut connection, "HTTP/1.1 200 A\r\nContent-Length: 2\r\n\r\n");
+        assert!(poll(|cx| connection.poll_head(cx)).is_ready());
+        let frames = [data("def"), Some(Err(BrokenBody::Reset)), None];
+        connection.request_body().unwrap().frames.extend(frames);
+        for _ in 0..2 {
+            connection.poll_upload(&mut Context::from_waker(Waker::noop()));
+        }
+        let written = String::from_utf8_lossy(&connection.stream.written);
+        assert!(written.contains("def") && !written.contains("0\r\n\r\n"), "a broken body has no end: {written}");
+        let frame = poll(|cx| connection.poll_frame(cx, 0));
+        assert!(matches!(frame, Poll::Ready(Some(Err(ExchangeError::RequestBody(_))))), "{frame:?}");
+        assert!(!connection.is_reusable());
     }
 
     #[test]
