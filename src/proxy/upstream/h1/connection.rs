@@ -547,9 +547,8 @@ mod tests {
         let mut connection = with_request(Framing::Chunked, [data("abc")]);
         read(&mut connection, "HTTP/1.1 200 A\r\nContent-Length: 2\r\n\r\n");
         assert!(poll(|cx| connection.poll_head(cx)).is_ready());
-        let frames = [data("def"), Some(Err(BrokenBody::Reset)), None];
-        connection.request_body().unwrap().frames.extend(frames);
-        for _ in 0..2 {
+        for frame in [data("def"), Some(Err(BrokenBody::Reset)), None] {
+            connection.request_body().unwrap().frames.push_back(frame);
             connection.poll_upload(&mut Context::from_waker(Waker::noop()));
         }
         let written = String::from_utf8_lossy(&connection.stream.written);
