@@ -23,9 +23,9 @@ use crate::results::Results;
 use crate::scenario::{Scenario, scale};
 use crate::stated::{self, Rows};
 
-/// How many idle WebSockets the table's rows say that there were.
+/// The number of idle WebSockets that the rows of the table state.
 const IDLE: u64 = 5000;
-/// Columns of the documents.
+/// The width of the documents' lines, in columns.
 const COLUMNS: usize = 150;
 
 /// Which results, and where their tables go.
@@ -120,7 +120,7 @@ fn conditions(run: &Value) -> String {
     ))
 }
 
-/// `text` in lines; empty if it is.
+/// Wraps `text` in lines of at most `COLUMNS` columns. An empty text has no lines.
 fn wrap(text: &str) -> String {
     let (mut lines, mut column) = (String::new(), 0);
     for word in text.split_whitespace() {
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_of_today() {
+    fn the_version_is_found_in_what_a_program_prints() {
         for (said, expected) in [
             ("nginx version: nginx/1.30.6; built with OpenSSL 3.6.5", Some("1.30.6")),
             ("HAProxy version 3.2.26-1 2026/10/02 - https://haproxy.org/", Some("3.2.26")),

@@ -24,7 +24,7 @@ pub(super) async fn requests(running: &Running, time: Duration, clients: usize) 
     )
 }
 
-/// Small requests of so many clients, each over one connection.
+/// Sends small requests of `clients` clients, each over one connection.
 pub(super) async fn drive_requests(running: &Running, time: Duration, clients: usize) -> Window {
     let target = running.target.clone();
     drive(running, time, clients, move |tally| {
@@ -51,7 +51,8 @@ pub(super) async fn handshakes(running: &Running, time: Duration, clients: usize
     Sample::new(measures, window.failed)
 }
 
-/// Connections of so many clients, one after the other, each for one request; and the share of them that were resumed.
+/// Opens connections of `clients` clients, of each client one after the other, for one request each. Also returns the
+/// share of connections that were resumed: 0 if there was none.
 pub(super) async fn drive_handshakes(
     running: &Running,
     time: Duration,
@@ -77,6 +78,6 @@ pub(super) async fn drive_handshakes(
         }
     })
     .await;
-    let share = resumed.get() as f64 / all.get() as f64;
+    let share = resumed.get() as f64 / all.get().max(1) as f64;
     (window, share)
 }

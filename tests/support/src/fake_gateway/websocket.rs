@@ -61,8 +61,8 @@ async fn echo(client: RawHttp<TcpStream>, dies: bool) -> io::Result<()> {
 }
 
 /// Asks for a `connect`, and handles messages concurrently until one is accepted, as OpenClaw does.
-/// `params.answer` says how one ends: it is accepted, refused with `refuse`, or the connection is
-/// closed without an answer with `silent`. What comes later is sent back.
+/// The `params.answer` of a `connect` decides: `refuse` refuses it, `silent` closes the connection without
+/// an answer, and anything else accepts it. Messages after an accepted `connect` are echoed.
 async fn answer_connects(client: RawHttp<TcpStream>) -> io::Result<()> {
     let (stream, early) = client.into_parts();
     let mut socket = WebSocketStream::from_partially_read(stream, early, Role::Server, None).await;
