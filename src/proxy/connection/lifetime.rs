@@ -122,7 +122,7 @@ where
             Protocol::H2 => limits.stall_timeout,
         };
         let timeouts =
-            Timeouts { head: limits.head_timeout, block: limits.head_timeout, idle: limits.idle_timeout, stall };
+            Timeouts { head: limits.head_timeout, header_block: limits.head_timeout, idle: limits.idle_timeout, stall };
         let time_until = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
         Self {
             context,

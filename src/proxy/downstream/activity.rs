@@ -59,7 +59,7 @@ pub struct Timeouts {
     /// From the first byte of an HTTP/1.1 head to its end, or for the HTTP/2 preface and first SETTINGS.
     pub head: Duration,
     /// From the first byte of an HTTP/2 header block to its end.
-    pub block: Duration,
+    pub header_block: Duration,
     /// Between two requests.
     pub idle: Duration,
     /// While the client reads nothing of a response.
@@ -237,7 +237,7 @@ impl Activity {
     pub fn deadline_and_cause(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         let since = self.block_since.load(Ordering::Relaxed).checked_sub(1);
         let block =
-            since.map(|since| (self.epoch + Duration::from_millis(since) + timeouts.block, Overdue::HeaderBlock));
+            since.map(|since| (self.epoch + Duration::from_millis(since) + timeouts.header_block, Overdue::HeaderBlock));
         self.phase_deadline_and_cause(timeouts).into_iter().chain(block).min_by_key(|(at, _)| *at)
     }
 
@@ -374,7 +374,7 @@ mod tests {
 
     const TIMEOUTS: Timeouts = Timeouts {
         head: Duration::from_secs(10),
-        block: Duration::from_secs(10),
+        header_block: Duration::from_secs(10),
         idle: Duration::from_secs(75),
         stall: Duration::from_secs(60),
     };
