@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
 pub use state::AdminState;
 
@@ -94,7 +95,7 @@ impl Admin {
                     tokio::select! {
                         result = timeout(CONNECTION_TIMEOUT, connection) => match result {
                             Ok(Ok(())) => {}
-                            Ok(Err(error)) => debug!(%peer, %error, "admin connection failed"),
+                            Ok(Err(error)) => debug!(%peer, error = error_chain(&error), "admin connection failed"),
                             Err(_) => {
                                 let limit = CONNECTION_TIMEOUT;
                                 debug!(%peer, ?limit, "closed an admin connection that took too long");

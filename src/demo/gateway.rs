@@ -26,6 +26,7 @@ use tracing::debug;
 
 use super::page;
 use super::received::Received;
+use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
 
 /// The page may use its inline style and script, and connect to its own origin.
@@ -72,7 +73,7 @@ async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown:
     tokio::select! {
         () = shutdown.wait_until_begun() => {}
         result = connection => if let Err(error) = result {
-            debug!(%from, %error, "connection to the gateway of the demonstration ended");
+            debug!(%from, error = error_chain(&error), "connection to the gateway of the demonstration ended");
         },
     }
 }

@@ -137,7 +137,7 @@ impl<P: ProofReader> Enrolment<P> {
         };
         let Some(refused) = error.to_refusal() else {
             count_reason(&self.metrics.attempts_refused, "broken");
-            return debug!(%peer, %error, "an enrolment failed");
+            return debug!(%peer, error = error_chain(&error), "an enrolment failed");
         };
         count_reason(&self.metrics.attempts_refused, refused.error.label());
         log_refusal(peer, refused.error, &error);

@@ -10,6 +10,7 @@ use tracing::info;
 
 use super::device::Device;
 use super::pair::{self, Error, PairedConnection};
+use crate::error_chain::error_chain;
 use crate::secret::Secret;
 
 /// A device that exists only for a few calls of the gateway, connected with all operator scopes.
@@ -34,7 +35,8 @@ impl TemporaryDevice {
     pub async fn unpair(mut self) {
         if let Err(error) = self.connection.call_method(REMOVE_METHOD, json!({ "deviceId": self.id })).await {
             info!(
-                device = self.id, %error,
+                device = self.id,
+                error = error_chain(&error),
                 "a one-time device stays paired; its key was never stored, so nobody can use it"
             );
         }

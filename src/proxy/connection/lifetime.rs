@@ -21,6 +21,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
+use crate::error_chain::error_chain;
 use crate::labels::Protocol;
 use crate::metrics::count_reason;
 use crate::proxy::close_signal::{CloseReason, REVOKED_GRACE};
@@ -213,7 +214,7 @@ where
                 if is_client_error(&error) {
                     self.context.head_tracker.mark_closed_for_client_fault();
                 }
-                debug!(connection, %peer, %error, "connection broke off");
+                debug!(connection, %peer, error = error_chain(&error), "connection broke off");
             }
             // hyper closes the connection and all its requests without a frame (see `refused_heads`).
             Ok(()) if self.context.head_tracker.record_clean_end() == CleanEnd::RefusedHead => {

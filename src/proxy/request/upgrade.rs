@@ -18,6 +18,7 @@ use super::connect_check::connect_check;
 use super::record::RequestRecord;
 use super::response::response_for_client;
 use super::response_body::ResponseBody;
+use crate::error_chain::error_chain;
 use crate::lane::{GatewayHead, scrub_response};
 use crate::metrics::traffic::GaugeGuard;
 use crate::proxy::close_signal::CloseSignal;
@@ -141,7 +142,7 @@ fn start_tunnel(
             tunnel.await
         };
         if let Err(error) = ended.await {
-            debug!(connection = number, %peer, %error, "tunnel broke off");
+            debug!(connection = number, %peer, error = error_chain(&error), "tunnel broke off");
             // The reset of a TCP connection is passed on as a reset of the stream with CANCEL (RFC 8441 section 5).
             if let Some(stream) = stream
                 && !matches!(error, TunnelError::Unauthorized)
