@@ -44,7 +44,7 @@ impl Renewal {
         loop {
             match enrol::enrol(&self.connector, &self.attestation).await {
                 Ok((credentials, token)) => {
-                    info!(expires = %credentials.not_after, token = token.is_some(), "enrolled");
+                    info!(expires = %credentials.not_after, inherits_token = token.is_some(), "enrolled");
                     self.write_token(token.as_ref()).await;
                     sender.send_modify(|state| {
                         *state = CredentialState { credentials: Some(credentials.clone()), token, failure: None }

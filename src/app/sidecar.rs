@@ -250,7 +250,7 @@ impl Sidecar {
     fn apply_config(&self, config: Config, changed: &[&str], needs_restart: &[&str], set_log: impl Fn(&config::Log)) {
         set_log(&config.log);
         if !needs_restart.is_empty() {
-            warn!(keys = needs_restart.join(", "), "changed options that take effect only after a restart");
+            warn!(keys = needs_restart.join(", "), "these changed options take effect only after a restart");
         }
         if changed.contains(&"listen") {
             parts::warn_of_shared_own_addresses(&config);

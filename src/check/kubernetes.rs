@@ -17,7 +17,7 @@ pub struct ApiServerState {
 /// Adds the findings about the API server.
 pub fn judge(state: &ApiServerState, report: &mut Report) {
     for forbidden_request in &state.forbidden {
-        let remedy = "bind that role to the pod's service account; charts/loopgate does so with \
+        let remedy = "bind the role that this finding names to the pod's service account; charts/loopgate does so with \
                       agents.discovery=kubernetes, and with agents.attested";
         report.add_finding(&kind::KUBERNETES_FORBIDDEN, forbidden_request.clone(), Remedy::in_words(remedy));
     }

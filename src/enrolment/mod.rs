@@ -214,7 +214,7 @@ impl<P: ProofReader> Enrolment<P> {
             )
         })?;
         let token = self.read_inherited_token().await;
-        info!(%peer, agent = agent.name, container = agent.id, token = token.is_some(), "enrolled");
+        info!(%peer, agent = agent.name, container = agent.id, inherits_token = token.is_some(), "enrolled");
         let (agent_name, container, has_token) = (&agent.name, &agent.id, token.is_some());
         info!(
             target: audit::TARGET, kind = "enrolment", outcome = "issued", %peer, agent = agent_name,

@@ -93,7 +93,7 @@ impl AcceptLoop {
         self.metrics.accept_failures.inc();
         if self.warned_at.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
             self.warned_at = Some(Instant::now());
-            warn!(%error, "can't accept connections; will try again");
+            warn!(%error, "can't accept connections; trying again");
         }
         tokio::time::sleep(self.pauses.next_pause()).await;
     }

@@ -180,7 +180,7 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         if known {
             debug!(%address, %error, "still can't listen");
         } else {
-            warn!(%address, %error, "can't listen on this address; will try again");
+            warn!(%address, %error, "can't listen on this address; trying again");
         }
         self.bind_failures.insert(wanted, error);
     }

@@ -51,7 +51,7 @@ async fn approve_pending(address: SocketAddr, id: &str, token: Option<&Secret>) 
             connection.call_method("device.pair.approve", json!({ "requestId": request["requestId"] })).await?;
             info!(
                 device = id, scopes = %request["scopes"],
-                "approved a device's request, with a second device made for this"
+                "approved a device's request, as a second, temporary device"
             );
         }
         Ok(())

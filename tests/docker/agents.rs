@@ -136,7 +136,7 @@ fn a_gateway_on_loopback_serves_sub_agents_agents_in_containers_and_outsiders(ve
     assert!(agents_log.contains("all is well") && !agents_log.contains(TOKEN), "{agents_log}");
     let gateways_log = gateway.logs();
     assert!(!gateways_log.contains("pairing required"), "{gateways_log}");
-    sidecar.wait_for_log("token=true");
+    sidecar.wait_for_log("inherits_token=true");
     assert!(!sidecar.logs().contains(TOKEN));
 }
 

@@ -210,7 +210,10 @@ impl RequestRecord {
         let (connection, peer, lane, request_id) =
             (self.context.number, self.context.peer, self.lane().label(), self.request_id());
         let error = error_chain(broken);
-        debug!(connection, %peer, lane, request_id, error, "the request's body broke off inside the response");
+        debug!(
+            connection, %peer, lane, request_id, error,
+            "the client's body broke off or is malformed, while the response was being sent"
+        );
     }
 
     /// Sets the end of the request, unless it is set already.
