@@ -203,7 +203,8 @@ fn keep_restart_options_of_log(restart_options: &mut RestartOptions, wanted: &mu
 /// Returns the names of the tables in which `running` differs from `applied`, the merged
 /// configuration that [`merge_reloaded`] returned for it.
 pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
-    // Options that are `_` need a restart, so they can't differ.
+    // Tables bound to `_` here change only by a restart, so they can't differ. In `keep_restart_options` and the
+    // functions that it calls, `_` means the opposite: the option can change live.
     let Config {
         listen,
         tls,

@@ -1,6 +1,6 @@
 //! Builds the request heads that the gateway gets, each from a lane.
 //!
-//! The newest gateway treats a request from the external lane's address without forwarding headers as local. The types
+//! OpenClaw 2026.9 treats a request from the external lane's address without forwarding headers as local. The types
 //! prevent such a request: [`GatewayHead`] has private fields, and a head of the external lane needs a
 //! [`HeadersWritten`], which only [`Forwarding::write`] returns. The source address is part of the head, so no head can
 //! leave from the other lane's address.
@@ -240,7 +240,7 @@ impl GatewayHead {
         &self.parts
     }
 
-    /// Returns the memory of the fields, for those of the response.
+    /// Returns the emptied header map, for reuse by the response.
     pub fn into_empty_headers(self) -> HeaderMap {
         let mut headers = self.parts.headers;
         headers.clear();

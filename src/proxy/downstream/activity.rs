@@ -236,8 +236,8 @@ impl Activity {
     /// for.
     pub fn deadline_and_cause(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         let since = self.block_since.load(Ordering::Relaxed).checked_sub(1);
-        let block =
-            since.map(|since| (self.epoch + Duration::from_millis(since) + timeouts.header_block, Overdue::HeaderBlock));
+        let block = since
+            .map(|since| (self.epoch + Duration::from_millis(since) + timeouts.header_block, Overdue::HeaderBlock));
         self.phase_deadline_and_cause(timeouts).into_iter().chain(block).min_by_key(|(at, _)| *at)
     }
 
@@ -292,7 +292,7 @@ impl RequestGuard {
         if !self.is_above_high_water_mark() {
             return Poll::Ready(());
         }
-        // hyper polls the body once more after a flush, and not again after the next one.
+        // hyper polls the body after one flush only, so later flushes must wake it.
         self.activity.flushes.wake_on_flush(cx);
         Poll::Pending
     }

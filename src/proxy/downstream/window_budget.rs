@@ -29,7 +29,9 @@ pub struct WindowLease {
 }
 
 impl WindowBudget {
-    /// Creates a budget of half of `buffered` bytes. Tunnels share the other half.
+    /// Creates a budget of half of `buffered` bytes. The other half is that of tunnels, a quarter for each lane
+    /// ([`TunnelBufferBudget`](crate::proxy::tunnel::buffers::TunnelBufferBudget)). First messages have a budget beside
+    /// both ([`FirstMessageBudget`](crate::proxy::tunnel::first_message::FirstMessageBudget)).
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 2, leased_bytes: AtomicUsize::new(0) })
     }

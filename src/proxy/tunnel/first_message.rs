@@ -25,7 +25,8 @@ pub struct FirstMessageBudget {
 }
 
 impl FirstMessageBudget {
-    /// Creates a budget of half of `buffered` bytes.
+    /// Creates a budget of half of `buffered` bytes, beside those of uploads and tunnels: all of them together are one
+    /// and a half times `buffered`.
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 2, used_bytes: AtomicUsize::new(0) })
     }

@@ -181,8 +181,7 @@ impl UpstreamConnection {
                     break;
                 }
             }
-            // If the budget of the task (`tokio::task::coop`) is spent, a response that is there is pending. So is the
-            // timer then, and it wakes the task.
+            // Once the task's coop budget is spent, reads and the timer both return pending; the timer wakes the task.
             let (due, error) = timeout.deadline_and_error();
             timer.poll_due(cx, Some(due)).map(|_| Err(error))
         })

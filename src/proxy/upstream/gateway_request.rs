@@ -60,7 +60,7 @@ pub struct GatewayRequest {
     pub head: EncodedHead,
     /// `None` if it is empty.
     pub body: Option<RequestBody>,
-    /// An empty map, in which the response's fields find room.
+    /// An empty map, whose allocation the response reuses.
     pub spare: HeaderMap,
     pub on_interim: OnInterim,
 }

@@ -151,7 +151,7 @@ where
             }))
             .map_err(ExchangeError::Io)?;
             if count == 0 {
-                // The bytes before the end are malformed, or all is well with them.
+                // At the end, a head that is not complete is an error; parsing tells which one.
                 return Poll::Ready(self.take_head(true).and_then(|head| head.ok_or(ExchangeError::Incomplete)));
             }
             self.has_response_begun = true;

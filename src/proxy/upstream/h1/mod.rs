@@ -1,7 +1,10 @@
 //! An HTTP/1.1 client for one connection to the gateway.
 //!
 //! The task of the client's request polls the connection with its own waker: there is no other task, no channel and no
-//! shared state. [`connection::H1Connection`] joins the two directions:
+//! shared state. docs/architecture.md says why hyper's client is not used. `fuzzing/responses.rs`
+//! compares the two.
+//!
+//! [`connection::H1Connection`] joins the two directions:
 //!
 //! | file | does |
 //! | --- | --- |
