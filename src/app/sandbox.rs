@@ -193,8 +193,8 @@ fn seccomp_filters(refused: &[libc::c_long]) -> Result<[BpfProgram; 2], BackendE
 /// ENOSYS. clone3(2) has its flags in memory, where a filter can't read them; after ENOSYS the C
 /// library uses clone(2).
 ///
-/// The filter is written as BPF instructions, because [`SeccompFilter`] supports neither ranges of
-/// numbers nor two error codes. This filter need not check the architecture, because the other filter does.
+/// Workaround: the filter is written as BPF instructions, because [`SeccompFilter`] supports neither ranges of
+/// numbers nor two error codes. Delete when it does. This filter need not check the architecture, because the other filter does.
 fn syscall_number_filter() -> BpfProgram {
     const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;

@@ -1,4 +1,6 @@
 //! Checks the variable `TOKIO_WORKER_THREADS` before a runtime starts, because tokio panics if it is invalid.
+//!
+//! Workaround: delete when tokio returns an error instead.
 
 use std::ffi::OsStr;
 

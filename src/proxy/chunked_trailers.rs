@@ -10,6 +10,8 @@
 //! 2. It puts the trailers into the [`TrailerSlot`] of the stream below hyper, and ends.
 //! 3. hyper then writes the last chunk, `0 CR LF CR LF`. The stream writes the last chunk with the trailers in its
 //!    place. If hyper writes anything else, the write fails.
+//!
+//! Workaround: delete when hyper sends all trailers.
 
 use std::io;
 use std::pin::Pin;

@@ -6,7 +6,8 @@
 //! [hyper#4114](https://github.com/hyperium/hyper/pull/4114)). [`HeadTracker`] keeps them in an [`InterimQueue`]
 //! until the stream below hyper can write them: over HTTP/1.1 when hyper's buffer is empty, over HTTP/2
 //! between two frames. Their fields are literals that no HPACK table keeps (RFC 7541 section
-//! 6.2.2), so hyper's encoder and the client's decoder stay in step.
+//! 6.2.2), so hyper's encoder and the client's decoder stay in step. Workaround: delete when hyper's
+//! server sends them.
 //!
 //! Over HTTP/2 hyper does not tell on which stream a request came. [`RequestStreams`] infers it from
 //! the order of header blocks and requests; a request whose stream is not known sends no interim

@@ -153,8 +153,8 @@ fn check_connection(context: &ConnectionContext) -> Result<(), Error> {
 }
 
 /// Keeps the upgrade of an HTTP/1.1 request that asks for one, so that its connection can be closed if the upgrade is
-/// refused: hyper then does not shut the connection down. Workaround: delete when hyper 1.12's `poll_inner`
-/// (`src/proto/h1/dispatch.rs`) does.
+/// refused. Workaround: delete when hyper shuts such a connection down (1.12: `poll_inner` in
+/// `src/proto/h1/dispatch.rs` does not).
 fn keep_refused_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
     if context.protocol == labels::Protocol::H1
         && let Some(upgrade) = request.extensions().get::<OnUpgrade>()
