@@ -8,7 +8,7 @@ use super::finding::{Remedy, Report};
 
 /// The keys that `--fix` sets. Each of their values makes the gateway trust less, or lets loopgate reach
 /// the gateway. Other keys need a decision of the operator, such as which pages may connect.
-const SAFE: [&str; 6] = [
+const KEYS_SAFE_TO_SET: [&str; 6] = [
     "gateway.bind",
     "gateway.tls.enabled",
     "gateway.trustedProxies",
@@ -40,7 +40,7 @@ impl Setting {
 
     /// Returns whether `--fix` may set the key without a decision of the operator.
     pub fn is_safe_to_fix(&self) -> bool {
-        SAFE.contains(&self.key)
+        KEYS_SAFE_TO_SET.contains(&self.key)
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpStream;
 
 use super::kind::ListenerKind;
-use super::limits::Permit;
+use super::limits::ConnectionPermit;
 use crate::addr::PeerAddr;
 
 /// An accepted connection within all limits.
@@ -20,5 +20,5 @@ pub struct Accepted {
     /// The kind of the listener that accepted it.
     pub kind: ListenerKind,
     /// Counts the connection against the limits; must be held until the connection ends.
-    pub permit: Permit,
+    pub permit: ConnectionPermit,
 }

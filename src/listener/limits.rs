@@ -47,9 +47,9 @@ pub struct ConnectionLimits {
 /// The permit of a connection that is within its client's limits.
 pub(super) enum Slot {
     /// The connection has a permit.
-    Now(Permit),
+    Now(ConnectionPermit),
     /// The connection has to wait for a permit.
-    Later(BoxFuture<'static, Permit>),
+    Later(BoxFuture<'static, ConnectionPermit>),
 }
 
 impl fmt::Debug for ConnectionLimits {
@@ -85,7 +85,7 @@ impl ClientLimits {
 
 /// The permit for one connection, returned when dropped. It must be held until the connection ends, tunnels included.
 #[derive(Debug)]
-pub struct Permit {
+pub struct ConnectionPermit {
     client: ClientGuard,
     _permit: OwnedSemaphorePermit,
 }
@@ -187,10 +187,10 @@ impl ConnectionLimits {
         Ok(Slot::Later(later.boxed()))
     }
 
-    fn open_permit(&self, client: ClientGuard, permit: OwnedSemaphorePermit) -> Permit {
+    fn open_permit(&self, client: ClientGuard, permit: OwnedSemaphorePermit) -> ConnectionPermit {
         self.metrics.connections_accepted.inc();
         self.metrics.connections_open.inc();
-        Permit { client, _permit: permit }
+        ConnectionPermit { client, _permit: permit }
     }
 
     /// Counts a connection against its client's limits.
@@ -256,7 +256,7 @@ impl Drop for ClientGuard {
     }
 }
 
-impl Drop for Permit {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.client.limits.metrics.connections_open.dec();
     }

@@ -14,6 +14,6 @@ mod tests;
 
 pub use accepted::Accepted;
 pub use kind::{ListenerAddress, ListenerKind};
-pub use limits::{ConnectionLimits, MAX_WAITING, Permit};
+pub use limits::{ConnectionLimits, ConnectionPermit, MAX_WAITING};
 pub use manager::{Error, start};
 pub use reachable::reachable_addresses;

@@ -182,7 +182,7 @@ fn assert_labels(wanted: &Counts, labels: &[&str]) {
     assert_eq!(wanted.keys().map(String::as_str).collect::<Vec<_>>(), labels);
 }
 
-const OF_EXCHANGES: [&str; 8] = [
+const ENDS_OF_EXCHANGES: [&str; 8] = [
     "complete",
     "upgraded",
     "trace",
@@ -209,7 +209,7 @@ async fn every_end_has_one_label_in_the_log_and_in_the_metrics() {
     expected.push(end);
 
     let wanted = counts(expected.iter().map(|(end, _)| *end));
-    assert_labels(&wanted, &OF_EXCHANGES);
+    assert_labels(&wanted, &ENDS_OF_EXCHANGES);
     let lines = ends.check_counts(&sidecar, &wanted).await;
     assert_bytes(&lines, &expected);
     sidecar.process().wait_for_log("the gateway broke off inside its response").await;
@@ -294,7 +294,7 @@ async fn client_that_does_not_read(sidecar: &SidecarWithGateway) -> (RawHttp<Tls
     (client, ("client_stalled", None))
 }
 
-const OF_A_SHUTDOWN: [&str; 1] = ["drain_timeout"];
+const ENDS_OF_A_SHUTDOWN: [&str; 1] = ["drain_timeout"];
 
 #[tokio::test]
 async fn what_a_shutdown_cuts_is_logged_as_such() {
@@ -303,13 +303,13 @@ async fn what_a_shutdown_cuts_is_logged_as_such() {
     let mut client = sidecar.connect_h1(OUTSIDER).await;
     client.send(request_text("GET /stalls", "")).await.unwrap();
     sidecar.gateway.wait_for_requests(1).await;
-    let wanted = counts(OF_A_SHUTDOWN);
+    let wanted = counts(ENDS_OF_A_SHUTDOWN);
     ends.check_spans(&sidecar, &wanted).await;
     assert_eq!(count_logged(&access_log(&sidecar)), wanted);
     sidecar.process().wait_for_log("aborted the connections that were left").await;
 }
 
-const OF_A_SECOND_SIGNAL: [&str; 1] = ["drain_aborted"];
+const ENDS_OF_A_SECOND_SIGNAL: [&str; 1] = ["drain_aborted"];
 
 #[tokio::test]
 async fn what_a_second_signal_cuts_is_logged_as_such() {
@@ -331,12 +331,12 @@ async fn what_a_second_signal_cuts_is_logged_as_such() {
     sidecar.process().signal(Signal::SIGTERM);
     sidecar.process().wait_for_log("stopping").await;
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let wanted = counts([OF_A_SECOND_SIGNAL[0]; 8]);
+    let wanted = counts([ENDS_OF_A_SECOND_SIGNAL[0]; 8]);
     ends.check_spans(&sidecar, &wanted).await;
     assert_eq!(count_logged(&access_log(&sidecar)), wanted);
 }
 
-const OF_A_RELOAD: [&str; 1] = ["revoked"];
+const ENDS_OF_A_RELOAD: [&str; 1] = ["revoked"];
 
 #[tokio::test]
 async fn what_a_reload_forbids_is_logged_as_such() {
@@ -352,12 +352,12 @@ async fn what_a_reload_forbids_is_logged_as_such() {
     std::fs::write(sidecar.config_file(), format!("[external]\ndeny = [\"{OUTSIDER}\"]\n")).unwrap();
     sidecar.process().signal(Signal::SIGHUP);
     assert!(held.await.is_err());
-    let wanted = counts([OF_A_RELOAD, OF_A_RELOAD].concat());
+    let wanted = counts([ENDS_OF_A_RELOAD, ENDS_OF_A_RELOAD].concat());
     ends.check_counts(&sidecar, &wanted).await;
     ends.check_spans(&sidecar, &wanted).await;
 }
 
-const OF_ANSWERS: [&str; 23] = [
+const ENDS_OF_ANSWERS: [&str; 23] = [
     "missing_host",
     "duplicate_host",
     "bad_host",
@@ -438,12 +438,12 @@ async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_
         let (answered, body) = sidecar.send_request(Protocol::H2, OUTSIDER, "GET /", &fields).await;
         assert!(answered == status && body.contains(&format!("\"{label}\"")), "{answered} {body}");
     }
-    let wanted = counts(OF_ANSWERS);
+    let wanted = counts(ENDS_OF_ANSWERS);
     ends.check_counts(&sidecar, &wanted).await;
     ends.check_spans(&sidecar, &wanted).await;
 }
 
-const OF_LIMITS: [&str; 6] =
+const ENDS_OF_LIMITS: [&str; 6] =
     ["client_denied", "scope_capped", "too_many_requests", "out_of_files", "client_gone", "complete"];
 
 #[tokio::test]
@@ -480,12 +480,12 @@ async fn what_rules_and_limits_refuse_has_its_label() {
     let response = client.send_request(request_text("POST /", "Content-Length: 0\r\n")).await;
     assert_eq!((response.status(), type_of(&response.text())), (503, "out_of_files".into()));
     limit("256");
-    let wanted = counts(OF_LIMITS);
+    let wanted = counts(ENDS_OF_LIMITS);
     ends.check_counts(&sidecar, &wanted).await;
     ends.check_spans(&sidecar, &wanted).await;
 }
 
-const OF_CERTIFICATES: [&str; 1] = ["certificate_expired"];
+const ENDS_OF_CERTIFICATES: [&str; 1] = ["certificate_expired"];
 
 #[tokio::test]
 async fn a_request_after_the_clients_certificate_has_expired_has_its_label() {
@@ -499,13 +499,13 @@ async fn a_request_after_the_clients_certificate_has_expired_has_its_label() {
     let bytes = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/", &[]));
     let outcome = client.send_until(&bytes, Outcome::is_decided).await;
     assert_eq!(outcome.heads.len(), 1, "{outcome:?}");
-    let wanted = counts(OF_CERTIFICATES);
+    let wanted = counts(ENDS_OF_CERTIFICATES);
     let lines = ends.check_counts(&sidecar, &wanted).await;
     assert_eq!(lines[0]["status"], 421);
     ends.check_spans(&sidecar, &wanted).await;
 }
 
-const OF_A_GATEWAY_WITH_TLS: [&str; 1] = ["gateway_tls"];
+const ENDS_OF_A_GATEWAY_WITH_TLS: [&str; 1] = ["gateway_tls"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_speaks_tls_has_its_label() {
@@ -517,7 +517,7 @@ async fn a_gateway_that_speaks_tls_has_its_label() {
     let flags: Vec<_> = flags.iter().map(String::as_str).collect();
     let sidecar = Launch::new().gateway(gateway).flags(&flags).start_async().await;
     assert_eq!(sidecar.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 502);
-    let wanted = counts(OF_A_GATEWAY_WITH_TLS);
+    let wanted = counts(ENDS_OF_A_GATEWAY_WITH_TLS);
     ends.check_counts(&sidecar, &wanted).await;
     ends.check_spans(&sidecar, &wanted).await;
 }

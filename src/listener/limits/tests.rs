@@ -20,7 +20,7 @@ fn limits(change: impl FnOnce(&mut Config)) -> Arc<ConnectionLimits> {
 }
 
 /// Returns the permit of a connection that gets one at once.
-fn take_now(limits: &Arc<ConnectionLimits>, ip: &str) -> Result<Permit, AcceptRefusal> {
+fn take_now(limits: &Arc<ConnectionLimits>, ip: &str) -> Result<ConnectionPermit, AcceptRefusal> {
     match limits.take_slot(peer(ip))? {
         Slot::Now(permit) => Ok(permit),
         Slot::Later(_) => panic!("{ip} has to wait"),
@@ -28,7 +28,7 @@ fn take_now(limits: &Arc<ConnectionLimits>, ip: &str) -> Result<Permit, AcceptRe
 }
 
 /// Returns the future permit of a connection that has to wait.
-fn take_later(limits: &Arc<ConnectionLimits>, ip: &str) -> BoxFuture<'static, Permit> {
+fn take_later(limits: &Arc<ConnectionLimits>, ip: &str) -> BoxFuture<'static, ConnectionPermit> {
     match limits.take_slot(peer(ip)).unwrap() {
         Slot::Now(_) => panic!("{ip} does not have to wait"),
         Slot::Later(permit) => permit,
@@ -105,7 +105,7 @@ async fn at_the_total_limit_a_connection_waits() {
 #[tokio::test]
 async fn permits_are_reserved_for_agents() {
     let limits = limits(|config| config.limits.max_connections = 32);
-    let mut others: Vec<Permit> = (0..30).map(|_| take_now(&limits, "203.0.113.7").unwrap()).collect();
+    let mut others: Vec<ConnectionPermit> = (0..30).map(|_| take_now(&limits, "203.0.113.7").unwrap()).collect();
     let mut outsider = take_later(&limits, "203.0.113.7");
     assert!(poll!(&mut outsider).is_pending());
     let agents = [take_now(&limits, "172.18.0.9").unwrap(), take_now(&limits, "172.18.0.9").unwrap()];

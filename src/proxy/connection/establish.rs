@@ -21,7 +21,7 @@ use crate::lane::{
     check_peer_allowed, check_plain_peer_allowed, check_proxied_client_allowed, decide_lane, decide_plain_lane,
     issued_certificate_may_count,
 };
-use crate::listener::{ListenerKind, Permit, proxy_protocol};
+use crate::listener::{ConnectionPermit, ListenerKind, proxy_protocol};
 use crate::metrics::traffic::GaugeGuard;
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::activity::Activity;
@@ -108,7 +108,7 @@ struct ConnectionOrigin {
     peer: PeerAddr,
     local: SocketAddr,
     kind: ListenerKind,
-    permits: (Permit, WorkerSlot),
+    permits: (ConnectionPermit, WorkerSlot),
 }
 
 /// Phase 1: accepted by a listener, and moved to its worker.
@@ -138,7 +138,7 @@ impl AcceptedConnection {
         stream: std::net::TcpStream,
         addresses: (PeerAddr, SocketAddr),
         kind: ListenerKind,
-        permit: Permit,
+        permit: ConnectionPermit,
         slot: WorkerSlot,
     ) -> Self {
         let (peer, local) = addresses;

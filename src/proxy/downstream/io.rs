@@ -18,7 +18,7 @@ use super::h2_trailers::{H2Trailers, TooLarge};
 use super::head_tracker::HeadTracker;
 use super::transport::Transport;
 use crate::labels::Protocol;
-use crate::listener::Permit;
+use crate::listener::ConnectionPermit;
 use crate::metrics::traffic::{GaugeGuard, Traffic};
 use crate::proxy::chunked_trailers::first_nonempty;
 use crate::proxy::registry::RegistryGuard;
@@ -30,13 +30,17 @@ const MAX_CONTROL_WRITE: usize = 64;
 
 /// The guards and permits that a connection holds until its end, tunnels included.
 pub struct ConnectionResources {
-    _listener: (Permit, WorkerSlot),
+    _listener: (ConnectionPermit, WorkerSlot),
     _registered: RegistryGuard,
     _open: GaugeGuard,
 }
 
 impl ConnectionResources {
-    pub(in crate::proxy) fn new(listener: (Permit, WorkerSlot), registered: RegistryGuard, open: GaugeGuard) -> Self {
+    pub(in crate::proxy) fn new(
+        listener: (ConnectionPermit, WorkerSlot),
+        registered: RegistryGuard,
+        open: GaugeGuard,
+    ) -> Self {
         Self { _listener: listener, _registered: registered, _open: open }
     }
 }

@@ -11,7 +11,7 @@ use hyper::body::Frame;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::gateway_request::{GatewayRequest, OnInterim};
+use super::gateway_request::{GatewayRequest, InterimForwarder};
 use super::h1::connection::H1Connection;
 use super::h1::error::ExchangeError;
 use super::h1::response_head::{HeadLimits, ResponseHead};
@@ -21,7 +21,7 @@ use crate::lane::GatewayRoute;
 use crate::proxy::lazy_timer::LazyTimer;
 
 /// The time for which an idle connection is kept if the gateway states none. Node closes it after 5 s.
-const KEEP_IDLE: Duration = Duration::from_secs(4);
+const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The most interim responses that are read before other tasks get their turn.
 const MAX_INTERIMS: usize = 32;
@@ -71,7 +71,7 @@ pub struct UpstreamConnection {
     http: H1Connection<TcpStream, RequestBody>,
     timer: LazyTimer,
     route: GatewayRoute,
-    keep_idle: Duration,
+    idle_timeout: Duration,
     is_reused: bool,
     /// Whether the connection must not take another request.
     is_single_use: bool,
@@ -94,7 +94,7 @@ impl UpstreamConnection {
             http: H1Connection::new(stream, head_limits),
             timer: LazyTimer::new(limits.request_timeout),
             route,
-            keep_idle: KEEP_IDLE,
+            idle_timeout: DEFAULT_IDLE_TIMEOUT,
             is_reused: false,
             is_single_use: false,
         }
@@ -107,7 +107,7 @@ impl UpstreamConnection {
 
     /// Returns the time for which the connection may be idle before it is closed.
     pub fn idle_timeout(&self) -> Duration {
-        self.keep_idle
+        self.idle_timeout
     }
 
     /// Returns whether the connection had a request before the current one.
@@ -151,7 +151,7 @@ impl UpstreamConnection {
     ) -> impl Future<Output = Result<ResponseHead, SendError>> + 'a {
         let Self { http, timer, .. } = self;
         let mut unsent = Some(request);
-        let mut on_interim = OnInterim::default();
+        let mut interim_forwarder = InterimForwarder::default();
         poll_fn(move |cx| {
             if unsent.is_some() {
                 let can_send = ready!(http.poll_can_send(cx));
@@ -159,8 +159,8 @@ impl UpstreamConnection {
                 if !can_send {
                     return Poll::Ready(Err(SendError::Unsent(Box::new(request))));
                 }
-                let GatewayRequest { head, body, spare, on_interim: request_on_interim } = request;
-                on_interim = request_on_interim;
+                let GatewayRequest { head, body, spare, interim_forwarder: request_on_interim } = request;
+                interim_forwarder = request_on_interim;
                 http.begin_request(head.bytes().clone(), head.is_head_request(), head.framing(), body, spare);
             }
             let mut interims = 0;
@@ -174,7 +174,7 @@ impl UpstreamConnection {
                 {
                     body.permit_reading();
                 }
-                on_interim.forward(head);
+                interim_forwarder.forward(head);
                 interims += 1;
                 if interims == MAX_INTERIMS {
                     cx.waker().wake_by_ref();
@@ -228,7 +228,7 @@ impl UpstreamConnection {
             value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok())
         });
         if let Some(seconds) = stated {
-            self.keep_idle = Duration::from_secs(seconds.saturating_sub(1).min(600));
+            self.idle_timeout = Duration::from_secs(seconds.saturating_sub(1).min(600));
         }
     }
 
@@ -263,7 +263,7 @@ mod tests {
         let lane = decide_lane(&evidence, &View::default(), rules.policy(), 0).unwrap();
         let (parts, ()) = http::Request::builder().uri("/").header("host", "a").body(()).unwrap().into_parts();
         let head = GatewayHead::new(parts, &lane, &rules, target, None, &BTreeSet::new()).unwrap();
-        GatewayRequest::new(head, RequestBody::empty(), OnInterim::default())
+        GatewayRequest::new(head, RequestBody::empty(), InterimForwarder::default())
     }
 
     /// Returns the result of an exchange with a gateway that answers or hangs up. In its poll number `poll`, `spent`

@@ -12,12 +12,12 @@ use crate::proxy::downstream::head_tracker::RequestHandle;
 
 /// Forwards the gateway's interim responses (1xx) to one request, except for `100 Continue`.
 #[derive(Debug, Default)]
-pub struct OnInterim {
+pub struct InterimForwarder {
     /// Sends them to the client.
     pub handle: Option<RequestHandle>,
 }
 
-impl OnInterim {
+impl InterimForwarder {
     /// Forwards an interim response to the client.
     pub fn forward(&self, response: ResponseHead) {
         let ResponseHead { status, mut headers, .. } = response;
@@ -62,21 +62,21 @@ pub struct GatewayRequest {
     pub body: Option<RequestBody>,
     /// An empty map, whose allocation the response reuses.
     pub spare: HeaderMap,
-    pub on_interim: OnInterim,
+    pub interim_forwarder: InterimForwarder,
 }
 
 impl GatewayRequest {
-    /// Creates the request of `head` and `body`. `on_interim` forwards its interim responses.
-    pub fn new(head: GatewayHead, body: RequestBody, on_interim: OnInterim) -> Self {
+    /// Creates the request of `head` and `body`. `interim_forwarder` forwards its interim responses.
+    pub fn new(head: GatewayHead, body: RequestBody, interim_forwarder: InterimForwarder) -> Self {
         let (parts, framing) = (head.parts(), Framing::of(&body));
         let bytes = encode_head(parts, framing).into();
         let encoded = EncodedHead { bytes, framing, is_head_request: parts.method == Method::HEAD };
         let body = (framing != Framing::Length(0)).then_some(body);
-        Self { head: encoded, body, spare: head.into_empty_headers(), on_interim }
+        Self { head: encoded, body, spare: head.into_empty_headers(), interim_forwarder }
     }
 
     /// Creates a request without a body from the head of an earlier one.
     pub fn repeat(head: EncodedHead) -> Self {
-        Self { head, body: None, spare: HeaderMap::new(), on_interim: OnInterim::default() }
+        Self { head, body: None, spare: HeaderMap::new(), interim_forwarder: InterimForwarder::default() }
     }
 }

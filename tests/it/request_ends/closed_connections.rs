@@ -12,7 +12,7 @@ use crate::harness::{OUTSIDER, request_text};
 use loopgate_test_support::raw_h2::*;
 use loopgate_test_support::sidecar::SidecarWithGateway;
 
-pub const OF_CLOSED_CONNECTIONS: [&str; 4] = ["connection_closed", "bad_head", "too_many_streams", "client_gone"];
+pub const ENDS_OF_CLOSED_CONNECTIONS: [&str; 4] = ["connection_closed", "bad_head", "too_many_streams", "client_gone"];
 
 const ALL: u8 = END_STREAM | END_HEADERS;
 
@@ -90,7 +90,7 @@ async fn what_a_connection_takes_with_it_has_one_label() {
     spans.push("complete");
 
     let labels = counts(wanted.iter().copied());
-    assert_labels(&labels, &[&OF_CLOSED_CONNECTIONS[..], &["complete"]].concat());
+    assert_labels(&labels, &[&ENDS_OF_CLOSED_CONNECTIONS[..], &["complete"]].concat());
     let lines = ends.check_counts(&sidecar, &labels).await;
     for line in lines.iter().filter(|line| line["end"] == "connection_closed") {
         assert_eq!((&line["status"], &line["bytes"]), (&Value::Null, &0.into()), "{line}");

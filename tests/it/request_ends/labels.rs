@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use super::closed_connections::OF_CLOSED_CONNECTIONS;
-use super::refused_heads::OF_HEADS;
+use super::closed_connections::ENDS_OF_CLOSED_CONNECTIONS;
+use super::refused_heads::ENDS_OF_HEADS;
 use super::{
-    OF_A_GATEWAY_WITH_TLS, OF_A_RELOAD, OF_A_SECOND_SIGNAL, OF_A_SHUTDOWN, OF_ANSWERS, OF_CERTIFICATES, OF_EXCHANGES,
-    OF_LIMITS,
+    ENDS_OF_A_GATEWAY_WITH_TLS, ENDS_OF_A_RELOAD, ENDS_OF_A_SECOND_SIGNAL, ENDS_OF_A_SHUTDOWN, ENDS_OF_ANSWERS,
+    ENDS_OF_CERTIFICATES, ENDS_OF_EXCHANGES, ENDS_OF_LIMITS,
 };
 
 /// The files with a function `label` for the ways in which a request, or its head, can end.
@@ -40,16 +40,16 @@ fn in_the_code() -> BTreeSet<String> {
 #[test]
 fn every_label_is_provoked_by_a_test() {
     let provoked = [
-        &OF_EXCHANGES[..],
-        &OF_A_SHUTDOWN,
-        &OF_A_SECOND_SIGNAL,
-        &OF_A_RELOAD,
-        &OF_ANSWERS,
-        &OF_LIMITS,
-        &OF_CERTIFICATES,
-        &OF_A_GATEWAY_WITH_TLS,
-        &OF_HEADS,
-        &OF_CLOSED_CONNECTIONS,
+        &ENDS_OF_EXCHANGES[..],
+        &ENDS_OF_A_SHUTDOWN,
+        &ENDS_OF_A_SECOND_SIGNAL,
+        &ENDS_OF_A_RELOAD,
+        &ENDS_OF_ANSWERS,
+        &ENDS_OF_LIMITS,
+        &ENDS_OF_CERTIFICATES,
+        &ENDS_OF_A_GATEWAY_WITH_TLS,
+        &ENDS_OF_HEADS,
+        &ENDS_OF_CLOSED_CONNECTIONS,
     ];
     let provoked: BTreeSet<_> = provoked.concat().into_iter().map(str::to_owned).collect();
     assert_eq!(in_the_code(), provoked);

@@ -8,7 +8,7 @@ use loopgate_test_support::raw_h2::{
     CONTINUATION, END_HEADERS, END_STREAM, HEADERS, Outcome, RawH2, frame, header_block, kept_field, request_block,
 };
 
-pub const OF_HEADS: [&str; 7] = [
+pub const ENDS_OF_HEADS: [&str; 7] = [
     "bad_head",
     "ambiguous_length",
     "target_too_long",
@@ -104,7 +104,7 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
     wanted.extend([("too_many_streams", None); 3]);
 
     let labels = counts(wanted.iter().map(|(label, _)| *label));
-    assert_labels(&labels, &OF_HEADS);
+    assert_labels(&labels, &ENDS_OF_HEADS);
     let lines = ends.check_counts(&sidecar, &labels).await;
     let found = |label: &str, status: Option<u16>| {
         let is = |line: &&Value| line["end"] == label && line["status"] == status.map_or(Value::Null, Value::from);
