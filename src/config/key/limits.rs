@@ -44,7 +44,7 @@ pub(super) const LIMITS: &[Key] = &[
         "limits.buffered",
         Number,
         Some("67108864"),
-        "Budget in bytes for buffered bodies; determines HTTP/2 windows",
+        "Bytes that uploads (half, which determines HTTP/2 windows) and WebSockets (half) may hold",
     ),
     Key::new("head-bytes", "limits.head_bytes", Number, Some("65536"), "Largest request head in bytes"),
     Key::new("head-fields", "limits.head_fields", Number, Some("128"), "Largest number of fields of a request head"),
