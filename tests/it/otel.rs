@@ -29,8 +29,8 @@ impl Collector {
         tasks.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let mut wire = RawHttp::new(stream);
-                let mut request = wire.head().await.unwrap();
-                assert!(wire.body(&mut request, false).await);
+                let mut request = wire.read_head().await.unwrap();
+                assert!(wire.read_body(&mut request, false).await);
                 kept.lock().unwrap().push((request.head, request.body));
                 wire.send("HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n")
                     .await
@@ -49,11 +49,11 @@ impl Collector {
                 head.starts_with("POST /v1/traces HTTP/1.1\r\n") && head.contains("application/x-protobuf"),
                 "{head}"
             );
-            for resource_spans in inner(body, 1) {
-                let service = pairs(inner(resource_spans, 1)[0], 1);
+            for resource_spans in submessages(body, 1) {
+                let service = key_values(submessages(resource_spans, 1)[0], 1);
                 assert!(service.contains(&("service.name".into(), "loopgate".into())), "{service:?}");
-                for scope_spans in inner(resource_spans, 2) {
-                    spans.extend(inner(scope_spans, 2).into_iter().map(Span::read));
+                for scope_spans in submessages(resource_spans, 2) {
+                    spans.extend(submessages(scope_spans, 2).into_iter().map(Span::read));
                 }
             }
         }
@@ -80,11 +80,11 @@ pub struct Span {
 impl Span {
     /// The fields of opentelemetry.proto.trace.v1.Span.
     fn read(bytes: &[u8]) -> Self {
-        let hex = |number| inner(bytes, number).concat().iter().map(|byte| format!("{byte:02x}")).collect();
-        let text = |number| String::from_utf8(inner(bytes, number).concat()).unwrap();
-        let status = inner(bytes, 15).concat();
-        let error = inner(&status, 2).first().map(|text| String::from_utf8(text.to_vec()).unwrap());
-        Self { trace: hex(1), id: hex(2), parent: hex(4), name: text(5), attributes: pairs(bytes, 9), error }
+        let hex = |number| submessages(bytes, number).concat().iter().map(|byte| format!("{byte:02x}")).collect();
+        let text = |number| String::from_utf8(submessages(bytes, number).concat()).unwrap();
+        let status = submessages(bytes, 15).concat();
+        let error = submessages(&status, 2).first().map(|text| String::from_utf8(text.to_vec()).unwrap());
+        Self { trace: hex(1), id: hex(2), parent: hex(4), name: text(5), attributes: key_values(bytes, 9), error }
     }
 
     /// The label of how its request ended; `None` where it ended well.
@@ -137,14 +137,14 @@ fn submessages(bytes: &[u8], number: u64) -> Vec<&[u8]> {
 /// The key-value pairs in fields of this number, texts and numbers.
 fn key_values(bytes: &[u8], number: u64) -> Vec<(String, String)> {
     let pair = |bytes: &[u8]| {
-        let key = String::from_utf8(inner(bytes, 1).concat()).unwrap();
-        let value = inner(bytes, 2).concat();
+        let key = String::from_utf8(submessages(bytes, 1).concat()).unwrap();
+        let value = submessages(bytes, 2).concat();
         let value = fields(&value).into_iter().map(|(kind, text, number)| {
             if kind == 1 { String::from_utf8(text.to_vec()).unwrap() } else { number.to_string() }
         });
         (key, value.collect())
     };
-    inner(bytes, number).into_iter().map(pair).collect()
+    submessages(bytes, number).into_iter().map(pair).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,14 +154,18 @@ async fn each_request_is_a_child_span_of_its_client() {
         config.log.otel_endpoint = Some(format!("http://{}", collector.address).parse().unwrap())
     })
     .await;
-    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /one?token=secret", &[("traceparent", STATED)]).await.0, 200);
+    assert_eq!(
+        harness.send_request(Protocol::H1, OUTSIDER, "GET /one?token=secret", &[("traceparent", STATED)]).await.0,
+        200
+    );
     let stated = harness.gateway.requests().pop().unwrap().field("traceparent").unwrap().to_owned();
-    assert_eq!(harness.ask(Protocol::H2, AGENT, "POST /two", &[]).await.0, 200);
-    let (status, body) = harness.ask(Protocol::H1, OUTSIDER, "GET /dies", &[("traceparent", "nonsense")]).await;
+    assert_eq!(harness.send_request(Protocol::H2, AGENT, "POST /two", &[]).await.0, 200);
+    let (status, body) =
+        harness.send_request(Protocol::H1, OUTSIDER, "GET /dies", &[("traceparent", "nonsense")]).await;
     assert_eq!(status, 502);
     assert_eq!(
         harness
-            .ask(Protocol::H1, OUTSIDER, "GET /unsampled", &[("traceparent", &format!("{}00", &STATED[..53]))])
+            .send_request(Protocol::H1, OUTSIDER, "GET /unsampled", &[("traceparent", &format!("{}00", &STATED[..53]))])
             .await
             .0,
         200
@@ -194,7 +198,7 @@ async fn an_unreachable_collector_delays_nothing() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     for endpoint in ["http://127.0.0.1:9".to_owned(), format!("http://{}", silent.local_addr().unwrap())] {
         let harness = Harness::start_with(|config| config.log.otel_endpoint = Some(endpoint.parse().unwrap())).await;
-        assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+        assert_eq!(harness.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
         tokio::time::timeout(Duration::from_secs(15), harness.sidecar.stop()).await.expect("it stops all the same");
     }
 }
