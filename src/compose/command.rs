@@ -13,6 +13,8 @@ pub enum Rewritten {
 
 /// The names of shells, whose `-c` option takes a script.
 const SHELLS: [&str; 5] = ["sh", "bash", "ash", "dash", "zsh"];
+/// What may stand directly before or after a word in a script.
+const QUOTES_AND_SEPARATORS: [char; 6] = ['"', '\'', ';', '(', ')', '&'];
 /// The endings of the names of variables and flags whose values are secret.
 const SECRET: [&str; 5] = ["token", "password", "secret", "key", "passphrase"];
 
@@ -76,7 +78,7 @@ pub fn rewrite(words: &[String]) -> Rewritten {
         ));
     }
     match index {
-        None => Rewritten::Changed(new_words.into_iter().map(Into::into).collect()),
+        None => Rewritten::Changed(new_words),
         Some(at) => {
             let mut words = words.to_vec();
             words[at] = new_words.join(separator);
@@ -107,31 +109,44 @@ fn split_keeping_spaces(script: &str) -> Vec<&str> {
     pieces
 }
 
-/// Sets the value of every `--bind` to `loopback`, and removes `--force`.
-fn bind_to_loopback<'a>(pieces: &[&'a str]) -> Vec<&'a str> {
-    let mut rewritten: Vec<&str> = Vec::new();
+/// Sets the value of every `--bind` to `loopback`, and removes `--force`. Quotes and separators of a script around them
+/// are kept.
+fn bind_to_loopback(pieces: &[&str]) -> Vec<String> {
+    let mut rewritten: Vec<String> = Vec::new();
     let mut awaits_bind_value = false;
     for piece in pieces {
-        let blank = piece.trim().is_empty();
-        if awaits_bind_value && !blank {
-            rewritten.push("loopback");
+        let (before, core, after) = split_quotes(piece);
+        if awaits_bind_value && !piece.trim().is_empty() {
+            rewritten.push(format!("{before}loopback{after}"));
             awaits_bind_value = false;
-        } else if *piece == "--force" {
+        } else if core == "--force" {
             // Its white space goes with it.
             if rewritten.last().is_some_and(|last| last.trim().is_empty()) {
                 rewritten.pop();
             }
-        } else if piece.starts_with("--bind=") {
-            rewritten.push("--bind=loopback");
+            if !before.is_empty() || !after.is_empty() {
+                rewritten.push(format!("{before}{after}"));
+            }
+        } else if let Some(value) = piece[before.len()..].strip_prefix("--bind=") {
+            let (quote, _, after) = split_quotes(value);
+            rewritten.push(format!("{before}--bind={quote}loopback{after}"));
         } else {
-            awaits_bind_value |= *piece == "--bind";
-            rewritten.push(piece);
+            awaits_bind_value |= core == "--bind" && !after.contains([';', '&', ')']);
+            rewritten.push((*piece).to_owned());
         }
     }
     rewritten
 }
 
-/// The name of a secret that is among these words with its value.
+/// Splits a word of a script into the quotes and separators before it, the word, and those after it.
+fn split_quotes(piece: &str) -> (&str, &str, &str) {
+    let start = piece.len() - piece.trim_start_matches(QUOTES_AND_SEPARATORS).len();
+    let (before, rest) = piece.split_at(start);
+    let (core, after) = rest.split_at(rest.trim_end_matches(QUOTES_AND_SEPARATORS).len());
+    (before, core, after)
+}
+
+/// Returns the name of a secret that is among `words` with its value.
 fn name_of_secret(words: &[&str]) -> Option<String> {
     let names = |word: &str| {
         let name = trim_quotes(word).trim_start_matches('-').to_ascii_lowercase();
@@ -140,7 +155,7 @@ fn name_of_secret(words: &[&str]) -> Option<String> {
     };
     let literal = |value: &str| {
         let value = value.trim_start_matches(['"', '\'']);
-        value.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '/' | '+' | '=')) && !value.is_empty()
+        value.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '/' | '+' | '='))
     };
     let joined = words
         .iter()
@@ -151,7 +166,7 @@ fn name_of_secret(words: &[&str]) -> Option<String> {
 }
 
 fn trim_quotes(word: &str) -> &str {
-    word.trim_matches(['"', '\'', ';', '(', ')', '&'])
+    split_quotes(word).1
 }
 
 #[cfg(test)]
@@ -209,7 +224,7 @@ mod tests {
 
     #[test]
     fn bind_becomes_loopback_and_force_goes() {
-        let table: [(&[&str], Option<&[&str]>); 8] = [
+        let table: [(&[&str], Option<&[&str]>); 13] = [
             (
                 &["node", "x", "gateway", "--bind", "lan", "--port", "1"],
                 Some(&["node", "x", "gateway", "--bind", "loopback", "--port", "1"]),
@@ -230,6 +245,17 @@ mod tests {
                 Some(&["tini", "--", "bash", "-c", "openclaw gateway --bind loopback"]),
             ),
             (&["sh", "-c", "echo --bound lan"], None),
+            (
+                &["sh", "-c", "openclaw gateway --bind lan; x"],
+                Some(&["sh", "-c", "openclaw gateway --bind loopback; x"]),
+            ),
+            (&["sh", "-c", "(gateway --bind=lan) & x"], Some(&["sh", "-c", "(gateway --bind=loopback) & x"])),
+            (&["sh", "-c", "gateway --bind=\"lan\"; x"], Some(&["sh", "-c", "gateway --bind=\"loopback\"; x"])),
+            (
+                &["sh", "-c", "gateway \"--bind\" 'lan' --force; x"],
+                Some(&["sh", "-c", "gateway \"--bind\" 'loopback'; x"]),
+            ),
+            (&["sh", "-c", "echo --bind; lan"], None),
         ];
         for (line, expected) in table {
             let expected = expected.map_or(Rewritten::Same, |line| Rewritten::Changed(words(line)));
