@@ -119,12 +119,13 @@ fn judge_names(state: &CertificateState, offline_report: &offline::Report, repor
     report.add_finding(&kind::CERTIFICATE_NAMES, description, remedy);
 }
 
-/// Returns whether `has`, a name in a certificate, matches `name` (RFC 6125: `*` matches one label).
+/// Returns whether `certified`, a name in a certificate, matches `name` (RFC 6125: `*` matches one label).
 fn matches_name(certified: &str, name: &str) -> bool {
-    let parent_domain = |name: &str| name.split_once('.').map(|(_, parent_domain)| parent_domain.to_owned());
     certified.eq_ignore_ascii_case(name)
-        || (certified.strip_prefix("*.").is_some()
-            && parent_domain(certified) == parent_domain(&name.to_ascii_lowercase()))
+        || certified
+            .strip_prefix("*.")
+            .zip(name.split_once('.'))
+            .is_some_and(|(certified_parent, (_, parent))| certified_parent.eq_ignore_ascii_case(parent))
 }
 
 #[cfg(test)]
@@ -220,13 +221,14 @@ mod tests {
         let table = [
             ("*.example.org", "a.example.org", true),
             ("*.example.org", "A.Example.Org", true),
+            ("*.Example.org", "a.example.org", true),
             ("*.example.org", "a.b.example.org", false),
             ("*.example.org", "example.org", false),
             ("gateway", "Gateway", true),
             ("gateway", "gateways", false),
         ];
-        for (has, name, expected) in table {
-            assert_eq!(matches_name(has, name), expected, "{has} {name}");
+        for (certified, name, expected) in table {
+            assert_eq!(matches_name(certified, name), expected, "{certified} {name}");
         }
     }
 }
