@@ -30,7 +30,7 @@ impl InterimForwarder {
     }
 }
 
-/// A [`GatewayHead`] in the form in which it is sent. Connections to the gateway send no other.
+/// A [`GatewayHead`] in the form in which it is sent. An `UpstreamConnection` sends no other head.
 #[derive(Clone, Debug)]
 pub struct EncodedHead {
     bytes: Bytes,
