@@ -219,17 +219,6 @@ impl GatewayHead {
         self.parts.method.is_safe() && !self.is_upgrade
     }
 
-    /// Copies the head for a retry.
-    pub fn duplicate(&self) -> Self {
-        Self {
-            parts: self.parts.clone(),
-            route: self.route,
-            lane: self.lane,
-            is_upgrade: self.is_upgrade,
-            scopes: self.scopes.clone(),
-        }
-    }
-
     /// Replaces the client's trace context (`traceparent`) by `trace`.
     pub fn set_trace_context(&mut self, trace: &Trace) {
         trace.write(&mut self.parts.headers);
