@@ -16,7 +16,7 @@ use crate::harness::{
 use crate::lanes::{assert_external, assert_is_agents_request};
 use loopgate_test_support::raw_http::RawHttp;
 
-/// What `agents.uris` lists in these tests.
+/// The only entry of `agents.uris` in these tests.
 const ROBOT: &str = "spiffe://corp.example/robot";
 
 /// A CA that is not loopgate's.
@@ -62,7 +62,7 @@ async fn start_trusting(authority: &Authority) -> Harness {
 }
 
 /// Has the sidecar ask outsiders for a certificate.
-fn asking_outsiders(config: &mut Config) {
+fn ask_outsiders_for_certificates(config: &mut Config) {
     config.agents.certificate_from = vec![format!("{OUTSIDER}/32").parse().unwrap()];
 }
 
@@ -77,7 +77,7 @@ fn client_with_issued_certificate(harness: &Harness) -> TlsClient {
 
 #[tokio::test]
 async fn a_certificate_from_cert_issue_admits_an_agent() {
-    let harness = Harness::start_with(asking_outsiders).await;
+    let harness = Harness::start_with(ask_outsiders_for_certificates).await;
     let agent = client_with_issued_certificate(&harness);
     for protocol in PROTOCOLS {
         agent.send_request(protocol, OUTSIDER, "GET /", &[]).await;
@@ -89,13 +89,13 @@ async fn a_certificate_from_cert_issue_admits_an_agent() {
         // A trusted proxy is never an agent, whatever certificate it has.
         agent.send_request(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), "203.0.113.9");
-        // The same address without the certificate.
+        // Without the certificate, a client at the same address is external.
         harness.send_request(protocol, OUTSIDER, "GET /", &[]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
     }
-    // DNS rebinding: a page's own name resolves to the agent's listener, and the browser takes it
-    // for the page's origin. Or it is an address of this machine's that browsers take for
-    // another's.
+    // A web page can send a request without `Origin` if the browser does not regard the host as
+    // loopback: the page's own domain name, resolved to the agent's listener (DNS rebinding), or an
+    // unusual form of the loopback address.
     for host in ["page.example:18789", "[::ffff:7f00:1]:18789", "localhost4:18789"] {
         agent.connect_h1(OUTSIDER).await.send_request(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         let received = harness.gateway.requests().pop().unwrap();
@@ -109,7 +109,7 @@ async fn agents_inherit_a_changed_token_after_a_reload() {
     let file = directory.path().join("token");
     std::fs::write(&file, "first\n").unwrap();
     let harness = Harness::start_with(|config| {
-        asking_outsiders(config);
+        ask_outsiders_for_certificates(config);
         config.gateway.token_file = Some(file.clone());
         config.agents.inherit_token = true;
     })
@@ -136,13 +136,14 @@ async fn an_operators_ca_admits_listed_agents_and_names_users_to_the_gateway() {
     let robot = authority.client(&harness, vec![uri(ROBOT)]);
     let mail = SanType::Rfc822Name(Ia5String::try_from("ann@corp.example").unwrap());
     let ann = authority.client(&harness, vec![uri("spiffe://corp.example/ann"), mail]);
-    // It may not speak for loopgate's own CA.
-    let pretended = "spiffe://loopgate.local/agent/robot";
-    let pretender = authority.client(&harness, vec![uri(pretended)]);
+    // A URI of loopgate's own trust domain makes an agent only in a certificate of loopgate's own
+    // CA.
+    let agent_uri = "spiffe://loopgate.local/agent/robot";
+    let pretender = authority.client(&harness, vec![uri(agent_uri)]);
     for protocol in PROTOCOLS {
         robot.send_request(protocol, OUTSIDER, "GET /", &[]).await;
         assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
-        for (client, user) in [(&ann, "ann@corp.example"), (&pretender, pretended)] {
+        for (client, user) in [(&ann, "ann@corp.example"), (&pretender, agent_uri)] {
             client.send_request(protocol, OUTSIDER, "GET /", &[("x-forwarded-user", "root")]).await;
             let received = harness.gateway.requests().pop().unwrap();
             assert_eq!((received.source(), received.field("x-forwarded-for")), (EXTERNAL_SOURCE, Some(UNKNOWN_CLIENT)));
@@ -156,7 +157,7 @@ async fn an_operators_ca_admits_listed_agents_and_names_users_to_the_gateway() {
             );
         }
     }
-    // loopgate's own agents are believed beside those.
+    // A certificate of loopgate's own CA makes its client an agent as well.
     client_with_issued_certificate(&harness).send_request(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await;
     assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
 }
@@ -165,12 +166,12 @@ async fn an_operators_ca_admits_listed_agents_and_names_users_to_the_gateway() {
 async fn a_certificate_of_an_unknown_ca_gets_no_answer() {
     let harness = start_trusting(&Authority::new()).await;
     let client = Authority::new().client(&harness, vec![uri(ROBOT)]);
-    assert!(is_turned_away(&harness, &client).await);
+    assert!(is_refused(&harness, &client).await);
     harness.send_request(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await;
     assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
 }
 
-/// The user that the gateway sees in a request of `client`.
+/// Sends a request as `client`; returns the user that the gateway sees in it.
 async fn user_at_gateway(harness: &Harness, client: &TlsClient, protocol: Protocol) -> Option<String> {
     assert_eq!(client.send_request(protocol, OUTSIDER, "GET /", &[]).await.0, 200);
     let received = harness.gateway.requests().pop().unwrap();
@@ -178,8 +179,9 @@ async fn user_at_gateway(harness: &Harness, client: &TlsClient, protocol: Protoc
     received.field("x-forwarded-user").map(str::to_owned)
 }
 
-/// Whether a client is refused at its handshake; in TLS 1.3 it learns that only when it reads.
-async fn is_turned_away(harness: &Harness, client: &TlsClient) -> bool {
+/// Returns whether `client` is refused at its handshake. In TLS 1.3 it learns that only when it
+/// reads, so this sends a request, and looks whether the gateway receives it.
+async fn is_refused(harness: &Harness, client: &TlsClient) -> bool {
     let before = harness.gateway.requests().len();
     if let Ok(stream) = client.handshake(client.connect_tcp(OUTSIDER).await, "http/1.1").await {
         let mut wire = RawHttp::new(stream);
@@ -189,7 +191,7 @@ async fn is_turned_away(harness: &Harness, client: &TlsClient) -> bool {
     harness.gateway.requests().len() == before
 }
 
-/// The same bundle with other contents, and then no bundle at all.
+/// The bundle first gets another CA, and then the option is removed.
 #[tokio::test]
 async fn replacing_the_client_ca_closes_connections_of_the_former_one() {
     let (former, latter) = (Authority::new(), Authority::new());
@@ -211,24 +213,25 @@ async fn replacing_the_client_ca_closes_connections_of_the_former_one() {
     for protocol in PROTOCOLS {
         assert_eq!(user_at_gateway(&harness, &ann, protocol).await.as_deref(), Some("ann@corp.example"));
     }
-    // What is resumed is the same user's.
+    // A resumed session still names its user.
     let resumed = ann.handshake(ann.connect_tcp(OUTSIDER).await, "http/1.1").await.unwrap();
     assert_eq!(resumed.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
     assert_eq!(RawHttp::new(resumed).send_request(request_text("GET /", "")).await.status(), 200);
     assert_eq!(harness.gateway.requests().pop().unwrap().field("x-forwarded-user"), Some("ann@corp.example"));
-    assert!(is_turned_away(&harness, &bob).await);
+    assert!(is_refused(&harness, &bob).await);
 
     let mut open = ann.connect_h1(OUTSIDER).await;
-    let mut carried = robot.open_websocket(Protocol::H2, OUTSIDER, "/ws").await;
+    let mut websocket = robot.open_websocket(Protocol::H2, OUTSIDER, "/ws").await;
     assert_eq!(open.send_request(request_text("GET /", "")).await.status(), 200);
     std::fs::write(&file, &latter.pem).unwrap();
     reload((*harness.sidecar.config()).clone());
     assert!(open.read_rest().await.is_empty());
-    let end = tokio::time::timeout(Duration::from_secs(10), futures_util::StreamExt::next(&mut carried)).await.unwrap();
-    // The close frame of a WebSocket that is no longer authorized, and no message.
+    let end =
+        tokio::time::timeout(Duration::from_secs(10), futures_util::StreamExt::next(&mut websocket)).await.unwrap();
+    // The WebSocket ends with a close frame or an error, without another message.
     assert!(matches!(end, None | Some(Err(_) | Ok(tokio_tungstenite::tungstenite::Message::Close(_)))), "{end:?}");
-    // They have tickets, which open nothing any more.
-    assert!(is_turned_away(&harness, &ann).await && is_turned_away(&harness, &robot).await);
+    // The session tickets of these clients are no longer accepted.
+    assert!(is_refused(&harness, &ann).await && is_refused(&harness, &robot).await);
     assert_eq!(user_at_gateway(&harness, &bob, Protocol::H1).await.as_deref(), Some("bob@corp.example"));
     assert_eq!(other.send_request(request_text("GET /", "")).await.status(), 200, "on the same connection");
 

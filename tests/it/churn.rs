@@ -15,7 +15,8 @@ const CONTAINERS: u16 = 500;
 async fn waves_of_containers_leave_no_memory_behind() {
     let docker = FakeDocker::start();
     let sidecar = start_process(&[&format!("--docker=unix://{}", docker.socket().display())], "").await;
-    // What the first waves make it hold it may keep: tables, and the allocator's own reserves.
+    // The sidecar may keep what it allocates in the first waves: tables, and the allocator's
+    // reserves.
     for _ in 0..2 {
         start_and_stop_all(&docker).await;
     }
@@ -28,7 +29,7 @@ async fn waves_of_containers_leave_no_memory_behind() {
     assert_eq!(docker.subscriber_count(), 1);
 }
 
-/// Starts all, stops all, and waits until the sidecar has listed what is left.
+/// Starts all containers, stops them, and waits until the sidecar has listed containers again.
 async fn start_and_stop_all(docker: &FakeDocker) {
     let id = |n: u16| format!("{n:064x}");
     for n in 0..CONTAINERS {
@@ -44,7 +45,7 @@ async fn start_and_stop_all(docker: &FakeDocker) {
     wait_for_next_list(docker).await;
 }
 
-/// Waits for the next list.
+/// Waits until the sidecar lists containers again.
 async fn wait_for_next_list(docker: &FakeDocker) {
     let before = docker.request_count("/containers/json");
     let next = async {
@@ -52,5 +53,5 @@ async fn wait_for_next_list(docker: &FakeDocker) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(Duration::from_secs(30), next).await.expect("the sidecar looks again");
+    timeout(Duration::from_secs(30), next).await.expect("the sidecar lists containers again");
 }

@@ -65,7 +65,9 @@ async fn only_clients_whose_certificate_can_matter_are_asked_for_one() {
     }
 }
 
-/// A chain of a leaf and CA certificates that all have the subject `name` and claim to be issued by it.
+/// Makes a chain of a leaf and `intermediates` CA certificates. Each claims to be issued by `name`,
+/// which is also the subject of the CA certificates, but each is signed by a key that is not in the
+/// chain.
 fn hostile_chain(
     name: &rcgen::DistinguishedName,
     intermediates: usize,
@@ -90,15 +92,15 @@ async fn hostile_chains_are_refused_with_few_signature_checks_and_do_not_delay_a
         Harness::start_with(|config| config.agents.certificate_from = vec!["127.0.0.0/8".parse().unwrap()]).await;
     let ca = harness.sidecar.identity().ca.clone().unwrap();
     let (_, ca) = x509_parser::parse_x509_certificate(&ca).unwrap();
-    let named = |name: &str| {
+    let common_name = |name: &str| {
         let mut names = rcgen::DistinguishedName::new();
         names.push(rcgen::DnType::CommonName, name);
         names
     };
-    let own = named(ca.subject().iter_common_name().next().unwrap().as_str().unwrap());
+    let own = common_name(ca.subject().iter_common_name().next().unwrap().as_str().unwrap());
     let before = signature_check_count();
     let mut handshakes = 0;
-    for name in [own, named("unknown CA")] {
+    for name in [own, common_name("unknown CA")] {
         for intermediates in [1, 3, 4, 10, 60] {
             let (chain, key) = hostile_chain(&name, intermediates);
             let client = harness.with_certificate(chain, key);

@@ -42,7 +42,8 @@ async fn a_drain_completes_hundreds_of_requests_and_websockets() {
     for number in 0..100 {
         sockets.push(harness.open_websocket(PROTOCOLS[number % 2], source(number), "/ws").await);
     }
-    // 300 are held, 100 have become WebSockets; an upload is received once it is whole.
+    // 300 requests are held, and 100 have become WebSockets. The gateway records an upload only
+    // when it is complete.
     harness.gateway.wait_for_requests(400).await;
 
     let begun = Instant::now();
@@ -70,12 +71,12 @@ async fn a_drain_completes_hundreds_of_requests_and_websockets() {
         assert_eq!(frame.code, CloseCode::Away);
         while let Some(Ok(_)) = socket.next().await {}
     }));
-    let rest = async {
-        // Polled after `stop`, so that everything above happens while the end has begun.
+    let release = async {
+        // `join!` polls this after `stop`, so the clients continue only after the drain has begun.
         assert!(harness.sidecar.is_stopping());
         harness.gateway.release_held(300);
     };
-    tokio::join!(harness.sidecar.stop(), rest, h1, h2, uploads, sockets);
+    tokio::join!(harness.sidecar.stop(), release, h1, h2, uploads, sockets);
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert!(TcpStream::connect(harness.address).await.is_err(), "the listener is closed");
 }
@@ -87,12 +88,12 @@ async fn a_drain_does_not_wait_for_silent_connections() {
         config.limits.handshake_timeout = Duration::from_secs(30);
     })
     .await;
-    // Before its handshake, and before its PROXY header.
+    // The first is silent before its handshake, the second before its PROXY header.
     let silent = [harness.connect_tcp(OUTSIDER).await, harness.connect_tcp(TRUSTED_PROXY).await];
     assert_eq!(
         harness.connect_h1(OUTSIDER).await.send_request(request_text("GET /", "")).await.status(),
         200,
-        "those before were accepted as well"
+        "the silent connections were accepted before this one"
     );
     let begun = Instant::now();
     harness.sidecar.stop().await;

@@ -9,7 +9,8 @@ use tokio::time::{sleep, timeout};
 use crate::harness::{Harness, OUTSIDER, Protocol, TlsClient, h2_request, request_text};
 use loopgate_test_support::websocket::assert_echo;
 
-/// Makes a CA; returns the file with its certificate, and its issuer for certificates.
+/// Makes a CA; returns a file with its certificate, and the issuer that signs certificates with its
+/// key.
 pub fn authority() -> (tempfile::NamedTempFile, Issuer<'static, KeyPair>) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -50,7 +51,7 @@ async fn a_connection_whose_certificate_has_expired_carries_no_new_request_but_k
     assert!(
         timeout(Duration::from_secs(20), h1.read_rest()).await.expect("closed when the certificate expires").is_empty()
     );
-    // The HTTP/2 client reads the GOAWAY meanwhile.
+    // Meanwhile the HTTP/2 client reads the GOAWAY.
     sleep(Duration::from_secs(1)).await;
     let refused = async {
         let (response, _) = h2.ready().await?.send_request(h2_request("GET /", &[]), true)?;

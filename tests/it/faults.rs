@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::harness::{Harness, OUTSIDER, PROTOCOLS, Protocol, request_text, start_process};
 
-/// The error type and the request id in an answer of loopgate's own.
+/// Returns the error type and the request id in the body of an error response by loopgate.
 fn parse_error(body: &str) -> (String, String) {
     let body: serde_json::Value = serde_json::from_str(body).unwrap();
     let field = |name: &str| body["error"][name].as_str().unwrap().to_owned();
@@ -37,7 +37,8 @@ async fn a_broken_gateway_connection_gives_502_and_a_post_is_sent_once() {
 #[tokio::test]
 async fn a_request_that_breaks_the_gateway_is_not_repeated_forever() {
     let harness = Harness::start().await;
-    // A second time where it may be the connection's fault, and never once an answer has begun.
+    // The sidecar sends a request a second time only if the connection may be at fault, and never
+    // once a response has begun.
     for (path, times, expected) in [
         ("/dies", 2, "gateway_broke_off"),
         ("/dies-in-its-head", 1, "gateway_broke_off"),
@@ -51,7 +52,8 @@ async fn a_request_that_breaks_the_gateway_is_not_repeated_forever() {
             assert_eq!((status, parse_error(&read_body).0.as_str()), (502, expected), "{protocol:?} {path}");
             assert_eq!(harness.gateway.requests().len() - before, times, "{protocol:?} {path}");
         }
-        // Over a connection that was used before, it may be that as well.
+        // A connection to the gateway that was used before may be stale, which allows one more
+        // attempt.
         let mut client = harness.connect_h1(OUTSIDER).await;
         assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200);
         let before = harness.gateway.requests().len();
@@ -69,11 +71,11 @@ async fn a_gateway_that_closes_every_connection_is_not_flooded() {
         config.limits.gateway_wait = Duration::from_millis(500);
     })
     .await;
-    let mut calls = 0;
-    let hanging_up = async {
+    let mut accepted = 0;
+    let closing = async {
         loop {
             drop(listener.accept().await.unwrap());
-            calls += 1;
+            accepted += 1;
         }
     };
     let asking = async {
@@ -85,10 +87,10 @@ async fn a_gateway_that_closes_every_connection_is_not_flooded() {
         }
     };
     tokio::select! {
-        () = hanging_up => {}
+        () = closing => {}
         () = asking => {}
     }
-    assert!((4..=60).contains(&calls), "{calls} connections for four requests");
+    assert!((4..=60).contains(&accepted), "{accepted} connections for four requests");
 }
 
 #[tokio::test]
@@ -103,17 +105,17 @@ async fn a_body_broken_by_the_client_is_not_reported_as_a_gateway_error() {
 
     let mut client = sidecar.connect_h1(OUTSIDER).await;
     client.send(head.replace("/echo", "/unread") + "4\r\nbody\r\n").await.unwrap();
-    // Only then: a reset overtakes what was not read yet.
+    // The reset comes only now, because it discards bytes that the sidecar has not read.
     sidecar.gateway.wait_for_requests(2).await;
     client.stream.get_ref().0.set_zero_linger().unwrap();
     drop(client);
-    let reported_twice = async {
+    let both_reported = async {
         let is_reported = |what| sidecar.process().log_lines().iter().any(|line| line.contains(what));
         while !(is_reported("body is malformed") && is_reported("left before the end of its body")) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), reported_twice).await.expect("both are reported");
+    tokio::time::timeout(Duration::from_secs(10), both_reported).await.expect("both are reported");
     let complaints: Vec<_> = sidecar
         .process()
         .log_lines()
@@ -123,7 +125,8 @@ async fn a_body_broken_by_the_client_is_not_reported_as_a_gateway_error() {
     assert!(complaints.is_empty(), "{complaints:#?}");
 }
 
-/// It answers, closes, and leaves the body unread, so that the next piece of that is answered by a reset.
+/// The gateway answers and closes without reading the body, so the sidecar's next write to it gets
+/// a reset.
 #[tokio::test]
 async fn a_response_before_the_end_of_the_body_is_forwarded() {
     let harness = Harness::start().await;
@@ -131,7 +134,8 @@ async fn a_response_before_the_end_of_the_body_is_forwarded() {
     for round in 0..20 {
         let mut client = harness.connect_h1(OUTSIDER).await;
         let head = request_text("POST /unwanted", &format!("Content-Length: {}\r\n", body.len()));
-        // The client may be disconnected in turn; only the answer counts.
+        // The write may fail, because the sidecar may close the client's connection too. Only the
+        // response counts.
         let _ = client.send([head.as_bytes(), &body].concat()).await;
         let response = client.read_response().await.expect("an answer");
         assert_eq!((response.status(), response.text().as_str()), (413, "too much"), "{round}");
@@ -156,7 +160,7 @@ async fn a_stalled_gateway_gives_504_after_the_request_timeout() {
         let (status, read_body) = harness.send_request(protocol, OUTSIDER, "GET /stalls", &[]).await;
         assert_eq!((status, parse_error(&read_body).0.as_str()), (504, "gateway_timeout"));
     }
-    assert_eq!(harness.gateway.requests().len(), 2, "what timed out is not repeated");
+    assert_eq!(harness.gateway.requests().len(), 2, "a request that timed out is not repeated");
     assert_eq!(harness.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
 }
 
@@ -217,8 +221,9 @@ async fn requests_wait_for_a_gateway_that_restarts() {
     assert_eq!(harness.gateway.wait_for_requests(51).await.len(), 51, "each was sent once");
 }
 
-/// A gateway that speaks TLS while `tls` is set, and plain HTTP otherwise. Like Node.js, it closes
-/// a TLS connection on which plain HTTP arrives without a byte in answer.
+/// Starts a gateway that relays to `tls`, which speaks TLS, while `is_tls` is set, and to `plain`
+/// otherwise. Like Node.js, it closes a connection without a response if plain HTTP arrives while
+/// it speaks TLS.
 pub async fn with_tls_switch(tls: SocketAddr, plain: SocketAddr, is_tls: Arc<AtomicBool>, tasks: &Tasks) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -240,7 +245,7 @@ pub async fn with_tls_switch(tls: SocketAddr, plain: SocketAddr, is_tls: Arc<Ato
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_speaks_tls_is_named_wherever_one_looks() {
+async fn a_gateway_that_speaks_tls_is_reported_in_responses_logs_and_readiness() {
     let (server, plain, tasks) = (Harness::start().await, FakeGateway::start().await, Tasks::default());
     let is_tls = Arc::new(AtomicBool::new(true));
     let gateway = with_tls_switch(server.sidecar.tls_addresses()[0], plain.address, Arc::clone(&is_tls), &tasks).await;
@@ -267,7 +272,8 @@ async fn a_gateway_that_speaks_tls_is_named_wherever_one_looks() {
     assert_eq!(sidecar.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
     assert!(healthcheck().status.success());
 
-    // It is switched on again between two health checks, so a client meets it first.
+    // TLS is switched on again between two probes of the gateway, so a client's request is the
+    // first to fail.
     is_tls.store(true, Ordering::SeqCst);
     plain.kill();
     assert_eq!(sidecar.send_request(Protocol::H1, OUTSIDER, "POST /echo", &[]).await.0, 502);

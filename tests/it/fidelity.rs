@@ -34,7 +34,7 @@ async fn a_body_of_unstated_length_arrives_whatever_the_method() {
 }
 
 #[tokio::test]
-async fn what_arrived_before_the_gateway_broke_off_is_delivered_and_then_the_failure() {
+async fn bytes_that_arrived_before_the_gateway_broke_off_precede_the_error() {
     let harness = Harness::start().await;
     for round in 0..100 {
         for path in ["/dies-halfway", "/dies-between-chunks"] {
@@ -91,7 +91,7 @@ async fn idle_connections_do_not_hold_up_a_shutdown_whatever_the_client_does() {
     let mut half_head = harness.connect_h1(OUTSIDER).await;
     half_head.send("GET / HTTP/1.1\r\nHost: ").await.unwrap();
     let idle_h2 = harness.connect_h2(OUTSIDER).await;
-    // It answers neither the PING nor the GOAWAY.
+    // This client answers neither the PING nor the GOAWAY.
     let mut deaf_h2 = harness.handshake(harness.connect_tcp(OUTSIDER).await, "h2").await.unwrap();
     deaf_h2.write_all(&[PREFACE, &settings(&[])].concat()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -147,7 +147,7 @@ async fn trace_is_refused_on_both_lanes() {
 }
 
 #[tokio::test]
-async fn http_1_0_without_a_host_is_for_the_listeners_address() {
+async fn an_http_1_0_request_without_a_host_gets_the_listeners_address() {
     let harness = Harness::start().await;
     let address = harness.sidecar.tls_addresses()[0].to_string();
     let mut client = harness.connect_h1(OUTSIDER).await;
@@ -240,7 +240,7 @@ async fn an_h2_connection_begins_with_settings() {
     assert!(harness.gateway.requests().is_empty());
 }
 
-/// It answers and closes while the client is still sending.
+/// The gateway answers and closes while the client is still sending.
 #[tokio::test]
 async fn an_early_response_reaches_a_client_that_is_still_sending() {
     let harness = Harness::start().await;
@@ -293,7 +293,7 @@ async fn a_response_in_a_coding_other_than_chunked_is_refused() {
             }
         }
     }
-    // As Node.js answers a HEAD for what would come in chunks.
+    // Node.js answers a HEAD like this if the response to a GET would be chunked.
     let mut client = harness.connect_h1(OUTSIDER).await;
     let before = harness.gateway.connections();
     for _ in 0..2 {
@@ -339,7 +339,7 @@ async fn the_stated_length_of_a_response_is_the_same_over_both_protocols() {
     assert!(h1.read_rest().await.is_empty());
 }
 
-/// RFC 9110 section 9.3.2: no content follows, not even that of a refusal.
+/// RFC 9110 section 9.3.2: a response to HEAD has no content, not even an error response.
 #[tokio::test]
 async fn a_refused_head_request_gets_no_content() {
     let harness = Harness::start().await;

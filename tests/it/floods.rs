@@ -9,7 +9,7 @@ use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROX
 
 /// Another external client.
 const OTHER: &str = "127.0.0.4";
-/// For what should happen at once.
+/// The time limit of steps that should take no time.
 const SOON: Duration = Duration::from_secs(10);
 
 /// A sidecar that lets external clients have `requests` requests and WebSockets at the gateway.
@@ -40,18 +40,15 @@ async fn a_flood_of_one_client_leaves_the_gateway_to_the_others() {
                 "{source}"
             );
         }
-        // A new connection does not help the client. The response says when to retry.
+        // A new connection of the flooding client gets no further request to the gateway.
         let refused = timeout(SOON, harness.send_request(protocol, OUTSIDER, "GET /", &[])).await.unwrap();
         assert!(refused.0 == 503 && refused.1.contains("too_many_requests"), "{refused:?}");
     }
     let refused = harness.connect_h1(OUTSIDER).await.send_request(request_text("GET /", "")).await;
     assert_eq!((refused.status(), refused.field("retry-after")), (503, Some("1")));
-    assert_eq!(harness.gateway.requests().len(), 8, "half of the limit, and the four of the others");
-    for (number, response) in flood.into_iter().enumerate() {
-        if number == 4 {
-            // The others have been refused, or will be when their time is up.
-            break;
-        }
+    assert_eq!(harness.gateway.requests().len(), 8, "half of the limit, and four requests of other clients");
+    // The other 46 requests have been refused, or will be when their wait ends.
+    for response in flood.into_iter().take(4) {
         harness.gateway.release_held(1);
         assert_eq!(response.await.unwrap().status(), 200);
     }

@@ -16,7 +16,7 @@ use loopgate_test_support::fake_gateway::FakeGateway;
 use loopgate_test_support::lanes::assert_local;
 use loopgate_test_support::sidecar::free_address;
 
-/// A sidecar with a forward to `other`, and a client of that.
+/// A sidecar with a forward to `other`, and a client of the forwarded port.
 struct Forwarding {
     harness: Harness,
     other: FakeGateway,
@@ -37,7 +37,7 @@ async fn start(change: impl FnOnce(&mut Config)) -> Forwarding {
 }
 
 #[tokio::test]
-async fn another_port_has_the_same_lanes() {
+async fn a_forwarded_port_has_the_same_lanes() {
     let Forwarding { harness, other, client } = start(|config| config.external.serve_ca = true).await;
     assert_ne!(client.address, harness.sidecar.tls_addresses()[0]);
     for protocol in PROTOCOLS {
@@ -53,12 +53,12 @@ async fn another_port_has_the_same_lanes() {
         assert_external(&other.requests().pop().unwrap(), "203.0.113.9");
     }
     let page = client.send_request(Protocol::H2, OUTSIDER, "GET /.well-known/loopgate/ca.pem", &[]).await;
-    assert_eq!(page, (200, "hello".into()), "that is a path of the gateway's own port");
+    assert_eq!(page, (200, "hello".into()), "only the gateway's own port serves the CA");
     assert_eq!(harness.gateway.connections(), 0);
 }
 
 #[tokio::test]
-async fn connections_behind_one_port_never_carry_requests_of_another() {
+async fn connections_to_one_port_never_carry_requests_for_another() {
     let Forwarding { harness, other, client } = start(|_| {}).await;
     for source in [OUTSIDER, AGENT] {
         let (mut near, mut far) = (harness.connect_h1(source).await, client.connect_h1(source).await);
@@ -74,7 +74,7 @@ async fn connections_behind_one_port_never_carry_requests_of_another() {
 }
 
 #[tokio::test]
-async fn rules_and_limits_are_shared() {
+async fn a_forwarded_port_shares_the_rules_and_limits_of_the_gateways_own() {
     let Forwarding { harness, other, client } = start(|config| {
         config.external.deny = vec!["127.0.0.5/32".parse().unwrap()];
         config.external.paths = vec![PathRule::deny("/closed")];
@@ -87,7 +87,7 @@ async fn rules_and_limits_are_shared() {
     assert_eq!(
         client.send_request(Protocol::H1, AGENT, "GET /closed", &[]).await.0,
         200,
-        "path rules are for the outside"
+        "path rules apply to the external lane only"
     );
     assert_eq!(client.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
     let mut busy = harness.connect_h1(OUTSIDER).await;
@@ -101,9 +101,11 @@ async fn rules_and_limits_are_shared() {
     assert_eq!(other.requests().len(), 3);
 }
 
-/// On the gateway's own port the second message would wait for the answer to the first, and a cap needs a `connect`.
+/// On the gateway's own port, the second message would wait for the answer to the first. A scope
+/// cap can be checked only in a `connect`, so a WebSocket of a capped client that sends another
+/// message is closed.
 #[tokio::test]
-async fn a_websocket_there_may_speak_any_protocol_unless_a_cap_applies() {
+async fn a_websocket_to_a_forwarded_port_may_speak_any_protocol_unless_a_cap_applies() {
     let Forwarding { harness: _running, other, client } =
         start(|config| config.agents.scopes = vec!["operator.read".into()]).await;
     for protocol in PROTOCOLS {
@@ -123,16 +125,16 @@ async fn a_websocket_there_may_speak_any_protocol_unless_a_cap_applies() {
 }
 
 #[tokio::test]
-async fn what_is_behind_a_port_may_be_away_while_the_gateway_answers() {
-    let away = free_address();
+async fn an_unreachable_forward_target_does_not_affect_the_gateway() {
+    let unreachable = free_address();
     let Forwarding { harness, .. } = start(|config| {
-        config.listen.forward.push(Forward { port: 0, target: away.port() });
+        config.listen.forward.push(Forward { port: 0, target: unreachable.port() });
         config.limits.gateway_wait = Duration::from_millis(200);
     })
     .await;
     let mut client = (*harness).clone();
     client.address =
-        harness.sidecar.listener_addresses(ListenerKind::Forward(Forward { port: 0, target: away.port() }))[0];
+        harness.sidecar.listener_addresses(ListenerKind::Forward(Forward { port: 0, target: unreachable.port() }))[0];
     let begun = Instant::now();
     let (status, _) = client.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await;
     assert!(status == 503 && begun.elapsed() < Duration::from_secs(10), "{status} after {:?}", begun.elapsed());
@@ -144,11 +146,11 @@ async fn what_is_behind_a_port_may_be_away_while_the_gateway_answers() {
 }
 
 #[tokio::test]
-async fn status_and_check_name_a_port_that_does_not_answer() {
+async fn the_status_names_a_forward_target_that_does_not_answer() {
     let other = FakeGateway::start().await;
-    let (listen, away) = (free_address(), free_address());
+    let (listen, unreachable) = (free_address(), free_address());
     let up = format!("--forward={}:{}", listen.port(), other.address.port());
-    let down = format!("--forward=0:{}", away.port());
+    let down = format!("--forward=0:{}", unreachable.port());
     let admin = format!("--admin={}", free_address());
     let sidecar = start_process(&[&up, &down, &admin], "").await;
     let running = sidecar.sidecar;
@@ -159,8 +161,8 @@ async fn status_and_check_name_a_port_that_does_not_answer() {
     let forwards = status["forwards"].as_array().unwrap();
     let shown: Vec<_> =
         forwards.iter().map(|forward| (forward["target"].as_str(), forward["reachable"].as_bool())).collect();
-    let (target, away) = (other.address.to_string(), away.to_string());
-    assert_eq!(shown, [(Some(target.as_str()), Some(true)), (Some(away.as_str()), Some(false))], "{status:#}");
+    let (target, unreachable) = (other.address.to_string(), unreachable.to_string());
+    assert_eq!(shown, [(Some(target.as_str()), Some(true)), (Some(unreachable.as_str()), Some(false))], "{status:#}");
     assert_eq!(forwards[0]["listening"], serde_json::json!([listen.to_string()]));
     assert_eq!(status["listening"].as_array().unwrap().len(), 1, "{status:#}");
 }

@@ -5,16 +5,18 @@ use crate::harness::{OUTSIDER, Protocol, start_process};
 use loopgate_test_support::raw_h2::*;
 use loopgate_test_support::sidecar::SidecarWithGateway;
 
-/// Who attacks.
+/// The address of the attacking client.
 const OFFENDER: &str = "127.0.0.66";
-/// More than an attack may cost, in bytes; a debug build and its allocator need some of it by themselves.
+/// By how many bytes the sidecar's memory may grow in an attack. Part of this is for a debug build
+/// and its allocator.
 const BOUND: u64 = 32 << 20;
 
 const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// Another client is served as ever, and the attack has left little behind.
-async fn assert_unimpressed(sidecar: &SidecarWithGateway, before: u64, name: &str) {
+/// Fails unless other clients are served, and the sidecar's memory has grown by less than
+/// [`BOUND`].
+async fn assert_unaffected(sidecar: &SidecarWithGateway, before: u64, name: &str) {
     for protocol in crate::harness::PROTOCOLS {
         assert_eq!(sidecar.send_request(protocol, OUTSIDER, "GET /", &[]).await, (200, "hello".into()), "{name}");
     }
@@ -22,8 +24,9 @@ async fn assert_unimpressed(sidecar: &SidecarWithGateway, before: u64, name: &st
     assert!(grown < BOUND, "{name}: {grown} bytes more");
 }
 
+/// Starts a sidecar; returns it, and its memory after a first request.
 async fn start() -> (SidecarWithGateway, u64) {
-    // What one client may have at the gateway is not the matter here.
+    // High enough that the limit on one client's requests at the gateway plays no part.
     let sidecar = start_process(&["--gateway-requests=1000"], "").await;
     assert_eq!(sidecar.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
     let memory = sidecar.process().memory();
@@ -48,22 +51,22 @@ async fn rapid_reset_ends_in_goaway() {
     let outcome = RawH2::connect(&sidecar, OFFENDER, &[]).await.send_until(&attack, Outcome::is_over).await;
     assert_eq!(outcome.goaway, Some(ENHANCE_YOUR_CALM), "{outcome:?}");
     assert!(sidecar.gateway.requests().len() < 2_000, "the gateway was spared: {}", sidecar.gateway.requests().len());
-    assert_unimpressed(&sidecar, before, "rapid reset").await;
+    assert_unaffected(&sidecar, before, "rapid reset").await;
 }
 
-/// The same, but it is loopgate that is made to reset (CVE-2025-8671, "MadeYouReset").
+/// The client's frames make loopgate itself reset the streams (CVE-2025-8671, "MadeYouReset").
 #[tokio::test]
 async fn provoked_server_resets_end_in_goaway() {
     let (sidecar, before) = start().await;
     let request = request_block("POST", "/stalls", &[]);
-    // A window that grows by nothing is an error of its stream (RFC 9113 section 6.9).
+    // A WINDOW_UPDATE with an increment of 0 is a stream error (RFC 9113 section 6.9).
     let attack: Vec<u8> = streams(20_000)
         .flat_map(|id| [frame(HEADERS, END_HEADERS, id, &request), frame(WINDOW_UPDATE, 0, id, &[0; 4])].concat())
         .collect();
     let outcome = RawH2::connect(&sidecar, OFFENDER, &[]).await.send_until(&attack, Outcome::is_over).await;
     assert!(outcome.goaway.is_some(), "{outcome:?}");
     assert!(sidecar.gateway.requests().len() < 2_000, "the gateway was spared: {}", sidecar.gateway.requests().len());
-    assert_unimpressed(&sidecar, before, "made to reset").await;
+    assert_unaffected(&sidecar, before, "made to reset").await;
 }
 
 #[tokio::test]
@@ -74,7 +77,7 @@ async fn an_endless_head_ends_in_goaway() {
         let attack = [frame(HEADERS, END_STREAM, 1, &request_block("GET", "/", &[])), piece.repeat(20_000)].concat();
         let outcome = RawH2::connect(&sidecar, OFFENDER, &[]).await.send_until(&attack, Outcome::is_over).await;
         assert!(outcome.is_over(), "{name}: {outcome:?}");
-        assert_unimpressed(&sidecar, before, name).await;
+        assert_unaffected(&sidecar, before, name).await;
     }
 }
 
@@ -93,14 +96,15 @@ async fn unread_floods_of_settings_and_pings_use_no_memory() {
             !outcome.heads.is_empty()
         })
         .await;
-        // Nothing is read, so that the answers have nowhere to go; a server that goes on listening has to keep them.
+        // The client reads nothing, so the answers can't be sent. A server that continues to read
+        // has to keep them.
         let flood = piece.repeat(200_000);
         let sent = tokio::time::timeout(std::time::Duration::from_secs(2), raw.send(&flood)).await;
-        assert_unimpressed(&sidecar, before, &format!("{name} ({sent:?})")).await;
+        assert_unaffected(&sidecar, before, &format!("{name} ({sent:?})")).await;
     }
 }
 
-/// Beside a stream that is open for good, an idle timeout ends nothing.
+/// A stream stays open for the whole time, so the idle timeout does not end the connection.
 #[tokio::test]
 async fn floods_with_read_replies_end_in_goaway() {
     let (sidecar, before) = start().await;
@@ -116,11 +120,12 @@ async fn floods_with_read_replies_end_in_goaway() {
         let events = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/events", &[]));
         raw.send_until(&events, |outcome| !outcome.heads.is_empty()).await;
         let outcome = raw.send_until(&piece.repeat(1_000_000), Outcome::is_over).await;
-        // Who is slow to take its answers is not waited for, and may lose the last word among them.
+        // The sidecar does not wait for a client that is slow to read its answers, so the GOAWAY
+        // may be lost.
         let is_cut_off = is_answered && outcome.closed && outcome.goaway.is_none();
         assert!(is_cut_off || outcome.goaway == Some(ENHANCE_YOUR_CALM), "{name}: {outcome:?}");
         assert!(is_cut_off || outcome.goaway_stream >= 1, "the gateway has the first request: {outcome:?}");
-        assert_unimpressed(&sidecar, before, name).await;
+        assert_unaffected(&sidecar, before, name).await;
     }
 }
 
@@ -133,13 +138,13 @@ async fn window_updates_are_no_flood_while_data_is_pending() {
     raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", &format!("/large?{size}"), &[]))).await;
     let updates =
         [frame(WINDOW_UPDATE, 0, 0, &step.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &step.to_be_bytes())].concat();
-    let (mut got, mut credited) = (0, 0);
-    while got < size {
+    let (mut received, mut credited) = (0, 0);
+    while received < size {
         let frame = raw.next().await.expect("it is served to the end");
-        assert_ne!(frame.kind, GOAWAY, "after {got} bytes");
+        assert_ne!(frame.kind, GOAWAY, "after {received} bytes");
         if frame.kind == DATA {
-            got += frame.payload.len();
-            let steps = (got - credited) / step as usize;
+            received += frame.payload.len();
+            let steps = (received - credited) / step as usize;
             credited += steps * step as usize;
             raw.send(&updates.repeat(steps)).await;
         }
@@ -163,8 +168,8 @@ async fn a_head_that_decompresses_beyond_the_limit_is_refused() {
             break;
         }
     }
-    assert_eq!(sidecar.gateway.requests().len(), 1, "only the first, decent request was received");
-    assert_unimpressed(&sidecar, before, "HPACK bomb").await;
+    assert_eq!(sidecar.gateway.requests().len(), 1, "only the request of `start` was received");
+    assert_unaffected(&sidecar, before, "HPACK bomb").await;
 }
 
 #[tokio::test]
@@ -173,7 +178,7 @@ async fn zero_windows_apply_backpressure_to_the_gateway() {
     let mut raws = Vec::new();
     for window in [0, 1] {
         let mut raw = RawH2::connect(&sidecar, OFFENDER, &[(INITIAL_WINDOW, window)]).await;
-        // The kernel takes little of such a response.
+        // The kernel's buffers hold only a small part of such a response.
         let request = request_block("GET", "/file?5000000", &[]);
         let attack: Vec<u8> =
             streams(100).flat_map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &request)).collect();
@@ -181,33 +186,30 @@ async fn zero_windows_apply_backpressure_to_the_gateway() {
         assert!(outcome.heads.iter().all(|(_, status)| *status == 0x88), "{outcome:?}");
         raws.push(raw);
     }
-    assert_unimpressed(&sidecar, before, "windows of zero").await;
+    assert_unaffected(&sidecar, before, "windows of zero").await;
     let held = sidecar.gateway.most_buffered();
-    assert!(held >= 100 * 5_000_000, "the gateway was rid of its responses at once: {held} bytes");
+    assert!(held >= 100 * 5_000_000, "the gateway could send its responses at once: {held} bytes");
 }
 
 #[tokio::test]
 async fn window_overflows_and_invalid_table_sizes_end_in_goaway() {
     let (sidecar, before) = start().await;
-    let most = i32::MAX.to_be_bytes();
+    let largest = i32::MAX.to_be_bytes();
     let request = request_block("GET", "/", &[]);
     for (name, attack) in [
-        ("the connection's window overflows", frame(WINDOW_UPDATE, 0, 0, &most)),
+        ("the connection's window overflows", frame(WINDOW_UPDATE, 0, 0, &largest)),
         ("a window beyond 2^31", settings(&[(INITIAL_WINDOW, u32::MAX)])),
-        ("a frame size that is none", settings(&[(5, 1)])),
+        ("an invalid frame size", settings(&[(5, 1)])),
         ("an index beyond the tables", frame(HEADERS, END_HEADERS | END_STREAM, 1, &indexed_field(4_000))),
         ("a number without end", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xff; 64])),
         ("a string longer than its block", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0, 0x7f, 0xff, 0xff, 0x7f])),
         ("a table beyond its bound", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x3f, 0xff, 0xff, 0xff, 0x07])),
-        ("DATA of no stream", frame(DATA, 0, 0, b"x")),
-        ("DATA of an idle stream", frame(DATA, 0, 5, b"x")),
-        ("HEADERS of no stream", frame(HEADERS, END_HEADERS, 0, &request)),
-        ("HEADERS of a server's stream", frame(HEADERS, END_HEADERS | END_STREAM, 2, &request)),
-        ("CONTINUATION of nothing", frame(CONTINUATION, END_HEADERS, 1, &request)),
-        (
-            "something else within a head",
-            [frame(HEADERS, END_STREAM, 1, &request), frame(PING, 0, 0, &[0; 8])].concat(),
-        ),
+        ("DATA on stream 0", frame(DATA, 0, 0, b"x")),
+        ("DATA on an idle stream", frame(DATA, 0, 5, b"x")),
+        ("HEADERS on stream 0", frame(HEADERS, END_HEADERS, 0, &request)),
+        ("HEADERS on a server's stream", frame(HEADERS, END_HEADERS | END_STREAM, 2, &request)),
+        ("CONTINUATION without HEADERS", frame(CONTINUATION, END_HEADERS, 1, &request)),
+        ("another frame within a head", [frame(HEADERS, END_STREAM, 1, &request), frame(PING, 0, 0, &[0; 8])].concat()),
         ("a PUSH_PROMISE of a client", frame(5, END_HEADERS, 1, &[&[0, 0, 0, 2][..], &request].concat())),
         ("a frame that is too long", frame(DATA, 0, 1, &vec![0; 100_000])),
         ("a PING that is too short", frame(PING, 0, 0, &[0; 7])),
@@ -224,22 +226,22 @@ async fn window_overflows_and_invalid_table_sizes_end_in_goaway() {
         let outcome = RawH2::connect(&sidecar, OFFENDER, &[]).await.send_until(&attack, Outcome::is_over).await;
         assert!(outcome.is_over(), "{name}: {outcome:?}");
     }
-    assert_unimpressed(&sidecar, before, "frames that are none").await;
+    assert_unaffected(&sidecar, before, "invalid frames").await;
 }
 
-/// What is malformed (RFC 9113 section 8.1.1) ends its stream and is never received.
+/// A malformed request (RFC 9113 section 8.1.1) ends its stream and never reaches the gateway.
 #[tokio::test]
 async fn ambiguous_h2_requests_are_not_forwarded() {
     let (sidecar, before) = start().await;
     let usual = [(":method", "GET"), (":scheme", "https"), (":authority", "gateway.example"), (":path", "/")];
     let with = |more: &[(&str, &str)]| header_block(&[&usual, more].concat());
-    let but = |name: &str, value: &str| {
+    let replacing = |name: &str, value: &str| {
         header_block(
             &usual.iter().map(|field| if field.0 == name { (field.0, value) } else { *field }).collect::<Vec<_>>(),
         )
     };
     let without = |name: &str| header_block(&usual.iter().copied().filter(|field| field.0 != name).collect::<Vec<_>>());
-    for (name, read_head) in [
+    for (name, block) in [
         ("a method twice", with(&[(":method", "POST")])),
         ("a path twice", with(&[(":path", "/other")])),
         ("an authority twice", with(&[(":authority", "other")])),
@@ -248,17 +250,17 @@ async fn ambiguous_h2_requests_are_not_forwarded() {
         ("no scheme", without(":scheme")),
         ("no path", without(":path")),
         ("no authority and no host", without(":authority")),
-        ("an empty path", but(":path", "")),
-        ("a path without a slash", but(":path", "x")),
-        ("a path with a blank", but(":path", "/ HTTP/1.1")),
-        ("a path with CRLF", but(":path", "/ HTTP/1.1\r\nX-Forwarded-For: 127.0.0.1\r\n\r\n")),
-        ("a method with CRLF", but(":method", "GET / HTTP/1.1\r\nA: b\r\n\r\nGET")),
-        ("a method with a blank", but(":method", "GET /admin")),
-        ("an authority with CRLF", but(":authority", "a\r\nX-Forwarded-For: 127.0.0.1")),
-        ("an authority with a user", but(":authority", "user@gateway.example")),
-        ("an authority with a path", but(":authority", "gateway.example/x")),
-        ("an empty authority", but(":authority", "")),
-        ("a scheme that isn't one", but(":scheme", "https://x")),
+        ("an empty path", replacing(":path", "")),
+        ("a path without a slash", replacing(":path", "x")),
+        ("a path with a blank", replacing(":path", "/ HTTP/1.1")),
+        ("a path with CRLF", replacing(":path", "/ HTTP/1.1\r\nX-Forwarded-For: 127.0.0.1\r\n\r\n")),
+        ("a method with CRLF", replacing(":method", "GET / HTTP/1.1\r\nA: b\r\n\r\nGET")),
+        ("a method with a blank", replacing(":method", "GET /admin")),
+        ("an authority with CRLF", replacing(":authority", "a\r\nX-Forwarded-For: 127.0.0.1")),
+        ("an authority with a user", replacing(":authority", "user@gateway.example")),
+        ("an authority with a path", replacing(":authority", "gateway.example/x")),
+        ("an empty authority", replacing(":authority", "")),
+        ("an invalid scheme", replacing(":scheme", "https://x")),
         ("another host than the authority", with(&[("host", "other.example")])),
         ("two hosts", with(&[("host", "gateway.example"), ("host", "other.example")])),
         (
@@ -266,7 +268,7 @@ async fn ambiguous_h2_requests_are_not_forwarded() {
             [header_block(&usual[..3]), header_block(&[("a", "b"), (":path", "/")])].concat(),
         ),
         ("a pseudo-header of a response", with(&[(":status", "200")])),
-        ("a pseudo-header that isn't one", with(&[(":client", "127.0.0.1")])),
+        ("an unknown pseudo-header", with(&[(":client", "127.0.0.1")])),
         ("a protocol without CONNECT", with(&[(":protocol", "websocket")])),
         ("a name in capitals", with(&[("X-Forwarded-For", "127.0.0.1")])),
         ("a name with CRLF", with(&[("a: b\r\nx-forwarded-for", "127.0.0.1")])),
@@ -285,17 +287,16 @@ async fn ambiguous_h2_requests_are_not_forwarded() {
         ("TE other than trailers", with(&[("te", "gzip")])),
         ("a length without a body", with(&[("content-length", "4")])),
         ("two lengths", with(&[("content-length", "0"), ("content-length", "4")])),
-        ("a length that is none", with(&[("content-length", "+0")])),
+        ("an invalid length", with(&[("content-length", "+0")])),
         ("CONNECT", header_block(&[(":method", "CONNECT"), (":authority", "127.0.0.1:22")])),
     ] {
         let received = sidecar.gateway.requests().len();
         let mut raw = RawH2::connect(&sidecar, OFFENDER, &[]).await;
-        let outcome =
-            raw.send_until(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &read_head), Outcome::is_decided).await;
+        let outcome = raw.send_until(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block), Outcome::is_decided).await;
         assert!(outcome.heads.iter().all(|(_, status)| *status != 0x88), "{name} was served: {outcome:?}");
         assert_eq!(sidecar.gateway.requests().len(), received, "{name}: {:#?}", sidecar.gateway.requests().last());
     }
-    assert_unimpressed(&sidecar, before, "malformed requests").await;
+    assert_unaffected(&sidecar, before, "malformed requests").await;
 }
 
 #[tokio::test]
@@ -311,5 +312,5 @@ async fn a_body_that_differs_from_its_content_length_is_not_forwarded_as_complet
     for received in sidecar.gateway.requests().iter().filter(|received| received.start_line().starts_with("POST")) {
         assert!(received.truncated, "{received:?}");
     }
-    assert_unimpressed(&sidecar, before, "lengths that lie").await;
+    assert_unaffected(&sidecar, before, "wrong lengths").await;
 }

@@ -11,33 +11,40 @@ const SOON: Duration = Duration::from_secs(20);
 const PROTOCOL_ERROR: u32 = 1;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
-/// Sets the size of the dynamic table to what it is (RFC 7541 section 6.3).
+/// Sets the size of the dynamic table to its current size (RFC 7541 section 6.3).
 const SIZE_UPDATE: &[u8] = &[0x3f, 0xe1, 0x1f];
 
-/// The frames of trailers with this block on `stream`, in every form, with a name.
+/// Returns the frames of trailers with this block on `stream`, in every form, each with a name.
 fn forms(stream: u32, block: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
-    let (all, none) = (END_STREAM | END_HEADERS, END_STREAM);
+    let (complete, continued) = (END_STREAM | END_HEADERS, END_STREAM);
     let (start, end) = block.split_at(block.len() / 2);
     let padded = [&[7], block, &[0; 7]].concat();
     vec![
-        ("one frame", frame(HEADERS, all, stream, block)),
-        ("a size update first", frame(HEADERS, all, stream, &[SIZE_UPDATE, block].concat())),
-        ("padded", frame(HEADERS, all | PADDED, stream, &padded)),
-        ("with a priority", frame(HEADERS, all | PRIORITY, stream, &[&[0, 0, 0, 0, 9], block].concat())),
-        ("both", frame(HEADERS, all | PADDED | PRIORITY, stream, &[&[2, 0, 0, 0, 0, 9], block, &[0; 2]].concat())),
-        ("continued", [frame(HEADERS, none, stream, start), frame(CONTINUATION, END_HEADERS, stream, end)].concat()),
+        ("one frame", frame(HEADERS, complete, stream, block)),
+        ("a size update first", frame(HEADERS, complete, stream, &[SIZE_UPDATE, block].concat())),
+        ("padded", frame(HEADERS, complete | PADDED, stream, &padded)),
+        ("with a priority", frame(HEADERS, complete | PRIORITY, stream, &[&[0, 0, 0, 0, 9], block].concat())),
+        (
+            "padded, with a priority",
+            frame(HEADERS, complete | PADDED | PRIORITY, stream, &[&[2, 0, 0, 0, 0, 9], block, &[0; 2]].concat()),
+        ),
+        (
+            "continued",
+            [frame(HEADERS, continued, stream, start), frame(CONTINUATION, END_HEADERS, stream, end)].concat(),
+        ),
         (
             "a size update, and the block continued",
-            [frame(HEADERS, none, stream, SIZE_UPDATE), frame(CONTINUATION, END_HEADERS, stream, block)].concat(),
+            [frame(HEADERS, continued, stream, SIZE_UPDATE), frame(CONTINUATION, END_HEADERS, stream, block)].concat(),
         ),
         (
             "nothing, and the block continued",
-            [frame(HEADERS, none, stream, &[]), frame(CONTINUATION, END_HEADERS, stream, block)].concat(),
+            [frame(HEADERS, continued, stream, &[]), frame(CONTINUATION, END_HEADERS, stream, block)].concat(),
         ),
     ]
 }
 
-/// The frames of a request that goes on after its body; entry 62 of the table is `entry` then.
+/// Returns the frames of a request whose stream does not end after its body. Its head makes the
+/// field `entry` with this value the first of the dynamic table (index 62).
 fn request_with_entry(stream: u32, entry: &[u8], value: &[u8]) -> Vec<u8> {
     let fields = [(":method", "POST"), (":scheme", "https"), (":authority", "gateway.example:18789")];
     let head = match entry {
@@ -67,7 +74,8 @@ async fn pseudo_header_fields_in_trailers_are_refused_however_they_are_written()
             let bytes = [request_with_entry(1, b":path", b"/echo"), frames].concat();
             let outcome = timeout(SOON, client.send_until(&bytes, Outcome::is_decided)).await.expect("an end");
             assert_eq!(outcome.resets, [(1, PROTOCOL_ERROR)], "{name}, {form}: {outcome:?}");
-            // The connection's tables are in step.
+            // The dynamic tables of both ends still agree: index 62 is the `:path` of the first
+            // request.
             let head = self::header_block(&[(":method", "GET"), (":scheme", "https"), (":authority", "a")]);
             let next = frame(HEADERS, END_HEADERS | END_STREAM, 3, &[head, indexed_field(62)].concat());
             let outcome = timeout(SOON, client.send_until(&next, Outcome::is_decided)).await.expect("a response");
@@ -92,7 +100,7 @@ async fn trailers_pass_however_they_are_written() {
         let received = harness.gateway.requests().pop().unwrap();
         assert_eq!((received.body.as_slice(), received.trailers.as_str()), (&b"hello"[..], "x-sum: 7\r\n"), "{form}");
     }
-    // A block as large as a frame may be, and none at all.
+    // A block of the greatest size that a frame may have, and an empty block.
     for block in [[vec![0, 1, b'x', 127, 0xfb, 0x7e], vec![b'y'; 16_378]].concat(), Vec::new()] {
         let mut client = RawH2::connect(&harness, OUTSIDER, &[]).await;
         let trailers = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block);

@@ -23,7 +23,8 @@ pub use loopgate_test_support::tls_client::{
 pub const OUTSIDER: &str = "127.0.0.3";
 /// A peer in `external.trusted_proxies`.
 pub const TRUSTED_PROXY: &str = "127.0.0.7";
-/// The address that stands for clients whose own must not be stated (`external.unknown_client`).
+/// The address that the gateway gets in place of one that it must not get
+/// (`external.unknown_client`).
 pub const UNKNOWN_CLIENT: &str = "192.0.2.1";
 
 /// A sidecar in this process and the gateway behind it; as a [`TlsClient`], a client of the sidecar.
@@ -70,7 +71,7 @@ impl Harness {
     }
 }
 
-/// Bytes over `stream`.
+/// Returns a client that sends and reads raw bytes over `stream`.
 pub fn raw_http(stream: Tls) -> RawHttp<Tls> {
     RawHttp::new(stream)
 }
@@ -89,7 +90,7 @@ pub async fn enrol(client: &TlsClient, source: &str, token: &str) -> Result<Arc<
     enrol_by_token(stream, file.path()).await.map(|(credentials, _)| credentials)
 }
 
-/// Enrols from `source` with `token`, and returns why that is refused.
+/// Enrols from `source` with `token`; returns why the sidecar refuses it.
 pub async fn enrolment_refusal(client: &TlsClient, source: &str, token: &str) -> RefusalReason {
     match enrol(client, source, token).await {
         Err(Error::Refused(refused)) => refused.error,

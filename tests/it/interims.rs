@@ -15,8 +15,8 @@ use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, 
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// The interim responses before a response over HTTP/2, and the response.
-async fn with_interims(mut response: h2::client::ResponseFuture) -> (Vec<Response<()>>, Response<h2::RecvStream>) {
+/// Reads a response over HTTP/2; returns the interim responses before it, and the response.
+async fn read_with_interims(mut response: h2::client::ResponseFuture) -> (Vec<Response<()>>, Response<h2::RecvStream>) {
     let mut interims = Vec::new();
     let response = poll_fn(|cx| {
         while let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
@@ -40,11 +40,11 @@ async fn interim_responses_reach_the_client_before_the_final_one() {
             client.read_response().await.unwrap(),
         );
         assert_eq!((first.status(), second.status(), last.status(), last.text().as_str()), (102, 103, 200, "ok"));
-        assert_eq!(second.field_names(), ["link", "x-for"], "hop-by-hop fields stay behind");
+        assert_eq!(second.field_names(), ["link", "x-for"], "hop-by-hop fields are removed");
 
         let mut client = harness.connect_h2(source).await;
         let (interims, response) =
-            with_interims(client.send_request(h2_request("GET /hints", &[]), true).unwrap().0).await;
+            read_with_interims(client.send_request(h2_request("GET /hints", &[]), true).unwrap().0).await;
         assert_eq!(interims.iter().map(|interim| interim.status().as_u16()).collect::<Vec<_>>(), [102, 103]);
         assert_eq!(interims[1].headers()["link"], "</a.css>; rel=preload");
         assert_eq!(interims[1].headers().len(), 2, "{:?}", interims[1].headers());
@@ -126,7 +126,7 @@ async fn each_stream_gets_its_own_interim_responses() {
         let mut requests = Vec::new();
         for number in 0..60 {
             client = client.ready().await.unwrap();
-            // Responses with bodies, and streams that are reset, in between.
+            // Between these requests come large responses and streams that are reset.
             let (mut large, mut dropped) = (None, None);
             if number % 3 == 0 {
                 large = Some(client.send_request(h2_request("GET /large?50000", &[]), true).unwrap().0);
@@ -141,7 +141,7 @@ async fn each_stream_gets_its_own_interim_responses() {
             let path = format!("/hints?{round}-{number}");
             let (response, _) = client.send_request(h2_request(&format!("GET {path}"), &[]), true).unwrap();
             requests.push(async move {
-                let (interims, response) = with_interims(response).await;
+                let (interims, response) = read_with_interims(response).await;
                 assert_eq!(response.status(), 200);
                 let named: Vec<_> = interims.iter().filter_map(|interim| interim.headers().get("x-for")).collect();
                 assert_eq!((interims.len(), named), (2, vec![&HeaderValue::from_str(&path).unwrap()]), "{path}");
@@ -156,7 +156,7 @@ async fn each_stream_gets_its_own_interim_responses() {
 }
 
 #[tokio::test]
-async fn a_client_over_http_2_is_told_to_go_on_with_its_body() {
+async fn a_client_over_h2_gets_100_continue() {
     let harness = Harness::start().await;
     let mut client = harness.connect_h2(OUTSIDER).await;
     let (mut response, mut body) =
@@ -199,7 +199,7 @@ async fn trailers_pass_without_being_named_and_connections_stay_usable() {
         assert_eq!(harness.gateway.requests().pop().unwrap().trailers, "x-sum: 6\r\n");
     }
     assert_eq!(harness.gateway.connections(), 1, "one connection to the gateway carries all of it");
-    // HTTP/1.0 knows no chunks, so that there is no place for trailers.
+    // HTTP/1.0 has no chunked coding, so trailers can't be sent.
     let mut old = harness.connect_h1(OUTSIDER).await;
     old.send("GET /unnamed-trailers HTTP/1.0\r\nHost: gateway.example\r\n\r\n").await.unwrap();
     let rest = String::from_utf8(timeout(SOON, old.read_rest()).await.unwrap()).unwrap();
@@ -218,7 +218,7 @@ async fn raw_bytes_in_a_target_are_encoded_on_their_way() {
         assert_eq!(received.start_line(), "POST /a%60%3C%22b%22%3E?q=%22%3C%3E%60 HTTP/1.1");
         assert_eq!((received.field("x-a"), received.text().as_str()), (Some("\"<>`"), body));
     }
-    // Longer than hyper reads at once.
+    // This target is longer than what hyper reads at once.
     let target = format!("/{}", "<".repeat(20_000));
     assert_eq!(client.send_request(request_text(&format!("GET {target}"), "")).await.status(), 200);
     assert_eq!(
@@ -254,9 +254,9 @@ async fn every_refusal_says_why() {
         (request_text("GET /", &"X: y\r\n".repeat(200)), 431, "head_too_large"),
     ];
     for (text, status, kind) in &cases {
-        for before in [0, 1] {
+        for earlier_requests in [0, 1] {
             let mut client = harness.connect_h1(OUTSIDER).await;
-            for _ in 0..before {
+            for _ in 0..earlier_requests {
                 assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200);
             }
             let response = client.send_request(text).await;

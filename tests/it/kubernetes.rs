@@ -22,10 +22,10 @@ const BUILDER: &str = "127.0.0.21";
 const OTHER: &str = "127.0.0.22";
 /// An address that is no labelled pod's.
 const UNLABELLED: &str = "127.0.0.23";
-/// The audience that counts.
+/// The audience that a token must have.
 const AUDIENCE: &str = "loopgate";
 
-/// How a pod comes to its end as an agent.
+/// A change after which the pod `builder` is no agent: its name, and a function that makes it.
 type End = (&'static str, fn(&FakeKubernetes));
 
 async fn harness(kubernetes: &FakeKubernetes) -> Harness {
@@ -59,7 +59,7 @@ async fn only_a_pod_that_proves_itself_is_an_agent() {
             builder.send_request(protocol, source, "GET /", &[]).await;
             assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
         }
-        // And its address nothing without.
+        // The pod's address does not make a client an agent without the certificate.
         for source in [BUILDER, OUTSIDER] {
             harness.send_request(protocol, source, "GET /", &[]).await;
             assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
@@ -80,7 +80,8 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     ] {
         assert_eq!(enrolment_refusal(&harness, source, token).await, expected, "{token} from {source}");
     }
-    // One of the same name is another pod, and so is one that runs as another service account.
+    // A pod of the same name with another UID is another pod, and so is one with another service
+    // account.
     kubernetes.delete_pod("builder");
     let mut namesake = pod("builder", Some("true"), &[BUILDER]);
     namesake["metadata"]["uid"] = "another".into();
@@ -89,12 +90,12 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     kubernetes.change_pod("other", |pod| pod["spec"]["serviceAccountName"] = "someone".into());
     harness.send_request(PROTOCOLS[0], OTHER, "GET /", &[]).await;
     assert_eq!(enrolment_refusal(&harness, OTHER, "others-token").await, RefusalReason::BadToken);
-    // One that is admitted by its address gets no certificate.
+    // A pod that is admitted by its address gets no certificate.
     kubernetes.change_pod("other", |pod| pod["metadata"]["labels"] = json!({"loopgate.dev/agent": "address"}));
     let refused =
         async { while enrolment_refusal(&harness, OTHER, "others-token").await != RefusalReason::AddressAgent {} };
     timeout(Duration::from_secs(10), refused).await.unwrap();
-    // Enrolment is refused while reviews are forbidden too.
+    // Enrolment is also refused while loopgate may not create token reviews.
     kubernetes.put_pod(pod("third", Some("true"), &[UNLABELLED]));
     kubernetes.add_token("thirds-token", "third", AUDIENCE);
     kubernetes.forbid("create tokenreviews");
@@ -164,33 +165,34 @@ async fn the_agent_process_is_admitted_by_its_pods_token_while_the_pod_lives() {
     let harness = harness(&kubernetes).await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "builders-token\n").unwrap();
-    let inside = Pod { client: &harness, source: BUILDER, ca: harness.state.path().join("ca.pem"), token: file.path() };
-    let agent = inside.start_agent().await;
+    let builder_pod =
+        Pod { client: &harness, source: BUILDER, ca: harness.state.path().join("ca.pem"), token: file.path() };
+    let agent = builder_pod.start_agent().await;
     let mut wire = agent.connect_h1().await;
     assert_eq!(wire.send_request(request_text("GET /work", "")).await.text(), "hello");
     let received = harness.gateway.requests().pop().unwrap();
     assert_is_agents_request(&received, &harness);
     assert_eq!(received.start_line(), "GET /work HTTP/1.1");
 
-    let ran = inside.exec("echo \"at $OPENCLAW_GATEWAY_PORT\"").await;
-    assert!(ran.status.success() && ran.stdout.starts_with(b"at "), "{ran:?}");
-    let looked = harness.gateway.requests().pop().unwrap();
-    assert_is_agents_request(&looked, &harness);
-    assert_eq!(looked.start_line(), "GET /startupz HTTP/1.1");
+    let output = builder_pod.exec("echo \"at $OPENCLAW_GATEWAY_PORT\"").await;
+    assert!(output.status.success() && output.stdout.starts_with(b"at "), "{output:?}");
+    let probe = harness.gateway.requests().pop().unwrap();
+    assert_is_agents_request(&probe, &harness);
+    assert_eq!(probe.start_line(), "GET /startupz HTTP/1.1");
 
     kubernetes.delete_pod("builder");
     timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the pod");
     let received = harness.gateway.requests().len();
-    let left = inside.exec("echo unreachable").await;
-    let text = String::from_utf8_lossy(&left.stderr).into_owned();
+    let refused = builder_pod.exec("echo unreachable").await;
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(text.contains("no running pod with the label loopgate.dev/agent has the address 127.0.0.21"), "{text}");
     assert_eq!(
-        (left.status.code(), left.stdout.as_slice(), harness.gateway.requests().len()),
+        (refused.status.code(), refused.stdout.as_slice(), harness.gateway.requests().len()),
         (Some(1), &b""[..], received),
         "{text}"
     );
-    for words in [agent.process.log_lines().join("\n"), text] {
-        assert!(words.contains("enrol") && !words.contains("builders-token"), "{words}");
+    for messages in [agent.process.log_lines().join("\n"), text] {
+        assert!(messages.contains("enrol") && !messages.contains("builders-token"), "{messages}");
     }
 }
 
@@ -199,16 +201,17 @@ async fn the_agent_process_logs_why_its_token_is_refused() {
     let kubernetes = FakeKubernetes::start();
     let harness = harness(&kubernetes).await;
     let file = tempfile::NamedTempFile::new().unwrap();
-    let inside = Pod { client: &harness, source: BUILDER, ca: harness.state.path().join("ca.pem"), token: file.path() };
+    let builder_pod =
+        Pod { client: &harness, source: BUILDER, ca: harness.state.path().join("ca.pem"), token: file.path() };
     for (token, why) in [
         ("forged", "the API server does not accept the token as a pod's for this audience"),
         ("for-the-api", "the API server does not accept the token as a pod's for this audience"),
         ("others-token", "the token is not that of the pod that has this address"),
     ] {
         std::fs::write(file.path(), token).unwrap();
-        let ran = inside.exec("echo unreachable").await;
-        let text = String::from_utf8_lossy(&ran.stderr).into_owned();
-        assert_eq!((ran.status.code(), ran.stdout.as_slice()), (Some(1), &b""[..]), "{text}");
+        let output = builder_pod.exec("echo unreachable").await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b""[..]), "{text}");
         assert!(text.contains(why), "{token}: {text}");
     }
     assert_eq!(harness.gateway.connections(), 0);
@@ -223,7 +226,7 @@ fn a_pod_admitted_by_address_is_an_agent_without_a_certificate_until_it_ends() {
         kubernetes.put_pod(pod("unlabelled", None, &["198.51.100.6"]));
         kubernetes.put_pod(pod("never", Some("false"), &["198.51.100.7"]));
         let harness = harness(&kubernetes).await;
-        // Who enrols is waited for, and with it the list of all.
+        // An enrolment waits until the sidecar has listed the pod, so all pods are known after it.
         enrol(&harness, BUILDER, "builders-token").await.unwrap();
         for protocol in PROTOCOLS {
             assert_eq!(

@@ -68,8 +68,8 @@ async fn an_agent_is_local_to_the_gateway() {
 
 #[tokio::test]
 async fn every_client_is_remote_to_a_gateway_that_is_not_on_loopback() {
-    // No packet is sent: this asks for the address that one would be sent from. Without a network,
-    // there is no such gateway.
+    // Connecting a UDP socket sends no packet, but selects the address that packets would be sent
+    // from. Without a network there is none, and the test can't run.
     let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     let Ok(own) = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()) else { return };
     let listener = TcpListener::bind((own.ip(), 0)).await.unwrap();
@@ -188,7 +188,8 @@ async fn a_gateway_connection_is_reused_for_consecutive_requests() {
         client.send_request(format!("{}body", request_text("POST /echo", "Content-Length: 4\r\n"))).await;
     }
     assert_eq!(harness.gateway.connections(), 1);
-    // It may be carried by another thread, which has connections of its own.
+    // Another worker may serve a new connection, and each worker has its own connections to the
+    // gateway.
     let threads = std::thread::available_parallelism().unwrap().get();
     for _ in 0..2 * threads {
         assert_eq!(harness.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
@@ -214,7 +215,7 @@ async fn connections_to_the_gateway_never_change_lanes() {
                     }
                 } else {
                     let client = harness.connect_h2(source).await;
-                    let all = (0..20).map(|_| {
+                    let requests = (0..20).map(|_| {
                         let mut client = client.clone();
                         async move {
                             let (response, _) =
@@ -222,7 +223,7 @@ async fn connections_to_the_gateway_never_change_lanes() {
                             read_whole_body(response.await.unwrap().body_mut()).await.unwrap();
                         }
                     });
-                    futures_util::future::join_all(all).await;
+                    futures_util::future::join_all(requests).await;
                 }
             });
         }

@@ -21,9 +21,9 @@ const OTHER: &str = "127.0.0.4";
 
 /// Fails unless the connection is closed without a response.
 async fn assert_closed(mut stream: TcpStream, name: &str) {
-    let mut said = Vec::new();
-    let _ = timeout(SOON, stream.read_to_end(&mut said)).await.unwrap_or_else(|_| panic!("{name}: still open"));
-    assert!(said.is_empty(), "{name}: {said:?}");
+    let mut received = Vec::new();
+    let _ = timeout(SOON, stream.read_to_end(&mut received)).await.unwrap_or_else(|_| panic!("{name}: still open"));
+    assert!(received.is_empty(), "{name}: {received:?}");
 }
 
 fn net(address: &str) -> ipnet::IpNet {
@@ -46,7 +46,7 @@ async fn denied_clients_are_closed_before_the_handshake() {
             assert_eq!(
                 harness.send_request(protocol, AGENT, "GET /", &[]).await.0,
                 200,
-                "{name}: lists are for the outside"
+                "{name}: the lists apply to external clients only"
             );
         }
     }
@@ -63,7 +63,7 @@ async fn a_plain_http_client_is_told_to_use_tls() {
         assert!(answer.text().contains("https://"), "{}", answer.text());
         assert!(client.read_rest().await.is_empty());
     }
-    assert_eq!(harness.gateway.connections(), 0, "the gateway has no part in it");
+    assert_eq!(harness.gateway.connections(), 0, "the gateway receives nothing");
 }
 
 #[tokio::test]
@@ -89,14 +89,14 @@ async fn unfinished_handshakes_time_out_and_use_no_memory() {
             begun.elapsed()
         }
     });
-    let good = async {
+    let another_client = async {
         for protocol in PROTOCOLS.iter().cycle().take(20) {
             assert_eq!(sidecar.send_request(*protocol, OUTSIDER, "GET /", &[]).await.0, 200);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    let (took, ()) = tokio::join!(futures_util::future::join_all(unfinished), good);
-    assert!(took.iter().all(|took| (Duration::from_millis(900)..SOON).contains(took)), "{took:?}");
+    let (durations, ()) = tokio::join!(futures_util::future::join_all(unfinished), another_client);
+    assert!(durations.iter().all(|duration| (Duration::from_millis(900)..SOON).contains(duration)), "{durations:?}");
     let grown = sidecar.process().memory().saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes more");
 }
@@ -127,13 +127,13 @@ async fn connections_per_client_are_limited() {
     assert_eq!(first.send_request(request_text("GET /", "Connection: close\r\n")).await.status(), 200);
     assert!(first.read_rest().await.is_empty());
     drop(first);
-    // Whether its place is free again shows only by trying.
+    // Only an attempt shows whether the slot of the closed connection is free again.
     let again = async {
         while harness.handshake(harness.connect_tcp(OUTSIDER).await, "http/1.1").await.is_err() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(SOON, again).await.expect("the place is given back");
+    timeout(SOON, again).await.expect("the slot becomes free");
     drop(second);
 }
 
@@ -177,7 +177,7 @@ async fn many_outsiders_do_not_exclude_agents() {
     assert_eq!(timeout(SOON, waiting).await.unwrap().0, 200);
 }
 
-async fn proxied() -> Harness {
+async fn start_with_proxy_protocol() -> Harness {
     Harness::start_with(|config| {
         config.listen.proxy_protocol = true;
         config.limits.handshake_timeout = Duration::from_secs(1);
@@ -196,7 +196,7 @@ fn v2_header(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_trusted_proxy_states_its_client_before_the_handshake() {
-    let harness = proxied().await;
+    let harness = start_with_proxy_protocol().await;
     let v4 = [&[203, 0, 113, 5, 198, 51, 100, 1][..], &[0x10, 0, 1, 0xbb]].concat();
     let v6 =
         [&"2001:db8::5".parse::<std::net::Ipv6Addr>().unwrap().octets()[..], &[0; 16], &[0x10, 0, 1, 0xbb]].concat();
@@ -238,24 +238,25 @@ async fn a_trusted_proxy_states_its_client_before_the_handshake() {
             let mut wire = RawHttp::new(tls);
             assert_eq!(wire.send_request(request_text("GET /", "")).await.status(), 200, "{name}");
             assert_external(harness.gateway.requests().last().unwrap(), client);
-            // TLS ends here, so that these are the client's words, and not its proxy's.
+            // The client sends these fields inside TLS, so they count only where the client is
+            // itself a trusted proxy.
             let claims = "X-Forwarded-For: 203.0.114.77\r\nX-Auth-User: admin\r\nX-Forwarded-Host: evil.example\r\n";
             assert_eq!(wire.send_request(request_text("GET /", claims)).await.status(), 200, "{name}");
             let received = harness.gateway.requests().pop().unwrap();
-            let said = ["x-forwarded-for", "x-auth-user", "x-forwarded-host"].map(|name| received.field(name));
+            let stated = ["x-forwarded-for", "x-auth-user", "x-forwarded-host"].map(|name| received.field(name));
             let expected = if believed {
                 [Some("203.0.114.77"), Some("admin"), Some("evil.example")]
             } else {
                 [Some(client), None, Some("gateway.example:18789")]
             };
-            assert_eq!(said, expected, "{name}");
+            assert_eq!(stated, expected, "{name}");
         }
     }
 }
 
 #[tokio::test]
 async fn only_a_proxy_sends_a_proxy_header_and_a_malformed_one_closes_the_connection() {
-    let harness = proxied().await;
+    let harness = start_with_proxy_protocol().await;
     let v1 = b"PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\n".to_vec();
     for (name, source, header) in [
         ("an outsider", OUTSIDER, v1.clone()),
@@ -278,7 +279,7 @@ async fn only_a_proxy_sends_a_proxy_header_and_a_malformed_one_closes_the_connec
     }
     assert!(harness.gateway.requests().is_empty());
     for source in [OUTSIDER, AGENT] {
-        assert_eq!(harness.send_request(Protocol::H2, source, "GET /", &[]).await.0, 200, "they need none");
+        assert_eq!(harness.send_request(Protocol::H2, source, "GET /", &[]).await.0, 200, "they need no PROXY header");
     }
 }
 
@@ -298,7 +299,7 @@ async fn with_few_file_descriptors_new_connections_wait_and_are_served_later() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200, "an open connection is served");
     drop(crowd);
-    // Until the crowd's places are free again, a new connection may still be refused.
+    // A new connection may be refused until the connections of the crowd are closed.
     let served = async {
         while open_files() > before {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -321,6 +322,7 @@ async fn the_open_file_limit_is_raised_to_its_maximum() {
         "soft and hard"
     );
     let line = sidecar.process().wait_for_log("allows fewer connections than limits.max_connections").await;
-    // A reserve of 128, 32 that wait and as many agents, and two for each connection.
+    // 128 descriptors are reserved, 32 are for waiting connections and 32 for agents; each
+    // connection needs two.
     assert!(line.contains("\"limit\":512") && line.contains("\"allowed\":160"), "{line}");
 }

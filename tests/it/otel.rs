@@ -14,18 +14,19 @@ const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 /// Requests, each as its head and its body.
 type Posted = Vec<(String, Vec<u8>)>;
 
-/// What is sent to it is kept.
+/// A collector that keeps the requests it receives.
 pub struct Collector {
     pub address: std::net::SocketAddr,
-    got: Arc<Mutex<Posted>>,
+    requests: Arc<Mutex<Posted>>,
     tasks: Shutdown,
 }
 
 impl Collector {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, tasks, got) = (listener.local_addr().unwrap(), Shutdown::new(), Arc::<Mutex<Posted>>::default());
-        let kept = Arc::clone(&got);
+        let (address, tasks, requests) =
+            (listener.local_addr().unwrap(), Shutdown::new(), Arc::<Mutex<Posted>>::default());
+        let kept = Arc::clone(&requests);
         tasks.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let mut wire = RawHttp::new(stream);
@@ -37,14 +38,14 @@ impl Collector {
                     .unwrap();
             }
         });
-        Self { address, got, tasks }
+        Self { address, requests, tasks }
     }
 
-    /// Every span.
+    /// Returns every span that was received.
     pub fn spans(&self) -> Vec<Span> {
-        let got = self.got.lock().unwrap();
+        let requests = self.requests.lock().unwrap();
         let mut spans = Vec::new();
-        for (head, body) in got.iter() {
+        for (head, body) in requests.iter() {
             assert!(
                 head.starts_with("POST /v1/traces HTTP/1.1\r\n") && head.contains("application/x-protobuf"),
                 "{head}"
@@ -87,7 +88,7 @@ impl Span {
         Self { trace: hex(1), id: hex(2), parent: hex(4), name: text(5), attributes: key_values(bytes, 9), error }
     }
 
-    /// The label of how its request ended; `None` where it ended well.
+    /// Returns the label of the request's end; `None` if the request succeeded.
     pub fn error_type(&self) -> Option<&str> {
         self.attributes.iter().find(|(key, _)| key == "error.type").map(|(_, value)| value.as_str())
     }
@@ -98,7 +99,8 @@ impl Span {
     }
 }
 
-/// A protocol buffer's fields: number, and bytes or a number in decimal digits.
+/// Parses a protocol buffer; returns the number, the bytes and the integer of each field. A field
+/// has either bytes or an integer; the other is empty or 0.
 fn fields(mut bytes: &[u8]) -> Vec<(u64, &[u8], u64)> {
     fn varint(bytes: &mut &[u8]) -> u64 {
         let mut value = 0;
@@ -130,11 +132,12 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, &[u8], u64)> {
     fields
 }
 
+/// Returns the bytes of each field with this number.
 fn submessages(bytes: &[u8], number: u64) -> Vec<&[u8]> {
     fields(bytes).into_iter().filter(|field| field.0 == number).map(|field| field.1).collect()
 }
 
-/// The key-value pairs in fields of this number, texts and numbers.
+/// Returns the key-value pairs in the fields with this number. Integers become decimal digits.
 fn key_values(bytes: &[u8], number: u64) -> Vec<(String, String)> {
     let pair = |bytes: &[u8]| {
         let key = String::from_utf8(submessages(bytes, 1).concat()).unwrap();
@@ -173,24 +176,26 @@ async fn each_request_is_a_child_span_of_its_client() {
     harness.sidecar.stop().await;
 
     let spans = collector.spans();
-    let of = |path: &str| {
+    let span_of = |path: &str| {
         spans.iter().find(|span| span.attribute("url.path") == path).unwrap_or_else(|| panic!("no {path} in {spans:?}"))
     };
-    let (one, two, dies) = (of("/one"), of("/two"), of("/dies"));
+    let (one, two, dies) = (span_of("/one"), span_of("/two"), span_of("/dies"));
     assert_eq!(spans.len(), 3, "{spans:?}");
     assert_eq!((one.trace.as_str(), one.parent.as_str()), (&STATED[3..35], &STATED[36..52]));
-    // What the gateway does about it is below the span of loopgate's.
+    // The gateway gets the id of loopgate's span, as the parent of its own spans.
     assert_eq!(stated, format!("00-{}-{}-01", one.trace, one.id));
-    let said = |span: &Span| {
+    let attributes = |span: &Span| {
         ["http.request.method", "http.response.status_code", "loopgate.lane", "network.protocol.version"]
             .map(|name| span.attribute(name).to_owned())
     };
-    assert_eq!(said(one), ["GET", "200", "external", "1.1"]);
-    assert_eq!(said(two), ["POST", "200", "agent", "2"]);
+    assert_eq!(attributes(one), ["GET", "200", "external", "1.1"]);
+    assert_eq!(attributes(two), ["POST", "200", "agent", "2"]);
     assert_eq!((two.name.as_str(), two.parent.as_str(), two.trace.len(), &two.error), ("POST", "", 32, &None));
     assert_eq!((dies.attribute("error.type"), dies.error.as_deref()), ("gateway_broke_off", Some("gateway_broke_off")));
     assert!(body.contains(dies.attribute("loopgate.request_id")), "{body}");
-    assert!(!collector.got.lock().unwrap().iter().any(|(_, body)| String::from_utf8_lossy(body).contains("secret")));
+    assert!(
+        !collector.requests.lock().unwrap().iter().any(|(_, body)| String::from_utf8_lossy(body).contains("secret"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,6 +204,8 @@ async fn an_unreachable_collector_delays_nothing() {
     for endpoint in ["http://127.0.0.1:9".to_owned(), format!("http://{}", silent.local_addr().unwrap())] {
         let harness = Harness::start_with(|config| config.log.otel_endpoint = Some(endpoint.parse().unwrap())).await;
         assert_eq!(harness.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
-        tokio::time::timeout(Duration::from_secs(15), harness.sidecar.stop()).await.expect("it stops all the same");
+        tokio::time::timeout(Duration::from_secs(15), harness.sidecar.stop())
+            .await
+            .expect("the sidecar stops without the collector");
     }
 }

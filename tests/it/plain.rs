@@ -21,7 +21,7 @@ use loopgate_test_support::sidecar::free_address;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// Starts a sidecar with a listener for plain HTTP; returns a client that connects to that.
+/// Starts a sidecar with a listener for plain HTTP; returns it, and a client of that listener.
 async fn start(change: impl FnOnce(&mut Config)) -> (Harness, TlsClient) {
     let harness = Harness::start_with(|config| {
         let addresses = ListenAddresses::Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -48,9 +48,9 @@ fn assert_stated(received: &ReceivedRequest, client: &str, scheme: &str) {
 
 /// Fails unless the connection is closed without a response.
 async fn assert_closed(mut stream: TcpStream, name: &str) {
-    let mut said = Vec::new();
-    let _ = timeout(SOON, stream.read_to_end(&mut said)).await.unwrap_or_else(|_| panic!("{name}: still open"));
-    assert!(said.is_empty(), "{name}: {said:?}");
+    let mut received = Vec::new();
+    let _ = timeout(SOON, stream.read_to_end(&mut received)).await.unwrap_or_else(|_| panic!("{name}: still open"));
+    assert!(received.is_empty(), "{name}: {received:?}");
 }
 
 #[tokio::test]
@@ -78,7 +78,7 @@ async fn a_trusted_proxy_states_client_scheme_and_user() {
         assert_stated(&received, "203.0.113.9", scheme);
         assert_eq!((received.field("x-user"), received.field("x-real-ip")), (Some("ann"), None));
     }
-    // A CA that came in plain text is not to be trusted, so loopgate offers none.
+    // A CA that was received over plain HTTP can't be trusted, so this listener does not serve it.
     assert_eq!(proxy.send_request(request_text("GET /.well-known/loopgate/ca.pem", "")).await.text(), "hello");
     let echoed = proxy.send_request(format!("{}body", request_text("POST /echo", "Content-Length: 4\r\n"))).await;
     assert_eq!(echoed.text(), "body");
@@ -91,7 +91,7 @@ async fn any_other_peer_is_closed_before_a_byte_is_read() {
         assert_closed(client.connect_tcp(source).await, source).await;
         let mut stream = client.connect_tcp(source).await;
         let _ = stream.write_all(request_text("GET /", "X-Forwarded-For: 203.0.113.9\r\n").as_bytes()).await;
-        // A reset, as a request was not read, or an end of stream.
+        // The connection ends with a reset, because the request was not read, or with a FIN.
         assert_eq!(timeout(SOON, stream.read(&mut [0])).await.unwrap().unwrap_or(0), 0, "{source}");
     }
     assert_eq!(harness.gateway.connections(), 0);
@@ -104,7 +104,8 @@ async fn any_other_peer_is_closed_before_a_byte_is_read() {
     }
 }
 
-/// Whatever else would make the peer an agent.
+/// The peer is a trusted proxy whose address would otherwise make it an agent: by `agents.cidrs`,
+/// or as an address of the sidecar's own.
 #[tokio::test]
 async fn a_trusted_proxy_is_never_an_agent_over_plain_http() {
     let token = tempfile::NamedTempFile::new().unwrap();
@@ -130,7 +131,7 @@ async fn a_trusted_proxy_is_never_an_agent_over_plain_http() {
 }
 
 #[tokio::test]
-async fn the_rules_for_external_clients_hold() {
+async fn the_rules_for_external_clients_apply_over_plain_http() {
     let (harness, client) = start(|config| {
         config.external.deny = vec!["203.0.113.0/24".parse().unwrap()];
         config.external.scopes = vec!["operator.read".into()];
@@ -147,11 +148,11 @@ async fn the_rules_for_external_clients_hold() {
     assert_eq!(harness.gateway.requests().pop().unwrap().field("x-openclaw-scopes"), Some("operator.read"));
     let ambiguous = request_text("POST /", "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n";
     assert_eq!(proxy.send_request(ambiguous).await.status(), 400);
-    assert!(proxy.read_rest().await.is_empty(), "and then the connection ends");
+    assert!(proxy.read_rest().await.is_empty(), "the connection ends after the refusal");
 }
 
 #[tokio::test]
-async fn a_websocket_is_carried_and_ends_with_the_trust_in_its_proxy() {
+async fn a_websocket_over_plain_http_ends_with_the_trust_in_its_proxy() {
     let (harness, client) = start(|_| {}).await;
     let stream = client.connect_tcp(TRUSTED_PROXY).await;
     let (mut socket, _) = client_async("ws://gateway.example:18789/ws", stream).await.unwrap();
@@ -171,9 +172,10 @@ async fn a_websocket_is_carried_and_ends_with_the_trust_in_its_proxy() {
     assert_eq!(connect_plain(&client, OUTSIDER).await.send_request(request_text("GET /", "")).await.status(), 200);
 }
 
-/// No TLS, no PROXY header and no HTTP/2 is spoken there, and no agent can enrol.
+/// The listener for plain HTTP accepts no TLS, no PROXY header and no HTTP/2, so no agent can enrol
+/// there.
 #[tokio::test]
-async fn only_http_1_is_spoken() {
+async fn the_plain_listener_speaks_only_http_1() {
     let (harness, client) = start(|config| {
         config.listen.proxy_protocol = true;
         config.limits.head_timeout = Duration::from_secs(1);
@@ -182,13 +184,16 @@ async fn only_http_1_is_spoken() {
     for alpn in ["http/1.1", "h2", std::str::from_utf8(loopgate::enrolment_protocol::ALPN).unwrap()] {
         assert!(client.handshake(client.connect_tcp(TRUSTED_PROXY).await, alpn).await.is_err(), "{alpn}");
     }
-    for begin in
+    for bytes in
         ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\nGET / HTTP/1.1\r\n\r\n"]
     {
         let mut proxy = connect_plain(&client, TRUSTED_PROXY).await;
-        proxy.send(begin).await.unwrap();
-        let said = String::from_utf8(timeout(SOON, proxy.read_rest()).await.unwrap()).unwrap();
-        assert!(said.is_empty() || said.starts_with("HTTP/1.1 4") || said.starts_with("HTTP/1.1 505"), "{said}");
+        proxy.send(bytes).await.unwrap();
+        let answer = String::from_utf8(timeout(SOON, proxy.read_rest()).await.unwrap()).unwrap();
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.1 505"),
+            "{answer}"
+        );
     }
     let mut slow = connect_plain(&client, TRUSTED_PROXY).await;
     slow.send("GET / HTTP/1.1\r\nHost: ").await.unwrap();

@@ -1,4 +1,4 @@
-//! Nothing waits for ever: bodies go on after each pause, in whatever order client and gateway send and read.
+//! Bodies continue after each pause, in whatever order client and gateway send and read.
 
 use std::time::Duration;
 
@@ -9,18 +9,19 @@ use tokio::time::{sleep, timeout};
 use crate::harness::{Harness, OUTSIDER, h2_request, read_whole_body, request_text};
 use loopgate_test_support::fake_gateway::pattern_byte;
 
-/// Longer than anything here takes, so that a hang is a failure and not a wait.
+/// The time limit of each step. It is longer than any step takes, so that only a hang fails.
 const SOON: Duration = Duration::from_secs(30);
 /// Long enough for all buffers on the way to fill.
 const PAUSE: Duration = Duration::from_millis(300);
-/// More bytes than they hold.
+/// More bytes than all buffers on the way hold.
 const MUCH: usize = 20_000_000;
 
-/// Reads slowly at first; `got` is what was read so far. Pauses before the first byte and halfway.
-async fn pause_reading(got: usize, next: usize) {
-    if got == 0 || (got < MUCH / 2) != (got + next < MUCH / 2) {
+/// Waits before `next` further bytes are read, after `received` bytes: long before the first byte
+/// and halfway, and briefly within the first hundredth.
+async fn pause_reading(received: usize, next: usize) {
+    if received == 0 || (received < MUCH / 2) != (received + next < MUCH / 2) {
         sleep(PAUSE).await;
-    } else if got < MUCH / 100 {
+    } else if received < MUCH / 100 {
         sleep(Duration::from_millis(2)).await;
     }
 }
@@ -89,13 +90,13 @@ async fn a_request_and_its_response_take_turns() {
         let mut client = harness.connect_h1(OUTSIDER).await;
         for _ in 0..2 {
             let head = client.ask_head(request_text("POST /conversation", "Transfer-Encoding: chunked\r\n")).await;
-            assert_eq!(head.status(), 200, "it begins before the body");
+            assert_eq!(head.status(), 200, "the response begins before the request body");
             for size in PIECES {
                 let piece = vec![b'x'; size];
                 client.send([format!("{size:x}\r\n").as_bytes(), &piece, b"\r\n"].concat()).await.unwrap();
-                let mut got = 0;
-                while got < size {
-                    got += client.read_chunk().await.expect("a piece of the response").len();
+                let mut received = 0;
+                while received < size {
+                    received += client.read_chunk().await.expect("a piece of the response").len();
                 }
             }
             client.send("0\r\n\r\n").await.unwrap();
@@ -115,11 +116,11 @@ async fn a_request_and_its_response_take_turns() {
             let mut down = response.await.unwrap().into_body();
             for size in PIECES {
                 up.send_data(Bytes::from(vec![b'x'; size]), false).unwrap();
-                let mut got = 0;
-                while got < size {
+                let mut received = 0;
+                while received < size {
                     let data = down.data().await.expect("a piece of the response").unwrap();
                     down.flow_control().release_capacity(data.len()).unwrap();
-                    got += data.len();
+                    received += data.len();
                 }
             }
             up.send_data(Bytes::new(), true).unwrap();
@@ -174,14 +175,15 @@ async fn a_response_that_ends_before_its_request_keeps_both_connections() {
         }
         assert_eq!(harness.gateway.connections(), 1, "over HTTP/2");
     };
-    timeout(SOON, early).await.expect("no one waits");
+    timeout(SOON, early).await.expect("neither side waits");
 }
 
 #[tokio::test]
 async fn streams_go_on_beside_one_that_is_read_last() {
     let harness = Harness::start().await;
     let stream = harness.handshake(harness.connect_tcp(OUTSIDER).await, "h2").await.unwrap();
-    // The connection's window has room beside that of the stream that is not read.
+    // The connection's window is larger than a stream's, so the unread stream leaves room for the
+    // others.
     let mut settings = h2::client::Builder::new();
     let settings = settings.initial_window_size(65_535).initial_connection_window_size(1 << 20);
     let (client, connection) = settings.handshake::<_, Bytes>(stream).await.unwrap();
@@ -204,7 +206,7 @@ async fn streams_go_on_beside_one_that_is_read_last() {
 }
 
 #[tokio::test]
-async fn others_are_served_after_a_client_left_in_the_middle() {
+async fn clients_are_served_after_others_disconnect_midway() {
     let harness = Harness::start().await;
     let hello = || async {
         for protocol in crate::harness::PROTOCOLS {
@@ -230,10 +232,11 @@ async fn others_are_served_after_a_client_left_in_the_middle() {
         hello().await;
     }
     let waiting = timeout(SOON, harness.gateway.wait_for_closed(40));
-    waiting.await.expect("no connection to the gateway is left from those who left");
+    waiting.await.expect("the gateway connections of clients that left are closed");
 }
 
-/// The budget that tokio gives a task for one poll (`tokio::task::coop`) does not suffice for all of them.
+/// There are more idle connections than one poll of a task can look at within tokio's budget
+/// (`tokio::task::coop`).
 #[tokio::test]
 async fn a_request_passes_many_connections_that_the_gateway_has_closed() {
     const IDLE: usize = 200;

@@ -16,7 +16,7 @@ use crate::harness::{
     start_process,
 };
 
-/// For what should happen at once.
+/// The time limit of steps that should take no time.
 const SOON: Duration = Duration::from_secs(10);
 const DONE: &str = "configuration reloaded";
 
@@ -92,11 +92,15 @@ async fn a_reload_ends_responses_to_denied_clients() {
     })
     .await;
     assert!(timeout(SOON, read_whole_body(&mut streams[0])).await.unwrap().is_err());
-    // There is always more of this one.
+    // This response is too large to be complete by now.
     assert!(timeout(SOON, read_whole_body(&mut large)).await.unwrap().is_err());
     assert_eq!(timeout(SOON, unanswered).await.unwrap().unwrap().status(), 403);
     for client in &mut h1 {
-        assert_eq!(timeout(SOON, client.read_rest()).await.unwrap(), b"", "not even an end");
+        assert_eq!(
+            timeout(SOON, client.read_rest()).await.unwrap(),
+            b"",
+            "the response is cut off without a last chunk"
+        );
     }
     harness.gateway.release_held(12);
     assert_eq!(
@@ -106,7 +110,7 @@ async fn a_reload_ends_responses_to_denied_clients() {
 }
 
 #[tokio::test]
-async fn a_reload_closes_everything_of_a_denied_proxy() {
+async fn a_reload_that_denies_a_proxy_closes_only_its_own_requests() {
     let harness = Harness::start().await;
     let mut sockets =
         harness.open_websockets(TRUSTED_PROXY, "/ws", &[&[], &[("x-forwarded-for", "198.51.100.9")]]).await;
@@ -152,7 +156,7 @@ async fn a_reload_stops_a_proxy_no_longer_trusted_from_stating_clients() {
 }
 
 #[tokio::test]
-async fn a_proxy_no_longer_trusted_is_stopped_at_an_agents_address_too() {
+async fn a_proxy_no_longer_trusted_is_closed_at_an_agents_address_too() {
     let harness =
         Harness::start_with(|config| config.agents.cidrs.push(format!("{TRUSTED_PROXY}/32").parse().unwrap())).await;
     let mut proxy = harness.connect_h1(TRUSTED_PROXY).await;
@@ -194,7 +198,7 @@ async fn sighup_reads_the_file_again() {
     sidecar.process().wait_for_log(DONE).await;
     let kept = sidecar.process().wait_for_log("only after a restart").await;
     assert!(kept.contains("\"keys\":\"docker\""), "{kept}");
-    // The flag beats the file, as it did at the start.
+    // A flag overrides the file, in a reload as at the start.
     assert!(sidecar.handshake(sidecar.connect_tcp("127.0.0.5").await, "http/1.1").await.is_err());
     assert_eq!(sidecar.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
     assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200, "on the same connection");
@@ -234,11 +238,11 @@ async fn missing_gateway_files_are_reported_at_start() {
     }
 }
 
-/// The operator's pair for `name`, in the files of that name in `directory`.
+/// Writes a certificate for `name` and its key to `directory`, as `pair.pem` and `pair.key`.
 fn write_pair(directory: &std::path::Path, name: &str) {
-    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-    std::fs::write(directory.join("pair.pem"), made.cert.pem()).unwrap();
-    std::fs::write(directory.join("pair.key"), made.signing_key.serialize_pem()).unwrap();
+    let pair = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    std::fs::write(directory.join("pair.pem"), pair.cert.pem()).unwrap();
+    std::fs::write(directory.join("pair.key"), pair.signing_key.serialize_pem()).unwrap();
 }
 
 #[tokio::test]
@@ -265,7 +269,7 @@ async fn a_new_certificate_is_served_once_the_client_ca_is_readable_again() {
     write_pair(directory.path(), "two.example");
     sidecar.process().wait_for_log("can't load the new certificate").await;
     let line = certificate().await;
-    assert_eq!(line.names, ["one.example"], "what is served, not what should be");
+    assert_eq!(line.names, ["one.example"], "the certificate that is served, not the new one");
     assert!(line.problem.as_deref().is_some_and(|problem| problem.contains("clients.pem")), "{line:?}");
     std::fs::rename(file("away.pem"), file("clients.pem")).unwrap();
     sidecar.process().wait_for_log("serving this certificate").await;

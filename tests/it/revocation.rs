@@ -71,7 +71,7 @@ async fn a_revoked_certificate_is_refused_at_once_and_its_connections_are_closed
     timeout(SOON, end).await.expect("the WebSocket is closed");
     assert_refused(&harness, &robot).await;
     assert_served_as_agent(&harness, &mut unaffected).await;
-    // A renewed certificate for the same key is another one.
+    // A new certificate for the same agent is accepted.
     let again = client_with_issued_certificate(&harness, "robot", &robots);
     assert_served_as_agent(&harness, &mut again.connect_h1(OUTSIDER).await).await;
 }

@@ -31,7 +31,7 @@ async fn every_thread_refuses_system_calls_and_can_get_no_privileges() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_status_shows_what_is_in_force() {
+async fn the_status_shows_whether_seccomp_is_in_force() {
     for (flag, seccomp) in [("--sandbox=auto", true), ("--sandbox=off", false)] {
         let admin = format!("--admin={}", free_address());
         let sidecar = start_process(&[flag, &admin], "").await;

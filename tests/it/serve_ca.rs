@@ -63,8 +63,8 @@ async fn openssl_fingerprint(content: &[u8], form: &str) -> String {
     text.trim().rsplit_once('=').unwrap().1.to_owned()
 }
 
-/// The certificate in a configuration profile.
-fn in_profile(profile: &str) -> Vec<u8> {
+/// Returns the certificate in a configuration profile.
+fn certificate_in_profile(profile: &str) -> Vec<u8> {
     let data = profile.split_once("<data>").unwrap().1.split_once("</data>").unwrap().0;
     STANDARD.decode(data).unwrap()
 }
@@ -73,7 +73,7 @@ async fn start_serving_ca() -> Harness {
     Harness::start_with(|config| config.external.serve_ca = true).await
 }
 
-fn curls(protocol: Protocol) -> &'static str {
+fn curl_flag(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::H1 => "--http1.1",
         Protocol::H2 => "--http2",
@@ -87,7 +87,7 @@ async fn openssl_reads_the_ca_in_each_form() {
     for protocol in PROTOCOLS {
         for source in [OUTSIDER, AGENT] {
             let harness = &harness;
-            let get = async |path| curl(harness, source, path, &[curls(protocol)]).await;
+            let get = async |path| curl(harness, source, path, &[curl_flag(protocol)]).await;
             let pem = get("/.well-known/loopgate/ca.pem").await;
             assert!(pem.head.contains("content-type: application/x-pem-file"), "{}", pem.head);
             assert_eq!(openssl_fingerprint(&pem.body, "PEM").await, fingerprint);
@@ -96,7 +96,7 @@ async fn openssl_reads_the_ca_in_each_form() {
             assert_eq!(openssl_fingerprint(&der.body, "DER").await, fingerprint);
             let profile = get("/.well-known/loopgate/ca.mobileconfig").await;
             assert!(profile.head.contains("content-type: application/x-apple-aspen-config"), "{}", profile.head);
-            assert_eq!(openssl_fingerprint(&in_profile(profile.text()), "DER").await, fingerprint);
+            assert_eq!(openssl_fingerprint(&certificate_in_profile(profile.text()), "DER").await, fingerprint);
             let page = get(PAGE).await;
             assert!(page.text().contains(&fingerprint), "{}", page.text());
             for file in [&pem, &der, &profile, &page] {
@@ -105,7 +105,7 @@ async fn openssl_reads_the_ca_in_each_form() {
             }
         }
     }
-    assert_eq!(harness.gateway.requests().len(), 0, "the gateway is not asked");
+    assert_eq!(harness.gateway.requests().len(), 0, "the gateway receives no request");
 }
 
 #[tokio::test]
@@ -130,13 +130,13 @@ async fn only_get_and_head_are_answered() {
                 if arguments == with_body && protocol == Protocol::H2 {
                     continue;
                 }
-                let refused = curl(&harness, OUTSIDER, path, &[&[curls(protocol)], arguments].concat()).await;
+                let refused = curl(&harness, OUTSIDER, path, &[&[curl_flag(protocol)], arguments].concat()).await;
                 assert_eq!(refused.status, 405, "{protocol:?} {arguments:?}");
                 assert!(refused.head.contains("allow: get, head"), "{}", refused.head);
             }
         }
     }
-    // Of HEAD, a body would be read as the next response.
+    // The body of a response to HEAD would be read as the next response.
     let line = format!("HEAD {PAGE}");
     let length = curl(&harness, OUTSIDER, PAGE, &["--header", "Host: gateway.example:18789"]).await.body.len();
     let mut h1 = harness.connect_h1(OUTSIDER).await;
@@ -152,13 +152,13 @@ async fn only_get_and_head_are_answered() {
 }
 
 #[tokio::test]
-async fn all_other_paths_are_the_gateways_and_all_paths_by_default() {
+async fn other_paths_go_to_the_gateway_and_by_default_all_paths_do() {
     let harness = start_serving_ca().await;
     for path in ["/.well-known/loopgate/ca.key", "/.well-known/loopgate/", "/.well-known/loopgate/ca/"] {
         assert_eq!(harness.send_request(Protocol::H1, OUTSIDER, &format!("GET {path}"), &[]).await.0, 200);
         assert!(harness.gateway.requests().pop().unwrap().start_line().contains(path));
     }
-    // An upgrade is the gateway's as well.
+    // A request to upgrade goes to the gateway, whatever its path.
     let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     harness.connect_h1(OUTSIDER).await.ask_head(request_text(&format!("GET {PAGE}"), upgrade)).await;
@@ -171,7 +171,7 @@ async fn all_other_paths_are_the_gateways_and_all_paths_by_default() {
 }
 
 #[tokio::test]
-async fn who_may_not_ask_the_gateway_gets_no_ca_either() {
+async fn a_client_that_may_not_use_the_gateway_gets_no_ca() {
     let harness = Harness::start_with(|config| {
         config.external.serve_ca = true;
         config.external.deny = vec!["203.0.113.0/24".parse().unwrap()];
@@ -188,7 +188,7 @@ async fn who_may_not_ask_the_gateway_gets_no_ca_either() {
 }
 
 #[tokio::test]
-async fn a_reload_begins_and_ends_it_but_never_beside_the_operators_own_certificate() {
+async fn a_reload_switches_serve_ca_unless_the_operators_own_certificate_is_served() {
     let harness = Harness::start().await;
     let set = |serves| {
         let mut config = (*harness.sidecar.config()).clone();
@@ -205,7 +205,8 @@ async fn a_reload_begins_and_ends_it_but_never_beside_the_operators_own_certific
         config.tls.provided = Some(CertificateFiles { chain: file("server.pem"), key: file("server.key") });
     })
     .await;
-    // Validation refuses the two together; here a reload leaves out the pair, which takes a restart.
+    // Validation refuses both options together. This reload sets `serve_ca` and removes the
+    // operator's pair, but the pair stays in use until a restart.
     let mut wanted = (*own.sidecar.config()).clone();
     (wanted.tls.provided, wanted.external.serve_ca) = (None, true);
     own.sidecar.reload(Ok(wanted), |_| {});
@@ -215,7 +216,7 @@ async fn a_reload_begins_and_ends_it_but_never_beside_the_operators_own_certific
 }
 
 #[tokio::test]
-async fn it_is_logged_as_a_request_that_was_answered_whole() {
+async fn a_request_for_the_ca_is_logged_as_complete() {
     let sidecar = start_process(&["--access-log", "--serve-ca"], "").await;
     for protocol in PROTOCOLS {
         assert_eq!(sidecar.send_request(protocol, OUTSIDER, &format!("GET {PAGE}"), &[]).await.0, 200);

@@ -12,6 +12,7 @@ use loopgate_test_support::fake_gateway::pattern_byte;
 use loopgate_test_support::raw_h2::*;
 use loopgate_test_support::raw_http::RawHttp;
 
+/// The timeout under test.
 const SHORT: Duration = Duration::from_millis(400);
 /// More than all buffers on the way hold.
 const MUCH: usize = 40_000_000;
@@ -26,7 +27,7 @@ async fn a_slow_head_gets_408_also_on_a_kept_connection() {
         }
         let begun = Instant::now();
         client.send("GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
-        // Each byte is a sign of life, and none of them counts.
+        // Further bytes of the head do not extend the timeout.
         while begun.elapsed() < Duration::from_secs(10) && client.send("X").await.is_ok() {
             sleep(Duration::from_millis(20)).await;
         }
@@ -53,7 +54,7 @@ async fn a_408_never_interrupts_another_response() {
     .await;
     let mut client = harness.connect_h1(OUTSIDER).await;
     client.send(request_text(&format!("GET /large?{MUCH}"), "") + "GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
-    // While the first answer is on its way, the second head has all the time there is.
+    // The head timeout does not run while the first response is on its way.
     sleep(2 * SHORT).await;
     let mut first = client.read_head().await.unwrap();
     assert!(client.read_body(&mut first, false).await);
@@ -75,7 +76,7 @@ async fn a_body_that_stops_gets_408() {
     body.send_data("123".into(), false).unwrap();
     assert_eq!(response.await.unwrap().status(), 408);
     let (response, _) = client.ready().await.unwrap().send_request(h2_request("GET /", &[]), true).unwrap();
-    assert_eq!(response.await.unwrap().status(), 200, "the connection is as good as ever");
+    assert_eq!(response.await.unwrap().status(), 200, "the connection stays usable");
     harness.gateway.wait_for_closed(2).await;
 }
 
@@ -107,7 +108,7 @@ async fn the_request_timeout_counts_from_the_last_byte_of_the_request() {
     let begun = Instant::now();
     assert_eq!(client.send_request(request_text("POST /stalls", "Content-Length: 4\r\n") + "body").await.status(), 504);
     let took = begun.elapsed();
-    assert!(took >= 2 * SHORT && took < 4 * SHORT, "{took:?}: a body does not double it");
+    assert!(took >= 2 * SHORT && took < 4 * SHORT, "{took:?}: the timeout is not doubled for a request with a body");
     let mut client = harness.connect_h1(OUTSIDER).await;
     client.send(request_text("POST /stalls", "Content-Length: 4\r\n")).await.unwrap();
     for _ in 0..4 {
@@ -134,14 +135,14 @@ async fn a_path_has_its_own_request_timeout_on_both_lanes() {
         assert_eq!(answered.await.0, 200, "an agent run outlives the timeout of other paths");
         let begun = Instant::now();
         assert_eq!(harness.send_request(Protocol::H1, client, "GET /slow/er?60000", &[]).await.0, 504);
-        assert!(begun.elapsed() >= Duration::from_millis(600), "the longest path counts");
+        assert!(begun.elapsed() >= Duration::from_millis(600), "the longest prefix counts");
         assert_eq!(
             harness.send_request(Protocol::H1, client, "GET /slower?60000", &[]).await.0,
             504,
             "a prefix ends at a segment"
         );
         let other = harness.send_request(Protocol::H1, client, "GET /slow/../slow?60000", &[]);
-        assert_eq!(other.await.0, 504, "a path that can be read as another one has no limit of its own");
+        assert_eq!(other.await.0, 504, "a path that can be read as another one gets the timeout of other paths");
     }
 }
 
@@ -199,7 +200,7 @@ async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
     let mut raw = RawH2::connect(&harness, OUTSIDER, &[(INITIAL_WINDOW, 0)]).await;
     let head = request_block("GET", &format!("/large?{MUCH}"), &[]);
     raw.send(&[1, 3].map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &head)).concat()).await;
-    let (begun, mut got) = (Instant::now(), 0);
+    let (begun, mut received) = (Instant::now(), 0);
     let reset = loop {
         sleep(SHORT / 20).await;
         raw.send(
@@ -210,64 +211,65 @@ async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
         let frame = raw.next().await.expect("the connection stays");
         match frame.kind {
             RST_STREAM => break frame,
-            DATA => got += frame.payload.len(),
+            DATA => received += frame.payload.len(),
             _ => {}
         }
-        assert!(begun.elapsed() < 30 * SHORT, "both go on after {got} bytes of one");
+        assert!(begun.elapsed() < 30 * SHORT, "no stream was reset after {received} bytes of stream 3");
     };
     assert!(
-        reset.stream == 1 && got > 0 && begun.elapsed() > 2 * SHORT,
-        "{reset:?} after {got} bytes of the other one"
+        reset.stream == 1 && received > 0 && begun.elapsed() > 2 * SHORT,
+        "{reset:?} after {received} bytes of stream 3"
     );
     harness.gateway.wait_for_closed(1).await;
     raw.send(&frame(WINDOW_UPDATE, 0, 3, &50_000_u32.to_be_bytes())).await;
-    while raw.next().await.expect("the other one goes on").kind != DATA {}
+    while raw.next().await.expect("stream 3 continues").kind != DATA {}
 }
 
 #[tokio::test]
 async fn a_client_that_reads_slowly_but_steadily_gets_everything() {
-    // A pause is far shorter than the limit, and all of them together are longer.
+    // Each pause is far shorter than the limit, and all pauses together are longer.
     let (size, stall, pause) = (4_000_000, Duration::from_secs(2), Duration::from_millis(10));
     let harness = Harness::start_with(|config| config.limits.stall_timeout = stall).await;
     let mut client = harness.connect_h1(OUTSIDER).await;
     client.send(request_text(&format!("GET /large?{size}"), "")).await.unwrap();
     client.read_head().await.unwrap();
-    let (mut stream, mut got) = client.into_parts();
+    let (mut stream, mut received) = client.into_parts();
     let mut block = vec![0; 100_000];
-    while got.len() < size {
+    while received.len() < size {
         sleep(6 * pause).await;
         let read = stream.read(&mut block).await.unwrap();
-        assert!(read > 0, "after {} bytes", got.len());
-        got.extend_from_slice(&block[..read]);
+        assert!(read > 0, "after {} bytes", received.len());
+        received.extend_from_slice(&block[..read]);
     }
-    assert!(got.iter().enumerate().all(|(at, byte)| *byte == pattern_byte(at)));
+    assert!(received.iter().enumerate().all(|(at, byte)| *byte == pattern_byte(at)));
 
     let mut client = harness.connect_h2(OUTSIDER).await;
     let (response, _) = client.send_request(h2_request(&format!("GET /large?{size}"), &[]), true).unwrap();
     let mut body = response.await.unwrap().into_body();
-    let mut got = 0;
+    let mut received = 0;
     while let Some(data) = body.data().await {
         let data = data.unwrap();
-        // Frames are of any size, down to a single byte where the window was used up.
-        if got / 16_384 != (got + data.len()) / 16_384 {
+        // A DATA frame can be as small as one byte, so a pause comes after a number of bytes.
+        if received / 16_384 != (received + data.len()) / 16_384 {
             sleep(pause).await;
         }
-        got += data.len();
+        received += data.len();
         body.flow_control().release_capacity(data.len()).unwrap();
     }
-    assert_eq!(got, size);
+    assert_eq!(received, size);
 }
 
 #[tokio::test]
 async fn a_reader_that_becomes_slow_is_not_treated_as_stalled() {
-    // Fast until the kernel's buffers have grown, and then so slow that a third of them last longer than the limit.
+    // The client reads fast until the kernel's buffers have grown, and then so slowly that a third
+    // of the buffered bytes take longer than the limit.
     let (stall, piece, pause) = (Duration::from_secs(2), 20_000, Duration::from_millis(50));
     let harness = Harness::start_with(|config| config.limits.stall_timeout = stall).await;
     let mut client = harness.connect_h1(OUTSIDER).await;
     client.send(request_text(&format!("GET /large?{MUCH}"), "Connection: close\r\n")).await.unwrap();
     client.read_head().await.unwrap();
-    let (mut stream, got) = client.into_parts();
-    let (mut block, mut count) = (vec![0; 100_000], got.len());
+    let (mut stream, received) = client.into_parts();
+    let (mut block, mut count) = (vec![0; 100_000], received.len());
     while count < MUCH / 4 {
         count += stream.read(&mut block).await.unwrap();
     }
@@ -276,7 +278,8 @@ async fn a_reader_that_becomes_slow_is_not_treated_as_stalled() {
         count += stream.read_exact(&mut block[..piece]).await.unwrap();
         sleep(pause).await;
     }
-    // What the buffers hold would come even if the connection had been given up, but not all the rest.
+    // Bytes in the kernel's buffers would arrive even if the sidecar had closed the connection, but
+    // not the whole response.
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await.unwrap();
     assert_eq!(count + rest.len(), MUCH);
@@ -306,11 +309,11 @@ async fn silent_event_streams_and_stalled_gateways_do_not_count_against_the_clie
     assert_eq!(client.read_head().await.unwrap().status(), 200);
     assert_eq!(client.read_exactly(4).await.unwrap(), b"half");
     sleep(2 * SHORT).await;
-    assert_eq!(harness.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200, "others don't wait for it");
+    assert_eq!(harness.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200, "other clients are served");
     let before = harness.gateway.connections();
     drop(client);
     harness.gateway.wait_for_closed(1).await;
-    assert_eq!(harness.gateway.connections(), before, "and nothing was asked again");
+    assert_eq!(harness.gateway.connections(), before, "no request was repeated");
 }
 
 #[tokio::test]
@@ -333,7 +336,7 @@ async fn idle_connections_are_closed_with_goaway_on_http_2() {
     assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200);
     assert!(client.read_rest().await.is_empty());
     let silent = harness.connect_h1(OUTSIDER).await.read_rest().await;
-    assert!(silent.is_empty(), "one that never asked for anything, too");
+    assert!(silent.is_empty(), "a connection without a request is closed too");
 
     let head = request_block("GET", "/", &[]);
     for (name, bytes) in
@@ -349,7 +352,8 @@ async fn an_idle_http_2_client_has_time_to_close_after_goaway() {
     let harness = Harness::start_with(|config| config.limits.idle_timeout = SHORT).await;
     let mut raw = RawH2::connect(&harness, OUTSIDER, &[]).await;
     while raw.next().await.expect("a GOAWAY").kind != GOAWAY {}
-    // It neither answers the PING that came with it nor is it quiet.
+    // The client does not answer the PING that came with the GOAWAY, but sends PING frames of its
+    // own.
     let begun = Instant::now();
     let mut pongs = 0;
     while begun.elapsed() < 3 * SHORT {

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::harness::{Harness, OUTSIDER, h2_request, read_whole_body, request_text};
 use loopgate_test_support::fake_gateway::pattern_byte;
 
-/// Longer than anything here takes, so that a hang is a failure and not a wait.
+/// The time limit of each step. It is longer than any step takes, so that only a hang fails.
 const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test]
@@ -27,7 +27,7 @@ async fn a_body_is_not_sent_to_a_gateway_that_refuses_it() {
     let mut client = harness.connect_h1(OUTSIDER).await;
     client.send(request_text("POST /unwelcome", "Expect: 100-continue\r\nContent-Length: 4\r\n")).await.unwrap();
     let response = client.read_response().await.unwrap();
-    // Were it used again, the next request could be taken for the body.
+    // If the connection were used again, the next request could be taken for the body.
     assert_eq!((response.status(), response.field("connection")), (417, Some("close")));
     assert!(client.read_rest().await.is_empty());
     assert!(harness.gateway.requests()[0].body.is_empty());
@@ -192,7 +192,7 @@ async fn an_upload_and_its_response_flow_at_once_over_h2() {
 async fn a_client_that_does_not_read_applies_backpressure_to_the_gateway() {
     const SIZE: usize = 200_000_000;
     let harness = Harness::start().await;
-    let before = resident();
+    let before = resident_bytes();
     let mut clients = Vec::new();
     for _ in 0..4 {
         let mut client = harness.connect_h1(OUTSIDER).await;
@@ -203,16 +203,17 @@ async fn a_client_that_does_not_read_applies_backpressure_to_the_gateway() {
         let (response, _) = client.send_request(h2_request(&format!("GET /large?{SIZE}"), &[]), true).unwrap();
         std::mem::forget(response.await.unwrap());
     }
-    // Another client's requests show that the sidecar has had its turn, and that the stalled ones take none away.
+    // These requests of another client give the sidecar time to read from the gateway, and show
+    // that the stalled downloads do not delay others.
     for _ in 0..200 {
         assert_eq!(harness.send_request(crate::harness::Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
     }
-    let grown = resident().saturating_sub(before);
+    let grown = resident_bytes().saturating_sub(before);
     assert!(grown < 150_000_000, "{grown} bytes for eight stalled downloads");
 }
 
-/// Resident memory of this process, in bytes (proc_pid_statm(5)).
-fn resident() -> usize {
+/// Returns the resident memory of this process, in bytes (proc_pid_statm(5)).
+fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }

@@ -9,7 +9,7 @@ use crate::harness::{Harness, OUTSIDER};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// What becomes of a piece of input.
+/// What the sidecar does with a piece of input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// 400 and a closed connection; the gateway receives nothing.
@@ -19,22 +19,21 @@ enum Fate {
     /// The gateway receives this many well-formed requests, and each is answered.
     ReceivedRequest(usize),
     /// The gateway receives one request, and the connection is closed after its answer.
-    HeardAndClosed,
+    ReceivedAndClosed,
 }
 
-use Fate::{HeardAndClosed, ReceivedRequest, Refused, RefusedWith};
+use Fate::{ReceivedAndClosed, ReceivedRequest, Refused, RefusedWith};
 
 const HOST: &str = "Host: gateway.example\r\n";
 
-/// Sends `bytes`, ends the stream and reads everything that comes back: the statuses, and whether
-/// the connection was closed.
+/// Sends `bytes`; returns the statuses of the responses until the connection ends.
 async fn send_and_read_statuses(harness: &Harness, bytes: &[u8]) -> Vec<u16> {
     let mut client = harness.connect_h1(OUTSIDER).await;
-    // A client that is refused midway may be disconnected before the rest is sent; only the answer counts.
+    // The write may fail, because the sidecar may refuse the request and close before all is sent.
+    // Only the responses count.
     let _ = client.send(bytes).await;
     let mut statuses = Vec::new();
     loop {
-        // One more request on a connection that stays open shows that everything before was processed.
         match timeout(SOON, client.read_response()).await.expect("an answer or the end of the connection") {
             Some(response) => statuses.push(response.status()),
             None => return statuses,
@@ -44,18 +43,19 @@ async fn send_and_read_statuses(harness: &Harness, bytes: &[u8]) -> Vec<u16> {
 
 async fn assert_fate(harness: &Harness, name: &str, bytes: &[u8], fate: Fate) {
     let before = harness.gateway.requests().len();
-    // The last request of each test asks for the end of the connection, so a smuggled one gets no answer.
+    // The last request shows that everything before it was processed. It asks for the end of the
+    // connection.
     let last = format!("GET /last HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n");
     let with_last = [bytes, last.as_bytes()].concat();
-    let (sent, expected, heard_count) = match fate {
+    let (sent, expected, received_count) = match fate {
         Refused => (&with_last[..], vec![400], 0),
         RefusedWith(status) => (&with_last[..], vec![status], 0),
         ReceivedRequest(count) => (&with_last[..], vec![200; count + 1], count + 1),
-        HeardAndClosed => (&with_last[..], vec![200], 1),
+        ReceivedAndClosed => (&with_last[..], vec![200], 1),
     };
     let statuses = send_and_read_statuses(harness, sent).await;
     let received = harness.gateway.requests().split_off(before);
-    assert_eq!((statuses, received.len()), (expected, heard_count), "{name}: {received:#?}");
+    assert_eq!((statuses, received.len()), (expected, received_count), "{name}: {received:#?}");
     for received in &received {
         assert_eq!(received.field_values("host").len(), 1, "{name}");
         assert_eq!(received.field_values("x-forwarded-for"), ["192.0.2.1"], "{name}");
@@ -156,7 +156,7 @@ async fn bodies_that_look_like_ambiguous_heads_pass() {
             inner.len()
         );
         assert_eq!(client.send_request(&chunked).await.text(), inner);
-        // Byte by byte, as a slow client's would come.
+        // The same body, byte by byte.
         for byte in chunked.as_bytes() {
             client.send([*byte]).await.unwrap();
         }
@@ -230,7 +230,7 @@ async fn malformed_heads_are_refused() {
         (
             "Upgrade in HTTP/1.0",
             format!("GET / HTTP/1.0\r\n{HOST}Upgrade: websocket\r\nConnection: upgrade\r\n"),
-            HeardAndClosed,
+            ReceivedAndClosed,
         ),
         ("Upgrade without Connection", format!("GET / HTTP/1.1\r\n{HOST}Upgrade: websocket\r\n"), ReceivedRequest(1)),
         (
@@ -238,7 +238,7 @@ async fn malformed_heads_are_refused() {
             format!(
                 "GET / HTTP/1.1\r\n{HOST}Connection: keep-alive\r\nConnection: close\r\nConnection: keep-alive\r\n"
             ),
-            HeardAndClosed,
+            ReceivedAndClosed,
         ),
         ("129 fields", format!("GET / HTTP/1.1\r\n{HOST}{}", "X-A: b\r\n".repeat(128)), RefusedWith(431)),
         ("a head of 70 kB", format!("GET / HTTP/1.1\r\n{HOST}X-A: {}\r\n", "b".repeat(70_000)), RefusedWith(431)),
@@ -288,8 +288,8 @@ async fn malformed_chunks_are_refused() {
             assert_eq!((statuses, received.len()), (vec![200, 200], 2), "{name}");
             assert_eq!(received[0].text(), "body");
         } else {
-            // The head may have been forwarded before the body turned out to be bad; then the
-            // gateway knows that it never was whole.
+            // The head may have been forwarded before the fault in the body was found. Then the
+            // gateway sees that the body is incomplete.
             assert_eq!(statuses, [400], "{name}");
             assert!(received.iter().all(|received| received.truncated), "{name}: {received:?}");
         }

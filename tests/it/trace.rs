@@ -7,7 +7,8 @@ use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, TRUSTED_PROXY, start_p
 const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const STATE: (&str, &str) = ("tracestate", "vendor=x");
 
-/// The trace context that the gateway receives with a request for `/` that has this `traceparent`.
+/// Sends a request with this `traceparent` on each lane and over each protocol; returns the
+/// `traceparent` and the `tracestate` that the gateway receives with each.
 async fn received_contexts(harness: &Harness, stated: Option<&str>) -> Vec<(Option<String>, Option<String>)> {
     let mut context = Vec::new();
     for protocol in PROTOCOLS {
@@ -38,12 +39,15 @@ async fn an_absent_or_invalid_trace_context_is_replaced() {
     for context in received_contexts(&harness, Some(STATED)).await {
         assert_eq!(context, (Some(STATED.into()), Some("vendor=x".into())));
     }
-    let mut seen = std::collections::BTreeSet::new();
+    let mut trace_ids = std::collections::BTreeSet::new();
     for stated in [Some("nonsense"), Some("00-00000000000000000000000000000000-00f067aa0ba902b7-01"), None] {
         for (traceparent, tracestate) in received_contexts(&harness, stated).await {
-            let made = traceparent.unwrap();
-            assert!(made.len() == STATED.len() && made.starts_with("00-") && made.ends_with("-01"), "{made}");
-            assert!(tracestate.is_none() && seen.insert(made[3..35].to_owned()), "{made}");
+            let generated = traceparent.unwrap();
+            assert!(
+                generated.len() == STATED.len() && generated.starts_with("00-") && generated.ends_with("-01"),
+                "{generated}"
+            );
+            assert!(tracestate.is_none() && trace_ids.insert(generated[3..35].to_owned()), "{generated}");
         }
     }
 }

@@ -44,9 +44,9 @@ async fn the_holder_of_a_users_certificate_is_external_and_named_to_the_gateway(
         let file = out.path().join(name);
         issue_for_ann(&harness, &file, encryption);
         for protocol in ["--http1.1", "--http2"] {
-            let (ok, said) =
+            let (ok, message) =
                 curl(&harness, OUTSIDER, Some(&file), &[protocol, "--header", "X-Forwarded-User: root"]).await;
-            assert!(ok, "{name}: {said}");
+            assert!(ok, "{name}: {message}");
             let received = harness.gateway.requests().pop().unwrap();
             assert_eq!(
                 (received.source(), received.field("x-forwarded-user")),
@@ -55,11 +55,11 @@ async fn the_holder_of_a_users_certificate_is_external_and_named_to_the_gateway(
         }
     }
     // A client without a certificate gets no user name, and an agent by address stays an agent.
-    let (ok, said) = curl(&harness, OUTSIDER, None, &["--header", "X-Forwarded-User: root"]).await;
-    assert!(ok, "{said}");
+    let (ok, message) = curl(&harness, OUTSIDER, None, &["--header", "X-Forwarded-User: root"]).await;
+    assert!(ok, "{message}");
     assert_eq!(harness.gateway.requests().pop().unwrap().field("x-forwarded-user"), None);
-    let (ok, said) = curl(&harness, AGENT, Some(&out.path().join("3des.p12")), &[]).await;
-    assert!(ok, "{said}");
+    let (ok, message) = curl(&harness, AGENT, Some(&out.path().join("3des.p12")), &[]).await;
+    assert!(ok, "{message}");
     assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
 }
 
@@ -72,8 +72,8 @@ async fn a_users_certificate_counts_only_where_clients_are_asked_for_one() {
     let file = out.path().join("ann.p12");
     issue_for_ann(&harness, &file, Encryption::TripleDes);
     for (source, user) in [(OUTSIDER, Some("ann@example.com")), ("127.0.0.8", None)] {
-        let (ok, said) = curl(&harness, source, Some(&file), &[]).await;
-        assert!(ok, "{said}");
+        let (ok, message) = curl(&harness, source, Some(&file), &[]).await;
+        assert!(ok, "{message}");
         let received = harness.gateway.requests().pop().unwrap();
         assert_eq!((received.source(), received.field("x-forwarded-user")), (EXTERNAL_SOURCE, user));
     }

@@ -36,12 +36,13 @@ async fn a_websocket_uses_its_lane_and_echoes() {
             }
             socket.close(None).await.unwrap();
             assert!(socket.next().await.unwrap().unwrap().is_close());
-            assert!(socket.next().await.is_none(), "{protocol:?}: and then the end of the stream");
+            assert!(socket.next().await.is_none(), "{protocol:?}: the stream ends after the close frame");
         }
     }
 }
 
-/// In answer to an extended CONNECT, each of these would say that the WebSocket is open.
+/// A 2xx response to an extended CONNECT would mean that the WebSocket is open (RFC 8441 section
+/// 5).
 #[tokio::test]
 async fn only_a_101_opens_a_websocket_over_h2() {
     let harness = Harness::start().await;
@@ -78,8 +79,8 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
                 (received.field("x-openclaw-scopes"), received.field("sec-websocket-extensions")),
                 (Some(own), None)
             );
-            // In one segment; the gateway would handle both if it got the second one before it has
-            // accepted the first one.
+            // Both messages are sent in one segment. The gateway would handle both if it got the
+            // second one before it has accepted the first one.
             socket.feed(connect(&[own])).await.unwrap();
             socket.feed(connect(&[other])).await.unwrap();
             socket.flush().await.unwrap();
@@ -87,7 +88,11 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
             let accepted = Message::text(r#"{"type":"res","id":"1","ok":true}"#);
             let received = [socket.next().await.unwrap().unwrap(), socket.next().await.unwrap().unwrap()];
             assert_eq!(json(&received[0]), json(&accepted), "{protocol:?} {source}");
-            assert_eq!(received[1], connect(&[other]), "{protocol:?} {source}: it is an ordinary request by then");
+            assert_eq!(
+                received[1],
+                connect(&[other]),
+                "{protocol:?} {source}: after the first one it is an ordinary request"
+            );
             for message in [connect(&[own, other]), Message::text("{}"), Message::text("hello")] {
                 let mut socket = harness.open_websocket(protocol, source, "/ws").await;
                 socket.send(message.clone()).await.unwrap();
@@ -120,7 +125,7 @@ fn json(message: &Message) -> serde_json::Value {
 
 /// The gateway accepts a device's own token from any address, also after its container is gone.
 #[tokio::test]
-async fn a_device_that_an_agent_used_first_is_refused_outside() {
+async fn a_device_that_an_agent_used_first_is_refused_to_external_clients() {
     let connect = |device: &str, answer: &str| {
         let params = serde_json::json!({ "scopes": [], "device": { "id": device }, "answer": answer });
         Message::text(
@@ -129,8 +134,8 @@ async fn a_device_that_an_agent_used_first_is_refused_outside() {
     };
     let harness = Harness::start().await;
     let file = harness.state.path().join("devices.json");
-    // Returns loopgate's reason for a refusal.
-    let used = async |source, device: &str, answer: &str| {
+    // Connects from `source` as `device`; the error is loopgate's reason for a refusal.
+    let use_device = async |source, device: &str, answer: &str| {
         let mut socket = harness.open_websocket(PROTOCOLS[0], source, "/gateway").await;
         assert!(socket.next().await.unwrap().unwrap().to_text().unwrap().contains("challenge"));
         socket.send(connect(device, answer)).await.unwrap();
@@ -147,34 +152,34 @@ async fn a_device_that_an_agent_used_first_is_refused_outside() {
             }
         }
     };
-    let saved = |device: &str| std::fs::read_to_string(&file).is_ok_and(|text| text.contains(device));
+    let is_saved = |device: &str| std::fs::read_to_string(&file).is_ok_and(|text| text.contains(device));
     let [agents, silent, outsiders, refused] = ["a", "5", "b", "c"].map(|digit| digit.repeat(64));
-    used(OUTSIDER, &outsiders, "ok").await.unwrap();
-    used(AGENT, &agents, "ok").await.unwrap();
-    assert!(saved(&agents), "before the gateway gets the connect");
-    // The gateway has paired the device, but a response does not come.
-    used(AGENT, &silent, "silent").await.unwrap();
-    used(AGENT, &refused, "refuse").await.unwrap();
+    use_device(OUTSIDER, &outsiders, "ok").await.unwrap();
+    use_device(AGENT, &agents, "ok").await.unwrap();
+    assert!(is_saved(&agents), "the device is saved before the gateway gets the connect");
+    // The gateway pairs this device, but sends no response.
+    use_device(AGENT, &silent, "silent").await.unwrap();
+    use_device(AGENT, &refused, "refuse").await.unwrap();
     let started = std::time::Instant::now();
-    while !saved(&outsiders) || saved(&refused) {
+    while !is_saved(&outsiders) || is_saved(&refused) {
         assert!(started.elapsed() < Duration::from_secs(10), "the devices are not saved");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    used(AGENT, &outsiders, "ok").await.unwrap();
+    use_device(AGENT, &outsiders, "ok").await.unwrap();
     for device in [&agents, &silent] {
-        let refusal = used(OUTSIDER, device, "ok").await.unwrap_err();
+        let refusal = use_device(OUTSIDER, device, "ok").await.unwrap_err();
         assert!(
             refusal.contains(AGENT) && refusal.contains(&format!("loopgate devices release {}", &device[..12])),
             "{refusal}"
         );
     }
-    used(AGENT, &agents, "ok").await.unwrap();
-    used(OUTSIDER, &outsiders, "ok").await.unwrap();
-    used(OUTSIDER, &refused, "ok").await.expect("a connect that the gateway refuses binds nothing");
+    use_device(AGENT, &agents, "ok").await.unwrap();
+    use_device(OUTSIDER, &outsiders, "ok").await.unwrap();
+    use_device(OUTSIDER, &refused, "ok").await.expect("a connect that the gateway refuses binds nothing");
     for (source, message, reason) in [
         // Two parsers could read this differently.
         (OUTSIDER, r#"{"id":"1","method":"connect","params":{"device":{"id":"x","id":"y"}}}"#, "malformed"),
-        // A connect right after it would be handled as well.
+        // The gateway would handle a `connect` right after this message.
         (OUTSIDER, r#"{"type":"req","id":"1","method":"health"}"#, "must be a connect"),
         (AGENT, "hello", "must be a connect"),
         (AGENT, r#"{"id":"1","method":"connect","params":{"device":{"id":"x","publicKey":"AAAA"}}}"#, "public key"),
@@ -212,14 +217,14 @@ async fn a_gateway_that_dies_ends_its_websockets() {
     let harness = Harness::start().await;
     for protocol in PROTOCOLS {
         let mut socket = harness.open_websocket(protocol, OUTSIDER, "/ws-dies").await;
-        socket.send(Message::text("the last words")).await.unwrap();
+        socket.send(Message::text("last message")).await.unwrap();
         let end = socket.next().await;
         assert!(!matches!(end, Some(Ok(_))), "{protocol:?}: {end:?}");
     }
 }
 
-/// A part of a message and the record arrive at once, so that the record is read after data, and neither side sends
-/// more.
+/// A part of a message and the broken record arrive together, so the record is read after data.
+/// Neither side sends more.
 #[tokio::test]
 async fn a_broken_tls_record_ends_a_websocket() {
     let harness = Harness::start().await;
@@ -235,19 +240,19 @@ async fn a_broken_tls_record_ends_a_websocket() {
     // The record does not fit into the first read by rustls.
     bytes.extend([&[23, 3, 3][..], &8192_u16.to_be_bytes(), &[7; 8192]].concat());
     socket.write_all(&bytes).await.unwrap();
-    // The alert, and then the end.
+    // The sidecar sends an alert and ends the connection.
     let end = timeout(Duration::from_secs(10), RawHttp::new(socket).until_end()).await;
     end.expect("the connection ends");
 }
 
-/// In the middle of a frame, by a reset and by a mere end of what it sends.
+/// The client disconnects in the middle of a frame: with a reset, and with the end of its stream.
 #[tokio::test]
 async fn a_client_that_disconnects_ends_its_websocket() {
     let harness = Harness::start().await;
     let fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let half_a_frame = [0x82, 0xfe, 1, 0, 0, 0, 0, 0, 1, 2, 3];
-    let mut lost = 0;
+    let mut closed = 0;
     for reset in [true, false] {
         let mut client = harness.connect_h1(OUTSIDER).await;
         client.send(crate::harness::request_text("GET /ws", fields)).await.unwrap();
@@ -260,8 +265,8 @@ async fn a_client_that_disconnects_ends_its_websocket() {
             client.stream.shutdown().await.unwrap();
             assert!(client.read_rest().await.is_empty());
         }
-        lost += 1;
-        harness.gateway.wait_for_closed(lost).await;
+        closed += 1;
+        harness.gateway.wait_for_closed(closed).await;
     }
     let head = header_block(&[
         (":method", "CONNECT"),
@@ -276,13 +281,13 @@ async fn a_client_that_disconnects_ends_its_websocket() {
         let served = raw.send_until(&frame(HEADERS, END_HEADERS, 1, &head), Outcome::is_decided).await;
         assert_eq!(served.heads, [(1, 0x88)]);
         raw.send(&[frame(DATA, 0, 1, &half_a_frame), end].concat()).await;
-        lost += 1;
-        harness.gateway.wait_for_closed(lost).await;
+        closed += 1;
+        harness.gateway.wait_for_closed(closed).await;
         let request = frame(HEADERS, END_HEADERS | END_STREAM, 3, &request_block("GET", "/", &[]));
         let next = raw
             .send_until(&request, |outcome| outcome.heads.iter().any(|(stream, _)| *stream == 3) || outcome.is_over())
             .await;
-        assert_eq!(next.heads.last(), Some(&(3, 0x88)), "its connection is as good as ever: {next:?}");
+        assert_eq!(next.heads.last(), Some(&(3, 0x88)), "the HTTP/2 connection stays usable: {next:?}");
     }
 }
 

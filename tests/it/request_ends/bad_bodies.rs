@@ -13,7 +13,7 @@ use loopgate_test_support::raw_h2::{
 use tokio::io::AsyncWriteExt;
 
 #[tokio::test]
-async fn a_body_for_which_its_stream_is_reset_has_one_label_however_early_it_comes() {
+async fn a_malformed_body_over_h2_has_one_label_however_early_it_comes() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&[], "").await;
     let all = END_STREAM | END_HEADERS;
@@ -21,21 +21,21 @@ async fn a_body_for_which_its_stream_is_reset_has_one_label_however_early_it_com
     let (data, trailers) = (frame(DATA, 0, 1, b"x"), frame(HEADERS, all, 1, &literal_field(b":path", b"/e")));
     let too_long = frame(DATA, END_STREAM, 1, b"more");
     let mut count = 0;
-    for (head, rest) in [
+    for (head, body) in [
         (head(&[]), [data.clone(), trailers].concat()),
         (head(&[("content-length", "2")]), [data.clone(), too_long].concat()),
         (head(&[]), frame(HEADERS, all, 1, &header_block(&[("connection", "x")]))),
     ] {
         for pause in [0, 2, 100] {
             let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
-            let mut rest = rest.clone();
+            let mut body = body.clone();
             if pause == 0 {
-                rest = [head.clone(), rest].concat();
+                body = [head.clone(), body].concat();
             } else {
                 client.send(&head).await;
                 tokio::time::sleep(Duration::from_millis(pause)).await;
             }
-            let outcome = client.send_until(&rest, |outcome| !outcome.resets.is_empty()).await;
+            let outcome = client.send_until(&body, |outcome| !outcome.resets.is_empty()).await;
             assert_eq!((&outcome.resets[..], &outcome.heads[..]), (&[(1, 1)][..], &[][..]), "{pause}: {outcome:?}");
             count += 1;
         }
@@ -48,11 +48,11 @@ async fn a_body_for_which_its_stream_is_reset_has_one_label_however_early_it_com
 /// How a client leaves.
 #[derive(Clone, Copy, Debug)]
 enum Leaves {
-    /// By `close_notify` and FIN; it reads on.
+    /// With a `close_notify` and a FIN; the client continues to read.
     Finishing,
-    /// By a reset of TCP.
+    /// With a TCP reset.
     Resetting,
-    /// By the end of TCP without `close_notify`.
+    /// With a FIN, without a `close_notify`.
     Dropping,
 }
 
@@ -102,14 +102,14 @@ async fn a_client_that_leaves_before_the_end_of_its_body_is_gone_and_gets_no_sta
         }
     }
     for line in ends.check_counts(&sidecar, &counts(vec!["client_gone"; count])).await {
-        // What is reset at once may not be a request yet.
+        // A stream that is reset at once may not have become a request, so the path is not checked.
         assert_eq!((&line["status"], &line["bytes"]), (&Value::Null, &0.into()), "{line}");
     }
     let metrics = sidecar.admin_get("/metrics", "127.0.0.1");
     let counted: Vec<_> = metrics.lines().filter(|line| line.contains("status=\"400\"")).collect();
     assert!(counted.iter().all(|line| line.ends_with(" 0")), "{counted:?}");
     for received in sidecar.gateway.requests() {
-        assert!(received.truncated, "the gateway took it for whole: {received:?}");
+        assert!(received.truncated, "the gateway received a complete body: {received:?}");
     }
 }
 
@@ -126,7 +126,7 @@ async fn a_body_that_breaks_off_inside_the_response_is_not_blamed_on_the_gateway
         match leaves {
             None => {
                 client.send("zz\r\n").await.unwrap();
-                assert_eq!(client.read_rest().await, b"", "it must not look complete");
+                assert_eq!(client.read_rest().await, b"", "the response must not look complete");
             }
             Some(Leaves::Finishing) => client.stream.shutdown().await.unwrap(),
             Some(Leaves::Resetting) => client.stream.get_ref().0.set_zero_linger().unwrap(),

@@ -25,11 +25,13 @@ fn malformed_head(stream: u32) -> Vec<u8> {
     frame(HEADERS, ALL, stream, &header_block(&[(":method", "GET"), (":scheme", "https"), (":authority", "a")]))
 }
 
+/// A head whose block can't be decoded.
 fn unreadable_head(stream: u32) -> Vec<u8> {
     frame(HEADERS, ALL, stream, &[kept_field(b"x", b"y"), vec![0xff; 12]].concat())
 }
 
-/// A connection with a request on stream 1 that is at the gateway, or whose body goes on.
+/// Connects and sends `head`, a request on stream 1. Waits until the gateway has received the
+/// request, unless its body is not complete.
 async fn connect_with_request(sidecar: &SidecarWithGateway, head: &[u8]) -> RawH2 {
     let before = sidecar.gateway.requests().len();
     let mut client = RawH2::connect(sidecar, OUTSIDER, &[]).await;
@@ -43,7 +45,7 @@ async fn connect_with_request(sidecar: &SidecarWithGateway, head: &[u8]) -> RawH
 }
 
 #[tokio::test]
-async fn what_a_connection_takes_with_it_has_one_label() {
+async fn each_request_on_a_connection_that_loopgate_closes_has_one_label() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&["--h2-streams=30", "--gateway-requests=1000"], "").await;
     let upload = frame(HEADERS, END_HEADERS, 1, &request_block("POST", "/held", &[]));
@@ -56,17 +58,18 @@ async fn what_a_connection_takes_with_it_has_one_label() {
         ("... after a head", get("/held", 1), [get("/", 3), unreadable_head(5)].concat(), vec!["bad_head"], 1),
         ("a flood", get("/held", 1), frame(PING, ACK, 0, &[0; 8]).repeat(10_001), vec![], 0),
         ("a CONNECT with a body", get("/held", 1), frame(HEADERS, END_HEADERS, 3, &connect), vec!["bad_head"], 0),
-        // Their resets are not written any more.
+        // The resets of these streams are no longer written.
         ("too many malformed heads", get("/held", 1), many(malformed_head, 21), vec![], 21),
         (
             "too many streams",
             get("/held", 1),
             many(|stream| get("/held", stream), 50),
-            // Of thirty that may be open, the first had come before.
+            // 30 streams may be open: the first request and 29 of these. 20 are refused, and the
+            // next one closes the connection.
             vec!["too_many_streams"; 20],
             30,
         ),
-        // Last, for the gateway may see them later.
+        // These cases come last because the gateway may receive their requests later.
         ("an unreadable head while a body is sent", upload.clone(), unreadable_head(3), vec!["bad_head"], 0),
         ("trailers that are too large", upload, large, vec![], 0),
     ] {
@@ -81,7 +84,7 @@ async fn what_a_connection_takes_with_it_has_one_label() {
         assert_eq!(count_logged(&lines), counts(wanted.iter().copied()), "{name}");
     }
 
-    // Reset before it could be refused, and on a connection that was closed at once.
+    // The client resets a stream with a malformed head before it is refused.
     let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
     client.send(&[malformed_head(1), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]), get("/", 3)].concat()).await;
     let outcome = client.send_until(b"", |outcome| !outcome.heads.is_empty()).await;
@@ -106,13 +109,13 @@ async fn a_stream_that_comes_after_the_goaway_of_a_drain_is_counted() {
     let sidecar = ends.process(&["--drain-timeout=2s"], "").await;
     let mut client = connect_with_request(&sidecar, &get("/slow?700", 1)).await;
     sidecar.process().signal(Signal::SIGTERM);
-    // It answers the PING between the two GOAWAY frames, as a client must.
-    let mut farewells = 0;
-    while farewells < 2 {
-        let frame_of = client.next().await.expect("a frame");
-        match frame_of.kind {
-            GOAWAY => farewells += 1,
-            PING if frame_of.flags & ACK == 0 => client.send(&frame(PING, ACK, 0, &frame_of.payload)).await,
+    // The client answers the PING between the two GOAWAY frames, as a client must.
+    let mut goaways = 0;
+    while goaways < 2 {
+        let received = client.next().await.expect("a frame");
+        match received.kind {
+            GOAWAY => goaways += 1,
+            PING if received.flags & ACK == 0 => client.send(&frame(PING, ACK, 0, &received.payload)).await,
             _ => {}
         }
     }
@@ -124,7 +127,7 @@ async fn a_stream_that_comes_after_the_goaway_of_a_drain_is_counted() {
     assert_eq!(count_logged(&access_log(&sidecar)), counts(["complete", "connection_closed"]));
 }
 
-/// A request and what closes its connection come in one read.
+/// The request and the frame that closes its connection arrive in one read.
 #[tokio::test]
 async fn a_good_request_before_an_error_of_its_connection_is_not_refused() {
     let ends = Ends::new().await;
@@ -166,16 +169,17 @@ async fn a_header_block_that_does_not_end_in_time_is_a_head_timeout_and_closes_i
     let sidecar = ends.process(&["--head-timeout=1s"], "").await;
     let block = request_block("GET", "/", &[]);
     let whole = frame(HEADERS, ALL, 3, &block);
-    for begun in [frame(HEADERS, END_STREAM, 3, &block), whole[..whole.len() - 1].to_vec(), whole[..9].to_vec()] {
-        for beside in [get("/held", 1), get("/", 1)] {
-            let mut client = connect_with_request(&sidecar, &beside).await;
+    for partial_head in [frame(HEADERS, END_STREAM, 3, &block), whole[..whole.len() - 1].to_vec(), whole[..9].to_vec()]
+    {
+        for first_request in [get("/held", 1), get("/", 1)] {
+            let mut client = connect_with_request(&sidecar, &first_request).await;
             let began = std::time::Instant::now();
-            let outcome = client.send_until(&begun, Outcome::is_over).await;
+            let outcome = client.send_until(&partial_head, Outcome::is_over).await;
             assert_eq!(outcome.goaway, Some(11), "{outcome:?}");
             assert!((500..5000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
         }
     }
-    // In time, if slowly.
+    // A head that arrives slowly, but in time, is served.
     let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
     for piece in whole.chunks(whole.len() / 3) {
         tokio::time::sleep(Duration::from_millis(150)).await;
@@ -189,9 +193,10 @@ async fn a_header_block_that_does_not_end_in_time_is_a_head_timeout_and_closes_i
     ends.check_counts(&sidecar, &counts(wanted)).await;
 }
 
-/// hyper looks for the end of the connection as soon as it has read a request, before that is served.
+/// hyper looks for the end of the connection as soon as it has read a request, before the request
+/// is served.
 #[tokio::test]
-async fn each_of_pipelined_requests_has_a_line_where_the_client_closes_behind_them() {
+async fn each_pipelined_request_has_a_log_line_if_the_client_closes_after_them() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&[], "").await;
     let rounds = 10;

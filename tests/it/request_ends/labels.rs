@@ -24,7 +24,7 @@ fn read(path: &str) -> String {
 }
 
 /// The labels in the functions `label` of the code.
-fn in_the_code() -> BTreeSet<String> {
+fn labels_in_the_code() -> BTreeSet<String> {
     let mut labels = BTreeSet::new();
     for path in SOURCES {
         let text = read(path);
@@ -52,7 +52,7 @@ fn every_label_is_provoked_by_a_test() {
         &ENDS_OF_CLOSED_CONNECTIONS,
     ];
     let provoked: BTreeSet<_> = provoked.concat().into_iter().map(str::to_owned).collect();
-    assert_eq!(in_the_code(), provoked);
+    assert_eq!(labels_in_the_code(), provoked);
 }
 
 #[test]
@@ -63,5 +63,5 @@ fn every_label_is_documented() {
         .take_while(|line| line.starts_with('|'))
         .map(|row| row.split('`').nth(1).unwrap_or_else(|| panic!("no label in {row}")).to_owned())
         .collect();
-    assert_eq!(in_the_code(), documented);
+    assert_eq!(labels_in_the_code(), documented);
 }

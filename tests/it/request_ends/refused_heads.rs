@@ -43,13 +43,13 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
         wanted.push((label, Some(status)));
         bodies.push((label, response.body.len()));
     }
-    // After a request on the same connection.
+    // A head that is refused after a request on the same connection.
     let mut client = sidecar.connect_h1(OUTSIDER).await;
     assert_eq!(client.send_request(request_text("GET /", "")).await.status(), 200);
     assert_eq!(client.send_request("nonsense\r\n\r\n").await.status(), 400);
     wanted.extend([("complete", Some(200)), ("bad_head", Some(400))]);
 
-    // Over HTTP/2: without a path, beside a request; and a block that can't be read.
+    // Over HTTP/2: a head without a path next to a request, and then a block that can't be decoded.
     let all = END_STREAM | END_HEADERS;
     let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
     let pathless = header_block(&[(":method", "GET"), (":scheme", "https"), (":authority", "a")]);
@@ -60,7 +60,7 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
     let outcome = client.send_until(&frame(HEADERS, all, 5, &unreadable), Outcome::is_over).await;
     assert!(outcome.is_over(), "{outcome:?}");
     wanted.extend([("bad_head", None), ("complete", Some(200)), ("bad_head", None)]);
-    // Twice as large as it may be, so that h2 refuses it, without a body.
+    // This head is twice as large as permitted, so h2 refuses it, without a body.
     let long = "y".repeat(280_000);
     let (response, _) =
         sidecar.connect_h2(OUTSIDER).await.send_request(h2_request("GET /", &[("x", &long)]), true).unwrap();
@@ -71,7 +71,7 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
     let plain = request_block("GET", "/", &[]);
     let malformed = [plain.clone(), header_block(&[("connection", "x")])].concat();
     let large = [plain.clone(), kept_field(b"x", &[b'y'; 4000])].concat();
-    // Each byte repeats that field: more than `h2` is ready to ignore.
+    // Each byte repeats the field of `large`: in all, more than h2 is ready to ignore.
     let repeated = frame(CONTINUATION, 0, 1, &[0xbe; 16_000]);
     for (label, bytes) in [
         ("bad_head", frame(HEADERS, END_STREAM, 1, &unreadable)),
@@ -84,13 +84,14 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
         assert!(outcome.is_over(), "{label}: {outcome:?}");
         wanted.push((label, None));
     }
-    // hyper ends the connection without a frame.
+    // For a CONNECT with a body, hyper ends the connection without a frame.
     let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
     let connect = header_block(&[(":method", "CONNECT"), (":authority", "a:1"), ("content-length", "3")]);
     let outcome = client.send_until(&frame(HEADERS, END_HEADERS, 1, &connect), Outcome::is_over).await;
     assert!(outcome.closed, "{outcome:?}");
     wanted.push(("bad_head", None));
-    // Three streams more than the client may open. Later responses without a body are no refusals.
+    // The client opens three streams more than it may. Later responses without a body don't count
+    // as refusals.
     let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
     let get = |path: &str, stream| frame(HEADERS, all, stream, &request_block("GET", path, &[]));
     let bytes: Vec<_> = [1, 3, 5, 7, 9].into_iter().flat_map(|stream| get("/slow?500", stream)).collect();
@@ -106,13 +107,13 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
     let labels = counts(wanted.iter().map(|(label, _)| *label));
     assert_labels(&labels, &ENDS_OF_HEADS);
     let lines = ends.check_counts(&sidecar, &labels).await;
-    let found = |label: &str, status: Option<u16>| {
-        let is = |line: &&Value| line["end"] == label && line["status"] == status.map_or(Value::Null, Value::from);
-        lines.iter().filter(is).count()
+    let count_lines = |label: &str, status: Option<u16>| {
+        let matches = |line: &&Value| line["end"] == label && line["status"] == status.map_or(Value::Null, Value::from);
+        lines.iter().filter(matches).count()
     };
     for (label, status) in &wanted {
         let count = wanted.iter().filter(|other| *other == &(*label, *status)).count();
-        assert_eq!(found(label, *status), count, "{label} {status:?}: {lines:#?}");
+        assert_eq!(count_lines(label, *status), count, "{label} {status:?}: {lines:#?}");
     }
     for (label, bytes) in bodies {
         assert!(lines.iter().any(|line| line["end"] == label && line["bytes"] == bytes), "{label} {bytes}: {lines:#?}");
@@ -121,6 +122,6 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
         assert_eq!(line["bytes"] == 0, line["protocol"] == "h2", "{line}");
         assert!(line["path"].is_null() && line["lane"] == "external" && line["request_id"].is_string(), "{line}");
     }
-    // They are no requests, so there are no spans.
+    // Refused heads are no requests, so they have no spans.
     ends.check_spans(&sidecar, &counts(["complete"; 7])).await;
 }
