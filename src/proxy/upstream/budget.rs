@@ -2,9 +2,9 @@
 //!
 //! External clients share one budget of permits for requests, and one for WebSockets. In a budget of `limit` permits,
 //! of which `free` are not taken, a client that holds `own` permits gets another one if `free > 0` and (`own == 0` or
-//! `own < free - limit / 8`). So a single client gets less than half of the permits, and the last eighth is for
-//! clients that have none. A client that left several responses unread until they were reset gets few permits for a
-//! while.
+//! `own < free - limit / 8`). So a single client gets less than half of the permits, and the last eighth is for clients
+//! that have none. A client that left several responses unread until they were reset gets only a few permits for a
+//! minute (see `stalls`).
 //!
 //! A request beyond the client's share waits in a queue, in which clients take turns. Each agent has budgets of its
 //! own; agents with the same source address share them.
@@ -35,9 +35,10 @@ mod tests;
 const AGENT_FACTOR: usize = 4;
 /// The most requests that may wait in the queue of a budget, as a multiple of its limit.
 const WAITING_FACTOR: usize = 4;
-/// One of this many permits, and of this many places in the queue, is reserved for clients that have none.
+/// One in this many permits is reserved for clients that hold none, and one in this many places in the queue for
+/// clients without a waiting request.
 const RESERVED_PART: usize = 8;
-/// The most clients without a connection whose unread responses are remembered.
+/// The most clients of a budget whose unread responses are remembered after their connections have ended.
 const MAX_STALLED: usize = 1024;
 /// The least time between two warnings that a budget is exhausted.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
@@ -58,7 +59,7 @@ pub enum Purpose {
 
 /// The error that a budget, or the client's share of it, is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("limit of concurrent requests at the gateway reached, of all clients or of this one ({option})")]
+#[error("limit of concurrent requests at the gateway reached, for this client or for all together ({option})")]
 pub struct Exhausted {
     /// The option that sets the limit.
     pub option: &'static str,
@@ -374,7 +375,8 @@ impl Budget {
             };
             ineligible = 0;
             if let Some(unused) = self.give_to_next(permit, &mut next) {
-                // No dispatch when it is dropped: the queue is locked, and this loop continues anyway.
+                // Its drop must not dispatch: the queue is locked here, and this loop gives the permit to the next
+                // client.
                 unused.dispatches.store(false, Ordering::Relaxed);
             }
             if !next.waiters.is_empty() {

@@ -20,7 +20,8 @@ use crate::config::Limits;
 use crate::lane::GatewayRoute;
 use crate::proxy::lazy_timer::LazyTimer;
 
-/// The time for which an idle connection is kept if the gateway states none. Node closes it after 5 s.
+/// The time for which an idle connection is kept if the gateway sends no `Keep-Alive` field. By default Node.js closes
+/// it after 5 s.
 const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The most interim responses that are read before other tasks get their turn.
@@ -28,8 +29,8 @@ const MAX_INTERIMS: usize = 32;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// The timeouts of an exchange. Both are counted from the latest part of the request's body, or from `since` if there
-/// was none after it.
+/// The timeouts of an exchange. Both are counted from the latest part of the request's body, or from `since` if no part
+/// passed after that.
 pub struct ResponseTimeout<'a> {
     /// For the head of the gateway's response.
     pub gateway: Duration,
@@ -200,8 +201,8 @@ impl UpstreamConnection {
         self.http.poll_frame(cx, block)
     }
 
-    /// Sends the request's body as far as possible, while no part of the response is wanted. The next frame reports an
-    /// error.
+    /// Sends the request's body as far as possible. For use while the client takes no part of the response. The next
+    /// call of [`Self::poll_frame`] reports an error of this.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
         self.http.poll_upload(cx);
     }
@@ -266,8 +267,8 @@ mod tests {
         GatewayRequest::new(head, RequestBody::empty(), InterimForwarder::default())
     }
 
-    /// Returns the result of an exchange with a gateway that answers or hangs up. In its poll number `poll`, `spent`
-    /// units of the task's budget are spent before.
+    /// Sends a request to a gateway that answers, or else closes the connection at once; returns the status, or why
+    /// there is none. Spends `spent` units of the task's coop budget before the poll number `poll`.
     async fn exchange(answers: bool, poll: usize, spent: usize) -> Result<StatusCode, SendError> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -283,7 +284,7 @@ mod tests {
         let stream = TcpStream::connect(address).await.unwrap();
         let mut connection = UpstreamConnection::new(stream, route, &Config::default().limits);
         if !answers {
-            // Until the end of the connection is known.
+            // Wait until this end of the connection sees that the gateway has closed it.
             while !gateway.is_finished() {
                 sleep(Duration::from_millis(1)).await;
             }
@@ -296,15 +297,18 @@ mod tests {
         let result = poll_fn(|cx| {
             polls += 1;
             for _ in 0..if polls == poll { spent } else { 0 } {
-                assert!(coop::poll_proceed(cx).map(|unit| unit.made_progress()).is_ready(), "no unit is left");
+                assert!(
+                    coop::poll_proceed(cx).map(|unit| unit.made_progress()).is_ready(),
+                    "the coop budget has fewer than {spent} units"
+                );
             }
             exchange.as_mut().poll(cx)
         });
-        // The first poll has the whole budget, too.
+        // After a yield the first poll has the whole budget, as the later ones do.
         yield_now().await;
         let begun = Instant::now();
         let result = timeout(Duration::from_secs(5), result).await.expect("the gateway answers or hangs up");
-        // A task that only the timeout wakes gets its result, too.
+        // If only the timeout wakes the task, the exchange still completes, but late.
         assert!(begun.elapsed() < Duration::from_secs(4), "the task was not woken in poll {poll} after {spent} units");
         drop(gateway.join());
         result.map(|response| response.status)

@@ -8,8 +8,8 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::lane::GatewayRoute;
 
-/// Connects along `route`. If the gateway is not on loopback, the kernel chooses the source address: packets from there
-/// can't reach a loopback address.
+/// Connects along `route`. If the gateway's address is not one of IPv4 loopback, the kernel chooses the source address:
+/// answers of another host can't reach a loopback address.
 ///
 /// # Errors
 /// Those of socket(2), bind(2) and connect(2).

@@ -79,8 +79,8 @@ impl PooledConnection {
     }
 
     /// Returns the connection to its pool. If the response ended before the request's body, first reads the rest of the
-    /// body, for at most [`REQUEST_END_LIMIT`]: if it stopped, an HTTP/2 client would get RST_STREAM with NO_ERROR (RFC
-    /// 9113 section 8.1), which some clients report as a failure.
+    /// body, for at most [`REQUEST_END_LIMIT`]: otherwise an HTTP/2 client would get RST_STREAM with NO_ERROR (RFC 9113
+    /// section 8.1), which some clients report as a failure.
     pub fn return_to_pool(self, now: Instant) {
         let Self { mut connection, pool, permit } = self;
         if connection.is_reusable() {
@@ -101,7 +101,7 @@ impl PooledConnection {
         self.connection.set_single_use();
     }
 
-    /// Returns what [`UpstreamConnection::into_upgraded`] does, and the permit.
+    /// Returns what [`UpstreamConnection::into_upgraded`] returns, and the permit.
     pub fn into_upgraded(self) -> Option<(TcpStream, Bytes, Option<GatewayPermit>)> {
         let (stream, early) = self.connection.into_upgraded()?;
         Some((stream, early, self.permit))
@@ -113,8 +113,8 @@ impl Pool {
         Self { idle: Mutex::default(), shutdown: shutdown.clone() }
     }
 
-    /// Takes the most recently used connection along `route` that may still be used at `now`. The gateway may have
-    /// closed it meanwhile; then the request is not sent.
+    /// Takes the most recently used connection along `route` that may still be used at `now`. If the gateway has closed
+    /// it meanwhile, sending fails before the first byte.
     pub fn take_idle(self: &Arc<Self>, route: GatewayRoute, now: Instant) -> Option<PooledConnection> {
         // Declared before the lock, so that expired connections are closed after it is released.
         let _expired;
@@ -140,7 +140,7 @@ impl Pool {
         }
     }
 
-    /// Closes connections that have been idle for too long.
+    /// Closes connections that have been idle for longer than their idle timeout.
     pub fn close_idle(&self) {
         let now = Instant::now();
         // Declared before the lock, so that expired connections are closed after it is released.

@@ -300,9 +300,12 @@ mod tests {
             assert_eq!(is_caused_by_leaving(&io::Error::from(kind)), left, "{kind}");
             assert_eq!(is_caused_by_leaving(&io::Error::new(kind, "text")), left, "{kind}");
         }
-        assert!(is_caused_by_leaving(&io::Error::new(InvalidData, rustls::Error::DecryptError)), "TLS has failed");
+        assert!(
+            is_caused_by_leaving(&io::Error::new(InvalidData, rustls::Error::DecryptError)),
+            "a TLS error ends the connection"
+        );
         let nested = io::Error::other(crate::proxy::error::Error::GatewayUnavailable(InvalidData.into()));
-        assert!(is_caused_by_leaving(&nested), "the outermost counts");
+        assert!(is_caused_by_leaving(&nested), "the kind of the outermost I/O error decides");
         assert!(!is_caused_by_leaving(&h2::Error::from(h2::Reason::PROTOCOL_ERROR)));
         assert!(BrokenBody::Reset.has_client_left());
     }

@@ -97,8 +97,8 @@ impl Upstream {
         &self.pools[workers::current_index()]
     }
 
-    /// Sends a request, and waits for the head of its response. `granted_at` is when `permit` was
-    /// granted; call this at once.
+    /// Sends a request, and waits for the head of its response. `granted_at` is the time at which `permit` was granted:
+    /// the timeouts count from then.
     ///
     /// A request is sent again only if no byte of it was sent, or if its method is safe, it has no body and no
     /// byte of a response was read. In the second case it is sent at most twice over new connections: the request

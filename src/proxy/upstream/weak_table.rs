@@ -11,6 +11,7 @@ pub(super) const MIN_TABLE: usize = 1024;
 #[derive(Debug)]
 pub struct WeakTable<K, V> {
     values: HashMap<K, Weak<V>>,
+    /// The number of entries at which those of dropped values are removed.
     clean_at: usize,
 }
 

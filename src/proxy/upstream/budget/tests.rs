@@ -30,7 +30,7 @@ fn a_client_gets_its_share_and_twenty_greedy_clients_leave_permits_to_others() {
     let budgets = budgets(128, 16);
     let held: Vec<_> = (1..=20).map(|last| take_all(&client(&budgets, last))).collect();
     assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>()[..8], [56, 28, 14, 7, 4, 2, 1, 1]);
-    assert_eq!(take_all(&client(&budgets, 21)).len(), 1, "for a client that has none");
+    assert_eq!(take_all(&client(&budgets, 21)).len(), 1, "the last permits are for clients that hold none");
     drop(held);
     assert_eq!(take_all(&client(&budgets, 1)).len(), 56, "every permit was returned");
 }
@@ -72,7 +72,7 @@ async fn clients_take_turns_in_the_queue_and_one_within_its_share_does_not_wait(
     let mut held = take_all(&greedy);
     held.extend(take_all(&other));
     held.extend(take_all(&third));
-    assert_eq!(held.len(), 4, "2, 1 and 1");
+    assert_eq!(held.len(), 4, "the three clients got 2, 1 and 1");
     let order = Mutex::new(Vec::new());
     let wait = async |client: &Arc<ClientBudget>, name| {
         let permit = client.wait_for_permit(Purpose::Request, in_five_seconds()).await.unwrap();
@@ -103,7 +103,11 @@ async fn a_request_that_waits_too_long_or_in_too_long_a_queue_is_refused() {
     assert_eq!(waiting.len(), 2 * WAITING_FACTOR / 2, "a client may fill its share of the queue");
     assert!(Waiter::try_enqueue(&other, Purpose::Request).is_some());
     assert_eq!(one.wait_for_permit(Purpose::Request, in_five_seconds()).await.unwrap_err().option, refused.option);
-    assert_eq!(start.elapsed(), Duration::from_secs(5), "at once");
+    assert_eq!(
+        start.elapsed(),
+        Duration::from_secs(5),
+        "a request beyond the client's share of the queue is refused at once"
+    );
     // Requests that were given up leave nothing behind.
     drop(waiting);
     let queue = &one.budget(Purpose::Request).queue;
@@ -146,6 +150,7 @@ fn permits_are_neither_lost_nor_doubled_under_contention() {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
                     for round in 0..300 {
+                        // In every seventh round the requests give up at once.
                         let three = [(); 3].map(|()| async {
                             let deadline =
                                 Instant::now() + Duration::from_millis(if round % 7 == 0 { 0 } else { 5000 });
@@ -175,15 +180,19 @@ async fn a_client_that_left_several_responses_unread_gets_few_permits_for_a_minu
     let few = 128 / STALLED_SHARE;
     let stall = |permits: Vec<GatewayPermit>| permits.iter().for_each(GatewayPermit::record_stall);
     stall(take_all(&one).into_iter().take(few).collect());
-    assert_eq!(take_all(&one).len(), 56, "a few are forgiven");
+    assert_eq!(take_all(&one).len(), 56, "a few unread responses do not restrict the client");
     stall(take_all(&one));
     assert_eq!(take_all(&one).len(), few);
     assert_eq!(take_all(&client(&budgets, 2)).len(), 56, "another client gets its share");
-    assert_eq!(std::iter::from_fn(|| one.try_acquire(Purpose::WebSocket)).take(3).count(), 3, "WebSockets as before");
+    assert_eq!(
+        std::iter::from_fn(|| one.try_acquire(Purpose::WebSocket)).take(3).count(),
+        3,
+        "WebSockets are not restricted"
+    );
     drop(one);
     one = client(&budgets, 1);
     tokio::time::advance(STALL_RETENTION.checked_sub(Duration::from_millis(2)).unwrap()).await;
-    assert_eq!(take_all(&one).len(), few, "a new connection changes nothing");
+    assert_eq!(take_all(&one).len(), few, "the restriction outlives the client's connections");
     tokio::time::advance(Duration::from_millis(4)).await;
     assert_eq!(take_all(&one).len(), 56);
     for last in 0..=u8::MAX {
@@ -192,7 +201,7 @@ async fn a_client_that_left_several_responses_unread_gets_few_permits_for_a_minu
     assert_eq!(lock(&budgets.external.requests.stalled_clients).len(), 256);
     tokio::time::advance(STALL_RETENTION).await;
     stall(take_all(&one));
-    assert_eq!(lock(&budgets.external.requests.stalled_clients).len(), 1, "the others are forgotten");
+    assert_eq!(lock(&budgets.external.requests.stalled_clients).len(), 1, "expired clients are removed");
 
     let agent = budgets.for_agent(Ipv4Addr::new(127, 77, 0, 1));
     stall(take_all(&agent));

@@ -34,7 +34,8 @@ pub struct H1Connection<S, B> {
     is_read_full: bool,
     /// Whether the latest response permits another request.
     may_reuse: bool,
-    /// The error of [`Self::poll_upload`], which the next frame reports. The request's body is not polled after it.
+    /// The error of [`Self::poll_upload`], which the next [`Self::poll_frame`] reports. The request's body is not
+    /// polled after it.
     upload_error: Option<ExchangeError>,
 }
 
@@ -77,12 +78,12 @@ where
     }
 
     /// Returns whether a request can be sent: the gateway has not closed the connection, and has sent nothing since the
-    /// last response. Is pending only if the budget of the task is spent.
+    /// last response. Is pending only if the task's coop budget is spent.
     pub fn poll_can_send(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if !self.is_reusable() {
             return Poll::Ready(false);
         }
-        // Without a budget, the stream would be pending whatever it has.
+        // Once the coop budget is spent, a read is pending even if bytes or the end of the stream are there.
         drop(ready!(coop::poll_proceed(cx)));
         let mut byte = [0];
         Poll::Ready(Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut byte)).is_pending())
@@ -159,8 +160,9 @@ where
         }
     }
 
-    /// Takes a head from the bytes that were read, if it is complete. Unless `is_end`, it is not looked for where there
-    /// is no empty line: each search costs time in proportion to the length of the head.
+    /// Takes a head from the bytes that were read, if it is complete. After the first attempt, the head is parsed again
+    /// only if there is a new empty line, the limit is reached, or `is_end`: parsing takes time in proportion to the
+    /// length of the head.
     fn take_head(&mut self, is_end: bool) -> Result<Option<ResponseHead>, ExchangeError> {
         let Incoming::Head { is_head_request, searched } = &mut self.incoming else {
             return Err(ExchangeError::Incomplete);
@@ -182,8 +184,7 @@ where
     }
 
     /// Sends the request's body as far as possible, and returns the next part of the response's body; `None` at its
-    /// end. A read takes at most `block` bytes, if that is more than [`SHARED_SIZE`], and at most [`SHARED_SIZE`]
-    /// otherwise.
+    /// end. A read takes at most `block` or [`SHARED_SIZE`] bytes, whichever is more.
     ///
     /// # Errors
     /// The connection or the request's body broke off, or the response's body is malformed. The connection can't be
@@ -256,7 +257,7 @@ where
         }
     }
 
-    /// Sends the request's body as far as possible, while no part of the response is wanted.
+    /// Sends the request's body as far as possible. For use while the client takes no part of the response.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
         if self.upload_error.is_none()
             && !self.outgoing.is_done()

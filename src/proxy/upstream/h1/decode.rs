@@ -250,7 +250,7 @@ impl ChunkedDecoder {
         while consumed < input.len() {
             let step = self.next_step(&input[consumed..]);
             if let (Err(ExchangeError::Chunks(why)), false) = (&step, joined.is_empty()) {
-                // What comes before the error is passed on.
+                // Return the data before the error now. The next call returns the error.
                 self.state = State::Failed(why);
                 consumed = input.len();
                 break;
@@ -262,7 +262,7 @@ impl ChunkedDecoder {
                 break;
             }
             if joined.is_empty() {
-                // Exact, if this is the only chunk.
+                // If the chunk goes on beyond the input, it is the last one in it.
                 joined.reserve_exact(if self.left > 0 { data_length } else { input.len() - begin });
             }
             joined.extend_from_slice(&input[begin..begin + data_length]);

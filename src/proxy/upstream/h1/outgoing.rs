@@ -19,7 +19,7 @@ const SMALL_PART: usize = 1024;
 /// No more parts are joined once they have this size.
 const MAX_JOINED: usize = 8 * 1024;
 
-/// A request, of which the stream has taken a part.
+/// A request that is being written.
 ///
 /// A failed write does not end it: a gateway that does not want a body answers before it has read the body, and closes
 /// the connection. From then on all bytes are discarded, and the response can still be read.
@@ -38,7 +38,7 @@ pub struct Outgoing<B> {
 }
 
 impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
-    /// Creates a request that was sent.
+    /// Creates the state without a request: nothing is to be written.
     pub fn none() -> Self {
         Self::new(Bytes::new(), Framing::Length(0), None)
     }
@@ -59,7 +59,7 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
         self.has_failed
     }
 
-    /// Returns whether all bytes were taken, by the stream or after a failure.
+    /// Returns whether all bytes were written, or discarded after a failed write.
     pub fn is_done(&self) -> bool {
         self.body.is_none() && self.is_written()
     }
@@ -90,7 +90,7 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
         }
     }
 
-    /// Takes parts of the body, until a large one, the end, or none is there.
+    /// Takes parts of the body, until it has no more for now, a part is large, or [`MAX_JOINED`] bytes are joined.
     fn fill(&mut self, cx: &mut Context<'_>) -> Result<(), ExchangeError> {
         while self.part.is_empty() && self.part_end.is_empty() && self.joined.len() < MAX_JOINED {
             let Some(body) = &mut self.body else { break };
@@ -153,7 +153,7 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
         Ok(())
     }
 
-    /// Writes as much as `stream` takes at once of what is left of the head and the part.
+    /// Writes the bytes that are left with one write, as many as `stream` takes.
     fn poll_write<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let joined = &self.joined[self.joined_written..];
         let stream = Pin::new(stream);

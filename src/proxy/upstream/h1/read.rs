@@ -11,7 +11,8 @@ use tokio_util::io::poll_read_buf;
 
 /// The size of the buffer that all connections of a thread share.
 pub const SHARED_SIZE: usize = 16 * 1024;
-/// A block that is not filled to at least one of this many parts is replaced by a copy of what it holds.
+/// A block of which less than one in this many bytes was filled is replaced by a copy of its bytes, which takes less
+/// memory.
 const WELL_FILLED: usize = 2;
 
 thread_local! {
@@ -38,8 +39,8 @@ where
     })
 }
 
-/// Reads once into a block of `size` bytes of its own; returns the bytes without a copy if they fill a good part of it.
-/// They are empty at the end of `stream`.
+/// Reads once into a new block of `size` bytes; returns the bytes, without a copy if they fill at least half of the
+/// block. They are empty at the end of `stream`.
 ///
 /// # Errors
 /// Those of the stream.

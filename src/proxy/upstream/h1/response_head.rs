@@ -20,7 +20,7 @@ const MAX_LENGTH: u64 = i64::MAX as u64;
 /// The largest head that is accepted.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
-    /// In bytes, with the line end after the last field.
+    /// In bytes, with the empty line at its end.
     pub bytes: usize,
     pub fields: usize,
 }
@@ -36,12 +36,12 @@ pub enum BodyLength {
     UntilClose,
 }
 
-/// The head of a response, interim ones included.
+/// The head of a final or an interim response.
 #[derive(Debug)]
 pub struct ResponseHead {
     pub status: StatusCode,
-    /// With at most one `Content-Length`, which is a number, and none for a response that must not have it. Only an
-    /// interim response may have others.
+    /// The fields. A final response has at most one `Content-Length`, which is a number, and none if its status forbids
+    /// one. An interim response has the fields that the gateway sent.
     pub headers: HeaderMap,
     /// The reason phrase, if it is not the one that belongs to the status.
     reason: Option<ReasonPhrase>,
@@ -68,8 +68,8 @@ impl ResponseHead {
 }
 
 /// Parses the head at the beginning of `bytes`; returns it and its length, or `None` if it is not complete.
-/// `is_head_request` is whether the request's method is HEAD. The fields are added to `spare`, which is empty and is
-/// taken.
+/// `is_head_request` is whether the request's method is HEAD. The fields are added to `spare`, an empty map that
+/// becomes part of the head.
 ///
 /// # Errors
 /// The head exceeds a limit, or is malformed.
@@ -159,7 +159,7 @@ fn status_permits_body(status: StatusCode) -> bool {
 /// Returns the length of the body of a response that states it (RFC 9112 section 6.3).
 ///
 /// # Errors
-/// There is a `Transfer-Encoding` other than one `chunked`, or the body's length is ambiguous.
+/// There is a `Transfer-Encoding` other than a single `chunked`, or the body's length is ambiguous.
 fn body_length(is_http_11: bool, may_have_body: bool, headers: &HeaderMap) -> Result<BodyLength, ExchangeError> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
@@ -174,7 +174,9 @@ fn body_length(is_http_11: bool, may_have_body: bool, headers: &HeaderMap) -> Re
         (None, _) => {
             let agreed = agreed_length(headers).and_then(|length| std::str::from_utf8(length).ok()?.parse().ok());
             let length = agreed.filter(|length| *length <= MAX_LENGTH);
-            length.map(BodyLength::Known).ok_or(ExchangeError::Length("Content-Length is no number, or not one"))
+            length
+                .map(BodyLength::Known)
+                .ok_or(ExchangeError::Length("Content-Length is not a single number below 2^63"))
         }
     }
 }
@@ -197,8 +199,8 @@ fn normalize_length(status: StatusCode, headers: &mut HeaderMap) {
     }
 }
 
-/// Returns whether the bytes after a response could be taken for its body: it states its length in both ways, or has a
-/// body where none may be.
+/// Returns whether it is doubtful where a response ends: it has both `Transfer-Encoding` and `Content-Length`, or
+/// states a body that its status forbids.
 fn has_doubtful_length(status: StatusCode, headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH)
         || states_forbidden_body(status, headers)
@@ -220,8 +222,8 @@ fn is_number(value: &[u8]) -> bool {
     !value.is_empty() && value.iter().all(u8::is_ascii_digit)
 }
 
-/// Returns the length that all `Content-Length` fields agree on; `None` if they differ or one is no number. A field may
-/// be a list (RFC 9110 section 8.6).
+/// Returns the length that all `Content-Length` fields agree on; `None` if they differ or one is not a number. A field
+/// may be a list (RFC 9110 section 8.6).
 fn agreed_length(headers: &HeaderMap) -> Option<&[u8]> {
     let lines = headers.get_all(CONTENT_LENGTH).iter();
     let mut lengths = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
@@ -404,7 +406,10 @@ mod tests {
         let length = head.len();
         assert!(matches!(parse(length, length, 3), Ok(Some(_))));
         assert!(matches!(parse(length, length - 1, 3), Err(ExchangeError::HeadTooLarge)));
-        assert!(matches!(parse(length - 1, length - 1, 3), Err(ExchangeError::HeadTooLarge)), "it can't end in time");
+        assert!(
+            matches!(parse(length - 1, length - 1, 3), Err(ExchangeError::HeadTooLarge)),
+            "a head that reaches the limit can't end within it"
+        );
         assert!(matches!(parse(length - 1, length, 3), Ok(None)));
         assert!(matches!(parse(length, length, 2), Err(ExchangeError::HeadTooLarge)));
         let long = Bytes::from(format!("HTTP/1.1 200 OK\r\nA: {}\0\r\n\r\n", "b".repeat(100)));

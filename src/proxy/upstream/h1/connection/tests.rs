@@ -8,13 +8,13 @@ use super::*;
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 4096, fields: 16 };
 
-/// A stream that reads what the test gives it, and notes what is written.
+/// A stream whose input the test provides, and which records what is written to it.
 #[derive(Default)]
 struct Stream {
     to_read: VecDeque<Result<Bytes, io::ErrorKind>>,
     written: Vec<u8>,
     writes: usize,
-    /// The number of bytes that it still takes.
+    /// The number of bytes that writes still accept.
     room: usize,
     is_broken: bool,
 }
@@ -90,6 +90,7 @@ fn data(bytes: impl Into<Bytes>) -> Option<Result<Frame<Bytes>, BrokenBody>> {
     Some(Ok(Frame::data(bytes.into())))
 }
 
+/// Returns a connection on which a request has begun. Its body yields `frames`, and is pending after them.
 fn with_request(
     framing: Framing,
     frames: impl IntoIterator<Item = Option<Result<Frame<Bytes>, BrokenBody>>>,
@@ -105,7 +106,7 @@ fn poll<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
     poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Polls for the head, and asserts that it is not there.
+/// Polls for the response's head, and asserts that it is pending.
 fn poll_no_head(connection: &mut H1Connection<Stream, Upload>) {
     let head = poll(|cx| connection.poll_head(cx));
     assert!(head.is_pending(), "{head:?}");
@@ -179,9 +180,9 @@ fn an_early_response_is_read_while_the_body_waits_and_after_a_write_has_failed()
         poll_no_head(&mut connection);
         connection.stream.is_broken = is_broken;
         read(&mut connection, "HTTP/1.1 413 A\r\nContent-Length: 2\r\n\r\nno");
-        let Poll::Ready(Ok(head)) = poll(|cx| connection.poll_head(cx)) else { panic!("it is there") };
+        let Poll::Ready(Ok(head)) = poll(|cx| connection.poll_head(cx)) else { panic!("no head") };
         assert_eq!(head.status, 413);
-        let Poll::Ready(Some(Ok(frame))) = poll(|cx| connection.poll_frame(cx, 0)) else { panic!("it is there") };
+        let Poll::Ready(Some(Ok(frame))) = poll(|cx| connection.poll_frame(cx, 0)) else { panic!("no body") };
         assert_eq!(frame.into_data().unwrap(), "no");
         assert!(connection.is_response_done() && !connection.is_request_done() && !connection.is_reusable());
         assert!(poll(|cx| connection.poll_sent(cx)).is_pending(), "the rest of the body is awaited");
@@ -198,7 +199,7 @@ fn a_client_that_breaks_off_ends_the_exchange() {
     let head = poll(|cx| connection.poll_head(cx));
     assert!(matches!(head, Poll::Ready(Err(ExchangeError::RequestBody(BrokenBody::Reset)))), "{head:?}");
     let written = String::from_utf8_lossy(&connection.stream.written);
-    assert!(!written.contains("0\r\n\r\n"), "the gateway must not take it for complete: {written}");
+    assert!(!written.contains("0\r\n\r\n"), "the gateway must not take the body for complete: {written}");
     let mut connection = with_request(Framing::Chunked, [data("abc")]);
     read(&mut connection, "HTTP/1.1 200 A\r\nContent-Length: 2\r\n\r\n");
     assert!(poll(|cx| connection.poll_head(cx)).is_ready());
@@ -218,7 +219,7 @@ fn an_upload_without_a_wanted_frame_goes_on_until_it_breaks_off() {
         connection.poll_upload(&mut Context::from_waker(Waker::noop()));
     }
     let written = String::from_utf8_lossy(&connection.stream.written);
-    assert!(written.contains("def") && !written.contains("0\r\n\r\n"), "a broken body has no end: {written}");
+    assert!(written.contains("def") && !written.contains("0\r\n\r\n"), "a broken body gets no last chunk: {written}");
     let frame = poll(|cx| connection.poll_frame(cx, 0));
     assert!(matches!(frame, Poll::Ready(Some(Err(ExchangeError::RequestBody(_))))), "{frame:?}");
     assert!(!connection.is_reusable());
@@ -227,15 +228,16 @@ fn an_upload_without_a_wanted_frame_goes_on_until_it_breaks_off() {
 #[test]
 fn a_connection_can_send_only_if_nothing_came_after_the_last_response() {
     const RESPONSE: &str = "HTTP/1.1 200 A\r\nContent-Length: 2\r\n\r\nok";
+    // What the stream reads after the response: nothing, its end, a byte, or an error.
     for (after, can_send) in [(None, true), (Some(Ok(Bytes::new())), false), (Some(Ok("x".into())), false)]
         .into_iter()
         .chain([(Some(Err(io::ErrorKind::ConnectionReset)), false)])
     {
         let mut connection = with_request(Framing::Chunked, [None]);
-        assert!(!connection.is_reusable(), "it has no response");
+        assert!(!connection.is_reusable(), "no response was read");
         read(&mut connection, RESPONSE);
         assert!(poll(|cx| connection.poll_head(cx)).is_ready());
-        assert!(!connection.is_reusable(), "it has a body");
+        assert!(!connection.is_reusable(), "the response's body was not read");
         assert!(poll(|cx| connection.poll_frame(cx, 0)).is_ready());
         assert!(connection.is_reusable());
         connection.stream.to_read.extend(after);
