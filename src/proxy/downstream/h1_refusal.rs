@@ -1,9 +1,9 @@
 //! Adds bodies to the responses by which hyper refuses HTTP/1.1 heads.
 //!
-//! hyper answers a head that it can't read with 400, 414 or 431 and an empty body, and ends the connection. hyper
-//! does not call the service first ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`]
-//! recognizes such a response: hyper's buffer was empty while no request was served, and hyper writes the response
-//! before another request begins.
+//! hyper answers a head that it can't read with 400, 414 or 431 and an empty body, and ends the connection. hyper does
+//! not call the service first ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`]
+//! recognizes such a response by two facts: when hyper's buffer was last empty, no request was being served, and no
+//! request has begun since.
 //!
 //! Workaround: delete when hyper asks the service for the response.
 
@@ -15,12 +15,14 @@ use super::refused_heads::HeadRefusal;
 
 /// The longest response head that hyper writes without the service, in bytes.
 const MAX_HEAD: usize = 512;
+/// The field of a response without a body, as hyper writes it.
 const NO_BODY: &[u8] = b"content-length: 0\r\n";
 
 /// Recognizes the responses that hyper writes without the service.
 #[derive(Debug)]
 pub struct HyperRefusals {
-    /// The number of requests so far, when hyper's buffer was last empty; `None` if a request was being served then.
+    /// The number of requests that had begun when hyper's buffer was last empty; `None` if a request was being served
+    /// then.
     idle_since: Option<u64>,
 }
 

@@ -5,16 +5,16 @@
 //! must be refused (RFC 9112 section 6.3). [`H1RequestGuard`] follows the bytes on their way to hyper, finds such
 //! heads, and makes them invalid, so that hyper answers 400 and closes the connection.
 //!
-//! It does the same to the preface of HTTP/2, which is an error on an HTTP/1.1 connection: hyper would close the
+//! The guard does the same to the preface of HTTP/2, which is an error on an HTTP/1.1 connection: hyper would close the
 //! connection without a response.
 //!
 //! The guard also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow them, but clients
 //! send them, other proxies pass them, and hyper answers 400. [`percent_encode`] percent-encodes them.
 //!
-//! Workaround, in three parts: delete the first when hyper can refuse such requests (it drops the
-//! length silently since [hyper#4123](https://github.com/hyperium/hyper/issues/4123) and
-//! [hyper#4124](https://github.com/hyperium/hyper/pull/4124)), the second when hyper answers the preface,
-//! the third when it passes a target that it can't parse.
+//! Workaround, in three parts. Delete the check of lengths when hyper can refuse such requests (it drops the length
+//! silently since [hyper#4123](https://github.com/hyperium/hyper/issues/4123) and
+//! [hyper#4124](https://github.com/hyperium/hyper/pull/4124)), the check of the preface when hyper answers it, and the
+//! encoding of targets when hyper passes a target that it can't parse.
 //!
 //! The guard checks nothing else. If it can't parse the input, hyper has refused it already and reads no further bytes.
 
@@ -27,7 +27,7 @@ pub(crate) struct H1RequestGuard {
     line: Line,
     /// The number of spaces in the current request line so far.
     spaces: u8,
-    /// Whether a request asked for an upgrade, so that a later line that looks like a request line may be none.
+    /// Whether a request asked for an upgrade, so that a later line that looks like a request line may not be one.
     may_tunnel: bool,
     fault: HeadFault,
 }
@@ -255,7 +255,7 @@ impl H1RequestGuard {
         self.position = match head {
             Head { is_chunked: true, .. } => Position::ChunkSize,
             Head { length: Some(bytes_left @ 1..), .. } => Position::Data { bytes_left, chunked: false },
-            // Also after blank lines before a request line.
+            // The head has no body, or the line was a blank one before a request line.
             _ => Position::Head,
         };
         head.is_ambiguous
@@ -265,7 +265,7 @@ impl H1RequestGuard {
 /// Returns the value of the field in `line` if it begins with `name`: the field's name in lower case, with the colon.
 fn field_value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
-    // The last byte first: in most lines it is no colon.
+    // The last byte is compared first: in most lines it is not a colon.
     (start.last() == name.last() && start.eq_ignore_ascii_case(name)).then(|| value.trim_ascii())
 }
 
@@ -287,7 +287,8 @@ mod tests {
         format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")
     }
 
-    /// Feeds `text` in pieces of `size`; returns the number of bytes after which a head was made invalid.
+    /// Scans `text` in pieces of `size` bytes; returns the number of bytes up to the one that was made invalid, with
+    /// it; `None` if there is none.
     fn found_after(text: &str, size: usize) -> Option<usize> {
         let mut guard = H1RequestGuard::default();
         let mut fed = 0;
@@ -306,6 +307,7 @@ mod tests {
     #[test]
     fn only_a_length_that_is_stated_twice_is_found() {
         let (zeros, twice) = ("0".repeat(200), head(&format!("{CL}{CL}")).replace('\r', ""));
+        // The fields of heads that are made invalid.
         let ambiguous = [
             format!("{CL}{TE}"),
             format!("{TE}{CL}"),
@@ -318,6 +320,7 @@ mod tests {
             format!("Content-Length: {}4\r\n", " ".repeat(80)),
             format!("Content-Length: 4{}\r\n", "\r".repeat(80)),
         ];
+        // Whole requests that are left as they are. Some have bodies or trailers that look like ambiguous heads.
         let plain = [
             format!("{}body", head(CL)),
             head(""),
@@ -363,7 +366,7 @@ mod tests {
         }
     }
 
-    /// Returns what hyper gets of `text` in pieces of `size`.
+    /// Returns what hyper gets if `text` is read in pieces of `size` bytes.
     fn encoded(text: &str, size: usize) -> String {
         let (mut guard, mut all) = (H1RequestGuard::default(), Vec::new());
         for piece in text.as_bytes().chunks(size) {
@@ -396,7 +399,7 @@ mod tests {
         for first in ["GET / HTTP/1.1\r\nuPgrade: websocket\r\n\r\n", "CONNECT a:1 HTTP/1.1\r\n\r\n"] {
             let text = format!("{first}{fake}");
             for size in 1..text.len() {
-                assert_eq!(encoded(&text, size), text, "what follows may be no request");
+                assert_eq!(encoded(&text, size), text, "what follows an upgrade request may not be HTTP");
             }
         }
     }

@@ -181,7 +181,8 @@ mod tests {
         [&[high, middle, low, kind, 0, 0, 0, 0, 1][..], &vec![7; length]].concat()
     }
 
-    /// Returns whether `bytes` exceed the limit when they come in pieces of `size`, all at the same moment.
+    /// Returns whether `bytes` exceed the limit if they are read in pieces of `size` bytes, all at the same moment,
+    /// after `written` bytes were written to the client.
     fn exceeds(bytes: &[u8], size: usize, written: usize) -> bool {
         let mut guard = H2FloodGuard::new();
         guard.count_written(written);
@@ -193,6 +194,7 @@ mod tests {
     fn control_frames_are_counted_however_reads_cut_them() {
         let most = usize::try_from(MAX_CONTROL_FRAMES).unwrap() - 1;
         let work = [frame(HEADERS, 40), frame(DATA, 300), frame(DATA, 70_000)].concat();
+        // PING, SETTINGS, WINDOW_UPDATE, DATA without content, PRIORITY, and a frame of an unknown type.
         for piece in [frame(6, 8), frame(4, 0), frame(8, 4), frame(DATA, 0), frame(2, 5), frame(0x42, 17)] {
             let flood = piece.repeat(most);
             for size in [1, 3, 9, 17, 1000, usize::MAX] {
@@ -211,8 +213,8 @@ mod tests {
         assert!(exceeds(&updates, 16_384, many * 17));
         let mut guard = H2FloodGuard { since: Instant::now() - INTERVAL, ..H2FloodGuard::new() };
         let preface = [&PREFACE[..], &frame(SETTINGS, 0)].concat();
-        assert_eq!(check_input(&mut guard, &[&preface[..], &updates].concat()), Ok(()), "not too many over that time");
-        assert_eq!(check_input(&mut guard, &updates), Err(Violation::Flood), "too many at once");
+        assert_eq!(check_input(&mut guard, &[&preface[..], &updates].concat()), Ok(()), "not too many in INTERVAL");
+        assert_eq!(check_input(&mut guard, &updates), Err(Violation::Flood), "too many in a moment");
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub const PUSH_PROMISE: u8 = 5;
 pub const GOAWAY: u8 = 7;
 pub const CONTINUATION: u8 = 9;
 
-// Flags of SETTINGS (ACK) and of HEADERS (all others).
+// Flags (RFC 9113 section 6). ACK is one of SETTINGS frames; the others are those of HEADERS frames.
 pub const ACK: u8 = 1;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;

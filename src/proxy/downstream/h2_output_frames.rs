@@ -13,8 +13,8 @@ use super::h2_frame_head::{
 use super::head_tracker::HeadTracker;
 use super::refused_heads::LONGEST_DEBUG_DATA;
 
-/// The most bytes of a payload that are kept. It is enough for a GOAWAY: the last stream, the code, and one byte more
-/// than the debug data that matter, so that longer data are not equal to them.
+/// The most bytes of a payload that are kept. They suffice for the last stream and the code of a GOAWAY, and for one
+/// byte more than the longest debug data that it is compared with, so that longer data are not equal.
 const MAX_KEPT_PAYLOAD: usize = 8 + LONGEST_DEBUG_DATA + 1;
 
 /// The initial value of SETTINGS_HEADER_TABLE_SIZE (RFC 9113 section 6.5.2).
@@ -22,7 +22,7 @@ const DEFAULT_TABLE_SIZE: u32 = 4096;
 /// The identifier of this setting.
 const SETTINGS_HEADER_TABLE_SIZE: u16 = 1;
 
-/// The position of hyper's output in its frames.
+/// Follows hyper's output frame by frame.
 pub struct H2OutputFrames {
     head_tracker: Arc<HeadTracker>,
     table_updates: HpackTableUpdates,
@@ -252,6 +252,9 @@ mod tests {
 
     #[test]
     fn only_a_block_of_status_alone_is_status_only() {
+        // A literal `:status` with a Huffman-coded value. The others are literals without Huffman coding, indices of
+        // the dynamic table (from 62), and both after table size updates (RFC 7541 section 6). The blocks that are not
+        // `:status` alone have two fields, an index of the static table, another name, or no field.
         let status = [0x48, 0x83, 0x68, 0x5f, 0xff];
         for (block, wanted) in [
             (&status[..], true),
@@ -284,15 +287,15 @@ mod tests {
             }
         };
         settings(&mut frames, 65_536);
-        assert!(frames.allows_interims(), "larger");
+        assert!(frames.allows_interims(), "the table got larger");
         settings(&mut frames, 4096);
-        assert!(!frames.allows_interims(), "smaller");
+        assert!(!frames.allows_interims(), "the table got smaller");
         frames.observe_output(&frame(HEADERS, END_HEADERS, 1));
         frames.observe_output(&frame(SETTINGS, ACK, 0));
         frames.observe_output(&frame(HEADERS, END_HEADERS, 1));
-        assert!(!frames.allows_interims(), "only the first SETTINGS were acknowledged");
+        assert!(!frames.allows_interims(), "only the first SETTINGS frame was acknowledged");
         frames.observe_output(&frame(SETTINGS, ACK, 0));
-        assert!(!frames.allows_interims(), "no block yet");
+        assert!(!frames.allows_interims(), "hyper has not written the block with the update");
         frames.observe_output(&frame(HEADERS, END_HEADERS, 1));
         assert!(frames.allows_interims());
     }

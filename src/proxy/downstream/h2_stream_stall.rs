@@ -32,7 +32,7 @@ tokio::task_local! {
 #[derive(Debug)]
 pub struct StreamStall {
     epoch: Instant,
-    /// Milliseconds after `epoch`, plus one; 0 if nothing waits to be read.
+    /// The time since which data wait for the client, in milliseconds after `epoch`, plus one; 0 if none wait.
     since: AtomicU64,
     must_reset: AtomicBool,
     is_expired: AtomicBool,
@@ -129,7 +129,7 @@ impl<F: Future<Output = ()>> Future for StallGuarded<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         this.stall.waker.register(cx.waker());
-        // Checked before the task is polled: it would end the stream with END_STREAM.
+        // This is checked before the task is polled: the task would end the stream with END_STREAM.
         if this.stall.must_reset.load(Ordering::Acquire) || this.task.poll(cx).is_ready() {
             return Poll::Ready(());
         }

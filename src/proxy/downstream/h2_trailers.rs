@@ -7,7 +7,7 @@
 //! table size update, which `h2` accepts at the beginning of a frame. Trailers in several frames are forwarded in one
 //! CONTINUATION: `h2` forgets the error in a frame that ends inside a field.
 //!
-//! The field is `Host` without a value. Trailers must not have it either, so
+//! The field is `Host` without a value. Trailers must not have a `Host` either, so
 //! [`scrub_request_trailers`](crate::lane::scrub_request_trailers) removes it from all trailers.
 //!
 //! Workaround: delete when `h2` resets streams with such trailers.
@@ -37,7 +37,7 @@ pub struct H2Trailers {
     bytes_left: usize,
     /// The bytes of the current frame's padding that are still to come. They are dropped.
     padding: usize,
-    /// The beginning of a frame that can't be decided yet.
+    /// The beginning of a frame that is too short to decide what to do with the frame.
     held_bytes: Vec<u8>,
     /// The header block of trailers that is not complete yet.
     block: Option<TrailerBlock>,
@@ -155,7 +155,8 @@ impl H2Trailers {
                     return Ok(rewritten);
                 }
                 FrameAction::Passed(length) => {
-                    // Another frame interrupts a header block: `h2` refuses both.
+                    // Another frame inside a header block is an error (RFC 9113 section 6.10). `h2` gets both, and
+                    // refuses them.
                     if let Some(block) = self.block.take() {
                         block.write_frames_to(&mut rewritten);
                     }
@@ -190,7 +191,7 @@ impl H2Trailers {
         }
         if stream > self.last_stream {
             self.last_stream = stream;
-            // This frame may be seen twice (`rewrite_input`): it is recorded once.
+            // `rewrite_input` may examine this frame twice. It is recorded once.
             if flags & END_STREAM == 0 && self.begun_streams.back().is_none_or(|last| *last < stream) {
                 if self.begun_streams.len() == MAX_STREAMS {
                     self.dropped_stream = self.begun_streams.pop_front().unwrap_or_default();
@@ -261,6 +262,7 @@ mod tests {
         [&PREFACE[..], &frame(4, 0, 0, &[7; 12]), &heads].concat()
     }
 
+    /// Returns what `h2` gets if `bytes` are read in pieces of `size` bytes, and the state after them.
     fn rewrite_in_pieces(bytes: &[u8], size: usize) -> (Vec<u8>, H2Trailers) {
         let mut trailers = H2Trailers::new();
         let pieces =
@@ -271,6 +273,7 @@ mod tests {
     #[test]
     fn trailers_get_a_regular_field_before_them_however_reads_cut_them() {
         let flags = END_STREAM | END_HEADERS;
+        // The frames that `h2` gets for trailers on stream 3.
         let host = |flags| frame(HEADERS, flags, 3, &[EMPTY_HOST]);
         let rest = |flags, block: &[u8]| [host(END_STREAM), frame(CONTINUATION, flags, 3, block)].concat();
         let block = b"block of trailers";
@@ -313,6 +316,7 @@ mod tests {
 
     #[test]
     fn all_other_frames_pass_and_complete_ones_are_not_copied() {
+        // Frames that are too short for their flags.
         let too_short = [
             frame(HEADERS, PADDED, 3, b""),
             frame(HEADERS, PADDED, 3, b"\x05abc"),
@@ -339,6 +343,7 @@ mod tests {
 
     #[test]
     fn a_block_is_bounded_and_one_that_is_interrupted_is_not_completed() {
+        // The first frame has 10,000 of the 16,384 bytes that a block may have.
         let more = |size: usize| frame(CONTINUATION, 0, 3, &vec![0; size]);
         let start = frame(HEADERS, END_STREAM, 3, &[0; 10_000]);
         for (rest, fits) in [

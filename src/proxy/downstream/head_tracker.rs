@@ -238,7 +238,7 @@ impl HeadTracker {
         self.has_interims() && self.state().interims.is_partly_written()
     }
 
-    /// Has `cx` woken when there are interim responses to be written.
+    /// Registers the task of `cx` to be woken when an interim response is added.
     pub fn register_writer(&self, cx: &Context<'_>) {
         self.writer.register(cx.waker());
     }
@@ -266,7 +266,7 @@ impl HeadTracker {
     }
 }
 
-/// A request as the tracker knows it: sends its interim responses, and returns what happened to its stream.
+/// A handle of one request: sends interim responses, and returns whether `h2` reset the request's stream.
 #[derive(Clone)]
 pub struct RequestHandle {
     head_tracker: Arc<HeadTracker>,
@@ -305,8 +305,8 @@ impl RequestHandle {
         }
     }
 
-    /// Completes once no interim response of the connection waits. Over HTTP/1.1 a final response must not be begun
-    /// before.
+    /// Completes once no interim response of the connection waits. Over HTTP/1.1 a final response must not begin before
+    /// that.
     pub fn poll_interims_written(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.head_tracker.interims_written.register(cx.waker());
         if self.has_interims() { Poll::Pending } else { Poll::Ready(()) }

@@ -102,6 +102,7 @@ pub fn encode_h2(stream: u32, status: StatusCode, headers: &HeaderMap) -> Vec<u8
     let mut block = vec![8];
     push_string(&mut block, status.as_str().as_bytes());
     for (name, value) in headers {
+        // A literal that is never indexed (RFC 7541 section 6.2.3), or one that is not indexed.
         block.push(if value.is_sensitive() { 0x10 } else { 0 });
         push_string(&mut block, name.as_str().as_bytes());
         push_string(&mut block, value.as_bytes());

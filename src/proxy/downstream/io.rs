@@ -24,8 +24,8 @@ use crate::proxy::chunked_trailers::first_nonempty;
 use crate::proxy::registry::RegistryGuard;
 use crate::workers::WorkerSlot;
 
-/// The largest write over HTTP/2, in bytes, that may consist of control frames alone, such as answers to PINGs. It does
-/// not show that the client reads a response.
+/// The largest write over HTTP/2, in bytes, that may consist of control frames alone, such as answers to PINGs. Such a
+/// write does not show that the client reads a response.
 const MAX_CONTROL_WRITE: usize = 64;
 
 /// The guards and permits that a connection holds until its end, tunnels included.

@@ -5,14 +5,14 @@
 //!
 //! 1. The header blocks that begin a stream, less the requests, are undecided.
 //! 2. A reset with REFUSED_STREAM is a refused head. So is a response whose only field is `:status`, which `h2` sends
-//!    if a head is too large. No request can get either.
+//!    if a head is too large. `h2` sends neither for a request.
 //! 3. Each other reset of such a stream is a refused head, as long as header blocks are undecided.
 //!
 //! Step 3 is taken at the end of a round: when hyper has done all that it can, and everything was written. Before that,
 //! an undecided header block may still become a request.
 //!
-//! For example, header blocks come on streams 3, 5 and 7, two become requests, and `h2` resets stream 5.
-//! One block is undecided, so the reset is a refused head. A later reset of stream 3 is none.
+//! For example, header blocks come on streams 3, 5 and 7, two become requests, and `h2` resets stream 5. One block is
+//! undecided, so the reset is a refused head. A later reset of stream 3 is not one.
 //!
 //! A header block that continues in CONTINUATION frames may be refused before its end. For one request, a CONNECT
 //! with a body, hyper ends the connection without a frame (`hyper/src/proto/h2/server.rs`, "h2 connect request with
@@ -25,7 +25,7 @@ use std::mem::take;
 
 use http::StatusCode;
 
-/// The most streams of a round that are kept. `h2` may drop any number after a GOAWAY.
+/// The most streams of a round that are kept. `h2` may drop any number of streams after a GOAWAY.
 const MAX_STREAMS: usize = 1024;
 
 // Error codes of streams and connections (RFC 9113 section 7).

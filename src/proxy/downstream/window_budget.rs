@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A connection gets one of this many parts of the memory that is left.
+/// A new connection gets one part in this many of the memory that is left.
 const LEASE_PART: usize = 16;
 /// The smallest window, in bytes: every connection begins with it.
 const MIN_WINDOW: usize = 65_535;
@@ -71,7 +71,7 @@ mod tests {
         let sum = |leases: &[WindowLease]| leases.iter().map(|lease| lease.bytes).sum::<usize>();
         assert!(sum(&leases) < 32 << 20, "{}", sum(&leases));
         let more: Vec<_> = (0..1000).map(|_| budget.take_lease()).collect();
-        assert_eq!(more[999].window_size(), 65_535, "no less than every connection has");
+        assert_eq!(more[999].window_size(), 65_535, "not less than the window that every connection begins with");
         drop((leases, more));
         assert_eq!(budget.take_lease().window_size(), 2 << 20, "every window was returned");
     }

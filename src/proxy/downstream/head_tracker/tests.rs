@@ -9,7 +9,7 @@ use crate::proxy::downstream::interim_queue::{MAX_QUEUED_BYTES, MAX_RESPONSE_BYT
 
 const HINTS: StatusCode = StatusCode::EARLY_HINTS;
 
-/// What is written at once.
+/// Returns the interim responses that wait, as one call writes them.
 fn write_interims(head_tracker: &HeadTracker) -> Vec<u8> {
     let mut stream = Vec::new();
     let poll = head_tracker.poll_write_interims(&mut stream, &mut Context::from_waker(Waker::noop()), false);
@@ -35,7 +35,7 @@ fn an_interim_response_has_the_form_of_its_protocol() {
     assert_eq!(write_interims(&h2), [&[0, 0, 16, 1, 4, 0, 0, 0, 5][..], &block].concat());
     let mut long = Vec::new();
     push_string(&mut long, &[b'a'; 1337]);
-    assert_eq!(&long[..4], [127, 0xba, 9, b'a'], "127 + 58 + 9 * 128");
+    assert_eq!(&long[..4], [127, 0xba, 9, b'a'], "1337 is 127 + 58 + 9 * 128");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
 #[test]
 fn requests_are_not_kept_without_bound_while_the_client_does_not_read() {
     let head_tracker = HeadTracker::new(Protocol::H2);
-    // A head that is refused, so that no round ends.
+    // A header block that becomes no request: while writes are blocked, the round does not end.
     head_tracker.record_header_block(1);
     for number in 1..10_000 {
         head_tracker.record_header_block(2 * number + 1);
@@ -86,17 +86,18 @@ fn streams_are_known_where_each_header_block_was_one_request() {
     five_or_seven.send_interim(HINTS, &link_header());
     assert_eq!((five_or_seven.stream(), write_interims(&head_tracker)), (None, Vec::new()));
     head_tracker.record_reset(5, PROTOCOL_ERROR);
-    assert!(!five_or_seven.was_reset_for_client_error(), "it may be 7");
+    assert!(!five_or_seven.was_reset_for_client_error(), "the request may be on stream 7");
     three.send_interim(HINTS, &link_header());
-    assert_ne!(write_interims(&head_tracker), b"", "what was known stays known");
+    assert_ne!(write_interims(&head_tracker), b"", "the streams of earlier rounds stay known");
     head_tracker.record_header_block(9);
     let nine = head_tracker.begin_request();
     head_tracker.end_round_unless_blocked();
     nine.send_interim(HINTS, &link_header());
-    assert_eq!(nine.stream(), Some(9), "what comes later is known again");
+    assert_eq!(nine.stream(), Some(9), "the streams of later rounds are known again");
     assert_ne!(write_interims(&head_tracker), b"");
 
     let head_tracker = HeadTracker::new(Protocol::H2);
+    // After a request without a header block, the streams of the round can't be known.
     let _without_a_block = head_tracker.begin_request();
     head_tracker.record_header_block(1);
     let late = head_tracker.begin_request();
@@ -117,7 +118,7 @@ fn nothing_is_decided_while_something_waits_to_be_written() {
     let three = head_tracker.begin_request();
     head_tracker.set_write_blocked(true);
     head_tracker.end_round_unless_blocked();
-    assert_eq!((one.stream(), three.stream()), (Some(1), Some(3)), "each block is a request");
+    assert_eq!((one.stream(), three.stream()), (Some(1), Some(3)), "each block became a request");
     head_tracker.end_round_unless_blocked();
     assert_eq!(head_tracker.take_refused_and_dropped(), Default::default());
 }
@@ -149,7 +150,7 @@ fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
     head_tracker.end_round_unless_blocked();
     handle.send_interim(HINTS, &link_header());
     head_tracker.close_stream(1);
-    assert_eq!(write_interims(&head_tracker), b"", "its final response came first");
+    assert_eq!(write_interims(&head_tracker), b"", "the end of the stream drops its interim responses");
     handle.send_interim(HINTS, &link_header());
     assert_eq!(write_interims(&head_tracker), b"");
     head_tracker.record_header_block(3);
@@ -160,7 +161,7 @@ fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
     assert_eq!(
         (reset_before.stream(), write_interims(&head_tracker)),
         (Some(3), Vec::new()),
-        "reset before it was passed on"
+        "the stream was reset before hyper passed the request on"
     );
     let h1 = HeadTracker::new(Protocol::H1);
     let earlier = h1.begin_request();
@@ -177,6 +178,7 @@ fn a_request_whose_stream_h2_reset_is_known() {
     }
     let [one, three, five] = [1, 3, 5].map(|_| head_tracker.begin_request());
     head_tracker.record_reset(1, PROTOCOL_ERROR);
+    // CANCEL, which shows no error of the client.
     head_tracker.record_reset(3, 8);
     assert!(!one.was_reset_for_client_error(), "the round has not ended");
     head_tracker.end_round_unless_blocked();

@@ -18,7 +18,7 @@ fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
     heads.record_reset(1, PROTOCOL_ERROR);
     heads.end_round();
     assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE));
-    // Of three blocks two became requests.
+    // Of three header blocks, two become requests, and one is refused.
     for stream in [3, 5, 7] {
         heads.record_header_block(stream);
     }
@@ -29,7 +29,7 @@ fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
     assert_eq!(heads.take_refused_and_dropped(), (vec![MALFORMED], NONE));
     heads.record_reset(3, PROTOCOL_ERROR);
     heads.end_round();
-    assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE), "each is counted once");
+    assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE), "a later reset of a request is not a refused head");
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn what_only_a_head_can_get_is_counted_at_once() {
     heads.record_goaway(0, 0, b"");
     heads.end_round();
     assert_eq!(heads.take_refused_and_dropped(), (vec![MALFORMED], NONE));
-    // Trailers that are a single field.
+    // Trailers with a single field look like a response that has only `:status`.
     heads.record_header_block(7);
     heads.record_request();
     heads.record_response_head(7, false);
@@ -66,7 +66,7 @@ fn a_reset_for_a_body_is_no_refusal_while_a_surplus_stream_waits_for_its_own() {
         heads.record_header_block(stream);
     }
     heads.record_request();
-    // Nothing more is written for a while.
+    // Both resets are in the same round.
     heads.record_reset(1, PROTOCOL_ERROR);
     heads.record_reset(3, REFUSED_STREAM);
     heads.end_round();
@@ -85,7 +85,7 @@ fn a_surplus_stream_is_counted_even_where_it_was_not_kept() {
     }
     heads.end_round();
     assert_eq!(heads.take_refused_and_dropped(), (vec![SURPLUS; 3 * MAX_STREAMS], NONE));
-    // An error that is no head's.
+    // An error that concerns no head.
     heads.record_goaway(0, PROTOCOL_ERROR, b"");
     heads.end_round();
     assert!(heads.is_empty());
@@ -94,7 +94,7 @@ fn a_surplus_stream_is_counted_even_where_it_was_not_kept() {
 #[test]
 fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
     let mut heads = RefusedHeads::default();
-    // One was reset before it was refused.
+    // The client reset the second stream before hyper passed its request on.
     for stream in [1, 3] {
         heads.record_header_block(stream);
     }
@@ -112,7 +112,7 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
         assert!(!heads.is_empty());
         assert_eq!(heads.take_refused_and_dropped(), (vec![], DroppedHeads { by_client: 0, by_closing: 2 }));
         assert!(heads.is_empty());
-        // They do not explain a later reset.
+        // A later reset is not counted as one of these heads.
         heads.record_header_block(7);
         heads.record_request();
         heads.record_reset(7, PROTOCOL_ERROR);
@@ -124,12 +124,12 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
 #[test]
 fn a_refused_header_block_is_counted_once_even_if_it_arrives_in_parts() {
     for (name, code, debug_data, wanted) in [
-        ("unreadable", PROTOCOL_ERROR, &b""[..], Some(MALFORMED)),
-        ("over the limit of what is ignored", COMPRESSION_ERROR, b"", Some(MALFORMED)),
+        ("malformed", PROTOCOL_ERROR, &b""[..], Some(MALFORMED)),
+        ("larger than what h2 ignores", COMPRESSION_ERROR, b"", Some(MALFORMED)),
         ("much too large", ENHANCE_YOUR_CALM, b"header_list_way_too_large", Some(TOO_LARGE)),
         ("too many frames", ENHANCE_YOUR_CALM, b"too_many_continuations", Some(TOO_LARGE)),
-        ("no fault of the head", ENHANCE_YOUR_CALM, b"too_many_resets", None),
-        ("a polite end", 0, b"", None),
+        ("too many resets", ENHANCE_YOUR_CALM, b"too_many_resets", None),
+        ("NO_ERROR", 0, b"", None),
     ] {
         for is_whole in [false, true] {
             let mut heads = RefusedHeads::default();
@@ -146,11 +146,11 @@ fn a_refused_header_block_is_counted_once_even_if_it_arrives_in_parts() {
             assert_eq!(
                 heads.take_refused_and_dropped(),
                 (refused, DroppedHeads { by_client: 0, by_closing }),
-                "{name}, {is_whole}"
+                "{name}, whole: {is_whole}"
             );
         }
     }
-    // Reset before its end, which then leads to the end of the connection.
+    // The stream is reset before the end of its header block, and the rest of the block ends the connection.
     let mut heads = RefusedHeads::default();
     heads.record_partial_header_block(1);
     heads.end_round();
@@ -160,7 +160,7 @@ fn a_refused_header_block_is_counted_once_even_if_it_arrives_in_parts() {
     heads.record_goaway(0, PROTOCOL_ERROR, b"");
     heads.end_round();
     assert_eq!(heads.take_refused_and_dropped(), (vec![MALFORMED], NONE));
-    // What is no head.
+    // A GOAWAY that concerns no head.
     heads.record_goaway(0, PROTOCOL_ERROR, b"");
     heads.end_round();
     assert_eq!(heads.take_refused_and_dropped(), (vec![], NONE));
