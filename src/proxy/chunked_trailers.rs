@@ -49,7 +49,7 @@ impl FlushCounter {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Has the next flush wake the task of `cx`.
+    /// Registers the task of `cx` to be woken by the next flush.
     pub fn wake_on_flush(&self, cx: &Context<'_>) {
         self.waker.register(cx.waker());
     }
@@ -115,7 +115,10 @@ impl TrailerSlot {
     ) -> Poll<io::Result<usize>> {
         if !offered.starts_with(LAST_CHUNK) {
             self.clear();
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "trailers, but no end of a body")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "there are trailers, but hyper did not write the last chunk",
+            )));
         }
         let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
         while !unwritten.is_empty() {
@@ -195,7 +198,10 @@ mod tests {
             }
         };
         assert_eq!((count, stream.written.as_slice()), (5, &b"0\r\nx-checksum: abc\r\n\r\n"[..]));
-        assert!(slot.poll_replace_last_chunk(&mut stream, &mut cx, LAST_CHUNK).is_none(), "one end only");
+        assert!(
+            slot.poll_replace_last_chunk(&mut stream, &mut cx, LAST_CHUNK).is_none(),
+            "the trailers belong to one last chunk only"
+        );
     }
 
     #[test]

@@ -53,8 +53,8 @@ impl ConnectionInfo {
 
     /// Returns why a connection on the agent lane must close; `None` if it is not on that lane or may stay.
     ///
-    /// The decision is made for the time at which the connection was registered, so that an expired certificate is no
-    /// reason: `connection/lifetime.rs` lets the open requests of such a connection finish.
+    /// The decision is made for the time at which the connection was registered, so that an expired certificate is not
+    /// a reason: `connection/lifetime.rs` lets the open requests of such a connection finish.
     pub(super) fn why_lost_agent_lane(&self, view: &View, policy: &LanePolicy) -> Option<String> {
         let (Lane::Agent(before), ConnectionEvidence::Tls(evidence)) = (&*self.lane, &*self.evidence) else {
             return None;

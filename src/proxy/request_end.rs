@@ -17,8 +17,8 @@ pub(super) enum RequestEnd {
     BadBody,
     /// The client closed its connection, or reset its stream.
     ClientGone,
-    /// loopgate closed the connection: over HTTP/2 for another fault of the client, or, for a request that had only
-    /// sent its head, while it was closing for any reason.
+    /// loopgate or `h2` closed the HTTP/2 connection for another fault of the client. It is also the end of a head that
+    /// came while the connection was being closed, for any reason, and became no request.
     ConnectionClosed,
     /// The client read nothing of the response for too long: `limits.stall_timeout`, five times that on one HTTP/2
     /// stream, or `limits.gateway_stall` for an external client if that is shorter.

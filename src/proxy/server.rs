@@ -85,8 +85,9 @@ impl Proxy {
         Arc::new(Self { shared, workers })
     }
 
-    /// Starts the task that checks open connections again at each change of the view, until `shutdown` begins. That
-    /// shutdown must begin only after the connections have ended. Must be called within a Tokio runtime.
+    /// Starts two tasks, which run until `shutdown` begins: one checks open connections again at each change of the
+    /// view, the other closes expired idle connections to the gateway. `shutdown` must begin only after the connections
+    /// have ended. Must be called within a Tokio runtime.
     pub fn spawn_recheck(&self, shutdown: &Shutdown) {
         shutdown.spawn(recheck_on_view_changes(Arc::clone(&self.shared), shutdown.clone()));
         shutdown.spawn(close_idle_upstreams(Arc::clone(&self.shared), shutdown.clone()));

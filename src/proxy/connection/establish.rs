@@ -42,7 +42,7 @@ pub enum Error {
     ProxyProtocol(#[from] proxy_protocol::Error),
     #[error(transparent)]
     Tls(#[from] tls::Error),
-    #[error("the client authorities changed during the handshake")]
+    #[error("the client CAs or the revoked certificates changed during the handshake")]
     AuthorityChanged,
     #[error("loopgate is shutting down")]
     ShuttingDown,

@@ -3,13 +3,14 @@
 //! These are the reasons. If several apply at once, the first one in this list counts:
 //!
 //! 1. The connection was revoked. Its WebSockets over HTTP/2 have [`REVOKED_GRACE`] to send their close frames.
-//! 2. A second signal ended the shutdown.
+//! 2. A second signal ended the shutdown at once.
 //! 3. The client closed the connection, or hyper did.
 //! 4. `limits.drain_timeout` has passed since the shutdown began.
 //! 5. The client's certificate has expired. Open requests finish, and no further one is taken.
 //! 6. The client is overdue: with a head or the HTTP/2 preface, with the next request, or with reading.
 //!
-//! With 5, open requests finish; an idle connection has none. With every other reason they end with the connection.
+//! With reason 5, open requests finish. An idle connection has no open request. With every other reason, open requests
+//! end with the connection.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -148,7 +149,7 @@ where
                 self.is_draining = true;
                 // A client that ignores the GOAWAY must not delay the shutdown (RFC 9113 section 6.8).
                 (self.timeouts.idle, self.timeouts.head) = (DRAIN_GRACE, DRAIN_GRACE);
-                // The newest value, not the connection's: the process waits for that.
+                // The current setting, not the one that the connection began with: the process waits for this time.
                 let drain_timeout = self.context.shared.settings.load().limits.drain_timeout;
                 self.cut_at = Some(now + drain_timeout + CUT_DELAY);
                 self.begin_finish(now + DRAIN_GRACE);
@@ -282,7 +283,7 @@ where
                 head_tracker.record_refused_head(HeadRefusal::Timeout)
             }
             Overdue::HeaderBlock => head_tracker.record_header_block_timeout(),
-            // Over HTTP/2 `Head` is the preface, which is no request head.
+            // Over HTTP/2 `Head` is the preface, which is not a request head.
             Overdue::Head | Overdue::Idle | Overdue::Stall => {}
         }
         if matches!(overdue, Overdue::Head | Overdue::HeaderBlock) {

@@ -71,7 +71,8 @@ pub struct CaRequest {
 }
 
 impl CaRequest {
-    /// Returns the request that `parts` are; `None` if they are another request, or if the CA is not served.
+    /// Returns `parts` as a request for the CA's certificate; `None` if they are another request, or the CA is not
+    /// served.
     pub fn from_parts(parts: &Parts, tls: &ArcSwap<TlsServerConfig>) -> Option<Self> {
         // The path is checked first: all other requests cost one comparison.
         let format = CaFormat::for_path(parts.uri.path())?;

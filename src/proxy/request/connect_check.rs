@@ -156,7 +156,7 @@ impl DeviceCheck {
     }
 }
 
-/// Refuses a first message that asks for scopes beyond `cap`, or that is no well-formed `connect`.
+/// Refuses a first message that asks for scopes beyond `cap`, or that is not a well-formed `connect`.
 ///
 /// # Errors
 /// The reason of the refusal, for the close frame.

@@ -203,7 +203,7 @@ impl RequestRecord {
 
     /// Records that the request's body broke off inside the response, and logs it.
     fn record_broken_body(&self, broken: &BrokenBody) {
-        // How the client left follows from its connection. Over HTTP/2 `h2` resets the stream of a malformed body.
+        // If the client left, its connection shows how. Over HTTP/2, `h2` resets the stream of a malformed body.
         if !self.handle.is_h2() && !broken.has_client_left() {
             let _ = self.end.set(RequestEnd::BadBody);
         }
@@ -301,7 +301,7 @@ impl RequestRecord {
             (self.context.number, self.context.peer, self.bytes_sent.load(Ordering::Relaxed));
         let trace_id = self.trace.as_ref().map_or("-", |trace| trace.forwarded.trace_id());
         let (lane, protocol, end) = (self.lane().label(), self.context.protocol.label(), end.label());
-        // Left out if there was no response.
+        // The field is left out if there was no response.
         let status = Some(self.status.load(Ordering::Relaxed)).filter(|status| *status > 0);
         info!(
             target: "loopgate::access", connection, %peer, %client, lane, protocol, %method, path, status,

@@ -42,7 +42,7 @@ pub struct GatewayBody {
     /// 304 with an empty body (`hyper/src/proto/h1/role.rs`, "content-length value found, but empty body provided").
     /// It writes no body after a 304 in any case.
     hides_end: bool,
-    /// The connection of the body; `None` once it has ended.
+    /// The connection to the gateway; `None` once the body has ended.
     upstream: Option<PooledConnection>,
     block_size: BlockSize,
     record: Arc<RequestRecord>,
@@ -52,8 +52,8 @@ pub struct GatewayBody {
     trailers: Option<(HeaderMap, u64)>,
 }
 
-/// The most bytes that are read from the gateway at once. Large reads cost less, but a client that does not read has
-/// them in memory. So they are large only while the client reads as fast as the gateway sends.
+/// The most bytes that are read from the gateway at once. Large reads cost less, but a block stays in memory while the
+/// client does not read. So reads are large only while the client reads as fast as the gateway sends.
 #[derive(Debug, Default)]
 struct BlockSize {
     /// The number of bytes that were passed on since the client's socket was full.
@@ -83,7 +83,7 @@ struct Failure {
 
 /// The way to find out that all bytes before the error have left the process.
 enum Delivered {
-    /// HTTP/1.1: the connection was flushed after this number of flushes.
+    /// HTTP/1.1: the connection has been flushed more often than this.
     Flushed(u64),
     /// HTTP/2: an empty chunk was sent, which comes after all others of the stream. `None` before it was.
     Marker(Option<oneshot::Receiver<()>>),
@@ -274,7 +274,7 @@ impl GatewayBody {
 
 impl Drop for GatewayBody {
     fn drop(&mut self) {
-        // Noted before the permit is returned: that may let a waiting request of the same client continue.
+        // This is recorded before the permit is returned, which may let a waiting request of the same client continue.
         if let Some(upstream) = self.upstream.as_ref().filter(|_| self.record.is_client_stalled()) {
             upstream.record_stall();
         }
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(size.bytes(), SLOW_BLOCK);
         size.record_full_socket();
         pass(&mut size, FAST_AFTER - 1);
-        assert_eq!(size.bytes(), SLOW_BLOCK, "it was full before");
+        assert_eq!(size.bytes(), SLOW_BLOCK, "a full socket begins a new count");
         pass(&mut size, 1);
         assert_eq!(size.bytes(), FAST_BLOCK);
         size.record_full_socket();

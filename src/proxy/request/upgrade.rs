@@ -208,7 +208,7 @@ async fn open_tunnel(
     authorization: Option<ClientAuthorization>,
 ) -> Result<(Tunnel, Option<GatewayPermit>), TunnelError> {
     let (gateway, from_gateway, permit) =
-        upstream.into_upgraded().ok_or_else(|| io::Error::other("the gateway's connection is gone"))?;
+        upstream.into_upgraded().ok_or_else(|| io::Error::other("the connection to the gateway was not upgraded"))?;
     let client = client_side.await.map_err(io::Error::other)?;
     let close_signal = options.close_signal.clone();
     let tunnel: Tunnel = match client.downcast::<TokioIo<Downstream>>() {

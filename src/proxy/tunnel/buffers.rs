@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The largest block, in bytes: four TLS records, which rustls writes with one system call.
 pub const MAX_BLOCK: usize = 64 * 1024;
-/// A block is at most one of this many parts of the memory that is left.
+/// A block is at most one part in this many of the memory that is left.
 const BLOCK_PART: usize = 16;
 /// The smallest block, in bytes.
 const MIN_BLOCK: usize = 4 * 1024;
@@ -82,6 +82,7 @@ mod tests {
 
     #[test]
     fn blocks_shrink_as_tunnels_stall_and_their_sum_is_limited() {
+        // `most` is what a lease holds for a block of the smallest size.
         for (is_h2, most) in [(false, MIN_BLOCK), (true, H2_BUFFER + (1 + BLOCKS_IN_H2) * MIN_BLOCK)] {
             let budget = TunnelBufferBudget::new(64 << 20);
             let mut leases: Vec<_> = (0..4096).map(|_| BufferLease::new(&budget, is_h2)).collect();
@@ -98,7 +99,7 @@ mod tests {
             assert_eq!(leases[4095].block_size(), MAX_BLOCK);
             leases[0].set_unsent(1);
             drop(leases);
-            assert_eq!(budget.held_bytes.load(Ordering::Relaxed), 0, "every byte was given back");
+            assert_eq!(budget.held_bytes.load(Ordering::Relaxed), 0, "every byte was returned");
         }
     }
 }

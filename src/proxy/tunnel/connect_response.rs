@@ -188,6 +188,7 @@ mod tests {
                 assert_eq!(response.gateway_sent(), GatewaySent { challenge: Some(true), answer, closed: false });
             }
         }
+        // A gateway that speaks another protocol, and sends a close frame.
         let mut response = ConnectResponseWatcher::new(Arc::default());
         response.observe_bytes(&[frame(0x82, b"RFB 003.008\n"), frame(0x88, &[3, 0xf0])].concat());
         assert_eq!(response.gateway_sent(), GatewaySent { challenge: Some(false), answer: None, closed: true });

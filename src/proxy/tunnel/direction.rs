@@ -57,10 +57,14 @@ pub enum GateChange {
     Refused,
 }
 
+/// How far the end of a direction is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum EndStage {
+    /// Bytes may still be read.
     Open,
+    /// The end was read, and the other side is being shut down.
     Ending,
+    /// The other side was shut down.
     Closed,
 }
 
@@ -202,7 +206,7 @@ impl Direction {
                 }
                 EndStage::Open => {}
             }
-            // Also checked in `write_block`. Checked here because no further bytes may come.
+            // `write_block` adds a close frame after bytes of the gateway. Here it is added if no further bytes come.
             if let Some(frame) = self.due_close_frame()
                 && self.frames.as_ref().is_some_and(WebSocketFrames::is_at_boundary)
             {
@@ -210,7 +214,7 @@ impl Direction {
                 self.pending = frame;
                 continue;
             }
-            // Flushed before the next read: nothing is read while bytes have not left.
+            // Flush before the next read: nothing is read while bytes wait to be sent.
             if self.is_unflushed {
                 if Pin::new(&mut *to).poll_flush(cx)?.is_pending() {
                     return Ok(Poll::Pending);

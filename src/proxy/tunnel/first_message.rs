@@ -65,7 +65,7 @@ pub enum Checked {
     /// The message is a `connect`. The `connect` passes once the future completes, and later bytes pass once the
     /// gateway has accepted the `connect`.
     Connect(BoxFuture<'static, ()>),
-    /// The message is no `connect`. The gateway accepts it only if it speaks another protocol.
+    /// The message is not a `connect`. The gateway accepts it only if it speaks another protocol.
     Other,
     /// Close the WebSocket, for this reason.
     Refused(String),
@@ -84,7 +84,7 @@ pub enum Verdict {
         /// The bytes that were read after the message.
         rest: Bytes,
     },
-    /// Pass the bytes: they begin with a message that is no `connect`, or with a part of such a message.
+    /// Pass the bytes: they begin with a message that is not a `connect`, or with a part of such a message.
     Other(Bytes),
     /// Pass the bytes: they end with a close frame. Discard all later bytes.
     Close(Bytes),
@@ -162,7 +162,7 @@ impl FirstMessage {
     /// Takes the next bytes of the client; returns what to do with all that are held back.
     pub fn check_next_bytes(&mut self, bytes: &[u8]) -> Verdict {
         if self.lease.as_mut().is_none_or(|lease| !lease.try_extend(self.held_bytes.len() + bytes.len())) {
-            return refused_verdict("too many long first messages at once");
+            return refused_verdict("too many long first messages at once; try again");
         }
         self.held_bytes.extend_from_slice(bytes);
         loop {
@@ -371,6 +371,8 @@ mod tests {
     #[test]
     fn frames_that_could_hide_a_message_are_refused() {
         let unmasked = [&[0x81, 5][..], b"admin"].concat();
+        // Frames with reserved bits, without a mask, in a wrong order, with an unknown opcode; control frames that are
+        // fragmented or too long.
         let malformed = [
             frame(0xc1, b"{}"),
             frame(0xa1, b"{}"),
@@ -415,7 +417,7 @@ mod tests {
             }
         }
         assert_eq!(passed, [&ping[..], &pong].concat());
-        let Verdict::Other(message) = first.check_next_bytes(&connect[4..]) else { panic!("the message") };
+        let Verdict::Other(message) = first.check_next_bytes(&connect[4..]) else { panic!("the message is held") };
         assert_eq!(message, connect);
     }
 

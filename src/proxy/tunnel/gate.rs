@@ -34,7 +34,7 @@ pub struct Gate {
     deadline: Option<Instant>,
 }
 
-/// How far the first message is.
+/// The progress of the first message.
 enum GateStage {
     /// The first message is not complete yet.
     Check(Box<FirstMessage>),
@@ -42,9 +42,9 @@ enum GateStage {
     Prepare(BoxFuture<'static, ()>, Bytes),
     /// The `connect` has passed, and the gateway has not answered it yet.
     Response,
-    /// The first message is no `connect`. It passes, up to its end.
+    /// The first message is not a `connect`. It passes, up to its end.
     Other(WebSocketFrames),
-    /// A message that is no `connect` has passed. The gateway has not shown yet which protocol it speaks.
+    /// A message that is not a `connect` has passed. The gateway has not shown yet which protocol it speaks.
     Protocol,
     /// Nothing more passes.
     Discard,
@@ -128,7 +128,7 @@ impl Gate {
         }
     }
 
-    /// Passes the bytes up to the end of a first message that is no `connect`.
+    /// Passes the bytes up to the end of a first message that is not a `connect`.
     fn pass_other_message(&mut self, mut bytes: Bytes) -> GateStep {
         let GateStage::Other(frames) = &mut self.stage else { return GateStep::Wait };
         if let Some(end) = frames.parse_to_message_end(&bytes) {
@@ -200,8 +200,8 @@ impl Gate {
     /// Returns the time at which the WebSocket must close, and the reason for the close frame.
     pub fn deadline(&self) -> Option<(Instant, &'static str)> {
         let reason = match self.stage {
-            GateStage::Response => "loopgate: the gateway has not answered the connect",
-            _ => "loopgate: no whole first message in time",
+            GateStage::Response => "loopgate: the gateway did not answer the connect in time",
+            _ => "loopgate: the first message was not complete in time",
         };
         self.deadline.map(|deadline| (deadline, reason))
     }
@@ -287,7 +287,7 @@ mod tests {
             assert_eq!(
                 read_for_a_second(&mut gateway).await,
                 b"",
-                "neither what was read together nor what came later"
+                "no later message passes, whether it was read with the connect or after it"
             );
             let answer = gateway_message(&format!(r#"{{"type":"res","id":"1","ok":{accepted}}}"#));
             gateway.write_all(&answer).await.unwrap();
@@ -297,11 +297,7 @@ mod tests {
             gateway.write_all(&close).await.unwrap();
             let got = read_for_a_second(&mut client).await;
             assert!(got.ends_with(&[&answer[..], &close].concat()), "{got:?}");
-            assert_eq!(
-                tunnel.is_finished(),
-                !accepted,
-                "the gateway's own close frame is the last thing of a refused client"
-            );
+            assert_eq!(tunnel.is_finished(), !accepted, "after a refusal, the gateway's close frame ends the tunnel");
         }
     }
 
@@ -321,6 +317,7 @@ mod tests {
     async fn another_message_opens_the_gate_only_if_the_gateway_speaks_another_protocol() {
         let (connect, close) = (client_message(r#"{"a":1}"#), 0x88);
         for other in [client_message("{}"), client_message("RFB 003.008")] {
+            // The gateway's first message, whether it comes before the client's, and whether the gate opens.
             for (greeting, before, freed) in [
                 (CHALLENGE, true, false),
                 (CHALLENGE, false, false),
@@ -337,7 +334,7 @@ mod tests {
                 client.write_all(&[&other[..], &connect].concat()).await.unwrap();
                 let mut got = read_for_a_second(&mut gateway).await;
                 if !before {
-                    assert_eq!(got, other, "it may be for another protocol, whose client speaks first");
+                    assert_eq!(got, other, "the message passes: in another protocol the client may speak first");
                     gateway.write_all(&gateway_message(greeting)).await.unwrap();
                     got.extend(read_for_a_second(&mut gateway).await);
                 }
@@ -353,6 +350,7 @@ mod tests {
         let part = &client_message(r#"{"a":1}"#)[..9];
         let ping = [0x89, 0x80, 0, 0, 0, 0];
         let with_ping = [&ping[..], part].concat();
+        // Whether the gateway asks for the message, what the client sends, and whether the tunnel is closed.
         for (asked, begun, closed) in [
             (true, &[][..], true),
             (false, part, true),

@@ -87,7 +87,7 @@ impl WebSocketFrames {
                 return Some(at);
             }
         }
-        // After invalid bytes there is no message whose end could be found.
+        // Invalid bytes count as the end of the message, because no later end can be found.
         self.is_lost.then_some(at)
     }
 
