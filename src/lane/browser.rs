@@ -22,7 +22,7 @@ pub(super) fn is_from_browser(headers: &HeaderMap, host: &HeaderValue) -> bool {
 }
 
 /// Returns whether `name` is fetch metadata of a browser. The built-in fetch of Node.js sends `Sec-Fetch-Mode: cors`
-/// and no other fetch metadata, so that field alone is no sign of a browser.
+/// and no other fetch metadata, so that field alone is not a sign of a browser.
 fn is_fetch_metadata(name: &HeaderName, headers: &HeaderMap) -> bool {
     if *name != SEC_FETCH_MODE {
         return name.as_str().starts_with("sec-fetch-");
@@ -47,8 +47,8 @@ fn is_url_on_host(referer: &HeaderValue, host: &HeaderValue) -> bool {
 ///
 /// The attack: `loopgate agent` serves plain HTTP on 127.0.0.1. A page can resolve its own domain name to this address
 /// (DNS rebinding), or write the address in a form that browsers don't regard as loopback: `[::ffff:127.0.0.1]`,
-/// `0.0.0.0`, another name in `/etc/hosts`. Browsers then omit `Origin` and fetch metadata, but a page can't choose the
-/// `Host` field.
+/// `0.0.0.0`, or another name in `/etc/hosts`. Browsers then omit `Origin` and fetch metadata, but a page can't choose
+/// the `Host` field.
 pub(super) fn is_foreign_host(host: &HeaderValue, names: &BTreeSet<SubjectName>) -> bool {
     let Ok(host) = host.to_str() else { return true };
     let bracketed = host.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(ip, _)| ip);

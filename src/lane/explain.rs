@@ -75,7 +75,7 @@ impl fmt::Display for WhyExternal {
                 write!(f, "the client certificate of {agent} has expired: check its clock")
             }
             Self::OtherCertificate { agent } => {
-                write!(f, "the client certificate was issued to another container than {agent}")
+                write!(f, "the client certificate was not issued to {agent}, but to another container")
             }
             Self::Unconfirmed { agent, source } => {
                 write!(f, "{} is unreachable, so {agent} can't be confirmed as an agent", source.name())
@@ -89,8 +89,8 @@ impl fmt::Display for WhyExternal {
             Self::ForwarderAddress(ip) => {
                 write!(
                     f,
-                    "of 127.0.0.0/8 only 127.0.0.1 is an own address: {ip} may be a forwarder's, such as a service \
-                     mesh's"
+                    "in 127.0.0.0/8 only 127.0.0.1 counts as an address of this network namespace: {ip} may be the \
+                     address of a forwarder, such as a service mesh"
                 )
             }
             Self::UnknownAddress(ip) => {

@@ -159,7 +159,7 @@ mod tests {
             let checked = check_path_rules(&Method::GET, path, false, &rules, port);
             assert_eq!(checked.is_ok(), open, "{path} at {port}: {checked:?}");
         }
-        assert!(check_path_rules(&Method::GET, "/%2F", false, &rules[..1], 18789).is_ok(), "there are no rules for it");
+        assert!(check_path_rules(&Method::GET, "/%2F", false, &rules[..1], 18789).is_ok(), "no rule is for this port");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::assignment::Denied;
 use super::reserved_headers::{is_reserved, is_same_if_folded};
 use crate::config::{Config, OwnAddresses};
 
-/// The part of the configuration that lane decisions read. A field without a comment is the option of its name.
+/// The part of the configuration that lane decisions read. A field without a comment holds the option of the same name.
 #[derive(Clone, Debug)]
 pub struct LanePolicy {
     /// Whether the gateway's address is loopback. Another gateway can't see the lanes' source addresses, which are

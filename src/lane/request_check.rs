@@ -12,7 +12,7 @@ pub enum RequestRefusal {
     MissingHost,
     /// More than one `Host`.
     DuplicateHost,
-    /// A `Host` that is no host with an optional port.
+    /// A `Host` that is not a host with an optional port.
     BadHost,
     /// `Host` and the authority of the request's target differ (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1).
     AuthorityMismatch,
@@ -26,7 +26,7 @@ pub enum RequestRefusal {
     Connect,
     /// `TRACE`, whose response would show fields that loopgate and its proxies added (RFC 9110 section 9.3.8).
     Trace,
-    /// A `Content-Length` that is no number below 2^63.
+    /// A `Content-Length` that is not a number below 2^63.
     BadLength,
     /// An upgrade with a body, or to more than one protocol.
     BadUpgrade,

@@ -303,7 +303,7 @@ fn a_cap_follows_its_container_to_the_external_lane() {
         |id: &str, kind| Arc::new(Agent { scopes: Some(vec!["operator.read".into()]), ..(*agent(id, kind)).clone() });
     view.agents.insert("172.18.0.3".parse().unwrap(), capped("aaa", AgentKind::Address));
     view.agents.insert("172.18.0.4".parse().unwrap(), capped("bbb", AgentKind::Attested));
-    // As if Docker were unreachable: this container is no agent at present.
+    // As if Docker were unreachable: this container is not an agent at present.
     view.last_known.insert("172.18.0.5".parse().unwrap(), capped("ccc", AgentKind::Address));
     let scopes = |list: &[&str]| list.iter().map(|scope| (*scope).to_owned()).collect::<Vec<_>>();
     let free = policy(|_| {});
@@ -363,7 +363,7 @@ fn every_basis_but_the_own_address_keeps_the_cap_of_its_container() {
         // The image may have set the label, so the label does not replace `agents.scopes`.
         ("172.18.0.5", None, with("b,c", |_| {}), "address", Some("b")),
         ("172.18.0.2", None, with("c", own_agent), "own-address", Some("c")),
-        // A container that is no agent, but has the label `loopgate.scopes`.
+        // This container is not an agent, but has the label `loopgate.scopes`.
         ("172.18.0.9", None, with("c", |_| {}), "external", Some("a,b")),
     ] {
         let evidence = Evidence { certificate, ..evidence_from(peer) };
