@@ -20,9 +20,9 @@ use crate::addr::{PeerAddr, canonical};
 use crate::backoff::Backoff;
 use crate::metrics::ListenerMetrics;
 
-/// The pauses after a failure of the system, such as a lack of file descriptors.
+/// The pauses after an error that is not a connection's, such as a lack of file descriptors.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
-/// The least time between two warnings about these failures.
+/// The least time between two warnings about such errors.
 const WARN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Accepts the connections of one listening socket.
@@ -85,7 +85,7 @@ impl AcceptLoop {
         }
     }
 
-    /// Ignores failures of the peer. After any other, warns and waits for a while.
+    /// Ignores an error that concerns only one connection. After any other error, warns and pauses.
     async fn handle_accept_error(&mut self, error: &io::Error) {
         if is_peer_failure(error) {
             return;

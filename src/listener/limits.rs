@@ -23,11 +23,12 @@ mod tests;
 
 /// Idle clients are removed from the table when it has at least this many entries.
 const MIN_TABLE: usize = 1024;
-/// One of this many permits is reserved for agents, so that other clients can't take all permits.
+/// One in this many permits is reserved for agents, so that other clients can't take all permits.
 const RESERVED_PART: usize = 16;
 /// The most connections that may wait for a permit. As many connections of agents may wait besides.
 ///
-/// Waiting connections are accepted already: in the kernel's queue agents would wait behind all other clients.
+/// Waiting connections have been accepted: if they waited in the kernel's queue, agents would wait behind all other
+/// clients.
 pub const MAX_WAITING: usize = 256;
 
 /// The connection limits and the connections counted against them. All listeners share one.

@@ -143,7 +143,8 @@ pub fn find_conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAd
     listener_options(listen).find_map(conflict_of)
 }
 
-/// Returns the first exact address of `listen` that would take `gateway`.
+/// Returns the first exact address of `listen` that would take `gateway`: the gateway's address, or the target of a
+/// forward.
 fn taken_address(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
     listen.iter().find_map(|value| match value.addresses {
         ListenAddresses::Address(exact) => {

@@ -34,10 +34,10 @@ pub enum Error {
     #[error("no PROXY header within {0:?}")]
     Late(Duration),
     /// The connection failed or ended before a whole header.
-    #[error("reading the PROXY header")]
+    #[error("can't read the PROXY header")]
     Io(#[from] io::Error),
-    /// The first bytes are no header: the proxy is not configured to send one, or the peer is no proxy.
-    #[error("not a PROXY header")]
+    /// The first bytes are not a header: the proxy is not configured to send one, or the peer is not a proxy.
+    #[error("the connection does not begin with a PROXY header")]
     Absent,
     /// The header is longer than the protocol or loopgate allows.
     #[error("the PROXY header is longer than {0} bytes")]
@@ -93,7 +93,7 @@ async fn read_line(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), E
         let seen = stream.peek(&mut ahead[..left]).await?;
         let end = ahead[..seen].iter().position(|byte| *byte == b'\n').map_or(seen, |at| at + 1);
         let start = header.len();
-        // At the end of the stream `end` is 0: one byte is asked for, so that `read_exact` fails.
+        // At the end of the stream `end` is 0. Ask for one byte then, so that `read_exact` fails.
         header.resize(start + end.max(1), 0);
         stream.read_exact(&mut header[start..]).await?;
     }

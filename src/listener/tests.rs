@@ -17,7 +17,7 @@ use crate::metrics::ListenerMetrics;
 use crate::shutdown::Shutdown;
 use crate::testing::{new_namespace_command, report_skipped, run_in_own_process, run_ip};
 
-/// Far longer than anything here takes; nothing waits for it unless it has failed.
+/// The time after which a test fails. A test that passes takes much less.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The one address that may be an agent's.
@@ -90,7 +90,7 @@ fn exact_address(address: &str) -> ListenAddresses {
 }
 
 async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.expect("in time")
+    tokio::time::timeout(DEADLINE, future).await.expect("the deadline has passed")
 }
 
 async fn wait_until(condition: impl Fn() -> bool) {
@@ -117,7 +117,7 @@ async fn wait_until_listener_closes(address: SocketAddr) {
 
 /// Waits until the other side has closed `client`.
 async fn wait_until_closed(client: &mut TcpStream) {
-    // Closed with an end of stream or a reset, whichever comes first.
+    // The other side closes with an end of stream or a reset.
     assert_eq!(in_time(client.read(&mut [0])).await.unwrap_or(0), 0);
 }
 
@@ -211,7 +211,7 @@ async fn at_the_total_limit_connections_of_every_listener_wait() {
     for _ in &clients {
         let accepted = harness.next_accepted().await;
         assert_eq!(harness.metrics.connections_open.get(), 1);
-        assert!(harness.accepted.try_recv().is_err(), "one at a time");
+        assert!(harness.accepted.try_recv().is_err(), "only one connection is served at a time");
         drop(accepted);
     }
 }
@@ -267,7 +267,7 @@ async fn at_shutdown_the_listeners_close() {
 fn at_the_file_descriptor_limit_a_listener_waits_and_recovers() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-    // The limit is the whole process's, so the test runs in a process of its own.
+    // The limit applies to the whole process, so the test runs in a process of its own.
     run_in_own_process(
         &[],
         "listener::tests::at_the_file_descriptor_limit_a_listener_waits_and_recovers",

@@ -18,7 +18,7 @@ const LINGER_TIME: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 64 * 1024;
 
 /// Returns whether the first byte is that of an HTTP method, an upper-case letter. A TLS record begins with its type,
-/// which is no letter (RFC 8446, section 5.1).
+/// which is not a letter (RFC 8446, section 5.1).
 pub(super) async fn is_plain_http(stream: &TcpStream) -> bool {
     let mut first = [0];
     matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase()

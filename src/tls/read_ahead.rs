@@ -52,10 +52,10 @@ impl<S> ReadAhead<S> {
 }
 
 impl ReadAhead<TcpStream> {
-    /// Returns whether the last read was pending, and another one would be pending too. Then the task of `cx` is woken
-    /// when it would not be.
+    /// Returns whether the last read was pending, and another one would be pending too. If so, the task of `cx` is
+    /// woken once the socket is readable.
     ///
-    /// It is `false` after a read that was not pending: `tokio_rustls` may have kept an error for its next read.
+    /// Returns `false` after a read that was not pending: `tokio_rustls` may have kept an error for its next read.
     pub(crate) fn is_read_pending(&self, cx: &mut Context<'_>) -> bool {
         self.was_pending && self.inner.poll_read_ready(cx).is_pending()
     }
@@ -127,7 +127,8 @@ mod tests {
 
     use super::*;
 
-    /// Yields `data` in pieces of these sizes; 0 means pending once. After the last piece it ends, or stays pending.
+    /// Yields `data` in pieces of these sizes; 0 means pending once. After the last piece, it ends if `ends` is true,
+    /// and else stays pending. `asked` has the capacity of the buffer of each read.
     struct ScriptedReader {
         data: Vec<u8>,
         pieces: VecDeque<usize>,
@@ -154,8 +155,8 @@ mod tests {
         }
     }
 
-    /// Reads `pieces` 4 KiB at a time. Returns the data sent, the data read, and the sizes of the reads from the
-    /// source.
+    /// Reads `pieces` 4 KiB at a time. Returns the data sent, the data read, and how many bytes each read asked the
+    /// source for.
     fn read(pieces: &[usize], ends: bool) -> (Vec<u8>, Vec<u8>, Vec<usize>) {
         let data: Vec<u8> = (0..pieces.iter().sum()).map(|at: usize| (at % 251) as u8).collect();
         let reader =

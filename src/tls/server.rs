@@ -30,7 +30,7 @@ pub type Stream<S> = Box<TlsStream<ReadAhead<S>>>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// rustls rejects the identity or the client CAs.
-    #[error("no TLS configuration can be made from the certificate and client CAs")]
+    #[error("can't build a TLS configuration from the certificate and the client CAs")]
     Config(#[from] rustls::Error),
     /// The client CA bundle can't be used.
     #[error(transparent)]

@@ -73,9 +73,9 @@ async fn a_client_above_its_rate_is_refused_until_it_slows_down() {
         assert!(take_now(&limits, "172.18.0.3").is_ok(), "connection {n} of the first ten");
     }
     assert_eq!(take_now(&limits, "172.18.0.3").unwrap_err(), AcceptRefusal::ClientRate);
-    assert!(take_now(&limits, "172.18.0.4").is_ok(), "another client");
+    assert!(take_now(&limits, "172.18.0.4").is_ok(), "another client is not affected");
     tokio::time::advance(Duration::from_millis(100)).await;
-    assert!(take_now(&limits, "172.18.0.3").is_ok(), "a tenth of a second later");
+    assert!(take_now(&limits, "172.18.0.3").is_ok(), "a tenth of a second later the rate allows one more");
     assert_eq!(take_now(&limits, "172.18.0.3").unwrap_err(), AcceptRefusal::ClientRate);
 }
 
@@ -88,7 +88,7 @@ async fn idle_clients_are_forgotten() {
         tokio::time::advance(Duration::from_millis(1)).await;
     }
     let known = limits.lock_clients().clients.len();
-    assert!(known <= 2 * MIN_TABLE, "{known} clients are remembered, 1000 of them not idle");
+    assert!(known <= 2 * MIN_TABLE, "{known} clients are remembered, though only 1000 are not idle");
 }
 
 #[tokio::test]

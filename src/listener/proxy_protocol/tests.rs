@@ -8,7 +8,9 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// Returns a header of version 2. `command` is its 13th byte, `family` its 14th; `rest` follows the length.
+/// Returns a header of version 2. `command` is its 13th byte: 0x20 for LOCAL, 0x21 for PROXY. `family` is its 14th
+/// byte: 0x11 for TCP over IPv4, 0x21 for TCP over IPv6, 0x31 for a unix stream, 0x00 for unspecified. `rest` follows
+/// the length.
 fn v2_header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let mut header = v2::PROTOCOL_PREFIX.to_vec();
     header.extend([command, family]);
@@ -17,6 +19,7 @@ fn v2_header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     header
 }
 
+/// The addresses of a connection from 192.0.2.7:5000 to 172.18.0.5:18789.
 const V4: [u8; 12] = [192, 0, 2, 7, 172, 18, 0, 5, 0x13, 0x88, 0x49, 0x65];
 
 fn v6_addresses() -> Vec<u8> {
@@ -101,6 +104,7 @@ async fn an_invalid_header_is_an_error() {
     .into();
     table.push(format!("PROXY UNKNOWN {}\r\n", "x".repeat(V1_LONGEST)).into());
     table.push(b"PROXY TCP4 192.0.2.\xff 172.18.0.5 5000 18789\r\n".into());
+    // Headers with a wrong version, command, family or protocol, and then with a wrong length.
     table.extend([
         v2_header(0x11, 0x11, &V4),
         v2_header(0x22, 0x11, &V4),

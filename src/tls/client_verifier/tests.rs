@@ -103,10 +103,11 @@ fn each_chain_is_judged_at_a_bounded_cost() {
     let bad = [
         // loopgate's CA signs leaves only.
         vec![intermediate_of_own.leaf(), intermediate_of_own.certificate.clone()],
+        // Another CA with the name of loopgate's, an unknown CA, a missing intermediate, and an invalid leaf.
         vec![root("own").leaf()],
         vec![root("stranger").leaf()],
         vec![first.leaf()],
-        vec![CertificateDer::from(b"no certificate".to_vec())],
+        vec![CertificateDer::from(b"not a certificate".to_vec())],
     ];
     for chain in bad {
         assert!(verify(&verifier, &chain).is_err());
@@ -123,7 +124,7 @@ fn each_chain_is_judged_at_a_bounded_cost() {
                 let most = if intermediates > MAX_INTERMEDIATES { 0 } else { 3 };
                 assert!(
                     checked <= most,
-                    "{checked} signatures of {intermediates} intermediates named {names:?}, issued by {issuer}"
+                    "{checked} signatures checked: {intermediates} intermediates named {names:?}, issued by {issuer}"
                 );
             }
         }
