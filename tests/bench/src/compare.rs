@@ -45,7 +45,7 @@ pub struct Compare {
     /// Where to write all samples.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// A document with a table of measurements, such as README.md: fail where loopgate is now more than 15 % worse
+    /// A document with a table of measurements, such as docs/comparison.md: fail where loopgate is now more than 15 % worse
     /// beside the best peer.
     #[arg(long)]
     stated: Option<PathBuf>,

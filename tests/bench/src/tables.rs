@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `measured` | all rows |
 //! | `not-ahead` | the rows in which a build of loopgate is not ahead of every proxy |
-//! | `ahead` | some of the others |
+//! | `short` | the rows of `not-ahead`, and then some of the others |
 //! | `conditions` | versions of the proxies, and how they were measured |
 //! | `attacks` | the attacks |
 //! | `scale` | what growth costs |
@@ -89,7 +89,7 @@ fn tables(results: &Results, runs: &[Value]) -> Vec<(&'static str, String)> {
     let mut tables = vec![
         ("measured", stated::table(results, Rows::All)),
         ("not-ahead", stated::table(results, Rows::NotAhead)),
-        ("ahead", stated::table(results, Rows::Ahead)),
+        ("short", stated::table(results, Rows::Short)),
         ("conditions", runs.iter().find(|run| has(run, Scenario::H1)).map(conditions).unwrap_or_default()),
         ("attacks", attacks.unwrap_or_default()),
         ("scale", scale::report(results)),
@@ -164,12 +164,12 @@ mod tests {
 
     #[test]
     fn a_table_is_written_between_its_lines() {
-        let document = "text\n<!-- begin ahead -->\n\nold\n\n<!-- end ahead -->\nmore\n";
-        let expected = "text\n<!-- begin ahead -->\n\nnew\n\n<!-- end ahead -->\nmore\n";
-        assert_eq!(replace(document, "ahead", "new\n").unwrap(), expected);
-        assert_eq!(replace(expected, "ahead", "new\n").unwrap(), expected, "again");
+        let document = "text\n<!-- begin short -->\n\nold\n\n<!-- end short -->\nmore\n";
+        let expected = "text\n<!-- begin short -->\n\nnew\n\n<!-- end short -->\nmore\n";
+        assert_eq!(replace(document, "short", "new\n").unwrap(), expected);
+        assert_eq!(replace(expected, "short", "new\n").unwrap(), expected, "again");
         assert_eq!(replace(document, "scale", "new\n").unwrap(), document);
-        assert!(replace(&document.replace("end ahead", "end"), "ahead", "new\n").is_err());
+        assert!(replace(&document.replace("end short", "end"), "short", "new\n").is_err());
     }
 
     #[test]
@@ -205,9 +205,9 @@ mod tests {
         (run["rounds"], run["seconds"], run["workers"]) = (json!(3), json!(2.0), json!(2));
         let tables = tables(&results, &[run]);
         let names: Vec<_> = tables.iter().map(|(name, _)| *name).collect();
-        assert_eq!(names, ["measured", "not-ahead", "conditions"]);
+        assert_eq!(names, ["measured", "not-ahead", "short", "conditions"]);
         assert_eq!(
-            tables[2].1,
+            tables[3].1,
             "nginx 1.30.6. 3 rounds, windows of 2.0 s, 2 workers each. 2 processors (Intel Xeon) under Linux 6.18.5, \
              for client and backend too.\n"
         );
