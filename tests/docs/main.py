@@ -191,11 +191,11 @@ TABLE = {
         ("loopgate check ", operated),
         ("loopgate cert show", operated),
         ("loopgate config show", operated),
-        ("loopgate check --json", operated),
-        ("docker compose exec loopgate /loopgate reload", shipped, When(lambda: shipped.wait())),
         ("loopgate cert rotate ", operated),
         ("loopgate cert rotate --new-key", operated),
         ("loopgate cert revoke", operated, Placeholder("HEX", serial_of_an_issued_certificate, assert_revoked)),
+        ("docker compose exec loopgate /loopgate reload", shipped, When(lambda: shipped.wait())),
+        ("loopgate check --json", operated),
     ],
     "docs/security.md": [
         ("loopgate check --openclaw-config", operated),
