@@ -86,7 +86,7 @@ kinds! {
          namespace's own addresses.";
     OTHER_LISTENER = "other-listener", Note,
         "A program other than loopgate and the gateway accepts connections from outside in the gateway's network \
-         namespace. If it is a forwarder, its clients bypass the lanes.";
+         namespace. If it is a proxy, its clients bypass the lanes.";
     DOCKER_MISSING = "docker-missing", Warning, "There is no Docker socket, so labels make no container an agent.";
     DOCKER_UNREACHABLE = "docker-unreachable", Error, "Docker can't be reached, so labels make no container an agent.";
     DOCKER_HOST = "docker-host-unused", Note, "DOCKER_HOST names another engine than the configuration, which is used.";
