@@ -303,7 +303,7 @@ pub struct External {
     pub allow: Vec<IpNet>,
     /// Networks whose clients may not connect, even if `allow` includes them.
     pub deny: Vec<IpNet>,
-    /// The address that the gateway is told for a client with a loopback or unspecified address.
+    /// The address that is stated to the gateway for a client with a loopback or unspecified address.
     pub unknown_client: IpAddr,
     /// Identity headers (lower case) that trusted proxies may set.
     pub identity_headers: Vec<http::HeaderName>,
