@@ -328,7 +328,7 @@ fn start_proxy(
     let mut config = config.clone();
     config.limits.max_connections = capacity.connections;
     let proxy = Proxy::new(&config, dependencies, shutdown);
-    proxy.spawn_recheck(late_shutdown);
+    proxy.spawn_background_tasks(late_shutdown);
     let agent_check = Arc::clone(&proxy);
     let may_be_agent = move |peer| agent_check.may_be_agent(peer);
     let limits = ConnectionLimits::new(&config, capacity.waiting_connections, metrics.clone(), may_be_agent);

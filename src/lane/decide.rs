@@ -162,12 +162,12 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Agent
 /// external. An agent without the label `loopgate.scopes` has the cap of `agents.scopes`.
 fn scope_cap_of_container(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<HeaderValue> {
     let agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer));
-    let of_agent =
+    let cap_of_agent =
         agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.agent_scopes.clone()));
-    let of_address = view.caps.get(&peer);
-    let cap = intersect_optional_caps(of_address.map(|cap| scope_cap(&cap.scopes)), of_agent.as_ref());
+    let cap_of_address = view.caps.get(&peer);
+    let cap = intersect_optional_caps(cap_of_address.map(|cap| scope_cap(&cap.scopes)), cap_of_agent.as_ref());
     // If the image may have set the label, the operator may have set none, and then `agents.scopes` holds.
-    let maybe_from_image = of_address.is_some_and(|cap| cap.maybe_from_image);
+    let maybe_from_image = cap_of_address.is_some_and(|cap| cap.maybe_from_image);
     intersect_optional_caps(cap, policy.agent_scopes.as_ref().filter(|_| maybe_from_image))
 }
 

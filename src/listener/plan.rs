@@ -143,15 +143,15 @@ pub fn find_conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAd
     listener_options(listen).find_map(conflict_of)
 }
 
-/// Returns the first exact address of `listen` that would take `gateway`: the gateway's address, or the target of a
+/// Returns the first exact address of `listen` that would take `reserved`: the gateway's address, or the target of a
 /// forward.
-fn taken_address(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
+fn taken_address(listen: &[ListenOn], reserved: SocketAddr) -> Option<SocketAddr> {
     listen.iter().find_map(|value| match value.addresses {
         ListenAddresses::Address(exact) => {
             let address = SocketAddr::new(canonical(exact), value.port);
             // An unspecified address takes the port on every local address. Only a gateway on loopback is certainly
             // local.
-            let taken = address == gateway || (gateway.ip().is_loopback() && takes_port_of(address, gateway));
+            let taken = address == reserved || (reserved.ip().is_loopback() && takes_port_of(address, reserved));
             taken.then_some(address)
         }
         _ => None,

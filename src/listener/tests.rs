@@ -54,7 +54,7 @@ impl Harness {
         (harness, address)
     }
 
-    fn addresses_are_now(&self, addresses: &[&str]) {
+    fn set_addresses(&self, addresses: &[&str]) {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
         self.view.send_replace(Arc::new(View {
             interfaces: vec![Interface { name: "lo".into(), addresses }],
@@ -62,9 +62,9 @@ impl Harness {
         }));
     }
 
-    async fn listens_on(&mut self, expected: &[&str]) {
+    async fn wait_until_listening_on(&mut self, expected: &[&str]) {
         let expected: BTreeSet<IpAddr> = expected.iter().map(|address| address.parse().unwrap()).collect();
-        bound_becomes(&mut self.bound, |bound| {
+        wait_until_bound(&mut self.bound, |bound| {
             bound.iter().map(|bound| bound.address.ip()).collect::<BTreeSet<_>>() == expected
         })
         .await;
@@ -102,7 +102,7 @@ async fn wait_until(condition: impl Fn() -> bool) {
     .await;
 }
 
-async fn bound_becomes(
+async fn wait_until_bound(
     bound: &mut watch::Receiver<Arc<Vec<ListenerAddress>>>,
     expected: impl Fn(&[ListenerAddress]) -> bool,
 ) {
@@ -159,14 +159,14 @@ async fn the_gateways_own_address_is_refused() {
 async fn listeners_follow_the_addresses_in_the_view() {
     let mut harness =
         Harness::open(&[(ListenAddresses::Network("127.66.0.0/16".parse().unwrap()), 0)], |_| {}).unwrap();
-    harness.listens_on(&[]).await;
-    harness.addresses_are_now(&["127.66.0.1/32", "127.67.0.1/32"]);
-    harness.listens_on(&["127.66.0.1"]).await;
+    harness.wait_until_listening_on(&[]).await;
+    harness.set_addresses(&["127.66.0.1/32", "127.67.0.1/32"]);
+    harness.wait_until_listening_on(&["127.66.0.1"]).await;
     let first = harness.bound.borrow()[0].address;
     let _client = TcpStream::connect(first).await.unwrap();
     let stays = harness.next_accepted().await;
-    harness.addresses_are_now(&["127.66.0.2/32"]);
-    harness.listens_on(&["127.66.0.2"]).await;
+    harness.set_addresses(&["127.66.0.2/32"]);
+    harness.wait_until_listening_on(&["127.66.0.2"]).await;
     wait_until_listener_closes(first).await;
     assert_eq!(harness.metrics.connections_open.get(), 1, "a connection outlives its listener");
     drop(stays);
@@ -178,10 +178,10 @@ async fn an_address_in_use_is_tried_again() {
     let port = taken.local_addr().unwrap().port();
     let mut harness =
         Harness::open(&[(ListenAddresses::Network("127.68.0.0/16".parse().unwrap()), port)], |_| {}).unwrap();
-    harness.addresses_are_now(&["127.68.0.1/32", "127.68.0.2/32"]);
-    harness.listens_on(&["127.68.0.2"]).await;
+    harness.set_addresses(&["127.68.0.1/32", "127.68.0.2/32"]);
+    harness.wait_until_listening_on(&["127.68.0.2"]).await;
     drop(taken);
-    harness.listens_on(&["127.68.0.1", "127.68.0.2"]).await;
+    harness.wait_until_listening_on(&["127.68.0.1", "127.68.0.2"]).await;
 }
 
 #[tokio::test]
@@ -258,7 +258,7 @@ async fn the_unspecified_address_takes_both_families_and_reports_ipv4_as_ipv4() 
 async fn at_shutdown_the_listeners_close() {
     let (mut harness, address) = Harness::on_loopback(|_| {});
     harness.shutdown.begin();
-    harness.listens_on(&[]).await;
+    harness.wait_until_listening_on(&[]).await;
     assert_eq!(harness.shutdown.wait_for_tasks(DEADLINE).await, 0);
     wait_until_listener_closes(address).await;
 }
@@ -307,7 +307,7 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
             run_ip("address add 10.9.0.5/24 dev left");
             run_ip("link set left up");
             let v4: SocketAddr = "10.9.0.5:18443".parse().unwrap();
-            bound_becomes(&mut bound, |bound| bound == [tls_listener(v4)]).await;
+            wait_until_bound(&mut bound, |bound| bound == [tls_listener(v4)]).await;
             let _client = TcpStream::connect(v4).await.unwrap();
             assert_eq!(in_time(accepted.recv()).await, Some(v4));
 
@@ -316,20 +316,21 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
                 // With its other end up the link has a carrier, and duplicate address detection ends a second later.
                 run_ip("link set right up");
                 let v6: SocketAddr = "[fd09::5]:18443".parse().unwrap();
-                bound_becomes(&mut bound, |bound| bound == [tls_listener(v4), tls_listener(v6)]).await;
+                wait_until_bound(&mut bound, |bound| bound == [tls_listener(v4), tls_listener(v6)]).await;
             }
 
             run_ip("address add 10.9.0.6/24 dev left");
-            bound_becomes(&mut bound, |bound| {
+            wait_until_bound(&mut bound, |bound| {
                 bound.len() >= 2 && bound[1] == tls_listener("10.9.0.6:18443".parse().unwrap())
             })
             .await;
             run_ip("address delete 10.9.0.6/24 dev left");
-            bound_becomes(&mut bound, |bound| !bound.contains(&tls_listener("10.9.0.6:18443".parse().unwrap()))).await;
+            wait_until_bound(&mut bound, |bound| !bound.contains(&tls_listener("10.9.0.6:18443".parse().unwrap())))
+                .await;
             assert!(TcpStream::connect(v4).await.is_ok(), "the other listeners stay open");
 
             run_ip("link delete left");
-            bound_becomes(&mut bound, <[ListenerAddress]>::is_empty).await;
+            wait_until_bound(&mut bound, <[ListenerAddress]>::is_empty).await;
             shutdown.begin();
             assert_eq!(shutdown.wait_for_tasks(DEADLINE).await, 0);
         },

@@ -88,7 +88,7 @@ impl Proxy {
     /// Starts two tasks, which run until `shutdown` begins: one checks open connections again at each change of the
     /// view, the other closes expired idle connections to the gateway. `shutdown` must begin only after the connections
     /// have ended. Must be called within a Tokio runtime.
-    pub fn spawn_recheck(&self, shutdown: &Shutdown) {
+    pub fn spawn_background_tasks(&self, shutdown: &Shutdown) {
         shutdown.spawn(recheck_on_view_changes(Arc::clone(&self.shared), shutdown.clone()));
         shutdown.spawn(close_idle_upstreams(Arc::clone(&self.shared), shutdown.clone()));
     }

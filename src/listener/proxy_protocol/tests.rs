@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-const SOON: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns a header of version 2. `command` is its 13th byte: 0x20 for LOCAL, 0x21 for PROXY. `family` is its 14th
 /// byte: 0x11 for TCP over IPv4, 0x21 for TCP over IPv6, 0x31 for a unix stream, 0x00 for unspecified. `rest` follows
@@ -36,7 +36,7 @@ async fn through_a_socket(bytes: &[u8]) -> (Result<ProxyHeader, Error>, Vec<u8>)
     let (mut server, _) = listener.accept().await.unwrap();
     client.write_all(bytes).await.unwrap();
     client.shutdown().await.unwrap();
-    let stated = read(&mut server, SOON).await;
+    let stated = read(&mut server, TIMEOUT).await;
     let mut left = Vec::new();
     server.read_to_end(&mut left).await.unwrap();
     (stated, left)
@@ -137,7 +137,7 @@ async fn a_header_may_arrive_in_pieces() {
             tokio::task::yield_now().await;
         }
     };
-    let (stated, ()) = tokio::join!(read(&mut server, SOON), sender);
+    let (stated, ()) = tokio::join!(read(&mut server, TIMEOUT), sender);
     assert_eq!(stated.unwrap(), stated_client([192, 0, 2, 7]));
 }
 

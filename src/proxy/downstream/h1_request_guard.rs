@@ -126,10 +126,10 @@ impl H1RequestGuard {
         self.fault
     }
 
-    /// Follows the next bytes of the connection. Appends to `raw` the indices of the bytes that [`percent_encode`]
-    /// must encode. If the bytes end a head that states its length more than once, or begin HTTP/2, makes them
-    /// invalid and returns `true`.
-    pub(crate) fn scan_input(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
+    /// Follows the next bytes of the connection. Appends to `to_encode` the indices of the bytes that
+    /// [`percent_encode`] must encode. If the bytes end a head that states its length more than once, or begin HTTP/2,
+    /// makes them invalid and returns `true`.
+    pub(crate) fn scan_input(&mut self, bytes: &mut [u8], to_encode: &mut Vec<usize>) -> bool {
         let mut at = 0;
         while at < bytes.len() {
             if let Position::Data { bytes_left, chunked } = self.position {
@@ -145,7 +145,7 @@ impl H1RequestGuard {
             }
             let length = memchr::memchr(b'\n', &bytes[at..]);
             if self.position == Position::Head && !self.head.has_begun && !self.may_tunnel {
-                self.find_unencoded(bytes, at..length.map_or(bytes.len(), |length| at + length), raw);
+                self.find_unencoded(bytes, at..length.map_or(bytes.len(), |length| at + length), to_encode);
             }
             let Some(length) = length else {
                 self.continue_line(&bytes[at..]);
@@ -169,14 +169,14 @@ impl H1RequestGuard {
         false
     }
 
-    /// Appends the indices of bytes of the request target that must be encoded to `raw`. `piece` is the next part of
-    /// the request line in `bytes`.
-    fn find_unencoded(&mut self, bytes: &[u8], piece: std::ops::Range<usize>, raw: &mut Vec<usize>) {
+    /// Appends the indices of bytes of the request target that must be encoded to `to_encode`. `piece` is the next part
+    /// of the request line in `bytes`.
+    fn find_unencoded(&mut self, bytes: &[u8], piece: std::ops::Range<usize>, to_encode: &mut Vec<usize>) {
         let mut at = piece.start;
         while self.spaces < 2 && at < piece.end {
             let end = memchr::memchr(b' ', &bytes[at..piece.end]).map_or(piece.end, |length| at + length);
             if self.spaces == 1 {
-                raw.extend((at..end).filter(|place| must_be_encoded(bytes[*place])));
+                to_encode.extend((at..end).filter(|place| must_be_encoded(bytes[*place])));
             }
             if end < piece.end {
                 self.spaces += 1;
@@ -370,9 +370,9 @@ mod tests {
     fn encoded(text: &str, size: usize) -> String {
         let (mut guard, mut all) = (H1RequestGuard::default(), Vec::new());
         for piece in text.as_bytes().chunks(size) {
-            let (mut piece, mut raw) = (piece.to_vec(), Vec::new());
-            guard.scan_input(&mut piece, &mut raw);
-            all.extend(percent_encode(&piece, &raw));
+            let (mut piece, mut to_encode) = (piece.to_vec(), Vec::new());
+            guard.scan_input(&mut piece, &mut to_encode);
+            all.extend(percent_encode(&piece, &to_encode));
         }
         String::from_utf8(all).unwrap()
     }

@@ -275,30 +275,34 @@ mod tests {
         let flags = END_STREAM | END_HEADERS;
         // The frames that `h2` gets for trailers on stream 3.
         let host = |flags| frame(HEADERS, flags, 3, &[EMPTY_HOST]);
-        let rest = |flags, block: &[u8]| [host(END_STREAM), frame(CONTINUATION, flags, 3, block)].concat();
+        let rewritten = |flags, block: &[u8]| [host(END_STREAM), frame(CONTINUATION, flags, 3, block)].concat();
         let block = b"block of trailers";
         let continued = frame(CONTINUATION, END_HEADERS, 3, b"more");
         for (name, sent, wanted) in [
-            ("plain", frame(HEADERS, flags, 3, block), rest(END_HEADERS, block)),
-            ("empty", frame(HEADERS, flags, 3, b""), rest(END_HEADERS, b"")),
+            ("plain", frame(HEADERS, flags, 3, block), rewritten(END_HEADERS, block)),
+            ("empty", frame(HEADERS, flags, 3, b""), rewritten(END_HEADERS, b"")),
             (
                 "without END_STREAM",
                 frame(HEADERS, END_HEADERS, 3, block),
                 [host(0), frame(CONTINUATION, END_HEADERS, 3, block)].concat(),
             ),
-            ("padded", frame(HEADERS, flags | PADDED, 3, b"\x03block\0\0\0"), rest(END_HEADERS, b"block")),
-            ("all padding", frame(HEADERS, flags | PADDED, 3, b"\x03\0\0\0"), rest(END_HEADERS, b"")),
-            ("priority", frame(HEADERS, flags | PRIORITY, 3, b"12345block"), rest(END_HEADERS, b"block")),
-            ("both", frame(HEADERS, flags | PADDED | PRIORITY, 3, b"\x0212345block\0\0"), rest(END_HEADERS, b"block")),
+            ("padded", frame(HEADERS, flags | PADDED, 3, b"\x03block\0\0\0"), rewritten(END_HEADERS, b"block")),
+            ("all padding", frame(HEADERS, flags | PADDED, 3, b"\x03\0\0\0"), rewritten(END_HEADERS, b"")),
+            ("priority", frame(HEADERS, flags | PRIORITY, 3, b"12345block"), rewritten(END_HEADERS, b"block")),
+            (
+                "both",
+                frame(HEADERS, flags | PADDED | PRIORITY, 3, b"\x0212345block\0\0"),
+                rewritten(END_HEADERS, b"block"),
+            ),
             (
                 "continued",
                 [&frame(HEADERS, END_STREAM, 3, block)[..], &continued].concat(),
-                rest(END_HEADERS, b"block of trailersmore"),
+                rewritten(END_HEADERS, b"block of trailersmore"),
             ),
             (
                 "continued with the reserved bit",
                 [&frame(HEADERS, END_STREAM, 3 | 1 << 31, block)[..], &continued].concat(),
-                rest(END_HEADERS, b"block of trailersmore"),
+                rewritten(END_HEADERS, b"block of trailersmore"),
             ),
             ("of an earlier stream", frame(HEADERS, flags, 1, block), {
                 [frame(HEADERS, END_STREAM, 1, &[EMPTY_HOST]), frame(CONTINUATION, END_HEADERS, 1, block)].concat()
@@ -346,13 +350,13 @@ mod tests {
         // The first frame has 10,000 of the 16,384 bytes that a block may have.
         let more = |size: usize| frame(CONTINUATION, 0, 3, &vec![0; size]);
         let start = frame(HEADERS, END_STREAM, 3, &[0; 10_000]);
-        for (rest, fits) in [
+        for (continuations, fits) in [
             (more(6384), true),
             (more(6385), false),
             (more(0).repeat(MAX_FRAMES - 1), true),
             (more(0).repeat(MAX_FRAMES), false),
         ] {
-            let result = H2Trailers::new().rewrite_input(&[preface_and_heads(), start.clone(), rest].concat());
+            let result = H2Trailers::new().rewrite_input(&[preface_and_heads(), start.clone(), continuations].concat());
             assert_eq!(result, if fits { Ok(Some(preface_and_heads())) } else { Err(TooLarge) });
         }
         for other in [frame(0, 0, 3, b"data"), frame(CONTINUATION, END_HEADERS, 1, b"x"), frame(HEADERS, 0, 5, b"x")] {

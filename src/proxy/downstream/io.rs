@@ -103,10 +103,14 @@ impl Observer {
     fn observe_read(&mut self, bytes: &mut [u8]) -> ReadOutcome {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, .. } => {
-                let mut raw = Vec::new();
-                guard.scan_input(bytes, &mut raw);
+                let mut to_encode = Vec::new();
+                guard.scan_input(bytes, &mut to_encode);
                 self.activity.record_h1_read(guard.is_in_head());
-                if raw.is_empty() { ReadOutcome::Passed } else { ReadOutcome::Rewritten(percent_encode(bytes, &raw)) }
+                if to_encode.is_empty() {
+                    ReadOutcome::Passed
+                } else {
+                    ReadOutcome::Rewritten(percent_encode(bytes, &to_encode))
+                }
             }
             ProtocolGuard::H2 { guard, frames, trailers, floods } => {
                 let had_begun = guard.has_begun();

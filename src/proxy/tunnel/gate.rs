@@ -318,7 +318,7 @@ mod tests {
         let (connect, close) = (client_message(r#"{"a":1}"#), 0x88);
         for other in [client_message("{}"), client_message("RFB 003.008")] {
             // The gateway's first message, whether it comes before the client's, and whether the gate opens.
-            for (greeting, before, freed) in [
+            for (greeting, gateway_first, opens) in [
                 (CHALLENGE, true, false),
                 (CHALLENGE, false, false),
                 ("RFB 003.008", true, true),
@@ -327,20 +327,20 @@ mod tests {
                 let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
                 let mut tasks = JoinSet::new();
                 tasks.spawn(run_tunnel(near, far, true));
-                if before {
+                if gateway_first {
                     gateway.write_all(&gateway_message(greeting)).await.unwrap();
                     read_for_a_second(&mut client).await;
                 }
                 client.write_all(&[&other[..], &connect].concat()).await.unwrap();
                 let mut got = read_for_a_second(&mut gateway).await;
-                if !before {
+                if !gateway_first {
                     assert_eq!(got, other, "the message passes: in another protocol the client may speak first");
                     gateway.write_all(&gateway_message(greeting)).await.unwrap();
                     got.extend(read_for_a_second(&mut gateway).await);
                 }
-                assert_eq!(got.ends_with(&connect), freed, "{greeting} {before}");
+                assert_eq!(got.ends_with(&connect), opens, "{greeting} {gateway_first}");
                 let sent = read_for_a_second(&mut client).await;
-                assert_eq!(sent.contains(&close), !freed, "{sent:?}");
+                assert_eq!(sent.contains(&close), !opens, "{sent:?}");
             }
         }
     }

@@ -190,7 +190,7 @@ fn a_request_whose_stream_h2_reset_is_known() {
 }
 
 #[test]
-fn what_waits_is_bounded() {
+fn the_queue_of_interim_responses_is_bounded() {
     let head_tracker = HeadTracker::new(Protocol::H1);
     let handle = head_tracker.begin_request();
     let large = |length: usize| {

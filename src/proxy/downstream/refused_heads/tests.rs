@@ -4,7 +4,7 @@ use super::*;
 
 const MALFORMED: RefusedHead = RefusedHead::without_response(HeadRefusal::Malformed);
 const TOO_LARGE: RefusedHead = RefusedHead::without_response(HeadRefusal::TooLarge);
-const SURPLUS: RefusedHead = RefusedHead::without_response(HeadRefusal::TooManyStreams);
+const TOO_MANY_STREAMS: RefusedHead = RefusedHead::without_response(HeadRefusal::TooManyStreams);
 const NONE: DroppedHeads = DroppedHeads { by_client: 0, by_closing: 0 };
 
 #[test]
@@ -43,7 +43,7 @@ fn what_only_a_head_can_get_is_counted_at_once() {
     heads.record_reset(3, REFUSED_STREAM);
     assert_eq!(
         heads.take_refused_and_dropped(),
-        (vec![RefusedHead::with_response(HeadRefusal::TooLarge), SURPLUS], NONE)
+        (vec![RefusedHead::with_response(HeadRefusal::TooLarge), TOO_MANY_STREAMS], NONE)
     );
     heads.record_goaway(0, COMPRESSION_ERROR, b"");
     heads.record_goaway(0, 0, b"");
@@ -70,7 +70,7 @@ fn a_reset_for_a_body_is_no_refusal_while_a_surplus_stream_waits_for_its_own() {
     heads.record_reset(1, PROTOCOL_ERROR);
     heads.record_reset(3, REFUSED_STREAM);
     heads.end_round();
-    assert_eq!(heads.take_refused_and_dropped(), (vec![SURPLUS], NONE));
+    assert_eq!(heads.take_refused_and_dropped(), (vec![TOO_MANY_STREAMS], NONE));
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn a_surplus_stream_is_counted_even_where_it_was_not_kept() {
         heads.record_reset(stream, REFUSED_STREAM);
     }
     heads.end_round();
-    assert_eq!(heads.take_refused_and_dropped(), (vec![SURPLUS; 3 * MAX_STREAMS], NONE));
+    assert_eq!(heads.take_refused_and_dropped(), (vec![TOO_MANY_STREAMS; 3 * MAX_STREAMS], NONE));
     // An error that concerns no head.
     heads.record_goaway(0, PROTOCOL_ERROR, b"");
     heads.end_round();

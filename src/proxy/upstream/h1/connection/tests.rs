@@ -112,7 +112,7 @@ fn poll_no_head(connection: &mut H1Connection<Stream, Upload>) {
     assert!(head.is_pending(), "{head:?}");
 }
 
-fn read(connection: &mut H1Connection<Stream, Upload>, bytes: &'static str) {
+fn receive(connection: &mut H1Connection<Stream, Upload>, bytes: &'static str) {
     connection.stream.to_read.push_back(Ok(Bytes::from_static(bytes.as_bytes())));
 }
 
@@ -179,7 +179,7 @@ fn an_early_response_is_read_while_the_body_waits_and_after_a_write_has_failed()
         connection.stream.room = 10;
         poll_no_head(&mut connection);
         connection.stream.is_broken = is_broken;
-        read(&mut connection, "HTTP/1.1 413 A\r\nContent-Length: 2\r\n\r\nno");
+        receive(&mut connection, "HTTP/1.1 413 A\r\nContent-Length: 2\r\n\r\nno");
         let Poll::Ready(Ok(head)) = poll(|cx| connection.poll_head(cx)) else { panic!("no head") };
         assert_eq!(head.status, 413);
         let Poll::Ready(Some(Ok(frame))) = poll(|cx| connection.poll_frame(cx, 0)) else { panic!("no body") };
@@ -201,7 +201,7 @@ fn a_client_that_breaks_off_ends_the_exchange() {
     let written = String::from_utf8_lossy(&connection.stream.written);
     assert!(!written.contains("0\r\n\r\n"), "the gateway must not take the body for complete: {written}");
     let mut connection = with_request(Framing::Chunked, [data("abc")]);
-    read(&mut connection, "HTTP/1.1 200 A\r\nContent-Length: 2\r\n\r\n");
+    receive(&mut connection, "HTTP/1.1 200 A\r\nContent-Length: 2\r\n\r\n");
     assert!(poll(|cx| connection.poll_head(cx)).is_ready());
     connection.request_body().unwrap().frames.push_back(Some(Err(BrokenBody::Reset)));
     let frame = poll(|cx| connection.poll_frame(cx, 0));
@@ -212,7 +212,7 @@ fn a_client_that_breaks_off_ends_the_exchange() {
 #[test]
 fn an_upload_without_a_wanted_frame_goes_on_until_it_breaks_off() {
     let mut connection = with_request(Framing::Chunked, [data("abc")]);
-    read(&mut connection, "HTTP/1.1 200 A\r\nContent-Length: 2\r\n\r\n");
+    receive(&mut connection, "HTTP/1.1 200 A\r\nContent-Length: 2\r\n\r\n");
     assert!(poll(|cx| connection.poll_head(cx)).is_ready());
     for frame in [data("def"), Some(Err(BrokenBody::Reset)), None] {
         connection.request_body().unwrap().frames.push_back(frame);
@@ -235,7 +235,7 @@ fn a_connection_can_send_only_if_nothing_came_after_the_last_response() {
     {
         let mut connection = with_request(Framing::Chunked, [None]);
         assert!(!connection.is_reusable(), "no response was read");
-        read(&mut connection, RESPONSE);
+        receive(&mut connection, RESPONSE);
         assert!(poll(|cx| connection.poll_head(cx)).is_ready());
         assert!(!connection.is_reusable(), "the response's body was not read");
         assert!(poll(|cx| connection.poll_frame(cx, 0)).is_ready());
@@ -249,7 +249,7 @@ fn a_connection_can_send_only_if_nothing_came_after_the_last_response() {
         "HTTP/1.1 204 A\r\n\r\nx",
     ] {
         let mut connection = with_request(Framing::Chunked, [None]);
-        read(&mut connection, response);
+        receive(&mut connection, response);
         assert!(poll(|cx| connection.poll_head(cx)).is_ready());
         while !connection.is_response_done() {
             assert!(poll(|cx| connection.poll_frame(cx, 0)).is_ready());
@@ -261,7 +261,7 @@ fn a_connection_can_send_only_if_nothing_came_after_the_last_response() {
 #[test]
 fn an_upgraded_stream_keeps_the_bytes_after_the_head() {
     let mut connection = with_request(Framing::Chunked, [None]);
-    read(&mut connection, "HTTP/1.1 101 A\r\nUpgrade: websocket\r\n\r\nframe");
+    receive(&mut connection, "HTTP/1.1 101 A\r\nUpgrade: websocket\r\n\r\nframe");
     assert!(poll(|cx| connection.poll_head(cx)).is_ready());
     assert!(!connection.is_reusable());
     assert_eq!(connection.into_upgraded().map(|(_, early)| early).unwrap(), "frame");
@@ -271,9 +271,9 @@ fn an_upgraded_stream_keeps_the_bytes_after_the_head() {
 #[test]
 fn a_head_is_bounded_however_slowly_it_comes() {
     let mut connection = with_request(Framing::Chunked, [None]);
-    read(&mut connection, "HTTP/1.1 200 A\r\n");
+    receive(&mut connection, "HTTP/1.1 200 A\r\n");
     for line in 0.. {
-        read(&mut connection, "A: b\r\n");
+        receive(&mut connection, "A: b\r\n");
         match poll(|cx| connection.poll_head(cx)) {
             Poll::Pending => assert!(line < LIMITS.bytes / 6),
             Poll::Ready(head) => {
