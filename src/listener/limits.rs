@@ -25,7 +25,7 @@ mod tests;
 const MIN_TABLE: usize = 1024;
 /// One in this many permits is reserved for agents, so that other clients can't take all permits.
 const RESERVED_PART: usize = 16;
-/// The most connections that may wait for a permit. As many connections of agents may wait besides.
+/// The most connections that may wait for a permit. The same number of agents' connections may wait in addition.
 ///
 /// Waiting connections have been accepted: if they waited in the kernel's queue, agents would wait behind all other
 /// clients.
@@ -114,8 +114,9 @@ struct ClientEntry {
 }
 
 impl ConnectionLimits {
-    /// Creates limits without connections. At most `max_waiting` connections wait for a permit, and as many of agents
-    /// besides. `may_be_agent` returns whether a connection from an address may get the agent lane.
+    /// Creates limits without connections. At most `max_waiting` connections wait for a permit, and in addition the
+    /// same number of agents' connections. `may_be_agent` returns whether a connection from an address may get the
+    /// agent lane.
     pub fn new(
         config: &Config,
         max_waiting: usize,

@@ -48,7 +48,7 @@ impl ConnectionSettings {
     }
 }
 
-/// The memory for tunnels, apart for each lane: external clients can't use up that of agents.
+/// The memory for tunnels, separate for each lane: external clients can't use up the agents' part.
 pub(super) struct LaneBufferBudgets {
     agent: Arc<TunnelBufferBudget>,
     external: Arc<TunnelBufferBudget>,

@@ -1,4 +1,4 @@
-//! Lane decisions as tables.
+//! Tables of evidence, with the lane that each connection gets.
 
 use super::*;
 use crate::config::Config;

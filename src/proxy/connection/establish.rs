@@ -308,6 +308,7 @@ struct Assigned {
     settings: Arc<ConnectionSettings>,
     evidence: ConnectionEvidence,
     protocol: Protocol,
+    /// The time at which the certificate expires that the lane or the user depends on; `None` if there is none.
     expires: Option<SystemTime>,
     lane: Arc<Lane>,
     decided_by: DecidedBy,

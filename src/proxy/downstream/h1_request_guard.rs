@@ -56,10 +56,10 @@ struct Head {
     asks_for_upgrade: bool,
 }
 
-/// Why hyper refuses a head, as far as the guard knows.
+/// Why hyper refuses a head that the guard has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeadFault {
-    /// hyper found an error itself.
+    /// The guard found nothing: hyper found the error itself.
     #[default]
     Other,
     /// The head states the body's length more than once.

@@ -118,8 +118,8 @@ impl H2OutputFrames {
         }
     }
 
-    /// Returns whether an interim response may be written at the next boundary: not if hyper's next header block must
-    /// begin with a table size update.
+    /// Returns whether an interim response may be written at the next boundary. It must not be written if hyper's next
+    /// header block begins with a table size update.
     pub fn allows_interims(&self) -> bool {
         self.table_updates.acknowledgements_before_update.is_none()
     }

@@ -82,7 +82,7 @@ struct Replacement {
 enum WriteTurn {
     /// All may be written.
     All,
-    /// At most this many bytes may be written: then interim responses follow.
+    /// At most this many bytes may be written, because interim responses come after them.
     AtMost(usize),
     /// Other bytes were written in place of this many.
     Replaced(usize),
@@ -94,7 +94,7 @@ enum ReadOutcome {
     Passed,
     /// These bytes in their place.
     Rewritten(Vec<u8>),
-    /// Nothing: the connection is closed, and the client gets these bytes.
+    /// Nothing. The client gets these bytes, and the connection is closed.
     Refused(&'static [u8]),
 }
 

@@ -15,8 +15,9 @@ use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::proxy::error::Error;
 
-/// Answers `request`, for which `handle` stands below hyper. The record of the request is created at once, before the
-/// future is polled, since hyper may drop the future unpolled. Over HTTP/2, must be called on the task of its stream.
+/// Answers `request`. `handle` is the request's handle in the code below hyper. The record of the request is created at
+/// once, before the future is polled, since hyper may drop the future unpolled. Over HTTP/2, must be called on the task
+/// of its stream.
 ///
 /// # Errors
 /// The client left before the end of the request's body. hyper then ends the connection or resets the stream.

@@ -150,7 +150,7 @@ impl DeviceCheck {
         });
         Ok(Box::pin(async move {
             let binding = spawn_blocking(move || devices.bind_provisionally(&device, &agent)).await;
-            // If nothing waits for the response any more, the device stays bound.
+            // If the observer of the response is gone, the device stays bound.
             let _ = binding_sender.send(binding.ok().flatten());
         }))
     }

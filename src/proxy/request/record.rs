@@ -60,7 +60,7 @@ pub struct RequestRecord {
 }
 
 impl RequestRecord {
-    /// Begins the record of `request`, for which `handle` stands below hyper.
+    /// Begins the record of `request`. `handle` is the request's handle in the code below hyper.
     pub fn new<B>(context: &Arc<ConnectionContext>, request: &Request<B>, handle: RequestHandle) -> Arc<Self> {
         let headers = request.headers();
         let has_recorder = context.shared.traffic.recorder.is_some();

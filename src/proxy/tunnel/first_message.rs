@@ -88,7 +88,7 @@ pub enum Verdict {
     Other(Bytes),
     /// Pass the bytes: they end with a close frame. Discard all later bytes.
     Close(Bytes),
-    /// Pass these: complete control frames before the message.
+    /// Pass these bytes: complete control frames before the message.
     Control(Bytes),
     /// Close the WebSocket, for this reason.
     Refuse(String),

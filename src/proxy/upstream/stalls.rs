@@ -16,7 +16,7 @@ pub const STALL_RETENTION: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Stalls {
     count: AtomicUsize,
-    /// The time at which the count expires, in milliseconds.
+    /// The time at which the count expires, in milliseconds after the epoch of the budget.
     expires_at: AtomicU64,
 }
 

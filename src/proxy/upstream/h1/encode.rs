@@ -1,4 +1,4 @@
-//! The form of a request in HTTP/1.1.
+//! Encodes the head of a request in HTTP/1.1, and the size lines of its chunks.
 
 use std::io::Write;
 

@@ -68,7 +68,8 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
         self.head.is_empty() && self.joined.is_empty() && self.part.is_empty() && self.part_end.is_empty()
     }
 
-    /// Writes as much as the body has and `stream` takes. Completes when all is written, or discarded after a failure.
+    /// Writes as much as the body has and `stream` takes. Completes when all bytes were written, or discarded after a
+    /// failed write.
     ///
     /// # Errors
     /// The body broke off.

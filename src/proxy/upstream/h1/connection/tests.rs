@@ -112,6 +112,7 @@ fn poll_no_head(connection: &mut H1Connection<Stream, Upload>) {
     assert!(head.is_pending(), "{head:?}");
 }
 
+/// Adds `bytes` to the input of the connection's stream.
 fn receive(connection: &mut H1Connection<Stream, Upload>, bytes: &'static str) {
     connection.stream.to_read.push_back(Ok(Bytes::from_static(bytes.as_bytes())));
 }
