@@ -68,9 +68,9 @@ fn headers(criterion: &mut Criterion) {
     for (lane_name, lane) in [("external", Lane::External(external)), ("agent", Lane::Agent(agent))] {
         for (size, fields) in [("3 fields", SMALL), ("16 fields", BROWSER)] {
             criterion.bench_function(&format!("request head, {lane_name}, {size}"), |bencher| {
-                let made = || parts(fields);
+                let request_parts = || parts(fields);
                 bencher.iter_batched(
-                    made,
+                    request_parts,
                     |parts| GatewayHead::new(black_box(parts), &lane, &rules, &target, None, &names),
                     BatchSize::SmallInput,
                 );
@@ -81,12 +81,12 @@ fn headers(criterion: &mut Criterion) {
         let response = Response::builder().header("content-type", "application/json").header("content-length", "18");
         let response =
             response.header("connection", "keep-alive").header("keep-alive", "timeout=5").body(()).expect("a response");
-        let made = || response.headers().clone();
+        let response_headers = || response.headers().clone();
         let scrubbed = |mut headers: HeaderMap| {
             scrub_response(&mut headers);
             headers
         };
-        bencher.iter_batched(made, scrubbed, BatchSize::SmallInput);
+        bencher.iter_batched(response_headers, scrubbed, BatchSize::SmallInput);
     });
 }
 

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `GET /` | a few bytes |
 //! | `GET /bytes/N` | N zeros |
-//! | `GET /file/N` | N bytes, which are all in memory until they are sent, as in Node.js |
+//! | `GET /file/N` | N bytes, which stay in memory until all are sent, as in Node.js |
 //! | `POST /upload` | `ok` after the whole body, which needs a `Content-Length` |
 //! | `GET /events` | a server-sent event each 10 ms, with the time when it was sent |
 //! | `GET /ws` | a WebSocket that echoes |

@@ -1,4 +1,5 @@
-//! A run: every scenario, the sides in turn, and what comes of it.
+//! The command `compare`: measures every scenario with the sides in turn, and prints and writes the
+//! results.
 
 use std::fs;
 use std::io;
@@ -18,50 +19,54 @@ use crate::scenario::{Extent, Scenario};
 use crate::stated::{self, Rows};
 use crate::tls::Certificate;
 
-/// Files that a side needs besides two for each connection.
+/// The file descriptors that a side needs besides two for each connection.
 const OTHER_FILES: u64 = 600;
 
 /// What to compare, and how.
 #[derive(Parser)]
 pub struct Compare {
-    /// What to measure; everything by default.
+    /// The scenarios to measure; all by default.
     #[arg(long, value_delimiter = ',')]
     scenarios: Vec<Scenario>,
-    /// Whom to measure; everybody by default.
+    /// The sides to measure; all by default.
     #[arg(long, value_delimiter = ',')]
     peers: Vec<Peer>,
-    /// How many times; the sides take turns.
+    /// The number of rounds, in each of which every side is measured.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Length of a window.
+    /// The length of a window of measurement.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// Idle WebSockets, if there may be as many open files.
+    /// The number of idle WebSockets, or fewer if the limit on open files does not allow as many.
     #[arg(long, default_value_t = 9000)]
     idle: usize,
     /// Worker threads or processes of each side.
     #[arg(long, default_value_t = 2)]
     workers: usize,
-    /// Where to write all samples.
+    /// The file to which all samples are written.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// A document with a table of measurements, such as docs/comparison.md: fail where loopgate is now more than 15 % worse
-    /// beside the best peer.
+    /// A document with a table of measurements, such as docs/comparison.md: fail if loopgate,
+    /// compared with the best peer, is more than 15 % worse than stated there.
     #[arg(long)]
     stated: Option<PathBuf>,
-    /// loopgate as it is shipped: compiled with the profile of docker/profile.sh. Without this file it is left out.
+    /// The shipped build of loopgate, compiled with the profile of docker/profile.sh. Without it,
+    /// this side is left out.
     #[arg(long)]
     loopgate: Option<PathBuf>,
-    /// loopgate as `cargo build --release` makes it. Without this file it is left out.
+    /// The build of `cargo build --release`. Without it, this side is left out.
     #[arg(long)]
     loopgate_plain: Option<PathBuf>,
-    /// Other programs, if they are not on the path.
+    /// The program of nginx, if it is not in PATH.
     #[arg(long, default_value = "nginx")]
     nginx: PathBuf,
+    /// The program of HAProxy, if it is not in PATH.
     #[arg(long, default_value = "haproxy")]
     haproxy: PathBuf,
+    /// The program of Caddy, if it is not in PATH.
     #[arg(long, default_value = "caddy")]
     caddy: PathBuf,
+    /// The program of Traefik, if it is not in PATH.
     #[arg(long, default_value = "traefik")]
     traefik: PathBuf,
 }
@@ -110,7 +115,7 @@ impl Compare {
         println!();
         println!("{}", results.table());
         println!(
-            "In brackets: how many times the first build's, and the lowest and highest of a round. {} rounds, {} \
+            "In brackets: the ratio to the first build, and the lowest and highest ratio of a round. {} rounds, {} \
              workers, windows of {} s.\n",
             self.rounds, self.workers, self.seconds
         );
@@ -136,7 +141,7 @@ impl Compare {
         if !results.is_complete() {
             return Err(io::Error::other("not everything could be measured"));
         }
-        self.stated.as_deref().map_or(Ok(()), |document| hold_to(document, &results))
+        self.stated.as_deref().map_or(Ok(()), |document| compare_with_document(document, &results))
     }
 
     async fn measure(&self, around: &Surroundings, extent: Extent) -> Results {
@@ -158,7 +163,8 @@ impl Compare {
         results
     }
 
-    /// Each round begins with another side, and every second one goes backwards.
+    /// Returns the order of the sides in `round`. Each round begins with another side, and every
+    /// second round has the reverse order.
     fn turns(&self, round: usize) -> Vec<Peer> {
         let mut turns = self.peers.clone();
         turns.rotate_left(round % self.peers.len());
@@ -180,20 +186,24 @@ impl Compare {
     }
 }
 
-/// Prints how `results` stand to the table in `document`.
+/// Compares `results` with the table in `document`, and prints the comparison.
 ///
 /// # Errors
 /// A row is worse than stated, or the table can't be read.
-fn hold_to(document: &Path, results: &Results) -> io::Result<()> {
+fn compare_with_document(document: &Path, results: &Results) -> io::Result<()> {
     let named = |error| io::Error::other(format!("{}: {error}", document.display()));
     let text = fs::read_to_string(document).map_err(|error| named(error.to_string()))?;
     let (report, good) = stated::compare(&text, results).map_err(named)?;
     println!("{report}");
-    if good { Ok(()) } else { Err(named("loopgate is slower or larger beside the best peer than this says".into())) }
+    if good {
+        Ok(())
+    } else {
+        Err(named("loopgate, compared with the best peer, is slower or larger than stated here".into()))
+    }
 }
 
-/// The whole path of `program`, since the sides run in a directory of their own; a bare name is
-/// looked up on the search path. What is not found stays as it is, and fails when it is to be
+/// Returns the absolute path of `program`, because the sides run in another directory. A bare name
+/// is looked up in PATH. A program that is not found is returned unchanged, and fails when it is
 /// started.
 fn find(program: &Path) -> PathBuf {
     let paths = std::env::var_os("PATH").unwrap_or_default();
@@ -203,7 +213,8 @@ fn find(program: &Path) -> PathBuf {
     found.and_then(|place| fs::canonicalize(place).ok()).unwrap_or_else(|| program.to_owned())
 }
 
-/// As many open files as may be, for this process and for those that it starts.
+/// Raises the soft limit on open files to the hard limit, for this process and its children;
+/// returns the limit.
 fn raise_file_limit() -> io::Result<u64> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;

@@ -1,4 +1,4 @@
-//! What loopgate is held to.
+//! The goals of loopgate, and whether the results reach them.
 
 use serde::Serialize;
 
@@ -8,20 +8,20 @@ use crate::scenario::Scenario;
 
 const PROXIES: &[Peer] = &[Peer::Nginx, Peer::Haproxy, Peer::Caddy, Peer::Traefik];
 
-/// At most so much.
+/// The highest value that reaches a goal.
 #[derive(Clone, Copy)]
 enum Limit {
-    /// So many times what the best proxy has.
+    /// This many times the best proxy's value.
     Times(f64),
-    /// What the best proxy has and so much more, which is noise.
+    /// The best proxy's value, and this much more for noise.
     Best(f64),
-    /// So much, absolutely.
+    /// This value, whatever other proxies have.
     Most(f64),
 }
 
 use Limit::{Best, Most, Times};
 
-/// A measure, what it may be for the shipped build, and for the plain one.
+/// A measure of a scenario, and its limits for the shipped build and for the plain build.
 type Goal = (Scenario, &'static str, Limit, Limit);
 
 const GOALS: &[Goal] = &[
@@ -51,7 +51,8 @@ const GOALS: &[Goal] = &[
     (Scenario::AttackUploads, "MiB more", Most(64.0), Most(64.0)),
 ];
 
-/// Of every attack: as good as the best proxy that was attacked, and an agent hardly notices.
+/// The goals for every attack: loopgate is as good as the best proxy, and an agent waits at most
+/// 100 ms.
 const GOALS_OF_ATTACKS: [(&str, Limit); 7] = [
     ("agent p50 ms", Best(0.2)),
     ("agent p99 ms", Best(2.0)),
@@ -62,7 +63,7 @@ const GOALS_OF_ATTACKS: [(&str, Limit); 7] = [
     ("MiB more, backend", Best(1.0)),
 ];
 
-/// How a build of loopgate stands to one goal.
+/// Whether a build of loopgate reaches one goal.
 #[derive(Debug, Serialize)]
 pub struct Verdict {
     scenario: Scenario,
@@ -73,7 +74,7 @@ pub struct Verdict {
     reached: bool,
 }
 
-/// The goals that `results` say something about.
+/// Judges the goals whose measures are in `results`.
 pub fn judge(results: &Results) -> Vec<Verdict> {
     let of_attacks = Scenario::ATTACKS
         .into_iter()
@@ -82,7 +83,7 @@ pub fn judge(results: &Results) -> Vec<Verdict> {
     goals
         .flat_map(|(scenario, measure, shipped, plain)| {
             [(Peer::Loopgate, shipped), (Peer::LoopgatePlain, plain)].map(|(build, limit)| {
-                let (goal, found, most) = held_to(limit, results, scenario, build, measure)?;
+                let (goal, found, most) = goal_and_value(limit, results, scenario, build, measure)?;
                 Some(Verdict { scenario, measure, build, goal, found, reached: found <= most })
             })
         })
@@ -90,8 +91,8 @@ pub fn judge(results: &Results) -> Vec<Verdict> {
         .collect()
 }
 
-/// The goal in words, what was found, and the most that it may be.
-fn held_to(
+/// Returns the goal in words, the value that was found, and the limit of this value.
+fn goal_and_value(
     limit: Limit,
     results: &Results,
     scenario: Scenario,
@@ -117,7 +118,7 @@ fn held_to(
     }
 }
 
-/// `verdicts` as a table.
+/// Returns `verdicts` as a table.
 pub fn table(verdicts: &[Verdict]) -> String {
     let mut table = "| scenario | measure | build | goal | found | |\n|---|---|---|---|---:|---|\n".to_owned();
     for Verdict { scenario, measure, build, goal, found, reached } in verdicts {

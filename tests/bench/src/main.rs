@@ -1,4 +1,5 @@
-//! loopgate beside its peers: what a unit of work costs each of them. `tests/bench/run` is the way to call it.
+//! Measures what a unit of work costs loopgate and other proxies. `tests/bench/run` runs this
+//! program.
 
 mod backend;
 mod client;
@@ -28,7 +29,7 @@ use compare::Compare;
 use tables::Tables;
 
 #[derive(Parser)]
-#[command(about = "loopgate beside its peers: CPU and memory per unit of work")]
+#[command(about = "Compares loopgate with other proxies: CPU and memory per unit of work")]
 struct Arguments {
     #[command(subcommand)]
     role: Role,
@@ -38,11 +39,12 @@ struct Arguments {
 enum Role {
     /// Measure.
     Compare(Compare),
-    /// Print the tables of the documents from what `compare --json` wrote, or write them into the documents.
+    /// Print the tables of the documents from the results of `compare --json`, or write them into
+    /// the documents.
     Tables(Tables),
-    /// Be what stands behind every side.
+    /// Run the backend, to which every side forwards.
     Backend { listen: SocketAddr },
-    /// Be the bare copy loop.
+    /// Run the bare copy loop.
     NullTls { listen: SocketAddr, backend: SocketAddr, chain: PathBuf, key: PathBuf, workers: usize },
 }
 

@@ -44,22 +44,23 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// Its name, as on the command line.
+    /// Returns the side's name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().expect("no variant is skipped").get_name().to_owned()
     }
 
-    /// Whether it is a build of loopgate.
+    /// Returns whether the side is a build of loopgate.
     pub fn is_loopgate(self) -> bool {
         matches!(self, Self::Loopgate | Self::LoopgatePlain)
     }
 
-    /// Whether it speaks HTTP/2 with the client.
+    /// Returns whether the side speaks HTTP/2 with clients.
     pub fn has_h2(self) -> bool {
         !matches!(self, Self::HaproxyTcp | Self::NullTls | Self::Direct)
     }
 
-    /// Asks `programs` for its version; `None` where it has none of its own.
+    /// Runs the side's program to get its version; `None` for a side that is this program or has
+    /// none.
     pub fn version(self, programs: &Programs) -> Option<String> {
         let argument = match self {
             Self::Loopgate | Self::LoopgatePlain => "--version",
@@ -69,8 +70,8 @@ impl Peer {
             Self::NullTls | Self::Direct => return None,
         };
         let output = Command::new(programs.file(self)?).arg(argument).output().ok()?;
-        let said = [output.stdout, output.stderr].concat();
-        Some(String::from_utf8_lossy(&said).lines().take(3).map(str::trim).collect::<Vec<_>>().join("; "))
+        let printed = [output.stdout, output.stderr].concat();
+        Some(String::from_utf8_lossy(&printed).lines().take(3).map(str::trim).collect::<Vec<_>>().join("; "))
     }
 }
 
@@ -115,51 +116,51 @@ impl Programs {
 /// What a side is started for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To be measured under a load that it is to carry.
+    /// To be measured under a load within its limits.
     Load,
-    /// To be attacked: loopgate has the limits that it has by default.
+    /// To be attacked. loopgate has its default limits.
     Attack,
-    /// To be attacked by client certificates, which every side asks for.
+    /// To be attacked with client certificates, which every side requests.
     CertificateAttack,
 }
 
-/// The client that loopgate takes for an agent.
+/// The address of the client that loopgate treats as an agent.
 pub const AGENT: &str = "127.0.0.9";
 
 /// What all sides share.
 pub struct Surroundings {
     /// Where the programs are.
     pub programs: Programs,
-    /// Files of this run.
+    /// The directory with the files of this run.
     pub directory: PathBuf,
-    /// The certificate that each serves.
+    /// The certificate of every side.
     pub certificate: Certificate,
-    /// The backend that each forwards to.
+    /// The backend of every side.
     pub backend: SocketAddr,
-    /// Worker threads or processes of each.
+    /// The number of worker threads or processes of every side.
     pub workers: usize,
 }
 
-/// How a build of loopgate is started that has options of its own.
+/// Options of one loopgate process.
 #[derive(Default)]
 pub struct Options {
-    /// Distinguishes it from others that run at the same time.
+    /// A number that no other process has at the same time.
     pub number: usize,
-    /// Its workers; as many as the other sides have by default.
+    /// The number of workers; by default that of the other sides.
     pub workers: Option<usize>,
-    /// Where its metrics are, if anywhere.
+    /// The address of the admin listener, which serves the metrics, if there is one.
     pub admin: Option<SocketAddr>,
     /// Further arguments.
     pub arguments: Vec<OsString>,
 }
 
-/// A side that answers.
+/// A running side.
 pub struct Running {
-    /// How to connect to it.
+    /// The side's address and the client's TLS configuration.
     pub target: Target,
-    /// Its processes; `None` for [`Peer::Direct`].
+    /// The side's processes; `None` for [`Peer::Direct`].
     pub tree: Option<Tree>,
-    /// From exec to the first answer over TLS.
+    /// The time from exec to the first response over TLS.
     pub start: Duration,
     child: Option<Child>,
 }
@@ -173,7 +174,7 @@ impl Surroundings {
         self.start_for(Purpose::Load, self.backend, peer, config).await
     }
 
-    /// The same for a purpose, in front of another backend.
+    /// Does the same for `purpose`, with another backend.
     ///
     /// # Errors
     /// It does not answer within ten seconds.
@@ -229,7 +230,7 @@ impl Surroundings {
                 running.child.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_some()));
             if exited || began.elapsed() > Duration::from_secs(10) {
                 let log = fs::read_to_string(&log).unwrap_or_default();
-                return Err(io::Error::other(format!("{name} does not answer; it said: {log}")));
+                return Err(io::Error::other(format!("{name} does not answer; it printed: {log}")));
             }
             tokio::time::sleep(Duration::from_micros(500)).await;
         }
@@ -293,7 +294,7 @@ impl Surroundings {
         Ok(command)
     }
 
-    /// Writes the configuration `name` out of `template`.
+    /// Writes the configuration file `name`, made from `template`; returns its path.
     fn configuration(
         &self,
         name: &str,
@@ -303,8 +304,8 @@ impl Surroundings {
         address: SocketAddr,
     ) -> io::Result<PathBuf> {
         let Certificate { chain, key, both, ca_file, .. } = &self.certificate;
-        let asks = purpose == Purpose::CertificateAttack;
-        let only_if_asking = |text: String| if asks { text } else { String::new() };
+        let requests_certificates = purpose == Purpose::CertificateAttack;
+        let if_requested = |text: String| if requests_certificates { text } else { String::new() };
         let path = |path: &Path| path.display().to_string();
         let mut text = template.to_owned();
         for (word, value) in [
@@ -317,9 +318,9 @@ impl Surroundings {
             ("@BOTH@", path(both)),
             (
                 "@NGINX_VERIFY@",
-                only_if_asking(format!("ssl_verify_client optional; ssl_client_certificate {};", path(ca_file))),
+                if_requested(format!("ssl_verify_client optional; ssl_client_certificate {};", path(ca_file))),
             ),
-            ("@HAPROXY_VERIFY@", only_if_asking(format!("verify optional ca-file {}", path(ca_file)))),
+            ("@HAPROXY_VERIFY@", if_requested(format!("verify optional ca-file {}", path(ca_file)))),
         ] {
             text = text.replace(word, &value);
         }
@@ -335,7 +336,7 @@ impl Running {
         connection.exchange(&head("GET", "/", "Connection: close\r\n")).await.is_ok()
     }
 
-    /// CPU time so far; zero where there is no process.
+    /// Returns the CPU time so far; zero for [`Peer::Direct`].
     pub fn cpu(&self) -> Duration {
         self.tree.as_ref().map_or(Duration::ZERO, Tree::cpu)
     }
@@ -345,11 +346,11 @@ impl Drop for Running {
     fn drop(&mut self) {
         let Some(child) = &mut self.child else { return };
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
-        // Told to end first, so that nginx's master ends its workers; HAProxy and loopgate would go
-        // on for their open connections.
+        // SIGTERM comes first, so that nginx's master ends its workers. SIGKILL follows, because
+        // HAProxy and loopgate wait for their open connections.
         let _ = kill(pid, Signal::SIGTERM);
-        let patience = Instant::now() + Duration::from_millis(500);
-        while Instant::now() < patience {
+        let deadline = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < deadline {
             if child.try_wait().is_ok_and(|status| status.is_some()) {
                 return;
             }
@@ -360,7 +361,7 @@ impl Drop for Running {
     }
 }
 
-/// An address of loopback that nobody listens on now.
+/// Returns a loopback address that is free now.
 pub fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }

@@ -1,4 +1,4 @@
-//! What a process and its children cost: CPU time by their clocks, memory by the kernel's own account.
+//! The CPU time and the memory of a process and its descendants, as the kernel counts them.
 
 use std::fs;
 use std::io;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 
-/// A process with all that descends from it, as found at one moment.
+/// A process and its descendants at one moment.
 #[derive(Clone, Debug)]
 pub struct Tree(Vec<Pid>);
 
@@ -23,17 +23,17 @@ impl Tree {
         Self(found)
     }
 
-    /// CPU time so far, user and system, of all threads: the clock of clock_getcpuclockid(3), in
-    /// nanoseconds where `/proc/PID/stat` has ticks.
+    /// Returns the user and system CPU time of all threads so far. The clock of
+    /// clock_getcpuclockid(3) counts nanoseconds, and `/proc/PID/stat` only ticks.
     pub fn cpu(&self) -> Duration {
         let clocks = self.0.iter().filter_map(|pid| clock_getcpuclockid(*pid).ok());
         clocks.filter_map(|clock| clock.now().ok()).map(Duration::from).sum()
     }
 
-    /// CPU time so far of the main thread of the first process.
+    /// Returns the CPU time so far of the first process's main thread.
     ///
     /// # Errors
-    /// It is gone, or the kernel does not count it.
+    /// The process has ended, or the kernel has no such statistics.
     pub fn main_thread_cpu(&self) -> io::Result<Duration> {
         let root = self.0[0];
         let account = fs::read_to_string(format!("/proc/{root}/task/{root}/schedstat"))?;
@@ -41,10 +41,11 @@ impl Tree {
         spent.map(Duration::from_nanos).ok_or_else(|| io::Error::other("schedstat without a time"))
     }
 
-    /// Memory in bytes: the sum of the proportional set sizes, so that pages which workers share count once.
+    /// Returns the memory in bytes: the sum of the proportional set sizes, in which shared pages
+    /// count once.
     ///
     /// # Errors
-    /// One of them is gone.
+    /// One of the processes has ended.
     pub fn memory(&self) -> io::Result<u64> {
         self.0.iter().map(|pid| pss(*pid)).sum()
     }
@@ -68,7 +69,7 @@ fn pss(pid: Pid) -> io::Result<u64> {
     kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("smaps_rollup without Pss"))
 }
 
-/// The monotonic clock in nanoseconds, which is the same for all processes of a machine.
+/// Returns the monotonic clock in nanoseconds, which is the same for all processes of a machine.
 pub fn monotonic() -> u64 {
     let now = ClockId::CLOCK_MONOTONIC.now().expect("every Linux has this clock");
     u64::try_from(Duration::from(now).as_nanos()).expect("less than 584 years of uptime")

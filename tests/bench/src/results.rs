@@ -11,49 +11,49 @@ use crate::scenario::{Sample, Scenario};
 /// Everything that was measured, in the order of measuring.
 #[derive(Debug, Default)]
 pub struct Results {
-    /// By round; what is missing could not be measured.
+    /// The samples with their rounds. A round that could not be measured has none.
     samples: BTreeMap<(Scenario, Peer), Vec<(usize, Sample)>>,
-    /// Why it could not be.
+    /// Why a side could not be measured.
     missing: BTreeMap<(Scenario, Peer), String>,
 }
 
-/// A value and how far it was from that in the rounds.
+/// The median, the lowest and the highest of values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// The median over the rounds.
     pub median: f64,
-    /// The lowest of a round.
+    /// The lowest value of a round.
     pub lowest: f64,
-    /// The highest of a round.
+    /// The highest value of a round.
     pub highest: f64,
 }
 
 impl Spread {
-    /// That of `values`, without those that are no finite numbers; `None` without any.
+    /// Returns the spread of the finite `values`; `None` if there are none.
     fn of(mut values: Vec<f64>) -> Option<Self> {
         values.retain(|value| value.is_finite());
         let (lowest, highest) = (values.iter().copied().reduce(f64::min)?, values.iter().copied().reduce(f64::max)?);
         Some(Self { median: median(values)?, lowest, highest })
     }
 
-    /// The lowest and the highest with two digits.
+    /// Returns the lowest and the highest value with two decimal places.
     pub fn range(&self) -> String {
         format!("{:.2}–{:.2}", self.lowest, self.highest)
     }
 }
 
 impl Results {
-    /// Adds what `round` gave.
+    /// Adds the sample of `round`.
     pub fn add(&mut self, scenario: Scenario, peer: Peer, round: usize, sample: Sample) {
         self.samples.entry((scenario, peer)).or_default().push((round, sample));
     }
 
-    /// Notes that there is no sample, and why.
+    /// Records why there is no sample.
     pub fn miss(&mut self, scenario: Scenario, peer: Peer, why: String) {
         self.missing.insert((scenario, peer), why);
     }
 
-    /// Says whether everything that was begun was measured.
+    /// Returns whether nothing failed to be measured.
     pub fn is_complete(&self) -> bool {
         self.missing.is_empty()
     }
@@ -75,15 +75,15 @@ impl Results {
         Spread::of(self.values(scenario, peer, measure).into_values().collect())
     }
 
-    /// How many times the value of `base` `peer` has: the ratio is taken within a round, so that the machine's own ups
-    /// and downs affect it least.
+    /// Returns the ratio of the value of `peer` to that of `base`. It is taken within each round,
+    /// so that changes of the machine's speed affect it little.
     pub fn ratio(&self, scenario: Scenario, base: Peer, peer: Peer, measure: &str) -> Option<Spread> {
         let own = self.values(scenario, base, measure);
         let others = self.values(scenario, peer, measure);
         Spread::of(others.iter().filter_map(|(round, other)| Some(other / own.get(round)?)).collect())
     }
 
-    /// Failed connections and requests of all rounds.
+    /// Returns the number of failed connections and requests of all rounds.
     pub fn failed(&self, scenario: Scenario, peer: Peer) -> u64 {
         self.samples.get(&(scenario, peer)).into_iter().flatten().map(|(_, sample)| sample.failed).sum()
     }
@@ -94,7 +94,7 @@ impl Results {
         all
     }
 
-    /// Whom `scenario` was measured of.
+    /// Returns the sides of which `scenario` was measured.
     pub fn peers_of(&self, scenario: Scenario) -> Vec<Peer> {
         self.samples.keys().filter(|(of, _)| *of == scenario).map(|(_, peer)| *peer).collect()
     }
@@ -106,7 +106,7 @@ impl Results {
         all
     }
 
-    /// What was measured in `scenario`.
+    /// Returns the names of the measures of `scenario`.
     pub fn measures(&self, scenario: Scenario) -> Vec<&str> {
         let mut names = Vec::new();
         for ((_, _), samples) in self.samples.iter().filter(|((of, _), _)| *of == scenario) {
@@ -119,13 +119,13 @@ impl Results {
         names
     }
 
-    /// A table in Markdown: medians, and in brackets how many times loopgate's that is, with the lowest and the highest
-    /// ratio of a round.
+    /// Returns a table in Markdown: medians, and in brackets their ratio to loopgate's, with the
+    /// lowest and the highest ratio of a round.
     pub fn table(&self) -> String {
         self.table_of(&self.scenarios())
     }
 
-    /// The same for some scenarios.
+    /// Returns the same table for these scenarios.
     pub fn table_of(&self, scenarios: &[Scenario]) -> String {
         let peers = self.peers(scenarios);
         let mut table = String::from("| scenario | measure |");
@@ -193,10 +193,11 @@ impl Results {
         json!({ "measured": all, "missing": missing })
     }
 
-    /// Adds what [`Results::json`] wrote of another run. No ratio is taken between its rounds and those of this one.
+    /// Adds the results of another run, as [`Results::json`] returned them. Ratios are taken within
+    /// the rounds of one run only.
     ///
     /// # Errors
-    /// `run` is no such JSON, or of another version of this program.
+    /// `run` has another form, or is from another version of this program.
     pub fn add_json(&mut self, run: &Value) -> Result<(), String> {
         let after = self.samples.values().flatten().map(|(round, _)| round + 1).max().unwrap_or(0);
         let mut samples = BTreeMap::<(Scenario, Peer, usize), Sample>::new();
@@ -230,7 +231,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(f64::midpoint(*below, *above))
 }
 
-/// `value` with as many digits as mean something.
+/// Returns `value` with at least three significant digits.
 pub fn digits(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),
@@ -247,7 +248,7 @@ mod tests {
         Sample::new(vec![("µs", value)], 1)
     }
 
-    /// The machine was ten times slower in the second round, for both.
+    /// Three rounds. In the second one, the machine was ten times slower for both sides.
     fn three_rounds() -> Results {
         let mut results = Results::default();
         for (round, own, other) in [(0, 1.0, 2.0), (1, 10.0, 20.0), (2, 1.0, 3.0)] {
@@ -291,7 +292,7 @@ mod tests {
         let mut read = Results::default();
         read.add_json(&three_rounds().json()).unwrap();
         assert_eq!(read.json(), three_rounds().json());
-        // A second run has rounds of its own.
+        // A second run adds its own rounds.
         read.add_json(&three_rounds().json()).unwrap();
         assert_eq!(read.values(Scenario::H1, Peer::Nginx, "µs").len(), 6);
         assert_eq!(read.failed(Scenario::H1, Peer::Nginx), 6);
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn medians() {
+    fn a_median_is_the_middle_value_or_the_mean_of_the_two_middle_ones() {
         for (values, expected) in
             [(vec![], None), (vec![3.0], Some(3.0)), (vec![4.0, 1.0], Some(2.5)), (vec![9.0, 1.0, 2.0], Some(2.0))]
         {

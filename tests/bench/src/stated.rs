@@ -1,4 +1,5 @@
-//! The tables of README.md and docs/comparison.md: their rows as measured now, and whether these are as good as stated.
+//! The tables of README.md and docs/comparison.md: makes their rows from results, and compares
+//! results with the values that the documents state.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +7,11 @@ use crate::peer::Peer;
 use crate::results::{Results, digits};
 use crate::scenario::Scenario;
 
-/// How many times the stated ratio is still the same: machines and runs differ.
+/// The highest multiple of a stated ratio that counts as the same, because machines and runs
+/// differ.
 const TOLERANCE: f64 = 1.15;
 
-/// A build is ahead of the best proxy if it takes less than this share of it.
+/// A build is ahead of the best proxy if its value is less than this share of the proxy's.
 const AHEAD: f64 = 0.995;
 
 /// The columns of a table. One may be missing.
@@ -25,7 +27,7 @@ const COLUMNS: [(&str, Peer); 7] = [
 
 /// loopgate's own columns.
 const BUILDS: [Peer; 2] = [Peer::Loopgate, Peer::LoopgatePlain];
-/// Those that a build is compared with.
+/// The proxies with which a build is compared.
 const PROXIES: [Peer; 4] = [Peer::Nginx, Peer::Haproxy, Peer::Caddy, Peer::Traefik];
 
 /// A row: one measure of one scenario.
@@ -33,11 +35,12 @@ struct Row {
     label: &'static str,
     scenario: Scenario,
     measure: &'static str,
-    /// Compared by its ratio to the best proxy, or by itself, because it is near zero.
+    /// Whether the ratio to the best proxy is compared. If not, the value itself is, because it is
+    /// near zero.
     by_ratio: bool,
-    /// Such a difference is noise, in the unit of the measure.
+    /// The largest difference that counts as noise, in the unit of the measure.
     noise: f64,
-    /// Whether README.md has the row also where loopgate is ahead.
+    /// Whether README.md also has this row if loopgate is ahead in it.
     short: bool,
 }
 
@@ -84,11 +87,11 @@ pub enum Rows {
     All,
     /// Those in which a build of loopgate is not ahead of every proxy.
     NotAhead,
-    /// Those of [`Rows::NotAhead`], and then some of the others.
+    /// Those of [`Rows::NotAhead`], and then a few of those in which every build is ahead.
     Short,
 }
 
-/// The rows that `results` have, as Markdown; empty without any.
+/// Returns the rows that were measured as a Markdown table; empty if there are none.
 pub fn table(results: &Results, rows: Rows) -> String {
     let is_measured =
         |row: &&Row| BUILDS.iter().any(|build| results.median(row.scenario, *build, row.measure).is_some());
@@ -112,7 +115,7 @@ pub fn table(results: &Results, rows: Rows) -> String {
     format!("| |{names}\n|---|{}\n{lines}", "---:|".repeat(COLUMNS.len()))
 }
 
-/// Whether every build that was measured takes less than every proxy.
+/// Returns whether every build that was measured is ahead of every proxy.
 fn is_ahead(row: &Row, results: &Results) -> bool {
     let median = |peer: &Peer| results.median(row.scenario, *peer, row.measure);
     let best = PROXIES.iter().filter_map(median).reduce(f64::min);
@@ -127,11 +130,12 @@ fn with_thousands(value: f64) -> String {
     }
 }
 
-/// Compares `results` with the tables in `document`: a line for each row of them that was measured, and whether all are
-/// as good as stated, for each build that was measured.
+/// Compares `results` with the tables in `document`, for each build that was measured. Returns a
+/// line for each row that was measured, and whether all rows are as good as stated.
 ///
-/// A row is worse if the build's ratio to the proxy that is best by the document, of those measured, is more than 1.15
-/// times the stated ratio, and the difference is more than noise.
+/// A build is compared with the proxy that is best according to the document, of those that were
+/// measured. A row is worse if the build's ratio to this proxy is more than 1.15 times the stated
+/// ratio, and the difference is more than noise.
 ///
 /// # Errors
 /// The document has no such table, states nothing for a build that was measured, a row of it is unknown, or a value is
@@ -157,9 +161,9 @@ pub fn compare(document: &str, results: &Results) -> Result<(String, bool), Stri
             } else {
                 ("–".to_owned(), *own, now, own * TOLERANCE + row.noise)
             };
-            let held = shown <= most;
-            (of_build, good) = (of_build + 1, good && held);
-            let word = if held { "as stated" } else { "WORSE" };
+            let is_as_stated = shown <= most;
+            (of_build, good) = (of_build + 1, good && is_as_stated);
+            let word = if is_as_stated { "as stated" } else { "WORSE" };
             let (name, stated, shown) = (build.name(), digits(stated), digits(shown));
             report += &format!("| {label} | {name} | {beside} | {stated} | {shown} | {word} |\n");
         }
@@ -172,7 +176,7 @@ pub fn compare(document: &str, results: &Results) -> Result<(String, bool), Stri
     if rows == 0 { Err("no row of the table was measured".into()) } else { Ok((report, good)) }
 }
 
-/// The proxy with the lowest stated value, of those that were measured.
+/// Returns the proxy with the lowest stated value, of those that were measured.
 fn best_by(stated: &BTreeMap<Peer, f64>, results: &Results, row: &Row) -> Option<Peer> {
     let measured = PROXIES.iter().filter_map(|peer| {
         let value = stated.get(peer).filter(|value| **value > 0.0)?;
@@ -181,8 +185,8 @@ fn best_by(stated: &BTreeMap<Peer, f64>, results: &Results, row: &Row) -> Option
     measured.min_by(|(_, one), (_, other)| one.total_cmp(other)).map(|(peer, _)| peer)
 }
 
-/// The rows of the tables in `document`, by their labels; a side without a value is left out. Of a row that is in
-/// several tables, the first counts.
+/// Returns the rows of the tables in `document` with their labels. A side without a value is left
+/// out. If a row is in several tables, the first one counts.
 fn read(document: &str) -> Result<Vec<StatedRow>, String> {
     let cells = |line: &str| -> Vec<String> {
         line.trim().trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
@@ -208,7 +212,8 @@ fn read(document: &str) -> Result<Vec<StatedRow>, String> {
     if rows.is_empty() { Err("no table of measurements".into()) } else { Ok(rows) }
 }
 
-/// The columns of a table of measurements; `None` if `cells` are the header of another table.
+/// Returns the columns of a table of measurements; `None` if `cells` are the header of another
+/// table.
 fn header(cells: &[String]) -> Option<Vec<Peer>> {
     let (first, names) = cells.split_first()?;
     let peer = |name: &String| COLUMNS.iter().find(|(column, _)| column == name).map(|(_, peer)| *peer);
@@ -255,8 +260,9 @@ text
 
     #[test]
     fn a_row_is_worse_beyond_fifteen_percent_of_its_ratio_to_the_best_peer() {
-        // Stated is 10 to 11, and 12.1 to 11 for the plain build; the machine's own speed does not matter.
-        for (build, own, stated, held) in [
+        // The stated ratios are 10 to 11, and 12.1 to 11 for the plain build. The machine's speed
+        // does not matter.
+        for (build, own, stated, is_as_stated) in [
             (Peer::Loopgate, 10.0, "0.91", true),
             (Peer::Loopgate, 11.4, "0.91", true),
             (Peer::Loopgate, 11.6, "0.91", false),
@@ -266,7 +272,7 @@ text
             for times in [1.0, 3.0] {
                 let values = [(build, own), OTHERS[0], OTHERS[1]].map(|(peer, value)| (peer, value * times));
                 let (report, good) = compare(DOCUMENT, &h1(&values)).unwrap();
-                assert_eq!(good, held, "{own}: {report}");
+                assert_eq!(good, is_as_stated, "{own}: {report}");
                 assert!(report.contains(&format!("| {} | haproxy | {stated} |", build.name())), "{report}");
                 assert_eq!(report.lines().count(), 3, "the other rows were not measured: {report}");
             }
@@ -276,9 +282,9 @@ text
     #[test]
     fn both_builds_are_compared_each_with_its_column() {
         let both = |plain| h1(&[(Peer::Loopgate, 10.0), (Peer::LoopgatePlain, plain), OTHERS[0], OTHERS[1]]);
-        for (plain, held) in [(12.1, true), (15.0, false)] {
+        for (plain, is_as_stated) in [(12.1, true), (15.0, false)] {
             let (report, good) = compare(DOCUMENT, &both(plain)).unwrap();
-            assert_eq!((good, report.lines().count()), (held, 4), "{report}");
+            assert_eq!((good, report.lines().count()), (is_as_stated, 4), "{report}");
         }
     }
 
@@ -290,23 +296,23 @@ text
             add(&mut results, Scenario::H1Lat, "p50 µs", &others);
             results
         };
-        // Three microseconds more than 15 %.
-        for (value, held) in [(14.4, true), (14.6, false)] {
-            assert_eq!(compare(DOCUMENT, &own(value)).unwrap().1, held, "{value}");
+        // The limit is 15 % and three microseconds more.
+        for (value, is_as_stated) in [(14.4, true), (14.6, false)] {
+            assert_eq!(compare(DOCUMENT, &own(value)).unwrap().1, is_as_stated, "{value}");
         }
         let quiet = |value| {
             let mut results = Results::default();
             add(&mut results, Scenario::Idle, "CPU ms/s, quiet", &[(Peer::Loopgate, value), (Peer::Nginx, 0.0)]);
             results
         };
-        // A tenth of a millisecond more than 15 %, whatever nginx takes.
-        for (value, held) in [(0.21, true), (0.22, false)] {
-            assert_eq!(compare(DOCUMENT, &quiet(value)).unwrap().1, held, "{value}");
+        // The limit is 15 % and a tenth of a millisecond more, whatever nginx's value is.
+        for (value, is_as_stated) in [(0.21, true), (0.22, false)] {
+            assert_eq!(compare(DOCUMENT, &quiet(value)).unwrap().1, is_as_stated, "{value}");
         }
     }
 
     #[test]
-    fn what_can_not_be_compared_is_an_error() {
+    fn results_that_can_not_be_compared_are_an_error() {
         let all = h1(&[(Peer::Loopgate, 10.0), OTHERS[0], OTHERS[1]]);
         for (document, error) in [
             ("no table".to_owned(), "no table of measurements"),

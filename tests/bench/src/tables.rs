@@ -1,4 +1,4 @@
-//! The tables of the documents, made from what `compare --json` wrote.
+//! The tables of the documents, made from the results of `compare --json`.
 //!
 //! A document has a table between two lines, `<!-- begin NAME -->` and `<!-- end NAME -->`:
 //!
@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `measured` | all rows |
 //! | `not-ahead` | the rows in which a build of loopgate is not ahead of every proxy |
-//! | `short` | the rows of `not-ahead`, and then some of the others |
+//! | `short` | the rows of `not-ahead`, and then a few in which every build is ahead |
 //! | `conditions` | versions of the proxies, and how they were measured |
 //! | `attacks` | the attacks |
 //! | `scale` | what growth costs |
@@ -23,27 +23,27 @@ use crate::results::Results;
 use crate::scenario::{Scenario, scale};
 use crate::stated::{self, Rows};
 
-/// The number of idle WebSockets that the rows of the table state.
+/// The number of idle WebSockets that a row of the table states.
 const IDLE: u64 = 5000;
 /// The width of the documents' lines, in columns.
 const COLUMNS: usize = 150;
 
-/// Which results, and where their tables go.
+/// The files with the results, and the documents for the tables.
 #[derive(Args)]
 pub struct Tables {
-    /// What `compare --json` wrote, of one run or several.
+    /// Files that `compare --json` wrote, of one run or several.
     #[arg(required = true)]
     results: Vec<PathBuf>,
-    /// A document whose tables are written anew; without any, they are printed.
+    /// A document whose tables are replaced. Without a document, the tables are printed.
     #[arg(long)]
     write: Vec<PathBuf>,
 }
 
 impl Tables {
-    /// Prints the tables, or writes them.
+    /// Prints the tables, or writes them into the documents.
     ///
     /// # Errors
-    /// A file can't be read or written, or is of another form.
+    /// A file can't be read or written, or has another form.
     pub fn run(&self) -> io::Result<()> {
         let mut results = Results::default();
         let mut runs = Vec::new();
@@ -83,7 +83,7 @@ fn has(run: &Value, scenario: Scenario) -> bool {
     run["measured"].as_array().is_some_and(|all| all.iter().any(|measured| measured["scenario"] == name.as_str()))
 }
 
-/// The tables by their names; those without a row are left out.
+/// Returns the tables with their names. Tables without a row are left out.
 fn tables(results: &Results, runs: &[Value]) -> Vec<(&'static str, String)> {
     let attacks = results.peers_of(Scenario::AttackSlow).first().map(|_| results.table_of(&Scenario::ATTACKS));
     let mut tables = vec![
@@ -99,7 +99,7 @@ fn tables(results: &Results, runs: &[Value]) -> Vec<(&'static str, String)> {
     tables
 }
 
-/// A paragraph about `run`.
+/// Returns a paragraph about how `run` was measured.
 fn conditions(run: &Value) -> String {
     let proxies = [("nginx", "nginx"), ("haproxy", "HAProxy"), ("caddy", "Caddy"), ("traefik", "Traefik")];
     let proxies: Vec<_> = proxies
@@ -138,16 +138,16 @@ fn wrap(text: &str) -> String {
     if column > 0 { lines + "\n" } else { lines }
 }
 
-/// The version in what a program says of itself: the first word of numbers with dots.
-fn version(said: &str) -> Option<&str> {
-    let words = said.split([' ', '/', ';', '-']).map(|word| word.trim_start_matches('v'));
+/// Returns the version in what a program prints: the first word of numbers with dots.
+fn version(printed: &str) -> Option<&str> {
+    let words = printed.split([' ', '/', ';', '-']).map(|word| word.trim_start_matches('v'));
     words.into_iter().find(|word| {
         let parts: Vec<_> = word.split('.').collect();
         parts.len() > 1 && parts.iter().all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
     })
 }
 
-/// `text` with `table` between the lines for `name`, if it has them.
+/// Replaces the table between the lines for `name` in `text`, if it has these lines.
 fn replace(text: &str, name: &str, table: &str) -> Result<String, String> {
     let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
     let Some((before, rest)) = text.split_once(&begin) else { return Ok(text.to_owned()) };
@@ -174,14 +174,14 @@ mod tests {
 
     #[test]
     fn the_version_is_found_in_what_a_program_prints() {
-        for (said, expected) in [
+        for (printed, expected) in [
             ("nginx version: nginx/1.30.6; built with OpenSSL 3.6.5", Some("1.30.6")),
             ("HAProxy version 3.2.26-1 2026/10/02 - https://haproxy.org/", Some("3.2.26")),
             ("v2.11.7 h1:abc=", Some("2.11.7")),
             ("Version:      3.7.15; Codename:     abc; Go version:   go1.26.1", Some("3.7.15")),
             ("none", None),
         ] {
-            assert_eq!(version(said), expected, "{said}");
+            assert_eq!(version(printed), expected, "{printed}");
         }
     }
 

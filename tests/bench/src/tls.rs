@@ -38,12 +38,12 @@ impl Certificate {
         let (ca, ca_pem, chain, key) = generate().map_err(io::Error::other)?;
         let [chain_file, key_file, both, ca_file] =
             ["chain.pem", "key.pem", "both.pem", "ca.pem"].map(|name| directory.join(name));
-        let made = Self { chain: chain_file, key: key_file, both, ca_file, ca };
-        std::fs::write(&made.ca_file, &ca_pem)?;
-        std::fs::write(&made.chain, &chain)?;
-        std::fs::write(&made.key, &key)?;
-        std::fs::write(&made.both, chain + &key)?;
-        Ok(made)
+        let certificate = Self { chain: chain_file, key: key_file, both, ca_file, ca };
+        std::fs::write(&certificate.ca_file, &ca_pem)?;
+        std::fs::write(&certificate.chain, &chain)?;
+        std::fs::write(&certificate.key, &key)?;
+        std::fs::write(&certificate.both, chain + &key)?;
+        Ok(certificate)
     }
 
     /// The configuration of a client that trusts the CA. It offers only TLS 1.3 with X25519 and TLS_AES_128_GCM_SHA256,

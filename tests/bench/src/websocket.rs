@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn a_written_header_can_be_parsed() {
         for length in [0, 125, 126, 65_535, 65_536, 1 << 20] {
             for masked in [false, true] {
                 let header = header(length, masked);

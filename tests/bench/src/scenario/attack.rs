@@ -1,5 +1,5 @@
-//! Attacks: what a side's CPU time and memory and the backend's memory become, and how two clients
-//! fare that attack nobody. One of them has an address that loopgate knows as an agent's.
+//! Attacks: the CPU time and memory of a side, the backend's memory, and the latencies of two other
+//! clients. One of them has an agent's address.
 
 use std::io;
 use std::sync::Arc;
@@ -22,19 +22,19 @@ use crate::process::Tree;
 use crate::tls::CA_NAME;
 
 const MIB: f64 = 1_048_576.0;
-/// A client that attacks nobody.
+/// The address of a client that takes no part in the attack.
 const OUTSIDER: &str = "127.0.0.4";
-/// An attack lasts so many windows.
+/// The length of an attack, in windows.
 const WINDOWS: u32 = 4;
-/// How often memory is read.
+/// The interval at which memory is read.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// How many certificates the chains have.
+/// The lengths of the chains, in certificates.
 const LENGTHS: [usize; 5] = [3, 4, 11, 20, 60];
-/// Handshakes of each kind whose CPU time is measured.
+/// The number of handshakes with each chain whose CPU time is measured.
 const HANDSHAKES: u32 = 50;
-/// How long the backend is away.
+/// How long the backend is down.
 const OUTAGE: Duration = Duration::from_secs(5);
-/// Connections that are opened at once.
+/// The number of connections that are opened at the same time.
 const OPENING: usize = 32;
 
 /// A kind of attack.
@@ -44,7 +44,7 @@ pub(super) enum Attack {
     Unread,
     Slow,
     Uploads,
-    /// So many idle connections, and new ones.
+    /// This number of idle connections, and new connections meanwhile.
     Connections(usize),
 }
 
@@ -60,7 +60,8 @@ impl Attack {
         let backend = Backend::start(free_address()?)?;
         let running = around.start_for(purpose, backend.address, peer, config).await?;
         let client = TlsClient::new(running.target.address, around.certificate.ca.clone()).without_tickets();
-        // What a first request costs is no attack's.
+        // The first requests come before the measurement, so that their cost does not count as the
+        // attack's.
         Bystanders::watch(&client, Duration::from_millis(500), || {}).await?;
         let tree = running.tree.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let before = [tree.memory()?, backend.tree().memory()?];
@@ -78,7 +79,7 @@ impl Attack {
     }
 }
 
-/// A side that is to be attacked.
+/// A side that will be attacked.
 struct Attacked {
     running: Running,
     backend: Backend,
@@ -114,7 +115,8 @@ impl Attacked {
         Ok(sample)
     }
 
-    /// The CPU time of each of some handshakes, one after the other.
+    /// Returns the CPU time of a handshake: the mean of [`HANDSHAKES`] handshakes, one after the
+    /// other.
     async fn cpu_each(&self, client: &TlsClient) -> Duration {
         let before = self.running.cpu();
         for _ in 0..HANDSHAKES {
@@ -123,7 +125,8 @@ impl Attacked {
         (self.running.cpu() - before) / HANDSHAKES
     }
 
-    /// Floods of so many connections and streams on each, each flood from an address of its own.
+    /// Starts these floods, each from its own address, and measures. A flood has a number of
+    /// connections and a number of streams on each.
     async fn flooded(&self, floods: &[(usize, usize, Stream, &str)]) -> io::Result<Sample> {
         let flood = |(source, (connections, streams, stream, path)): (String, &(usize, usize, Stream, &str))| {
             let flood = Flood {
@@ -139,7 +142,8 @@ impl Attacked {
         self.watch().await
     }
 
-    /// Uploads while the backend is away. Latencies are those after it has come back, with the uploads still there.
+    /// Uploads while the backend is down. The latencies are measured after it has started again,
+    /// while the uploads are still open.
     async fn uploads(mut self) -> io::Result<Sample> {
         let address = self.backend.address;
         let cpu = self.running.cpu();
@@ -151,7 +155,7 @@ impl Attacked {
         for number in 0..60 {
             let mut client = RawH2::connect(&self.client, &sources[number % sources.len()], &[]).await;
             client.send(&streams.map(|stream| frame(HEADERS, END_HEADERS, stream, &head)).concat()).await;
-            // As much as the windows allow.
+            // Each client sends as much as the flow-control windows allow.
             let (mut stream_window, mut window) = client.read_windows().await;
             while stream_window >= data.len() && window >= streams.len() * data.len() {
                 let bytes = streams.map(|stream| frame(DATA, 0, stream, &data)).concat();
@@ -210,12 +214,12 @@ impl Attacked {
         Ok(sample)
     }
 
-    /// Watches for the time of an attack that runs.
+    /// Measures for the time of a running attack.
     async fn watch(&self) -> io::Result<Sample> {
         self.watch_from(self.before[0]).await
     }
 
-    /// The same if the side's memory has been `most` already.
+    /// Does the same, if the side's memory has already been `most`.
     async fn watch_from(&self, most: u64) -> io::Result<Sample> {
         let (tree, backend) = (self.tree()?, self.backend.tree());
         let (cpu, start) = (self.running.cpu(), Instant::now());
@@ -240,18 +244,18 @@ impl Attacked {
     }
 }
 
-/// How an agent and another outsider fare.
+/// The latencies of an agent and of another outsider.
 struct Bystanders {
     agent: Latencies,
     outsider: Latencies,
 }
 
 impl Bystanders {
-    /// Measures both for `time`, and calls `look` meanwhile.
-    async fn watch(client: &TlsClient, time: Duration, mut look: impl FnMut()) -> io::Result<Self> {
+    /// Measures both for `time`, and calls `poll` meanwhile.
+    async fn watch(client: &TlsClient, time: Duration, mut poll: impl FnMut()) -> io::Result<Self> {
         let threads = [AGENT, OUTSIDER].map(|source| measure_in_thread(client, source, "/", time));
         while !threads.iter().all(std::thread::JoinHandle::is_finished) {
-            look();
+            poll();
             sleep(INTERVAL.min(time)).await;
         }
         let [agent, outsider] =

@@ -1,6 +1,6 @@
-//! Pods that come and go on a fake API server: a thousand of them in one namespace with one
-//! sidecar, then the same in a hundred namespaces with a sidecar for each. The API server runs in
-//! this process, so that its work does not count.
+//! Pods that are created and deleted on a fake API server: a thousand in one namespace with one
+//! sidecar, then a thousand in a hundred namespaces with a sidecar for each. The API server runs in
+//! this process, so its work is not counted.
 
 use std::cell::Cell;
 use std::ffi::OsString;
@@ -21,11 +21,12 @@ use crate::peer::{Options, Peer, Running, Surroundings, free_address};
 
 const PODS: usize = 1000;
 const NAMESPACES: usize = 100;
-/// Pods that are replaced in a second, in all namespaces together.
+/// The number of pods that are replaced in a second, in all namespaces together.
 const CHURN: u32 = 50;
-/// How often the time is taken until a new pod is known.
+/// How many times the test measures how long it takes until a new pod is known.
 const PROBES: usize = 20;
-/// After the start and before anything is read: what is given back with delay should be.
+/// The pause between the start and a measurement of memory, so that memory that is freed with a
+/// delay is freed.
 const SETTLE: Duration = Duration::from_secs(3);
 
 pub(super) async fn measure(
@@ -109,18 +110,18 @@ async fn many_namespaces(
 pub(super) struct Namespace {
     kubernetes: FakeKubernetes,
     pods: usize,
-    /// How many pods were made so far.
-    made: Cell<usize>,
+    /// The number of pods that were created so far.
+    created: Cell<usize>,
 }
 
 impl Namespace {
     pub(super) fn with(pods: usize) -> Self {
-        let namespace = Self { kubernetes: FakeKubernetes::start(), pods, made: Cell::new(0) };
-        (0..pods).for_each(|_| namespace.make());
+        let namespace = Self { kubernetes: FakeKubernetes::start(), pods, created: Cell::new(0) };
+        (0..pods).for_each(|_| namespace.create_pod());
         namespace
     }
 
-    /// The options of a sidecar that follows its pods.
+    /// Returns the options of a sidecar that follows the namespace's pods.
     pub(super) fn followed(&self, number: usize, admin: Option<SocketAddr>) -> Options {
         let arguments = [
             ("--log-level", "warn".into()),
@@ -132,20 +133,20 @@ impl Namespace {
         Options { number, admin, arguments, ..Options::default() }
     }
 
-    fn make(&self) {
-        let number = self.made.replace(self.made.get() + 1);
+    fn create_pod(&self) {
+        let number = self.created.replace(self.created.get() + 1);
         let address = format!("10.{}.{}.{}", number >> 16 & 127, number >> 8 & 255, number & 255);
         self.kubernetes.put_pod(pod(&format!("agent-{number}"), Some("address"), &[&address]));
     }
 
-    /// Deletes the oldest pod and makes another.
+    /// Deletes the oldest pod and creates another.
     fn replace_one(&self) {
-        self.kubernetes.delete_pod(&format!("agent-{}", self.made.get() - self.pods));
-        self.make();
+        self.kubernetes.delete_pod(&format!("agent-{}", self.created.get() - self.pods));
+        self.create_pod();
     }
 }
 
-/// Replaces [`CHURN`] pods in a second, in one namespace after the other.
+/// Replaces [`CHURN`] pods a second, in one namespace after the other.
 async fn replace(namespaces: Rc<Vec<Namespace>>) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / CHURN);
     for namespace in namespaces.iter().cycle() {
@@ -154,32 +155,32 @@ async fn replace(namespaces: Rc<Vec<Namespace>>) {
     }
 }
 
-/// Bytes of all, in KiB.
+/// Returns the memory of all sidecars together, in KiB.
 fn memory(sidecars: &[&Running]) -> io::Result<f64> {
     let all: io::Result<u64> =
         sidecars.iter().filter_map(|sidecar| sidecar.tree.as_ref()).map(crate::process::Tree::memory).sum();
     Ok(all? as f64 / 1024.0)
 }
 
-/// Waits until the sidecar knows so many addresses.
+/// Waits until the sidecar knows this number of agents' addresses.
 pub(super) async fn known(admin: SocketAddr, count: usize) -> io::Result<()> {
-    let patience = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while addresses(admin).await? < count {
-        if Instant::now() > patience {
+        if Instant::now() > deadline {
             return Err(io::Error::other(format!("{count} pods are not known after 30 s")));
         }
     }
     Ok(())
 }
 
-/// How many addresses of agents the sidecar knows, by its metrics.
+/// Returns the number of agents' addresses that the sidecar knows, from its metrics.
 async fn addresses(admin: SocketAddr) -> io::Result<usize> {
     let answer = scrape(admin).await?;
     let count = answer.lines().find_map(|line| line.strip_prefix("loopgate_discovery_agent_addresses ")?.parse().ok());
     count.ok_or_else(|| io::Error::other("no loopgate_discovery_agent_addresses in the metrics"))
 }
 
-/// The sidecar's metrics.
+/// Returns the sidecar's metrics.
 pub(super) async fn scrape(admin: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect(admin).await?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;

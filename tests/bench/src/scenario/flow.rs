@@ -1,4 +1,4 @@
-//! Bodies by the mebibyte, and by the event.
+//! Downloads, uploads and server-sent events.
 
 use std::io;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use crate::load::{Window, drive};
 use crate::peer::Running;
 use crate::process::monotonic;
 
-/// Bytes.
+/// The bytes of a mebibyte.
 pub(super) const MIB: u64 = 1 << 20;
 const BODY: u64 = 16 * MIB;
-/// How much of an upload is written at once.
+/// The number of bytes of an upload that are written at once.
 const PIECE: usize = 64 * 1024;
 
 pub(super) async fn download(running: &Running, time: Duration, clients: usize) -> Sample {
@@ -60,7 +60,8 @@ fn sample(window: &Window) -> Sample {
     Sample::new(vec![("CPU µs/MiB", window.cpu_each(MIB)), ("MiB/s", window.rate(MIB))], window.failed)
 }
 
-/// How old an event is when it comes is its latency: both ends read the same clock.
+/// Measures events. The latency of an event is its age when it arrives; both ends read the same
+/// clock.
 pub(super) async fn events(running: &Running, time: Duration, clients: usize) -> Sample {
     let target = running.target.clone();
     let window = drive(running, time, clients, move |tally| {

@@ -1,4 +1,4 @@
-//! HTTP/2, by nghttp2's load generator.
+//! HTTP/2 requests of h2load, nghttp2's load generator.
 
 use std::io;
 use std::time::Duration;
@@ -26,16 +26,16 @@ pub(super) async fn requests(running: &Running, time: Duration) -> io::Result<Sa
     let cpu = running.cpu();
     let output = h2load.kill_on_drop(true).output().await?;
     let cpu = running.cpu() - cpu;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let counts = said
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let counts = printed
         .lines()
         .find_map(|line| line.strip_prefix("requests: "))
-        .ok_or_else(|| io::Error::other(said.clone().into_owned()))?;
+        .ok_or_else(|| io::Error::other(printed.clone().into_owned()))?;
     let count = |what: &str| -> u64 {
         let words = counts.split(", ").find_map(|count| count.strip_suffix(what));
         words.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
     };
-    // Those still open at the end of the time were never asked for an answer, and count neither way.
+    // Requests that are open at the end of the time count neither as succeeded nor as failed.
     let (succeeded, failed) = (count("succeeded"), count("errored") + count("timeout"));
     Ok(Sample::new(
         vec![

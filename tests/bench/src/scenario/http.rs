@@ -1,4 +1,4 @@
-//! Small requests over connections that stay, and over connections that don't.
+//! Small requests over keep-alive connections, and over new connections.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -24,7 +24,7 @@ pub(super) async fn requests(running: &Running, time: Duration, clients: usize) 
     )
 }
 
-/// Sends small requests of `clients` clients, each over one connection.
+/// Drives `clients` clients that send small requests, each over one connection.
 pub(super) async fn drive_requests(running: &Running, time: Duration, clients: usize) -> Window {
     let target = running.target.clone();
     drive(running, time, clients, move |tally| {
@@ -51,8 +51,8 @@ pub(super) async fn handshakes(running: &Running, time: Duration, clients: usize
     Sample::new(measures, window.failed)
 }
 
-/// Opens connections of `clients` clients, of each client one after the other, for one request each. Also returns the
-/// share of connections that were resumed: 0 if there was none.
+/// Drives `clients` clients that open one connection after the other, for one request each. Also
+/// returns the share of connections whose TLS session was resumed; 0 without connections.
 pub(super) async fn drive_handshakes(
     running: &Running,
     time: Duration,

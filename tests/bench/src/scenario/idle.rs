@@ -1,4 +1,4 @@
-//! Thousands of WebSockets that mostly say nothing.
+//! Thousands of WebSockets that are idle most of the time.
 
 use std::cell::RefCell;
 use std::io;
@@ -13,12 +13,13 @@ use crate::client::Connection;
 use crate::peer::Running;
 use crate::websocket::client_frame;
 
-/// How many open, or speak, at once.
+/// The number of WebSockets that are opened, or send, at the same time.
 const AT_ONCE: usize = 64;
-/// After work and before memory is read: what is given back with delay should be.
+/// The pause between work and a measurement of memory, so that memory that is freed with a delay is
+/// freed.
 pub(super) const SETTLE: Duration = Duration::from_secs(3);
-/// The shortest time for which the CPU time without traffic is measured. In a shorter time, chance decides whether work
-/// that comes every few seconds is in it.
+/// The shortest time for which the CPU time without traffic is measured. A shorter time may miss
+/// periodic work.
 const LEAST_QUIET_TIME: Duration = Duration::from_secs(10);
 
 pub(super) async fn measure(running: &Running, time: Duration, count: usize) -> io::Result<Sample> {
@@ -70,7 +71,8 @@ pub(super) async fn measure(running: &Running, time: Duration, count: usize) -> 
     ))
 }
 
-/// One echo of `size` bytes by every socket; those that fail are closed.
+/// Has each socket echo a message of `size` bytes; returns how many failed. Sockets that fail are
+/// closed.
 async fn echo_each(sockets: &Rc<RefCell<Vec<Connection>>>, size: usize) -> u64 {
     let taken = Rc::new(RefCell::new(sockets.take()));
     let count = taken.borrow().len();
@@ -87,7 +89,7 @@ async fn echo_each(sockets: &Rc<RefCell<Vec<Connection>>>, size: usize) -> u64 {
     .await
 }
 
-/// Does `work` `count` times, some at once; returns how many failed.
+/// Does `work` `count` times, [`AT_ONCE`] at a time; returns how many failed.
 pub(super) async fn all<F>(count: usize, work: impl Fn(usize) -> F) -> u64
 where
     F: Future<Output = io::Result<()>> + 'static,

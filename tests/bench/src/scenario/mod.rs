@@ -1,4 +1,4 @@
-//! What is measured, and how.
+//! The scenarios: what is measured, and how.
 
 mod attack;
 mod fleet;
@@ -25,53 +25,58 @@ use attack::Attack;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scenario {
-    /// 64 keep-alive clients, a small GET at a time.
+    /// 64 keep-alive clients that each send one small GET at a time.
     H1,
     /// The same with one client.
     H1Lat,
     /// h2load: 8 connections with 16 streams each, small GETs.
     H2,
-    /// A connection, a full handshake, a small GET, the end; 16 clients.
+    /// 16 clients that each open a connection with a full handshake, send a small GET, and close
+    /// it.
     HsFull,
     /// The same with a ticket.
     HsResumed,
-    /// 256 WebSockets, 256 bytes echoed at a time.
+    /// 256 WebSockets that each echo 256 bytes at a time.
     Ws,
-    /// The same with one.
+    /// The same with one WebSocket.
     WsLat,
-    /// 4 WebSockets, 1 MiB echoed at a time; both ways count.
+    /// 4 WebSockets that each echo 1 MiB at a time; bytes in both directions count.
     WsBulk,
     /// 4 clients, GETs of 16 MiB.
     Down,
     /// 4 clients, POSTs of 16 MiB.
     Up,
-    /// 100 streams of server-sent events, one each 10 ms.
+    /// 100 streams of server-sent events, with an event every 10 ms.
     Sse,
-    /// Thousands of WebSockets: opened, left alone, 64 KiB echoed by each, left alone again, then 256 bytes by each.
+    /// Thousands of WebSockets: opened, idle, an echo of 64 KiB on each, idle again, then an echo
+    /// of 256 bytes on each.
     Idle,
-    /// 100 clients that ask for 64 MiB and read nothing.
+    /// 100 clients that request 64 MiB and read nothing.
     Stall,
-    /// Five starts, then at rest.
+    /// Five starts, each followed by a second without traffic.
     Start,
-    /// What requests, connections and idle connections cost with more connections, workers, agents and path rules, an
-    /// access log and scrapes of the metrics, each beside its base.
+    /// The cost of requests, connections and idle connections with more connections, workers,
+    /// agents and path rules, with an access log and with scrapes of the metrics, each compared
+    /// with its base.
     Scale,
-    /// 1,000 pods in one namespace, then in 100 with a sidecar for each; 50 are replaced each second.
+    /// 1,000 pods in one namespace, then in 100 namespaces with a sidecar for each; 50 are replaced
+    /// each second.
     Fleet,
     /// Hostile certificate chains: one after the other for the CPU time of each, then 330
     /// handshakes a second from 101 addresses.
     AttackChains,
-    /// 25 HTTP/2 connections that ask for 100 files of 3.5 MB each and read nothing.
+    /// 25 HTTP/2 connections that each request 100 files of 3.5 MB and read nothing.
     AttackUnread,
     /// 25 HTTP/2 connections with 90 slow uploads each, and 15 with 90 slow downloads each.
     AttackSlow,
-    /// 60 HTTP/2 connections that upload while the backend is away for 5 s.
+    /// 60 HTTP/2 connections that upload while the backend is down for 5 s.
     AttackUploads,
     /// Thousands of idle connections, and 1,000 new ones a second.
     AttackConnections,
 }
 
-/// What one measurement gave: names with their units, lower being better unless they are per second.
+/// The result of one measurement: names with their units, and values. Lower is better, except for
+/// rates per second.
 #[derive(Debug, Default)]
 pub struct Sample {
     /// The measures.
@@ -81,7 +86,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// `measures`, and how many connections and requests failed.
+    /// Creates a sample of `measures`, and the number of connections and requests that failed.
     pub fn new(measures: Vec<(&'static str, f64)>, failed: u64) -> Self {
         let mut sample = Self { measures: Vec::new(), failed };
         sample.add(measures);
@@ -94,12 +99,12 @@ impl Sample {
     }
 }
 
-/// How long, and how much.
+/// The length and size of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
     /// The length of a window.
     pub time: Duration,
-    /// Idle WebSockets.
+    /// The number of idle WebSockets.
     pub idle: usize,
     /// The number of the round, from 0.
     pub round: usize,
@@ -110,12 +115,12 @@ impl Scenario {
     pub const ATTACKS: [Self; 5] =
         [Self::AttackChains, Self::AttackUnread, Self::AttackSlow, Self::AttackUploads, Self::AttackConnections];
 
-    /// Its name, as on the command line.
+    /// Returns the scenario's name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().expect("no variant is skipped").get_name().to_owned()
     }
 
-    /// Whether it says anything about `peer`.
+    /// Returns whether `peer` can be measured in this scenario.
     pub fn suits(self, peer: Peer) -> bool {
         match self {
             Self::H2 | Self::AttackUnread | Self::AttackSlow | Self::AttackUploads | Self::AttackConnections => {
@@ -123,16 +128,16 @@ impl Scenario {
             }
             Self::AttackChains => peer.is_loopgate() || matches!(peer, Peer::Nginx | Peer::Haproxy),
             Self::HsResumed | Self::Idle | Self::Stall | Self::Start => peer != Peer::Direct,
-            // No other side follows pods.
+            // Other sides follow no pods, and have no options like these.
             Self::Scale | Self::Fleet => peer.is_loopgate(),
             _ => true,
         }
     }
 
-    /// Measures `peer`, started for this alone.
+    /// Starts `peer` for this scenario, and measures it.
     ///
     /// # Errors
-    /// It could not be started or measured.
+    /// The side could not be started or measured.
     pub async fn measure(self, peer: Peer, around: &Surroundings, extent: Extent) -> io::Result<Sample> {
         let config = around.certificate.client();
         if self == Self::Start {
@@ -174,7 +179,7 @@ impl Scenario {
             _ => unreachable!("measured above"),
         };
         if peer == Peer::Direct {
-            // There is no process between whose clock could be read.
+            // There is no proxy process whose CPU time could be read.
             sample.measures.retain(|(name, _)| !name.starts_with("CPU"));
         }
         Ok(sample)

@@ -1,7 +1,8 @@
-//! What a request, a new connection and an idle connection cost as loopgate has more to do or to keep.
+//! The cost of a request, of a new connection and of an idle connection when loopgate has more to
+//! do or to hold.
 //!
-//! Each change is measured beside its base: both run at the same time, and windows of load go to one and the other in
-//! turn, so that the machine's own ups and downs affect both.
+//! Each change is compared with its base: both run at the same time, and get windows of load in
+//! turn, so that changes of the machine's speed affect both.
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -24,27 +25,27 @@ use crate::load::Window;
 use crate::peer::{Options, Peer, Running, Surroundings, free_address};
 use crate::results::{Results, Spread, digits};
 
-/// How often each side has its turn.
+/// The number of windows of each side.
 const TURNS: usize = 2;
-/// A request or a connection may take so many times what it takes at the base.
+/// The highest ratio to the base that counts as no growth.
 const FLAT: f64 = 1.05;
-/// Clients that send requests over connections that stay.
+/// The number of clients that send requests over keep-alive connections.
 const REQUESTING: usize = 64;
-/// Clients that connect for one request after the other.
+/// The number of clients that open a new connection for each request.
 const CONNECTING: usize = 16;
-/// How often metrics are read.
+/// The interval at which the metrics are read.
 const SCRAPES: Duration = Duration::from_secs(1);
 
 const REQUEST: &str = "CPU µs/request";
 const CONNECTION: &str = "CPU µs/connection";
 const IDLE: &str = "KiB/idle connection";
-/// What the names of ratios begin with.
+/// The prefix of the names of ratios.
 const RATIO: &str = "ratio, ";
 const GROWTH_OF_REQUESTS: &str = "growth of a request by a worker";
 const GROWTH_OF_CONNECTIONS: &str = "growth of a connection by a worker";
 const ACCEPTING: &str = "share of the accepting thread";
 
-/// What one loopgate has and another has not.
+/// A difference between two loopgate processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     Idle(usize),
@@ -57,7 +58,7 @@ enum Change {
 
 use Change::{AccessLog, Agents, Idle, PathRules, Scraped, Workers};
 
-/// The base of each row and its changes.
+/// Returns the comparisons: each begins with its base, and the changes follow.
 fn axes(idle: usize) -> Vec<Vec<Change>> {
     let mut connections = vec![Idle(100)];
     connections.extend([1000, 9000].map(|count| Idle(idle.min(count))));
@@ -116,7 +117,7 @@ pub(super) async fn measure(
     Ok(sample)
 }
 
-/// Adds what each of `sides` took, and how many times what the first took.
+/// Adds the measures of each side, and their ratios to the first side's.
 fn report_sides(sides: &[Side], sample: &mut Sample) {
     let base = &sides[0];
     for side in sides {
@@ -142,7 +143,7 @@ fn report_sides(sides: &[Side], sample: &mut Sample) {
     }
 }
 
-/// CPU time, and what was done in it.
+/// CPU time, and the units of work that were done in it.
 #[derive(Default)]
 struct Cost {
     units: u64,
@@ -155,13 +156,13 @@ impl Cost {
         self.cpu += window.cpu;
     }
 
-    /// Microseconds of CPU time for each.
+    /// Returns the CPU time of a unit of work, in microseconds.
     fn each(&self) -> f64 {
         self.cpu.as_secs_f64() * 1e6 / self.units as f64
     }
 }
 
-/// A loopgate with a change, and what it has taken so far.
+/// A loopgate process with a change, and its costs so far.
 struct Side {
     change: Change,
     running: Running,
@@ -170,10 +171,10 @@ struct Side {
     connections: Cost,
     /// CPU time of the thread that accepts connections, in the same windows as `connections`.
     accepting: Duration,
-    /// KiB of each idle connection.
+    /// The memory of each idle connection, in KiB.
     each_idle: Option<f64>,
     failed: u64,
-    // Kept for as long as the loopgate is measured.
+    // These are held for as long as the process is measured.
     idle: Rc<RefCell<Vec<Connection>>>,
     _pods: Option<Namespace>,
 }
@@ -236,11 +237,12 @@ impl Side {
         Ok(side)
     }
 
-    /// Opens idle connections, each of which has sent a request, and notes their memory.
+    /// Opens connections that send one request each and are then idle, and records their memory.
     async fn open(&mut self, count: usize) -> io::Result<()> {
         let tree = self.running.tree.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        // What the first requests of any client cost is no connection's. One client: the memory of more would be used
-        // again by the connections.
+        // The first requests come before the measurement, so that their cost does not count for the
+        // connections. There is only one client, because the idle connections would reuse the
+        // memory of more.
         self.failed += http::drive_requests(&self.running, Duration::from_millis(400), 1).await.failed;
         sleep(idle::SETTLE).await;
         let before = tree.memory()?;
@@ -261,9 +263,9 @@ impl Side {
         Ok(())
     }
 
-    /// A window of requests, and one of connections.
+    /// Measures a window of requests, and a window of connections.
     async fn take_turn(&mut self, time: Duration) -> io::Result<()> {
-        // A window has as many scrapes as it has seconds.
+        // The window is at least as long as the interval of the scrapes.
         let time = if matches!(self.change, Scraped(_)) { time.max(SCRAPES) } else { time };
         let tree = self.running.tree.clone().ok_or(io::ErrorKind::Unsupported)?;
         let window = {
@@ -277,7 +279,8 @@ impl Side {
             let _scraping = self.scrape();
             http::drive_handshakes(&self.running, time, CONNECTING, false).await
         };
-        // With the warm-up: in the same share of it.
+        // These CPU times include the warm-up, but the share of the accepting thread is the same in
+        // it.
         let share = (tree.main_thread_cpu()? - accepting).as_secs_f64() / (tree.cpu() - cpu).as_secs_f64();
         self.accepting += window.cpu.mul_f64(share);
         self.connections.add(&window);
@@ -285,7 +288,7 @@ impl Side {
         Ok(())
     }
 
-    /// Reads the metrics each second until this is dropped, if that is the change.
+    /// Reads the metrics each second until the returned value is dropped, if that is the change.
     fn scrape(&self) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         if let (Scraped(true), Some(admin)) = (self.change, self.admin) {
@@ -313,8 +316,8 @@ fn words(words: &[&str]) -> Vec<OsString> {
     words.iter().map(OsString::from).collect()
 }
 
-/// The ratios that `results` have as a table, which of them are too high, and what more workers would do; empty if the
-/// scenario was not measured.
+/// Returns the ratios in `results` as a table, which of them are too high, and the estimated cost
+/// with more workers; empty if the scenario was not measured.
 pub fn report(results: &Results) -> String {
     let builds = results.peers_of(Scenario::Scale);
     let mut report = String::new();
@@ -324,8 +327,8 @@ pub fn report(results: &Results) -> String {
     report
 }
 
-/// The changes that take more than [`FLAT`] times their base, of the first build; empty if the scenario was not
-/// measured.
+/// Returns a sentence about the changes that cost the first build more than [`FLAT`] times their
+/// base; empty if the scenario was not measured.
 pub fn summary(results: &Results) -> String {
     let Some(build) = results.peers_of(Scenario::Scale).first().copied() else { return String::new() };
     let above: Vec<_> = ratios(results, build)
@@ -340,7 +343,7 @@ pub fn summary(results: &Results) -> String {
     }
 }
 
-/// What was compared with its base.
+/// Returns the names of the changes and their ratios to the base.
 fn ratios(results: &Results, build: Peer) -> impl Iterator<Item = (&str, Spread)> {
     results
         .measures(Scenario::Scale)
@@ -383,8 +386,9 @@ fn report_build(results: &Results, build: Peer) -> String {
     report + "\n"
 }
 
-/// How many times one worker's cost a unit of work has with `workers`, if it grows by `growth` with each further one.
-/// Less than nothing is noise.
+/// Returns the ratio of the cost of a unit of work with `workers` to that with one worker, if the
+/// cost grows by `growth` with each further worker. A negative `growth` is noise, and counts as
+/// none.
 fn at_workers(growth: f64, workers: u32) -> f64 {
     1.0 + growth.max(0.0) * f64::from(workers - 1)
 }
@@ -394,7 +398,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_over_its_base_is_named() {
+    fn changes_that_cost_more_than_their_base_are_named() {
         let mut results = Results::default();
         for (round, log) in [(0, 1.09), (1, 1.07), (2, 1.02)] {
             let mut sample = Sample::default();
@@ -432,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn growth_on_paper() {
+    fn the_cost_grows_with_each_further_worker() {
         assert_eq!(at_workers(0.1, 1), 1.0);
         assert!((at_workers(0.1, 8) - 1.7).abs() < 1e-9);
         assert_eq!(at_workers(-0.1, 8), 1.0, "noise");

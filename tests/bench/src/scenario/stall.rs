@@ -1,4 +1,4 @@
-//! Readers that ask for much and read nothing.
+//! Clients that request a large body and read nothing.
 
 use std::io;
 use std::time::Duration;
@@ -9,7 +9,8 @@ use super::Sample;
 use crate::client::head;
 use crate::peer::Running;
 
-/// The receive buffer of such a client, so that a hundred of them don't fill the kernel's memory.
+/// The size of a client's receive buffer: small, so that a hundred clients don't fill the kernel's
+/// memory.
 const RECEIVE: u32 = 64 * 1024;
 
 pub(super) async fn measure(running: &Running, count: usize) -> io::Result<Sample> {
@@ -26,7 +27,7 @@ pub(super) async fn measure(running: &Running, count: usize) -> io::Result<Sampl
         connection.send(&request).await?;
         stalled.push(connection);
     }
-    // Until nothing moves any more.
+    // Waits until the side uses no more CPU time.
     for _ in 0..50 {
         let cpu = tree.cpu();
         tokio::time::sleep(Duration::from_millis(200)).await;

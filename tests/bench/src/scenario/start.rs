@@ -1,4 +1,4 @@
-//! From exec to the first answer, and at rest.
+//! The time from exec to the first answer, and the memory without traffic.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,7 +32,7 @@ pub(super) async fn measure(peer: Peer, around: &Surroundings, config: &Arc<Clie
         ("CPU ms to it", median(costs)),
         ("PSS KiB at rest", median(memory)),
     ];
-    // The bare loop's file holds this whole program.
+    // The bare loop is part of this program, so the size of its file says nothing.
     if let Some(file) = around.programs.file(peer).filter(|_| peer != Peer::NullTls) {
         measures.push(("MiB of program and libraries", size(&file)? as f64 / f64::from(1 << 20)));
     }
@@ -44,21 +44,21 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Bytes of `program` and of the libraries that it loads.
+/// Returns the size of `program` and of the libraries that it loads, in bytes.
 fn size(program: &Path) -> io::Result<u64> {
     let (program, output) = match packaged(program) {
         Some((real, mut loader)) => (real, loader.output()?),
         None => (program.to_owned(), Command::new("ldd").arg(program).output()?),
     };
-    let said = String::from_utf8_lossy(&output.stdout);
+    let printed = String::from_utf8_lossy(&output.stdout);
     let libraries =
-        said.split_whitespace().filter(|word| word.starts_with('/')).filter_map(|path| fs::canonicalize(path).ok());
+        printed.split_whitespace().filter(|word| word.starts_with('/')).filter_map(|path| fs::canonicalize(path).ok());
     let files: BTreeSet<PathBuf> = libraries.chain([fs::canonicalize(program)?]).collect();
     Ok(files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum())
 }
 
-/// The program that `script` of tests/setup/peers.sh starts, and the command that lists its
-/// libraries; `None` for any other program.
+/// Returns the program that `script`, a file of tests/setup/peers.sh, starts, and the command that
+/// lists its libraries; `None` for any other program.
 fn packaged(script: &Path) -> Option<(PathBuf, Command)> {
     let tree = script.parent()?.parent()?;
     let (real, loader) = (tree.join("usr/sbin").join(script.file_name()?), tree.join("usr/lib64/ld-linux-x86-64.so.2"));

@@ -35,7 +35,7 @@ pub(super) async fn echoes(running: &Running, time: Duration, clients: usize) ->
     )
 }
 
-/// Both ways at once, since a message is longer than all buffers on its way.
+/// Sends and receives at the same time, because a message is longer than all buffers on its way.
 pub(super) async fn bulk(running: &Running, time: Duration, clients: usize) -> Sample {
     let target = running.target.clone();
     let window = drive(running, time, clients, move |tally| {
