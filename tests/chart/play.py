@@ -1,7 +1,7 @@
-"""The rendered chart as real pods: `podman kube play` with the real gateway, and the pod of `helm test` beside it.
+"""Runs the rendered chart as pods with `podman kube play`: with the real gateway, and then the pod of `helm test`.
 
 PODMAN is the command of Podman, OPENCLAW the tree of tests/setup/openclaw.sh. Images are those of tests/setup/images.sh and docker/Dockerfile.
-What Kubernetes has and Podman has not is changed here, and printed.
+Where Podman lacks a feature of Kubernetes, the objects are changed here, and the difference is printed.
 """
 
 import json
@@ -21,7 +21,7 @@ TREE = os.environ["OPENCLAW"]
 NAME = "my-loopgate"
 VOLUME = f"loopgate-test-{uuid.uuid4().hex[:8]}"
 IMAGE = {"tag": "latest", "pullPolicy": "Never"}
-# Limits need controllers of control groups, which the Podman of the tests has not.
+# Resource limits need controllers of control groups, which Podman lacks in these tests.
 NO_RESOURCES = {"requests": None, "limits": None}
 VALUES = {
     "gateway": {
@@ -53,7 +53,7 @@ def play(objects: list[dict], check: bool = True) -> subprocess.CompletedProcess
 
 
 def pod_of(objects: list[dict]) -> dict:
-    """The Pod that the controller of Kubernetes would make."""
+    """The Pod that the StatefulSet controller would create."""
     template = only(objects, "StatefulSet")["spec"]["template"]
     for volume in template["spec"]["volumes"]:
         if "emptyDir" in volume:
@@ -107,11 +107,11 @@ def main() -> None:
         test["spec"]["volumes"] = VALUES["extraVolumes"]
         play([test])
         wait("the pod of helm test has ended", 120, lambda: podman("wait", f"{NAME}-test-test", check=False).returncode == 0)
-        said = podman("logs", f"{NAME}-test-test").stdout
-        if "ok: TLS only, and the gateway answers behind it on the external lane" not in said:
-            raise SystemExit(f"the pod of helm test: {said}")
-        print("the pod of helm test:", said.strip())
-        # What is in the pod is the gateway's own, and reaches it on loopback; nothing else does.
+        output = podman("logs", f"{NAME}-test-test").stdout
+        if "ok: TLS only, and the gateway answers behind it on the external lane" not in output:
+            raise SystemExit(f"the pod of helm test: {output}")
+        print("the pod of helm test:", output.strip())
+        # Programs in the pod reach the gateway on loopback, and no program reaches it at the pod's address.
         direct = "fetch(`http://${process.argv[1]}:18789/healthz`).then(() => process.exit(0), () => process.exit(7))"
         inside = podman("exec", f"{NAME}-gateway", "node", "-e", direct, "127.0.0.1", check=False).returncode
         outside = podman("exec", f"{NAME}-gateway", "node", "-e", direct, address, check=False).returncode

@@ -5,8 +5,9 @@ use crate::container::Container;
 use crate::engine::Engine;
 use crate::harness::{Deployment, is_agent, is_external};
 
-/// What the gateway sees of a client outside all containers, that comes by the published port.
-fn seen_outside(engine: &Engine, deployment: &Deployment) -> String {
+/// Sends a request through the published port from outside all containers; returns the gateway's
+/// response.
+fn request_through_published_port(engine: &Engine, deployment: &Deployment) -> String {
     let port = deployment.gateway.published_port(18443);
     // The host of a rootless engine's containers is in its network namespace.
     let host = Container::idle("host").option("--network=host").mount(deployment.state.name(), "/state");
@@ -18,12 +19,12 @@ fn seen_outside(engine: &Engine, deployment: &Deployment) -> String {
 
 #[test]
 #[ignore = "needs a rootless engine: tests/run engines"]
-fn a_published_port_makes_nobody_an_agent_unless_own_addresses_are_which_is_warned_of() {
+fn clients_of_a_published_port_are_external_and_own_addresses_as_agents_are_warned_about() {
     let engine = Engine::start().expect("an engine with the images");
     let deployment = Deployment::start_with(&engine, &[], |gateway| gateway.publish(18443));
     let own = deployment.gateway.ip(&deployment.network);
-    let seen = seen_outside(&engine, &deployment);
-    assert!(is_external(&seen, own) || is_external(&seen, deployment.network.gateway()), "{seen}");
+    let response = request_through_published_port(&engine, &deployment);
+    assert!(is_external(&response, own) || is_external(&response, deployment.network.gateway()), "{response}");
     assert!(!deployment.sidecar.logs().contains("own_addresses"), "{}", deployment.sidecar.logs());
     drop(deployment);
 
@@ -50,6 +51,6 @@ fn an_agent_whose_processes_cant_be_listed_is_told_why_and_can_prove_itself_by_a
 
     let by_file = engine.run(deployment.attested("by-file").env("LOOPGATE_PROOF", "file"));
     let ask = "curl --silent --show-error http://127.0.0.1:18789/";
-    let seen = by_file.exec(["/loopgate", "exec", "--", "sh", "-c", ask]);
-    assert!(is_agent(&seen), "{seen}");
+    let response = by_file.exec(["/loopgate", "exec", "--", "sh", "-c", ask]);
+    assert!(is_agent(&response), "{response}");
 }

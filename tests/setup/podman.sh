@@ -2,12 +2,14 @@
 # podman.sh start|remove|shell: Podman 5.8 of forky.sh, in a network and a mount namespace of its own; `start` prints the socket of its API, which is
 # compatible with Docker's. Needs root.
 #
-#   remove  ends everything and takes its data away
-#   shell   runs a command where Podman is, as its user
+#   remove  stops Podman and its containers, and deletes their data
+#   shell   runs a command in Podman's namespaces, as its user
 #
-# TEST_PODMAN=rootless starts a second one, of the user loopgate-test (10000), with the subordinate ids from 100000 on and a control group of its
-# own; TEST_PODMAN=rootless-no-cgroup a third one, whose containers have no control groups (Podman's setting where it may not make any): it can't
-# list their processes.
+# TEST_PODMAN selects one of three:
+#
+#   rootful             Podman as root (default)
+#   rootless            Podman as the user loopgate-test (10000), with the subordinate ids from 100000 on and its own control group
+#   rootless-no-cgroup  the same, but containers have no control groups, as where Podman may not create any. It can't list their processes.
 . "$(dirname "$0")/lib.sh"
 
 kind=${TEST_PODMAN:-rootful}
@@ -18,16 +20,16 @@ socket=$state/docker.sock
 . "$(dirname "$0")/forky_namespace.sh"
 answers() { curl -fsS -m 2 --unix-socket "$socket" http://docker/_ping >/dev/null 2>&1; }
 
-# A cgroup of its own, which is the root of the tree in a namespace: there Podman may make groups.
+# Podman gets its own cgroup, which is the root of the tree in a cgroup namespace, so it may create groups there.
 cgroup='
   mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
   mkdir -p "$root/sys/fs/cgroup/$network"
   echo $$ >"$root/sys/fs/cgroup/$network/cgroup.procs"
   umount "$root/sys/fs/cgroup"'
-# in_cgroup COMMAND...: runs it in the namespaces and in that cgroup.
+# in_cgroup COMMAND...: runs a command in the namespaces and in that cgroup.
 in_cgroup() { enter sh -ec 'echo $$ >/sys/fs/cgroup/service/cgroup.procs; exec "$@"' in_cgroup "$@"; }
 
-# inside COMMAND...: runs it there, with Podman's configuration, as its user.
+# inside COMMAND...: runs a command in the namespaces and in that cgroup, with Podman's configuration, as Podman's user.
 inside() {
   local as=()
   [ "$kind" = rootful ] || as=(setpriv "--reuid=$user" "--regid=$user" --clear-groups env "HOME=$state" "XDG_RUNTIME_DIR=/run/user/$user")
@@ -35,13 +37,14 @@ inside() {
     PODMAN_IGNORE_CGROUPSV1_WARNING=1 "$@"
 }
 
-# Makes the user, what belongs to it, and the devices that it needs.
+# Creates the user with its subordinate ids and directories, and the devices that it needs.
 prepare_user() {
   enter sh -ec '
     user=$1 state=$2 kind=$3
     grep -q ^loopgate-test: /etc/passwd || useradd --uid "$user" --no-create-home loopgate-test
     for file in /etc/subuid /etc/subgid; do grep -q ^loopgate-test: "$file" || echo loopgate-test:100000:65536 >>"$file"; done
-    # The way to the cache may lead through a home directory; this is not the one of this machine.
+    # The path of the cache may lead through a home directory, which other users cannot enter. The one in this namespace is not that of this
+    # machine.
     directory=$state
     while [ "$directory" != / ]; do
       directory=$(dirname "$directory")
@@ -59,7 +62,7 @@ start() {
   answers && { echo "$socket"; return; }
   hold "$cgroup" unshare --cgroup
   mkdir -p "$state/data"
-  # Limits can't be raised everywhere, and neither can the number of processes without a controller.
+  # Raising limits is not permitted everywhere, and a limit of processes needs a controller.
   cat >"$state/containers.conf" <<CONF
 [containers]
 default_ulimits = []
@@ -79,7 +82,7 @@ CONF
     mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
     mkdir -p /sys/fs/cgroup/service'
   [ "$kind" = rootful ] || prepare_user
-  # In place of the timers of systemd, which run health checks elsewhere.
+  # This loop runs the health checks. Elsewhere, timers of systemd do.
   inside setsid nohup sh -c 'while sleep 2; do
     for state in starting unhealthy; do
       for container in $(podman ps --quiet --filter health=$state); do timeout 20 podman healthcheck run "$container"; done
@@ -107,7 +110,8 @@ case ${1:-} in
     # shellcheck disable=SC2016
     ! held || enter sh -c '
       for group in /sys/fs/cgroup/*/cgroup.kill; do echo 1 >"$group"; done
-      # The groups go, too: Linux 6.18 kills what is cloned into another group from one that was killed once, so crun could start nothing there.
+      # The groups are removed too: Linux 6.18 kills a process that is cloned into another group from a group that was killed once, so crun could
+      # start nothing there.
       for try in $(seq 50); do
         find /sys/fs/cgroup -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null
         [ -n "$(find /sys/fs/cgroup -mindepth 1 -type d)" ] || break
