@@ -175,7 +175,7 @@ fn a_number_of_threads_at_which_tokio_would_panic_is_refused() {
 }
 
 #[test]
-fn flags_override_variables_and_these_the_file_and_this_the_defaults() {
+fn flags_override_variables_which_override_the_file_which_overrides_the_defaults() {
     let dir = tempfile::tempdir().unwrap();
     let config = write_config(dir.path(), "[limits]\nhead_timeout = 1\nidle_timeout = 1\nconnect_timeout = 1\n");
     let mut command = loopgate(["config", "show", "--config", &config, "--head-timeout", "3s"]);

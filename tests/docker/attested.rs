@@ -95,9 +95,9 @@ fn a_container_that_takes_an_agents_address_is_external_and_cannot_enrol() {
     });
     assert!(is_external(&response, address), "{response}");
 
-    let tried = try_to_enrol(&neighbour);
-    assert_eq!(tried.status.code(), Some(1));
-    let message = String::from_utf8_lossy(&tried.stderr).into_owned();
+    let enrolment = try_to_enrol(&neighbour);
+    assert_eq!(enrolment.status.code(), Some(1));
+    let message = String::from_utf8_lossy(&enrolment.stderr).into_owned();
     assert!(message.contains("the proof is not visible in the container that has this address"), "{message}");
     deployment.wait_for_metric("loopgate_enrolments_total 1");
     assert!(deployment.metrics().contains("loopgate_enrolments_refused_total{reason=\"proof_not_found\"}"));
@@ -120,10 +120,10 @@ fn a_copy_of_an_agents_certificate_is_invalid_in_any_other_container() {
     let other = engine.run(deployment.attested("other"));
     let thief = engine.run(deployment.client("thief"));
     deployment.wait_for_agents(2);
-    for other in [&other, &thief] {
-        copy_into(other, stolen.path());
-        let response = request_with_stolen_certificate(other);
-        assert!(is_external(&response, other.ip(&deployment.network)), "{response}");
+    for container in [&other, &thief] {
+        copy_into(container, stolen.path());
+        let response = request_with_stolen_certificate(container);
+        assert!(is_external(&response, container.ip(&deployment.network)), "{response}");
     }
 
     let address = agent.ip(&deployment.network);

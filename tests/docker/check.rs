@@ -12,7 +12,7 @@ use crate::harness::{Deployment, PROJECT};
 
 const FILTERED: &str = "unix:///run/docker-filter/docker.sock";
 
-/// What a check comes to, in `container`, with these flags.
+/// Runs `loopgate check` in `container` with these flags; returns its report.
 pub fn check(container: &Running, flags: &[&str]) -> Value {
     let output = container.try_exec(["/loopgate", "check", "--json"].iter().chain(flags));
     serde_json::from_slice(&output.stdout)
@@ -24,6 +24,7 @@ fn check_in_sidecar(deployment: &Deployment, flags: &[&str]) -> Value {
     check(&deployment.sidecar, &[&["--docker", FILTERED], flags].concat())
 }
 
+/// Returns the ids of the findings in `report`.
 pub fn ids(report: &Value) -> BTreeSet<&str> {
     report["findings"].as_array().unwrap().iter().map(|finding| finding["id"].as_str().unwrap()).collect()
 }
@@ -121,7 +122,8 @@ fn containers_with_wrong_labels_or_forgeable_addresses_are_reported_until_repair
     assert!(seen.contains(&bridge), "{seen}");
     assert_eq!(remedy, json!({"in": "loopgate", "key": "external.trusted_proxies", "value": []}));
 
-    // The same after each remedy: the label is right, NET_RAW is dropped, the list is empty.
+    // The remedies are applied: the container with the wrong label is removed, NET_RAW is dropped,
+    // the list of trusted proxies is empty.
     odd.remove();
     raw.remove();
     let _repaired = engine.run(deployment.agent("repaired").option("--cap-drop=NET_RAW"));

@@ -92,7 +92,7 @@ fn loopgate_in_the_image_restricts_itself_and_works() {
     let (network, state, other) = (engine.network(), engine.volume(), engine.volume());
     let container = |name: &str| Container::new(name).image(IMAGE).network(&network).hardened();
     let loopgate = engine.run(container("loopgate").alias("gateway").mount_writable(state.name(), "/var/lib/loopgate"));
-    eventually("it is healthy", || {
+    eventually("loopgate is healthy", || {
         loopgate.try_exec(["/loopgate", "healthcheck", "--live"]).status.success().then_some(())
     });
     let has_both = is_restricted(&loopgate);
@@ -110,7 +110,7 @@ fn loopgate_in_the_image_restricts_itself_and_works() {
     let strict = container("strict").mount_writable(other.name(), "/var/lib/loopgate");
     let strict = engine.run(strict.command(["run", "--sandbox=required"]));
     if has_both {
-        eventually("it is healthy", || {
+        eventually("loopgate with the required sandbox is healthy", || {
             strict.try_exec(["/loopgate", "healthcheck", "--live"]).status.success().then_some(())
         });
         assert!(is_restricted(&strict));

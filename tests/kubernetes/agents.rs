@@ -33,13 +33,13 @@ fn a_pod_that_enrols_and_a_pod_that_is_trusted_by_address_are_agents() {
         let (client, gateway) = (&release.sidecar, &release.sidecar.gateway);
 
         let token = mounted.path().join("token");
-        let inside = Pod { client, source: "198.51.100.4", ca: release.ca(), token: &token };
-        let agent = inside.start_agent().await;
+        let builder_pod = Pod { client, source: "198.51.100.4", ca: release.ca(), token: &token };
+        let agent = builder_pod.start_agent().await;
         let mut wire = agent.connect_h1().await;
         assert_eq!(wire.send_request(request_text("GET /work", "")).await.text(), "hello");
         assert_local(&gateway.requests().pop().unwrap(), gateway);
-        let ran = inside.exec("echo \"at $OPENCLAW_GATEWAY_PORT\"").await;
-        assert!(ran.status.success() && ran.stdout.starts_with(b"at "), "{ran:?}");
+        let output = builder_pod.exec("echo \"at $OPENCLAW_GATEWAY_PORT\"").await;
+        assert!(output.status.success() && output.stdout.starts_with(b"at "), "{output:?}");
         assert_local(&gateway.requests().pop().unwrap(), gateway);
 
         for protocol in PROTOCOLS {
@@ -120,9 +120,9 @@ async fn a_pods_open_connections_end_with_the_pod() {
             wanted["spec"]["nodeName"] = "node-1".into();
         }
         let (_, mounted) = release.run_pod(&wanted, &source).await;
-        let inside =
+        let builder_pod =
             Pod { client: &release.sidecar, source: &source, ca: release.ca(), token: &mounted.path().join("token") };
-        let agent = inside.start_agent().await;
+        let agent = builder_pod.start_agent().await;
         let mut wire = agent.connect_h1().await;
         wire.send_request(request_text("GET /", "")).await;
         let gateway = &release.sidecar.gateway;
@@ -155,17 +155,17 @@ async fn agents_are_found_on_every_page_of_a_list() {
     cluster.create("/api/v1/namespaces", &json!({"metadata": {"name": NAMESPACE}})).await;
     cluster.create_account("crowd").await;
     for number in 0..CROWD {
-        let mut one = pod(&format!("crowd-{number}"), Some("true"));
-        one["spec"]["serviceAccountName"] = "crowd".into();
-        cluster.run_pod(&one, &format!("192.0.{}.{}", 3 + number / 200, 1 + number % 200)).await;
+        let mut crowd_pod = pod(&format!("crowd-{number}"), Some("true"));
+        crowd_pod["spec"]["serviceAccountName"] = "crowd".into();
+        cluster.run_pod(&crowd_pod, &format!("192.0.{}.{}", 3 + number / 200, 1 + number % 200)).await;
     }
     let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
-    let are = |count: usize| {
+    let has_agents = |count: usize| {
         move |status: &serde_json::Value| status["agents"].as_array().is_some_and(|agents| agents.len() == count)
     };
-    release.wait_for_status("all of them are agents", are(CROWD)).await;
+    release.wait_for_status("all pods are agents", has_agents(CROWD)).await;
     release.delete("crowd-259").await;
-    release.wait_for_status("all but one are agents", are(CROWD - 1)).await;
+    release.wait_for_status("all pods but one are agents", has_agents(CROWD - 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ async fn objects_at(cluster: &Cluster, path: &str, release: &str) -> Vec<String>
 
 /// The kinds and names of all objects of `release`.
 async fn objects_of(cluster: &Cluster, release: &str) -> Vec<String> {
-    let mut all = Vec::new();
+    let mut objects = Vec::new();
     for (group, kinds) in [
         ("api/v1", &["services", "configmaps", "secrets", "serviceaccounts"][..]),
         ("apis/apps/v1", &["statefulsets"]),
@@ -24,13 +24,13 @@ async fn objects_of(cluster: &Cluster, release: &str) -> Vec<String> {
         ("apis/rbac.authorization.k8s.io/v1", &["roles", "rolebindings"]),
     ] {
         for kind in kinds {
-            all.extend(objects_at(cluster, &format!("/{group}/namespaces/{NAMESPACE}/{kind}"), release).await);
+            objects.extend(objects_at(cluster, &format!("/{group}/namespaces/{NAMESPACE}/{kind}"), release).await);
         }
     }
     for kind in ["clusterroles", "clusterrolebindings"] {
-        all.extend(objects_at(cluster, &format!("/apis/rbac.authorization.k8s.io/v1/{kind}"), release).await);
+        objects.extend(objects_at(cluster, &format!("/apis/rbac.authorization.k8s.io/v1/{kind}"), release).await);
     }
-    all
+    objects
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,7 +73,7 @@ impl ChartRelease {
         let sidecar = Launch::new().after_setup(&setup.join("; ")).flags(&given).start_with_gateway().await;
         let release = Self { sidecar, admin, variables, pod, credentials, cluster };
         release
-            .wait_for_status("it follows the API server", |status| status["discovery"]["kubernetes"] == "live")
+            .wait_for_status("the sidecar follows the API server", |status| status["discovery"]["kubernetes"] == "live")
             .await;
         release
     }

@@ -1,5 +1,5 @@
 //! A Kubernetes API server on loopback for one test, and the etcd that stores its objects. There is
-//! no kubelet and no controller: the tests do what those would do.
+//! no kubelet and no controller: the tests do their work.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

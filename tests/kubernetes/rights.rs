@@ -82,7 +82,7 @@ async fn a_missing_right_is_named_and_an_upgrade_adds_it() {
         .await;
     assert_eq!(missing_rights(&release).await, ["the verb create on tokenreviews"]);
 
-    // A watch that is open goes on until it ends, so the API server is restarted.
+    // An open watch continues after its right was removed, so the API server is restarted.
     let role = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/roles/{NAME}");
     release.cluster.patch(&role, &json!({"rules": [rule(&["list"], "", "pods")]})).await;
     release.cluster.stop_api_server().await;

@@ -24,9 +24,9 @@ async fn agents_stay_connected_while_the_api_server_restarts_and_pods_are_watche
     let (other, _) = release.run_pod(&pod("other", Some("true")), OTHER).await;
     release.wait_for_agents(&["builder", "other"]).await;
     let others = release.cluster.token("builder", Some(&other), Some("loopgate")).await;
-    let inside =
+    let builder_pod =
         Pod { client: &release.sidecar, source: BUILDER, ca: release.ca(), token: &mounted.path().join("token") };
-    let agent = inside.start_agent().await;
+    let agent = builder_pod.start_agent().await;
     let mut wire = agent.connect_h1().await;
     wire.send_request(request_text("GET /", "")).await;
 
@@ -52,9 +52,9 @@ async fn a_pod_that_was_deleted_without_an_event_is_no_longer_an_agent() {
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let (_, mounted) = release.run_pod(&pod("builder", Some("true")), BUILDER).await;
     release.run_pod(&pod("other", Some("true")), OTHER).await;
-    let inside =
+    let builder_pod =
         Pod { client: &release.sidecar, source: BUILDER, ca: release.ca(), token: &mounted.path().join("token") };
-    let agent = inside.start_agent().await;
+    let agent = builder_pod.start_agent().await;
     let mut wire = agent.connect_h1().await;
     wire.send_request(request_text("GET /", "")).await;
     release.wait_for_agents(&["builder", "other"]).await;
@@ -77,15 +77,16 @@ async fn a_rotated_token_is_used_at_once() {
     let token = release.cluster.token("builder", Some(&builder), Some("loopgate")).await;
 
     // The sidecar's token is bound to its pod, and invalid once the pod is deleted.
-    let mut again = release.pod.clone();
+    let mut recreated_pod = release.pod.clone();
     release.delete(crate::pods::name(&release.pod)).await;
     release.cluster.stop_api_server().await;
     release.cluster.start_api_server().await;
     release.wait_for_discovery_error("does not accept loopgate's own service-account token (401)").await;
     assert_eq!(enrolment_refusal(&release.sidecar, BUILDER, &token).await, RefusalReason::Kubernetes);
 
-    again["metadata"] = serde_json::json!({"name": again["metadata"]["name"], "labels": again["metadata"]["labels"]});
-    let pod = release.cluster.run_pod(&again, "192.0.2.5").await;
+    recreated_pod["metadata"] =
+        serde_json::json!({"name": recreated_pod["metadata"]["name"], "labels": recreated_pod["metadata"]["labels"]});
+    let pod = release.cluster.run_pod(&recreated_pod, "192.0.2.5").await;
     release.cluster.write_projected_volume(&pod, ACCESS, release.credentials.path()).await;
     release.wait_for_agents(&["builder"]).await;
     enrol(&release.sidecar, BUILDER, &token).await.unwrap();

@@ -74,7 +74,7 @@ fn lint(body: &str) {
         let mut words = line.splitn(3, ' ');
         match (words.next(), words.next(), words.next()) {
             (Some("TYPE"), Some(name), Some(kind)) => {
-                assert!(kinds.insert(name, kind).is_none(), "{name} is there twice")
+                assert!(kinds.insert(name, kind).is_none(), "{name} has two types")
             }
             (Some("HELP"), Some(name), Some(help)) => assert!(with_help.insert(name) && help.ends_with('.'), "{line}"),
             (Some("UNIT"), Some(name), Some(unit)) => assert!(name.ends_with(unit), "{line}"),
@@ -160,7 +160,7 @@ fn alerts_and_the_dashboard_use_existing_metrics() {
         let used: BTreeSet<&str> = words.filter(|word| word.starts_with("loopgate_")).collect();
         assert!(used.len() > 5, "{file}");
         for name in used {
-            assert!(names.contains(name), "{file} asks for {name}");
+            assert!(names.contains(name), "{file} uses {name}, which does not exist");
         }
         if file.ends_with(".json") {
             serde_json::from_str::<serde_json::Value>(&text).unwrap();

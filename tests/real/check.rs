@@ -189,8 +189,9 @@ fn a_sidecar_reports_tls(network: &Network, directory: &Path) {
     run.arg(directory.join("tls-sidecar"));
     let sidecar = Process::start("loopgate", run, &directory.join("tls-sidecar.log"));
     let healthcheck = || loopgate(&["healthcheck"]).output().expect("loopgate");
-    sidecar
-        .wait_until("named", Duration::from_secs(30), || String::from_utf8_lossy(&healthcheck().stderr).contains(KEY));
+    sidecar.wait_until("healthcheck names the key", Duration::from_secs(30), || {
+        String::from_utf8_lossy(&healthcheck().stderr).contains(KEY)
+    });
     assert!(!healthcheck().status.success());
     let mut curl = network.command(Host::External, "curl");
     let answer = curl.args(["-sk", "-w", "%{http_code}", "https://172.18.0.2:18443/"]).output().expect("curl").stdout;

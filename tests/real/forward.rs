@@ -39,10 +39,10 @@ struct Ends<'a> {
 impl Ends<'_> {
     /// The command that runs `role` of the script on `host`.
     fn command(&self, host: Host, role: &str, options: Value) -> Command {
-        let mut all = json!({"ws": self.openclaw.modules(), "role": role, "ca": self.ca});
-        all.as_object_mut().expect("an object").extend(options.as_object().expect("an object").clone());
+        let mut all_options = json!({"ws": self.openclaw.modules(), "role": role, "ca": self.ca});
+        all_options.as_object_mut().expect("an object").extend(options.as_object().expect("an object").clone());
         let mut command = self.network.command(host, self.openclaw.node());
-        command.arg(SCRIPT).arg(all.to_string());
+        command.arg(SCRIPT).arg(all_options.to_string());
         command
     }
 
@@ -89,7 +89,7 @@ fn check_forwards() -> Result<(), Missing> {
 
     requests_have_a_lane(&ends);
     websockets_have_a_lane(&ends);
-    path_rules_are_for_outsiders(&ends);
+    path_rules_apply_to_outsiders_only(&ends);
     the_relay_carries_commands_to_a_browser(&ends, &directory);
     let mut status = network.command(Host::Gateway, binary());
     let status = status.args(["status", "--json"]).output().expect("loopgate");
@@ -151,7 +151,7 @@ fn websockets_have_a_lane(ends: &Ends) {
     assert_external(&open(Host::External));
 }
 
-fn path_rules_are_for_outsiders(ends: &Ends) {
+fn path_rules_apply_to_outsiders_only(ends: &Ends) {
     print_now("  a path rule for that port applies to outsiders, and to no other port");
     let url = format!("https://{SERVER}/other");
     assert_eq!((ends.curl(Host::External, &url, &[]).0, ends.curl(Host::Agent, &url, &[]).0), (403, 200));

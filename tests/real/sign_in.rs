@@ -47,7 +47,7 @@ fn behind_traefik_with_forward_auth_only_the_auth_server_names_the_user() {
 /// The document's fenced block in `language` that contains `part`, with the addresses and paths of this test.
 fn block(language: &str, part: &str, ca: &Path) -> String {
     let begin = format!("```{language}\n");
-    let blocks = DOCUMENT.split(begin.as_str()).skip(1).filter_map(|rest| rest.split("```").next());
+    let blocks = DOCUMENT.split(begin.as_str()).skip(1).filter_map(|text| text.split("```").next());
     let matching: Vec<&str> = blocks.filter(|block| block.contains(part)).collect();
     assert_eq!(matching.len(), 1, "one block of {language} with {part:?}");
     let ca = ca.to_str().expect("UTF-8");
@@ -81,11 +81,12 @@ fn check_sign_in_behind(name: &str, start: Start) -> Result<(), Missing> {
     let mut auth_server = network.command(Host::Front, "python3");
     auth_server.args(["-c", AUTH_SERVER]);
     let _auth_server = Process::start("the auth server", auth_server, &directory.join("auth.log"));
-    let place = directory.join("front");
-    fs::create_dir_all(&place).expect("a directory");
-    let (front, ca) = start(&network, &program, &place, &sidecar.ca_file());
+    let front_directory = directory.join("front");
+    fs::create_dir_all(&front_directory).expect("a directory");
+    let (front, ca) = start(&network, &program, &front_directory, &sidecar.ca_file());
 
-    // Requests a page that needs a user name from `host` with these headers, and returns the status code.
+    // From `host`, requests a page that needs a user name, with these headers; returns the status
+    // code.
     let status = |host: Host, url: &str, ca: &Path, headers: &[&str]| {
         let mut curl = network.command(host, "curl");
         curl.args(["--silent", "--max-time", "20", "--output", "/dev/null", "--write-out", "%{http_code}", "--cacert"])
@@ -97,7 +98,9 @@ fn check_sign_in_behind(name: &str, start: Start) -> Result<(), Missing> {
     };
     let site = format!("https://{SITE}");
     let through = |headers: &[&str]| status(Host::External, &site, &ca, headers);
-    front.wait_until("serves", Duration::from_secs(180), || through(&["Cookie: session=alice@example.com"]) == "200");
+    front.wait_until("the front serves the page", Duration::from_secs(180), || {
+        through(&["Cookie: session=alice@example.com"]) == "200"
+    });
 
     print_now("  a user who is not signed in or not allowed is refused, whatever headers they send");
     for headers in [

@@ -102,13 +102,13 @@ fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
             verdict.behavior, verdict.close
         ));
     }
-    let good =
+    let count_flawless =
         |verdicts: &BTreeMap<String, Verdict>| verdicts.values().filter(|verdict| verdict.rank() == (0, 0)).count();
     print_now(format_args!(
         "  {} cases: {} flawless directly, {} through loopgate",
         direct.len(),
-        good(&direct),
-        good(&through)
+        count_flawless(&direct),
+        count_flawless(&through)
     ));
     assert!(worse.is_empty(), "{} cases are worse through loopgate", worse.len());
     sidecar.stop();
@@ -146,15 +146,15 @@ fn verdicts_on(python: &Path, server: SocketAddr, cases: &[&str]) -> BTreeMap<St
 async fn bridge(client: TlsClient, tasks: Shutdown) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let each = tasks.clone();
+    let connections = tasks.clone();
     tasks.spawn(async move {
         while let Ok((mut plain, _)) = listener.accept().await {
             let client = client.clone();
-            each.spawn(async move {
+            connections.spawn(async move {
                 plain.set_nodelay(true).unwrap();
-                let mut sealed = client.connect("http/1.1").await.unwrap();
+                let mut tls = client.connect("http/1.1").await.unwrap();
                 // An error needs no handling, because the fuzzing client sees it and judges it.
-                let _ = tokio::io::copy_bidirectional(&mut plain, &mut sealed).await;
+                let _ = tokio::io::copy_bidirectional(&mut plain, &mut tls).await;
             });
         }
     });

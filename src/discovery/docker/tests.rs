@@ -261,7 +261,7 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_
         docker.run_container(agent("a", AGENT));
         harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
         assert_eq!(docker.request_count("/containers/gateway/json"), 1);
-        let asked = docker.all_asked();
+        let asked = docker.requested_paths();
         assert_eq!(
             asked,
             BTreeSet::from(["/containers/gateway/json", &image(), LIST, "/events"].map(String::from)),

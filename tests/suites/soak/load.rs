@@ -64,12 +64,12 @@ fn reported(error: impl std::fmt::Debug) -> Failure {
     Failure::Reported(format!("{error:?}"))
 }
 
-fn check_equal(what: &str, got: &[u8], expected: &[u8]) -> Outcome {
-    if got == expected {
+fn check_equal(what: &str, received: &[u8], expected: &[u8]) -> Outcome {
+    if received == expected {
         return Ok(());
     }
-    let at = got.iter().zip(expected).position(|(got, expected)| got != expected);
-    Err(Failure::Wrong(format!("{what}: {} bytes for {}, different from {at:?}", got.len(), expected.len())))
+    let at = received.iter().zip(expected).position(|(received, expected)| received != expected);
+    Err(Failure::Wrong(format!("{what}: {} bytes for {}, different from {at:?}", received.len(), expected.len())))
 }
 
 impl Load {
@@ -120,7 +120,7 @@ pub async fn run_http_client(load: Arc<Load>, client: TlsClient, alpn: &'static 
                 _ = connection => false,
                 () = async {
                     for _ in 0..10 {
-                        let four = (0..4).map(|_| {
+                        let requests = (0..4).map(|_| {
                             let (load, mut sender) = (&load, sender.clone());
                             async move {
                                 let (number, request) = next_request(load, "https://localhost");
@@ -128,7 +128,7 @@ pub async fn run_http_client(load: Arc<Load>, client: TlsClient, alpn: &'static 
                                 load.verify("h2", &load.requests, response).await
                             }
                         });
-                        join_all(four).await;
+                        join_all(requests).await;
                     }
                 } => true,
             };
@@ -187,12 +187,12 @@ async fn check_response(
 ) -> Outcome {
     let response = response.await.map_err(reported)?;
     let status = response.status();
-    let got = response.into_body().collect().await.map_err(reported)?.to_bytes();
+    let received = response.into_body().collect().await.map_err(reported)?.to_bytes();
     if status != StatusCode::OK {
-        return Err(Failure::Reported(format!("{status}: {}", String::from_utf8_lossy(&got))));
+        return Err(Failure::Reported(format!("{status}: {}", String::from_utf8_lossy(&received))));
     }
     let expected = if number.is_multiple_of(3) { pattern_bytes(size(number)) } else { body(number) };
-    check_equal("a body", &got, &expected)
+    check_equal("a body", &received, &expected)
 }
 
 /// Opens WebSockets, verifies twenty echoes on each, and closes them.
@@ -320,11 +320,11 @@ pub async fn run_event_client(load: Arc<Load>, client: TlsClient, ending: Shutdo
                 Request::get("/events/30").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
             let response = sender.send_request(request).await.map_err(reported)?;
             let status = response.status();
-            let got = response.into_body().collect().await.map_err(reported)?.to_bytes();
+            let received = response.into_body().collect().await.map_err(reported)?.to_bytes();
             if status != StatusCode::OK {
                 return Err(Failure::Reported(status.to_string()));
             }
-            check_equal("events", &got, expected.as_bytes())
+            check_equal("events", &received, expected.as_bytes())
         };
         let listening = load.verify("events", &load.streams, listening);
         tokio::pin!(connection, listening);

@@ -167,7 +167,7 @@ fn check_load(load: &Load, docker: Option<&Docker>, length: Duration, events: &s
     assert!(failures.is_empty(), "{} failed, such as {:#?}", failures.len(), &failures[..failures.len().min(10)]);
     assert!(
         value(&load.requests) > 20 * length.as_secs() && value(&load.messages) > 0 && value(&load.streams) > 0,
-        "that was no load"
+        "the clients did too little"
     );
 }
 

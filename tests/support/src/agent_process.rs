@@ -14,7 +14,7 @@ use crate::raw_http::RawHttp;
 use crate::sidecar::loopgate;
 use crate::tls_client::TlsClient;
 
-/// The surroundings of a program in a pod.
+/// A pod in which `loopgate` runs.
 pub struct Pod<'a> {
     /// A client of the sidecar that the pod uses.
     pub client: &'a TlsClient,
@@ -60,7 +60,7 @@ impl Pod<'_> {
         let arguments = ["--wait=2s", "--no-pair", "--log-level=trace", "--", "sh", "-c", script];
         let mut command = self.loopgate("exec", &arguments).await;
         let run = tokio::task::spawn_blocking(move || command.output());
-        tokio::time::timeout(Duration::from_secs(30), run).await.expect("it ends").unwrap().unwrap()
+        tokio::time::timeout(Duration::from_secs(30), run).await.expect("loopgate exec ends").unwrap().unwrap()
     }
 }
 

@@ -25,10 +25,11 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use crate::content::{self, Checksum};
 use crate::tasks::Tasks;
 
-/// A gateway for load. By path: `/` answers `hello`, `/echo` returns the body, `/count/N` returns
-/// [`pattern`], `/events/N` sends N times [`event`], `/events` sends what [`Backend::events`] is
-/// given, `/ws` echoes WebSocket messages of any size, `/upload` returns the checksum of the body,
-/// `/download` returns [`content::blocks`], and `/lane` returns the lane that the request came by.
+/// A gateway for load. By path: `/` returns `hello`, `/echo` returns the body, `/count/N` returns
+/// [`pattern_bytes`], `/events/N` sends N times [`event`], `/events` sends the texts that a test
+/// sends to [`Backend::events`], `/ws` echoes WebSocket messages of any size, `/upload` returns the
+/// checksum of the body, `/download` returns [`content::blocks`], and `/lane` returns the lane of
+/// the request.
 pub struct Backend {
     pub address: SocketAddr,
     shared: Arc<Shared>,

@@ -1,5 +1,5 @@
-//! A gibibyte of content for transfers. A lost, repeated or moved block changes its checksum, and it is never in memory
-//! as a whole.
+//! A gibibyte of content for transfers, which is never in memory as a whole. A lost, repeated or
+//! moved block changes its checksum.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;

@@ -6,10 +6,10 @@
 //          url, token
 //          ca        file with the CA to trust (default: Node's own)
 //          pfx, passphrase  PKCS#12 file with the client's certificate, and its password
-//          address   where to find the URL's host (default: what the resolver says)
+//          address   where to find the URL's host (default: the resolver's answer)
 //          over      "h1" (default), or "h2": extended CONNECT, RFC 8441
 //          headers   [[name, value or values], ...] to send on the upgrade, over the client's own; `host` and `connection` too
-//          identity  file with the device identity, made if absent (default: a fresh one, kept nowhere); "none": no device at all
+//          identity  file with the device identity, made if absent (default: a new one, which is not saved); "none": no device at all
 //          scopes, role, client, mode
 //          password  in place of a token
 //          build     the build of the Control UI, which newer gateways compare with their own
@@ -106,7 +106,8 @@ function overHttp1() {
   return socket;
 }
 
-// `ws` speaks no HTTP/2; it is given the CONNECT stream in place of the socket that it would have upgraded.
+// `ws` has no HTTP/2. It gets the CONNECT stream in place of the socket that it would have
+// upgraded.
 async function overHttp2() {
   const url = new URL(options.url);
   const session = http2.connect(`https://${url.host}`, connection);
@@ -126,7 +127,7 @@ async function overHttp2() {
   }
   const socket = new WebSocket(null, undefined, {});
   socket._isServer = false;
-  // Late, so that the handlers below see the first frame.
+  // Waits until the handlers below are installed, so that they see the first frame.
   setImmediate(() => {
     socket.setSocket(stream, Buffer.alloc(0), { allowSynchronousEvents: false, maxPayload: 100 << 20, skipUTF8Validation: false });
   });

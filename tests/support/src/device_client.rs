@@ -63,12 +63,12 @@ impl DeviceClient {
         self.set("ca", json!(file))
     }
 
-    /// Shows the certificate in this PKCS#12 file.
+    /// Presents the client certificate in this PKCS#12 file.
     pub fn certificate(self, file: &Path, password: &str) -> Self {
         self.set("pfx", json!(file)).set("passphrase", json!(password))
     }
 
-    /// Shows neither a token nor a password.
+    /// Sends neither a token nor a password.
     pub fn without_secret(mut self) -> Self {
         self.options.as_object_mut().expect("an object").remove("token");
         self
@@ -87,17 +87,17 @@ impl DeviceClient {
         self.set("address", json!(address))
     }
 
-    /// Shows this token.
+    /// Sends this token.
     pub fn token(self, token: &str) -> Self {
         self.set("token", json!(token))
     }
 
-    /// Shows this password instead of a token.
+    /// Sends this password instead of a token.
     pub fn password(self, password: &str) -> Self {
         self.set("token", json!(null)).set("password", json!(password))
     }
 
-    /// Sends these fields too, over its own.
+    /// Sends these header fields too. They replace the client's own fields of the same name.
     pub fn headers(self, headers: &[(&str, &str)]) -> Self {
         self.set("headers", json!(headers))
     }

@@ -146,8 +146,8 @@ impl FakeDocker {
         self.state().requests.iter().filter(|asked| *asked == path).count()
     }
 
-    /// Returns every `METHOD path` that was requested.
-    pub fn all_asked(&self) -> BTreeSet<String> {
+    /// Returns every path that was requested.
+    pub fn requested_paths(&self) -> BTreeSet<String> {
         self.state().requests.iter().cloned().collect()
     }
 

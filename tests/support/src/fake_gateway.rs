@@ -50,11 +50,12 @@ struct Shared {
     connections: AtomicUsize,
     /// The number of connections that have ended.
     closed: watch::Sender<usize>,
-    /// A request for `/held` or `/events` takes one of these before it goes on.
+    /// A held response, or an event of `/events`, takes one of these permits before it is sent.
     permits: Semaphore,
-    /// Bytes of responses to requests for `/file` that are not written yet, and the most so far.
-    /// Node.js holds such responses whole.
+    /// The bytes of the responses for `/file` that are being written. Node.js holds each of them
+    /// whole in memory until it is written.
     buffered: AtomicUsize,
+    /// The highest value of `buffered` so far.
     most_buffered: AtomicUsize,
     /// Bytes sent on `/ws-floods`.
     pushed: AtomicUsize,
@@ -70,6 +71,7 @@ pub struct FakeGateway {
 }
 
 impl FakeGateway {
+    /// Starts the gateway on a free port of loopback.
     pub async fn start() -> Self {
         let shared = Shared {
             requests: Mutex::default(),
@@ -124,17 +126,18 @@ impl FakeGateway {
         self.shared.closed.subscribe().wait_for(|closed| *closed >= count).await.unwrap();
     }
 
-    /// The most bytes that a gateway which holds its files whole had in memory for `/file?SIZE` at once.
+    /// Returns the most bytes that a gateway would have held at once for `/file?SIZE`, if it held
+    /// each file whole.
     pub fn most_buffered(&self) -> usize {
         self.shared.most_buffered.load(Ordering::SeqCst)
     }
 
-    /// The bytes that it has in memory now.
+    /// Returns the bytes that such a gateway would hold now.
     pub fn buffered_bytes(&self) -> usize {
         self.shared.buffered.load(Ordering::SeqCst)
     }
 
-    /// The bytes that the kernel has taken of the messages without end on `/ws-floods`.
+    /// Returns how many bytes the kernel has taken of the endless messages on `/ws-floods`.
     pub fn pushed_bytes(&self) -> usize {
         self.shared.pushed.load(Ordering::SeqCst)
     }
@@ -186,7 +189,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, tasks: Tasks, alive:
     }
 }
 
-/// Refuses a connection that begins with TLS as Node.js does, and does not count it; returns whether it was one.
+/// Refuses a connection that begins with TLS, as Node.js does, and does not count it. Returns
+/// whether the connection began with TLS.
 async fn refuse_tls(stream: &TcpStream, shared: &Shared) -> bool {
     let mut first = [0];
     let is_tls = matches!(stream.peek(&mut first).await, Ok(1)) && first == [0x16];
@@ -382,6 +386,7 @@ fn size(path: &str) -> usize {
 }
 
 impl Shared {
+    /// Waits until the task is dropped.
     async fn never(&self) -> io::Result<()> {
         std::future::pending().await
     }
@@ -412,7 +417,8 @@ fn record(shared: &Shared, peer: SocketAddr, connection: usize, message: Message
     shared.count.send_modify(|count| *count += 1);
 }
 
-/// The byte at a place of a body whose bytes depend on their place, so that a lost or repeated block is found.
+/// Returns the byte at offset `at` of a body whose bytes depend on their offset, so that a lost or
+/// repeated block is detected.
 pub fn pattern_byte(at: usize) -> u8 {
     u8::try_from((at ^ (at >> 8) ^ (at >> 16)) & 0xff).unwrap()
 }
@@ -435,11 +441,11 @@ where
 async fn send_while_reading(stream: &mut TcpStream, size: usize, length: usize) -> io::Result<()> {
     let (mut reader, mut writer) = stream.split();
     let reading = async {
-        let (mut left, mut block) = (length, vec![0; 65_536]);
-        while left > 0 {
-            match reader.read(&mut block[..left.min(65_536)]).await? {
+        let (mut remaining, mut block) = (length, vec![0; 65_536]);
+        while remaining > 0 {
+            match reader.read(&mut block[..remaining.min(65_536)]).await? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => left -= count,
+                count => remaining -= count,
             }
         }
         Ok(())

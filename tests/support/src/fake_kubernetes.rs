@@ -1,5 +1,5 @@
 //! A Kubernetes API server over real TLS: lists with pages, watches with bookmarks, token reviews,
-//! and whatever else a test scripts.
+//! and the faults that a test causes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// The sidecar's own token, at first.
+/// The sidecar's own token, until a test rotates it.
 const OWN_TOKEN: &str = "own-token-1";
 /// The namespace of every pod.
 pub const NAMESPACE: &str = "claws";
@@ -65,7 +65,8 @@ struct Shared {
 }
 
 impl FakeKubernetes {
-    /// Starts one without a pod, which accepts the credentials in [`FakeKubernetes::credentials`].
+    /// Starts a server without pods, which accepts the credentials in
+    /// [`FakeKubernetes::credentials`].
     pub fn start() -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
@@ -99,12 +100,12 @@ impl FakeKubernetes {
         kubernetes
     }
 
-    /// `host:port`.
+    /// Returns the server's address, as `host:port`.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// The directory that a pod has its service account in.
+    /// Returns a directory with the files of a service account, as a pod has it.
     pub fn credentials(&self) -> PathBuf {
         self.credentials.path().to_owned()
     }
@@ -120,7 +121,7 @@ impl FakeKubernetes {
         self.state().own_token = token.to_owned();
     }
 
-    /// Brings it up again, on the same port.
+    /// Starts the server again, on the same port.
     pub fn start_again(&mut self) {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_reuseaddr(true).expect("set");
@@ -130,7 +131,7 @@ impl FakeKubernetes {
         self.running = Some(self.tasks.spawn(accept(listener, self.acceptor.clone(), Arc::clone(&self.shared))));
     }
 
-    /// Takes it down, in the middle of any response.
+    /// Stops the server, and aborts its responses.
     pub async fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             running.abort();
@@ -139,7 +140,7 @@ impl FakeKubernetes {
         self.state().watchers.clear();
     }
 
-    /// Ends every watch, as when its time is up.
+    /// Ends every watch, as the server does when the time of a watch is up.
     pub fn end_watches(&self) {
         self.state().watchers.clear();
     }
@@ -148,19 +149,19 @@ impl FakeKubernetes {
     pub fn put_pod(&self, pod: Value) {
         let mut state = self.state();
         let name = pod["metadata"]["name"].as_str().expect("a pod has a name").to_owned();
-        let before = state.pods.get(&name).is_some_and(labelled);
-        let now = labelled(&pod);
+        let before = state.pods.get(&name).is_some_and(is_labelled);
+        let now = is_labelled(&pod);
         let pod = state.store(&name, pod);
         match (before, now) {
             (false, true) => state.notify("ADDED", pod),
             (true, true) => state.notify("MODIFIED", pod),
-            // A watch of labelled pods reports it as deleted, with the pod as it was.
+            // A watch of labelled pods reports a pod that lost its label as deleted.
             (true, false) => state.notify("DELETED", pod),
             (false, false) => {}
         }
     }
 
-    /// Changes a pod that is there.
+    /// Changes an existing pod.
     pub fn change_pod(&self, name: &str, change: impl FnOnce(&mut Value)) {
         let mut pod = self.state().pods[name].clone();
         change(&mut pod);
@@ -175,7 +176,7 @@ impl FakeKubernetes {
         state.notify("DELETED", pod);
     }
 
-    /// The same without an event.
+    /// Removes a pod without an event.
     pub fn delete_silently(&self, name: &str) {
         let mut state = self.state();
         state.pods.remove(name).expect("there is such a pod");
@@ -191,7 +192,8 @@ impl FakeKubernetes {
         state.notify("BOOKMARK", bookmark);
     }
 
-    /// Drops the history: a new watch from before gets 410 by HTTP, an existing one gets it as an event.
+    /// Drops the history of events: a new watch that begins earlier gets the status 410, and an
+    /// open watch gets it as an event.
     pub fn drop_history(&self) {
         let mut state = self.state();
         state.version += 1;
@@ -204,7 +206,7 @@ impl FakeKubernetes {
         }
     }
 
-    /// Ends every watch, and has forgotten where they were.
+    /// Drops the history of events, and ends every watch without an event.
     pub fn forget_silently(&self) {
         let mut state = self.state();
         state.version += 1;
@@ -217,17 +219,17 @@ impl FakeKubernetes {
         self.state().forbidden.insert(what);
     }
 
-    /// Takes that back.
+    /// Permits `what` again.
     pub fn permit(&self, what: &str) {
         self.state().forbidden.remove(what);
     }
 
-    /// Lists so many pods at once from now on.
+    /// Sets the number of pods in each page of a list.
     pub fn set_page_size(&self, size: usize) {
         self.state().page = Some(size);
     }
 
-    /// Makes a token of the pod that is there, for `audience`.
+    /// Makes a token of an existing pod, for `audience`.
     pub fn add_token(&self, token: &str, pod: &str, audience: &str) {
         let mut state = self.state();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -238,17 +240,17 @@ impl FakeKubernetes {
             .insert(token.to_owned(), Token { pod: pod.to_owned(), uid, account, audience: audience.to_owned() });
     }
 
-    /// Every `verb resource` that was asked so far.
+    /// Returns the number of requests so far for `what`, such as `list pods`.
     pub fn request_count(&self, what: &str) -> usize {
         self.state().requests.iter().filter(|asked| *asked == what).count()
     }
 
-    /// Stops to answer, without closing a connection, as a stopped process does.
+    /// Leaves new connections open without a response, as a stopped process does.
     pub fn stop_responding(&self) {
         self.state().frozen = true;
     }
 
-    /// How many watch.
+    /// Returns the number of open watches.
     pub fn watcher_count(&self) -> usize {
         self.state().watchers.iter().filter(|watcher| !watcher.is_closed()).count()
     }
@@ -271,7 +273,7 @@ pub fn pod(name: &str, label: Option<&str>, addresses: &[&str]) -> Value {
     })
 }
 
-fn labelled(pod: &Value) -> bool {
+fn is_labelled(pod: &Value) -> bool {
     pod["metadata"]["labels"].get("loopgate.dev/agent").is_some()
 }
 
@@ -293,7 +295,7 @@ impl Shared {
 }
 
 async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Mutex<Shared>>) {
-    // Dropped, and with it every connection, when this task is.
+    // When this task is aborted, the set is dropped, and with it every connection.
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -363,12 +365,12 @@ fn list(shared: &Shared, query: &BTreeMap<String, String>) -> Response<Body> {
     let asked = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
     let limit = shared.page.unwrap_or(asked);
     let after = query.get("continue").map_or("", String::as_str);
-    let mut pods = shared.pods.iter().filter(|(name, pod)| name.as_str() > after && labelled(pod));
+    let mut pods = shared.pods.iter().filter(|(name, pod)| name.as_str() > after && is_labelled(pod));
     let page: Vec<_> = pods.by_ref().take(limit).collect();
     let next = pods.next().and(page.last()).map_or("", |(name, _)| name.as_str());
     let items: Vec<&Value> = page.iter().map(|(_, pod)| *pod).collect();
     let metadata = json!({"resourceVersion": shared.version.to_string(), "continue": next});
-    json_(StatusCode::OK, &json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items}))
+    json_response(StatusCode::OK, &json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items}))
 }
 
 fn watch(shared: &mut Shared, query: &BTreeMap<String, String>) -> Response<Body> {
@@ -410,17 +412,17 @@ fn review(shared: &Shared, asked: &Value) -> Response<Body> {
     };
     let mut review = asked.clone();
     review["status"] = reviewed;
-    json_(StatusCode::CREATED, &review)
+    json_response(StatusCode::CREATED, &review)
 }
 
 fn status(code: StatusCode, message: &str) -> Response<Body> {
-    json_(
+    json_response(
         code,
         &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code.as_u16()}),
     )
 }
 
-fn json_(code: StatusCode, body: &Value) -> Response<Body> {
+fn json_response(code: StatusCode, body: &Value) -> Response<Body> {
     let mut response = Response::new(Full::new(Bytes::from(body.to_string())).boxed_unsync());
     *response.status_mut() = code;
     response

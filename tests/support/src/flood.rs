@@ -1,4 +1,5 @@
-//! Floods of HTTP/2 requests, each kept open for as long as the sidecar bears it, and asked again when it does not.
+//! Floods of HTTP/2 requests. Each request is kept open for as long as the sidecar allows, and
+//! replaced when it ends.
 
 use std::io;
 use std::sync::Arc;
@@ -14,21 +15,22 @@ use crate::raw_h2::*;
 use crate::tasks::Tasks;
 use crate::tls_client::{Tls, TlsClient};
 
-/// How often a flood sends: what its streams still do, and new streams in place of those that have ended.
+/// How often a flood sends the next frames of its streams, and new streams in place of those that
+/// have ended.
 const TICK: Duration = Duration::from_secs(1);
 
 /// What each stream of a flood does.
 #[derive(Clone, Copy, Debug)]
 pub enum Stream {
-    /// Asks for the path and reads nothing of the response.
+    /// Requests the path, and reads nothing of the response.
     Unread,
-    /// Asks for the path and reads so many bytes a second.
+    /// Requests the path, and reads this many bytes a second.
     ReadSlowly(u32),
     /// Sends a body to the path, a byte a second.
     SendSlowly,
 }
 
-/// A flood to be started.
+/// The settings of a flood.
 #[derive(Clone, Debug)]
 pub struct Flood {
     /// The addresses that its connections come from, in turn.
@@ -52,17 +54,17 @@ pub struct Count {
 }
 
 impl Count {
-    /// Requests that were sent.
+    /// Returns the number of requests that were sent.
     pub fn request_count(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Those of them that were refused or reset.
+    /// Returns the number of requests that have ended, with a response or a reset.
     pub fn ended_count(&self) -> usize {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// Connections that the sidecar closed.
+    /// Returns the number of connections that the sidecar closed.
     pub fn closed_count(&self) -> usize {
         self.closed.load(Ordering::Relaxed)
     }
@@ -86,7 +88,7 @@ impl Flood {
         RunningFlood { count, _end: end, _thread: thread }
     }
 
-    /// Runs it in this thread until the sender of `ended` is dropped.
+    /// Runs the flood in this thread until the sender of `ended` is dropped.
     pub fn run(self, client: &TlsClient, count: &Arc<Count>, mut ended: mpsc::Receiver<()>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let tasks = Tasks::default();
@@ -96,7 +98,7 @@ impl Flood {
                 let (client, count) = (client.from(&self.sources[number % self.sources.len()]), Arc::clone(count));
                 tasks.spawn(async move {
                     loop {
-                        flood.connection(&client, &count).await;
+                        flood.run_connection(&client, &count).await;
                         count.closed.fetch_add(1, Ordering::Relaxed);
                         sleep(TICK).await;
                     }
@@ -107,10 +109,10 @@ impl Flood {
     }
 
     /// Keeps one connection full of streams until it ends.
-    async fn connection(&self, client: &TlsClient, count: &Count) {
+    async fn run_connection(&self, client: &TlsClient, count: &Count) {
         let Ok(stream) = client.connect("h2").await else { return };
         let (mut read, mut write) = tokio::io::split(stream);
-        let (events, mut happened) = mpsc::unbounded_channel();
+        let (events, mut frames) = mpsc::unbounded_channel();
         let reading = async {
             while let Some(frame) = next_frame(&mut read).await {
                 if events.send(frame).is_err() {
@@ -120,15 +122,15 @@ impl Flood {
         };
         tokio::select! {
             () = reading => {}
-            _ = self.send(&mut write, &mut happened, count) => {}
+            _ = self.send(&mut write, &mut frames, count) => {}
         }
     }
 
-    /// Sends what the streams of a connection send, until that fails.
+    /// Sends the frames of a connection's streams, until a write fails.
     async fn send(
         &self,
         write: &mut WriteHalf<Tls>,
-        happened: &mut mpsc::UnboundedReceiver<Frame>,
+        frames: &mut mpsc::UnboundedReceiver<Frame>,
         count: &Count,
     ) -> io::Result<()> {
         write.write_all(&[PREFACE, &settings(&[(INITIAL_WINDOW, 0)])].concat()).await?;
@@ -138,7 +140,7 @@ impl Flood {
         loop {
             ticks.tick().await;
             let mut bytes = Vec::new();
-            while let Ok(event) = happened.try_recv() {
+            while let Ok(event) = frames.try_recv() {
                 let ends =
                     event.kind == RST_STREAM || matches!(event.kind, DATA | HEADERS) && event.flags & END_STREAM != 0;
                 if let (true, Some(at)) = (ends, open.iter().position(|stream| *stream == event.stream)) {
@@ -150,7 +152,7 @@ impl Flood {
                 }
             }
             for stream in &open {
-                bytes.extend(self.stream.goes_on(*stream));
+                bytes.extend(self.stream.next_frame_of(*stream));
             }
             while open.len() < self.streams {
                 bytes.extend(self.stream.first_frame(next, &self.path));
@@ -165,7 +167,7 @@ impl Flood {
 }
 
 impl Stream {
-    /// Its first frame.
+    /// Returns the first frame of the stream with the id `stream`.
     fn first_frame(self, stream: u32, path: &str) -> Vec<u8> {
         match self {
             Self::Unread | Self::ReadSlowly(_) => {
@@ -177,8 +179,8 @@ impl Stream {
         }
     }
 
-    /// What it sends each second.
-    fn goes_on(self, stream: u32) -> Vec<u8> {
+    /// Returns what the stream with the id `stream` sends each second.
+    fn next_frame_of(self, stream: u32) -> Vec<u8> {
         match self {
             Self::Unread => Vec::new(),
             Self::ReadSlowly(bytes) => frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes()),

@@ -12,12 +12,12 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::tasks::Tasks;
 use crate::tls_client::TlsClient;
 
-/// A handshake that takes longer is given up.
+/// The time limit of a handshake.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How many may be under way at once.
+/// The number of handshakes that may run at once.
 const CONCURRENT: usize = 256;
 
-/// Handshakes that go on until this is dropped.
+/// Handshakes at a fixed rate, until this is dropped.
 pub struct RunningHandshakes {
     count: Arc<AtomicUsize>,
     _end: mpsc::Sender<()>,
@@ -55,14 +55,14 @@ impl RunningHandshakes {
         Self { count, _end: end, _thread: thread }
     }
 
-    /// How many have ended so far.
+    /// Returns the number of handshakes that have ended so far.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 }
 
-/// Does a full handshake and ends the connection. Returns once the sidecar has closed it, so that
-/// all its work for it is done.
+/// Does a full handshake, and ends the connection. Returns when the sidecar has closed the
+/// connection, and so has no more work with it.
 pub async fn handshake(client: &TlsClient) {
     if let Ok(mut stream) = client.connect("http/1.1").await {
         let _ = stream.shutdown().await;

@@ -12,17 +12,19 @@ pub enum Shape {
     OneName,
     /// Two names, each of which issues the other.
     TwoNames,
-    /// Three names, each of which issues each.
+    /// Three names, each of which issues all three.
     Star,
-    /// A path without an end that is trusted: each certificate has a name of its own and is issued by the next.
+    /// A path that never reaches a trusted CA: each certificate has its own name, and is issued by
+    /// the next one.
     AllDifferent,
 }
 
-/// All of them.
+/// All shapes.
 pub const SHAPES: [Shape; 4] = [Shape::OneName, Shape::TwoNames, Shape::Star, Shape::AllDifferent];
 
 impl Shape {
-    /// The numbers of the subject and of the issuer of the intermediate certificate with this number.
+    /// Returns the numbers of the subject and of the issuer of the intermediate certificate with
+    /// this number.
     fn names(self, number: usize) -> (usize, usize) {
         match self {
             Self::OneName => (0, 0),
@@ -33,23 +35,23 @@ impl Shape {
     }
 }
 
-/// Makes a chain of so many `certificates`, the leaf included, and the leaf's key. The first name
-/// is `name`; if that is the name of a CA that the verifier trusts, the leaf could be its. All
-/// signatures are valid under one key, so that no path is given up early.
+/// Makes a chain of this number of `certificates`, the leaf included, and the leaf's key. `name` is
+/// the name of the leaf's issuer, and can be the name of a CA that the verifier trusts. All
+/// signatures are valid under one key, so the verifier rejects no path early.
 pub fn hostile_chain(
     shape: Shape,
     certificates: usize,
     name: &str,
 ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let key = KeyPair::generate().unwrap();
-    let named = |number: usize| {
+    let distinguished_name_of = |number: usize| {
         let mut names = DistinguishedName::new();
         names.push(DnType::CommonName, if number == 0 { name.to_owned() } else { format!("{name} {number}") });
         names
     };
     let authority = |number: usize| {
         let mut params = CertificateParams::default();
-        params.distinguished_name = named(number);
+        params.distinguished_name = distinguished_name_of(number);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params
     };

@@ -79,13 +79,14 @@ pub async fn measure(client: &TlsClient, source: &str, path: &str, time: Duratio
     latencies
 }
 
-/// Does the same in a new thread, so that the rest of the test does not delay the measurements.
+/// Does the same as [`measure`] in a new thread, so that the rest of the test does not delay the
+/// measurements.
 pub fn measure_in_thread(client: &TlsClient, source: &str, path: &str, time: Duration) -> JoinHandle<Latencies> {
     let (client, source, path) = (client.clone(), source.to_owned(), path.to_owned());
     thread::spawn(move || measure_blocking(&client, &source, &path, time))
 }
 
-/// The same for code that blocks.
+/// Does the same as [`measure`] for code that blocks.
 pub fn measure_blocking(client: &TlsClient, source: &str, path: &str, time: Duration) -> Latencies {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(measure(client, source, path, time))

@@ -6,10 +6,10 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 
-/// Runs `test` on a thread and in a network namespace of its own, and everything that it starts
-/// too. From each address of 198.51.100.0/24 a socket can connect to 127.0.0.1, and no interface
-/// has it. Without root or `ip` the test is reported as not run, or fails
-/// if `CI` is `true`.
+/// Runs `test`, and everything that it starts, on its own thread and in its own network namespace.
+/// There, a socket can connect to 127.0.0.1 from each address of 198.51.100.0/24, although no
+/// interface has these addresses. Without root or `ip` the test is reported as not run, or fails if
+/// `CI` is `true`.
 pub fn in_namespace<F>(test: impl FnOnce() -> F + Send)
 where
     F: Future<Output = ()>,

@@ -93,7 +93,7 @@ impl Network {
         let (file, program) = (self.file(host), program.into());
         move || {
             let mut command = Command::new("setpriv");
-            // If the tests are killed, nothing of theirs stays behind in a namespace.
+            // If the tests are killed, the kernel kills their processes on the hosts too.
             command.args(["--pdeathsig", "KILL", "nsenter"]).arg(format!("--net={file}")).arg("--").arg(&program);
             command
         }
@@ -107,7 +107,7 @@ impl Network {
     ) -> thread::JoinHandle<T> {
         let namespace = File::open(self.file(host)).expect("a namespace");
         thread::spawn(move || {
-            // A namespace is a thread's own, and this thread ends with the closure.
+            // `setns` moves only this thread, which ends with the closure.
             setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter a network namespace");
             run()
         })
@@ -125,7 +125,7 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for name in Host::ALL.map(Host::name).into_iter().chain(["bridge"]) {
-            // It may not have been created.
+            // The namespace may not exist, and then there is nothing to remove.
             let _ = Command::new("ip").args(["netns", "del", &self.namespace(name)]).output();
         }
     }

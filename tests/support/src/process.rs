@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Longer than anything that a process does in a test.
+/// The time limit of a wait. It is longer than any step of a process in a test.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often a process or its output is looked at.
+/// The interval at which a process and its output are polled.
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// A running process.
@@ -23,7 +23,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it, with both of its outputs in the file `log`.
+    /// Starts `command`, and appends its standard output and standard error to the file `log`.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Self {
         let out = File::options().create(true).append(true).open(log).expect("a log file");
         let err = out.try_clone().expect("a log file");
@@ -36,27 +36,27 @@ impl Process {
         Self { child: Mutex::new(child), name: name.into(), log: log.into() }
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.lock().unwrap().id()
     }
 
-    /// Its process id, as `nix` has it.
+    /// Returns the process id as a value of the crate `nix`.
     pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.lock().unwrap().id()).expect("a process id"))
     }
 
-    /// Everything that it has written so far.
+    /// Returns everything that the process has written so far.
     pub fn output(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Everything that it has written so far, line by line.
+    /// Returns the lines that the process has written so far.
     pub fn log_lines(&self) -> Vec<String> {
         self.output().lines().map(str::to_owned).collect()
     }
 
-    /// Waits for a line of its output that contains `text`, and returns that line.
+    /// Waits for a line of the output that contains `text`, and returns that line.
     pub async fn wait_for_log(&self, text: &str) -> String {
         let start = Instant::now();
         loop {
@@ -67,7 +67,7 @@ impl Process {
         }
     }
 
-    /// The same for code that blocks.
+    /// Does the same as [`Process::wait_for_log`] for code that blocks.
     pub fn wait_for_log_blocking(&self, text: &str) -> String {
         let start = Instant::now();
         loop {
@@ -79,10 +79,11 @@ impl Process {
     }
 
     fn line_with(&self, text: &str, start: Instant) -> Option<String> {
-        // The last output of a process that has ended is there before its end is.
+        // The status is read before the output, because a process that has ended has written all of
+        // its output.
         let ended = self.try_exit_status();
         let output = self.output();
-        // A line that is being written is not whole yet.
+        // A line without a newline is still being written.
         let lines = output.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
         let found = lines.into_iter().find(|line| line.contains(text)).map(str::to_owned);
         if found.is_none() {
@@ -105,19 +106,24 @@ impl Process {
         let start = Instant::now();
         while !ready() {
             if let Some(status) = self.try_exit_status() {
-                panic!("{} ended ({status}) before it was {what}:\n{}", self.name, self.end_of_output());
+                panic!("{} ended ({status}) before this was true: {what}\n{}", self.name, self.end_of_output());
             }
-            assert!(start.elapsed() < limit, "{} is not {what} after {limit:?}:\n{}", self.name, self.end_of_output());
+            assert!(
+                start.elapsed() < limit,
+                "{}: not true after {limit:?}: {what}\n{}",
+                self.name,
+                self.end_of_output()
+            );
             thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("own child");
     }
 
-    /// Waits for its end.
+    /// Waits until the process has ended.
     pub async fn wait_for_exit(&self) -> ExitStatus {
         let start = Instant::now();
         loop {
@@ -152,17 +158,17 @@ impl Process {
         }
     }
 
-    /// Its resident memory in bytes.
+    /// Returns the resident memory in bytes.
     pub fn memory(&self) -> u64 {
         memory(self.id()).0
     }
 
-    /// The CPU time that its threads have used so far.
+    /// Returns the CPU time that the running threads have used so far.
     pub fn cpu_time(&self) -> Duration {
         cpu(self.id())
     }
 
-    /// The number of its open file descriptors.
+    /// Returns the number of open file descriptors.
     pub fn open_file_count(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.id())).expect("a running process").count()
     }

@@ -1,4 +1,4 @@
-//! HTTP/2 as frames (RFC 9113), for what no well-meaning client library sends.
+//! HTTP/2 as frames (RFC 9113), which a test can send in ways that no client library does.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub const INITIAL_WINDOW: u16 = 4;
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Longer than any answer takes.
+/// The time limit of a read. It is longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
@@ -36,32 +36,33 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// A frame's bytes.
+/// Returns the bytes of a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A SETTINGS frame.
+/// Returns the bytes of a SETTINGS frame.
 pub fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
     let payload: Vec<u8> =
         settings.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()).collect();
     frame(SETTINGS, 0, 0, &payload)
 }
 
-/// An HPACK integer (RFC 7541 section 5.1) with `prefix` bits, the bits before it being `first`.
+/// Returns an HPACK integer (RFC 7541 section 5.1) with a prefix of `prefix` bits. `first` has the
+/// bits before the prefix.
 fn integer(first: u8, prefix: u32, value: usize) -> Vec<u8> {
     let most = (1 << prefix) - 1;
     if value < most {
         return vec![first | u8::try_from(value).unwrap()];
     }
     let mut bytes = vec![first | u8::try_from(most).unwrap()];
-    let mut rest = value - most;
-    while rest >= 128 {
-        bytes.push(u8::try_from(rest % 128).unwrap() | 128);
-        rest /= 128;
+    let mut remainder = value - most;
+    while remainder >= 128 {
+        bytes.push(u8::try_from(remainder % 128).unwrap() | 128);
+        remainder /= 128;
     }
-    bytes.push(u8::try_from(rest).unwrap());
+    bytes.push(u8::try_from(remainder).unwrap());
     bytes
 }
 
@@ -69,27 +70,28 @@ fn string(bytes: &[u8]) -> Vec<u8> {
     [&integer(0, 7, bytes.len())[..], bytes].concat()
 }
 
-/// A field as a literal that is never indexed.
+/// Returns a literal field that the receiver does not add to its dynamic table.
 pub fn literal_field(name: &[u8], value: &[u8]) -> Vec<u8> {
     [vec![0], string(name), string(value)].concat()
 }
 
-/// A field that the receiver's table keeps; being the newest, it is entry 62 afterwards.
+/// Returns a literal field that the receiver adds to its dynamic table. Its index is 62 until the
+/// next field is added.
 pub fn kept_field(name: &[u8], value: &[u8]) -> Vec<u8> {
     [vec![0x40], string(name), string(value)].concat()
 }
 
-/// The field at `index` of the receiver's tables.
+/// Returns a reference to the field at `index` of the receiver's tables.
 pub fn indexed_field(index: usize) -> Vec<u8> {
     integer(0x80, 7, index)
 }
 
-/// The header block of a request.
+/// Returns the header block of these fields.
 pub fn header_block(fields: &[(&str, &str)]) -> Vec<u8> {
     fields.iter().flat_map(|(name, value)| literal_field(name.as_bytes(), value.as_bytes())).collect()
 }
 
-/// The header block of a plain request, with more fields.
+/// Returns the header block of a normal request, with the additional fields `more`.
 pub fn request_block(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let pseudo = [(":method", method), (":scheme", "https"), (":authority", "gateway.example:18789"), (":path", path)];
     [header_block(&pseudo), header_block(more)].concat()
@@ -98,7 +100,7 @@ pub fn request_block(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8>
 /// What became of a connection or of one of its streams.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// The code of a GOAWAY other than a polite one.
+    /// The error code of a GOAWAY, unless it is NO_ERROR.
     pub goaway: Option<u32>,
     /// The last stream id of the GOAWAY: that of the last stream that may have been processed.
     pub goaway_stream: u32,
@@ -113,7 +115,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Says whether the connection was ended with an error, or simply closed.
+    /// Returns whether the connection was closed, or a GOAWAY with an error was received.
     pub fn is_over(&self) -> bool {
         self.closed || self.goaway.is_some()
     }
@@ -143,15 +145,15 @@ pub struct RawH2 {
 
 impl RawH2 {
     /// Connects from `source`, and sends only the preface and these settings.
-    pub async fn connect(client: &TlsClient, source: &str, says: &[(u16, u32)]) -> Self {
+    pub async fn connect(client: &TlsClient, source: &str, sent_settings: &[(u16, u32)]) -> Self {
         let stream = client.handshake(client.connect_tcp(source).await, "h2").await.unwrap();
         let (read, write) = tokio::io::split(stream);
         let mut raw = Self { read, write };
-        raw.send(&[PREFACE, &settings(says)].concat()).await;
+        raw.send(&[PREFACE, &settings(sent_settings)].concat()).await;
         raw
     }
 
-    /// Sends `bytes`; whether they get there is the other side's business.
+    /// Sends `bytes`. Ignores errors, because the other side may have closed the connection.
     pub async fn send(&mut self, bytes: &[u8]) {
         let _ = self.write.write_all(bytes).await;
         let _ = self.write.flush().await;
@@ -162,7 +164,7 @@ impl RawH2 {
     pub async fn read_windows(&mut self) -> (usize, usize) {
         let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap()) as usize;
         let (mut stream, mut connection) = (65_535, 65_535);
-        // They come with the first frames; acknowledgements may come before or after them.
+        // Both come with the first frames, and acknowledgements may come before or after them.
         while let Ok(Some(frame)) = timeout(Duration::from_millis(200), self.next()).await {
             match frame.kind {
                 SETTINGS => {
@@ -182,12 +184,13 @@ impl RawH2 {
         (stream, connection)
     }
 
-    /// The next frame, or the end of the connection.
+    /// Reads the next frame; `None` at the end of the connection.
     pub async fn next(&mut self) -> Option<Frame> {
         next(&mut self.read).await
     }
 
-    /// Sends `bytes` while reading what comes back, until `enough` of it or the end of the connection.
+    /// Sends `bytes`, and reads frames meanwhile until `enough` returns true or the connection
+    /// ends.
     pub async fn send_until(&mut self, bytes: &[u8], enough: impl Fn(&Outcome) -> bool) -> Outcome {
         let Self { read, write } = self;
         let sending = async {

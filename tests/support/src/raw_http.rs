@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Longer than anything in a test takes, so that a hang is a failure that names what was waited for.
+/// The time limit of a read. It is longer than any read in a test takes, so that a hang fails with
+/// a message.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A byte stream and the bytes that were read from it but are not used yet.
@@ -37,13 +38,13 @@ impl Message {
         self.start_line().split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
     }
 
-    /// Every value of a field, in their order.
+    /// Returns every value of a field, in order.
     pub fn field_values(&self, name: &str) -> Vec<&str> {
         let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
         fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect()
     }
 
-    /// The only value of a field; `None` where there is none.
+    /// Returns the only value of a field; `None` if the field is absent.
     pub fn field(&self, name: &str) -> Option<&str> {
         let values = self.field_values(name);
         assert!(values.len() <= 1, "{name} occurs more than once in\n{}", self.head);
@@ -75,7 +76,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
         self.stream.flush().await
     }
 
-    /// Reads more; `false` at the end of the stream, a broken one included.
+    /// Reads more bytes; returns `false` if the stream has ended or failed.
     async fn read_more(&mut self) -> bool {
         let mut block = [0; 16 * 1024];
         let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut block)).await;
@@ -120,7 +121,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
         std::mem::take(&mut self.buffered)
     }
 
-    /// Reads until the stream ends; returns whether it ends as the other side meant it to (over TLS, with a
+    /// Reads until the stream ends; returns whether it ends without an error (over TLS: with a
     /// `close_notify`).
     pub async fn ends_cleanly(&mut self) -> bool {
         let mut block = [0; 1024];
@@ -160,7 +161,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
             return Some(Vec::new());
         }
         let mut data = self.read_exactly(size + 2).await?;
-        assert_eq!(data.split_off(size), b"\r\n", "after a chunk");
+        assert_eq!(data.split_off(size), b"\r\n", "a chunk ends with CRLF");
         Some(data)
     }
 
@@ -176,7 +177,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
         }
     }
 
-    /// Reads the body that the head of `message` announces; `false` if the stream ended before it.
+    /// Reads the body that the head of `message` announces; returns `false` if the stream ended
+    /// before the body did. If the head states no length, the body lasts until the end of the
+    /// stream if `to_the_end`, and else is empty.
     pub async fn read_body(&mut self, message: &mut Message, to_the_end: bool) -> bool {
         if message.field("transfer-encoding").is_some() {
             assert_eq!(message.field("transfer-encoding"), Some("chunked"));

@@ -31,7 +31,7 @@ pub fn find_program(name: &str) -> Result<PathBuf, Missing> {
     env::split_paths(&path)
         .map(|directory| directory.join(name))
         .find(|file| file.is_file())
-        .ok_or_else(|| Missing(format!("no {name} here")))
+        .ok_or_else(|| Missing(format!("{name} is not in PATH")))
 }
 
 /// Runs a test that needs the whole machine: only one such test runs at a time. If a requirement is

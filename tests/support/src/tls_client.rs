@@ -182,6 +182,7 @@ impl TlsClient {
     }
 }
 
+/// Returns a configuration that trusts only `ca`.
 fn trusting(ca: &CertificateDer<'static>) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let mut roots = RootCertStore::empty();
     roots.add(ca.clone()).unwrap();
@@ -211,7 +212,7 @@ pub fn request_text(line: &str, fields: &str) -> String {
     format!("{line} HTTP/1.1\r\nHost: gateway.example:18789\r\n{fields}\r\n")
 }
 
-/// Returns the same request as [`request`] for HTTP/2.
+/// Returns the same request as [`request_text`] for HTTP/2.
 pub fn h2_request(line: &str, fields: &[(&str, &str)]) -> http::Request<()> {
     let (method, path) = line.split_once(' ').unwrap();
     let uri = format!("https://gateway.example:18789{path}");

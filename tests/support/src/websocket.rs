@@ -65,7 +65,7 @@ impl TlsClient {
     }
 }
 
-/// Sends a message, waits for its echo and compares.
+/// Sends a message, and fails unless its echo is the same.
 pub async fn assert_echo(socket: &mut Socket, message: Bytes) {
     let (mut send, mut receive) = socket.split();
     // The test sends and receives at once, because the echo of a message larger than all buffers begins before the
