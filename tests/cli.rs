@@ -32,15 +32,15 @@ fn write_config(dir: &Path, text: &str) -> String {
 
 #[test]
 fn a_wrong_value_is_named_on_one_line_with_its_source() {
-    let what = "\"10.0.0.1:1\" is not a loopback address (use --allow-remote-gateway to allow it)";
+    let message = "\"10.0.0.1:1\" is not a loopback address (use --allow-remote-gateway to allow it)";
     let flag = run_refused(&mut loopgate(["run", "--gateway", "10.0.0.1:1"]));
-    assert_eq!(flag, format!("loopgate: --gateway: {what}\n"));
+    assert_eq!(flag, format!("loopgate: --gateway: {message}\n"));
     let variable = run_refused(loopgate(["run"]).env("LOOPGATE_GATEWAY", "10.0.0.1:1"));
-    assert_eq!(variable, format!("loopgate: LOOPGATE_GATEWAY: {what}\n"));
+    assert_eq!(variable, format!("loopgate: LOOPGATE_GATEWAY: {message}\n"));
     let dir = tempfile::tempdir().unwrap();
     let config = write_config(dir.path(), "# ours\n[gateway]\naddress = \"10.0.0.1:1\"\n");
     let from_file = run_refused(&mut loopgate(["run", "--config", &config]));
-    assert_eq!(from_file, format!("loopgate: {config}:3: gateway.address: {what}\n"));
+    assert_eq!(from_file, format!("loopgate: {config}:3: gateway.address: {message}\n"));
 }
 
 #[test]
@@ -136,8 +136,8 @@ fn unreadable_files_are_reported_once_with_their_option_and_no_file_is_created()
         let always = ["run", "--state-dir", state, "--docker", "off", "--admin", "off", "--listen", "127.0.0.1:0"];
         let output = loopgate([&always, flags].concat()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-        let left: Vec<_> = dir.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(left.is_empty(), "a failed start leaves {left:?} in the state directory");
+        let files: Vec<_> = dir.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(files.is_empty(), "a failed start leaves {files:?} in the state directory");
         stderr(&output).lines().last().unwrap_or_default().to_owned()
     };
     let message = run(&["--client-ca", "/nope.pem"]);

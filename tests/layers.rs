@@ -228,25 +228,25 @@ fn children(code: &str) -> Vec<String> {
 fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     let mut found = Vec::new();
-    let mut rest = code;
+    let mut remaining = code;
     let mut before = ' ';
-    while let Some(c) = rest.chars().next() {
-        let name: String = rest.chars().take_while(|c| is_name(*c)).collect();
+    while let Some(c) = remaining.chars().next() {
+        let name: String = remaining.chars().take_while(|c| is_name(*c)).collect();
         if name.is_empty() {
             before = c;
-            rest = &rest[c.len_utf8()..];
+            remaining = &remaining[c.len_utf8()..];
             continue;
         }
-        let after = &rest[name.len()..];
+        let after = &remaining[name.len()..];
         // `pub(in crate::...)` is a visibility, not an import.
-        let is_visibility = code[..code.len() - rest.len()].ends_with("pub(in ");
+        let is_visibility = code[..code.len() - remaining.len()].ends_with("pub(in ");
         let begins =
             before != ':' && !is_visibility && (name == "crate" || name == "super" || children.contains(&name));
         if begins && let Some(tail) = after.strip_prefix("::") {
             expand(std::slice::from_ref(&name), tail, &mut found);
         }
         before = 'x';
-        rest = after;
+        remaining = after;
     }
     found
 }
@@ -348,13 +348,13 @@ fn module(path: &Path) -> Vec<String> {
 /// The cycles of `graph`: one for each set of nodes that reach each other.
 fn cycles(graph: &Graph) -> Vec<String> {
     let mut cycles = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut in_cycles = BTreeSet::new();
     for start in graph.keys() {
-        if seen.contains(start) {
+        if in_cycles.contains(start) {
             continue;
         }
         if let Some(path) = shortest_cycle(graph, start) {
-            seen.extend(path.iter().cloned());
+            in_cycles.extend(path.iter().cloned());
             cycles.push([path, vec![start.clone()]].concat().join(" -> "));
         }
     }

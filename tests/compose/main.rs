@@ -168,27 +168,27 @@ fn docker_compose_merges_every_override_as_intended() {
 fn assert_gateway_behind_loopgate(kind: &str, before: &Value, after: &Value) {
     let services = after["services"].as_object().unwrap();
     let loopgate = &services["loopgate"];
-    let inside = loopgate["network_mode"].as_str().unwrap();
+    let gateway_namespace = loopgate["network_mode"].as_str().unwrap();
     assert_eq!((&loopgate["read_only"], &loopgate["cap_drop"]), (&true.into(), &serde_json::json!(["ALL"])), "{kind}");
     let old = before["services"].as_object().unwrap();
-    let starts =
+    let starts_gateway =
         |service: &Value| service.to_string().contains("\"gateway\"") || service.to_string().contains("gateway --bind");
     let (name, gateway) = services
         .iter()
         .filter(|(name, _)| old.contains_key(*name))
         .find(|(name, service)| {
-            service["network_mode"] == inside && (starts(service) || *name == "openclaw")
-                || inside == format!("service:{name}")
+            service["network_mode"] == gateway_namespace && (starts_gateway(service) || *name == "openclaw")
+                || gateway_namespace == format!("service:{name}")
         })
-        .unwrap_or_else(|| panic!("{kind}: the gateway is in {inside}"));
+        .unwrap_or_else(|| panic!("{kind}: the gateway is in {gateway_namespace}"));
     let line = gateway["command"].to_string();
     assert!(!line.contains("--force") && !line.contains("lan\"") && !line.contains("--bind lan"), "{kind}: {line}");
     assert_ne!(gateway["environment"]["OPENCLAW_GATEWAY_BIND"], "lan", "{kind}");
-    if inside != "service:netns" {
+    if gateway_namespace != "service:netns" {
         return;
     }
     // Settings that only the container that owns a network namespace can have were moved to `netns`.
-    for (name, service) in services.iter().filter(|(_, service)| service["network_mode"] == inside) {
+    for (name, service) in services.iter().filter(|(_, service)| service["network_mode"] == gateway_namespace) {
         for key in ["ports", "networks", "hostname", "extra_hosts", "dns", "expose", "mac_address"] {
             assert!(service.get(key).is_none(), "{kind}: {name} still has {key}");
         }
@@ -199,8 +199,8 @@ fn assert_gateway_behind_loopgate(kind: &str, before: &Value, after: &Value) {
         ports.iter().map(|port| format!("{} {} {}", port["host_ip"], port["published"], port["protocol"])).collect()
     };
     assert!(published(&old[name]).is_subset(&published(netns)), "{kind}: a port is no longer published");
-    let leads = netns["ports"].as_array().cloned().unwrap_or_default();
-    assert!(!leads.iter().any(|port| port["target"] == 18789), "{kind}: a port leads to the gateway itself");
+    let ports = netns["ports"].as_array().cloned().unwrap_or_default();
+    assert!(!ports.iter().any(|port| port["target"] == 18789), "{kind}: a port leads to the gateway itself");
     for (network, settings) in old[name]["networks"].as_object().into_iter().flatten() {
         let aliases = netns["networks"][network]["aliases"].as_array().cloned().unwrap_or_default();
         assert!(aliases.contains(&name.as_str().into()), "{kind}: {name} can't be found on {network}");
@@ -215,7 +215,7 @@ fn the_shipped_override_is_what_loopgate_writes_for_openclaws_own_file() {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let official = root.join("tests/docker/official.yaml");
-    let place = tempfile::tempdir().unwrap();
+    let temporary_directory = tempfile::tempdir().unwrap();
     let merged = |files: &[&Path]| -> String {
         let mut command = Command::new("docker");
         command.args(["compose", "--project-name", "claw", "--project-directory", "/srv/project"]);
@@ -230,9 +230,9 @@ fn the_shipped_override_is_what_loopgate_writes_for_openclaws_own_file() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         text(&output.stdout)
     };
-    let config = place.path().join("config.json");
+    let config = temporary_directory.path().join("config.json");
     fs::write(&config, merged(&[&official])).unwrap();
-    let written = place.path().join("override.yaml");
+    let written = temporary_directory.path().join("override.yaml");
     let output = Command::new(env!("CARGO_BIN_EXE_loopgate")).arg("compose").arg(&config).output().unwrap();
     fs::write(&written, output.stdout).unwrap();
     let services = |file: &Path| -> Value {
@@ -258,12 +258,12 @@ fn compose_1_merges_the_override_for_the_gateways_own_namespace() {
     let directory = data_dir().join("official-2026.2");
     // Compose 1 accepts `name` only with a version.
     let project = fs::read_to_string(directory.join("compose.yaml")).unwrap().replace("name: openclaw\n", "");
-    let place = tempfile::tempdir().unwrap();
-    fs::write(place.path().join("compose.yaml"), project).unwrap();
-    fs::copy(directory.join("in-gateway.yaml"), place.path().join("override.yaml")).unwrap();
+    let temporary_directory = tempfile::tempdir().unwrap();
+    fs::write(temporary_directory.path().join("compose.yaml"), project).unwrap();
+    fs::copy(directory.join("in-gateway.yaml"), temporary_directory.path().join("override.yaml")).unwrap();
     let output = Command::new("docker-compose")
         .args(["-f", "compose.yaml", "-f", "override.yaml", "config"])
-        .current_dir(place.path())
+        .current_dir(temporary_directory.path())
         .output()
         .expect("docker-compose can be run");
     let merged = text(&output.stdout);

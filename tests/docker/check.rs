@@ -134,12 +134,17 @@ fn containers_with_wrong_labels_or_forgeable_addresses_are_reported_until_repair
         ids(&report).iter().filter(|id| id.starts_with("agent-")).eq(&["agent-other-project"])
     });
     assert!(settled, "{:#}", check_in_sidecar(&deployment, &[]));
-    let left = check_in_sidecar(&deployment, &["--any-project"]);
+    let report_with_any_project = check_in_sidecar(&deployment, &["--any-project"]);
     // With --any-project the container of another project is an agent too, and has NET_RAW.
-    assert!(seen_and_remedy(&left, "agent-net-raw").0.contains(other_project.name()), "{left:#}");
     assert!(
-        ["agent-other-project", "agent-label", "bridge-gateway-trusted"].iter().all(|id| !ids(&left).contains(id)),
-        "{left:#}"
+        seen_and_remedy(&report_with_any_project, "agent-net-raw").0.contains(other_project.name()),
+        "{report_with_any_project:#}"
+    );
+    assert!(
+        ["agent-other-project", "agent-label", "bridge-gateway-trusted"]
+            .iter()
+            .all(|id| !ids(&report_with_any_project).contains(id)),
+        "{report_with_any_project:#}"
     );
 }
 

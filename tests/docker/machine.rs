@@ -49,9 +49,9 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
                 eprintln!("{name} {number}: back after {} s", start.elapsed().as_secs());
                 continue;
             }
-            let left = container_states(&project);
-            eprintln!("{name} {number}: not back after {} s: {left}", PATIENCE.as_secs());
-            missing.push(format!("{name} {number}: {left}"));
+            let states = container_states(&project);
+            eprintln!("{name} {number}: not back after {} s: {states}", PATIENCE.as_secs());
+            missing.push(format!("{name} {number}: {states}"));
             project.compose(&["up", "--detach", "--no-build"]);
             let _ = try_docker(&["start", outsider.name()]);
             assert!(

@@ -22,9 +22,12 @@ fn request_through_published_port(engine: &Engine, deployment: &Deployment) -> S
 fn clients_of_a_published_port_are_external_and_own_addresses_as_agents_are_warned_about() {
     let engine = Engine::start().expect("an engine with the images");
     let deployment = Deployment::start_with(&engine, &[], |gateway| gateway.publish(18443));
-    let own = deployment.gateway.ip(&deployment.network);
+    let gateway_address = deployment.gateway.ip(&deployment.network);
     let response = request_through_published_port(&engine, &deployment);
-    assert!(is_external(&response, own) || is_external(&response, deployment.network.gateway()), "{response}");
+    assert!(
+        is_external(&response, gateway_address) || is_external(&response, deployment.network.gateway()),
+        "{response}"
+    );
     assert!(!deployment.sidecar.logs().contains("own_addresses"), "{}", deployment.sidecar.logs());
     drop(deployment);
 

@@ -44,7 +44,7 @@ fn after_restarts_and_new_addresses_the_client_only_has_to_connect_again() {
         deployment.network.name(),
         deployment.gateway.name(),
     ]);
-    // The sidecar listens at the new address before the engine has told it of the network.
+    // The sidecar listens at the new address before the engine has reported the network.
     eventually("the agent is one when the gateway has another address", || {
         is_agent(&request_through_agent(&agent)).then_some(())
     });

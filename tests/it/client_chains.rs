@@ -97,10 +97,10 @@ async fn hostile_chains_are_refused_with_few_signature_checks_and_do_not_delay_a
         names.push(rcgen::DnType::CommonName, name);
         names
     };
-    let own = common_name(ca.subject().iter_common_name().next().unwrap().as_str().unwrap());
+    let loopgate_ca = common_name(ca.subject().iter_common_name().next().unwrap().as_str().unwrap());
     let before = signature_check_count();
     let mut handshakes = 0;
-    for name in [own, common_name("unknown CA")] {
+    for name in [loopgate_ca, common_name("unknown CA")] {
         for intermediates in [1, 3, 4, 10, 60] {
             let (chain, key) = hostile_chain(&name, intermediates);
             let client = harness.with_certificate(chain, key);

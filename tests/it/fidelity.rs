@@ -42,8 +42,8 @@ async fn bytes_that_arrived_before_the_gateway_broke_off_precede_the_error() {
             h1.send(request_text(&format!("GET {path}"), "")).await.unwrap();
             let head = h1.read_head().await.unwrap_or_else(|| panic!("round {round}: no head of {path} over HTTP/1.1"));
             assert_eq!(head.status(), 200);
-            let rest = String::from_utf8(timeout(SOON, h1.read_rest()).await.unwrap()).unwrap();
-            assert!(rest == "half" || rest == "4\r\nhalf\r\n", "round {round}, {path}: {rest:?}");
+            let received = String::from_utf8(timeout(SOON, h1.read_rest()).await.unwrap()).unwrap();
+            assert!(received == "half" || received == "4\r\nhalf\r\n", "round {round}, {path}: {received:?}");
 
             let (response, _) =
                 harness.connect_h2(OUTSIDER).await.send_request(h2_request(&format!("GET {path}"), &[]), true).unwrap();

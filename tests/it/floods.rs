@@ -23,7 +23,7 @@ async fn start_with_limit(requests: usize) -> Harness {
 }
 
 #[tokio::test]
-async fn a_flood_of_one_client_leaves_the_gateway_to_the_others() {
+async fn a_flood_of_one_client_does_not_keep_others_from_the_gateway() {
     let harness = start_with_limit(8).await;
     let mut flooder = harness.connect_h2(OUTSIDER).await;
     let mut flood = Vec::new();
@@ -56,7 +56,7 @@ async fn a_flood_of_one_client_leaves_the_gateway_to_the_others() {
 }
 
 #[tokio::test]
-async fn a_request_that_waits_goes_on_when_another_one_ends() {
+async fn a_waiting_request_is_sent_when_another_one_ends() {
     let harness = start_with_limit(2).await;
     let held = harness.send_request(Protocol::H1, OUTSIDER, "GET /held", &[]);
     let waiting = async {

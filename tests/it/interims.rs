@@ -89,17 +89,18 @@ async fn responses_to_pipelined_requests_stay_in_order() {
     for _ in 0..20 {
         let mut client = harness.connect_h1(OUTSIDER).await;
         client.send(lines.map(|line| request_text(line, "")).concat()).await.unwrap();
-        let mut seen = Vec::new();
-        while seen.len() < lines.len() + 6 {
+        let mut responses = Vec::new();
+        while responses.len() < lines.len() + 6 {
             let response = timeout(SOON, client.read_response()).await.unwrap().unwrap();
-            seen.push((
+            responses.push((
                 response.status(),
                 response.body.len(),
                 response.field("x-for").unwrap_or_default().to_owned() + &response.trailers,
             ));
         }
-        let seen: Vec<_> = seen.iter().map(|(status, length, text)| format!("{status} {length} {text}")).collect();
-        let wanted = [
+        let responses: Vec<_> =
+            responses.iter().map(|(status, length, text)| format!("{status} {length} {text}")).collect();
+        let expected = [
             "200 300000 ",
             "102 0 ",
             "103 0 /hints?1",
@@ -114,7 +115,7 @@ async fn responses_to_pipelined_requests_stay_in_order() {
             "200 2 ",
             "204 0 ",
         ];
-        assert_eq!(seen, wanted);
+        assert_eq!(responses, expected);
     }
 }
 
@@ -202,8 +203,8 @@ async fn trailers_pass_without_being_named_and_connections_stay_usable() {
     // HTTP/1.0 has no chunked coding, so trailers can't be sent.
     let mut old = harness.connect_h1(OUTSIDER).await;
     old.send("GET /unnamed-trailers HTTP/1.0\r\nHost: gateway.example\r\n\r\n").await.unwrap();
-    let rest = String::from_utf8(timeout(SOON, old.read_rest()).await.unwrap()).unwrap();
-    assert!(rest.ends_with("\r\n\r\nbody"), "{rest}");
+    let response = String::from_utf8(timeout(SOON, old.read_rest()).await.unwrap()).unwrap();
+    assert!(response.ends_with("\r\n\r\nbody"), "{response}");
 }
 
 #[tokio::test]
@@ -242,7 +243,7 @@ async fn messages_that_follow_an_upgrade_at_once_are_not_touched() {
 }
 
 #[tokio::test]
-async fn every_refusal_says_why() {
+async fn every_refusal_states_its_reason() {
     let harness = Harness::start().await;
     let long = "a".repeat(70_000);
     let cases = [

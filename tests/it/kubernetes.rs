@@ -146,8 +146,8 @@ async fn a_pod_that_ends_during_the_drain_loses_its_lane() {
     for client in [&mut builder, &mut outsider] {
         client.send(request_text("GET /held", "")).await.unwrap();
     }
-    let seen = harness.gateway.wait_for_requests(2).await;
-    assert!(seen.iter().any(|request| request.field("x-forwarded-for").is_none()), "one is an agent's");
+    let requests = harness.gateway.wait_for_requests(2).await;
+    assert!(requests.iter().any(|request| request.field("x-forwarded-for").is_none()), "one is an agent's");
 
     let meanwhile = async {
         assert!(harness.sidecar.is_stopping());

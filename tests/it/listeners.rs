@@ -53,7 +53,7 @@ async fn denied_clients_are_closed_before_the_handshake() {
 }
 
 #[tokio::test]
-async fn a_plain_http_client_is_told_to_use_tls() {
+async fn a_plain_http_client_gets_a_response_that_names_https() {
     let harness = Harness::start_with(|_| {}).await;
     for client in [OUTSIDER, AGENT] {
         let mut client = RawHttp::new(harness.connect_tcp(client).await);
@@ -84,8 +84,8 @@ async fn unfinished_handshakes_time_out_and_use_no_memory() {
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            let mut rest = Vec::new();
-            let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.expect("it is closed");
+            let mut received = Vec::new();
+            let _ = timeout(SOON, stream.read_to_end(&mut received)).await.expect("the connection is closed");
             begun.elapsed()
         }
     });

@@ -31,7 +31,7 @@ fn assert_pattern(body: &[u8], name: &str) {
 }
 
 #[tokio::test]
-async fn a_download_goes_on_after_each_pause_of_its_client() {
+async fn a_download_continues_after_each_pause_of_its_client() {
     let harness = Harness::start().await;
     let reading = async {
         let mut client = harness.connect_h1(OUTSIDER).await;
@@ -46,7 +46,7 @@ async fn a_download_goes_on_after_each_pause_of_its_client() {
                 } else {
                     client.read_exactly(65_536.min(MUCH - body.len())).await
                 };
-                body.extend(next.expect("the body goes on"));
+                body.extend(next.expect("the body continues"));
             }
             assert_pattern(&body, path);
             if path == "/large-chunks" {
@@ -132,7 +132,7 @@ async fn a_request_and_its_response_take_turns() {
 
 /// Many clients read a response only after they have sent the whole request.
 #[tokio::test]
-async fn an_upload_goes_on_while_the_client_does_not_read_the_response() {
+async fn an_upload_continues_while_the_client_does_not_read_the_response() {
     let harness = Harness::start().await;
     let uploading = async {
         let mut client = harness.connect_h1(OUTSIDER).await;
@@ -179,7 +179,7 @@ async fn a_response_that_ends_before_its_request_keeps_both_connections() {
 }
 
 #[tokio::test]
-async fn streams_go_on_beside_one_that_is_read_last() {
+async fn streams_continue_while_another_one_is_not_read() {
     let harness = Harness::start().await;
     let stream = harness.handshake(harness.connect_tcp(OUTSIDER).await, "h2").await.unwrap();
     // The connection's window is larger than a stream's, so the unread stream leaves room for the
@@ -198,11 +198,14 @@ async fn streams_go_on_beside_one_that_is_read_last() {
     }
     let mut unread = bodies.remove(0);
     let others = join_all(bodies.iter_mut().map(read_whole_body));
-    for body in timeout(SOON, others).await.expect("the others go on") {
+    for body in timeout(SOON, others).await.expect("the others continue") {
         assert_eq!(body.unwrap().len(), 5_000_000);
     }
     sleep(PAUSE).await;
-    assert_eq!(timeout(SOON, read_whole_body(&mut unread)).await.expect("the last goes on").unwrap().len(), 5_000_000);
+    assert_eq!(
+        timeout(SOON, read_whole_body(&mut unread)).await.expect("the last one continues").unwrap().len(),
+        5_000_000
+    );
 }
 
 #[tokio::test]
@@ -223,12 +226,12 @@ async fn clients_are_served_after_others_disconnect_midway() {
         let (response, mut up) = h2.send_request(h2_request("POST /conversation", &[]), false).unwrap();
         up.send_data(Bytes::from_static(b"a"), false).unwrap();
         let response = response.await.unwrap();
-        let (other, _) = h2.send_request(h2_request(&format!("GET /large?{MUCH}"), &[]), true).unwrap();
-        let other = other.await.unwrap();
+        let (large, _) = h2.send_request(h2_request(&format!("GET /large?{MUCH}"), &[]), true).unwrap();
+        let large = large.await.unwrap();
         if round % 2 == 0 {
             hello().await;
         }
-        drop((h1, talk, up, response, other, h2));
+        drop((h1, talk, up, response, large, h2));
         hello().await;
     }
     let waiting = timeout(SOON, harness.gateway.wait_for_closed(40));

@@ -124,7 +124,8 @@ async fn only_get_and_head_are_answered() {
     let harness = start_serving_ca().await;
     for protocol in PROTOCOLS {
         for path in [PAGE, "/.well-known/loopgate/ca.pem"] {
-            // With a body over HTTP/2, curl 7.88 gives up at the reset that ends the stream.
+            // If a request over HTTP/2 has a body, curl 7.88 fails at the reset that ends the
+            // stream.
             let with_body = &["--data", "x"][..];
             for arguments in [&["--request", "POST"][..], &["--request", "DELETE"], with_body] {
                 if arguments == with_body && protocol == Protocol::H2 {
@@ -201,18 +202,18 @@ async fn a_reload_switches_serve_ca_unless_the_operators_own_certificate_is_serv
         assert_eq!(is_served().await, serves);
     }
     let file = |name: &str| harness.state.path().join(name);
-    let own = Harness::start_with(|config| {
+    let with_own_certificate = Harness::start_with(|config| {
         config.tls.provided = Some(CertificateFiles { chain: file("server.pem"), key: file("server.key") });
     })
     .await;
     // Validation refuses both options together. This reload sets `serve_ca` and removes the
     // operator's pair, but the pair stays in use until a restart.
-    let mut wanted = (*own.sidecar.config()).clone();
-    (wanted.tls.provided, wanted.external.serve_ca) = (None, true);
-    own.sidecar.reload(Ok(wanted), |_| {});
-    assert!(own.sidecar.config().external.serve_ca);
-    std::fs::copy(file("ca.pem"), own.state.path().join("ca.pem")).unwrap();
-    assert!(!curl(&own, OUTSIDER, PAGE, &[]).await.text().contains("certificate authority"));
+    let mut config = (*with_own_certificate.sidecar.config()).clone();
+    (config.tls.provided, config.external.serve_ca) = (None, true);
+    with_own_certificate.sidecar.reload(Ok(config), |_| {});
+    assert!(with_own_certificate.sidecar.config().external.serve_ca);
+    std::fs::copy(file("ca.pem"), with_own_certificate.state.path().join("ca.pem")).unwrap();
+    assert!(!curl(&with_own_certificate, OUTSIDER, PAGE, &[]).await.text().contains("certificate authority"));
 }
 
 #[tokio::test]

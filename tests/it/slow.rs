@@ -195,7 +195,7 @@ async fn a_client_that_never_reads_its_response_is_closed() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
+async fn a_stream_that_is_never_read_is_reset_without_the_others() {
     let harness = Harness::start_with(|config| config.limits.stall_timeout = SHORT).await;
     let mut raw = RawH2::connect(&harness, OUTSIDER, &[(INITIAL_WINDOW, 0)]).await;
     let head = request_block("GET", &format!("/large?{MUCH}"), &[]);
@@ -280,9 +280,9 @@ async fn a_reader_that_becomes_slow_is_not_treated_as_stalled() {
     }
     // Bytes in the kernel's buffers would arrive even if the sidecar had closed the connection, but
     // not the whole response.
-    let mut rest = Vec::new();
-    stream.read_to_end(&mut rest).await.unwrap();
-    assert_eq!(count + rest.len(), MUCH);
+    let mut remaining = Vec::new();
+    stream.read_to_end(&mut remaining).await.unwrap();
+    assert_eq!(count + remaining.len(), MUCH);
 }
 
 #[tokio::test]

@@ -71,13 +71,13 @@ fn web_pages_may_not_reload() {
     let (sidecar, _gateway) = sidecar("");
     let admin = sidecar.admin_address();
     let host = format!("Host: {admin}\r\n");
-    let own = "X-Loopgate-Reload: 1\r\n";
+    let reload_header = "X-Loopgate-Reload: 1\r\n";
     for (request, status) in [
-        (format!("POST /reload HTTP/1.1\r\n{host}{own}"), "200"),
+        (format!("POST /reload HTTP/1.1\r\n{host}{reload_header}"), "200"),
         (format!("POST /reload HTTP/1.1\r\n{host}"), "403"),
-        (format!("POST /reload HTTP/1.1\r\n{host}{own}Origin: http://{admin}\r\n"), "403"),
-        (format!("POST /reload HTTP/1.1\r\nHost: evil.example\r\n{own}"), "421"),
-        (format!("GET /reload HTTP/1.1\r\n{host}{own}"), "405"),
+        (format!("POST /reload HTTP/1.1\r\n{host}{reload_header}Origin: http://{admin}\r\n"), "403"),
+        (format!("POST /reload HTTP/1.1\r\nHost: evil.example\r\n{reload_header}"), "421"),
+        (format!("GET /reload HTTP/1.1\r\n{host}{reload_header}"), "405"),
         // A browser's preflight request, which precedes a request with this header to another origin.
         (
             format!(
@@ -86,7 +86,7 @@ fn web_pages_may_not_reload() {
             ),
             "405",
         ),
-        (format!("POST /status HTTP/1.1\r\n{host}{own}"), "405"),
+        (format!("POST /status HTTP/1.1\r\n{host}{reload_header}"), "405"),
     ] {
         assert_eq!(send(admin, &request), status, "{request}");
     }

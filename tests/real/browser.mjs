@@ -1,6 +1,6 @@
 // Opens the Control UI in Chromium and waits until its device is approved. Prints one line of JSON for each event:
 //   {saw: "page", protocol}          the page has loaded, over h2 or http/1.1
-//   {saw: "pairing", request}        the gateway requires an approval; the script goes on after a line on standard input
+//   {saw: "pairing", request}        the gateway requires an approval; the script continues after a line on standard input
 //   {saw: "hello", scopes}           the page is connected
 //   {saw: "nothing", ...}            an expected event did not happen
 //

@@ -100,7 +100,7 @@ impl Browser<'_> {
         let protocol = script.next("page")["protocol"].as_str().expect("a protocol").to_owned();
         let request = script.next("pairing")["request"].as_str().expect("a request id").to_owned();
         self.openclaw.approve(&request);
-        script.go_on();
+        script.continue_after_approval();
         let scopes = script.next("hello")["scopes"].to_string();
         assert!(scopes.contains("operator.admin"), "the Control UI was granted {scopes}");
         script.wait_for_exit();
@@ -151,8 +151,8 @@ impl Script {
         event
     }
 
-    /// Makes the script go on after the approval.
-    fn go_on(&mut self) {
+    /// Makes the script continue after the approval.
+    fn continue_after_approval(&mut self) {
         writeln!(self.child.stdin.as_mut().expect("a pipe"), "approved").expect("browser.mjs listens");
     }
 

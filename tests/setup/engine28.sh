@@ -3,7 +3,7 @@
 # run in addition to another engine. `start` prints its socket. Needs root.
 #
 #   stop    ends dockerd with SIGTERM, as systemd does
-#   kill    ends dockerd with SIGKILL; its containers go on running
+#   kill    ends dockerd with SIGKILL; its containers keep running
 #   reboot  kills dockerd and all containers, as a power failure does, and starts the engine again
 #   remove  kills dockerd and all containers, and deletes the engine's data
 #   shell   runs a command in the engine's namespaces

@@ -66,8 +66,8 @@ fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
     // compression. The cases about compression need a sidecar that doesn't.
     let (transparent, compressing) = start(&["--bind-devices", "off"]);
 
-    let all = std::env::var("TEST_AUTOBAHN").is_ok_and(|cases| cases == "all");
-    let compressed = if all { ALL } else { SAMPLE };
+    let runs_all = std::env::var("TEST_AUTOBAHN").is_ok_and(|cases| cases == "all");
+    let compressed = if runs_all { ALL } else { SAMPLE };
     let run_all = |plain, compressing| {
         let mut verdicts = verdicts_on(&python, plain, CASES);
         verdicts.extend(verdicts_on(&python, compressing, compressed));

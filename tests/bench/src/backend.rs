@@ -200,27 +200,27 @@ async fn echo(stream: &mut TcpStream, mut buffer: BytesMut) -> io::Result<()> {
         websocket::ACCEPT
     );
     stream.write_all(head.as_bytes()).await?;
-    let mut left = 0_u64;
+    let mut remaining = 0_u64;
     let mut answer = Vec::new();
     loop {
         answer.clear();
         while !buffer.is_empty() {
-            if left == 0 {
+            if remaining == 0 {
                 let Some(header) = websocket::parse(&buffer) else { break };
                 if header.close {
                     return Ok(());
                 }
                 buffer.advance(header.size);
                 answer.extend(websocket::header(header.payload, false));
-                left = header.payload;
+                remaining = header.payload;
             }
-            let piece = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let piece = buffer.len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
             answer.extend_from_slice(&buffer[..piece]);
             buffer.advance(piece);
-            left -= piece as u64;
+            remaining -= piece as u64;
         }
         stream.write_all(&answer).await?;
-        if left > BLOCK as u64 / 2 {
+        if remaining > BLOCK as u64 / 2 {
             buffer.reserve(BLOCK);
         } else {
             buffer.reserve(2048);

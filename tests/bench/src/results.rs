@@ -89,9 +89,9 @@ impl Results {
     }
 
     fn scenarios(&self) -> Vec<Scenario> {
-        let mut all: Vec<_> = self.samples.keys().map(|(scenario, _)| *scenario).collect();
-        all.dedup();
-        all
+        let mut scenarios: Vec<_> = self.samples.keys().map(|(scenario, _)| *scenario).collect();
+        scenarios.dedup();
+        scenarios
     }
 
     /// Returns the sides of which `scenario` was measured.
@@ -100,10 +100,10 @@ impl Results {
     }
 
     fn peers(&self, scenarios: &[Scenario]) -> Vec<Peer> {
-        let mut all: Vec<_> = scenarios.iter().flat_map(|scenario| self.peers_of(*scenario)).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+        let mut peers: Vec<_> = scenarios.iter().flat_map(|scenario| self.peers_of(*scenario)).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        peers
     }
 
     /// Returns the names of the measures of `scenario`.
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_read_as_it_is_written() {
+    fn results_read_from_json_equal_the_written_ones() {
         let mut read = Results::default();
         read.add_json(&three_rounds().json()).unwrap();
         assert_eq!(read.json(), three_rounds().json());

@@ -334,7 +334,7 @@ text
     }
 
     #[test]
-    fn the_table_is_written_as_it_is_read() {
+    fn a_written_table_can_be_read() {
         let written = table(&h1(&[(Peer::Loopgate, 1234.0), (Peer::LoopgatePlain, 9.5), OTHERS[0]]), Rows::All);
         assert!(
             written.contains("| HTTP/1.1, 64 clients: CPU µs a request | 1,234 | 9.50 | 12.0 | – | – | – | – |"),

@@ -16,15 +16,15 @@ use tokio::io::AsyncWriteExt;
 async fn a_malformed_body_over_h2_has_one_label_however_early_it_comes() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&[], "").await;
-    let all = END_STREAM | END_HEADERS;
+    let complete_head = END_STREAM | END_HEADERS;
     let head = |more| frame(HEADERS, END_HEADERS, 1, &request_block("POST", "/echo", more));
-    let (data, trailers) = (frame(DATA, 0, 1, b"x"), frame(HEADERS, all, 1, &literal_field(b":path", b"/e")));
+    let (data, trailers) = (frame(DATA, 0, 1, b"x"), frame(HEADERS, complete_head, 1, &literal_field(b":path", b"/e")));
     let too_long = frame(DATA, END_STREAM, 1, b"more");
     let mut count = 0;
     for (head, body) in [
         (head(&[]), [data.clone(), trailers].concat()),
         (head(&[("content-length", "2")]), [data.clone(), too_long].concat()),
-        (head(&[]), frame(HEADERS, all, 1, &header_block(&[("connection", "x")]))),
+        (head(&[]), frame(HEADERS, complete_head, 1, &header_block(&[("connection", "x")]))),
     ] {
         for pause in [0, 2, 100] {
             let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;

@@ -19,7 +19,7 @@ pub const ENDS_OF_HEADS: [&str; 7] = [
 ];
 
 #[tokio::test]
-async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
+async fn a_head_that_is_refused_has_one_label() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&["--head-bytes=131072", "--head-timeout=1s", "--h2-streams=2"], "").await;
     let (mut wanted, mut bodies) = (Vec::new(), Vec::new());
@@ -50,14 +50,18 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
     wanted.extend([("complete", Some(200)), ("bad_head", Some(400))]);
 
     // Over HTTP/2: a head without a path next to a request, and then a block that can't be decoded.
-    let all = END_STREAM | END_HEADERS;
+    let complete_head = END_STREAM | END_HEADERS;
     let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
     let pathless = header_block(&[(":method", "GET"), (":scheme", "https"), (":authority", "a")]);
-    let bytes = [frame(HEADERS, all, 1, &pathless), frame(HEADERS, all, 3, &request_block("GET", "/", &[]))].concat();
+    let bytes = [
+        frame(HEADERS, complete_head, 1, &pathless),
+        frame(HEADERS, complete_head, 3, &request_block("GET", "/", &[])),
+    ]
+    .concat();
     let outcome = client.send_until(&bytes, |outcome| !outcome.resets.is_empty() && !outcome.heads.is_empty()).await;
     assert_eq!((&outcome.resets[..], &outcome.heads[..]), (&[(1, 1)][..], &[(3, 0x88)][..]), "{outcome:?}");
     let unreadable = [kept_field(b"x", b"y"), vec![0xff; 12]].concat();
-    let outcome = client.send_until(&frame(HEADERS, all, 5, &unreadable), Outcome::is_over).await;
+    let outcome = client.send_until(&frame(HEADERS, complete_head, 5, &unreadable), Outcome::is_over).await;
     assert!(outcome.is_over(), "{outcome:?}");
     wanted.extend([("bad_head", None), ("complete", Some(200)), ("bad_head", None)]);
     // This head is twice as large as permitted, so h2 refuses it, without a body.
@@ -67,7 +71,7 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
     assert_eq!(response.await.unwrap().status(), 431);
     wanted.push(("head_too_large", Some(431)));
 
-    // Blocks that go on in CONTINUATION frames, refused before their end.
+    // Header blocks that continue in CONTINUATION frames, and are refused before their end.
     let plain = request_block("GET", "/", &[]);
     let malformed = [plain.clone(), header_block(&[("connection", "x")])].concat();
     let large = [plain.clone(), kept_field(b"x", &[b'y'; 4000])].concat();
@@ -93,7 +97,7 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
     // The client opens three streams more than it may. Later responses without a body don't count
     // as refusals.
     let mut client = RawH2::connect(&sidecar, OUTSIDER, &[]).await;
-    let get = |path: &str, stream| frame(HEADERS, all, stream, &request_block("GET", path, &[]));
+    let get = |path: &str, stream| frame(HEADERS, complete_head, stream, &request_block("GET", path, &[]));
     let bytes: Vec<_> = [1, 3, 5, 7, 9].into_iter().flat_map(|stream| get("/slow?500", stream)).collect();
     let outcome = client.send_until(&bytes, |outcome| outcome.resets.len() == 3 && outcome.heads.len() == 2).await;
     assert_eq!(outcome.resets, [(5, 7), (7, 7), (9, 7)], "{outcome:?}");

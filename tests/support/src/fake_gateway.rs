@@ -142,7 +142,7 @@ impl FakeGateway {
         self.shared.pushed.load(Ordering::SeqCst)
     }
 
-    /// Lets `count` held responses or events go on.
+    /// Lets `count` held responses or events continue.
     pub fn release_held(&self, count: usize) {
         self.shared.permits.add_permits(count);
     }

@@ -133,12 +133,12 @@ impl Drop for Network {
 
 /// Removes what killed tests have left; their processes have ended with them.
 fn remove_leftovers() {
-    let left = fs::read_dir("/run/netns")
+    let names = fs::read_dir("/run/netns")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok());
-    for name in left {
+    for name in names {
         // Namespaces of engines have a name in place of the process id.
         let owner = name.strip_prefix("loopgate-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {

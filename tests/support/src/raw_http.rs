@@ -93,12 +93,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
 
     /// Reads up to `end`, `end` included; `None` if the stream ends before.
     async fn read_until(&mut self, end: &[u8]) -> Option<Vec<u8>> {
-        let mut seen = 0;
+        let mut searched = 0;
         loop {
-            if let Some(at) = self.buffered[seen..].windows(end.len()).position(|window| window == end) {
-                return Some(self.buffered.drain(..seen + at + end.len()).collect());
+            if let Some(at) = self.buffered[searched..].windows(end.len()).position(|window| window == end) {
+                return Some(self.buffered.drain(..searched + at + end.len()).collect());
             }
-            seen = self.buffered.len().saturating_sub(end.len() - 1);
+            searched = self.buffered.len().saturating_sub(end.len() - 1);
             if !self.read_more().await {
                 return None;
             }

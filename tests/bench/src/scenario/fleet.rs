@@ -157,9 +157,9 @@ async fn replace(namespaces: Rc<Vec<Namespace>>) {
 
 /// Returns the memory of all sidecars together, in KiB.
 fn memory(sidecars: &[&Running]) -> io::Result<f64> {
-    let all: io::Result<u64> =
+    let bytes: io::Result<u64> =
         sidecars.iter().filter_map(|sidecar| sidecar.tree.as_ref()).map(crate::process::Tree::memory).sum();
-    Ok(all? as f64 / 1024.0)
+    Ok(bytes? as f64 / 1024.0)
 }
 
 /// Waits until the sidecar knows this number of agents' addresses.

@@ -60,16 +60,17 @@ pub(super) async fn drive_handshakes(
     resuming: bool,
 ) -> (Window, f64) {
     let target = running.target.clone();
-    let (all, resumed) = (Rc::<Cell<u64>>::default(), Rc::<Cell<u64>>::default());
-    let counts = (Rc::clone(&all), Rc::clone(&resumed));
+    let (connections, resumed) = (Rc::<Cell<u64>>::default(), Rc::<Cell<u64>>::default());
+    let counts = (Rc::clone(&connections), Rc::clone(&resumed));
     let window = drive(running, time, clients, move |tally| {
-        let (target, (all, resumed)) = (if resuming { target.with_tickets() } else { target.clone() }, counts.clone());
+        let (target, (connections, resumed)) =
+            (if resuming { target.with_tickets() } else { target.clone() }, counts.clone());
         async move {
             let request = head("GET", "/", "");
             loop {
                 let began = Instant::now();
                 let mut connection = target.connect().await?;
-                all.set(all.get() + 1);
+                connections.set(connections.get() + 1);
                 resumed.set(resumed.get() + u64::from(connection.resumed));
                 connection.exchange(&request).await?;
                 connection.stream.shutdown().await?;
@@ -78,6 +79,6 @@ pub(super) async fn drive_handshakes(
         }
     })
     .await;
-    let share = resumed.get() as f64 / all.get().max(1) as f64;
+    let share = resumed.get() as f64 / connections.get().max(1) as f64;
     (window, share)
 }
