@@ -68,7 +68,7 @@ fn compose_2_starts_the_gateway_behind_loopgate_and_it_survives_a_restart_of_the
 /// Fails unless, according to /proc, no process of the container can get a capability.
 fn assert_no_privileges(container: &Running) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", container.inspect("{{.State.Pid}}")))
-        .expect("it runs on this machine");
+        .expect("the container runs on this machine");
     for line in ["CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
         assert!(status.lines().any(|other| other == line), "{}: not {line:?} in {status}", container.name());
     }

@@ -45,7 +45,7 @@ fn only_the_agent_is_paired_silently_also_after_a_restart_of_the_namespaces_owne
 }
 
 #[test]
-fn behind_caddy_strangers_need_approval_and_are_known_by_their_own_address() {
+fn behind_caddy_external_clients_need_approval_and_are_known_by_their_own_address() {
     let Some((engine, project)) = start_project(Compose::V2, &["compose.yaml", "compose.caddy.yaml"]) else { return };
     let caddy = project.service("caddy");
     let root = ["cat", "/data/caddy/pki/authorities/local/root.crt"];
@@ -62,7 +62,7 @@ fn behind_caddy_strangers_need_approval_and_are_known_by_their_own_address() {
 }
 
 #[test]
-fn behind_traefik_strangers_need_approval_and_are_known_by_their_own_address() {
+fn behind_traefik_external_clients_need_approval_and_are_known_by_their_own_address() {
     let Some((engine, project)) = start_project(Compose::V1, &["compose.yaml", "compose.traefik.yaml"]) else { return };
     // Traefik's self-signed certificate can't be verified.
     let outsider = engine.run(project.outsider("public").env("NODE_TLS_REJECT_UNAUTHORIZED", "0"));

@@ -144,7 +144,7 @@ impl Project {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = self.compose.command().expect("it was there a moment ago");
+        let mut command = self.compose.command().expect("`start` has found this command");
         command.args(["--project-name", &self.name]);
         for file in &self.files {
             command.args(["--file", file]);

@@ -140,7 +140,7 @@ async fn window_updates_are_no_flood_while_data_is_pending() {
         [frame(WINDOW_UPDATE, 0, 0, &step.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &step.to_be_bytes())].concat();
     let (mut received, mut credited) = (0, 0);
     while received < size {
-        let frame = raw.next().await.expect("it is served to the end");
+        let frame = raw.next().await.expect("the response is served to its end");
         assert_ne!(frame.kind, GOAWAY, "after {received} bytes");
         if frame.kind == DATA {
             received += frame.payload.len();

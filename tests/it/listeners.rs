@@ -157,7 +157,7 @@ async fn a_connection_beyond_the_total_limit_waits() {
     let (first, _second) = (harness.connect_h1(OUTSIDER).await, harness.connect_h1(OTHER).await);
     let third = harness.send_request(Protocol::H1, AGENT, "GET /", &[]);
     let mut third = std::pin::pin!(third);
-    assert!(timeout(Duration::from_millis(300), third.as_mut()).await.is_err(), "it has to wait");
+    assert!(timeout(Duration::from_millis(300), third.as_mut()).await.is_err(), "the third connection waits");
     drop(first);
     assert_eq!(timeout(SOON, third).await.unwrap().0, 200);
 }
@@ -171,7 +171,7 @@ async fn many_outsiders_do_not_exclude_agents() {
     }
     let waiting = harness.send_request(Protocol::H1, OTHER, "GET /", &[]);
     let mut waiting = std::pin::pin!(waiting);
-    assert!(timeout(Duration::from_millis(300), waiting.as_mut()).await.is_err(), "it has to wait");
+    assert!(timeout(Duration::from_millis(300), waiting.as_mut()).await.is_err(), "another outsider waits");
     assert_eq!(timeout(SOON, harness.send_request(Protocol::H1, AGENT, "GET /", &[])).await.unwrap().0, 200);
     crowd.pop();
     assert_eq!(timeout(SOON, waiting).await.unwrap().0, 200);

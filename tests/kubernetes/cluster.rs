@@ -133,7 +133,7 @@ impl Cluster {
 
     /// Stops the API server, as an update does.
     pub async fn stop_api_server(&mut self) {
-        let mut api = self.api.take().expect("it runs");
+        let mut api = self.api.take().expect("the API server runs");
         signal(&api, Signal::SIGTERM);
         if timeout(Duration::from_secs(20), api.wait()).await.is_err() {
             api.kill().await.unwrap();
@@ -143,9 +143,9 @@ impl Cluster {
     /// Deletes the object that etcd has under `key` so that the API server never gets the event: the
     /// API server is stopped meanwhile, and etcd compacts its history before it continues.
     pub async fn delete_unnoticed(&mut self, key: &str) {
-        let api = self.api.take().expect("it runs");
+        let api = self.api.take().expect("the API server runs");
         signal(&api, Signal::SIGSTOP);
-        self.etcd.take().expect("it runs").kill().await.unwrap();
+        self.etcd.take().expect("etcd runs").kill().await.unwrap();
         self.start_etcd();
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(self.etcd_address).await.is_err() {
@@ -271,6 +271,6 @@ pub fn free_address() -> SocketAddr {
 }
 
 fn signal(child: &Child, signal: Signal) {
-    let pid = child.id().expect("it runs");
+    let pid = child.id().expect("the process runs");
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
 }

@@ -231,7 +231,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(f64::midpoint(*below, *above))
 }
 
-/// Returns `value` with at least three significant digits.
+/// Returns `value` with two decimal places, with one from 10 on, and with none from 100 on.
 pub fn digits(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),

@@ -59,14 +59,14 @@ impl FakeDocker {
         self.running = Some(self.tasks.spawn(accept(listener, Arc::clone(&self.shared))));
     }
 
-    /// Stops the engine and aborts its responses. Removes the socket file only if `tidy`.
-    pub async fn stop_engine(&mut self, tidy: bool) {
+    /// Stops the engine and aborts its responses. Removes the socket file only if `removes_socket`.
+    pub async fn stop_engine(&mut self, removes_socket: bool) {
         if let Some(running) = self.running.take() {
             running.abort();
         }
         while self.tasks.join_next().await.is_some() {}
         self.state().subscribers.clear();
-        if tidy {
+        if removes_socket {
             std::fs::remove_file(self.socket()).expect("the socket was there");
         }
     }
