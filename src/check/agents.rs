@@ -128,7 +128,7 @@ fn kind_and_remedy(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy
         }
         WhyNotAgent::SharesNamespace(_) => (
             &kind::AGENT_NAMESPACE,
-            Remedy::in_words(format!("take the label off {container}: --own-addresses decides on it")),
+            Remedy::in_words(format!("remove the label from {container}: --own-addresses decides its lane")),
         ),
         WhyNotAgent::OtherProject { .. } => {
             (&kind::AGENT_PROJECT, Remedy::Loopgate { key: "docker.any_project", value: json!(true) })

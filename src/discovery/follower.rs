@@ -21,7 +21,7 @@ use crate::metrics;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A session of at least this length is followed by the next one at once: that a filter cuts a long stream is no
+/// After a session of at least this length the next one opens at once, since a filter that cuts long streams is not a
 /// failure.
 const STEADY_SESSION: Duration = Duration::from_secs(5);
 /// The interval at which a repeated failure is logged.
@@ -206,8 +206,8 @@ impl<S: AgentSource> Follower<S> {
                 warn!(
                     source = S::NAME,
                     error = message,
-                    "can't follow the source of agents; trying again. After {} s (address) or {} s (attested), new \
-                     connections of labelled agents are external",
+                    "can't follow the source of agents; trying again. New connections of labelled agents \
+                     become external after {} s (agents by address) or {} s (attested agents)",
                     ADDRESS_GRACE.as_secs(),
                     ATTESTED_GRACE.as_secs()
                 );

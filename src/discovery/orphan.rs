@@ -128,8 +128,8 @@ mod tests {
         OwnerLife::Running { started_at: Some(started_at).filter(|started_at| !started_at.is_empty()) }
     }
 
-    /// Returns the state of the namespace after each observation: the second, whether there are interfaces, and whether
-    /// the owner runs.
+    /// Returns the state of the namespace after each observation. An observation has its time in seconds, whether there
+    /// are interfaces, and the owner's state.
     fn namespaces(observations: &[(u64, bool, OwnerLife<'_>)]) -> Vec<NamespaceState> {
         let (mut watch, begin) = (OrphanWatch::default(), Instant::now());
         let observe = |&(at, has_interfaces, life): &(u64, bool, OwnerLife<'_>)| {

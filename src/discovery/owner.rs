@@ -66,8 +66,9 @@ pub fn is_in_user_namespace() -> bool {
 /// In this order:
 /// 1. If the operator configured a container, the owner of its namespace, and no other.
 /// 2. The only container that has one of `addresses`.
-/// 3. If several have one, the one of these whose id a hint names; if none has, the one of all.
-/// 4. If several have one and no hint names any of these, the one that has the most of `addresses`.
+/// 3. Among several that have one, the container whose id a hint names. If no container has one, the container among
+///    all whose id a hint names.
+/// 4. Among several that have one, if no hint names any of them, the only container that has the most of `addresses`.
 pub fn find_owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerHints) -> Option<&'a Container> {
     if let Some(configured) = &hints.configured {
         return all

@@ -31,7 +31,7 @@ pub enum WhyNotAgent {
     },
     /// The container has no address on a network of this namespace.
     NoSharedNetwork,
-    /// The address is not the container's or pod's alone: another one, a bridge or a node has it too.
+    /// Another container or pod, a bridge or a node has the same address.
     AmbiguousAddress(IpAddr),
     /// The container shares its network namespace with this agent, so their connections can't be distinguished.
     SharesNamespace(String),
@@ -63,7 +63,7 @@ impl fmt::Display for WhyNotAgent {
             Self::OwnerUnknown => {
                 f.write_str("the container that owns this network namespace is not known: name it by --container")
             }
-            Self::OwnNamespace => f.write_str("it shares this network namespace: --own-addresses decides on it"),
+            Self::OwnNamespace => f.write_str("it shares this network namespace, so --own-addresses decides its lane"),
             Self::OtherProject { project: None, owner_project: None } => f.write_str(
                 "neither it nor the gateway is in a compose project or a stack: set docker.any_project to accept it",
             ),
@@ -76,7 +76,10 @@ impl fmt::Display for WhyNotAgent {
                 )
             }
             Self::NoSharedNetwork => f.write_str("it has no address on a network that this namespace is on"),
-            Self::AmbiguousAddress(ip) => write!(f, "another container or pod has its address {ip} too"),
+            Self::AmbiguousAddress(ip) => write!(
+                f,
+                "its address {ip} identifies no single client: another container or pod, a bridge or a node has it too"
+            ),
             Self::SharesNamespace(agent) => {
                 write!(f, "it shares its network namespace with {agent}, which is the agent there")
             }

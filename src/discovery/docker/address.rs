@@ -225,8 +225,8 @@ mod tests {
 
     #[test]
     fn the_variable_counts_only_where_no_engine_is_configured() {
-        // The configured engine, DOCKER_HOST, DOCKER_TLS_VERIFY, and the address; which of the
-        // usual sockets is there depends on the machine.
+        // Each row has the configured engine, DOCKER_HOST, DOCKER_TLS_VERIFY and the expected address. `usual` stands
+        // for any of the usual sockets, since the machine decides which of them exists.
         let table = [
             (Engine::Auto, "unix:///run/user/1000/docker.sock", "", "unix:///run/user/1000/docker.sock (DOCKER_HOST)"),
             (Engine::Auto, "tcp://filter:2375", "", "tcp://filter:2375 (DOCKER_HOST)"),
@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(
             address.socket(),
             Some(Path::new(DOCKER_SOCKET)),
-            "where there is none, the error names the best known one"
+            "if no usual socket exists, the path is Docker Engine's"
         );
         for path in [colima, runtime.join("docker.sock")] {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -315,7 +315,7 @@ mod tests {
             assert_eq!(usual.ignored_socket.get(), Some(&better));
         }
         assert_eq!((first.request_count("/containers/json"), other.request_count("/containers/json")), (3, 0));
-        // The other socket is not used after the first engine has ended and its socket is gone, either.
+        // The other socket is still not used after the first engine has ended and its socket is gone.
         first.stop_engine(true).await;
         let engine = Engine::at(Address::one_of(&[&better, &socket]), &Shutdown::new());
         assert!(engine.address().try_choose_socket(&socket));

@@ -127,7 +127,8 @@ fn addresses_on<'a>(container: &'a Container, networks: &'a BTreeSet<&str>) -> i
 }
 
 /// Returns the kind of agent that the operator requests for `container`, by its label or by its service in
-/// `agents.services`; `None` if the operator requests no agent.
+/// `agents.services`; `None` if the operator requests no agent. A label that the image has too was removed before (see
+/// [`LabelOrigin::Image`]).
 ///
 /// | origin of its labels | label | service | result |
 /// | --- | --- | --- | --- |
@@ -135,8 +136,8 @@ fn addresses_on<'a>(container: &'a Container, networks: &'a BTreeSet<&str>) -> i
 /// | unknown | asks for one | any | refused |
 /// | unknown | none | named | refused |
 /// | unknown | none | not named | no agent |
-/// | the image had the same label | none left | not named | refused |
-/// | the image had the same label | none left | named | attested, if either asks for that; else as the service |
+/// | the image had the same label | removed | not named | refused |
+/// | the image had the same label | removed | named | attested if label or service asks for that, else as the service |
 /// | otherwise | any | any | as the label |
 /// | otherwise | none | any | as the service |
 fn requested_kind(container: &Container, services: &[AgentService]) -> Result<Option<AgentKind>, WhyNotAgent> {

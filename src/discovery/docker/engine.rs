@@ -1,7 +1,7 @@
 //! A client of the Docker Engine API: GET and HEAD on a few exact paths, over a unix socket, or over TCP to a filter.
 //!
 //! [`bollard`] builds most requests, and this module opens the connections, for two reasons. Errors of the socket
-//! itself can be reported. And the head of `/events` shows when the engine begins to send events; bollard's stream
+//! itself can be reported. The head of `/events` shows when the engine begins to send events, while bollard's stream
 //! shows nothing before the first event.
 //!
 //! This module also parses lists and inspections of containers. bollard's types follow the newest Docker, and one value
@@ -370,7 +370,8 @@ impl Engine {
                 let socket = self.address.socket().unwrap_or(Path::new(""));
                 let stream = connect_within(CONNECT_TIMEOUT, UnixStream::connect(socket)).await?;
                 if !self.address.try_choose_socket(socket) {
-                    return Err(io::Error::other("another socket was found meanwhile").into());
+                    let why = "another of the usual sockets was chosen while this connection was opened";
+                    return Err(io::Error::other(why).into());
                 }
                 Ok(send_request(stream, request).await?)
             }

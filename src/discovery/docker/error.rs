@@ -63,7 +63,7 @@ pub enum Error {
         message: String,
     },
     /// There is no container or image with this id.
-    #[error("GET {endpoint}: there is no {id}")]
+    #[error("there is no container or image {id} (GET {endpoint})")]
     NotFound {
         /// The path of the request.
         endpoint: &'static str,

@@ -13,11 +13,12 @@ use crate::discovery::agent_labels;
 use crate::discovery::text::to_one_line;
 use crate::error_chain::error_chain;
 
-/// Whether the operator set the labels of a container, or its image.
+/// Who set the labels of a container: the operator, or its image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum LabelOrigin {
-    /// The operator: labels that widen trust and that the image has too were removed, but `loopgate.agent` was not
-    /// among them. Also for containers on which no decision depends, which are not compared.
+    /// The operator set the labels that are left: those that widen trust and that the image has too were removed, and
+    /// `loopgate.agent` was not one of them. Containers on which no decision depends have this origin without a
+    /// comparison.
     #[default]
     Compared,
     /// The image has the same label `loopgate.agent`, with this value, so it was removed.
@@ -124,8 +125,8 @@ fn projects_of(container: &ContainerSummary) -> impl Iterator<Item = &str> {
     [agent_labels::PROJECT, agent_labels::STACK].into_iter().filter_map(|name| label(container, name))
 }
 
-/// Removes from `container` the labels that can widen trust and that `the image` has with the same
-/// value: those that make it an agent, and those that say which project and service it is of.
+/// Removes from `container` the labels that can widen trust and that the image has with the same value: those that make
+/// it an agent, and those that say which project and service it is of.
 ///
 /// Labels that narrow trust are kept, since the operator may have set them too: `loopgate.agent=false`, and the scope
 /// cap. Project and service are kept if Compose created the container: Compose sets both itself, and an image that

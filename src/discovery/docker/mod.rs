@@ -221,7 +221,9 @@ impl Docker {
                     let error = &failed.1;
                     warn!(
                         container = id,
-                        error, "can't inspect the owner of this network namespace: its network aliases are not known"
+                        error,
+                        "can't inspect the container that owns this network namespace; the server certificate lacks \
+                         its network aliases"
                     );
                 }
                 // After a refusal another inspection would fail too. Any other failure may be temporary.

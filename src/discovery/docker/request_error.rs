@@ -120,7 +120,7 @@ mod tests {
                     filter().status_error("/events", StatusCode::NOT_FOUND, "No such container: x".into()),
                     "x",
                 ),
-                "GET /events: there is no x",
+                "there is no container or image x (GET /events)",
             ),
         ] {
             let text = error_chain(&error);

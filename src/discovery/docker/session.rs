@@ -68,7 +68,7 @@ pub struct DockerSession {
     /// When the engine answered a list or a check last.
     last_response: Instant,
     /// Losses that events have reported and no later event has reversed. A list may not show these losses yet: Docker
-    /// Engine 28 disconnects a container from its networks before it stops to list the container as running.
+    /// Engine 28 disconnects a container from its networks before it stops listing the container as running.
     pending_losses: BTreeSet<Loss>,
     /// Losses that events reversed while a list was in progress. The losses are applied to that list too, since the
     /// list may be from before the loss.

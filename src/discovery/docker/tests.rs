@@ -1,4 +1,4 @@
-//! Discovery with a fake engine and the real client.
+//! Tests of discovery with a fake engine and the real client.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -56,13 +56,13 @@ impl Harness {
         Some(Self::new(Engine::Unix(docker.socket())))
     }
 
-    /// Waits until the view is as expected.
+    /// Waits until `is_expected` accepts the view. `what` describes that view in the message of a timeout.
     async fn wait_until(&mut self, what: &str, is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
         let mut is_expected = is_expected;
         let view = timeout(TIMEOUT, self.view.wait_for(|view| is_expected(view)))
             .await
-            .map(|view| Arc::clone(&view.expect("discovery goes on")));
-        view.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
+            .map(|view| Arc::clone(&view.expect("discovery runs until the shutdown")));
+        view.unwrap_or_else(|_| panic!("timed out waiting for: {what}: {:#?}", self.view.borrow()))
     }
 
     async fn wait_until_live(&mut self) -> Arc<View> {
@@ -122,7 +122,7 @@ async fn an_unlabelled_container_that_gets_an_agents_address_is_no_agent() {
     harness.wait_until("no container is an agent", |view| view.agents.is_empty()).await;
     let lists = harness.metrics.lists_read.get();
     docker.send_event("container", "rename", "b", json!({}));
-    wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
+    wait_until_true("the containers are listed once more", || harness.metrics.lists_read.get() > lists).await;
     assert!(harness.view.borrow().agents.is_empty());
     harness.stop_and_check_tasks().await;
 }
@@ -141,7 +141,7 @@ async fn a_container_that_leaves_the_shared_network_is_no_agent() {
     docker.stop_responding_on(LIST);
     docker.send_event("network", "disconnect", "back", json!({"container": "a"}));
     docker.send_event("network", "disconnect", "front", json!({"container": "a"}));
-    let view = harness.wait_until("it is none", |view| view.agents.is_empty()).await;
+    let view = harness.wait_until("no container is an agent", |view| view.agents.is_empty()).await;
     assert_eq!(view.not_agents.get("a"), Some(&WhyNotAgent::NoSharedNetwork));
     harness.stop_and_check_tasks().await;
 }
@@ -164,7 +164,7 @@ async fn a_label_that_the_image_has_too_is_not_the_operators() {
     let view = harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     assert_eq!(view.agents.len(), 1, "{view:?}");
     assert_eq!(view.not_agents["hostile"], WhyNotAgent::ImageLabel("address".into()));
-    // The operator's label, but in a project that the image names.
+    // The operator set the label of this container, but its project is one that the image names.
     assert!(matches!(view.not_agents["renamed"], WhyNotAgent::OtherProject { project: None, .. }), "{view:?}");
     harness.stop_and_check_tasks().await;
 }
@@ -175,7 +175,7 @@ async fn no_label_counts_while_images_cant_be_read() {
     docker.set_response(&image(), 403, "no");
     let Some(mut harness) = Harness::start(&docker) else { return };
     docker.add_silently(agent("a", AGENT));
-    let view = harness.wait_until("it says why", |view| view.not_agents.contains_key("a")).await;
+    let view = harness.wait_until("the view has the reason", |view| view.not_agents.contains_key("a")).await;
     assert!(view.agents.is_empty());
     assert!(view.not_agents["a"].to_string().contains("GET /images/{id}/json (403"), "{view:?}");
     docker.clear_response(&image());
@@ -184,8 +184,8 @@ async fn no_label_counts_while_images_cant_be_read() {
     let asked = docker.request_count(&image());
     docker.send_event("container", "rename", "a", json!({}));
     let lists = harness.metrics.lists_read.get();
-    wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
-    assert_eq!(docker.request_count(&image()), asked, "an image is read once");
+    wait_until_true("the containers are listed once more", || harness.metrics.lists_read.get() > lists).await;
+    assert_eq!(docker.request_count(&image()), asked, "the labels of an image are cached");
     harness.stop_and_check_tasks().await;
 }
 
@@ -220,26 +220,26 @@ async fn a_container_that_lost_its_endpoint_stays_out_until_it_starts_or_connect
     docker.add_silently(agent("a", AGENT));
     harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     for (kind, action, actor) in [("container", "start", "a"), ("network", "connect", "front")] {
-        // Engine 28 disconnects a container that was killed while its list still shows it as running.
+        // Docker Engine 28 disconnects a killed container while its list still shows the container as running.
         docker.send_event("network", "disconnect", "front", json!({"container": "a"}));
-        harness.wait_until("it is none", |view| view.agents.is_empty()).await;
+        harness.wait_until("no container is an agent", |view| view.agents.is_empty()).await;
         for _ in 0..2 {
             let lists = harness.metrics.lists_read.get();
             docker.send_event("container", "rename", "another", json!({}));
-            wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
+            wait_until_true("the containers are listed once more", || harness.metrics.lists_read.get() > lists).await;
             assert!(harness.view.borrow().agents.is_empty(), "a list brought it back");
         }
         docker.send_event(kind, action, actor, json!({"container": "a"}));
-        harness.wait_until("it is one again", |view| is_agent(view, "a")).await;
+        harness.wait_until("the agent is known again", |view| is_agent(view, "a")).await;
     }
     docker.send_event("container", "die", "a", json!({}));
-    harness.wait_until("it is dead", |view| view.agents.is_empty()).await;
+    harness.wait_until("no agent after its death", |view| view.agents.is_empty()).await;
     let lists = harness.metrics.lists_read.get();
     docker.send_event("container", "rename", "another", json!({}));
-    wait_until_true("it is listed once more", || harness.metrics.lists_read.get() > lists).await;
+    wait_until_true("the containers are listed once more", || harness.metrics.lists_read.get() > lists).await;
     assert!(harness.view.borrow().agents.is_empty(), "a list brought it back");
     docker.send_event("container", "start", "a", json!({}));
-    harness.wait_until("it lives again", |view| is_agent(view, "a")).await;
+    harness.wait_until("the agent is known after its start", |view| is_agent(view, "a")).await;
     harness.stop_and_check_tasks().await;
 }
 
@@ -265,7 +265,7 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_
         assert_eq!(
             asked,
             BTreeSet::from(["/containers/gateway/json", &image(), LIST, "/events"].map(String::from)),
-            "nothing else is needed"
+            "discovery requests nothing else"
         );
         harness.stop_and_check_tasks().await;
     }
@@ -294,8 +294,8 @@ async fn after_many_starts_and_stops_the_running_agents_are_known() {
         }
     }
     let expected: Vec<IpAddr> = (0..500).filter(|n| n % 5 == 0).map(address).collect();
-    harness.wait_until("the right ones are left", |view| view.agents.keys().eq(expected.iter())).await;
-    wait_until_true("what is left is listed", || harness.metrics.agent_addresses.get() == 100).await;
+    harness.wait_until("only the running agents are left", |view| view.agents.keys().eq(expected.iter())).await;
+    wait_until_true("the metric counts the running agents", || harness.metrics.agent_addresses.get() == 100).await;
     assert!(
         harness.metrics.lists_read.get() - before < 60,
         "{} lists for 900 events",
@@ -312,5 +312,5 @@ async fn wait_until_true(what: &str, mut is_so: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(TIMEOUT, wait).await.unwrap_or_else(|_| panic!("not so in time: {what}"));
+    timeout(TIMEOUT, wait).await.unwrap_or_else(|_| panic!("timed out waiting for: {what}"));
 }

@@ -137,7 +137,7 @@ impl Api {
     /// See [`Error`].
     pub async fn review_token(&self, token: &Secret) -> Result<Option<TokenOwner>, Error> {
         const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
-        // Not serialized through a `Value`, which would leave copies of the token in memory.
+        // The body is serialized without a `Value`, which would leave copies of the token in memory.
         let spec = TokenReviewRequest::new(token, &self.audience);
         let body =
             Zeroizing::new(serde_json::to_vec(&spec).map_err(|_| Error::Malformed(Permission::Review.operation()))?);

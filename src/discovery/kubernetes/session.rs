@@ -43,8 +43,8 @@ pub fn open(api: Api) -> KubernetesSession {
     .boxed()
 }
 
-/// Returns the next change, and the state of the watch after it. A watch that is silent, or ended not too soon, is
-/// opened again from the last version.
+/// Returns the next change, and the state of the watch after it. A watch that is silent, or that ended after
+/// [`SHORTEST_WATCH`] or later, is opened again from the last version.
 async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, WatchState), Error> {
     let (mut events, mut version, mut started_at) = match state {
         WatchState::Watching { events, version, started_at } => (events, version, started_at),

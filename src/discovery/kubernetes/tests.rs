@@ -1,4 +1,4 @@
-//! Discovery with a fake API server, over real TLS.
+//! Tests of discovery with a fake API server, over real TLS.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,12 +36,12 @@ impl Harness {
         Self { view: start(&config, None, &metrics, &shutdown), metrics, shutdown }
     }
 
-    /// Waits until the view is as expected.
+    /// Waits until `is_expected` accepts the view. `what` describes that view in the message of a timeout.
     async fn wait_until(&mut self, what: &str, mut is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
         let view = timeout(TIMEOUT, self.view.wait_for(|view| is_expected(view)))
             .await
-            .map(|view| Arc::clone(&view.expect("discovery goes on")));
-        view.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
+            .map(|view| Arc::clone(&view.expect("discovery runs until the shutdown")));
+        view.unwrap_or_else(|_| panic!("timed out waiting for: {what}: {:#?}", self.view.borrow()))
     }
 
     async fn wait_until_agents(&mut self, expected: &[&str]) -> Arc<View> {
@@ -170,7 +170,7 @@ async fn a_watch_that_is_too_old_is_replaced_and_brings_no_removed_pod_back() {
         }
         let mut ever_wider = false;
         harness
-            .wait_until("a list without it", |view| {
+            .wait_until("a list without the deleted pod", |view| {
                 ever_wider |= view.agents.len() > 2;
                 is_live(view) && agents(view) == ["b"]
             })
@@ -266,7 +266,7 @@ async fn a_silent_api_server_ends_agents_by_address_within_ninety_seconds() {
     tokio::time::pause();
     let frozen = tokio::time::Instant::now();
     let gone = harness.view.wait_for(|view| agents(view) == ["b"]);
-    timeout(Duration::from_secs(300), gone).await.expect("the address ends to count").unwrap();
+    timeout(Duration::from_secs(300), gone).await.expect("the agent by address ends").unwrap();
     assert!(frozen.elapsed() < Duration::from_secs(90), "{:?}", frozen.elapsed());
 }
 

@@ -83,7 +83,9 @@ fn summary(view: &View) -> String {
             WhyNotAgent::UnknownLabelValue(_) => "unreadable",
             WhyNotAgent::ImageLabel(_) => "image",
             WhyNotAgent::ImageLabelsUnreadable(_) => "image unknown",
-            WhyNotAgent::UnknownPodLabelValue(_) | WhyNotAgent::HostNetwork => unreachable!("not of a pod"),
+            WhyNotAgent::UnknownPodLabelValue(_) | WhyNotAgent::HostNetwork => {
+                unreachable!("only pods have this reason")
+            }
             WhyNotAgent::OwnerUnknown => "owner unknown",
             WhyNotAgent::OwnNamespace => "own",
             WhyNotAgent::OtherProject { .. } => "project",
@@ -117,7 +119,7 @@ fn a_labelled_container_on_a_shared_network_is_an_agent() {
             "172.18.0.3=a attested",
         ),
         (vec![container("a", Some("true"), &[("back", "172.19.0.3")])], "not a: network"),
-        // The engine says that the gateway is on `far`, the kernel doesn't.
+        // The engine reports that the gateway is on `far`, but this namespace has no address of that network.
         (vec![container("a", Some("true"), &[("far", "10.9.0.3")])], "not a: network"),
         (vec![container("a", Some("true"), &[])], "not a: network"),
         (vec![foreign(Some("other"))], "not a: project"),

@@ -1,4 +1,4 @@
-//! An engine that freezes, restarts, refuses or is reached by TCP.
+//! Tests of an engine that freezes, restarts, refuses requests or is reached over TCP.
 
 use super::*;
 
@@ -15,7 +15,7 @@ async fn an_engine_that_freezes_ends_agents_by_address_in_five_seconds() {
     let frozen = std::time::Instant::now();
     let view = harness.wait_until("the address counts no longer", |view| !is_agent(view, "a")).await;
     let took = frozen.elapsed();
-    // 5 s, and a margin for a busy machine.
+    // The grace is 5 s. The bounds leave a margin for a busy machine.
     assert!(took > Duration::from_secs(3) && took < Duration::from_secs(10), "{took:?}");
     assert!(view.agents.len() == 1 && view.last_known.len() == 2, "{view:?}");
     for path in [LIST, "/events"] {
@@ -45,7 +45,7 @@ async fn events_of_health_checks_and_enrolment_cause_no_list() {
         docker.send_event("volume", "mount", "v", json!({"container": "a"}));
     }
     docker.send_event("container", "rename", "a", json!({}));
-    wait_until_true("it is listed", || harness.metrics.lists_read.get() > before).await;
+    wait_until_true("the containers are listed", || harness.metrics.lists_read.get() > before).await;
     assert_eq!(harness.metrics.lists_read.get(), before + 1);
     harness.stop_and_check_tasks().await;
 }
@@ -110,7 +110,7 @@ async fn a_refused_endpoint_is_named_and_requested_again() {
         docker.set_response(endpoint, 403, "<html>\n<h1>Forbidden</h1>\n</html>");
         let Some(mut harness) = Harness::start(&docker) else { return };
         docker.add_silently(agent("a", AGENT));
-        let view = harness.wait_until("it says what is missing", |view| view.source_state.error().is_some()).await;
+        let view = harness.wait_until("the view has the error", |view| view.source_state.error().is_some()).await;
         let error = view.source_state.error().unwrap();
         assert!(error.contains(&format!("refuses GET {endpoint} (403")) && error.contains("filter"), "{error}");
         assert!(view.agents.is_empty());

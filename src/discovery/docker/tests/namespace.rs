@@ -1,10 +1,10 @@
-//! The owner of this network namespace. Each test runs in a namespace of its own.
+//! Tests of the owner of this network namespace. Each test runs in a namespace of its own.
 
 use super::*;
 
 #[test]
 fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again() {
-    let Some(unshare) = new_namespace_command() else { return report_skipped("no network namespace may be made here") };
+    let Some(unshare) = new_namespace_command() else { return report_skipped("can't create a network namespace") };
     run_in_own_process(
         unshare,
         "discovery::docker::tests::namespace::a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again",
@@ -40,7 +40,7 @@ fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again(
 
 #[test]
 fn the_bridge_is_known_by_the_routes_where_docker_is_off() {
-    let Some(unshare) = new_namespace_command() else { return report_skipped("no network namespace may be made here") };
+    let Some(unshare) = new_namespace_command() else { return report_skipped("can't create a network namespace") };
     run_in_own_process(
         unshare,
         "discovery::docker::tests::namespace::the_bridge_is_known_by_the_routes_where_docker_is_off",

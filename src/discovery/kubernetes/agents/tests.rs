@@ -19,7 +19,7 @@ fn summary(view: &View) -> String {
             WhyNotAgent::HostNetwork => "host network",
             WhyNotAgent::OwnNamespace => "own",
             WhyNotAgent::AmbiguousAddress(_) => "doubt",
-            other => unreachable!("not of a pod: {other}"),
+            other => unreachable!("no pod has this reason: {other}"),
         };
         format!("not {name}: {why}")
     });
