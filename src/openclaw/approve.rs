@@ -51,7 +51,7 @@ async fn approve_pending(address: SocketAddr, id: &str, token: Option<&Secret>) 
             connection.call_method("device.pair.approve", json!({ "requestId": request["requestId"] })).await?;
             info!(
                 device = id, scopes = %request["scopes"],
-                "approved a device's request, as a second, temporary device"
+                "approved the pending request of a device, by means of a temporary second device"
             );
         }
         Ok(())
@@ -84,9 +84,9 @@ pub fn approval_advice(identity: &Path, request: Option<&str>) -> String {
             .is_some_and(|scopes| scopes.iter().any(|scope| scope == "operator.pairing"))
     {
         format!(
-            "the gateway wants the device to be approved{scopes}, and the device may not do it itself. Let a new one \
-             do it, beside the gateway: `OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve {id}`, and pair again, \
-             up to three times; or use `loopgate pair --approve`, which does just that"
+            "the gateway wants the device to be approved{scopes}, and the device can't approve itself. Approve it from \
+             a new device beside the gateway: `OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve {id}`, and pair \
+             again, up to three times; or run `loopgate pair --approve`, which does the same"
         )
     } else {
         format!(

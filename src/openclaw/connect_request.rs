@@ -57,7 +57,7 @@ impl ParsedMessage {
     }
 }
 
-/// Parses `request` as a `connect`; `None` if a field that is used has another form.
+/// Parses `request` as a `connect`; `None` if a field that loopgate reads has the wrong type.
 fn parse_connect(request: &Map<String, Value>) -> Option<ConnectRequest> {
     // The response is recognized by the id, so the id must have only one spelling in JSON.
     let has_one_spelling =

@@ -154,7 +154,7 @@ impl Device {
 
     /// Returns the content of the identity's file.
     fn to_json(&self, path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
-        // PKCS#8 version 1, without the public key, as Node.js exports the key (RFC 8410).
+        // Node.js exports the key as PKCS#8 version 1, without the public key (RFC 8410).
         let pkcs8 = self.key.to_pkcs8v1().map_err(|_| Error::Key(path.to_owned()))?;
         let public = AsDer::as_der(self.key.public_key()).map_err(|_| Error::Key(path.to_owned()))?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -191,7 +191,7 @@ impl Device {
 pub(super) fn public_key_id(key: &str) -> Option<String> {
     if key.contains("BEGIN") {
         let der = SubjectPublicKeyInfoDer::from_pem_slice(key.as_bytes()).ok()?;
-        // A prefix of 12 bytes, followed by the key (RFC 8410).
+        // The DER form is a prefix of 12 bytes, followed by the key (RFC 8410).
         return der.as_ref().get(12..).filter(|raw| raw.len() == 32).map(key_id);
     }
     let plain: String = key.trim_end_matches('=').replace('+', "-").replace('/', "_");

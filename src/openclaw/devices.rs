@@ -371,6 +371,8 @@ fn read_gateways_device(state_dir: &Path) -> Option<String> {
     Some(identity.get("deviceId")?.as_str()?.to_owned())
 }
 
+/// Returns the inode, the modification time (seconds and nanoseconds) and the size of the file; `None` if it can't be
+/// read.
 fn file_stamp(directory: &Path) -> Option<(u64, i64, i64, u64)> {
     let metadata = std::fs::metadata(directory.join(FILE)).ok()?;
     Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size()))

@@ -35,7 +35,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Why the device could not be paired this time.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("the gateway does not answer")]
+    #[error("the gateway is not ready")]
     Gateway(#[from] ready::Error),
     #[error(transparent)]
     Device(#[from] device::Error),

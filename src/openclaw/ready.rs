@@ -38,7 +38,7 @@ pub enum Error {
     #[error("no response within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
     /// The gateway, or the sidecar in its place, answers that it is not ready.
-    #[error("it answers {0}")]
+    #[error("the response is {0}")]
     NotReady(StatusCode),
 }
 

@@ -37,7 +37,7 @@ impl TemporaryDevice {
             info!(
                 device = self.id,
                 error = error_chain(&error),
-                "a one-time device stays paired; its key was never stored, so it is of no use"
+                "the temporary device stays paired; its key was never stored, so it can't be used"
             );
         }
     }

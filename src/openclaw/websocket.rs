@@ -26,7 +26,7 @@ pub(super) async fn probe_challenge(gateway: SocketAddr) -> bool {
 
 /// Returns whether a page of `origin` may connect through the external lane; `None` if the responses do not show it.
 ///
-/// The probe has no token, since both versions check the origin before the token.
+/// The probe has no token, since the gateway checks the origin before the token (2026.2.19 and 2026.9).
 pub(super) async fn probe_origin(gateway: SocketAddr, source: IpAddr, origin: &str) -> Option<bool> {
     let handshake = async {
         let uri: Uri = origin.parse().map_err(io::Error::other)?;

@@ -1,4 +1,4 @@
-//! Approvals with a fake gateway that pairs devices like OpenClaw 2026.2.19.
+//! Tests of approvals with a fake gateway that pairs devices like OpenClaw 2026.2.19.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -41,7 +41,7 @@ impl FakeDevices {
                 *granted_scopes = scopes;
                 return Ok(json!({"type": "hello-ok"}));
             }
-            // An older request is not updated.
+            // A pending request is not updated.
             self.pending.entry(id.clone()).or_insert(scopes);
             return Err(json!({"code": "NOT_PAIRED", "message": "pairing required",
                     "details": {"requestId": format!("request-of-{id}")}}));
@@ -102,7 +102,8 @@ fn scopes(list: &[&str]) -> Vec<String> {
 async fn a_device_that_may_not_approve_itself_is_approved_by_a_second_one() {
     let shutdown = Shutdown::new();
     let device = Device::generate().unwrap();
-    // As after a sub-agent failed: the device is paired for the first scope, and a request for another one is pending.
+    // This is the state after a sub-agent failed: the device is paired for its first scope, and a request for another
+    // one is pending.
     let devices = Arc::new(Mutex::new(FakeDevices {
         paired: [(device.id(), scopes(&["operator.admin"]))].into(),
         pending: [(device.id(), scopes(&["operator.write"])), ("another".into(), scopes(&["operator.admin"]))].into(),
@@ -151,7 +152,7 @@ fn the_advice_says_which_device_can_approve_and_for_which_scopes() {
         approval_advice(&identity, Some("r-1")),
         "the gateway wants a human to approve the device: run `openclaw devices approve r-1` beside it, once"
     );
-    // The gateway's own state.
+    // With these files the directory is the state directory of a gateway.
     let write = |name: &str, value: Value| {
         std::fs::create_dir_all(state.path().join("devices")).unwrap();
         std::fs::write(state.path().join("devices").join(name), value.to_string()).unwrap();

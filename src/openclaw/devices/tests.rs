@@ -26,9 +26,9 @@ fn a_device_belongs_to_the_lane_that_it_was_first_accepted_on() {
             (bound.clone(), Ok(()), Ok(()))
         );
     }
-    assert!(release(directory.path(), &["b".into()]).is_err(), "it is not bound");
+    assert!(release(directory.path(), &["b".into()]).is_err(), "a device of the external lane is not bound");
     release(directory.path(), &[A[..12].into()]).unwrap();
-    assert_eq!(devices.check_may_connect(A, None), Ok(()), "the file is read again");
+    assert_eq!(devices.check_may_connect(A, None), Ok(()), "a release by the command is noticed");
     drop(devices.bind_provisionally(A, &user("builder", None)));
     assert_eq!(devices.check_may_connect(A, None), Ok(()), "a released device is not bound again");
     assert!(release(directory.path(), &[A.into()]).unwrap_err().to_string().contains("no bound device"));
@@ -41,17 +41,17 @@ fn only_a_refusal_frees_a_device_and_only_if_no_other_connection_uses_it() {
     let bind = |device| devices.bind_provisionally(device, &user("builder", None)).unwrap();
     let is_bound = |device: &str| {
         let bound = devices.check_may_connect(device, None).is_err();
-        assert_eq!(read(directory.path()).unwrap().contains_key(device), bound, "the file says the same");
+        assert_eq!(read(directory.path()).unwrap().contains_key(device), bound, "the file and the memory agree");
         bound
     };
     let refused = bind(A);
-    assert!(is_bound(A), "before the gateway gets the connect");
+    assert!(is_bound(A), "the device is bound before the gateway gets the connect");
     refused.remove();
     assert!(!is_bound(A));
     drop(bind(A));
     assert!(
         is_bound(A) && devices.bind_provisionally(A, &user("builder", None)).is_none(),
-        "without an answer it stays"
+        "without an answer the binding stays"
     );
     for (device, answers) in [("b1", [true, false]), ("b2", [false, true]), ("b3", [false, false])] {
         let both = [bind(device), bind(device)];
@@ -98,7 +98,7 @@ fn a_damaged_file_frees_no_device_and_is_not_overwritten() {
     std::fs::write(directory.path().join(FILE), "{").unwrap();
     assert!(devices.check_may_connect(A, None).is_err());
     drop(devices.bind_provisionally(B, &user("builder", None)));
-    assert!(devices.check_may_connect(B, None).is_err(), "it holds in memory");
+    assert!(devices.check_may_connect(B, None).is_err(), "the new binding holds in memory");
     assert_eq!(std::fs::read_to_string(directory.path().join(FILE)).unwrap(), "{");
     assert!(Devices::open(directory.path(), None).is_err());
 }
@@ -124,7 +124,7 @@ fn a_device_has_the_containers_that_used_it_until_they_are_forgotten() {
     both(&[(A, &["two"])]);
     devices.forget_containers(&["two".to_owned()].into()).unwrap();
     both(&[]);
-    assert!(devices.check_may_connect(A, None).is_err(), "it stays bound");
+    assert!(devices.check_may_connect(A, None).is_err(), "the device stays bound");
     drop(devices.bind_provisionally(A, &user("builder", Some("three"))));
     both(&[(A, &["three"])]);
     for number in 0..2 * MAX_CONTAINERS {
