@@ -174,7 +174,7 @@ pub enum InvalidFile {
     #[error("it is larger than {0} bytes")]
     TooLarge(u64),
     /// The file is not PEM, or ends within a section.
-    #[error("it is no valid PEM, or truncated")]
+    #[error("it is not valid PEM, or is truncated")]
     Pem(#[source] rustls_pki_types::pem::Error),
     /// The file contains no certificate.
     #[error("it contains no certificate")]

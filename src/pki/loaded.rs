@@ -29,8 +29,8 @@ pub(super) type FilesDigest = [u8; 32];
 
 /// The number of checks after which files are read even if their status is the same.
 const MAX_UNREAD_CHECKS: u32 = 30;
-/// The time from the last change of a file, in seconds, after which a further change gives it another time: file
-/// systems round times, some to two seconds.
+/// The age of a file's last change, in seconds, from which a further change certainly gives the file another time. File
+/// systems round times, some of them to two seconds.
 const SETTLE_SECONDS: i64 = 5;
 
 /// Computes the digest of files every few seconds, and reads only files that may have changed.
@@ -82,7 +82,7 @@ impl FileStatus {
 }
 
 impl DigestCache {
-    /// Returns the digest of `files` now. With `read`, reads them in any case.
+    /// Returns the digest of `files` now. If `read` is true, the files are read even if their status is the same.
     pub(super) fn digest(&mut self, files: &[PathBuf; 3], read: bool, now: SystemTime) -> FilesDigest {
         // Read before the contents, so that the next check notices a change in between.
         let status = files.each_ref().map(|file| FileStatus::read(file, now));
@@ -155,18 +155,19 @@ mod tests {
             let unread = cache.0.as_ref().unwrap().unread_checks;
             was_read.is_none_or(|before| unread <= before)
         };
-        assert!(check(false, 0) && check(false, 0), "changed a moment ago");
+        assert!(check(false, 0) && check(false, 0), "files that changed a moment ago are read at each check");
         assert!(check(false, 60) && !check(false, 60) && !check(false, 60));
         assert!(check(true, 60) && !check(false, 60));
 
-        // An edit in place that keeps length and modification time.
+        // This edit in place keeps the length and the modification time. Only the time of the status change (ctime)
+        // differs.
         std::thread::sleep(Duration::from_millis(50));
         let modified = fs::metadata(&one).unwrap().modified().unwrap();
         fs::write(&one, "x").unwrap();
         File::options().write(true).open(&one).unwrap().set_times(FileTimes::new().set_modified(modified)).unwrap();
         assert!(check(false, 60) && !check(false, 60));
 
-        // Another file in its place, and a symbolic link that is pointed elsewhere.
+        // A rename puts another file in the place of `one`. Then a symbolic link is created, and pointed elsewhere.
         fs::rename(&two, &one).unwrap();
         assert!(check(false, 60) && !check(false, 60));
         std::os::unix::fs::symlink(&one, &absent).unwrap();
@@ -176,6 +177,6 @@ mod tests {
         assert!(check(false, 60));
 
         let reads = (0..=2 * MAX_UNREAD_CHECKS).filter(|_| check(false, 120)).count();
-        assert_eq!(reads, 1, "once in {MAX_UNREAD_CHECKS} checks in any case");
+        assert_eq!(reads, 1, "unchanged files are read after {MAX_UNREAD_CHECKS} checks");
     }
 }

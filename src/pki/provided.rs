@@ -78,19 +78,20 @@ impl Provided {
     }
 }
 
-/// Warns of a chain that is served, but that was not in order or that some clients can't verify.
+/// Warns if the file has the chain in another order, or lacks an issuer that some clients need. The chain is served in
+/// both cases.
 fn warn_of_chain_problems(chain: &OrderedChain, path: &Path) {
     let path = path.display();
     if chain.was_unordered {
-        tracing::warn!(%path, "the certificates in this file are not in order (leaf first, then its issuer); serving \
-                               them sorted");
+        tracing::warn!(%path, "the certificates in this file are not ordered from the leaf to its issuers; serving \
+                               them in that order");
     }
     if let Some(issuer) = &chain.missing_issuer {
         tracing::warn!(
             %path,
             issuer,
-            "the certificate of the issuer is not in this file; clients that don't trust the issuer itself will refuse \
-             the certificate. Append the issuer's certificate to the file"
+            "this file lacks the certificate of the leaf's issuer, so clients that don't have it refuse the server; \
+             append that certificate to the file"
         );
     }
 }

@@ -96,9 +96,12 @@ impl Rotation {
                     self.apply_result(requested, digest, result);
                 }
             }
-            // Happens only by a bug or at the end of the runtime; the served certificate is not affected.
+            // This happens only after a panic or at the end of the runtime. The served certificate is not affected.
             Err(error) => {
-                tracing::error!(error = error_chain(&error), "the check of the certificate ended unexpectedly")
+                tracing::error!(
+                    error = error_chain(&error),
+                    "a check of the certificate files failed; still serving the present certificate"
+                )
             }
         }
     }

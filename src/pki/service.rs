@@ -127,7 +127,9 @@ fn authority_beside_provided_pair(
     constrain: Option<&BTreeSet<SubjectName>>,
 ) -> Option<Arc<CertificateAuthority>> {
     CertificateAuthority::load_or_create_constrained(state_dir, constrain)
-        .inspect_err(|error| tracing::warn!(error = error_chain(error), "no certificate authority: agents can't enrol"))
+        .inspect_err(|error| {
+            tracing::warn!(error = error_chain(error), "can't use loopgate's own CA; agents can't enrol")
+        })
         .ok()
         .map(Arc::new)
 }

@@ -99,7 +99,7 @@ impl StateDir {
                 Err(TryLockError::Error(error)) => {
                     tracing::debug!(
                         error = error_chain(&error), path = %path.display(),
-                        "no locks on this file system"
+                        "can't lock the state directory; continuing without a lock"
                     );
                     return Ok(DirLock(None));
                 }

@@ -1,4 +1,4 @@
-//! The client certificates that the CA signs for agents.
+//! Tests of the client certificates that the CA signs for agents and users.
 
 use std::sync::Arc;
 use std::time::Duration;

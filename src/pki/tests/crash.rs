@@ -1,4 +1,4 @@
-//! Kills processes at any time, and starts several processes at the same time, on one state directory.
+//! Tests that kill processes at any time, and start several processes at the same time, on one state directory.
 
 use std::fs;
 use std::path::Path;
@@ -95,7 +95,8 @@ fn every_step_of_a_rotation_to_a_new_key_is_completed_or_forgotten_by_the_next_s
     let new = read_files(&home.state);
     assert_ne!(new["server.key"], old["server.key"]);
 
-    // As if killed before the new key was renamed: the old pair is complete, and the next chain is not needed.
+    // The first case is a kill before the new key replaces the old one: the old pair is complete, and the next chain is
+    // not needed. The second case is a kill after that: the next chain belongs to the new key.
     for (key, chain) in [(&old, &old), (&new, &old)] {
         fs::write(home.state.join("server.key"), &key["server.key"]).unwrap();
         fs::write(home.state.join("server.pem"), &chain["server.pem"]).unwrap();

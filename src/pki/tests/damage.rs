@@ -1,4 +1,4 @@
-//! Damages files: an error must name the file, and no file may be overwritten.
+//! Tests that damage files. The error must name the file, and no file may be overwritten.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -99,7 +99,7 @@ fn make_unwritable(home: &Home) -> PathBuf {
         fs::create_dir(&path).unwrap();
     }
     fs::rename(&home.state, &path).unwrap();
-    assert!(fs::write(path.join(".new-123456-server.pem"), b"").is_err(), "the premise of the test");
+    assert!(fs::write(path.join(".new-123456-server.pem"), b"").is_err(), "a temporary file can be created");
     path
 }
 

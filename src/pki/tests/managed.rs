@@ -1,4 +1,4 @@
-//! The certificate that loopgate issues: its contents, its lifetime, and handshakes with it.
+//! Tests of the certificate that loopgate issues: its contents, its lifetime, and handshakes with it.
 
 use std::collections::BTreeSet;
 
@@ -121,7 +121,7 @@ fn a_leaf_is_renewed_at_two_thirds_of_its_life_and_after_a_clock_that_was_wrong(
     let first = leaf_at(0);
     assert_eq!(leaf_at(59), first);
     let second = leaf_at(61);
-    assert_ne!(second, first, "its time has come");
+    assert_ne!(second, first, "two thirds of its life have elapsed");
     assert_eq!(leaf_at(61), second);
     assert_ne!(leaf_at(0), second, "the clock went back to before it was valid");
 }

@@ -1,4 +1,4 @@
-//! A running sidecar with a managed certificate.
+//! Tests of a running sidecar with a certificate that loopgate issues.
 
 use std::collections::BTreeSet;
 use std::fs;
