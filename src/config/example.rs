@@ -73,6 +73,6 @@ mod tests {
     fn the_example_in_the_repository_is_this_one() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docker/loopgate.toml");
         let text = std::fs::read_to_string(file).unwrap();
-        assert_eq!(text, example(), "make it anew: loopgate config example > docker/loopgate.toml");
+        assert_eq!(text, example(), "regenerate the file: loopgate config example > docker/loopgate.toml");
     }
 }
