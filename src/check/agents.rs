@@ -59,7 +59,7 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
         } else {
             "by address"
         };
-        report.add_passed("agents", format!("{name} ({}) is one, {proof}", addresses.join(", ")));
+        report.add_passed("agents", format!("{name} ({}) is an agent, {proof}", addresses.join(", ")));
     }
     for (container, why) in &view.not_agents {
         let (kind, remedy) = kind_and_remedy(container, why);
@@ -141,7 +141,7 @@ fn kind_and_remedy(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy
         ),
         WhyNotAgent::AmbiguousAddress(_) => (
             &kind::AGENT_DOUBT,
-            Remedy::in_words(format!("start {container} anew, on a network whose subnet no other network has")),
+            Remedy::in_words(format!("recreate {container} on a network whose subnet no other network has")),
         ),
     }
 }
@@ -197,7 +197,7 @@ fn judge_wide_networks(config: &Config, report: &mut Report) {
             report.add_finding(
                 kind,
                 format!("{key} has {net}"),
-                Remedy::in_words(format!("list in {key} but the networks that are meant")),
+                Remedy::in_words(format!("list in {key} only the networks that are meant")),
             );
         }
     }
@@ -214,8 +214,8 @@ fn judge_plain_http(config: &Config, report: &mut Report) {
     }
 }
 
-/// Returns whether `net` is wider than any private network: than a /8 in IPv4, and in IPv6 than a /16, or than
-/// a /7 within fc00::/7.
+/// Returns whether `net` is wider than any private network. A private network is at most a /8 in IPv4. In IPv6 it is at
+/// most a /16, or a /7 within fc00::/7.
 fn is_wider_than_private(net: &IpNet) -> bool {
     match net {
         IpNet::V4(net) => net.prefix_len() < 8,
@@ -352,7 +352,7 @@ mod tests {
                 Capabilities { privileged, default_net_raw: true, added: list(added), dropped: list(dropped) };
             assert_eq!(capabilities.has_net_raw(), expected, "{capabilities:?}");
         }
-        // Podman's default capabilities lack it.
+        // Podman's default capabilities lack NET_RAW.
         let podman = Capabilities { default_net_raw: false, ..Capabilities::default() };
         assert!(!podman.has_net_raw());
         assert!(Capabilities { added: list(&["CAP_NET_RAW"]), ..podman }.has_net_raw());

@@ -17,13 +17,13 @@ macro_rules! kinds {
 kinds! {
     GATEWAY_DOWN = "gateway-down", Error, "Nothing accepts connections at the gateway's address.";
     GATEWAY_STARTING = "gateway-starting", Note, "The gateway is still starting.";
-    GATEWAY_UNKNOWN = "gateway-unknown", Warning, "What answers at the gateway's address does not speak as an OpenClaw \
-                                                   gateway does.";
+    GATEWAY_UNKNOWN = "gateway-unknown", Warning,
+        "The server at the gateway's address does not answer like an OpenClaw gateway.";
     GATEWAY_TLS = "gateway-tls", Error, "The gateway speaks TLS itself; loopgate speaks plain HTTP with it.";
     GATEWAY_EXPOSED = "gateway-exposed", Error, "The gateway can be reached on an address of the bridge, past the \
                                                  sidecar.";
-    GATEWAY_REMOTE = "gateway-remote", Warning, "The gateway's address is not loopback, so the lanes mean nothing to \
-                                                 it.";
+    GATEWAY_REMOTE = "gateway-remote", Warning,
+        "The gateway's address is not loopback, so the gateway can't tell the lanes apart.";
     GATEWAY_COMMAND = "gateway-command", Warning,
         "The gateway's command line or environment (--bind, --force, OPENCLAW_GATEWAY_BIND) overrides its \
          configuration.";
@@ -44,8 +44,8 @@ kinds! {
          (`trusted_proxy_loopback_source`).";
     PROXY_AUTH_TOKEN = "trusted-proxy-token", Error,
         "The gateway is in auth.mode \"trusted-proxy\" and has a token as well, with which it refuses to start.";
-    GATEWAY_FILES = "gateway-files", Warning, "The gateway's token file or state directory that is named can't be \
-                                               read.";
+    GATEWAY_FILES = "gateway-files", Warning,
+        "A configured token file or state directory of the gateway can't be read.";
     IDENTITY_HEADER = "identity-header-open", Error,
         "The gateway takes a user's identity, or a proof of the proxy, from a header that any client can send through \
          loopgate.";
@@ -55,8 +55,9 @@ kinds! {
          ones.";
     PROXIES_WIDE = "trusted-proxies-wide", Warning, "The gateway trusts more proxies than the external lane.";
     EXTERNAL_LOCAL = "external-lane-local", Error, "The gateway takes clients of the external lane for local ones.";
-    LANES_UNKNOWN = "lanes-unknown", Warning, "The gateway could not be asked how it sees the lanes.";
-    ORIGIN = "origin-not-allowed", Warning, "The gateway refuses a browser on a name that the certificate is for.";
+    LANES_UNKNOWN = "lanes-unknown", Warning,
+        "How the gateway classifies the clients of each lane could not be determined.";
+    ORIGIN = "origin-not-allowed", Warning, "The gateway refuses browsers that open a name in loopgate's certificate.";
     ORIGIN_ANY = "origin-any", Warning, "The gateway lets pages of any origin connect.";
     OWN_DEVICE_UNKNOWN = "own-device-unknown", Warning,
         "It could not be read whether the gateway (2026.2) has paired its own device for all scopes, without which its \
@@ -79,8 +80,8 @@ kinds! {
     NAMESPACE = "namespace-orphaned", Error, "The container that owns this network namespace does not run, or has a \
                                               new one.";
     OWN_ADDRESSES = "own-addresses-shared", Warning,
-        "Own addresses are on the agent lane, while a rootless engine, or a program that listens here, may deliver \
-         outside clients with them.";
+        "Clients with an address of this network namespace are on the agent lane, but a rootless engine, or a program \
+         that listens here, may give outside clients such an address.";
     MESH_PROXY = "mesh-proxy", Warning,
         "A service mesh's proxy listens in the gateway's network namespace: it delivers outside clients from the \
          namespace's own addresses.";
@@ -89,7 +90,8 @@ kinds! {
          namespace. If it is a proxy, its clients bypass the lanes.";
     DOCKER_MISSING = "docker-missing", Warning, "There is no Docker socket, so labels make no container an agent.";
     DOCKER_UNREACHABLE = "docker-unreachable", Error, "Docker can't be reached, so labels make no container an agent.";
-    DOCKER_HOST = "docker-host-unused", Note, "DOCKER_HOST names another engine than the configuration, which is used.";
+    DOCKER_HOST = "docker-host-unused", Note,
+        "DOCKER_HOST names another engine than the configuration; the configured one is used.";
     DOCKER_FORBIDDEN = "docker-forbidden", Error, "Docker, or the filter in front of it, forbids a request that \
                                                    loopgate needs.";
     DOCKER_WIDE = "docker-too-wide", Warning, "The Docker socket permits more than loopgate needs.";
@@ -107,7 +109,8 @@ kinds! {
     AGENT_NETWORK = "agent-no-network", Warning, "A labelled container is on no network of the gateway's.";
     AGENT_NAMESPACE = "agent-shared-namespace", Warning, "A labelled container shares its network namespace, so its \
                                                           connections can't be identified.";
-    AGENT_DOUBT = "agent-in-doubt", Warning, "A labelled container's address is another container's too.";
+    AGENT_DOUBT = "agent-in-doubt", Warning,
+        "Another container or pod, a bridge or a node has the address of a labelled container too.";
     AGENT_OWNER = "agent-owner-unknown", Warning, "It is not known which container owns this network namespace.";
     AGENT_NET_RAW = "agent-net-raw", Warning,
         "An agent by address can forge addresses, and so may its neighbours: its container has the capability NET_RAW.";
@@ -132,7 +135,7 @@ kinds! {
                                                        issuer, so most clients refuse it.";
     CERTIFICATE_NAMES = "certificate-names", Warning, "The certificate lacks a name or an address that clients may \
                                                        dial.";
-    STATE_MISSING = "state-dir-missing", Note, "The state directory is not there yet.";
+    STATE_MISSING = "state-dir-missing", Note, "The state directory does not exist yet.";
     STATE_MODE = "state-dir-permissions", Error, "Others may read a key, or write where the keys are.";
     STATE_OWNER = "state-dir-owner", Error, "The state directory can't be written to.";
     CLOCK = "clock-skew", Warning, "This clock and the Docker host's differ.";

@@ -90,7 +90,7 @@ pub fn judge(state: &EngineState, report: &mut Report) {
             report.add_finding(&kind::DOCKER_WIDE, description, Remedy::in_words(remedy));
         }
         Some(PathStatus { status: 400.., .. }) => {
-            report.add_passed("docker", "it refuses the one request tried that loopgate does not need")
+            report.add_passed("docker", "it refuses the request that was tried and that loopgate does not need")
         }
         _ => {}
     }

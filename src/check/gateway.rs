@@ -75,7 +75,7 @@ fn judge_exposure(observation: &GatewayObservation, report: &mut Report) {
 fn judge_lanes(observation: &GatewayObservation, report: &mut Report) {
     let source = observation.external_source;
     match &observation.external {
-        Classification::Remote => report.add_passed("external lane", "the gateway takes its clients for remote ones"),
+        Classification::Remote => report.add_passed("external lane", "the gateway treats its clients as remote"),
         Classification::Local => {
             let description = format!(
                 "a request from {source} that is forwarded for 198.51.100.7 is answered as one of a local client"
@@ -88,7 +88,7 @@ fn judge_lanes(observation: &GatewayObservation, report: &mut Report) {
         }
         Classification::Unclear(answer) => {
             let remedy = Remedy::in_words(
-                "check again with --openclaw-config FILE, which reads it from the gateway's own configuration",
+                "check again with --openclaw-config FILE, which has loopgate read the gateway's configuration",
             );
             report.add_finding(
                 &kind::LANES_UNKNOWN,
@@ -98,7 +98,7 @@ fn judge_lanes(observation: &GatewayObservation, report: &mut Report) {
         }
     }
     match observation.local {
-        Classification::Local => report.add_passed("agent lane", "the gateway takes its clients for local ones"),
+        Classification::Local => report.add_passed("agent lane", "the gateway treats its clients as local"),
         Classification::Remote | Classification::Refused => {
             let description =
                 "a request from 127.0.0.1 without forwarding headers is answered as one of a remote client";
@@ -113,15 +113,15 @@ fn judge_lanes(observation: &GatewayObservation, report: &mut Report) {
 fn judge_trusted_proxies(observation: &GatewayObservation, report: &mut Report) {
     let source = observation.external_source;
     for (proxy, trusted) in &observation.trusts {
-        let description = format!("{proxy} is believed about its clients");
+        let description = format!("{proxy} is trusted as a proxy");
         match (*proxy == source, trusted) {
             (true, true) => report.add_passed("external lane", format!("{source} is trusted as a proxy")),
             (true, false) => report.add_finding(
                 &kind::PROXIES_MISSING,
-                format!("{source} is not believed about its clients"),
+                format!("{source} is not trusted as a proxy"),
                 trust_exactly_remedy(source),
             ),
-            // A gateway that still takes its own clients for local ones is one of the newer versions.
+            // A gateway that still treats its own clients as local is one of the newer versions.
             (false, true) if is_first_loopback(proxy) && observation.local != Classification::Local => {
                 report.add_finding(&kind::PROXIES_LOOPBACK, description, trust_exactly_remedy(source))
             }
@@ -146,7 +146,9 @@ fn judge_origins(observation: &GatewayObservation, report: &mut Report) {
         let refused_list = refused.iter().map(|origin| origin.as_str()).collect::<Vec<_>>().join(", ");
         report.add_finding(
             &kind::ORIGIN,
-            format!("a page from {refused_list} may not connect (leave out what no browser's address bar shows)"),
+            format!(
+                "a page from {refused_list} may not connect (leave out origins that no browser's address bar shows)"
+            ),
             remedy,
         );
     }

@@ -91,7 +91,7 @@ mod tests {
                 &["OPENCLAW_GATEWAY_BIND=lan in its environment"],
             ),
             (&["openclaw", "gateway"], &["OPENCLAW_GATEWAY_BIND=loopback", "CLAWDBOT_GATEWAY_BIND="], &[]),
-            // Neither is a gateway.
+            // Neither of these commands runs a gateway.
             (&["/loopgate", "run", "--gateway", "127.0.0.1:1"], &["OPENCLAW_GATEWAY_BIND=lan"], &[]),
             (&["nginx", "--bind", "lan"], &[], &[]),
             (&[], &[], &[]),

@@ -66,8 +66,8 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     let before = report.findings.len();
     let gateway = &config["gateway"];
     if !config["$include"].is_null() || !gateway["$include"].is_null() {
-        let remedy = Remedy::in_words("check the files that it includes one by one");
-        report.add_finding(&kind::OPENCLAW_INCLUDE, "it has a $include", remedy);
+        let remedy = Remedy::in_words("check the included files one by one");
+        report.add_finding(&kind::OPENCLAW_INCLUDE, "openclaw.json has a $include", remedy);
     }
     if gateway["mode"] == "remote" {
         let remedy = Remedy::OpenClaw { key: "gateway.mode", value: json!("local") };
@@ -85,7 +85,7 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
         let remedy = Remedy::OpenClaw { key: "gateway.port", value: json!(wanted.gateway.port()) };
         report.add_finding(
             &kind::GATEWAY_PORT,
-            format!("gateway.port is {port}, while loopgate looks at {}", wanted.gateway),
+            format!("gateway.port is {port}, while loopgate connects to {}", wanted.gateway),
             remedy,
         );
     }

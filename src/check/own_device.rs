@@ -15,8 +15,8 @@ pub struct OwnDeviceObservation {
     pub scopes: Option<Vec<String>>,
 }
 
-/// Adds the finding about a gateway of version 2026.2. It depends on the scopes in the gateway's
-/// `paired.json`; that loopgate is configured to keep the device paired is not enough.
+/// Adds the finding about a gateway of version 2026.2. It depends on the scopes in the gateway's `paired.json`; a
+/// configuration that keeps the device paired is not enough.
 pub fn judge(observation: &OwnDeviceObservation, report: &mut Report) {
     let missing: Vec<&str> = match &observation.scopes {
         Some(scopes) => SCOPES.into_iter().filter(|scope| !scopes.iter().any(|has| has == scope)).collect(),
@@ -73,7 +73,7 @@ mod tests {
             judge(&OwnDeviceObservation { keeps_paired, scopes: scopes.clone() }, &mut report);
             assert_eq!(report.ids(), ids, "{keeps_paired} {scopes:?}");
             assert!(report.findings.iter().all(|finding| finding.seen[0].contains(words)), "{:?}", report.findings);
-            // `check` fails while sub-agents are known to.
+            // `check` fails only if it is known that sub-agents fail.
             assert_eq!(report.has_errors(), ids == ["own-device-unpaired"], "{keeps_paired} {scopes:?}");
         }
     }

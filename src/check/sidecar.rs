@@ -8,7 +8,7 @@ use crate::admin::status::Status;
 pub fn judge(status: &Result<Status, String>, report: &mut Report) {
     if let Some(problem) = status.as_ref().ok().and_then(|status| status.config_problem.as_ref()) {
         let remedy = Remedy::in_words(
-            "correct what it names; the sidecar reads the file again by itself, or at once with `loopgate reload`",
+            "correct the named option; the sidecar reads the file again by itself, or at once with `loopgate reload`",
         );
         report.add_finding(&kind::CONFIG_PROBLEM, problem.clone(), remedy);
     }

@@ -281,12 +281,12 @@ impl Traffic {
         );
         registry.register(
             "connections_flooding",
-            "HTTP/2 connections closed because of floods of frames that ask for nothing",
+            "HTTP/2 connections closed because their client sent too many control frames",
             self.floods.clone(),
         );
         registry.register(
             "requests_refused",
-            "Requests that failed for what the client sent or may not do",
+            "Requests refused because the client sent something invalid or not allowed",
             self.requests_refused.clone(),
         );
         registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());

@@ -90,7 +90,10 @@ fn a_missing_unfiltered_or_too_strict_socket_is_reported_and_the_filter_is_not()
 
     let report = check_in_sidecar(&deployment, &[]);
     assert!(!ids(&report).iter().any(|id| id.starts_with("docker-")), "{report:#}");
-    assert!(report.to_string().contains("it refuses the one request tried that loopgate does not need"), "{report:#}");
+    assert!(
+        report.to_string().contains("it refuses the request that was tried and that loopgate does not need"),
+        "{report:#}"
+    );
 }
 
 #[test]
