@@ -345,7 +345,8 @@ fn certificates_are_shown_exported_and_issued_from_the_state_directory() {
         let pair = cert(&[command, "--tls-cert", "a.pem", "--tls-key", "a.key"]);
         assert_eq!((pair.status.code(), pair.stdout), (Some(1), Vec::new()));
         assert!(
-            String::from_utf8_lossy(&pair.stderr).contains("the operator's own pair is served (a.pem of tls.cert)")
+            String::from_utf8_lossy(&pair.stderr)
+                .contains("the sidecar serves a.pem (tls.cert), which loopgate did not issue")
         );
     }
 

@@ -33,7 +33,7 @@ pub fn run(args: Args) -> Result<(), Error> {
     let settings = args.flags.settings(None)?;
     let wait = non_empty(args.wait);
     create_runtime()?.block_on(async {
-        let mut signals = Signals::install().map_err(Error::io("taking signals"))?;
+        let mut signals = Signals::install().map_err(Error::io("installing the signal handlers"))?;
         let shutdown = Shutdown::new();
         let agent = agent::start(settings, &shutdown).await?;
         if let Some(patience) = wait {

@@ -53,7 +53,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
 fn apply_fixes(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
     let settings: Vec<Setting> = fix::settings_to_fix(report).into_iter().filter(Setting::is_safe_to_fix).collect();
     if settings.is_empty() {
-        output::print("nothing to set in the gateway's configuration by itself\n")?;
+        output::print("there is nothing that --fix can set in the gateway's configuration\n")?;
         return Ok(false);
     }
     // If another user wrote the file, it would belong to that user, and the gateway could no longer write it.

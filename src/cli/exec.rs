@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     let patience = non_empty(args.wait).unwrap_or(Duration::from_secs(60));
     let grace = non_empty(args.grace).unwrap_or(Duration::from_secs(10));
     let status = create_runtime()?.block_on(async {
-        let mut signals = Signals::install().map_err(Error::io("taking signals"))?;
+        let mut signals = Signals::install().map_err(Error::io("installing the signal handlers"))?;
         let shutdown = Shutdown::new();
         let agent = agent::start(settings, &shutdown).await?;
         let pair = !args.no_pair && !is_node_host(&args.command);
