@@ -54,7 +54,7 @@ const NODE: &str = "1000:1000";
 /// Plans the changes to `project`.
 ///
 /// # Errors
-/// If the project can't be changed so. The remarks name the keys and the reasons.
+/// If the project can't be changed in this way. The remarks name the keys and the reasons.
 pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
     let services = |message| vec![Remark { key: "services".into(), message }];
     let (name, gateway) = find::gateway_service(project, options.gateway_service.as_deref()).map_err(services)?;
@@ -127,7 +127,8 @@ fn check_named_services(project: &Project, gateway: &str, options: &Options) -> 
     let is_other = |wanted: &str| wanted != gateway && project.services.contains_key(wanted);
     match options.cli_services.iter().chain(&options.agents).find(|wanted| !is_other(wanted)) {
         Some(wanted) => {
-            let (key, message) = (format!("services.{wanted}"), "is no service beside the gateway's".into());
+            let (key, message) =
+                (format!("services.{wanted}"), "is not a service of this project, or is the gateway's own".into());
             Err(vec![Remark { key, message }])
         }
         None => Ok(()),
@@ -170,7 +171,7 @@ fn rewrite_commands(
     (rewrite("entrypoint", gateway.entrypoint.as_ref()), rewrite("command", gateway.command.as_ref()))
 }
 
-/// Returns the gateway's user as UID:GID. A user name would not do, because loopgate's image has no such user.
+/// Returns the gateway's user as UID:GID. A user name is not enough, because loopgate's image has no user of that name.
 fn gateway_user(name: &str, gateway: &Service, options: &Options, problems: &mut Vec<Remark>) -> String {
     let user_and_group = |user: &str| if user.contains(':') { user.to_owned() } else { format!("{user}:{user}") };
     if let Some(user) = &options.gateway_user {

@@ -111,7 +111,7 @@ fn header_lines(plan: &Plan) -> Vec<String> {
         ),
     });
     let version_note = if plan.namespace == Namespace::Pause { " It needs Compose 2.24 or later." } else { "" };
-    lines.push(format!("Make it anew when the compose file changes.{version_note}"));
+    lines.push(format!("Generate it again when the compose file changes.{version_note}"));
     lines.push(String::new());
     lines.push(
         "The gateway's own configuration, once; while it is stopped, since it restarts itself at each change:".into(),

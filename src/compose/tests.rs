@@ -1,4 +1,4 @@
-//! Decisions that whole projects (`tests/compose`) do not show by themselves.
+//! Tests of decisions that the whole projects in `tests/compose` do not cover.
 
 use serde_json::json;
 
