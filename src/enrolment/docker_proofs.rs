@@ -78,7 +78,8 @@ impl DockerProofs {
     async fn is_podman(&self) -> Result<bool, ReadError> {
         let answer = self.engine.probe("/_ping", "/_ping").await.map_err(read_error("/_ping"))?;
         if answer.status != 200 {
-            let message = "whether it is Podman decides which proofs count".to_owned();
+            let message =
+                "the response would show whether the engine is Podman, which decides the proofs that count".to_owned();
             let refused =
                 Error::Refused { engine: self.engine.name(), endpoint: "/_ping", status: answer.status, message };
             return Err(read_error("/_ping")(refused));
@@ -184,6 +185,7 @@ mod tests {
                  \"Processes\":[[\"root\",\"7\",\"loopgate attest-proof x\"],[\"root\",\"8\"]]}",
             ),
             (
+                // The header below is this object in base64:
                 // {"name":"x","size":0,"mode":384,"mtime":"","linkTarget":""}
                 "HEAD /containers/abc/archive?path=%2Ftmp%2Fx",
                 "HTTP/1.1 200 OK\r\nX-Docker-Container-Path-Stat: \
@@ -291,7 +293,7 @@ mod tests {
             }
             assert!(
                 proofs.read_environment("a", ProofKind::File).await.is_ok(),
-                "a proof shown as a file does not depend on it"
+                "a proof shown as a file does not depend on the engine's kind"
             );
         }
     }

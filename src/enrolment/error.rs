@@ -38,7 +38,7 @@ impl Error {
                 "can't have the token reviewed by the API server; the sidecar's log has the reason",
             ),
             Self::Broken(enrolment_protocol::Error::Syntax | enrolment_protocol::Error::TooLong) => {
-                refusal(RefusalReason::Malformed, "the line is not what the protocol expects")
+                refusal(RefusalReason::Malformed, "a line is not the JSON object that the protocol expects")
             }
             Self::Broken(enrolment_protocol::Error::Io(_) | enrolment_protocol::Error::Closed) => return None,
         })

@@ -190,7 +190,7 @@ impl<P: ProofReader> Enrolment<P> {
             (None, _, _) => {
                 return Err(refusal_error(
                     RefusalReason::WrongProof,
-                    "agents are containers here: leave --kubernetes-token away",
+                    "agents are containers here: omit --kubernetes-token",
                 ));
             }
         }
@@ -245,7 +245,7 @@ impl<P: ProofReader> Enrolment<P> {
                 "this sidecar does not accept proofs of this kind: see its option agents.proofs",
             ));
         }
-        // Acquired only now: silent agents that held a permit would keep others from enrolling.
+        // The permit is acquired only now, since silent agents that held one would keep others from enrolling.
         let _permit = self.check_permits.acquire().await;
         proof::check_proof(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
     }

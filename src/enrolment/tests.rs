@@ -1,4 +1,4 @@
-//! Enrolment over streams in memory, with fake containers.
+//! Tests of enrolment over streams in memory, with fake containers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -291,7 +291,7 @@ async fn an_agent_that_stops_before_its_proof_is_read_gets_no_certificate() {
     let harness = Harness::new(Containers::running(&["b"]), |_| {});
     let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
     csr.request(&mut lines).await;
-    assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::AgentGone, "Docker knows it no more");
+    assert_eq!(report_shown(&mut lines).await.unwrap_err(), RefusalReason::AgentGone, "the container has stopped");
 }
 
 #[tokio::test(start_paused = true)]
@@ -360,7 +360,7 @@ async fn malformed_requests_are_refused() {
     stream.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
     assert_eq!(refusal(&mut JsonLines::new(stream)).await, RefusalReason::Malformed);
 
-    // A request with the agent's public key, signed by another key.
+    // This request has the agent's public key, but is signed by another key.
     let (csr, another, mut lines) = (Csr::new(), Csr::new(), harness.connect(ADDRESS));
     let genuine = CertificateParams::default().serialize_request(&csr.key).unwrap();
     let der = genuine.der();

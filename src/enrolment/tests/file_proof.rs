@@ -1,4 +1,4 @@
-//! Proofs that are shown as files.
+//! Tests of proofs that are shown as files.
 
 use super::*;
 
@@ -20,7 +20,7 @@ async fn the_agent_shows_a_file_and_inherits_the_token() {
         assert_eq!(token.as_ref().map(Secret::expose), inherit.then_some("my-token"));
         assert_eq!(credentials.certified_key.cert.len(), 2);
         assert!(credentials.remaining_validity(time::OffsetDateTime::now_utc()) > Duration::from_secs(3500));
-        assert_eq!(std::fs::read_dir(&proof_directory).unwrap().count(), 0, "nothing is left behind");
+        assert_eq!(std::fs::read_dir(&proof_directory).unwrap().count(), 0, "the proof file is removed");
     }
 }
 
