@@ -93,11 +93,13 @@ fn send_request(admin: SocketAddr, method: &str, path: &str, fields: &str) -> io
     let mut answer = BufReader::new(stream.take(MAX_ANSWER));
     let mut status = String::new();
     answer.read_line(&mut status)?;
+    // The head ends with an empty line, which has two bytes: CR and LF.
     let mut line = String::new();
     while answer.read_line(&mut line)? > 2 {
         line.clear();
     }
-    // The server closes the connection after the body. A truncated body is not valid JSON.
+    // The body needs no length, since the server closes the connection after it. JSON that was cut off, by the server
+    // or by `MAX_ANSWER`, is noticed when the caller parses it.
     let mut body = Vec::new();
     answer.read_to_end(&mut body)?;
     Ok((status.trim_end().into(), String::from_utf8_lossy(&body).into_owned()))

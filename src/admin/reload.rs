@@ -20,7 +20,7 @@ pub struct Outcome {
     pub applied: Vec<String>,
     /// The keys of the options that changed but need a restart.
     pub needs_restart: Vec<String>,
-    /// Why the new configuration was rejected, so that the old one is still in use; `None` if it was not.
+    /// Why the new configuration was rejected, so that the old one is still in use; `None` if it was accepted.
     pub error: Option<String>,
 }
 

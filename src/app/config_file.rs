@@ -74,14 +74,14 @@ mod tests {
         let mut file = ConfigFile::new(Some(path.clone()));
         assert!(!file.check_for_change() && !file.check_for_change());
         std::fs::write(&path, "three").unwrap();
-        assert!(!file.check_for_change(), "it may be half written");
+        assert!(!file.check_for_change(), "the file may be half written");
         std::fs::write(&path, "fifteen").unwrap();
-        assert!(!file.check_for_change(), "it was");
+        assert!(!file.check_for_change(), "the file has changed since the last check");
         assert!(file.check_for_change());
         file.mark_read();
         assert!(!file.check_for_change());
         std::fs::remove_file(&path).unwrap();
-        assert!(!file.check_for_change() && !file.check_for_change(), "it is gone");
+        assert!(!file.check_for_change() && !file.check_for_change(), "a missing file has not changed");
         std::fs::write(&path, "anew").unwrap();
         assert!(!file.check_for_change() && file.check_for_change());
         assert!(!ConfigFile::new(None).check_for_change());

@@ -5,8 +5,8 @@ use tracing::{debug, warn};
 
 use crate::listener::MAX_WAITING;
 
-/// The number of descriptors that are reserved for all but connections: listeners, event queues, key
-/// files, Docker, the admin listener.
+/// The number of descriptors that are reserved for everything except connections: listeners, event queues, key files,
+/// Docker, the admin listener.
 const RESERVE: usize = 256;
 /// The number that is reserved if the limit is low. It is enough for an idle sidecar.
 const MIN_RESERVE: usize = 48;
@@ -27,7 +27,7 @@ pub(super) fn raise_open_file_limit(max_connections: usize) -> Capacity {
     let limit = match raise_soft_limit() {
         Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
         Err(error) => {
-            warn!(%error, "can't raise the open-file limit");
+            warn!(%error, "can't raise the open-file limit; assuming that it suffices for limits.max_connections");
             usize::MAX
         }
     };
@@ -52,7 +52,7 @@ fn raise_soft_limit() -> nix::Result<u64> {
     Ok(hard)
 }
 
-/// Returns the number of descriptors of `limit` that are reserved for all but connections.
+/// Returns the number of descriptors of `limit` that are reserved for everything except connections.
 fn reserved_descriptors(limit: usize) -> usize {
     (limit / 4).clamp(MIN_RESERVE, RESERVE)
 }

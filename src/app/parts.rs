@@ -27,12 +27,12 @@ pub(super) fn warn_of_unreadable_files(config: &Config) {
     }
 }
 
-/// Warns if outside clients may be on the agent lane because they arrive from own addresses.
+/// Warns if outside clients may be on the agent lane, because they arrive from addresses of this namespace.
 pub(super) fn warn_of_shared_own_addresses(config: &Config) {
     if config.listen.own_addresses == OwnAddresses::Agent && discovery::is_in_user_namespace() {
         warn!(
-            "listen.own_addresses is agent in a user namespace, as on a rootless engine, which delivers outside \
-             clients from own addresses too: they would be agents; set it to external"
+            "listen.own_addresses is agent in a user namespace, as on a rootless engine. Such an engine gives outside \
+             clients an address of this namespace, so they become agents; set listen.own_addresses to external"
         );
     }
 }
@@ -104,7 +104,8 @@ pub(super) fn start_unpairing_removed(
     });
 }
 
-/// Creates the enrolment service. Without Docker or a CA it refuses every agent, and says why.
+/// Creates the enrolment service. The service refuses every agent, with the reason, if there is no CA, or no access to
+/// Docker or Kubernetes.
 pub(super) fn create_enrolment(
     config: &Config,
     pki: &Pki,

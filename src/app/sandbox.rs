@@ -75,7 +75,7 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_clock_adjtime,
     libc::SYS_adjtimex,
     libc::SYS_personality,
-    // Interfaces through which kernels were attacked often.
+    // Interfaces that were often used to attack kernels.
     libc::SYS_add_key,
     libc::SYS_request_key,
     libc::SYS_keyctl,
@@ -160,7 +160,7 @@ fn restrict_writes(config: &Config) -> Result<(), String> {
     match restrict() {
         Ok(done) if done.ruleset == RulesetStatus::FullyEnforced => Ok(()),
         Ok(done) if done.ruleset == RulesetStatus::PartiallyEnforced => {
-            Err("this kernel knows only a part of it".into())
+            Err("this kernel supports only a part of Landlock's ABI 3".into())
         }
         Ok(_) => Err("not in this kernel, or not permitted in this container".into()),
         Err(error) => Err(text(&error)),
@@ -193,8 +193,9 @@ fn seccomp_filters(refused: &[libc::c_long]) -> Result<[BpfProgram; 2], BackendE
 /// ENOSYS. clone3(2) has its flags in memory, where a filter can't read them; after ENOSYS the C
 /// library uses clone(2).
 ///
-/// Workaround: the filter is written as BPF instructions, because [`SeccompFilter`] supports neither ranges of
-/// numbers nor two error codes. Delete when it does. This filter need not check the architecture, because the other filter does.
+/// Workaround: the filter is written as BPF instructions, because [`SeccompFilter`] supports neither ranges of numbers
+/// nor two error codes. Delete when it does. This filter need not check the architecture, because the other filter
+/// does.
 fn syscall_number_filter() -> BpfProgram {
     const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
@@ -272,8 +273,8 @@ mod tests {
         let Ok(unrestricted) = run() else { return eprintln!("NOT RUN: no perl") };
         let unrestricted = unrestricted.replace("x32 0", &format!("x32 {}", libc::ENOSYS));
         if unrestricted != expected(|call| call.2) {
-            // A container's own filter causes other errors.
-            return eprintln!("NOT RUN: some are refused here already:\n{unrestricted}");
+            // The seccomp filter of a container engine around this test causes other errors.
+            return eprintln!("NOT RUN: some of the calls are refused here already:\n{unrestricted}");
         }
         let restricted = std::thread::spawn(move || {
             // The thread needs execve(2) to start the Perl program.
@@ -291,7 +292,7 @@ mod tests {
         }
     }
 
-    /// On threads of their own, since restrictions last as long as a thread.
+    /// The test restricts a thread of its own, since the restrictions last as long as the thread.
     #[test]
     fn a_restricted_thread_writes_only_to_the_state_directory() {
         let home = tempfile::tempdir().unwrap();

@@ -48,8 +48,8 @@ impl Workloads {
                 }
             }
             Self::Kubernetes(_) if ids.is_empty() => {}
-            // `uids` lists the pods with the agent's label. A pod that has lost the label counts as removed:
-            // it is no agent any more.
+            // `list_uids` lists the pods with the agent's label. A pod that has lost the label counts as removed: it is
+            // no agent any more.
             Self::Kubernetes(api) => match api.list_uids().await {
                 Ok(present) => removed = ids.difference(&present).cloned().collect(),
                 Err(error) => debug!(error = error_chain(&error), "can't find out which pods are removed"),
