@@ -71,7 +71,7 @@ impl fmt::Display for Endpoint {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The sidecar's name can't be resolved.
-    #[error("can't look {endpoint} up")]
+    #[error("can't resolve the sidecar's name in {endpoint}")]
     Lookup {
         /// The address whose host was looked up.
         endpoint: Endpoint,

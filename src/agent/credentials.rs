@@ -116,7 +116,7 @@ pub(super) async fn follow_files(files: CertificateFiles, sender: watch::Sender<
             Err(error) => {
                 let failure = crate::error_chain::error_chain(&error);
                 if logged_failure.as_ref() != Some(&failure) {
-                    warn!(error = %failure, "can't load the certificate");
+                    warn!(error = %failure, "can't load the certificate; trying again every 5 s");
                     sender.send_modify(|state| state.failure = Some(failure.clone()));
                     logged_failure = Some(failure);
                 }

@@ -55,7 +55,7 @@ impl LocalForwarder {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let accept = async {
             loop {
-                let permit = permits.clone().acquire_owned().await.expect("never closed");
+                let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
                 match listener.accept().await {
                     Ok((local, peer)) => {
                         let (forwarder, stop) = (self.clone(), shutdown.clone());

@@ -1,5 +1,5 @@
 //! Shows a proof inside the agent's container, where the sidecar can read it through Docker, but no client on the
-//! network.
+//! network can.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
