@@ -29,7 +29,7 @@ use super::received::Received;
 use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
 
-/// The page may use its inline style and script, and connect to its own origin.
+/// The `Content-Security-Policy` of the page: its inline style and script, and connections to its own origin.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -78,7 +78,7 @@ async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown:
     }
 }
 
-/// Responds with what was received: as JSON, or as messages of a WebSocket.
+/// Responds with the request as it was received: as a page, as JSON, or as messages of a WebSocket.
 fn respond(
     mut request: Request<Incoming>,
     from: SocketAddr,

@@ -44,7 +44,7 @@ impl Received {
 
     /// Returns the request as indented JSON.
     pub(super) fn to_json(&self) -> String {
-        // It can't fail: there are only numbers, strings and lists.
+        // Serialization can't fail, since there are only numbers, strings and lists.
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 

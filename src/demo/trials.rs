@@ -101,7 +101,7 @@ fn all_trials() -> Vec<Trial> {
         .into_iter()
         .flat_map(|lane| RequestProtocol::ALL.map(|protocol| Trial { lane, protocol, forged: &[] }));
     let forged = FORGED.into_iter().flat_map(|forged| {
-        // One field at a time in plain HTTP, and all of them in every other protocol.
+        // One field at a time over HTTP/1.1, and all of them together over each protocol.
         let protocols: &[RequestProtocol] =
             if forged.len() == 1 { &[RequestProtocol::H1] } else { &RequestProtocol::ALL };
         protocols.iter().map(move |protocol| Trial { lane: LaneKind::External, protocol: *protocol, forged })
