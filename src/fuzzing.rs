@@ -177,7 +177,7 @@ pub fn fuzz_trailers(data: &[u8]) {
 pub fn fuzz_proxy_header(data: &[u8]) {
     let v1 = parse_v1(data);
     let v2 = parse_v2(data);
-    assert!(v1.is_err() || v2.is_err(), "it can't be both");
+    assert!(v1.is_err() || v2.is_err(), "a header is valid as version 1 and as version 2");
     if let Ok(ProxyHeader::Client(client)) = v1 {
         let text = std::str::from_utf8(data).expect("a header of version 1 is text").to_owned();
         let stated = text.split(' ').nth(2).and_then(|ip| ip.parse::<IpAddr>().ok()).expect("it states an address");
@@ -192,13 +192,13 @@ pub fn fuzz_enrolment(data: &[u8]) {
     let request = JsonLines::new(stream())
         .receive::<enrolment_protocol::EnrolmentRequest>()
         .now_or_never()
-        .expect("all of it is there");
+        .expect("the input is complete");
     if let Ok(request) = request {
         let _ = crate::enrolment::parse_csr(&request.csr);
     }
-    let _ = JsonLines::new(stream()).receive::<ProofShown>().now_or_never().expect("all of it is there");
-    let _ = JsonLines::new(stream()).receive::<Reply<Challenge>>().now_or_never().expect("all of it is there");
-    let _ = JsonLines::new(stream()).receive::<Reply<Enrolled>>().now_or_never().expect("all of it is there");
+    let _ = JsonLines::new(stream()).receive::<ProofShown>().now_or_never().expect("the input is complete");
+    let _ = JsonLines::new(stream()).receive::<Reply<Challenge>>().now_or_never().expect("the input is complete");
+    let _ = JsonLines::new(stream()).receive::<Reply<Enrolled>>().now_or_never().expect("the input is complete");
     if let Ok(text) = std::str::from_utf8(data) {
         let _ = crate::enrolment::parse_csr(text);
     }
@@ -273,8 +273,8 @@ impl AsyncWrite for Trickle<'_> {
     }
 }
 
-/// Serves an HTTP/1.1 connection with hyper behind [`H1RequestGuard`]. Asserts that both see the end of
-/// each head at the same byte, and that the guard encodes the characters that hyper does not.
+/// Serves an HTTP/1.1 connection with hyper behind [`H1RequestGuard`]. Asserts that both see the end of each head at
+/// the same byte, and that the guard encodes the characters in a target that hyper would refuse.
 pub fn fuzz_requests(data: &[u8]) {
     let head_ended = Rc::<Cell<bool>>::default();
     let text = String::from_utf8_lossy(data).to_ascii_lowercase();

@@ -171,7 +171,7 @@ impl HttpClient for RuntimeHttpClient {
         'life0: 'async_trait,
         Self: 'async_trait,
     {
-        // Not spawned by `Shutdown`: the SDK waits for this task, and `Exporter::stop` waits for the SDK.
+        // This task is not spawned by `Shutdown`, since the SDK waits for it, and `Exporter::stop` waits for the SDK.
         let sent = self.0.spawn(async { tokio::time::timeout(BATCH_TIMEOUT, send(request)).await });
         Box::pin(async move { sent.await?? })
     }

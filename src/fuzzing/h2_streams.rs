@@ -36,8 +36,8 @@ const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
 
-/// The first bytes of the header block of an interim response with the status 103. hyper encodes no
-/// final response so.
+/// The first bytes of the header block of an interim response with the status 103. hyper never encodes a final response
+/// like this.
 const HINTS: &[u8] = b"\x08\x03103";
 
 /// The number of kinds of acts; see [`frames_of_act`].
@@ -88,9 +88,9 @@ fn frames_of_act(byte: u8, next: &mut u32) -> Vec<u8> {
             [encode_frame(HEADERS, END_STREAM, stream, first), encode_frame(CONTINUATION, END_HEADERS, stream, second)]
                 .concat()
         }
-        // Malformed: without a path.
+        // This head is malformed, since it has no path.
         5 => encode_frame(HEADERS, END_HEADERS | END_STREAM, new(), &encode_field(":method", "GET")),
-        // Too large.
+        // This head is larger than the limit in `run_connection`.
         6 => {
             let stream = new();
             encode_frame(
@@ -123,7 +123,7 @@ fn trailer_frames(form: u8, stream: u32) -> Vec<u8> {
     } else {
         encode_field("x-sum", "1")
     };
-    // HPACK: dynamic table size update to 4096, the size that the table has already.
+    // The block begins with an HPACK update of the dynamic table's size to 4096, the size that the table has already.
     let block = if has(2) { [&[0x3f, 0xe1, 0x1f][..], &fields].concat() } else { fields };
     let (mut flags, mut payload) = (END_STREAM, Vec::new());
     if has(4) {

@@ -105,7 +105,7 @@ fn block<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
             return result;
         }
     }
-    panic!("the client waits although all is there");
+    panic!("the client waits although the gateway has sent everything");
 }
 
 /// Returns what loopgate's client gets, why the response ended early, and whether the connection may be used again.
@@ -155,12 +155,12 @@ fn by_hyper(gateway: FakeGateway, is_head_request: bool) -> Received {
         .max_header_size(LIMITS.bytes)
         .handshake::<_, Empty<Bytes>>(TokioIo::new(gateway));
     let mut handshake = pin!(handshake);
-    let (mut sender, connection) = block(|cx| handshake.as_mut().poll(cx)).expect("it does no I/O");
+    let (mut sender, connection) = block(|cx| handshake.as_mut().poll(cx)).expect("the handshake does no I/O");
     let mut connection = pin!(connection);
     let mut has_ended = false;
     let mut drive = |cx: &mut Context<'_>| has_ended = has_ended || connection.as_mut().poll(cx).is_ready();
     let method = if is_head_request { Method::HEAD } else { Method::GET };
-    let mut request = Request::builder().method(method).body(Empty::new()).expect("it is valid");
+    let mut request = Request::builder().method(method).body(Empty::new()).expect("the request is valid");
     let interims = std::sync::Arc::<std::sync::Mutex<Vec<u16>>>::default();
     let interims_received = std::sync::Arc::clone(&interims);
     hyper::ext::on_informational(&mut request, move |response| {
@@ -193,9 +193,9 @@ fn by_hyper(gateway: FakeGateway, is_head_request: bool) -> Received {
 /// Returns whether loopgate's client refuses on purpose, with `error`, what hyper's client accepts.
 fn is_stricter(error: &ExchangeError) -> bool {
     match error {
-        // hyper takes a body with a coding other than `chunked` for one that it can decode.
+        // hyper treats a body with another coding than `chunked` as one that it can decode.
         ExchangeError::TransferEncoding => true,
-        // hyper accepts lengths that are equal as numbers only, and larger ones.
+        // hyper also accepts repeated lengths that are equal only as numbers (`5, 05`), and larger lengths.
         ExchangeError::Length(why) => why.starts_with("Content-Length"),
         // hyper accepts a line end without CR in trailers.
         ExchangeError::Chunks(why) => *why == "a line of a trailer ends without CR",
