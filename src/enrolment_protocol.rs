@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_without_end_is_cut_off() {
+    async fn a_line_that_is_too_long_is_refused() {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let mut theirs = theirs;
         theirs.write_all(&[b'x'; 20 * 1024]).await.unwrap();

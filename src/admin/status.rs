@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_survives_the_way_to_the_command() {
+    fn a_status_is_the_same_after_serialization() {
         let json = serde_json::to_string(&example()).unwrap();
         assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), example());
     }

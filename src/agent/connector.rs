@@ -142,8 +142,8 @@ impl Connector {
     /// # Errors
     /// The sidecar can't be reached, isn't trusted, or doesn't offer enrolment.
     pub async fn connect_for_enrolment(&self) -> Result<TlsStream<TcpStream>, Error> {
-        let read_ca_pem = self.trust.read_ca_pem().await?;
-        let mut config = self.config_builder(&read_ca_pem)?.with_no_client_auth();
+        let ca_pem = self.trust.read_ca_pem().await?;
+        let mut config = self.config_builder(&ca_pem)?.with_no_client_auth();
         config.alpn_protocols = vec![enrolment_protocol::ALPN.to_vec()];
         let stream = self.connect_tls(Arc::new(config)).await?;
         if stream.get_ref().1.alpn_protocol() != Some(enrolment_protocol::ALPN) {

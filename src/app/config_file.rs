@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_has_changed_once_two_looks_agree() {
+    fn a_file_has_changed_once_two_checks_agree() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.toml");
         std::fs::write(&path, "one").unwrap();

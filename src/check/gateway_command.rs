@@ -50,15 +50,12 @@ fn overriding_settings(container: &NamespaceContainer) -> Vec<String> {
     if !words.contains(&"gateway") {
         return Vec::new();
     }
-    let separate_values = words
-        .iter()
-        .zip(words.iter().skip(1))
-        .filter(|(word, _)| **word == "--bind")
-        .map(|(_, bind_values)| *bind_values);
+    let separate_values =
+        words.iter().zip(words.iter().skip(1)).filter(|(word, _)| **word == "--bind").map(|(_, bind)| *bind);
     let bind_values = separate_values.chain(words.iter().filter_map(|word| word.strip_prefix("--bind=")));
     let mut settings: Vec<String> = bind_values
-        .filter(|bind_values| *bind_values != "loopback")
-        .map(|bind_values| format!("--bind {bind_values} in its command line"))
+        .filter(|bind| *bind != "loopback")
+        .map(|bind| format!("--bind {bind} in its command line"))
         .collect();
     if words.contains(&"--force") {
         settings.push("--force in its command line".into());

@@ -36,10 +36,10 @@ pub fn run(args: Args) -> Result<(), Error> {
         let mut signals = Signals::install().map_err(Error::io("installing the signal handlers"))?;
         let shutdown = Shutdown::new();
         let agent = agent::start(settings, &shutdown).await?;
-        if let Some(patience) = wait {
+        if let Some(wait_limit) = wait {
             tokio::select! {
-                answers = ready::wait_until_ready(agent.address, patience) => {
-                    answers.map_err(|error| agent.not_ready_error(patience, error))?;
+                answers = ready::wait_until_ready(agent.address, wait_limit) => {
+                    answers.map_err(|error| agent.not_ready_error(wait_limit, error))?;
                 }
                 _ = signals.wait_for_termination() => return Ok(()),
             }

@@ -74,7 +74,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         None => None,
     };
     let settings = args.flags.settings(port)?;
-    let patience = non_empty(args.wait).unwrap_or(Duration::from_secs(60));
+    let wait_limit = non_empty(args.wait).unwrap_or(Duration::from_secs(60));
     let grace = non_empty(args.grace).unwrap_or(Duration::from_secs(10));
     let status = create_runtime()?.block_on(async {
         let mut signals = Signals::install().map_err(Error::io("installing the signal handlers"))?;
@@ -82,7 +82,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         let agent = agent::start(settings, &shutdown).await?;
         let pair = !args.no_pair && !is_node_host(&args.command);
         tokio::select! {
-            ready = wait_until_ready(&agent, patience, pair) => ready?,
+            ready = wait_until_ready(&agent, wait_limit, pair) => ready?,
             signal = signals.wait_for_termination() => return Ok(exit_status_of(signal)),
         }
         let token = agent.state.borrow().token.clone();
@@ -96,10 +96,10 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
 }
 
 /// Waits until the gateway answers, and pairs OpenClaw's device in advance if this version of the gateway needs it.
-async fn wait_until_ready(agent: &Agent, patience: Duration, pair: bool) -> Result<(), Error> {
-    let answers = ready::wait_until_ready(agent.address, patience)
+async fn wait_until_ready(agent: &Agent, wait_limit: Duration, pair: bool) -> Result<(), Error> {
+    let answers = ready::wait_until_ready(agent.address, wait_limit)
         .await
-        .map_err(|error| agent.not_ready_error(patience, error))?;
+        .map_err(|error| agent.not_ready_error(wait_limit, error))?;
     info!(address = %agent.address, "the gateway answers");
     if pair && answers.needs_prepairing {
         let inherited = agent.state.borrow().token.clone();

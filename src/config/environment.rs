@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_variable_is_complained_about_unless_kubernetes_made_it() {
+    fn an_unknown_variable_is_a_problem_unless_kubernetes_made_it() {
         for name in [
             "LOOPGATE_SERVICE_HOST",
             "LOOPGATE_SERVICE_PORT",

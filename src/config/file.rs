@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn all_complaints_are_collected() {
+    fn all_problems_are_collected() {
         assert_eq!(problems("x = 1\ny = 2\n[log]\nz = 3\n").len(), 3);
     }
 

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn complaints_of_all_layers_are_kept_upper_first() {
+    fn problems_of_all_layers_are_kept_upper_first() {
         let (mut upper, mut lower) = (Layer::default(), Layer::default());
         upper.add_problem("up", "a");
         lower.add_problem("low", "b");

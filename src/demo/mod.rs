@@ -194,12 +194,12 @@ mod tests {
 
     #[test]
     fn an_address_that_ipv4_clients_cannot_reach_gets_a_second_listener() {
-        for (listen, addresss) in
+        for (listen, listener_count) in
             [("127.0.0.1:0", 1), ("0.0.0.0:0", 1), ("[::]:0", 1), ("[::1]:0", 2), ("10.0.0.5:0", 1)]
         {
             let listen: SocketAddr = listen.parse().unwrap();
             let config = demo_config(Config::default(), listen, "127.0.0.1:1".parse().unwrap(), Path::new("/nowhere"));
-            assert_eq!(config.listen.on.len(), addresss, "{listen}");
+            assert_eq!(config.listen.on.len(), listener_count, "{listen}");
         }
     }
 }

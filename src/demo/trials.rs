@@ -181,7 +181,7 @@ mod tests {
         ];
         let agents = [("host", gateway.as_str()), ("accept", "*/*")];
         let external = |more: &[(&'static str, &'static str)]| [&whole[..], more].concat();
-        for (lane, from, headers, judged, failures_) in [
+        for (lane, from, headers, judged, failure_count) in [
             (LaneKind::Agent, "127.77.1.2:1", agents.to_vec(), Class::Local, 0),
             (LaneKind::Agent, "127.0.0.2:1", agents.to_vec(), Class::Local, 1),
             (LaneKind::Agent, "127.77.1.2:1", whole.to_vec(), Class::Refused, 3),
@@ -195,7 +195,7 @@ mod tests {
         ] {
             let trial = Trial { lane, protocol: RequestProtocol::H1, forged: &[] };
             let found = find_failures(&trial, &received(from, &headers, judged), host, &config);
-            assert_eq!(found.len(), failures_, "{lane:?} {from} {headers:?}: {found:?}");
+            assert_eq!(found.len(), failure_count, "{lane:?} {from} {headers:?}: {found:?}");
         }
     }
 

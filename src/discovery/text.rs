@@ -5,7 +5,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 /// The maximum length of text in a log line, in characters.
 const MAX_CHARS: usize = 400;
 /// The characters that are percent-encoded in a query: all but letters, digits, `-`, `_` and `.`.
-const VERBATIM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+const QUERY_ENCODE_SET: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
 /// Returns `text` on one line, shortened to [`MAX_CHARS`]: filters answer with whole HTML pages.
 pub(super) fn to_one_line(text: &str) -> String {
@@ -15,5 +15,5 @@ pub(super) fn to_one_line(text: &str) -> String {
 
 /// Returns `text` as a value in a query, percent-encoded.
 pub(super) fn encode_query_value(text: &str) -> String {
-    utf8_percent_encode(text, VERBATIM).to_string()
+    utf8_percent_encode(text, QUERY_ENCODE_SET).to_string()
 }

@@ -149,11 +149,11 @@ mod tests {
         fs::write(&two, "2").unwrap();
         let mut cache = DigestCache::default();
         let mut check = |read, after: u64| {
-            let was_read = cache.0.as_ref().map(|cached| cached.unread_checks);
+            let unread_before = cache.0.as_ref().map(|cached| cached.unread_checks);
             let digest = cache.digest(&files, read, SystemTime::now() + Duration::from_secs(after));
             assert_eq!(digest, files_digest(&files));
             let unread = cache.0.as_ref().unwrap().unread_checks;
-            was_read.is_none_or(|before| unread <= before)
+            unread_before.is_none_or(|before| unread <= before)
         };
         assert!(check(false, 0) && check(false, 0), "files that changed a moment ago are read at each check");
         assert!(check(false, 60) && !check(false, 60) && !check(false, 60));

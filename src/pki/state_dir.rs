@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn write_new_never_replaces_a_file() {
+    fn write_if_missing_never_replaces_a_file() {
         let (_home, dir) = dir();
         assert!(dir.write_if_missing("a", b"first", Access::Public).unwrap());
         assert!(!dir.write_if_missing("a", b"second", Access::Public).unwrap());

@@ -115,9 +115,9 @@ fn a_sidecar_killed_at_any_moment_leaves_a_directory_that_the_next_start_can_use
         // The process is killed at different times: in the first half of the rounds during the first start, later
         // during a rotation.
         let milestone = if round < 6 { ".lock" } else { "server.pem" };
-        let patience = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !home.state.join(milestone).exists() {
-            assert!(Instant::now() < patience, "no {milestone}");
+            assert!(Instant::now() < deadline, "no {milestone}");
             std::thread::sleep(Duration::from_micros(200));
         }
         std::thread::sleep(Duration::from_micros(700 * round));
