@@ -69,7 +69,9 @@ impl Admin {
         shutdown.spawn(async move {
             let listener = match tokio::net::TcpListener::from_std(self.0) {
                 Ok(listener) => listener,
-                Err(error) => return warn!(%error, "can't start the admin listener"),
+                Err(error) => {
+                    return warn!(%error, "can't start the admin listener; health, metrics and status are not served");
+                }
             };
             let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
             loop {

@@ -92,7 +92,7 @@ impl TlsReloader {
             tokio::select! {
                 () = shutdown.wait_until_begun() => return,
                 changed = newest.changed() => if changed.is_err() { return },
-                // A reload has set or cleared the problem, so whether to retry is decided again.
+                // A reload has set or cleared the problem, so the need for a retry is decided again.
                 _ = problem.changed() => continue,
                 () = sleep(RETRY), if has_failed => {}
             }

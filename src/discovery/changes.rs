@@ -21,7 +21,7 @@ pub fn log(before: &View, after: &View) {
             container = owner.name,
             id = owner.id,
             project = owner.project,
-            "found the owner of this network namespace"
+            "found the container that owns this network namespace"
         );
     }
     if after.source == AgentSourceKind::Docker
@@ -42,7 +42,7 @@ pub fn log(before: &View, after: &View) {
     }
     for (name, why) in &after.not_agents {
         if before.not_agents.get(name) != Some(why) {
-            warn!(container = name, reason = %why, "labelled container is not an agent");
+            warn!(container = name, reason = %why, "labelled container or pod is not an agent");
         }
     }
     if after.namespace != before.namespace {

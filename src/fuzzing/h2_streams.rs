@@ -369,7 +369,7 @@ async fn answer_request(
         while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(cx) {
             let Ok(trailers) = frame.into_trailers() else { continue };
             let names: BTreeSet<_> = trailers.keys().map(HeaderName::as_str).collect();
-            assert_eq!(names, BTreeSet::from(["host", "x-sum"]), "what h2 must not accept");
+            assert_eq!(names, BTreeSet::from(["host", "x-sum"]), "trailers that h2 must refuse");
             count.set(count.get() + 1);
         }
         polls += 1;

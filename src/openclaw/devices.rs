@@ -256,7 +256,10 @@ impl Devices {
             Ok(())
         });
         if let Err(error) = written {
-            warn!(path = %self.directory.join(FILE).display(), %error, "can't save which container uses a device");
+            warn!(
+                path = %self.directory.join(FILE).display(), %error,
+                "can't save which container uses a device; its pairing may stay after the container is removed"
+            );
         }
     }
 
@@ -335,8 +338,9 @@ impl ProvisionalBinding {
         });
         if let Err(error) = removed {
             warn!(
-                path = %self.devices.directory.join(FILE).display(), %error,
-                "can't remove the binding of a device that the gateway refused"
+                device = short_id(&self.device), path = %self.devices.directory.join(FILE).display(), %error,
+                "can't remove the binding of a device that the gateway refused; release it with `loopgate devices \
+                 release`"
             );
         }
         self.devices.lock().removing.remove(&self.device);

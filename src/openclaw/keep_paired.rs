@@ -71,7 +71,10 @@ impl KeepPaired {
                 Err(error) => {
                     let failure = error_chain(&error);
                     if logged_failure.as_ref() != Some(&failure) {
-                        warn!(error = failure, "the gateway's own device is not paired: its sub-agents may be refused");
+                        warn!(
+                            error = failure,
+                            "the gateway's own device is not paired, so its sub-agents may be refused; trying again"
+                        );
                     }
                     logged_failure = Some(failure);
                     sleep(backoff.next_pause()).await;

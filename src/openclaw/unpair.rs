@@ -37,7 +37,7 @@ impl TemporaryDevice {
             info!(
                 device = self.id,
                 error = error_chain(&error),
-                "the temporary device stays paired; its key was never stored, so it can't be used"
+                "can't unpair the temporary device; its key was never stored, so it can't be used"
             );
         }
     }

@@ -196,7 +196,7 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
     let view =
         harness.wait_until("disconnected", |view| matches!(view.source_state, SourceState::Disconnected { .. })).await;
     let since = tokio::time::Instant::now();
-    assert_eq!(agents(&view), ["a", "b"], "there is a grace");
+    assert_eq!(agents(&view), ["a", "b"], "the agents count during the grace");
     let view = harness.wait_until("the grace is over", |view| agents(view) == ["b"]).await;
     assert!(since.elapsed() >= ADDRESS_GRACE - Duration::from_secs(1), "{:?}", since.elapsed());
     assert_eq!(view.last_known.len(), 2);

@@ -78,7 +78,10 @@ fn only_the_key_of_a_request_is_used() {
     assert_eq!(facts.public_key, key.subject_public_key_info());
     assert!(facts.validity.not_after - now() <= time::Duration::HOUR);
     assert!(client_verifies(&chain, ca.certificate()));
-    assert!(verify_server_chain(&chain, ca.certificate(), now(), &names("")).is_err(), "it is no server certificate");
+    assert!(
+        verify_server_chain(&chain, ca.certificate(), now(), &names("")).is_err(),
+        "a client certificate is not accepted for a server"
+    );
 }
 
 #[test]
