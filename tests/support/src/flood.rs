@@ -49,6 +49,7 @@ pub struct Flood {
 #[derive(Debug, Default)]
 pub struct Count {
     requests: AtomicUsize,
+    responses: AtomicUsize,
     ended: AtomicUsize,
     closed: AtomicUsize,
 }
@@ -57,6 +58,11 @@ impl Count {
     /// Returns the number of requests that were sent.
     pub fn request_count(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of responses that have begun with the status 200.
+    pub fn response_count(&self) -> usize {
+        self.responses.load(Ordering::Relaxed)
     }
 
     /// Returns the number of requests that have ended, with a response or a reset.
@@ -146,6 +152,10 @@ impl Flood {
                 if let (true, Some(at)) = (ends, open.iter().position(|stream| *stream == event.stream)) {
                     open.swap_remove(at);
                     count.ended.fetch_add(1, Ordering::Relaxed);
+                }
+                // 0x88 is `:status: 200` in the static table of HPACK.
+                if event.kind == HEADERS && event.payload.first() == Some(&0x88) {
+                    count.responses.fetch_add(1, Ordering::Relaxed);
                 }
                 if event.kind == PING && event.flags & ACK == 0 {
                     bytes.extend(frame(PING, ACK, 0, &event.payload));
