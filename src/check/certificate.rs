@@ -9,7 +9,7 @@ use crate::pki::offline;
 pub struct CertificateState {
     /// The content of the certificate's files, or why they can't be read; `None` if loopgate has not made a
     /// certificate yet.
-    pub report: Option<Result<offline::Report, String>>,
+    pub files: Option<Result<offline::CertificateReport, String>>,
     /// Whether the operator provides the certificate. loopgate does not renew it then.
     pub own_pair: bool,
     /// Whether loopgate adds new names to the certificate (`tls.follow_names`).
@@ -18,7 +18,7 @@ pub struct CertificateState {
     pub wanted: Vec<String>,
     /// Why the running sidecar could not load or make a newer certificate; `None` if there is no such problem.
     pub problem: Option<String>,
-    /// The current time in RFC 3339 and UTC, like the times of the report.
+    /// The current time in RFC 3339 and UTC, like the times in `files`.
     pub now: String,
 }
 
@@ -36,16 +36,16 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
         );
         report.add_finding(&kind::CERTIFICATE_PROBLEM, problem.clone(), remedy);
     }
-    let report_on_files = match &state.report {
+    let files = match &state.files {
         None => return,
-        Some(Ok(report_on_files)) => report_on_files,
+        Some(Ok(files)) => files,
         Some(Err(error)) => {
             let remedy = Remedy::in_words("repair or remove the file that it names; loopgate creates what is missing");
             return report.add_finding(&kind::CERTIFICATE_UNREADABLE, error.clone(), remedy);
         }
     };
-    judge_validity(state, report_on_files, report);
-    if let Some(ca) = report_on_files.ca.as_ref().filter(|ca| state.now < ca.not_before) {
+    judge_validity(state, files, report);
+    if let Some(ca) = files.ca.as_ref().filter(|ca| state.now < ca.not_before) {
         let remedy = Remedy::in_words("set this clock right (NTP)");
         report.add_finding(
             &kind::CLOCK_CA,
@@ -53,22 +53,20 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
             remedy,
         );
     }
-    if let Some(issuer) = &report_on_files.missing_issuer {
-        let description = format!(
-            "{} does not contain the certificate of its issuer, {issuer}",
-            report_on_files.server.file.display()
-        );
+    if let Some(issuer) = &files.missing_issuer {
+        let description =
+            format!("{} does not contain the certificate of its issuer, {issuer}", files.server.file.display());
         let remedy = Remedy::in_words(
             "append the issuer's certificate to the file, unless every client trusts that issuer itself",
         );
         report.add_finding(&kind::CERTIFICATE_CHAIN, description, remedy);
     }
-    judge_names(state, report_on_files, report);
+    judge_names(state, files, report);
 }
 
 /// Adds the finding about the validity of the server certificate.
-fn judge_validity(state: &CertificateState, found: &offline::Report, report: &mut Report) {
-    let server = &found.server;
+fn judge_validity(state: &CertificateState, files: &offline::CertificateReport, report: &mut Report) {
+    let server = &files.server;
     let until = format!("{} is valid from {} to {}", server.file.display(), server.not_before, server.not_after);
     let renew = if state.own_pair {
         "put a renewed pair in its place; it is read again by itself"
@@ -90,8 +88,8 @@ fn judge_validity(state: &CertificateState, found: &offline::Report, report: &mu
 }
 
 /// Adds the finding about names and addresses that the server certificate lacks.
-fn judge_names(state: &CertificateState, offline_report: &offline::Report, report: &mut Report) {
-    let server = &offline_report.server;
+fn judge_names(state: &CertificateState, files: &offline::CertificateReport, report: &mut Report) {
+    let server = &files.server;
     let missing: Vec<&str> = state
         .wanted
         .iter()
@@ -150,7 +148,7 @@ mod tests {
     fn state(server: Description) -> CertificateState {
         let ca = Some(description("2026-01-01T00:00:00Z", "2036-01-01T00:00:00Z", 3650));
         CertificateState {
-            report: Some(Ok(offline::Report { server, ca, missing_issuer: None })),
+            files: Some(Ok(offline::CertificateReport { server, ca, missing_issuer: None })),
             own_pair: false,
             follows_names: true,
             wanted: vec!["localhost".into(), "172.18.0.2".into()],
@@ -160,8 +158,8 @@ mod tests {
     }
 
     fn without_issuer(mut state: CertificateState) -> CertificateState {
-        let report = state.report.as_mut().unwrap().as_mut().unwrap();
-        report.missing_issuer = Some("CN=R3".into());
+        let files = state.files.as_mut().unwrap().as_mut().unwrap();
+        files.missing_issuer = Some("CN=R3".into());
         state
     }
 
@@ -170,8 +168,8 @@ mod tests {
         let good = || description("2026-05-01T00:00:00Z", "2026-08-01T00:00:00Z", 60);
         let table: [(CertificateState, &[&str]); 12] = [
             (state(good()), &[]),
-            (CertificateState { report: None, ..state(good()) }, &[]),
-            (CertificateState { report: Some(Err("no".into())), ..state(good()) }, &["certificate-unreadable"]),
+            (CertificateState { files: None, ..state(good()) }, &[]),
+            (CertificateState { files: Some(Err("no".into())), ..state(good()) }, &["certificate-unreadable"]),
             (CertificateState { problem: Some("disk full".into()), ..state(good()) }, &["certificate-problem"]),
             (state(description("2026-05-01T00:00:00Z", "2026-06-01T00:00:00Z", 0)), &["certificate-expired"]),
             (state(description("2026-06-02T00:00:00Z", "2026-08-01T00:00:00Z", 60)), &["certificate-expired"]),

@@ -164,7 +164,7 @@ fn gateway_probe_plan(
 ) -> probe::ProbePlan {
     let running = status.and_then(|status| status.as_ref().ok());
     let chain = config.tls.provided.as_ref().map(|pair| pair.chain.as_path());
-    let from_files = || offline::show(&config.state_dir, chain).ok().map(|report| report.server.fingerprint);
+    let from_files = || offline::show(&config.state_dir, chain).ok().map(|files| files.server.fingerprint);
     let fingerprint = running.map(|status| status.certificate.fingerprint.clone()).or_else(from_files);
     let allowed = openclaw_json
         .and_then(|openclaw_json| openclaw_json["gateway"]["controlUi"]["allowedOrigins"].as_array())
@@ -242,7 +242,7 @@ fn observe_certificate(
         .filter_map(|name| name.parse::<SubjectName>().ok())
         .chain(addresses.into_iter().map(SubjectName::Ip));
     certificate::CertificateState {
-        report: exists.then(|| offline::show(&config.state_dir, own_pair).map_err(|error| error_chain(&error))),
+        files: exists.then(|| offline::show(&config.state_dir, own_pair).map_err(|error| error_chain(&error))),
         own_pair: own_pair.is_some(),
         follows_names: config.tls.follow_names,
         wanted: configured_names.iter().cloned().chain(discovered_names.map(|name| name.to_string())).collect(),

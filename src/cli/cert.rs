@@ -205,6 +205,6 @@ fn state_dir_of_served(flags: Flags<Files>) -> Result<PathBuf, Error> {
     }
 }
 
-fn print_report(report: &offline::Report, json: bool) -> Result<(), Error> {
+fn print_report(report: &offline::CertificateReport, json: bool) -> Result<(), Error> {
     if json { output::print(format!("{:#}\n", serde_json::json!(report))) } else { output::print(report.to_string()) }
 }

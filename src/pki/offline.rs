@@ -48,7 +48,7 @@ pub struct Description {
 
 /// The certificates of a sidecar.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct CertificateReport {
     /// The server certificate.
     pub server: Description,
     /// loopgate's CA; `None` with the operator's pair and no usable state directory.
@@ -61,7 +61,7 @@ pub struct Report {
 
 /// Describes the server certificate in `state_dir`, or the operator's `own_chain`, and the CA. Changes nothing, and
 /// reads no key.
-pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<Report, Error> {
+pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<CertificateReport, Error> {
     let dir = StateDir::at(state_dir);
     let (server, ca) = match own_chain {
         Some(chain) => (chain.to_owned(), authority::load_certificate(&dir).ok()),
@@ -72,7 +72,11 @@ pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<Report, Error>
     let Some(chain) = chain::order_chain(&chain, None).map_err(Error::unusable(&server))? else {
         return Err(Error::unusable(&server)(InvalidFile::NoCertificate));
     };
-    Ok(Report { server: describe(server, &chain.certificates[0])?, ca, missing_issuer: chain.missing_issuer })
+    Ok(CertificateReport {
+        server: describe(server, &chain.certificates[0])?,
+        ca,
+        missing_issuer: chain.missing_issuer,
+    })
 }
 
 /// Reads all certificates in a PEM file. Blocks.
@@ -104,7 +108,7 @@ fn write_atomically(file: &Path, content: &[u8], access: Access) -> Result<(), E
 }
 
 /// Replaces the server's leaf, whether or not it is due.
-pub fn rotate(state_dir: &Path, rotate_key: RotateKey) -> Result<Report, Error> {
+pub fn rotate(state_dir: &Path, rotate_key: RotateKey) -> Result<CertificateReport, Error> {
     // Fails if there is no CA, so that a mistyped directory does not get one.
     authority::load_certificate(&StateDir::at(state_dir))?;
     let now = OffsetDateTime::now_utc();
@@ -238,7 +242,7 @@ fn describe(file: PathBuf, certificate: &CertificateDer<'_>) -> Result<Descripti
     })
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for CertificateReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "server certificate\n{}", self.server)?;
         if let Some(ca) = &self.ca {
