@@ -28,8 +28,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct LocalForwarder {
     pub(super) connector: Arc<Connector>,
     pub(super) state: watch::Receiver<CredentialState>,
-    /// Notified when the sidecar refuses the certificate.
-    pub(super) renew: Arc<Notify>,
+    /// Notified when the certificate must be renewed at once: the sidecar refused it, or it has expired.
+    pub(super) renewal_needed: Arc<Notify>,
     /// The time for which a local connection waits for credentials and for the sidecar (`--hold`).
     pub(super) wait_limit: Duration,
 }
@@ -125,7 +125,7 @@ impl LocalForwarder {
         if state.borrow().credentials.as_ref().is_some_and(|credentials| !is_valid(&credentials)) {
             // After a suspension of the machine the renewal is overdue, and it would be noticed only at the next check
             // of the clock.
-            self.renew.notify_one();
+            self.renewal_needed.notify_one();
         }
         let state_with_valid =
             timeout_at(deadline, state.wait_for(|state| state.credentials.as_ref().is_some_and(|c| is_valid(&c))))
@@ -145,7 +145,7 @@ impl LocalForwarder {
     fn renew_if_refused(&self, error: &io::Error) {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         if matches!(tls, Some(rustls::Error::AlertReceived(_))) {
-            self.renew.notify_one();
+            self.renewal_needed.notify_one();
         }
     }
 }

@@ -133,7 +133,7 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
     info!(%address, sidecar = %connector.endpoint(), "local clients may connect");
 
     let (sender, state) = watch::channel(CredentialState::default());
-    let renew = Arc::new(tokio::sync::Notify::new());
+    let renewal_needed = Arc::new(tokio::sync::Notify::new());
     match settings.credential_source {
         source @ (CredentialSource::Enrol(_) | CredentialSource::Token(_)) => {
             let attestation = match source {
@@ -145,7 +145,7 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
                 connector: connector.clone(),
                 attestation,
                 token_out: settings.token_out,
-                refused: renew.clone(),
+                renewal_needed: renewal_needed.clone(),
             };
             let token = shutdown.cancellation_token().clone();
             shutdown.spawn(async move {
@@ -159,7 +159,8 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
             });
         }
     }
-    let forward = forward::LocalForwarder { connector, state: state.clone(), renew, wait_limit: settings.wait_limit };
+    let forward =
+        forward::LocalForwarder { connector, state: state.clone(), renewal_needed, wait_limit: settings.wait_limit };
     let stop = shutdown.clone();
     shutdown.spawn(async move { forward.run(listener, stop).await });
     Ok(Agent { address, state })

@@ -31,8 +31,8 @@ pub(super) struct Renewal {
     pub(super) attestation: Attestation,
     /// The file to which an inherited token is written.
     pub(super) token_out: Option<PathBuf>,
-    /// Notified when the sidecar refuses the certificate.
-    pub(super) refused: Arc<Notify>,
+    /// Notified when the certificate must be renewed at once: the sidecar refused it, or it has expired.
+    pub(super) renewal_needed: Arc<Notify>,
 }
 
 impl Renewal {
@@ -82,7 +82,9 @@ impl Renewal {
         sleep(MIN_INTERVAL).await;
         while credentials.remaining_validity(OffsetDateTime::now_utc()) > half {
             tokio::select! {
-                () = self.refused.notified() => return info!("the sidecar refused the certificate; enrolling again"),
+                () = self.renewal_needed.notified() => {
+                    return info!("the sidecar refused the certificate; enrolling again");
+                }
                 () = sleep(CLOCK_CHECK.min(half)) => {}
             }
         }
