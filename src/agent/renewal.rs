@@ -76,14 +76,14 @@ impl Renewal {
         }
     }
 
-    /// Waits until half the life of `credentials` has elapsed, or until the sidecar refuses them.
+    /// Waits until half the life of `credentials` has elapsed, or until they must be renewed at once.
     async fn wait_until_due(&self, credentials: &Credentials) {
         let half = credentials.remaining_validity(OffsetDateTime::now_utc()) / 2;
         sleep(MIN_INTERVAL).await;
         while credentials.remaining_validity(OffsetDateTime::now_utc()) > half {
             tokio::select! {
                 () = self.renewal_needed.notified() => {
-                    return info!("the sidecar refused the certificate; enrolling again");
+                    return info!("the certificate was refused or has expired; enrolling again");
                 }
                 () = sleep(CLOCK_CHECK.min(half)) => {}
             }
