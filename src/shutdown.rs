@@ -68,6 +68,17 @@ impl Shutdown {
         tokio::spawn(self.track_task(task));
     }
 
+    /// Spawns `task` as [`Shutdown::spawn`] does, and drops it when the shutdown begins.
+    pub fn spawn_until_begun<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let begun = self.cancellation_token().clone();
+        self.spawn(async move {
+            tokio::select! { () = begun.cancelled() => {}, () = task => {} }
+        });
+    }
+
     /// Wraps `task`, which another executor runs, so that [`Shutdown::wait_for_tasks`] waits for it.
     pub fn track_task<F: Future>(&self, task: F) -> TrackedFuture<F> {
         self.tasks.track_future(task)
@@ -105,6 +116,14 @@ mod tests {
         let shutdown = Shutdown::new();
         let observed = shutdown.clone();
         shutdown.spawn(async move { observed.wait_until_begun().await });
+        shutdown.begin();
+        assert_eq!(shutdown.wait_for_tasks(Duration::from_secs(5)).await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_drops_the_tasks_that_were_spawned_until_it_begins() {
+        let shutdown = Shutdown::new();
+        shutdown.spawn_until_begun(std::future::pending());
         shutdown.begin();
         assert_eq!(shutdown.wait_for_tasks(Duration::from_secs(5)).await, 0);
     }

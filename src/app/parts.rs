@@ -69,13 +69,7 @@ pub(super) fn serve_enrolments(enrolment: Enrolment) -> Enrol {
 pub(super) fn start_keeping_paired(config: &Config, shutdown: &Shutdown) {
     let Some(state_dir) = config.gateway.state_dir.clone() else { return };
     let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
-    let task_shutdown = shutdown.clone();
-    shutdown.spawn(async move {
-        tokio::select! {
-            () = task_shutdown.wait_until_begun() => {}
-            () = KeepPaired { gateway, state_dir, token_file }.run() => {}
-        }
-    });
+    shutdown.spawn_until_begun(KeepPaired { gateway, state_dir, token_file }.run());
 }
 
 /// Starts a task that removes the pairing of devices whose containers or pods were removed, if
@@ -95,13 +89,7 @@ pub(super) fn start_unpairing_removed(
     };
     let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
     let unpair = UnpairRemoved { workloads, view, devices, gateway, token_file };
-    let task_shutdown = shutdown.clone();
-    shutdown.spawn(async move {
-        tokio::select! {
-            () = task_shutdown.wait_until_begun() => {}
-            () = unpair.run() => {}
-        }
-    });
+    shutdown.spawn_until_begun(unpair.run());
 }
 
 /// Creates the enrolment service. The service refuses every agent, with the reason, if there is no CA, or no access to

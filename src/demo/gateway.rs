@@ -91,13 +91,7 @@ fn respond(
     let is_websocket =
         head.headers.get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
     if let Some(key) = head.headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_websocket) {
-        let task_shutdown = shutdown.clone();
-        shutdown.spawn(async move {
-            tokio::select! {
-                () = task_shutdown.wait_until_begun() => {}
-                () = echo_messages(upgrade, received) => {}
-            }
-        });
+        shutdown.spawn_until_begun(echo_messages(upgrade, received));
         return switch_to_websocket(key);
     }
     match head.uri.path() {

@@ -335,13 +335,7 @@ impl Engine {
         let (head, body) = response.into_parts();
         let (body, connection) = body.into_body_and_connection();
         if !connection.is_terminated() {
-            let token = self.shutdown.cancellation_token().clone();
-            self.shutdown.spawn(async move {
-                tokio::select! {
-                    () = token.cancelled() => {}
-                    () = connection => {}
-                }
-            });
+            self.shutdown.spawn_until_begun(connection);
         }
         Ok(Response::from_parts(head, body))
     }
