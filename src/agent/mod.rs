@@ -27,6 +27,7 @@ pub mod trust;
 
 pub use connector::{Connector, Endpoint};
 pub use credentials::{CredentialState, Credentials};
+pub use enrol::Attestation;
 pub use show::ProofMethod;
 pub use trust::ServerTrust;
 
@@ -54,10 +55,8 @@ pub struct Settings {
 /// The source of the agent's certificate.
 #[derive(Clone, Debug)]
 pub enum CredentialSource {
-    /// Enrolment with a proof that is shown in this way.
-    Enrol(ProofMethod),
-    /// Enrolment with the pod's service-account token in this file.
-    Token(PathBuf),
+    /// Enrolment with this proof, repeated before the certificate expires.
+    Enrol(Attestation),
     /// The operator's files, which are read again when they change.
     Files(CertificateFiles),
 }
@@ -135,29 +134,16 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
     let (sender, state) = watch::channel(CredentialState::default());
     let renewal_needed = Arc::new(tokio::sync::Notify::new());
     match settings.credential_source {
-        source @ (CredentialSource::Enrol(_) | CredentialSource::Token(_)) => {
-            let attestation = match source {
-                CredentialSource::Token(file) => enrol::Attestation::Token(file),
-                CredentialSource::Enrol(method) => enrol::Attestation::Show(method),
-                CredentialSource::Files(_) => unreachable!("matched above"),
-            };
+        CredentialSource::Enrol(attestation) => {
             let renewal = renewal::Renewal {
                 connector: connector.clone(),
                 attestation,
                 token_out: settings.token_out,
                 renewal_needed: renewal_needed.clone(),
             };
-            let token = shutdown.cancellation_token().clone();
-            shutdown.spawn(async move {
-                tokio::select! { () = token.cancelled() => {}, () = renewal.run(sender) => {} }
-            });
+            shutdown.spawn_until_begun(renewal.run(sender));
         }
-        CredentialSource::Files(files) => {
-            let token = shutdown.cancellation_token().clone();
-            shutdown.spawn(async move {
-                tokio::select! { () = token.cancelled() => {}, () = credentials::follow_files(files, sender) => {} }
-            });
-        }
+        CredentialSource::Files(files) => shutdown.spawn_until_begun(credentials::follow_files(files, sender)),
     }
     let forward =
         forward::LocalForwarder { connector, state: state.clone(), renewal_needed, wait_limit: settings.wait_limit };

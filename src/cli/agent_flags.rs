@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::agent::{self, CredentialSource, Endpoint, ProofMethod, ServerTrust, Settings};
+use crate::agent::{self, Attestation, CredentialSource, Endpoint, ProofMethod, ServerTrust, Settings};
 use crate::config::layer::Problem;
 use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, SIDECAR_PORT, parse};
 use crate::enrolment_protocol::{PROOF_DIRECTORY, ProofKind};
@@ -124,16 +124,18 @@ impl Flags {
         };
         let token = non_empty(self.kubernetes_token);
         let kind = non_empty(self.proof).unwrap_or(ProofKind::Process);
-        let credential_source = match (non_empty(self.cert), non_empty(self.key), kind) {
-            (Some(_), _, _) | (_, Some(_), _) if token.is_some() => {
+        let credential_source = match (non_empty(self.cert), non_empty(self.key)) {
+            (Some(_), _) | (_, Some(_)) if token.is_some() => {
                 return Err(flag_error("--kubernetes-token", "is of no use beside --cert and --key: give one of them"));
             }
-            (Some(chain), Some(key), _) => CredentialSource::Files(CertificateFiles { chain, key }),
-            (Some(_), None, _) => return Err(flag_error("--cert", "needs --key")),
-            (None, Some(_), _) => return Err(flag_error("--key", "needs --cert")),
-            (None, None, _) if token.is_some() => CredentialSource::Token(token.unwrap_or_default()),
-            (None, None, ProofKind::Process) => CredentialSource::Enrol(ProofMethod::Process),
-            (None, None, _) => CredentialSource::Enrol(ProofMethod::File(PROOF_DIRECTORY.into())),
+            (Some(chain), Some(key)) => CredentialSource::Files(CertificateFiles { chain, key }),
+            (Some(_), None) => return Err(flag_error("--cert", "needs --key")),
+            (None, Some(_)) => return Err(flag_error("--key", "needs --cert")),
+            (None, None) => CredentialSource::Enrol(match (token, kind) {
+                (Some(file), _) => Attestation::Token(file),
+                (None, ProofKind::Process) => Attestation::Show(ProofMethod::Process),
+                (None, _) => Attestation::Show(ProofMethod::File(PROOF_DIRECTORY.into())),
+            }),
         };
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(GATEWAY_PORT)));
         let listen = non_empty(self.listen).unwrap_or(listen);
