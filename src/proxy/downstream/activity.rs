@@ -9,12 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::HeaderMap;
 use tokio::time::Instant;
 
 use super::h2_stream_stall::StreamStall;
+use super::output_state::OutputState;
 use crate::labels::Protocol;
-use crate::proxy::chunked_trailers::{FlushCounter, TrailerSlot};
 
 /// The activity of one connection. Its stream, its requests and the task that watches its deadlines share it.
 #[derive(Debug)]
@@ -39,19 +38,10 @@ pub struct Activity {
     block_stream: AtomicU32,
     /// Whether the deadline of a head has passed, so that the next read ends the connection.
     is_head_abandoned: AtomicBool,
-    /// Bytes of HTTP/1.1 responses that hyper has and the socket has not taken.
-    buffered_bytes: AtomicUsize,
-    /// Whether the socket did not take all bytes of the last write or flush.
-    is_socket_full: AtomicBool,
-    flushes: FlushCounter,
-    /// The trailers of the HTTP/1.1 response whose last chunk hyper writes next.
-    trailer_slot: TrailerSlot,
     /// The number of requests since the connection began.
     requests_begun: AtomicU64,
+    output: OutputState,
 }
-
-/// When hyper has buffered this many bytes of an HTTP/1.1 response, no more are read from the gateway.
-const HIGH_WATER_MARK: usize = 16 * 1024;
 
 /// The longest time for each phase of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -106,12 +96,14 @@ impl Activity {
             block_since: AtomicU64::new(0),
             block_stream: AtomicU32::new(0),
             is_head_abandoned: AtomicBool::new(false),
-            buffered_bytes: AtomicUsize::new(0),
-            is_socket_full: AtomicBool::new(false),
-            flushes: FlushCounter::default(),
-            trailer_slot: TrailerSlot::default(),
             requests_begun: AtomicU64::new(0),
+            output: OutputState::default(),
         })
+    }
+
+    /// Returns how much of what hyper wrote the socket has taken.
+    pub fn output(&self) -> &OutputState {
+        &self.output
     }
 
     fn now_millis(&self) -> u64 {
@@ -159,27 +151,6 @@ impl Activity {
         if self.unread_responses.load(Ordering::Relaxed) > 0 {
             self.last_progress.store(self.now_millis(), Ordering::Relaxed);
         }
-    }
-
-    /// Records that the socket took `count` bytes. `is_all` is whether these are all that it was offered.
-    pub fn record_write(&self, count: usize, is_all: bool) {
-        let still_buffered = self.buffered_bytes.load(Ordering::Relaxed).saturating_sub(count);
-        self.buffered_bytes.store(still_buffered, Ordering::Relaxed);
-        self.is_socket_full.store(!is_all, Ordering::Relaxed);
-    }
-
-    /// Records a flush. `is_all` is whether it completed, so that everything written has left the process.
-    pub fn record_flush(&self, is_all: bool) {
-        if is_all {
-            self.buffered_bytes.store(0, Ordering::Relaxed);
-            self.flushes.increment();
-        }
-        self.is_socket_full.store(!is_all, Ordering::Relaxed);
-    }
-
-    /// Returns the slot for the trailers of the chunked body that hyper is writing.
-    pub fn trailer_slot(&self) -> &TrailerSlot {
-        &self.trailer_slot
     }
 
     /// Returns the number of requests since the connection began.
@@ -282,32 +253,15 @@ impl RequestGuard {
         }
     }
 
-    /// Records that hyper got `count` more bytes of the response.
-    pub fn add_buffered(&self, count: usize) {
-        self.activity.buffered_bytes.fetch_add(count, Ordering::Relaxed);
+    /// Returns how much of what hyper wrote the socket has taken.
+    pub fn output(&self) -> &OutputState {
+        &self.activity.output
     }
 
-    /// Completes when hyper may get more bytes of the response.
+    /// Completes when hyper may get more bytes of the response. Over HTTP/2 this is at once: the stream's window is the
+    /// limit.
     pub fn poll_below_high_water_mark(&self, cx: &Context<'_>) -> Poll<()> {
-        if !self.is_above_high_water_mark() {
-            return Poll::Ready(());
-        }
-        // hyper polls the body after one flush only, so later flushes must wake it.
-        self.activity.flushes.wake_on_flush(cx);
-        Poll::Pending
-    }
-
-    /// Returns whether the socket did not take all bytes of the last write or flush.
-    pub fn is_socket_full(&self) -> bool {
-        self.activity.is_socket_full.load(Ordering::Relaxed)
-    }
-
-    /// Returns whether hyper has enough bytes of the response for now. Over HTTP/2 it returns `false`: the stream's
-    /// window is the limit.
-    fn is_above_high_water_mark(&self) -> bool {
-        self.stream.is_none()
-            && (self.activity.is_socket_full.load(Ordering::Relaxed)
-                || self.activity.buffered_bytes.load(Ordering::Relaxed) >= HIGH_WATER_MARK)
+        if self.is_h2() { Poll::Ready(()) } else { self.activity.output.poll_below_high_water_mark(cx) }
     }
 
     /// Records that no part of the response waits for the client any more.
@@ -335,22 +289,6 @@ impl RequestGuard {
     /// Returns whether the request came over HTTP/2.
     pub fn is_h2(&self) -> bool {
         self.stream.is_some()
-    }
-
-    /// Completes once the connection was flushed after `since`, an earlier result of [`Self::flush_count`]: all bytes
-    /// that hyper had by then have left the process. HTTP/1.1 only.
-    pub fn poll_flushed(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
-        self.activity.flushes.poll_flushed_since(since, cx)
-    }
-
-    /// Sets the trailers of the chunked body that ends next. All bytes that hyper had of it must have left the process.
-    pub fn end_with_trailers(&self, trailers: &HeaderMap) {
-        self.activity.trailer_slot.set(trailers);
-    }
-
-    /// Returns the number of flushes of the connection. At each, all bytes written have left the process.
-    pub fn flush_count(&self) -> u64 {
-        self.activity.flushes.flush_count()
     }
 }
 
@@ -434,27 +372,5 @@ mod tests {
             Some((start + Duration::from_secs(25), Overdue::Head)),
             "the next head has begun"
         );
-    }
-
-    #[test]
-    fn the_high_water_mark_follows_what_the_socket_takes() {
-        let activity = Activity::new(Protocol::H1);
-        let guard = activity.begin_request();
-        assert!(!guard.is_above_high_water_mark());
-        guard.add_buffered(HIGH_WATER_MARK - 1);
-        assert!(!guard.is_above_high_water_mark(), "below the mark");
-        guard.add_buffered(1);
-        assert!(guard.is_above_high_water_mark());
-        activity.record_write(HIGH_WATER_MARK / 2, false);
-        assert!(guard.is_above_high_water_mark(), "the socket is full");
-        activity.record_write(HIGH_WATER_MARK, true);
-        assert!(!guard.is_above_high_water_mark());
-        activity.record_flush(false);
-        assert!(guard.is_above_high_water_mark(), "written, but not flushed");
-        activity.record_flush(true);
-        assert!(!guard.is_above_high_water_mark());
-        guard.add_buffered(1 << 20);
-        activity.record_flush(true);
-        assert!(!guard.is_above_high_water_mark(), "a flush leaves nothing");
     }
 }

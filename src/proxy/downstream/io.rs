@@ -171,7 +171,7 @@ impl Observer {
             ProtocolGuard::H1 { guard, refusals, replacement } => {
                 ready!(self.head_tracker.poll_write_interims(stream, cx, true))?;
                 if let Some(write_poll) =
-                    self.activity.trailer_slot().poll_replace_last_chunk(stream, cx, first_nonempty(offered))
+                    self.activity.output().trailer_slot().poll_replace_last_chunk(stream, cx, first_nonempty(offered))
                 {
                     return write_poll.map_ok(WriteTurn::Replaced);
                 }
@@ -287,7 +287,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
         self.is_partly_written = written < offered;
         if let Some(observer) = &mut self.observer {
-            observer.activity.record_write(written, !self.is_partly_written);
+            observer.activity.output().record_write(written, !self.is_partly_written);
             if written > 0 {
                 observer.count_written(written);
                 if is_hyper_output {
@@ -423,7 +423,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
         let poll = Pin::new(&mut this.stream).poll_flush(cx);
         if let Some(observer) = &this.observer {
             observer.head_tracker.set_write_blocked(poll.is_pending());
-            observer.activity.record_flush(poll.is_ready());
+            observer.activity.output().record_flush(poll.is_ready());
         }
         poll
     }

@@ -6,6 +6,7 @@
 //! | `io` | the stream that hyper reads and writes; it calls the others |
 //! | `transport` | the socket below it: over TLS, or plain TCP |
 //! | `activity` | what the connection is doing, for its deadlines |
+//! | `output_state` | how much of what hyper wrote the socket has taken |
 //! | `h1_request_guard` | finds HTTP/1.1 requests that state their length twice |
 //! | `h1_refusal`, `refused_heads` | heads that hyper refuses: the response's body; the log line and the count |
 //! | `h2_frame_head` | parses the heads of HTTP/2 frames |
@@ -27,6 +28,7 @@ mod h2_trailers;
 pub mod head_tracker;
 mod interim_queue;
 pub mod io;
+mod output_state;
 pub mod refused_heads;
 mod request_streams;
 pub mod transport;

@@ -151,7 +151,7 @@ impl GatewayBody {
             return Poll::Ready(Some(Err(BodyError::Denied)));
         }
         if let Some((_, since)) = &self.trailers {
-            ready!(self.record.guard().poll_flushed(*since, cx));
+            ready!(self.record.guard().output().poll_flushed(*since, cx));
         }
         if self.failure.is_none() {
             let frame = match ready!(self.poll_gateway_frame(cx)) {
@@ -165,13 +165,16 @@ impl GatewayBody {
                 Some(Err(error)) => {
                     self.record.record_cut(&error);
                     let guard = self.record.guard();
-                    let delivered =
-                        if guard.is_h2() { Delivered::Marker(None) } else { Delivered::Flushed(guard.flush_count()) };
+                    let delivered = if guard.is_h2() {
+                        Delivered::Marker(None)
+                    } else {
+                        Delivered::Flushed(guard.output().flush_count())
+                    };
                     self.failure = Some(Failure { error: Some(error), delivered });
                 }
                 None => {
                     if let Some((trailers, _)) = self.trailers.take() {
-                        self.record.guard().end_with_trailers(&trailers);
+                        self.record.guard().output().end_with_trailers(&trailers);
                     }
                     return Poll::Ready(None);
                 }
@@ -200,7 +203,7 @@ impl GatewayBody {
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         if self.record.takes_trailers() && !self.has_stated_length {
-            self.trailers = Some((trailers, guard.flush_count()));
+            self.trailers = Some((trailers, guard.output().flush_count()));
         }
         self.poll(cx)
     }
@@ -224,7 +227,7 @@ impl GatewayBody {
     fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
         let Some(failure) = &mut self.failure else { return Poll::Pending };
         match &mut failure.delivered {
-            Delivered::Flushed(since) => ready!(self.record.guard().poll_flushed(*since, cx)),
+            Delivered::Flushed(since) => ready!(self.record.guard().output().poll_flushed(*since, cx)),
             Delivered::Marker(Some(marker)) => {
                 let _ = ready!(Pin::new(marker).poll(cx));
             }
@@ -242,7 +245,7 @@ impl GatewayBody {
     fn poll_gateway_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, ExchangeError>>> {
         let guard = self.record.guard();
         if guard.poll_below_high_water_mark(cx).is_pending() {
-            if guard.is_socket_full() {
+            if guard.output().is_socket_full() {
                 self.block_size.record_full_socket();
             }
             // Many clients read the response only after they have sent the whole request.
@@ -262,7 +265,7 @@ impl GatewayBody {
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            guard.add_buffered(data.len());
+            guard.output().add_buffered(data.len());
             self.block_size.record_part(data.len());
         }
         if has_ended {
