@@ -1,8 +1,9 @@
-//! What a downstream connection is doing, for its deadlines.
+//! What a downstream connection is doing and since when, for the deadlines of its client.
 //!
 //! Workaround: hyper has one timeout for a slow head and for an idle connection
 //! ([hyper#1628](https://github.com/hyperium/hyper/issues/1628),
-//! [hyper#3828](https://github.com/hyperium/hyper/pull/3828)). Delete when it has one for each.
+//! [hyper#3828](https://github.com/hyperium/hyper/pull/3828)). When it has one for each, delete the phases of
+//! [`Activity`]. The deadlines of HTTP/2 header blocks and of clients that do not read are no part of the workaround.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -15,7 +16,10 @@ use super::h2_stream_stall::StreamStall;
 use super::output_state::OutputState;
 use crate::labels::Protocol;
 
-/// The activity of one connection. Its stream, its requests and the task that watches its deadlines share it.
+/// The activity of one connection. Its stream and its requests record it, and its task watches the deadlines.
+///
+/// The fields are atomics because requests over HTTP/2 and tunnels have tasks of their own, and a task must be `Send`.
+/// All of them run on the thread of one worker.
 #[derive(Debug)]
 pub struct Activity {
     epoch: Instant,
@@ -23,9 +27,8 @@ pub struct Activity {
     active_requests: AtomicUsize,
     /// The number of tunnels over HTTP/2.
     h2_tunnels: AtomicUsize,
-    /// While no request is served: milliseconds after `epoch` at which the current phase began, shifted left by one.
-    /// The low bit is set if the phase is a head, and not if it is idleness.
-    phase: AtomicU64,
+    /// The current phase while no request is served. Its times are milliseconds after `epoch`.
+    phase: AtomicPhase,
     /// The number of responses of which a part waits for the client to read it.
     unread_responses: AtomicUsize,
     /// Milliseconds after `epoch` at which the client last read a part of a response.
@@ -41,6 +44,41 @@ pub struct Activity {
     /// The number of requests since the connection began.
     requests_begun: AtomicU64,
     output: OutputState,
+}
+
+/// What the client is doing while no request is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It sends the head of an HTTP/1.1 request, or the HTTP/2 preface and the first SETTINGS.
+    Head,
+    /// It sends nothing.
+    Idle,
+}
+
+/// A [`Phase`] and the time at which it began, in milliseconds. Both are in one atomic, so that they are read together.
+#[derive(Debug)]
+struct AtomicPhase(AtomicU64);
+
+impl AtomicPhase {
+    fn new(phase: Phase, began: u64) -> Self {
+        Self(AtomicU64::new(Self::pack(phase, began)))
+    }
+
+    /// Begins `phase` at the time `began`.
+    fn store(&self, phase: Phase, began: u64) {
+        self.0.store(Self::pack(phase, began), Ordering::Relaxed);
+    }
+
+    /// Returns the phase and the time at which it began.
+    fn load(&self) -> (Phase, u64) {
+        let packed = self.0.load(Ordering::Relaxed);
+        (if packed & 1 == 1 { Phase::Head } else { Phase::Idle }, packed >> 1)
+    }
+
+    /// The low bit is the phase, and the other bits are the time.
+    fn pack(phase: Phase, began: u64) -> u64 {
+        (began << 1) | u64::from(phase == Phase::Head)
+    }
 }
 
 /// The longest time for each phase of a connection.
@@ -84,12 +122,15 @@ impl Activity {
     /// Creates the activity of a new connection. An HTTP/2 connection begins with its preface and SETTINGS, which count
     /// as a head; an HTTP/1.1 connection begins idle.
     pub fn new(protocol: Protocol) -> Arc<Self> {
-        let head = u64::from(protocol == Protocol::H2);
+        let phase = match protocol {
+            Protocol::H1 => Phase::Idle,
+            Protocol::H2 => Phase::Head,
+        };
         Arc::new(Self {
             epoch: Instant::now(),
             active_requests: AtomicUsize::new(0),
             h2_tunnels: AtomicUsize::new(0),
-            phase: AtomicU64::new(head),
+            phase: AtomicPhase::new(phase, 0),
             unread_responses: AtomicUsize::new(0),
             last_progress: AtomicU64::new(0),
             is_in_head: AtomicBool::new(false),
@@ -117,11 +158,8 @@ impl Activity {
     /// Records that bytes were read over HTTP/1.1. `is_in_head` is whether they ended inside a head.
     pub fn record_h1_read(&self, is_in_head: bool) {
         self.is_in_head.store(is_in_head, Ordering::Relaxed);
-        if is_in_head
-            && self.active_requests.load(Ordering::Relaxed) == 0
-            && self.phase.load(Ordering::Relaxed) & 1 == 0
-        {
-            self.phase.store((self.now_millis() << 1) | 1, Ordering::Relaxed);
+        if is_in_head && self.is_idle() && self.phase.load().0 == Phase::Idle {
+            self.phase.store(Phase::Head, self.now_millis());
         }
     }
 
@@ -141,8 +179,8 @@ impl Activity {
 
     /// Records that the HTTP/2 preface and the first SETTINGS are complete.
     pub fn record_preface_end(&self) {
-        if self.active_requests.load(Ordering::Relaxed) == 0 {
-            self.phase.store(self.now_millis() << 1, Ordering::Relaxed);
+        if self.is_idle() {
+            self.phase.store(Phase::Idle, self.now_millis());
         }
     }
 
@@ -214,7 +252,7 @@ impl Activity {
 
     /// Returns the deadline of the current phase, apart from header blocks of HTTP/2.
     fn phase_deadline_and_cause(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
-        if self.active_requests.load(Ordering::Relaxed) > 0 {
+        if !self.is_idle() {
             let has_unread = self.unread_responses.load(Ordering::Relaxed) > 0;
             return has_unread.then(|| {
                 (
@@ -223,10 +261,12 @@ impl Activity {
                 )
             });
         }
-        let phase = self.phase.load(Ordering::Relaxed);
-        let (allowed, overdue) =
-            if phase & 1 == 1 { (timeouts.head, Overdue::Head) } else { (timeouts.idle, Overdue::Idle) };
-        Some((self.epoch + Duration::from_millis(phase >> 1) + allowed, overdue))
+        let (phase, began) = self.phase.load();
+        let (allowed, overdue) = match phase {
+            Phase::Head => (timeouts.head, Overdue::Head),
+            Phase::Idle => (timeouts.idle, Overdue::Idle),
+        };
+        Some((self.epoch + Duration::from_millis(began) + allowed, overdue))
     }
 }
 
@@ -300,8 +340,8 @@ impl Drop for RequestGuard {
         }
         // The phase is stored before the count falls: a thread that reads in between must not take an old phase for
         // the current one. The head of the next request may have begun.
-        let head = u64::from(self.activity.is_in_head.load(Ordering::Relaxed));
-        self.activity.phase.store((self.activity.now_millis() << 1) | head, Ordering::Relaxed);
+        let phase = if self.activity.is_in_head.load(Ordering::Relaxed) { Phase::Head } else { Phase::Idle };
+        self.activity.phase.store(phase, self.activity.now_millis());
         self.activity.active_requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
