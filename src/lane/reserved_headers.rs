@@ -1,8 +1,18 @@
 //! Header names that clients may not send to the gateway, because they can carry an identity or a client's address.
 //!
 //! A gateway, or one of its plugins, may be configured to believe any header of this kind. So a name is reserved if one
-//! of its words suggests an identity (`X-Authenticated-User`), and known names without such a word are listed
-//! (`SM_UNIVERSALID`).
+//! of these is true:
+//!
+//! - One of its words is in [`IDENTITY_WORDS`], or begins or ends with one of [`IDENTITY_AFFIXES`]
+//!   (`X-Authenticated-User`).
+//! - It begins with one of [`RESERVED_PREFIXES`] (`SM_UNIVERSALID`).
+//! - It is one of [`RESERVED_NAMES`].
+//!
+//! [`OPENCLAW_REQUEST_HEADERS`] and [`WEBHOOK_HEADERS`] are exceptions, and so is the word `user` before `agent`.
+//!
+//! Words are separated by every character but letters and digits, and each such character counts as `-` in a
+//! comparison with a list. Servers that turn headers into CGI variables (RFC 3875 section 4.1.18) don't distinguish
+//! `-`, `_` and other characters.
 
 use http::HeaderName;
 
@@ -40,7 +50,7 @@ const WEBHOOK_HEADERS: &[&str] = &[
     "x-vercel-signature",
 ];
 
-/// Reserved names that neither [`RESERVED_PREFIXES`] nor [`states_identity`] matches.
+/// Reserved names without a reserved prefix or a word that suggests an identity.
 const RESERVED_NAMES: &[&str] = &[
     "akamai-origin-hop",
     "cf-ipcountry",
@@ -77,8 +87,7 @@ const RESERVED_NAMES: &[&str] = &[
     "x-waws-unencoded-url",
 ];
 
-/// Prefixes of the headers that proxies and single sign-on products set. `-ws` matches WebSphere's `$WSRU`, since `$`
-/// counts as `-`.
+/// Prefixes of the headers that proxies and single sign-on products set. `-ws` matches WebSphere's `$WSRU`.
 const RESERVED_PREFIXES: &[&str] = &[
     "-ws",
     "cas-",
@@ -145,11 +154,77 @@ const RESERVED_PREFIXES: &[&str] = &[
     "x-webauth-",
 ];
 
-/// Returns whether a client's header `name` is removed: it is reserved, or its name suggests an identity or an
-/// address. Headers that OpenClaw and webhooks need are kept.
-///
-/// Every character but letters and digits counts as `-`, since servers that turn headers into CGI variables (RFC 3875
-/// section 4.1.18) don't distinguish `-`, `_` and other characters.
+/// Words that suggest an identity or a client's address, sorted, without those that [`IDENTITY_AFFIXES`] matches.
+const IDENTITY_WORDS: &[&str] = &[
+    "actor",
+    "addr",
+    "address",
+    "affiliation",
+    "assertion",
+    "auth",
+    "authenticated",
+    "authn",
+    "authorities",
+    "authz",
+    "claim",
+    "claims",
+    "clientip",
+    "cn",
+    "connecting",
+    "displayname",
+    "dn",
+    "entitlement",
+    "entitlements",
+    "eppn",
+    "forwarded",
+    "givenname",
+    "https",
+    "identity",
+    "impersonate",
+    "impersonated",
+    "ip",
+    "ipv4",
+    "ipv6",
+    "ismemberof",
+    "jwt",
+    "kerberos",
+    "krb",
+    "ldap",
+    "login",
+    "mail",
+    "memberof",
+    "msisdn",
+    "mtls",
+    "netid",
+    "nickname",
+    "oidc",
+    "openid",
+    "originating",
+    "permissions",
+    "principal",
+    "privileges",
+    "realip",
+    "remote",
+    "remoteip",
+    "saml",
+    "scopes",
+    "socketip",
+    "spiffe",
+    "ssl",
+    "sso",
+    "subject",
+    "sudo",
+    "tls",
+    "trusted",
+    "uid",
+    "upn",
+    "via",
+];
+
+/// Words that suggest an identity as the beginning or end of a compound, too (`smuser`, `userid`, `clientcert`).
+const IDENTITY_AFFIXES: &[&str] = &["cert", "email", "group", "role", "user"];
+
+/// Returns whether a client's header `name` is removed, by the rule at the top of this file.
 pub(super) fn is_reserved(name: &HeaderName) -> bool {
     // `HeaderName` is lower case already.
     let text = name.as_str();
@@ -170,16 +245,22 @@ pub(super) fn is_reserved(name: &HeaderName) -> bool {
 fn is_common_unreserved_header(name: &str) -> bool {
     matches!(
         name,
-        "host"
-            | "accept"
+        "accept"
             | "accept-encoding"
             | "accept-language"
             | "authorization"
             | "cache-control"
             | "connection"
+            | "content-length"
+            | "content-type"
             | "cookie"
-    ) || matches!(name, "content-length" | "content-type" | "origin" | "pragma" | "referer" | "upgrade" | "user-agent")
-        || ["sec-fetch-", "sec-websocket-", "sec-ch-"].iter().any(|prefix| name.starts_with(prefix))
+            | "host"
+            | "origin"
+            | "pragma"
+            | "referer"
+            | "upgrade"
+            | "user-agent"
+    ) || ["sec-fetch-", "sec-websocket-", "sec-ch-"].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Returns whether a word of `name` suggests that the header carries an identity or a client's address.
@@ -199,43 +280,12 @@ fn states_identity(name: &[u8]) -> bool {
 
 /// Returns whether `word`, a part of a header name, suggests an identity or a client's address.
 fn is_identity_word(word: &[u8]) -> bool {
-    /// Words that count at the beginning or end of a compound too (`smuser`, `userid`, `clientcert`).
-    const AFFIXES: [&[u8]; 5] = [b"user", b"email", b"group", b"role", b"cert"];
-    let known = matches!(
-        word,
-        b"forwarded"
-            | b"via"
-            | b"ip"
-            | b"ipv4"
-            | b"ipv6"
-            | b"clientip"
-            | b"remoteip"
-            | b"socketip"
-            | b"addr"
-            | b"address"
-    ) || matches!(
-        word,
-        b"connecting" | b"originating" | b"users" | b"usernames" | b"emails" | b"groups" | b"roles" | b"mail"
-    ) || matches!(
-        word,
-        b"assertion" | b"authenticated" | b"certificate" | b"claim" | b"claims" | b"cn" | b"dn" | b"eppn"
-    ) || matches!(
-        word,
-        b"identity" | b"jwt" | b"login" | b"oidc" | b"principal" | b"saml" | b"spiffe" | b"sso" | b"subject"
-    ) || matches!(
-        word,
-        b"actor" | b"affiliation" | b"auth" | b"authn" | b"authorities" | b"authz" | b"displayname" | b"entitlement"
-    ) || matches!(
-        word,
-        b"entitlements" | b"givenname" | b"https" | b"impersonate" | b"impersonated" | b"ismemberof" | b"kerberos"
-    ) || matches!(
-        word,
-        b"krb" | b"ldap" | b"memberof" | b"msisdn" | b"mtls" | b"netid" | b"nickname" | b"openid" | b"permissions"
-    ) || matches!(
-        word,
-        b"privileges" | b"realip" | b"remote" | b"scopes" | b"ssl" | b"sudo" | b"tls" | b"trusted" | b"uid" | b"upn"
-    );
-    known || AFFIXES.iter().any(|part| word.starts_with(part) || word.ends_with(part))
+    IDENTITY_WORDS.binary_search_by(|known| known.as_bytes().cmp(word)).is_ok() || has_identity_affix(word)
+}
+
+/// Returns whether `word` begins or ends with one of [`IDENTITY_AFFIXES`].
+fn has_identity_affix(word: &[u8]) -> bool {
+    IDENTITY_AFFIXES.iter().any(|part| word.starts_with(part.as_bytes()) || word.ends_with(part.as_bytes()))
 }
 
 /// Returns whether `name` equals `other` for a server that maps all characters but letters and digits to one.
@@ -253,8 +303,18 @@ fn starts_with_if_folded(name: &[u8], prefix: &str) -> bool {
 
 /// Returns whether a field is for one connection only (RFC 9110 section 7.6.1) and is never forwarded.
 pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade")
-        || matches!(name.as_str(), "proxy-authenticate" | "proxy-authorization" | "http2-settings")
+    matches!(
+        name.as_str(),
+        "connection"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
 #[cfg(test)]

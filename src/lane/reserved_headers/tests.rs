@@ -340,3 +340,20 @@ fn names_that_clients_need_are_not_reserved() {
     let removed: Vec<_> = ORDINARY.iter().filter(|(text, _)| is_reserved(&name(text))).collect();
     assert!(removed.is_empty(), "{removed:?}");
 }
+
+#[test]
+fn lists_are_sorted_and_the_words_are_not_those_of_the_affixes() {
+    let lists = [
+        OPENCLAW_REQUEST_HEADERS,
+        WEBHOOK_HEADERS,
+        RESERVED_NAMES,
+        RESERVED_PREFIXES,
+        IDENTITY_WORDS,
+        IDENTITY_AFFIXES,
+    ];
+    for list in lists {
+        assert!(list.is_sorted_by(|one, next| one < next), "{list:?}");
+    }
+    let affixed: Vec<_> = IDENTITY_WORDS.iter().filter(|word| has_identity_affix(word.as_bytes())).collect();
+    assert!(affixed.is_empty(), "{affixed:?}");
+}
