@@ -42,8 +42,8 @@ pub enum TunnelError {
     Broken(#[from] io::Error),
 }
 
-/// Returns the time after which a WebSocket is closed for a shutdown even if it is not quiet. A function, because a
-/// reload may change the time while the tunnel is open.
+/// The time after which a WebSocket is closed for a shutdown even if it is not quiet. It is a function, which reads the
+/// current setting, because a reload may change the time while the tunnel is open.
 pub type QuietLimit = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// The options of a tunnel.

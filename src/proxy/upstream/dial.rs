@@ -18,8 +18,8 @@ pub async fn dial(route: GatewayRoute) -> io::Result<TcpStream> {
     let socket = if gateway.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if matches!(gateway.ip(), IpAddr::V4(ip) if ip.is_loopback()) {
         // With this option connect(2) chooses the source port, so that connections to different destinations can
-        // share one. Without it each source address has only 28,000 ports, which suffices where QEMU's user-mode
-        // emulation does not know the option.
+        // share one. Without it, bind(2) reserves a port of the 28,000 that each source address has. QEMU's user-mode
+        // emulation does not know the option; so many ports are enough there.
         match nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true) {
             Err(Errno::ENOPROTOOPT) => {}
             set => set?,
