@@ -29,7 +29,7 @@ const MAX_INTERIMS: usize = 32;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// The timeouts of an exchange. Both are counted from the latest part of the request's body, or from `since` if no part
+/// The timeouts of an exchange. Both are counted from the latest part of the request's body, or from `began` if no part
 /// passed after that.
 pub struct ResponseTimeout<'a> {
     /// For the head of the gateway's response.
@@ -37,7 +37,7 @@ pub struct ResponseTimeout<'a> {
     /// For the next part of the client's body.
     pub client: Duration,
     /// The time at which the exchange began.
-    pub since: Instant,
+    pub began: Instant,
     /// The progress of the request's body; `None` if it has none.
     pub progress: Option<&'a BodyProgress>,
 }
@@ -46,7 +46,7 @@ impl ResponseTimeout<'_> {
     /// Returns the current deadline of the exchange, and its error.
     fn deadline_and_error(&self) -> (Instant, SendError) {
         let since =
-            self.progress.and_then(BodyProgress::last_part_time).map_or(self.since, |last| last.max(self.since));
+            self.progress.and_then(BodyProgress::last_part_time).map_or(self.began, |last| last.max(self.began));
         if self.progress.is_some_and(BodyProgress::is_waiting_for_client) {
             (since + self.client, SendError::BodyTimeout)
         } else {
@@ -291,7 +291,7 @@ mod tests {
             sleep(Duration::from_millis(2)).await;
         }
         let minute = Duration::from_secs(60);
-        let wait = ResponseTimeout { gateway: minute, client: minute, since: Instant::now(), progress: None };
+        let wait = ResponseTimeout { gateway: minute, client: minute, began: Instant::now(), progress: None };
         let mut exchange = pin!(connection.send_request(request(&Target::for_gateway(address)), wait));
         let mut polls = 0;
         let result = poll_fn(|cx| {

@@ -129,20 +129,20 @@ impl Upstream {
             give_up: granted_at + limits.gateway_wait,
         };
         async move {
-            let mut since = granted_at;
+            let mut began = granted_at;
             loop {
-                let mut connection = match attempts.take_idle(since) {
+                let mut connection = match attempts.take_idle(began) {
                     Some(connection) => connection,
                     None => {
                         let connection = Box::pin(self.open_connection(route, limits, attempts.give_up)).await?;
-                        since = Instant::now();
+                        began = Instant::now();
                         connection
                     }
                 };
                 let timeout = ResponseTimeout {
                     gateway: response_timeout,
                     client: limits.stall_timeout,
-                    since,
+                    began,
                     progress: attempts.progress.as_deref(),
                 };
                 let (next_request, pause) = match connection.send_request(request, timeout).await {
@@ -166,7 +166,7 @@ impl Upstream {
                 if !pause.is_zero() {
                     Box::pin(tokio::time::sleep(pause)).await;
                 }
-                since = Instant::now();
+                began = Instant::now();
             }
         }
     }
