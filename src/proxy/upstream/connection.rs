@@ -160,8 +160,8 @@ impl UpstreamConnection {
                 if !can_send {
                     return Poll::Ready(Err(SendError::Unsent(Box::new(request))));
                 }
-                let GatewayRequest { head, body, spare, interim_forwarder: request_on_interim } = request;
-                interim_forwarder = request_on_interim;
+                let (head, body, spare, forwarder) = request.into_parts();
+                interim_forwarder = forwarder;
                 http.begin_request(head.bytes().clone(), head.is_head_request(), head.framing(), body, spare);
             }
             let mut interims = 0;

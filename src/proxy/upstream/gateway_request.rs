@@ -57,12 +57,12 @@ impl EncodedHead {
 
 /// A request whose head was a [`GatewayHead`].
 pub struct GatewayRequest {
-    pub head: EncodedHead,
+    head: EncodedHead,
     /// `None` if it is empty.
-    pub body: Option<RequestBody>,
+    body: Option<RequestBody>,
     /// An empty map, whose allocation the response reuses.
-    pub spare: HeaderMap,
-    pub interim_forwarder: InterimForwarder,
+    spare: HeaderMap,
+    interim_forwarder: InterimForwarder,
 }
 
 impl GatewayRequest {
@@ -78,5 +78,16 @@ impl GatewayRequest {
     /// Creates a request without a body from the head of an earlier one.
     pub fn repeat(head: EncodedHead) -> Self {
         Self { head, body: None, spare: HeaderMap::new(), interim_forwarder: InterimForwarder::default() }
+    }
+
+    /// Returns the head.
+    pub fn head(&self) -> &EncodedHead {
+        &self.head
+    }
+
+    /// Returns the head, the body unless it is empty, an empty map for the fields of the response, and what forwards
+    /// the interim responses.
+    pub fn into_parts(self) -> (EncodedHead, Option<RequestBody>, HeaderMap, InterimForwarder) {
+        (self.head, self.body, self.spare, self.interim_forwarder)
     }
 }

@@ -123,7 +123,7 @@ impl Upstream {
         let mut attempts = Attempts {
             upstream: self,
             route,
-            retry: is_repeatable.then(|| request.head.clone()),
+            retry: is_repeatable.then(|| request.head().clone()),
             only_new_connections: false,
             progress,
             give_up: granted_at + limits.gateway_wait,
