@@ -27,7 +27,8 @@ impl Metrics {
         Self { discovery, listener: ListenerMetrics::default(), traffic, enrolments }
     }
 
-    /// Returns a registry with all these metrics. Those of discovery get the names that they have with `source`.
+    /// Returns a registry with all these metrics. Those of discovery get the names that they have
+    /// with `source`.
     pub fn build_registry(&self, source: AgentSourceKind) -> Registry {
         let mut registry = Registry::with_prefix("loopgate");
         self.traffic.register(&mut registry);

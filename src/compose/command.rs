@@ -18,8 +18,8 @@ const QUOTES_AND_SEPARATORS: [char; 6] = ['"', '\'', ';', '(', ')', '&'];
 /// The endings of the names of variables and flags whose values are secret.
 const SECRET: [&str; 5] = ["token", "password", "secret", "key", "passphrase"];
 
-/// Returns whether these words start a gateway: `openclaw gateway`, also in a shell's script, but not a
-/// command that talks to a gateway, such as `openclaw gateway call`.
+/// Returns whether these words start a gateway: `openclaw gateway`, also in a shell's script, but
+/// not a command that talks to a gateway, such as `openclaw gateway call`.
 pub fn starts_gateway<'a>(words: impl Iterator<Item = &'a str>) -> bool {
     let words: Vec<&str> = words.flat_map(str::split_whitespace).map(trim_quotes).collect();
     words.iter().enumerate().any(|(at, word)| {
@@ -39,9 +39,9 @@ fn is_plain(word: &str) -> bool {
     word.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
 
-/// Returns the words before `gateway`, with which the image also runs other commands of the CLI. Returns
-/// `None` if there are no such words, if they are in a script, or if one of the words is a secret,
-/// because the words are written into the override.
+/// Returns the words before `gateway`, with which the image also runs other commands of the CLI.
+/// Returns `None` if there are no such words, if they are in a script, or if one of the words is a
+/// secret, because the words are written into the override.
 pub fn words_before_gateway(words: &[String]) -> Option<&[String]> {
     let at = words.iter().position(|word| word == "gateway")?;
     let before = &words[..at];
@@ -58,8 +58,9 @@ pub fn last_port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
         .and_then(|port| port.parse().ok())
 }
 
-/// Rewrites `words` so that the gateway listens on loopback: any `--bind` becomes `--bind loopback`, and
-/// `--force` is removed, because it ends every program that listens on the gateway's port number.
+/// Rewrites `words` so that the gateway listens on loopback: any `--bind` becomes `--bind
+/// loopback`, and `--force` is removed, because it ends every program that listens on the gateway's
+/// port number.
 pub fn rewrite(words: &[String]) -> Rewritten {
     let (index, old_words, separator) = match script_index(words) {
         Some(at) => (Some(at), split_keeping_spaces(&words[at]), ""),
@@ -109,8 +110,8 @@ fn split_keeping_spaces(script: &str) -> Vec<&str> {
     pieces
 }
 
-/// Sets the value of every `--bind` to `loopback`, and removes `--force`. Quotes and separators of a script around them
-/// are kept.
+/// Sets the value of every `--bind` to `loopback`, and removes `--force`. Quotes and separators of
+/// a script around them are kept.
 fn bind_to_loopback(pieces: &[&str]) -> Vec<String> {
     let mut rewritten: Vec<String> = Vec::new();
     let mut awaits_bind_value = false;
@@ -138,7 +139,8 @@ fn bind_to_loopback(pieces: &[&str]) -> Vec<String> {
     rewritten
 }
 
-/// Splits a word of a script into the quotes and separators before it, the word, and those after it.
+/// Splits a word of a script into the quotes and separators before it, the word, and those after
+/// it.
 fn split_quotes(piece: &str) -> (&str, &str, &str) {
     let start = piece.len() - piece.trim_start_matches(QUOTES_AND_SEPARATORS).len();
     let (before, rest) = piece.split_at(start);

@@ -3,8 +3,8 @@
 use super::option::Key;
 use super::settings::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 
-/// Merges the configuration `wanted` with the one that is in use, `running`: options that can change live are
-/// taken from `wanted`, all others from `running`.
+/// Merges the configuration `wanted` with the one that is in use, `running`: options that can
+/// change live are taken from `wanted`, all others from `running`.
 ///
 /// Returns the merged configuration, and the keys of the options that differ but need a restart.
 pub fn merge_reloaded(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
@@ -16,7 +16,8 @@ pub fn merge_reloaded(running: &Config, mut wanted: Config) -> (Config, Vec<&'st
 /// When a changed option takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChangeTiming {
-    /// At the reload, for open connections as well. Connections that are no longer authorized are closed.
+    /// At the reload, for open connections as well. Connections that are no longer authorized are
+    /// closed.
     AtOnce,
     /// At the reload, for new connections. An open connection keeps the values with which it began.
     NewConnections,
@@ -57,7 +58,8 @@ struct RestartOption {
 struct RestartOptions(Vec<RestartOption>);
 
 impl RestartOptions {
-    /// Sets `wanted` to the `running` value, and adds `keys` to this list, with whether the values differed.
+    /// Sets `wanted` to the `running` value, and adds `keys` to this list, with whether the values
+    /// differed.
     fn keep_running<T: Clone + PartialEq>(&mut self, keys: &'static [&'static str], wanted: &mut T, running: &T) {
         let differs = wanted != running;
         if differs {
@@ -145,8 +147,8 @@ fn keep_restart_options_of_agents(restart_options: &mut RestartOptions, wanted: 
     restart_options.keep_running(&["agents.certificate_life"], &mut wanted.certificate_life, certificate_life);
 }
 
-/// Asserts at compile time that all options of these tables can change live: a new option does not compile until it is
-/// listed here.
+/// Asserts at compile time that all options of these tables can change live: a new option does not
+/// compile until it is listed here.
 fn assert_external_and_http_are_live(external: &External, http: &Http) {
     let External {
         trusted_proxies: _,
@@ -203,8 +205,9 @@ fn keep_restart_options_of_log(restart_options: &mut RestartOptions, wanted: &mu
 /// Returns the names of the tables in which `running` differs from `applied`, the merged
 /// configuration that [`merge_reloaded`] returned for it.
 pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
-    // Tables bound to `_` here change only by a restart, so they can't differ. In `keep_restart_options` and the
-    // functions that it calls, `_` means the opposite: the option can change live.
+    // Tables bound to `_` here change only by a restart, so they can't differ. In
+    // `keep_restart_options` and the functions that it calls, `_` means the opposite: the option
+    // can change live.
     let Config {
         listen,
         tls,

@@ -1,7 +1,8 @@
 //! The sidecar's configuration, as types that hold only valid values.
 //!
 //! Other modules read [`Config`]. `layer` merges the sources (flags, environment, file, defaults),
-//! and `validate::to_config` turns the result into a `Config`. [`key::KEYS`] is the one table of options.
+//! and `validate::to_config` turns the result into a `Config`. [`key::KEYS`] is the one table of
+//! options.
 
 pub mod environment;
 pub mod example;
@@ -32,13 +33,15 @@ pub const GATEWAY_PORT: u16 = 18789;
 pub const SIDECAR_PORT: u16 = 18443;
 
 impl Default for Config {
-    /// The configuration of `loopgate run` without a flag, a variable or a file: the defaults of [`key::KEYS`].
+    /// The configuration of `loopgate run` without a flag, a variable or a file: the defaults of
+    /// [`key::KEYS`].
     fn default() -> Self {
         validate::to_config(&Layer::defaults()).expect("the defaults are right")
     }
 }
 
-/// Merges all sources. Flags override the environment, which overrides the file, which overrides the defaults.
+/// Merges all sources. Flags override the environment, which overrides the file, which overrides
+/// the defaults.
 pub fn merge(flags: Layer, environment: Layer, file: Layer) -> Layer {
     flags.merged_over(environment).merged_over(file).merged_over(Layer::defaults())
 }
@@ -46,7 +49,6 @@ pub fn merge(flags: Layer, environment: Layer, file: Layer) -> Layer {
 /// Merges the sources and validates the result.
 ///
 /// # Errors
-///
 /// If a source or the merged configuration has problems. The error lists all of them.
 pub fn load(flags: Layer, environment: Layer, file: Layer) -> Result<Config, Error> {
     validate::to_config(&merge(flags, environment, file))

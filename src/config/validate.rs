@@ -23,7 +23,6 @@ pub struct Error(pub Vec<Problem>);
 /// Converts the merged layers, which include the defaults, into a `Config`.
 ///
 /// # Errors
-///
 /// If a source, a value or a combination of values has a problem. The error lists all problems;
 /// combinations are only checked if all values are valid.
 pub fn to_config(layer: &Layer) -> Result<Config, Error> {
@@ -77,7 +76,6 @@ pub fn to_config(layer: &Layer) -> Result<Config, Error> {
 /// `None` if the admin listener is off.
 ///
 /// # Errors
-///
 /// If the value of `--admin` is invalid.
 pub fn admin_address(layer: &Layer) -> Result<Option<SocketAddr>, Error> {
     let mut read = ValueReader { layer, problems: Vec::new() };
