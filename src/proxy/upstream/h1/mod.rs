@@ -1,21 +1,22 @@
 //! An HTTP/1.1 client for one connection to the gateway.
 //!
-//! The task of the client's request polls the connection with its own waker: there is no other task, no channel and no
-//! shared state. docs/architecture.md says why hyper's client is not used. `fuzzing/responses.rs`
-//! compares the two.
-//!
-//! [`connection::H1Connection`] joins the two directions:
+//! The files, in the order in which a request passes them:
 //!
 //! | file | does |
 //! | --- | --- |
-//! | `encode` | writes the head of a request, and frames its body |
-//! | `outgoing` | writes a request to the stream |
-//! | `response_head` | parses the head of a response, and decides how long its body is |
-//! | `decode` | decodes the body of a response |
-//! | `read` | reads from the stream without a buffer that outlives the read |
+//! | `encode` | writes the head of the request as bytes, and says how its body is framed |
+//! | `connection` | [`connection::H1Connection`]: the state of one exchange, from the request to the end of the response. It calls the files below, and can take the next request afterwards |
+//! | `outgoing` | sends the head and the body to the stream |
+//! | `read` | reads from the stream, without a buffer that outlives the read |
+//! | `response_head` | parses the heads of responses, interim ones too, and decides how long the body is |
+//! | `decode` | decodes the body and its trailers |
+//! | `error` | why an exchange failed |
 //!
-//! Where RFC 9112 lets a recipient choose, the client refuses a response or does not use its connection again: what two
-//! recipients understand differently could smuggle a response to another client.
+//! The task of the client's request polls the connection with its own waker: there is no other task, no channel and no
+//! shared state. docs/architecture.md says why hyper's client is not used. `fuzzing/responses.rs` compares the two.
+//!
+//! Where RFC 9112 lets a recipient choose, this client refuses the response, or does not use the connection again. A
+//! response that two recipients understand differently could be smuggled to another client.
 
 pub mod connection;
 mod decode;
