@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use super::answers::{ENDS_OF_A_GATEWAY_WITH_TLS, ENDS_OF_ANSWERS, ENDS_OF_CERTIFICATES, ENDS_OF_LIMITS};
 use super::closed_connections::ENDS_OF_CLOSED_CONNECTIONS;
+use super::cut_by_operator::{ENDS_OF_A_RELOAD, ENDS_OF_A_SECOND_SIGNAL, ENDS_OF_A_SHUTDOWN};
+use super::exchanges::ENDS_OF_EXCHANGES;
 use super::refused_heads::ENDS_OF_HEADS;
-use super::{
-    ENDS_OF_A_GATEWAY_WITH_TLS, ENDS_OF_A_RELOAD, ENDS_OF_A_SECOND_SIGNAL, ENDS_OF_A_SHUTDOWN, ENDS_OF_ANSWERS,
-    ENDS_OF_CERTIFICATES, ENDS_OF_EXCHANGES, ENDS_OF_LIMITS,
-};
 
 /// The files with a function `label` for the ways in which a request, or its head, can end.
 const SOURCES: [&str; 4] = [
