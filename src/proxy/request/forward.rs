@@ -26,7 +26,7 @@ use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::proxy::error::Error;
 use crate::proxy::upstream::budget::Purpose;
-use crate::proxy::upstream::gateway_request::InterimForwarder;
+use crate::proxy::upstream::gateway_request::InterimSender;
 use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
 
 /// The result of forwarding a request.
@@ -224,9 +224,9 @@ async fn send_to_gateway(
         &context.shared.shutdown,
     );
     let progress = if expects_continue { body.progress() } else { None };
-    let interim_forwarder = InterimForwarder { handle: handle.clone() };
+    let interim_sender = InterimSender { handle: handle.clone() };
     let sending =
-        pin!(context.shared.upstream.send(head, body, interim_forwarder, permit, &context.settings.limits, granted_at));
+        pin!(context.shared.upstream.send(head, body, interim_sender, permit, &context.settings.limits, granted_at));
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
     wait_for_interims(handle, record).await;
 

@@ -28,7 +28,7 @@ use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::tunnel::{self, TunnelError, TunnelOptions};
 use crate::proxy::upstream::budget::{GatewayPermit, Purpose};
-use crate::proxy::upstream::gateway_request::InterimForwarder;
+use crate::proxy::upstream::gateway_request::InterimSender;
 use crate::proxy::upstream::h1::response_head::ResponseHead;
 use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
@@ -112,9 +112,8 @@ async fn send_upgrade(
     let permit_future =
         pin!(async { Ok(context.acquire_permit(client, Purpose::WebSocket, record.start_time()).await?) });
     let (permit, granted_at) = ClientAuthorization::unless_revoked(authorization.as_deref_mut(), permit_future).await?;
-    let (body, interim_forwarder, limits) =
-        (RequestBody::empty(), InterimForwarder::default(), &context.settings.limits);
-    let sending = pin!(context.shared.upstream.send(head, body, interim_forwarder, permit, limits, granted_at));
+    let (body, interim_sender, limits) = (RequestBody::empty(), InterimSender::default(), &context.settings.limits);
+    let sending = pin!(context.shared.upstream.send(head, body, interim_sender, permit, limits, granted_at));
     ClientAuthorization::unless_revoked(authorization, sending).await
 }
 

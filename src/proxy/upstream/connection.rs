@@ -11,7 +11,7 @@ use hyper::body::Frame;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::gateway_request::{GatewayRequest, InterimForwarder};
+use super::gateway_request::{GatewayRequest, InterimSender};
 use super::h1::connection::H1Connection;
 use super::h1::error::ExchangeError;
 use super::h1::response_head::{HeadLimits, ResponseHead};
@@ -152,7 +152,7 @@ impl UpstreamConnection {
     ) -> impl Future<Output = Result<ResponseHead, SendError>> + 'a {
         let Self { http, timer, .. } = self;
         let mut unsent = Some(request);
-        let mut interim_forwarder = InterimForwarder::default();
+        let mut interim_sender = InterimSender::default();
         poll_fn(move |cx| {
             if unsent.is_some() {
                 let can_send = ready!(http.poll_can_send(cx));
@@ -160,8 +160,8 @@ impl UpstreamConnection {
                 if !can_send {
                     return Poll::Ready(Err(SendError::Unsent(Box::new(request))));
                 }
-                let (head, body, spare, forwarder) = request.into_parts();
-                interim_forwarder = forwarder;
+                let (head, body, spare, sender) = request.into_parts();
+                interim_sender = sender;
                 http.begin_request(head.bytes().clone(), head.is_head_request(), head.framing(), body, spare);
             }
             let mut interims = 0;
@@ -175,7 +175,7 @@ impl UpstreamConnection {
                 {
                     body.permit_reading();
                 }
-                interim_forwarder.forward(head);
+                interim_sender.send(head);
                 interims += 1;
                 if interims == MAX_INTERIMS {
                     cx.waker().wake_by_ref();
@@ -264,7 +264,7 @@ mod tests {
         let lane = decide_lane(&evidence, &View::default(), rules.policy(), 0).unwrap();
         let (parts, ()) = http::Request::builder().uri("/").header("host", "a").body(()).unwrap().into_parts();
         let head = GatewayHead::new(parts, &lane, &rules, target, None, &BTreeSet::new()).unwrap();
-        GatewayRequest::new(head, RequestBody::empty(), InterimForwarder::default())
+        GatewayRequest::new(head, RequestBody::empty(), InterimSender::default())
     }
 
     /// Sends a request to a gateway that answers, or else closes the connection at once; returns the status, or why

@@ -10,16 +10,16 @@ use super::request_body::RequestBody;
 use crate::lane::{GatewayHead, scrub_response};
 use crate::proxy::downstream::head_tracker::RequestHandle;
 
-/// Forwards the gateway's interim responses (1xx) to one request, except for `100 Continue`.
+/// Sends the gateway's interim responses (1xx) to the client of one request, except for `100 Continue`.
 #[derive(Debug, Default)]
-pub struct InterimForwarder {
-    /// Sends them to the client.
+pub struct InterimSender {
+    /// The request on the client's connection.
     pub handle: Option<RequestHandle>,
 }
 
-impl InterimForwarder {
-    /// Forwards an interim response to the client.
-    pub fn forward(&self, response: ResponseHead) {
+impl InterimSender {
+    /// Sends an interim response to the client.
+    pub fn send(&self, response: ResponseHead) {
         let ResponseHead { status, mut headers, .. } = response;
         if let Some(handle) = self.handle.as_ref().filter(|_| status != StatusCode::CONTINUE) {
             scrub_response(&mut headers);
@@ -62,22 +62,22 @@ pub struct GatewayRequest {
     body: Option<RequestBody>,
     /// An empty map, whose allocation the response reuses.
     spare: HeaderMap,
-    interim_forwarder: InterimForwarder,
+    interim_sender: InterimSender,
 }
 
 impl GatewayRequest {
-    /// Creates the request of `head` and `body`. `interim_forwarder` forwards its interim responses.
-    pub fn new(head: GatewayHead, body: RequestBody, interim_forwarder: InterimForwarder) -> Self {
+    /// Creates the request of `head` and `body`. `interim_sender` sends its interim responses to the client.
+    pub fn new(head: GatewayHead, body: RequestBody, interim_sender: InterimSender) -> Self {
         let (parts, framing) = (head.parts(), Framing::of(&body));
         let bytes = encode_head(parts, framing).into();
         let encoded = EncodedHead { bytes, framing, is_head_request: parts.method == Method::HEAD };
         let body = (framing != Framing::Length(0)).then_some(body);
-        Self { head: encoded, body, spare: head.into_empty_headers(), interim_forwarder }
+        Self { head: encoded, body, spare: head.into_empty_headers(), interim_sender }
     }
 
     /// Creates a request without a body from the head of an earlier one.
     pub fn repeat(head: EncodedHead) -> Self {
-        Self { head, body: None, spare: HeaderMap::new(), interim_forwarder: InterimForwarder::default() }
+        Self { head, body: None, spare: HeaderMap::new(), interim_sender: InterimSender::default() }
     }
 
     /// Returns the head.
@@ -85,9 +85,9 @@ impl GatewayRequest {
         &self.head
     }
 
-    /// Returns the head, the body unless it is empty, an empty map for the fields of the response, and what forwards
-    /// the interim responses.
-    pub fn into_parts(self) -> (EncodedHead, Option<RequestBody>, HeaderMap, InterimForwarder) {
-        (self.head, self.body, self.spare, self.interim_forwarder)
+    /// Returns the head, the body unless it is empty, an empty map for the fields of the response, and what sends the
+    /// interim responses.
+    pub fn into_parts(self) -> (EncodedHead, Option<RequestBody>, HeaderMap, InterimSender) {
+        (self.head, self.body, self.spare, self.interim_sender)
     }
 }

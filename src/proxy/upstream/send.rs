@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::budget::{GatewayBudgets, GatewayPermit};
 use super::connection::{ResponseTimeout, SendError, UpstreamConnection};
 use super::dial::dial;
-use super::gateway_request::{EncodedHead, GatewayRequest, InterimForwarder};
+use super::gateway_request::{EncodedHead, GatewayRequest, InterimSender};
 use super::h1::error::ExchangeError;
 use super::h1::response_head::ResponseHead;
 use super::pool::{Pool, PooledConnection};
@@ -110,7 +110,7 @@ impl Upstream {
         &'a self,
         head: GatewayHead,
         body: RequestBody,
-        interim_forwarder: InterimForwarder,
+        interim_sender: InterimSender,
         permit: GatewayPermit,
         limits: &'a Limits,
         granted_at: Instant,
@@ -119,7 +119,7 @@ impl Upstream {
         let response_timeout = response_timeout(&head, limits);
         let is_repeatable = head.is_repeatable() && body.is_end_stream();
         let progress = body.progress();
-        let mut request = GatewayRequest::new(head, body, interim_forwarder);
+        let mut request = GatewayRequest::new(head, body, interim_sender);
         let mut attempts = Attempts {
             upstream: self,
             route,
