@@ -137,8 +137,8 @@ pub(super) fn basis_by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -
 
 /// Returns whether `peer` is an address of this network namespace from which only its own processes connect.
 ///
-/// In 127.0.0.0/8 only 127.0.0.1 is such an address: forwarders connect for outside clients from others, for example
-/// Istio's inbound passthrough from 127.0.0.6.
+/// In 127.0.0.0/8 only 127.0.0.1 is such an address: a service mesh connects for outside clients from others, for
+/// example Istio's inbound passthrough from 127.0.0.6.
 pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
     match peer {
         IpAddr::V4(ip) if ip.is_loopback() => ip == Ipv4Addr::LOCALHOST,

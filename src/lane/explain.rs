@@ -50,7 +50,7 @@ pub enum WhyExternal {
     /// The peer has an address of this network namespace.
     OwnAddress,
     /// The peer has an address in 127.0.0.0/8 other than 127.0.0.1.
-    ForwarderAddress(IpAddr),
+    OtherLoopbackAddress(IpAddr),
     /// The client showed a certificate of loopgate's CA, but no agent has the peer's address.
     UnknownAddress(IpAddr),
     /// The client showed a certificate of the operator's CA, whose URI is not in `agents.uris`.
@@ -86,7 +86,7 @@ impl fmt::Display for WhyExternal {
             Self::OwnAddress => f.write_str(
                 "clients with an address of this network namespace are external; --own-addresses agent changes that",
             ),
-            Self::ForwarderAddress(ip) => {
+            Self::OtherLoopbackAddress(ip) => {
                 write!(
                     f,
                     "in 127.0.0.0/8 only 127.0.0.1 counts as an address of this network namespace: {ip} may be the \
@@ -126,7 +126,7 @@ fn why_external_with_loopback_gateway(
         return Some(WhyExternal::OwnAddress);
     }
     if peer.is_loopback() {
-        return Some(WhyExternal::ForwarderAddress(peer));
+        return Some(WhyExternal::OtherLoopbackAddress(peer));
     }
     let Some(agent) = view.agents.get(&peer) else {
         if let Some(agent) = view.last_known.get(&peer) {
@@ -225,7 +225,7 @@ mod tests {
             ("172.18.0.9", None, &config, None),
             ("172.18.0.2", None, &config, Some(WhyExternal::OwnAddress)),
             ("127.0.0.1", None, &config, Some(WhyExternal::OwnAddress)),
-            ("127.0.0.6", None, &config, Some(WhyExternal::ForwarderAddress("127.0.0.6".parse().unwrap()))),
+            ("127.0.0.6", None, &config, Some(WhyExternal::OtherLoopbackAddress("127.0.0.6".parse().unwrap()))),
             ("172.18.0.3", None, &config, Some(WhyExternal::ConnectedBeforeAgent { agent: "aaa-name".into() })),
             ("172.18.0.4", None, &config, Some(WhyExternal::NoCertificate { agent: "bbb-name".into() })),
             ("172.18.0.4", own(bbb, NOW), &config, Some(WhyExternal::CertificateExpired { agent: "bbb-name".into() })),
