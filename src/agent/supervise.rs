@@ -1,5 +1,5 @@
-//! A minimal init process: runs one child, forwards signals to it, returns its exit status, and reaps orphaned
-//! processes.
+//! A minimal init process: runs one child, passes signals on to it, returns its exit status, and reaps
+//! orphaned processes.
 
 use std::future::poll_fn;
 use std::io::{self, IsTerminal};
@@ -16,8 +16,8 @@ use tokio::signal::unix::{self, SignalKind};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
-/// The signals that are forwarded to the child.
-const FORWARDED: [Signal; 7] = [
+/// The signals that are passed on to the child.
+const PASSED_ON: [Signal; 7] = [
     Signal::SIGTERM,
     Signal::SIGINT,
     Signal::SIGHUP,
@@ -27,10 +27,10 @@ const FORWARDED: [Signal; 7] = [
     Signal::SIGWINCH,
 ];
 
-/// Handlers of the forwarded signals and of SIGCHLD, which replace the default actions.
+/// Handlers of the signals in [`PASSED_ON`] and of SIGCHLD, which replace the default actions.
 #[derive(Debug)]
 pub struct Signals {
-    forwarded: Vec<(Signal, unix::Signal)>,
+    passed_on: Vec<(Signal, unix::Signal)>,
     child: unix::Signal,
 }
 
@@ -41,14 +41,14 @@ impl Signals {
     /// A handler can't be registered.
     pub fn install() -> io::Result<Self> {
         let register = |signal: Signal| Ok((signal, unix::signal(SignalKind::from_raw(signal as i32))?));
-        let forwarded = FORWARDED.into_iter().map(register).collect::<io::Result<_>>()?;
-        Ok(Self { forwarded, child: unix::signal(SignalKind::child())? })
+        let passed_on = PASSED_ON.into_iter().map(register).collect::<io::Result<_>>()?;
+        Ok(Self { passed_on, child: unix::signal(SignalKind::child())? })
     }
 
     /// Waits for a signal that should end this process: SIGTERM, SIGINT, SIGHUP or SIGQUIT.
     pub async fn wait_for_termination(&mut self) -> Signal {
         loop {
-            let signal = next_signal(&mut self.forwarded).await;
+            let signal = next_signal(&mut self.passed_on).await;
             if matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT) {
                 return signal;
             }
@@ -88,7 +88,7 @@ impl SpawnError {
 
 /// Runs `command` as the leader of a new process group, and returns its exit status.
 ///
-/// Signals are forwarded to the group. The group is killed if the command still runs `grace` after the first SIGTERM.
+/// Signals are passed on to the group. The group is killed if the command still runs `grace` after the first SIGTERM.
 /// As PID 1 this process also reaps the orphans that it inherits.
 ///
 /// # Errors
@@ -116,7 +116,7 @@ pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -
         };
         tokio::select! {
             _ = signals.child.recv() => {}
-            signal = next_signal(&mut signals.forwarded) => {
+            signal = next_signal(&mut signals.passed_on) => {
                 debug!(%signal, "passing a signal on to the command");
                 signal_group(child, signal);
                 if signal == Signal::SIGTERM && deadline.is_none() {
