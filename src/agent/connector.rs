@@ -108,7 +108,7 @@ pub struct Connector {
     endpoint: Endpoint,
     server_name: ServerName<'static>,
     trust: ServerTrust,
-    /// The last TLS configuration for forwarding. It is reused to resume sessions, but only with the same credentials
+    /// The last TLS configuration for local clients. It is reused to resume sessions, but only with the same credentials
     /// and the same CA.
     cached_config: Mutex<Option<CachedConfig>>,
 }
@@ -157,17 +157,17 @@ impl Connector {
         Ok(stream)
     }
 
-    /// Opens a connection to forward a local client's bytes, with `credentials` as the client certificate.
+    /// Opens a connection to relay a local client's bytes, with `credentials` as the client certificate.
     ///
     /// # Errors
     /// The sidecar can't be reached or isn't trusted.
     pub async fn connect_for_client(&self, credentials: &Arc<Credentials>) -> Result<TlsStream<TcpStream>, Error> {
         let ca_pem = self.trust.read_ca_pem().await?;
-        self.connect_tls(self.forward_config(ca_pem, credentials)?).await
+        self.connect_tls(self.config_for_client(ca_pem, credentials)?).await
     }
 
-    /// Returns the TLS configuration for forwarding: the cached one if credentials and CA are the same, else a new one.
-    fn forward_config(&self, ca_pem: Vec<u8>, credentials: &Arc<Credentials>) -> Result<Arc<ClientConfig>, Error> {
+    /// Returns the TLS configuration for local clients: the cached one if credentials and CA are the same, else a new one.
+    fn config_for_client(&self, ca_pem: Vec<u8>, credentials: &Arc<Credentials>) -> Result<Arc<ClientConfig>, Error> {
         let mut cached = self.cached_config.lock().unwrap_or_else(PoisonError::into_inner);
         match &*cached {
             Some(known) if known.ca_pem == ca_pem && Arc::ptr_eq(&known.credentials, credentials) => {

@@ -1,7 +1,7 @@
-//! The agent side: forwards local connections (`ws://127.0.0.1`) to the sidecar over mTLS.
+//! The agent side: relays local connections (`ws://127.0.0.1`) to the sidecar over mTLS.
 //!
 //! [`start`] opens a loopback listener and keeps a client certificate current, by enrolment or from the operator's
-//! files. Each local connection is forwarded byte for byte over one TLS connection to the sidecar.
+//! files. Each local connection is relayed byte for byte over one TLS connection to the sidecar.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::shutdown::Shutdown;
 pub mod connector;
 pub mod credentials;
 pub mod enrol;
-mod forward;
+mod relay;
 mod renewal;
 pub mod show;
 pub mod supervise;
@@ -145,9 +145,8 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
         }
         CredentialSource::Files(files) => shutdown.spawn_until_begun(credentials::follow_files(files, sender)),
     }
-    let forward =
-        forward::LocalForwarder { connector, state: state.clone(), renewal_needed, wait_limit: settings.wait_limit };
+    let relay = relay::LocalRelay { connector, state: state.clone(), renewal_needed, wait_limit: settings.wait_limit };
     let stop = shutdown.clone();
-    shutdown.spawn(async move { forward.run(listener, stop).await });
+    shutdown.spawn(async move { relay.run(listener, stop).await });
     Ok(Agent { address, state })
 }

@@ -26,7 +26,7 @@ pub struct Args {
 /// The time that open connections get to end after a signal.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Forwards connections until a signal stops it.
+/// Relays connections until a signal stops it.
 pub fn run(args: Args) -> Result<(), Error> {
     refuse_unknown_variables()?;
     log::init(&args.flags.log_options("info"))?;

@@ -1,4 +1,4 @@
-//! Forwards the bytes of local connections to the sidecar.
+//! Relays the bytes of local connections to the sidecar.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,9 +23,9 @@ const MAX_CONNECTIONS: usize = 1024;
 /// The pause after a failed accept, whose cause is nearly always a full file-descriptor table.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Forwards local connections to the sidecar.
+/// Relays local connections to the sidecar.
 #[derive(Clone, Debug)]
-pub(super) struct LocalForwarder {
+pub(super) struct LocalRelay {
     pub(super) connector: Arc<Connector>,
     pub(super) state: watch::Receiver<CredentialState>,
     /// Notified when the certificate must be renewed at once: the sidecar refused it, or it has expired.
@@ -49,7 +49,7 @@ fn failure_suffix(failure: Option<&String>) -> String {
     failure.map(|why| format!(": {why}")).unwrap_or_default()
 }
 
-impl LocalForwarder {
+impl LocalRelay {
     /// Accepts local connections until `shutdown` begins, which also closes the open ones.
     pub(super) async fn run(self, listener: TcpListener, shutdown: Shutdown) {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -58,11 +58,11 @@ impl LocalForwarder {
                 let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
                 match listener.accept().await {
                     Ok((local, peer)) => {
-                        let (forwarder, stop) = (self.clone(), shutdown.clone());
+                        let (relay, stop) = (self.clone(), shutdown.clone());
                         shutdown.spawn(async move {
                             tokio::select! {
                                 () = stop.wait_until_begun() => {}
-                                () = forwarder.forward_connection(local, peer) => {}
+                                () = relay.relay_connection(local, peer) => {}
                             }
                             drop(permit);
                         });
@@ -78,7 +78,7 @@ impl LocalForwarder {
     }
 
     /// Carries the bytes of the connection `local` to the sidecar and back, until one side ends it.
-    async fn forward_connection(&self, mut local: TcpStream, peer: SocketAddr) {
+    async fn relay_connection(&self, mut local: TcpStream, peer: SocketAddr) {
         let mut sidecar = match self.connect_with_retries().await {
             Ok(sidecar) => sidecar,
             Err(error) => {
@@ -95,7 +95,7 @@ impl LocalForwarder {
         }
     }
 
-    /// Tries to connect to the sidecar until it succeeds, or until [`LocalForwarder::wait_limit`] has elapsed.
+    /// Tries to connect to the sidecar until it succeeds, or until [`LocalRelay::wait_limit`] has elapsed.
     async fn connect_with_retries(&self) -> Result<TlsStream<TcpStream>, Error> {
         let deadline = Instant::now() + self.wait_limit;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
