@@ -75,7 +75,7 @@ fn readiness_text(status: &Status) -> &'static str {
     if status.ready { "ready" } else { "not ready" }
 }
 
-/// Renders the listeners, the gateway, the forwards, the number of connections of each lane, and the sandbox.
+/// Renders the listeners, the gateway, the port forwards, the number of connections of each lane, and the sandbox.
 fn render_traffic(status: &Status) -> Markup {
     html! {
         section {

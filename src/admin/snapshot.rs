@@ -66,13 +66,13 @@ async fn connect_error(address: SocketAddr) -> Option<String> {
     }
 }
 
-/// Returns the status of each forward of `listen.forward`. Connects to each target to do so.
-async fn probe_forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::ForwardStatus> {
+/// Returns the status of each port forward of `listen.forward`. Connects to each target to do so.
+async fn probe_port_forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::PortForwardStatus> {
     let each = state.listen.forward.iter().map(|forward| async move {
         let target = SocketAddr::new(state.gateway.ip(), forward.target);
         let error = connect_error(target).await;
-        status::ForwardStatus {
-            listening: addresses_of_kind(bound, ListenerKind::Forward(*forward)),
+        status::PortForwardStatus {
+            listening: addresses_of_kind(bound, ListenerKind::PortForward(*forward)),
             target: target.to_string(),
             reachable: error.is_none(),
             error,
@@ -137,7 +137,7 @@ pub(super) fn set_gauges(state: &AdminState, facts: &ReadinessFacts, health: &He
 /// Takes a snapshot of the whole sidecar.
 pub(super) async fn collect_status(state: &AdminState) -> Status {
     let bound = Arc::clone(&state.bound.borrow());
-    let (facts, forwards) = tokio::join!(collect_readiness_facts(state), probe_forwards(state, &bound));
+    let (facts, forwards) = tokio::join!(collect_readiness_facts(state), probe_port_forwards(state, &bound));
     let view = Arc::clone(&state.view.borrow());
     let mut connections = state.proxy.connections();
     connections.sort_by_key(|(connection, _)| connection.number);

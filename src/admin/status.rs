@@ -28,7 +28,7 @@ pub struct Status {
     pub gateway: GatewayStatus,
     /// Further ports of the gateway that the sidecar forwards to.
     #[serde(default)]
-    pub forwards: Vec<ForwardStatus>,
+    pub forwards: Vec<PortForwardStatus>,
     /// Why the last reload was rejected; `None` if it was not.
     pub config_problem: Option<String>,
     /// The certificate that is served.
@@ -89,7 +89,7 @@ impl SandboxStatus {
 
 /// A further port of the gateway that the sidecar forwards to (`listen.forward`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ForwardStatus {
+pub struct PortForwardStatus {
     /// The addresses on which the sidecar listens for this port.
     pub listening: Vec<String>,
     /// The gateway's address with this port.
@@ -268,7 +268,7 @@ pub fn example() -> Status {
         listening_plain: vec!["172.18.0.2:8080".into()],
         not_listening: Vec::new(),
         gateway: GatewayStatus { address: "127.0.0.1:18789".into(), reachable: true, error: None },
-        forwards: vec![ForwardStatus {
+        forwards: vec![PortForwardStatus {
             listening: vec!["172.18.0.2:18793".into()],
             target: "127.0.0.1:18793".into(),
             reachable: false,

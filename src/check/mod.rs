@@ -9,7 +9,6 @@ pub mod docker;
 mod docker_probe;
 pub mod finding;
 pub mod fix;
-pub mod forwards;
 pub mod gateway;
 pub mod gateway_command;
 pub mod gateway_files;
@@ -19,6 +18,7 @@ pub mod namespace;
 pub mod openclaw_config;
 pub mod own_device;
 pub mod paths;
+pub mod port_forwards;
 pub mod setup_code;
 pub mod sidecar;
 pub mod state_dir;
@@ -124,7 +124,7 @@ async fn examine_gateway(
         let scopes = directory.and_then(files::gateway_device_scopes);
         own_device::judge(&own_device::OwnDeviceObservation { keeps_paired, scopes }, report);
     }
-    forwards::judge(&forwards::probe(config).await, report);
+    port_forwards::judge(&port_forwards::probe(config).await, report);
     gateway_files::judge(&files::find_unreadable_files(&config.gateway), report);
     if let Some(openclaw_json) = &openclaw_json {
         let wanted = openclaw_config::Wanted {

@@ -18,9 +18,9 @@ pub mod show;
 pub mod validate;
 
 pub use settings::{
-    AgentService, AgentSourceKind, Agents, BindDevices, CertificateFiles, Config, Docker, Engine, External, Forward,
-    Gateway, Http, Kubernetes, Limits, Listen, ListenAddresses, ListenOn, Log, LogFormat, OwnAddresses, PathRule,
-    PathTimeout, Sandbox, Tls, TraceparentUse,
+    AgentService, AgentSourceKind, Agents, BindDevices, CertificateFiles, Config, Docker, Engine, External, Gateway,
+    Http, Kubernetes, Limits, Listen, ListenAddresses, ListenOn, Log, LogFormat, OwnAddresses, PathRule, PathTimeout,
+    PortForward, Sandbox, Tls, TraceparentUse,
 };
 pub use validate::Error;
 

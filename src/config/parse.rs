@@ -14,7 +14,7 @@ use rustls_pki_types::DnsName;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
-use super::settings::{AgentService, Engine, Forward, ListenAddresses, ListenOn, PathTimeout};
+use super::settings::{AgentService, Engine, ListenAddresses, ListenOn, PathTimeout, PortForward};
 use crate::addr::canonical;
 
 /// A parsed value, or why its text is invalid.
@@ -181,10 +181,10 @@ pub fn listen_on(text: &str) -> Parsed<ListenOn> {
 }
 
 /// Parses `PORT:TARGET`, the port to listen on and the gateway's port to forward to; or `TARGET` for both.
-pub fn forward(text: &str) -> Parsed<Forward> {
+pub fn port_forward(text: &str) -> Parsed<PortForward> {
     let (port, target) = text.split_once(':').unwrap_or((text, text));
     match (port.parse(), target.parse()) {
-        (Ok(port), Ok(target @ 1..)) => Ok(Forward { port, target }),
+        (Ok(port), Ok(target @ 1..)) => Ok(PortForward { port, target }),
         _ => Err("is not a port, or two as in 28793:18793 (the one to listen on, and the gateway's)".into()),
     }
 }

@@ -77,7 +77,7 @@ pub struct Listen {
     /// The addresses to listen on for plain HTTP of trusted proxies.
     pub plain: Vec<ListenOn>,
     /// Further ports of the gateway to forward to; each is listened on at the addresses of `on`.
-    pub forward: Vec<Forward>,
+    pub forward: Vec<PortForward>,
     /// Whether trusted proxies begin a connection with a PROXY protocol header.
     pub proxy_protocol: bool,
     /// The lane of clients whose source address is one of this namespace's own.
@@ -119,7 +119,7 @@ impl fmt::Display for ListenOn {
 
 /// One `--forward` value: a port to listen on, and the port of the gateway's address that it leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Forward {
+pub struct PortForward {
     /// The TCP port to listen on; 0 lets the kernel choose (for tests).
     pub port: u16,
     /// The gateway's TCP port to forward to.
@@ -127,7 +127,7 @@ pub struct Forward {
 }
 
 /// Formats the value as `--forward` takes it.
-impl fmt::Display for Forward {
+impl fmt::Display for PortForward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { port, target } = self;
         if port == target { write!(f, "{target}") } else { write!(f, "{port}:{target}") }

@@ -115,7 +115,7 @@ fn read_listen(read: &mut ValueReader<'_>) -> Listen {
     Listen {
         on: read.list("listen", parse::listen_on),
         plain: read.list("listen-plain", parse::listen_on),
-        forward: read.list("forward", parse::forward),
+        forward: read.list("forward", parse::port_forward),
         proxy_protocol: read.value("proxy-protocol", parse::switch),
         own_addresses: read.value(
             "own-addresses",

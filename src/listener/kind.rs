@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::config::Forward;
+use crate::config::PortForward;
 
 /// The protocol of a listener's clients, and the target of their requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,13 +12,13 @@ pub enum ListenerKind {
     /// Plain HTTP to the gateway, for trusted proxies only (`listen.plain`).
     Plain,
     /// TLS, to another port of the gateway's address (`listen.forward`).
-    Forward(Forward),
+    PortForward(PortForward),
 }
 
 impl ListenerKind {
     /// Returns whether requests go to the gateway itself.
     pub fn leads_to_gateway(self) -> bool {
-        !matches!(self, Self::Forward(_))
+        !matches!(self, Self::PortForward(_))
     }
 
     /// Returns the key of the option that asks for listeners of this kind.
@@ -26,7 +26,7 @@ impl ListenerKind {
         match self {
             Self::Tls => "listen.on",
             Self::Plain => "listen.plain",
-            Self::Forward(_) => "listen.forward",
+            Self::PortForward(_) => "listen.forward",
         }
     }
 }

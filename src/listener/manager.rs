@@ -36,7 +36,7 @@ pub enum Error {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// An address to listen on is the gateway's own, or one that a forward leads to.
+    /// An address to listen on is the gateway's own, or one that a port forward leads to.
     #[error(
         "can't listen on {} ({}): it would take the gateway's own address {taken}",
         .listener.address, .listener.kind.option_key()

@@ -28,12 +28,12 @@ fn listener_options(listen: &Listen) -> impl Iterator<Item = (ListenerKind, Cow<
     let to_gateway = [(ListenerKind::Tls, Cow::from(&listen.on)), (ListenerKind::Plain, Cow::from(&listen.plain))];
     let forwards = listen.forward.iter().map(|forward| {
         let with_port = |value: &ListenOn| ListenOn { addresses: value.addresses.clone(), port: forward.port };
-        (ListenerKind::Forward(*forward), listen.on.iter().map(with_port).collect())
+        (ListenerKind::PortForward(*forward), listen.on.iter().map(with_port).collect())
     });
     to_gateway.into_iter().chain(forwards)
 }
 
-/// Returns the addresses that no listener may take: the gateway's, and the targets of forwards.
+/// Returns the addresses that no listener may take: the gateway's, and the targets of port forwards.
 fn reserved_addresses(listen: &Listen, gateway: SocketAddr) -> Vec<SocketAddr> {
     let targets = listen.forward.iter().map(|forward| SocketAddr::new(gateway.ip(), forward.target));
     std::iter::once(gateway).chain(targets).collect()
@@ -130,8 +130,8 @@ pub fn is_named_exactly(listen: &Listen, listener: &ListenerAddress) -> bool {
     listener_options(listen).any(|(kind, values)| kind == listener.kind && values.iter().any(names_listener))
 }
 
-/// Returns the first listener that would take the gateway's address or the target of a forward, and the address that it
-/// would take.
+/// Returns the first listener that would take the gateway's address or the target of a port forward, and the address
+/// that it would take.
 pub fn find_conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAddress, SocketAddr)> {
     let reserved = reserved_addresses(listen, gateway);
     let conflict_of = |(kind, values): (_, Cow<'_, [ListenOn]>)| {
@@ -170,7 +170,7 @@ fn is_link_local_v6(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Forward};
+    use crate::config::{Config, PortForward};
 
     const GATEWAY: &str = "127.0.0.1:18789";
 
@@ -257,7 +257,7 @@ mod tests {
     fn a_forward_has_the_addresses_of_listen_on_and_takes_no_target_of_a_forward() {
         let mut listen = Config::default().listen;
         listen.on = vec![listen_on("eth1", 443), listen_on("lo", 443), listen_on("10.0.0.9", 1)];
-        listen.forward = vec![Forward { port: 18793, target: 18793 }, Forward { port: 444, target: 443 }];
+        listen.forward = vec![PortForward { port: 18793, target: 18793 }, PortForward { port: 444, target: 443 }];
         let gateway = GATEWAY.parse().unwrap();
         let found = wanted_listeners(&listen, gateway, &interfaces(), |_| 7);
         let of = |kind| {
@@ -265,15 +265,18 @@ mod tests {
             of_it.map(|found| found.address.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(of(ListenerKind::Tls), ["10.0.0.5:443", "10.0.0.9:1", "[::1]:443"]);
-        assert_eq!(of(ListenerKind::Forward(listen.forward[0])), ["10.0.0.5:18793", "10.0.0.9:18793", "[::1]:18793"]);
+        assert_eq!(
+            of(ListenerKind::PortForward(listen.forward[0])),
+            ["10.0.0.5:18793", "10.0.0.9:18793", "[::1]:18793"]
+        );
         let both = ["10.0.0.5:444", "10.0.0.9:444", "127.0.0.1:444", "[::1]:444"];
-        let mut second = of(ListenerKind::Forward(listen.forward[1]));
+        let mut second = of(ListenerKind::PortForward(listen.forward[1]));
         second.sort();
         assert_eq!(second, both);
         assert_eq!(find_conflict(&listen, gateway), None);
         listen.on.push(listen_on("127.0.0.1", 1));
         let (listener, taken) = find_conflict(&listen, gateway).unwrap();
-        assert_eq!(listener, ListenerAddress { address: taken, kind: ListenerKind::Forward(listen.forward[0]) });
+        assert_eq!(listener, ListenerAddress { address: taken, kind: ListenerKind::PortForward(listen.forward[0]) });
         assert_eq!(taken, "127.0.0.1:18793".parse().unwrap());
     }
 

@@ -70,7 +70,7 @@ impl LaneBufferBudgets {
 /// The data that all connections share.
 pub(super) struct Shared {
     pub(super) rules: ArcSwap<RequestRules>,
-    /// The gateway, to which all requests go, except those on a listener of a forward.
+    /// The gateway, to which all requests go, except those on a listener of a port forward.
     pub(super) gateway: Arc<Target>,
     /// Notified after `rules` was replaced.
     pub(super) rules_changed: Arc<Notify>,
@@ -104,9 +104,9 @@ impl Shared {
     pub(super) fn target_of(&self, kind: ListenerKind) -> Arc<Target> {
         match kind {
             ListenerKind::Tls | ListenerKind::Plain => Arc::clone(&self.gateway),
-            ListenerKind::Forward(forward) => {
+            ListenerKind::PortForward(forward) => {
                 let ip = self.gateway.address().ip();
-                Arc::new(Target::for_forward(SocketAddr::new(ip, forward.target)))
+                Arc::new(Target::for_port_forward(SocketAddr::new(ip, forward.target)))
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
-use loopgate::config::{Config, Forward, PathRule};
+use loopgate::config::{Config, PathRule, PortForward};
 use loopgate::listener::ListenerKind;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -16,7 +16,7 @@ use loopgate_test_support::fake_gateway::FakeGateway;
 use loopgate_test_support::lanes::assert_local;
 use loopgate_test_support::sidecar::free_address;
 
-/// A sidecar with a forward to `target_gateway`, and a client of the forwarded port.
+/// A sidecar with a port forward to `target_gateway`, and a client of the forwarded port.
 struct Forwarding {
     harness: Harness,
     target_gateway: FakeGateway,
@@ -25,14 +25,14 @@ struct Forwarding {
 
 async fn start(change: impl FnOnce(&mut Config)) -> Forwarding {
     let target_gateway = FakeGateway::start().await;
-    let forward = Forward { port: 0, target: target_gateway.address.port() };
+    let forward = PortForward { port: 0, target: target_gateway.address.port() };
     let harness = Harness::start_with(|config| {
         config.listen.forward = vec![forward];
         change(config);
     })
     .await;
     let mut client = (*harness).clone();
-    client.address = harness.sidecar.listener_addresses(ListenerKind::Forward(forward))[0];
+    client.address = harness.sidecar.listener_addresses(ListenerKind::PortForward(forward))[0];
     Forwarding { harness, target_gateway, client }
 }
 
@@ -128,13 +128,14 @@ async fn a_websocket_to_a_forwarded_port_may_speak_any_protocol_unless_a_cap_app
 async fn an_unreachable_forward_target_does_not_affect_the_gateway() {
     let unreachable = free_address();
     let Forwarding { harness, .. } = start(|config| {
-        config.listen.forward.push(Forward { port: 0, target: unreachable.port() });
+        config.listen.forward.push(PortForward { port: 0, target: unreachable.port() });
         config.limits.gateway_wait = Duration::from_millis(200);
     })
     .await;
     let mut client = (*harness).clone();
-    client.address =
-        harness.sidecar.listener_addresses(ListenerKind::Forward(Forward { port: 0, target: unreachable.port() }))[0];
+    client.address = harness
+        .sidecar
+        .listener_addresses(ListenerKind::PortForward(PortForward { port: 0, target: unreachable.port() }))[0];
     let begun = Instant::now();
     let (status, _) = client.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await;
     assert!(status == 503 && begun.elapsed() < Duration::from_secs(10), "{status} after {:?}", begun.elapsed());

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::settings::{Config, Forward, ListenAddresses, ListenOn};
+use crate::config::settings::{Config, ListenAddresses, ListenOn, PortForward};
 
 /// Two options that contradict each other.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub(super) fn find_faults(config: &Config) -> Vec<Fault> {
         .flat_map(|(index, first)| requested[index + 1..].iter().map(move |next| (first, next)));
     let mut faults: Vec<Fault> = Vec::new();
     for fault in reserved.chain(targets).chain(pairs.filter_map(|(first, next)| collision_fault(first, next))) {
-        // One forward has an entry in `requested` for each value of `listen.on`, so its faults may repeat.
+        // One port forward has an entry in `requested` for each value of `listen.on`, so its faults may repeat.
         if !faults.contains(&fault) {
             faults.push(fault);
         }
@@ -78,12 +78,12 @@ fn reserved_address_fault(
     (admin == Some(address) && on.port != 0).then_some(Fault { flags: ["admin", flag], message })
 }
 
-/// Returns why a forward may not lead to its target, and the flag of the option that forbids it.
+/// Returns why a port forward may not lead to its target, and the flag of the option that forbids it.
 ///
-/// A forward to the gateway's own port could bypass the rules for that port. A forward to one of
+/// A port forward to the gateway's own port could bypass the rules for that port. A port forward to one of
 /// loopgate's own listeners would let clients connect to it from a loopback address.
 fn forbidden_target(
-    forward: Forward,
+    forward: PortForward,
     config: &Config,
     requested: &[RequestedListener],
 ) -> Option<(&'static str, String)> {
@@ -145,7 +145,7 @@ fn accepts_connections_to(wide: IpAddr, ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::parse::{forward, listen_on};
+    use crate::config::parse::{listen_on, port_forward};
 
     #[test]
     fn listeners_that_may_take_the_same_address_are_found() {
@@ -217,7 +217,7 @@ mod tests {
             let mut config = Config::default();
             config.listen.on = vec![listen_on(listen).unwrap(), listen_on("eth7:444").unwrap()];
             config.listen.plain = vec![listen_on("bridge:8080").unwrap()];
-            config.listen.forward = forwards.iter().map(|value| forward(value).unwrap()).collect();
+            config.listen.forward = forwards.iter().map(|value| port_forward(value).unwrap()).collect();
             let faults = find_faults(&config);
             assert_eq!(faults.is_empty(), found.is_none(), "{listen} {forwards:?}: {faults:?}");
             let text = format!("{faults:?}");

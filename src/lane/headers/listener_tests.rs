@@ -33,9 +33,9 @@ fn a_forwarded_port_has_the_same_lanes_but_gets_no_token() {
     let outsider = lane_of("10.0.0.9", &rules);
     for (lane, target, source, host, token) in [
         (&agent, Target::for_gateway(gateway), agent_source, "127.0.0.1:18789", Some("Bearer inherited")),
-        (&agent, Target::for_forward(forward), agent_source, "127.0.0.1:18793", None),
+        (&agent, Target::for_port_forward(forward), agent_source, "127.0.0.1:18793", None),
         (&outsider, Target::for_gateway(gateway), Ipv4Addr::new(127, 0, 0, 2), "gw.example", None),
-        (&outsider, Target::for_forward(forward), Ipv4Addr::new(127, 0, 0, 2), "gw.example", None),
+        (&outsider, Target::for_port_forward(forward), Ipv4Addr::new(127, 0, 0, 2), "gw.example", None),
     ] {
         let names = BTreeSet::from([SubjectName::Dns("gw.example".into())]);
         let (parts, ()) = Request::builder().uri("/").header("host", "gw.example").body(()).unwrap().into_parts();

@@ -144,7 +144,7 @@ impl AcceptedConnection {
         let (peer, local) = addresses;
         let origin = ConnectionOrigin { peer, local, kind, permits: (permit, slot) };
         match kind {
-            ListenerKind::Tls | ListenerKind::Forward(_) => Self::Tls(AcceptedTls { stream, origin }),
+            ListenerKind::Tls | ListenerKind::PortForward(_) => Self::Tls(AcceptedTls { stream, origin }),
             ListenerKind::Plain => Self::Plain(AcceptedPlain { stream, origin }),
         }
     }

@@ -25,7 +25,7 @@ pub fn connect_check(
     head: &GatewayHead,
 ) -> Option<(FirstMessage, ConnectResponseWatcher)> {
     let cap = head.scope_cap().cloned();
-    // Only the gateway pairs devices, not the target of a forward.
+    // Only the gateway pairs devices, not the target of a port forward.
     let devices = context.shared.devices.clone().filter(|_| context.target.is_gateway());
     let pending = Arc::new(PendingConnect::default());
     let response = ConnectResponseWatcher::new(Arc::clone(&pending));

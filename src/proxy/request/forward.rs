@@ -184,7 +184,7 @@ fn expects_continue(parts: &Parts) -> bool {
 }
 
 /// Returns the request for loopgate's CA, if `parts` are one. The CA is not offered over plain HTTP, where others can
-/// replace the certificate, nor on a listener of a forward, where the path belongs to the forward's target.
+/// replace the certificate, nor on a listener of a port forward, where the path belongs to its target.
 fn ca_request(context: &ConnectionContext, parts: &Parts) -> Option<CaRequest> {
     let may_offer_ca = context.lane.scheme() == Scheme::Https && context.target.is_gateway();
     may_offer_ca.then(|| CaRequest::from_parts(parts, &context.shared.tls)).flatten()

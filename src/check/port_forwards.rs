@@ -9,16 +9,16 @@ use tokio::time::timeout;
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
-use crate::config::{Config, Forward};
+use crate::config::{Config, PortForward};
 
 /// The time limit for connecting to a port.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A forward, the address that it leads to, and the error of a connection to that address, if any.
-pub type ForwardProbe = (Forward, SocketAddr, Option<String>);
+/// A port forward, the address that it leads to, and the error of a connection to that address, if any.
+pub type PortForwardProbe = (PortForward, SocketAddr, Option<String>);
 
-/// Connects to the target of each forward.
-pub async fn probe(config: &Config) -> Vec<ForwardProbe> {
+/// Connects to the target of each port forward.
+pub async fn probe(config: &Config) -> Vec<PortForwardProbe> {
     let each = config.listen.forward.iter().map(|forward| async move {
         let target = SocketAddr::new(config.gateway.address.ip(), forward.target);
         let error = match timeout(TIMEOUT, TcpStream::connect(target)).await {
@@ -31,8 +31,8 @@ pub async fn probe(config: &Config) -> Vec<ForwardProbe> {
     join_all(each).await
 }
 
-/// Adds the findings about forwards.
-pub fn judge(observations: &[ForwardProbe], report: &mut Report) {
+/// Adds the findings about port forwards.
+pub fn judge(observations: &[PortForwardProbe], report: &mut Report) {
     for (forward, target, error) in observations {
         match error {
             None => report.add_passed("forward", format!("{target} answers (--forward {forward})")),
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_port_that_does_not_answer_is_named() {
-        let forward = |port, target| Forward { port, target };
+        let forward = |port, target| PortForward { port, target };
         let cases = [
             (forward(18793, 18793), "127.0.0.1:18793".parse().unwrap(), None),
             (forward(9000, 3334), "127.0.0.1:3334".parse().unwrap(), Some("connection refused".to_owned())),
