@@ -14,7 +14,7 @@ use super::connection::establish::AcceptedConnection;
 use super::downstream::window_budget::WindowBudget;
 use super::registry::ConnectionInfo;
 use super::shared::{ConnectionSettings, Enrol, LaneBufferBudgets, Shared};
-use super::tunnel::first_message::FirstMessageBudget;
+use super::tunnel::first_message_budget::FirstMessageBudget;
 use super::upstream::send::Upstream;
 use crate::config::Config;
 use crate::discovery::View;

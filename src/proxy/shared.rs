@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use super::downstream::window_budget::WindowBudget;
 use super::registry::Registry;
 use super::tunnel::buffers::TunnelBufferBudget;
-use super::tunnel::first_message::FirstMessageBudget;
+use super::tunnel::first_message_budget::FirstMessageBudget;
 use super::upstream::send::Upstream;
 use crate::addr::PeerAddr;
 use crate::config::{BindDevices, Config, Limits, TraceparentUse};

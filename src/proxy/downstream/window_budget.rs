@@ -31,7 +31,7 @@ pub struct WindowLease {
 impl WindowBudget {
     /// Creates a budget of half of `buffered` bytes. The other half is that of tunnels, a quarter for each lane
     /// ([`TunnelBufferBudget`](crate::proxy::tunnel::buffers::TunnelBufferBudget)). First messages have a budget beside
-    /// both ([`FirstMessageBudget`](crate::proxy::tunnel::first_message::FirstMessageBudget)).
+    /// both ([`FirstMessageBudget`](crate::proxy::tunnel::first_message_budget::FirstMessageBudget)).
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 2, leased_bytes: AtomicUsize::new(0) })
     }

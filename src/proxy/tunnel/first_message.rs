@@ -2,60 +2,18 @@
 
 use std::io::Cursor;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
+use super::first_message_budget::{FirstMessageBudget, FirstMessageLease};
+
 /// The largest first message, in bytes. OpenClaw 2026.9 accepts no larger one before authentication.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// The most bytes that are held back for a client: a message, the headers of its frames, and control frames before it.
 const MAX_HELD: usize = MAX_MESSAGE + 4 * 1024;
-
-/// The bytes that may always be held back for a client. Only bytes beyond these need the budget.
-const FREE_BYTES: usize = 8 * 1024;
-
-/// The memory for bytes beyond `FREE_BYTES` that are held back, for all clients together.
-#[derive(Debug)]
-pub struct FirstMessageBudget {
-    limit: usize,
-    used_bytes: AtomicUsize,
-}
-
-impl FirstMessageBudget {
-    /// Creates a budget of half of `buffered` bytes, beside those of uploads and tunnels: all of them together are one
-    /// and a half times `buffered`.
-    pub fn new(buffered: usize) -> Arc<Self> {
-        Arc::new(Self { limit: buffered / 2, used_bytes: AtomicUsize::new(0) })
-    }
-}
-
-/// One client's part of the budget, returned when dropped.
-pub struct FirstMessageLease {
-    budget: Arc<FirstMessageBudget>,
-    bytes: usize,
-}
-
-impl FirstMessageLease {
-    /// Extends the lease so that `held` bytes may be held back; returns whether the budget allows it.
-    fn try_extend(&mut self, held: usize) -> bool {
-        let additional = held.saturating_sub(FREE_BYTES).saturating_sub(self.bytes);
-        let fits = |used: usize| used.checked_add(additional).filter(|used| *used <= self.budget.limit);
-        if additional > 0 && self.budget.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
-            return false;
-        }
-        self.bytes += additional;
-        true
-    }
-}
-
-impl Drop for FirstMessageLease {
-    fn drop(&mut self) {
-        self.budget.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
 
 /// Checks a complete first message.
 pub type CheckMessage = Box<dyn FnOnce(&[u8]) -> Checked + Send>;
@@ -123,7 +81,7 @@ impl FirstMessage {
     pub fn new(objects_only: bool, budget: Arc<FirstMessageBudget>, check: CheckMessage) -> Self {
         Self {
             held_bytes: Vec::new(),
-            lease: Some(FirstMessageLease { budget, bytes: 0 }),
+            lease: Some(FirstMessageLease::new(budget)),
             parsed_length: 0,
             length: 0,
             leading_blanks: 0,
@@ -294,6 +252,7 @@ fn malformed_verdict(reason: &str) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::tunnel::first_message_budget::FREE_BYTES;
 
     const MASK: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
 

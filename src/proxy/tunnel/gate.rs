@@ -11,7 +11,8 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::connect_response::GatewaySent;
-use super::first_message::{FirstMessage, FirstMessageLease, Verdict};
+use super::first_message::{FirstMessage, Verdict};
+use super::first_message_budget::FirstMessageLease;
 use super::websocket_frames::{WebSocketFrames, policy_violation, protocol_error};
 
 /// The time for the client's first message, from its first byte or from the gateway's request for it. The gateway
@@ -224,7 +225,8 @@ mod tests {
     use crate::proxy::close_signal::CloseSignal;
     use crate::proxy::tunnel::buffers::TunnelBufferBudget;
     use crate::proxy::tunnel::connect_response::{ConnectResponseWatcher, PendingConnect};
-    use crate::proxy::tunnel::first_message::{Checked, FirstMessageBudget};
+    use crate::proxy::tunnel::first_message::Checked;
+    use crate::proxy::tunnel::first_message_budget::FirstMessageBudget;
     use crate::proxy::tunnel::{TunnelError, TunnelOptions, run};
 
     /// Returns a message of a client, masked with zeros.

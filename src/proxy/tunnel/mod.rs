@@ -8,12 +8,13 @@
 //! | `first_message`, `connect_response` | find that message, and the gateway's response to it |
 //! | `websocket_frames` | finds the ends of frames, where a close frame may be written |
 //! | `readable_after_write_error` | reads what the gateway sent before a write to it failed |
-//! | `buffers` | limits the memory of all tunnels |
+//! | `first_message_budget`, `buffers` | limit the memory of all tunnels: until that message is complete, and later |
 
 pub mod buffers;
 pub mod connect_response;
 mod direction;
 pub mod first_message;
+pub mod first_message_budget;
 mod gate;
 mod readable_after_write_error;
 mod run;
