@@ -175,37 +175,13 @@ impl<P: ProofReader> Enrolment<P> {
         let (csr, public_key) = parse_csr(&csr).ok_or_else(|| {
             refusal_error(RefusalReason::BadRequest, "the request is not a certificate request in PEM")
         })?;
-        match (&self.token_reviewer, token, &self.proofs) {
-            (Some(api), Some(token), _) => {
-                let _permit = self.check_permits.acquire().await;
-                check_pod_token(api, &agent, &token).await?;
-            }
-            (Some(_), None, _) => {
-                return Err(refusal_error(
-                    RefusalReason::WrongProof,
-                    "agents are pods here: give --kubernetes-token FILE",
-                ));
-            }
-            (None, None, Some(proofs)) => self.read_proof(lines, &public_key, proofs, &agent).await?,
-            (None, _, _) => {
-                return Err(refusal_error(
-                    RefusalReason::WrongProof,
-                    "agents are containers here: omit --kubernetes-token",
-                ));
-            }
-        }
+        self.verify_proof(lines, &agent, &public_key, token).await?;
 
         // The view may have changed meanwhile. The container that proved itself must still have the address.
         if self.find_enrollable_agent(peer).map_err(|_| agent_gone_error())?.id != agent.id {
             return Err(agent_gone_error());
         }
-        let id = AgentId {
-            trust_domain: self.trust_domain.clone(),
-            kind: if self.token_reviewer.is_some() { WorkloadKind::Pod } else { WorkloadKind::Container },
-            project: agent.project.clone(),
-            service: agent.service.clone(),
-            workload: agent.id.clone(),
-        };
+        let id = self.id_of(&agent);
         let chain = authority.issue_client(&csr, &id.to_string(), self.certificate_life).map_err(|error| {
             warn!(%peer, agent = agent.name, error = error_chain(&error), "can't sign the certificate");
             refusal_error(
@@ -222,6 +198,36 @@ impl<P: ProofReader> Enrolment<P> {
             "enrolled"
         );
         Ok(lines.send(&Reply::Next(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
+    }
+
+    /// Verifies that the client that speaks on `lines` is `agent`: by the service-account token that it sent, if agents
+    /// are pods, or else by a proof of `public_key` in its container.
+    ///
+    /// # Errors
+    /// The proof is missing, of the wrong kind, or not the agent's.
+    async fn verify_proof<S>(
+        &self,
+        lines: &mut JsonLines<S>,
+        agent: &Agent,
+        public_key: &[u8],
+        token: Option<Secret>,
+    ) -> Result<(), Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        match (&self.token_reviewer, token, &self.proofs) {
+            (Some(api), Some(token), _) => {
+                let _permit = self.check_permits.acquire().await;
+                check_pod_token(api, agent, &token).await
+            }
+            (Some(_), None, _) => {
+                Err(refusal_error(RefusalReason::WrongProof, "agents are pods here: give --kubernetes-token FILE"))
+            }
+            (None, None, Some(proofs)) => self.read_proof(lines, public_key, proofs, agent).await,
+            (None, _, _) => {
+                Err(refusal_error(RefusalReason::WrongProof, "agents are containers here: omit --kubernetes-token"))
+            }
+        }
     }
 
     /// Sends a challenge, waits until the agent shows the proof, and reads it in the agent's container.
@@ -277,6 +283,17 @@ impl<P: ProofReader> Enrolment<P> {
                     format!("this {what} is admitted by its address alone; to enrol it needs the label {label}=true");
                 Err(refusal_error(RefusalReason::AddressAgent, &message))
             }
+        }
+    }
+
+    /// Returns the identity that the certificate of `agent` states.
+    fn id_of(&self, agent: &Agent) -> AgentId {
+        AgentId {
+            trust_domain: self.trust_domain.clone(),
+            kind: if self.token_reviewer.is_some() { WorkloadKind::Pod } else { WorkloadKind::Container },
+            project: agent.project.clone(),
+            service: agent.service.clone(),
+            workload: agent.id.clone(),
         }
     }
 
