@@ -1,6 +1,7 @@
 //! Holds back what a client sends on a WebSocket until its first message is complete, and checks that message.
 
 use std::io::Cursor;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -144,74 +145,107 @@ impl FirstMessage {
 
     /// Parses the next frame of `held_bytes`, and checks the message if the frame ends it.
     fn parse_frame(&mut self) -> ParsedFrame {
-        let rest = &self.held_bytes[self.parsed_length..];
-        let mut cursor = Cursor::new(rest);
+        let mut cursor = Cursor::new(&self.held_bytes[self.parsed_length..]);
         let (header, length) = match FrameHeader::parse(&mut cursor) {
             Ok(Some(parsed)) => parsed,
             Ok(None) => return ParsedFrame::Incomplete,
             Err(_) => return ParsedFrame::Verdict(malformed_verdict("not a WebSocket frame")),
         };
-        let payload_start = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
+        let header_length = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
         // No extension is negotiated, so the reserved bits must be 0, and clients must mask their frames.
         let Some(mask) = header.mask.filter(|_| !header.rsv1 && !header.rsv2 && !header.rsv3) else {
             return ParsedFrame::Verdict(malformed_verdict("frame is compressed or not masked"));
         };
-        let (is_data, is_close) = match header.opcode {
-            OpCode::Data(Data::Text | Data::Binary) if !self.has_begun => (true, false),
-            OpCode::Data(Data::Continue) if self.has_begun => (true, false),
-            OpCode::Control(Control::Close) if header.is_final && length <= 125 => (false, true),
-            OpCode::Control(Control::Ping | Control::Pong) if header.is_final && length <= 125 => (false, false),
-            _ => return ParsedFrame::Verdict(malformed_verdict("unexpected WebSocket frame")),
+        let Some(kind) = FrameKind::of(&header, length, self.has_begun) else {
+            return ParsedFrame::Verdict(malformed_verdict("unexpected WebSocket frame"));
         };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let available = &rest[payload_start.min(rest.len())..];
-        let available = &available[..length.min(available.len())];
-        if is_data && !self.is_object {
-            let unmasked = available.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-            match unmasked
-                .enumerate()
-                .skip(self.leading_blanks)
-                .find(|(_, byte)| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
-            {
-                Some((_, b'{')) => self.is_object = true,
-                Some(_) if self.objects_only => {
-                    return ParsedFrame::Verdict(Verdict::Other(std::mem::take(&mut self.held_bytes).into()));
-                }
-                _ => self.leading_blanks = available.len(),
+        let payload_start = self.parsed_length.saturating_add(header_length).min(self.held_bytes.len());
+        let available = payload_start..payload_start.saturating_add(length).min(self.held_bytes.len());
+        let is_complete = available.len() == length;
+        if kind == FrameKind::Message {
+            if self.is_exempt(available, mask) {
+                return ParsedFrame::Verdict(Verdict::Other(std::mem::take(&mut self.held_bytes).into()));
+            }
+            if length > MAX_MESSAGE - self.length {
+                return ParsedFrame::Verdict(refused_verdict("first message is too long"));
             }
         }
-        if is_data && length > MAX_MESSAGE - self.length {
-            return ParsedFrame::Verdict(refused_verdict("first message is too long"));
-        }
-        if available.len() < length {
+        if !is_complete {
             return ParsedFrame::Incomplete;
         }
-        self.parsed_length += payload_start + length;
-        if is_close {
-            self.held_bytes.truncate(self.parsed_length);
-            return ParsedFrame::Verdict(Verdict::Close(std::mem::take(&mut self.held_bytes).into()));
+        self.parsed_length += header_length + length;
+        match kind {
+            FrameKind::PingOrPong => ParsedFrame::Next,
+            FrameKind::Close => {
+                self.held_bytes.truncate(self.parsed_length);
+                ParsedFrame::Verdict(Verdict::Close(std::mem::take(&mut self.held_bytes).into()))
+            }
+            FrameKind::Message => {
+                self.has_begun = true;
+                self.length += length;
+                self.leading_blanks = 0;
+                if header.is_final { ParsedFrame::Verdict(self.check_message()) } else { ParsedFrame::Next }
+            }
         }
-        if is_data {
-            self.has_begun = true;
-            self.length += length;
-            self.leading_blanks = 0;
+    }
+
+    /// Returns whether the message is not checked: only JSON objects are, and it begins otherwise. `payload` is the part
+    /// of the current frame's payload that has come, as a range of `held_bytes`.
+    fn is_exempt(&mut self, payload: Range<usize>, mask: [u8; 4]) -> bool {
+        if self.is_object {
+            return false;
         }
-        if !is_data || !header.is_final {
-            return ParsedFrame::Next;
+        let payload = &self.held_bytes[payload];
+        let unmasked = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+        let first = unmasked.skip(self.leading_blanks).find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
+        match first {
+            Some(b'{') => self.is_object = true,
+            Some(_) if self.objects_only => return true,
+            _ => self.leading_blanks = payload.len(),
         }
+        false
+    }
+
+    /// Checks the message, which is complete.
+    fn check_message(&mut self) -> Verdict {
         let Some(check) = self.check.take() else {
-            return ParsedFrame::Verdict(refused_verdict("message after the first"));
+            return refused_verdict("message after the first");
         };
         let checked = check(&unmasked_payload(&self.held_bytes[..self.parsed_length], self.length));
         let mut held = Bytes::from(std::mem::take(&mut self.held_bytes));
-        ParsedFrame::Verdict(match checked {
+        match checked {
             Checked::Connect(ready) => {
                 let rest = held.split_off(self.parsed_length);
                 Verdict::Connect { ready, message: held, rest }
             }
             Checked::Other => Verdict::Other(held),
             Checked::Refused(reason) => Verdict::Refuse(reason),
-        })
+        }
+    }
+}
+
+/// The kind of a frame that may come before the end of the first message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FrameKind {
+    /// The first or a further frame of the message.
+    Message,
+    Close,
+    PingOrPong,
+}
+
+impl FrameKind {
+    /// Returns the kind of the frame with `header` and a payload of `length` bytes; `None` if the frame is not allowed
+    /// here. `has_begun` is whether a frame of the message was read already.
+    fn of(header: &FrameHeader, length: u64, has_begun: bool) -> Option<Self> {
+        let is_valid_control = header.is_final && length <= 125;
+        match header.opcode {
+            OpCode::Data(Data::Text | Data::Binary) if !has_begun => Some(Self::Message),
+            OpCode::Data(Data::Continue) if has_begun => Some(Self::Message),
+            OpCode::Control(Control::Close) if is_valid_control => Some(Self::Close),
+            OpCode::Control(Control::Ping | Control::Pong) if is_valid_control => Some(Self::PingOrPong),
+            _ => None,
+        }
     }
 }
 
