@@ -68,6 +68,12 @@ pub fn judge(state: &EngineState, report: &mut Report) {
         return report.add_finding(kind, format!("{engine}: {error}"), Remedy::in_words(remedy));
     }
     report.add_passed("docker", format!("{engine} is followed"));
+    judge_filter(state, report);
+    judge_clock(state.clock_ahead_seconds, report);
+}
+
+/// Adds the findings about the filter before the socket: what it refuses, and what it lets through.
+fn judge_filter(state: &EngineState, report: &mut Report) {
     for answer in state.needed.iter().filter(|answer| (400..500).contains(&answer.status)) {
         let reason = answer
             .refusal
@@ -94,7 +100,12 @@ pub fn judge(state: &EngineState, report: &mut Report) {
         }
         _ => {}
     }
-    match state.clock_ahead_seconds {
+}
+
+/// Adds the finding about a clock of the Docker host that is `ahead_seconds` ahead of this one; `None` if that is not
+/// known.
+fn judge_clock(ahead_seconds: Option<i64>, report: &mut Report) {
+    match ahead_seconds {
         Some(seconds) if seconds.unsigned_abs() > TOLERANCE.as_secs() => {
             let description = format!(
                 "the Docker host's clock is {} s {}",
