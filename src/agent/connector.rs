@@ -95,7 +95,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The server does not offer the enrolment protocol.
-    #[error("{0} does not offer enrolment: is it loopgate, and are its attested agents turned on?")]
+    #[error("{0} does not offer enrolment, so it is not a loopgate sidecar; check --sidecar")]
     NoEnrolment(SocketAddr),
     /// The sidecar's certificate can't be verified.
     #[error(transparent)]
