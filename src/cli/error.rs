@@ -16,8 +16,8 @@ pub enum Error {
     #[error(transparent)]
     Pki(#[from] crate::pki::Error),
     /// The operator provides the certificate that is served, so loopgate can't export or rotate it.
-    #[error("the sidecar serves {} (tls.cert), which loopgate did not issue: give clients its issuer's CA, and renew it \
-             by replacing the files", .0.display())]
+    #[error("the sidecar serves {} (tls.cert), which loopgate did not issue: give clients its issuer's CA, and renew \
+             it by replacing its files", .0.display())]
     OwnPair(std::path::PathBuf),
     /// The sidecar is not ready, or does not answer.
     #[error(transparent)]
