@@ -4,13 +4,15 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Returns the canonical form of `ip`: an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) as the IPv4 address.
+/// Returns the canonical form of `ip`: an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) as
+/// the IPv4 address.
 pub fn canonical(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
 }
 
-/// Returns the key by which the limits per client count the client at `ip`: the IPv4 address, or the
-/// /64 of an IPv6 address, because one host can use all addresses of a /64 (RFC 4291 section 2.5.1).
+/// Returns the key by which the limits per client count the client at `ip`: the IPv4 address, or
+/// the /64 of an IPv6 address, because one host can use all addresses of a /64 (RFC 4291 section
+/// 2.5.1).
 pub fn address_or_v6_prefix(ip: IpAddr) -> IpAddr {
     match canonical(ip) {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
@@ -18,8 +20,9 @@ pub fn address_or_v6_prefix(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Returns whether `ip` is loopback or unspecified, or an IPv6 form of such an IPv4 address: mapped,
-/// compatible (`::127.0.0.1`, RFC 4291 section 2.5.5.1) or translated (`64:ff9b::127.0.0.1`, RFC 6052).
+/// Returns whether `ip` is loopback or unspecified, or an IPv6 form of such an IPv4 address:
+/// mapped, compatible (`::127.0.0.1`, RFC 4291 section 2.5.5.1) or translated
+/// (`64:ff9b::127.0.0.1`, RFC 6052).
 ///
 /// loopgate never states such an address to the gateway, which would treat the client as local.
 pub fn is_loopback_or_unspecified(ip: IpAddr) -> bool {

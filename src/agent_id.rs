@@ -10,8 +10,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 /// `spiffe://<trust-domain>/k8s/<namespace>/<service account>/<pod uid>`: the SAN URI of the
 /// certificates that enrolment signs.
 ///
-/// The lane decision uses the trust domain, the kind and the container id or pod uid. The
-/// project and the service are for people who read the certificate. Characters of a field other than
+/// The lane decision uses the trust domain, the kind and the container id or pod uid. The project
+/// and the service are for people who read the certificate. Characters of a field other than
 /// letters, digits, `-`, `_` and `.` are percent-encoded; an absent field is `-`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AgentId {
@@ -94,13 +94,15 @@ impl FromStr for AgentId {
             workload: decode_field(workload)?,
         };
         let empty = id.trust_domain.is_empty() || id.workload.is_empty();
-        // One identity has one spelling, so that identities are equal if and only if their texts are.
+        // One identity has one spelling, so that identities are equal if and only if their texts
+        // are.
         if empty || id.to_string() != uri { Err(ParseError) } else { Ok(id) }
     }
 }
 
 fn encode_field(field: &str) -> String {
-    // A field "-" would mean an absent one, and "." and ".." are not allowed as path segments (SPIFFE-ID section 2.2).
+    // A field "-" would mean an absent one, and "." and ".." are not allowed as path segments
+    // (SPIFFE-ID section 2.2).
     let reserved = matches!(field, ABSENT | "." | "..");
     utf8_percent_encode(field, if reserved { NON_ALPHANUMERIC } else { ENCODED }).to_string()
 }

@@ -1,11 +1,14 @@
-//! The audit log (`--audit-log`): enrolments, lane decisions and refusals, one JSON object in each line.
+//! The audit log (`--audit-log`): enrolments, lane decisions and refusals, one JSON object in each
+//! line.
 //!
-//! Modules emit audit events as `tracing` events with the target [`TARGET`], the field `kind` (`enrolment`, `lane` or
-//! `refusal`) and, for a refusal, the field `reason`. [`AuditLog`] writes the events to a file or to standard output,
-//! whatever `log.level` is. Log lines exclude the target. No event has a secret, or a path or header of a request.
+//! Modules emit audit events as `tracing` events with the target [`TARGET`], the field `kind`
+//! (`enrolment`, `lane` or `refusal`) and, for a refusal, the field `reason`. [`AuditLog`] writes
+//! the events to a file or to standard output, whatever `log.level` is. Log lines exclude the
+//! target. No event has a secret, or a path or header of a request.
 //!
-//! Each combination of kind, reason, lane and outcome has a rate limit, so that a flood of some events neither fills
-//! the disk nor hides others. Events above the limit are counted, and the counts are written within ten seconds.
+//! Each combination of kind, reason, lane and outcome has a rate limit, so that a flood of some
+//! events neither fills the disk nor hides others. Events above the limit are counted, and the
+//! counts are written within ten seconds.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -58,8 +61,8 @@ enum Message {
 }
 
 impl AuditLog {
-    /// Opens the file at `path` for appending; `-` means standard output. A new file has mode 0600. A separate thread
-    /// writes the lines, so that no caller waits for the disk.
+    /// Opens the file at `path` for appending; `-` means standard output. A new file has mode 0600.
+    /// A separate thread writes the lines, so that no caller waits for the disk.
     ///
     /// # Errors
     /// The file can't be opened, or the thread can't be started.
@@ -132,20 +135,22 @@ impl Visit for FieldCollector {
     }
 }
 
-/// For each group of events, its rate limit, and the number of events that were left out since the last count.
+/// For each group of events, its rate limit, and the number of events that were left out since the
+/// last count.
 #[derive(Default)]
 struct EventLimits(BTreeMap<[String; KEY_FIELDS.len()], (Option<TokenBucket>, u64)>);
 
 impl EventLimits {
-    /// Returns the limit and the count of the group `key`, or the shared ones if there are too many groups.
+    /// Returns the limit and the count of the group `key`, or the shared ones if there are too many
+    /// groups.
     fn entry_for_group(&mut self, key: &[String; KEY_FIELDS.len()]) -> &mut (Option<TokenBucket>, u64) {
         let has_own_limit = self.0.contains_key(key) || self.0.len() < MAX_KEYS;
         let key = if has_own_limit { key.clone() } else { ["other", "", "", ""].map(str::to_owned) };
         self.0.entry(key).or_default()
     }
 
-    /// Takes a token from the limit of the group `key`. If there is none, counts the event as left out, and returns
-    /// false.
+    /// Takes a token from the limit of the group `key`. If there is none, counts the event as left
+    /// out, and returns false.
     fn try_take(&mut self, key: &[String; KEY_FIELDS.len()], now: Instant) -> bool {
         let (bucket, left_out) = self.entry_for_group(key);
         let admitted = bucket.get_or_insert_with(|| TokenBucket::full(now)).try_take(EVENT_RATE, now);
@@ -186,8 +191,8 @@ struct Writer {
 }
 
 impl Writer {
-    /// Writes the lines of `messages` until all senders are dropped. At intervals, and at each flush, adds the
-    /// numbers of events that were left out.
+    /// Writes the lines of `messages` until all senders are dropped. At intervals, and at each
+    /// flush, adds the numbers of events that were left out.
     fn run(mut self, messages: &Receiver<Message>) {
         let mut is_failing = false;
         let mut count_at = std::time::Instant::now() + COUNT_INTERVAL;

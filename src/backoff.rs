@@ -11,7 +11,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Creates a back-off whose first pause is `first_pause`. Each further pause is twice as long, up to `longest_pause`.
+    /// Creates a back-off whose first pause is `first_pause`. Each further pause is twice as long,
+    /// up to `longest_pause`.
     pub const fn new(first_pause: Duration, longest_pause: Duration) -> Self {
         Self { first_pause, longest_pause, next_pause: first_pause }
     }

@@ -1,7 +1,7 @@
 //! The messages of the enrolment protocol, and the proof that agent and sidecar derive.
 //!
-//! The protocol runs on a TLS connection that negotiated [`ALPN`]. Each line is a JSON object of at most [`MAX_LINE`]
-//! bytes:
+//! The protocol runs on a TLS connection that negotiated [`ALPN`]. Each line is a JSON object of at
+//! most [`MAX_LINE`] bytes:
 //!
 //! ```text
 //! agent    {"csr": "-----BEGIN CERTIFICATE REQUEST-----\n..."}
@@ -10,16 +10,17 @@
 //! sidecar  {"certificate": "-----BEGIN CERTIFICATE-----\n...", "token": "..."}
 //! ```
 //!
-//! On Kubernetes no proof is shown. The agent's first line has the service-account token of its pod too. The sidecar
-//! has the API server review the token, and answers with the certificate at once.
+//! On Kubernetes no proof is shown. The agent's first line has the service-account token of its pod
+//! too. The sidecar has the API server review the token, and answers with the certificate at once.
 //!
 //! ```text
 //! agent    {"csr": "-----BEGIN CERTIFICATE REQUEST-----\n...", "token": "eyJ..."}
 //! sidecar  {"certificate": "-----BEGIN CERTIFICATE-----\n...", "token": "..."}
 //! ```
 //!
-//! In place of any line the sidecar may send a refusal such as `{"error": "proof-not-found", "message": "..."}`, and
-//! close the connection. There is no renewal: an agent enrols again, so a stolen certificate can't be renewed.
+//! In place of any line the sidecar may send a refusal such as `{"error": "proof-not-found",
+//! "message": "..."}`, and close the connection. There is no renewal: an agent enrols again, so a
+//! stolen certificate can't be renewed.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,7 +41,8 @@ pub const ALPN: &[u8] = b"loopgate-enrol/1";
 pub const MAX_LINE: u64 = 16 * 1024;
 /// The timeout of a whole enrolment, and so the lifetime of a nonce.
 pub const ENROLMENT_TIMEOUT: Duration = Duration::from_secs(15);
-/// The first argument (`argv[0]`) of the helper process that shows a proof, whatever the program's file is called.
+/// The first argument (`argv[0]`) of the helper process that shows a proof, whatever the program's
+/// file is called.
 pub const PROOF_PROCESS_NAME: &str = "loopgate";
 /// The hidden subcommand of the helper process. Its only argument is a proof:
 /// `loopgate attest-proof loopgate-proof-...`.
@@ -48,20 +50,21 @@ pub const PROOF_SUBCOMMAND: &str = "attest-proof";
 /// The prefix of every proof.
 pub const PROOF_PREFIX: &str = "loopgate-proof-";
 
-/// The directory in the agent's container in which a proof is shown as a file. It must be on the container's own file
-/// system, and not on a mount.
+/// The directory in the agent's container in which a proof is shown as a file. It must be on the
+/// container's own file system, and not on a mount.
 pub const PROOF_DIRECTORY: &str = "/var/lib/loopgate-proof";
-/// The mode of a proof file: the sticky bit, and readable by its owner. Programs that save fetched files don't set this
-/// mode.
+/// The mode of a proof file: the sticky bit, and readable by its owner. Programs that save fetched
+/// files don't set this mode.
 pub const PROOF_MODE: u32 = 0o1400;
-/// The modification time of a proof file: seconds since the Unix epoch, and nanoseconds. Programs that take the time
-/// from an HTTP header set whole seconds.
+/// The modification time of a proof file: seconds since the Unix epoch, and nanoseconds. Programs
+/// that take the time from an HTTP header set whole seconds.
 pub const PROOF_MTIME: (i64, u32) = (1_000_000_000, 516_041_219);
 
-/// Returns the proof that the agent must show. It is derived from the sidecar's nonce and the agent's public key, so it
-/// is valid for no other key.
+/// Returns the proof that the agent must show. It is derived from the sidecar's nonce and the
+/// agent's public key, so it is valid for no other key.
 ///
-/// `public_key` is the SubjectPublicKeyInfo in DER. The proof is a valid file name: letters, digits, `-` and `_`.
+/// `public_key` is the SubjectPublicKeyInfo in DER. The proof is a valid file name: letters,
+/// digits, `-` and `_`.
 pub fn proof_for_key(nonce: &Nonce, public_key: &[u8]) -> String {
     let mut digest = Context::new(&SHA256);
     digest.update(b"loopgate-proof v1\0");
@@ -103,9 +106,11 @@ impl<'de> Deserialize<'de> for Nonce {
 /// The agent's first line: the request for a certificate.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct EnrolmentRequest {
-    /// The PKCS#10 request in PEM, signed by the key that the certificate is for. Only the public key in it is used.
+    /// The PKCS#10 request in PEM, signed by the key that the certificate is for. Only the public
+    /// key in it is used.
     pub csr: String,
-    /// The service-account token of the agent's pod. Sent only to a sidecar whose certificate was verified.
+    /// The service-account token of the agent's pod. Sent only to a sidecar whose certificate was
+    /// verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
 }
@@ -150,7 +155,8 @@ pub enum ProofShown {
 pub struct Enrolled {
     /// The certificate chain in PEM, leaf first.
     pub certificate: String,
-    /// The gateway's token, if the operator lets attested agents inherit it (`agents.inherit_token`).
+    /// The gateway's token, if the operator lets attested agents inherit it
+    /// (`agents.inherit_token`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
 }
@@ -177,7 +183,8 @@ pub enum RefusalReason {
     TooMany,
     /// A line is not the expected JSON object.
     Malformed,
-    /// The certificate request is malformed, is not signed by its own key, or has a kind of key that is not supported.
+    /// The certificate request is malformed, is not signed by its own key, or has a kind of key
+    /// that is not supported.
     BadRequest,
     /// No proof was shown in time.
     Expired,
@@ -247,7 +254,8 @@ pub enum Error {
     /// The line is longer than [`MAX_LINE`].
     #[error("a line is longer than {MAX_LINE} bytes")]
     TooLong,
-    /// The line is not the expected JSON object. The parser's message is omitted, since it may quote a token.
+    /// The line is not the expected JSON object. The parser's message is omitted, since it may
+    /// quote a token.
     #[error("malformed line in the enrolment protocol")]
     Syntax,
 }

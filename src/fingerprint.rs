@@ -31,7 +31,8 @@ pub struct ParseError;
 impl FromStr for Fingerprint {
     type Err = ParseError;
 
-    /// Accepts `AA:BB:..` and bare hexadecimal digits, in either case, optionally prefixed with `sha256:`.
+    /// Accepts `AA:BB:..` and bare hexadecimal digits, in either case, optionally prefixed with
+    /// `sha256:`.
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let text = text.trim();
         let hex = match text.split_at_checked(7) {

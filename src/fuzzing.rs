@@ -1,5 +1,6 @@
 //! Properties that hold for every input. Each public function checks one input: the fuzz targets in
-//! `fuzz/` call it with the bytes that cargo-fuzz finds, and the property tests below with random ones.
+//! `fuzz/` call it with the bytes that cargo-fuzz finds, and the property tests below with random
+//! ones.
 
 mod h2_streams;
 mod responses;
@@ -41,7 +42,8 @@ const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 9);
 
-/// The configuration of all targets. It is created once, because that takes longer than one run of a target.
+/// The configuration of all targets. It is created once, because that takes longer than one run of
+/// a target.
 static RULES: LazyLock<(Config, RequestRules)> = LazyLock::new(|| {
     let config = default_config();
     let rules = RequestRules::new(&config);
@@ -57,11 +59,11 @@ fn default_config() -> Config {
     config
 }
 
-/// Builds the head of a request to the gateway from `data`, and asserts that nothing in it makes the
-/// client local or bypasses a path rule.
+/// Builds the head of a request to the gateway from `data`, and asserts that nothing in it makes
+/// the client local or bypasses a path rule.
 ///
-/// The first byte of `data` selects the peer and the version of HTTP. The first line after it is the
-/// path, and each further line a field.
+/// The first byte of `data` selects the peer and the version of HTTP. The first line after it is
+/// the path, and each further line a field.
 pub fn fuzz_head(data: &[u8]) {
     let Some((&kind, text)) = data.split_first() else { return };
     let (config, rules) = &*RULES;
@@ -148,8 +150,8 @@ fn reads_as_private(path: &str) -> bool {
     segments.first().is_some_and(|segment| segment == "private")
 }
 
-/// Scrubs trailers, and asserts that no field that a request head may not have is left. Each line of
-/// `data` is the name of a trailer.
+/// Scrubs trailers, and asserts that no field that a request head may not have is left. Each line
+/// of `data` is the name of a trailer.
 pub fn fuzz_trailers(data: &[u8]) {
     let mut trailers = http::HeaderMap::new();
     for line in data.split(|byte| *byte == b'\n') {
@@ -172,8 +174,8 @@ pub fn fuzz_trailers(data: &[u8]) {
     }
 }
 
-/// Parses `data` as a PROXY header of either version. Asserts that it is not valid as both, and that the
-/// client of a version 1 header is the address in its text.
+/// Parses `data` as a PROXY header of either version. Asserts that it is not valid as both, and
+/// that the client of a version 1 header is the address in its text.
 pub fn fuzz_proxy_header(data: &[u8]) {
     let v1 = parse_v1(data);
     let v2 = parse_v2(data);
@@ -204,9 +206,9 @@ pub fn fuzz_enrolment(data: &[u8]) {
     }
 }
 
-/// Passes the bytes of an HTTP/1.1 connection through [`H1RequestGuard`] at once, and again in pieces
-/// whose size is the first byte. Asserts that the results are equal, and that the guard changes no
-/// byte unless it refuses a head.
+/// Passes the bytes of an HTTP/1.1 connection through [`H1RequestGuard`] at once, and again in
+/// pieces whose size is the first byte. Asserts that the results are equal, and that the guard
+/// changes no byte unless it refuses a head.
 pub fn fuzz_h1_request_guard(data: &[u8]) {
     let Some((&size, bytes)) = data.split_first() else { return };
     let (mut whole, mut raw) = (bytes.to_vec(), Vec::new());
@@ -273,8 +275,9 @@ impl AsyncWrite for Trickle<'_> {
     }
 }
 
-/// Serves an HTTP/1.1 connection with hyper behind [`H1RequestGuard`]. Asserts that both see the end of each head at
-/// the same byte, and that the guard encodes the characters in a target that hyper would refuse.
+/// Serves an HTTP/1.1 connection with hyper behind [`H1RequestGuard`]. Asserts that both see the
+/// end of each head at the same byte, and that the guard encodes the characters in a target that
+/// hyper would refuse.
 pub fn fuzz_requests(data: &[u8]) {
     let head_ended = Rc::<Cell<bool>>::default();
     let text = String::from_utf8_lossy(data).to_ascii_lowercase();

@@ -27,7 +27,8 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// A future that drives a connection. It must be polled until it is terminated. Dropping it closes the connection.
+/// A future that drives a connection. It must be polled until it is terminated. Dropping it closes
+/// the connection.
 pub type ConnectionTask = Fuse<BoxFuture<'static, ()>>;
 
 /// A response body that drives its connection while it is read. Dropping it closes the connection.
@@ -49,7 +50,8 @@ where
     send_boxed(Box::new(stream), request.map(|body| body.map_err(Into::into).boxed_unsync())).await
 }
 
-/// Sends `request` without the generic types of [`send_request`], so that the code exists only once.
+/// Sends `request` without the generic types of [`send_request`], so that the code exists only
+/// once.
 async fn send_boxed(
     stream: Box<dyn Stream>,
     request: Request<UnsyncBoxBody<Bytes, BoxError>>,
@@ -67,7 +69,8 @@ async fn send_boxed(
 }
 
 impl ResponseBody {
-    /// Returns the body and the connection separately, for a caller that drives the connection itself.
+    /// Returns the body and the connection separately, for a caller that drives the connection
+    /// itself.
     pub fn into_body_and_connection(self) -> (Incoming, ConnectionTask) {
         (self.body, self.connection)
     }

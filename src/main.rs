@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-/// jemalloc returns memory to the system after a burst of connections, and its caches are per thread.
+/// jemalloc returns memory to the system after a burst of connections, and its caches are per
+/// thread.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,8 +1,8 @@
 //! Sends a span for each request to an OpenTelemetry collector, by OTLP over HTTP.
 //!
-//! The OpenTelemetry SDK collects spans and sends them in batches on a separate thread. The SDK drops spans that
-//! can't be sent in time. The SDK's environment variables apply (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`,
-//! `OTEL_BSP_*`).
+//! The OpenTelemetry SDK collects spans and sends them in batches on a separate thread. The SDK
+//! drops spans that can't be sent in time. The SDK's environment variables apply
+//! (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`).
 
 use std::fmt;
 use std::future::Future;
@@ -120,8 +120,9 @@ impl Recorder for Exporter {
             attributes.push(KeyValue::new("http.response.status_code", i64::from(span.status)));
         }
         attributes.extend(span.error.map(|error| KeyValue::new("error.type", error)));
-        // By the semantic conventions for servers a 4xx status is not an error of the span. A response that broke off
-        // after its head is an error, whatever its status, and so is a 5xx of the gateway.
+        // By the semantic conventions for servers a 4xx status is not an error of the span. A
+        // response that broke off after its head is an error, whatever its status, and so is a 5xx
+        // of the gateway.
         let status = match span.error {
             Some(error) if !(400..500).contains(&span.status) => Status::error(error),
             None if span.status >= 500 => Status::error(""),
@@ -151,14 +152,15 @@ impl Recorder for Exporter {
     }
 }
 
-/// Returns the name of the span for a request: the method, or `HTTP` for an unknown one, since the semantic conventions
-/// require a bounded set.
+/// Returns the name of the span for a request: the method, or `HTTP` for an unknown one, since the
+/// semantic conventions require a bounded set.
 fn span_name(method: &str) -> &'static str {
     const KNOWN: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"];
     KNOWN.into_iter().find(|known| *known == method).unwrap_or("HTTP")
 }
 
-/// An HTTP client for the SDK, which sends the requests of the SDK's thread on the sidecar's runtime.
+/// An HTTP client for the SDK, which sends the requests of the SDK's thread on the sidecar's
+/// runtime.
 #[derive(Debug)]
 struct RuntimeHttpClient(Handle);
 
@@ -171,7 +173,8 @@ impl HttpClient for RuntimeHttpClient {
         'life0: 'async_trait,
         Self: 'async_trait,
     {
-        // This task is not spawned by `Shutdown`, since the SDK waits for it, and `Exporter::stop` waits for the SDK.
+        // This task is not spawned by `Shutdown`, since the SDK waits for it, and `Exporter::stop`
+        // waits for the SDK.
         let sent = self.0.spawn(async { tokio::time::timeout(BATCH_TIMEOUT, send(request)).await });
         Box::pin(async move { sent.await?? })
     }

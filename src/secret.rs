@@ -27,7 +27,8 @@ impl Secret {
     /// Reads a file that contains one secret, without the white space around it. Blocks.
     ///
     /// # Errors
-    /// If the file can't be read, is empty, is not UTF-8, or contains a control character, which a header can't carry.
+    /// If the file can't be read, is empty, is not UTF-8, or contains a control character, which a
+    /// header can't carry.
     pub fn read_file(path: &Path) -> io::Result<Self> {
         use std::io::Read;
         let mut text = Zeroizing::new(String::new());

@@ -1,4 +1,5 @@
-//! Graceful shutdown: a token asks all tasks to end, a tracker waits for them, and a deadline limits the wait.
+//! Graceful shutdown: a token asks all tasks to end, a tracker waits for them, and a deadline
+//! limits the wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,7 +80,8 @@ impl Shutdown {
         });
     }
 
-    /// Wraps `task`, which another executor runs, so that [`Shutdown::wait_for_tasks`] waits for it.
+    /// Wraps `task`, which another executor runs, so that [`Shutdown::wait_for_tasks`] waits for
+    /// it.
     pub fn track_task<F: Future>(&self, task: F) -> TrackedFuture<F> {
         self.tasks.track_future(task)
     }
@@ -89,7 +91,8 @@ impl Shutdown {
         self.tasks.len()
     }
 
-    /// Waits until every task has ended, but at most for `limit`. Returns the number of tasks that still run.
+    /// Waits until every task has ended, but at most for `limit`. Returns the number of tasks that
+    /// still run.
     pub async fn wait_for_tasks(&self, limit: Duration) -> usize {
         self.tasks.close();
         let _ = tokio::time::timeout(limit, self.tasks.wait()).await;

@@ -12,8 +12,8 @@ pub fn run_ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Returns the words of a command, such as `unshare --net`, that runs the command after them in a new network
-/// namespace. `None` if this process may not create a namespace with links in it.
+/// Returns the words of a command, such as `unshare --net`, that runs the command after them in a
+/// new network namespace. `None` if this process may not create a namespace with links in it.
 pub fn new_namespace_command() -> Option<&'static [&'static str]> {
     const COMMANDS: [&[&str]; 2] = [&["unshare", "--net"], &["unshare", "--user", "--map-root-user", "--net"]];
     COMMANDS.into_iter().find(|command| {
@@ -32,8 +32,8 @@ pub fn report_skipped(why: &str) {
     eprintln!("SKIPPED: {why}");
 }
 
-/// Runs `body`, the body of the test called `name`, in a new process that `launcher` starts. To do so it starts this
-/// test binary again, for that one test.
+/// Runs `body`, the body of the test called `name`, in a new process that `launcher` starts. To do
+/// so it starts this test binary again, for that one test.
 pub fn run_in_own_process(launcher: &[&str], name: &str, body: impl AsyncFnOnce()) {
     const INSIDE: &str = "TEST_IN_OWN_PROCESS";
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {

@@ -14,7 +14,8 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Returns a rate of `count` events per second, with a burst of `count` events. `count` must not be 0.
+    /// Returns a rate of `count` events per second, with a burst of `count` events. `count` must
+    /// not be 0.
     pub fn per_second(count: u32) -> Self {
         Self { burst: count, interval: Duration::from_secs(1) / count }
     }

@@ -1,4 +1,5 @@
-//! W3C Trace Context: reads, writes and creates the identifiers that a request keeps across servers.
+//! W3C Trace Context: reads, writes and creates the identifiers that a request keeps across
+//! servers.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +9,8 @@ use crate::labels::{LaneKind, Protocol};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-/// The length of `00-<32 digits>-<16 digits>-<2 digits>`. Later versions may append a dash and more fields.
+/// The length of `00-<32 digits>-<16 digits>-<2 digits>`. Later versions may append a dash and more
+/// fields.
 const TRACEPARENT_LENGTH: usize = 55;
 
 /// A well-formed `traceparent` (Trace Context, section 3.2.2).
@@ -16,7 +18,8 @@ const TRACEPARENT_LENGTH: usize = 55;
 pub struct Traceparent(HeaderValue);
 
 impl Traceparent {
-    /// Returns the `traceparent` of `headers`; `None` unless there is exactly one and it is well-formed.
+    /// Returns the `traceparent` of `headers`; `None` unless there is exactly one and it is
+    /// well-formed.
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut stated = headers.get_all(TRACEPARENT).iter();
         stated.next().filter(|value| stated.next().is_none() && is_well_formed(value.as_bytes())).cloned().map(Self)
@@ -70,8 +73,8 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Continues the trace of `headers`, or begins a new one. If `spans` is true, loopgate records spans, so the
-    /// forwarded `traceparent` names a new span.
+    /// Continues the trace of `headers`, or begins a new one. If `spans` is true, loopgate records
+    /// spans, so the forwarded `traceparent` names a new span.
     pub fn from_headers(headers: &HeaderMap, spans: bool) -> Self {
         let parent = Traceparent::from_headers(headers);
         let forwarded = match &parent {
@@ -82,8 +85,8 @@ impl Trace {
         Self { parent, forwarded }
     }
 
-    /// Writes the forwarded `traceparent` to `headers`. Removes the `tracestate` if the client's `traceparent` was
-    /// rejected (section 3.3).
+    /// Writes the forwarded `traceparent` to `headers`. Removes the `tracestate` if the client's
+    /// `traceparent` was rejected (section 3.3).
     pub fn write(&self, headers: &mut HeaderMap) {
         headers.insert(TRACEPARENT, self.forwarded.0.clone());
         if self.parent.is_none() {
@@ -127,7 +130,8 @@ pub trait Recorder: Send + Sync + std::fmt::Debug {
     fn record(&self, span: &Span<'_>);
 }
 
-/// Returns whether `value` is a `traceparent` of version 00, or of a later version with the same fields.
+/// Returns whether `value` is a `traceparent` of version 00, or of a later version with the same
+/// fields.
 fn is_well_formed(value: &[u8]) -> bool {
     let are_digits = |part: &[u8]| part.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
     let is_zero = |part: &[u8]| part.iter().all(|digit| *digit == b'0');

@@ -1,4 +1,5 @@
-//! The threads that carry traffic. Each has a single-threaded runtime, so that a connection stays on one thread.
+//! The threads that carry traffic. Each has a single-threaded runtime, so that a connection stays
+//! on one thread.
 //!
 //! tokio's multi-threaded scheduler moves tasks to any idle thread. For a proxy, with its many
 //! short tasks, that costs more than it gains: each batch of events wakes another thread, and
@@ -20,7 +21,8 @@ thread_local! {
     static INDEX: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Returns the number of worker threads: `TOKIO_WORKER_THREADS`, or the number of processors available to this process.
+/// Returns the number of worker threads: `TOKIO_WORKER_THREADS`, or the number of processors
+/// available to this process.
 pub fn worker_count() -> usize {
     let configured =
         std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|text| text.parse().ok()).filter(|count| *count > 0);
@@ -54,7 +56,8 @@ impl fmt::Debug for Worker {
     }
 }
 
-/// The place of one connection on a worker, which counts as one of the worker's connections until it is dropped.
+/// The place of one connection on a worker, which counts as one of the worker's connections until
+/// it is dropped.
 #[derive(Debug)]
 pub struct WorkerSlot {
     worker: usize,
@@ -121,7 +124,8 @@ impl WorkerPool {
         WorkerSlot { worker, connections: Arc::clone(&least.connections) }
     }
 
-    /// Runs `task` in the runtime of the worker with the index `worker`. The task is dropped if the workers have ended.
+    /// Runs `task` in the runtime of the worker with the index `worker`. The task is dropped if the
+    /// workers have ended.
     ///
     /// # Panics
     /// If there is no worker with this index.

@@ -308,7 +308,8 @@ fn wait_for_sigterm_handler(pid: u32) {
 
 #[test]
 fn pause_reaps_children_and_exits_with_0_on_a_signal() {
-    // `exec` makes the shell's child a child of `loopgate pause`, as orphans become children of a container's PID 1.
+    // `exec` makes the shell's child a child of `loopgate pause`, as orphans become children of a
+    // container's PID 1.
     let mut child = Command::new("sh").args(["-c", "true & exec \"$0\" pause"]).arg(binary()).spawn().unwrap();
     let pid = child.id();
     wait_for_sigterm_handler(pid);

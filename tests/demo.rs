@@ -34,7 +34,8 @@ impl Running {
         };
         value_after("All 16 checks passed.");
         let (url, ca, fingerprint) = (value_after("URL"), value_after("CA"), value_after("Fingerprint"));
-        // From here on the command's standard output is a closed pipe, which must not end the command.
+        // From here on the command's standard output is a closed pipe, which must not end the
+        // command.
         Self { child, url, ca, fingerprint }
     }
 
@@ -42,7 +43,8 @@ impl Running {
         self.url.strip_prefix("https://").and_then(|rest| rest.strip_suffix('/')).unwrap().parse().unwrap()
     }
 
-    /// Sends a GET request from the address `from`, and verifies the certificate with the printed CA and fingerprint.
+    /// Sends a GET request from the address `from`, and verifies the certificate with the printed
+    /// CA and fingerprint.
     fn get(&self, from: Ipv4Addr, path: &str) -> String {
         let client =
             TlsClient::with_ca_file(self.address(), Path::new(&self.ca)).expecting_address().from(&from.to_string());

@@ -1,9 +1,9 @@
-//! The rules of the architecture of `src`: a module imports only from lower layers, and neither modules
-//! nor files of a module import each other in a cycle. The layers are read from the table in
-//! docs/architecture.md.
+//! The rules of the architecture of `src`: a module imports only from lower layers, and neither
+//! modules nor files of a module import each other in a cycle. The layers are read from the table
+//! in docs/architecture.md.
 //!
-//! Imports are paths in the text of the sources: `crate::...`, `super::...`, and `child::...` in the
-//! file that declares `mod child;`. Comments and test code are left out.
+//! Imports are paths in the text of the sources: `crate::...`, `super::...`, and `child::...` in
+//! the file that declares `mod child;`. Comments and test code are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -223,8 +223,8 @@ fn children(code: &str) -> Vec<String> {
     code.lines().filter_map(declaration).collect()
 }
 
-/// Every path in `code` that begins with `crate`, `super` or one of `children`. A group in braces is
-/// several paths.
+/// Every path in `code` that begins with `crate`, `super` or one of `children`. A group in braces
+/// is several paths.
 fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     let mut found = Vec::new();
@@ -251,7 +251,8 @@ fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
     found
 }
 
-/// Adds to `found` the paths that begin with `head` and continue with `tail`, which may be a group in braces.
+/// Adds to `found` the paths that begin with `head` and continue with `tail`, which may be a group
+/// in braces.
 fn expand(head: &[String], tail: &str, found: &mut Vec<Vec<String>>) {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     if let Some(group) = tail.strip_prefix('{') {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::reload;
 use super::status::Status;
 
-/// The time limit for connecting, and for each read and write: well below 30 s, Docker's default limit for a health
-/// check.
+/// The time limit for connecting, and for each read and write: well below 30 s, Docker's default
+/// limit for a health check.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// The largest response that is read, in bytes.
 const MAX_ANSWER: u64 = 4 * 1024 * 1024;
@@ -67,7 +67,8 @@ pub fn fetch_status(admin: SocketAddr) -> Result<Status, Error> {
     serde_json::from_str(&get(admin, "/status")?).map_err(|source| Error::Unreadable { admin, source })
 }
 
-/// Asks the sidecar to reload its configuration. If the sidecar rejects the new configuration, the outcome says so.
+/// Asks the sidecar to reload its configuration. If the sidecar rejects the new configuration, the
+/// outcome says so.
 ///
 /// # Errors
 /// If the connection fails, the request is refused, or the response can't be parsed.
@@ -98,8 +99,8 @@ fn send_request(admin: SocketAddr, method: &str, path: &str, fields: &str) -> io
     while answer.read_line(&mut line)? > 2 {
         line.clear();
     }
-    // The body needs no length, since the server closes the connection after it. JSON that was cut off, by the server
-    // or by `MAX_ANSWER`, is noticed when the caller parses it.
+    // The body needs no length, since the server closes the connection after it. JSON that was cut
+    // off, by the server or by `MAX_ANSWER`, is noticed when the caller parses it.
     let mut body = Vec::new();
     answer.read_to_end(&mut body)?;
     Ok((status.trim_end().into(), String::from_utf8_lossy(&body).into_owned()))

@@ -9,8 +9,8 @@ use http::uri::Authority;
 
 use crate::pki::SubjectName;
 
-/// Returns whether the `Host` in `headers` is an IP address, `localhost` or a name in the certificate,
-/// or is missing. Other requests are refused.
+/// Returns whether the `Host` in `headers` is an IP address, `localhost` or a name in the
+/// certificate, or is missing. Other requests are refused.
 ///
 /// This prevents DNS rebinding: a web page can make its own name resolve to 127.0.0.1, to read the
 /// responses as those of its origin, but the browser then sends that name as `Host`. A request

@@ -1,5 +1,5 @@
-//! The admin listener. It serves `/healthz`, `/readyz`, `/metrics`, `/status` and an HTML page, all from
-//! snapshots that other modules publish, and `/reload`.
+//! The admin listener. It serves `/healthz`, `/readyz`, `/metrics`, `/status` and an HTML page, all
+//! from snapshots that other modules publish, and `/reload`.
 
 pub mod client;
 mod host;
@@ -62,7 +62,8 @@ pub fn bind(address: SocketAddr) -> Result<Admin, Error> {
 }
 
 impl Admin {
-    /// Starts a task that serves connections until `shutdown` begins. Must be called within a Tokio runtime.
+    /// Starts a task that serves connections until `shutdown` begins. Must be called within a Tokio
+    /// runtime.
     pub fn serve(self, state: AdminState, shutdown: &Shutdown) {
         let task_shutdown = shutdown.clone();
         let state = Arc::new(state);
@@ -91,7 +92,8 @@ impl Admin {
                 let connection_shutdown = task_shutdown.clone();
                 task_shutdown.spawn(async move {
                     let service = service_fn(move |request| routes::respond(Arc::clone(&state), peer, request));
-                    // With one request per connection, a client can't queue up work with pipelined requests.
+                    // With one request per connection, a client can't queue up work with pipelined
+                    // requests.
                     let connection =
                         http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
                     tokio::select! {

@@ -29,7 +29,8 @@ pub(super) static SECURITY_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_str(&policy).expect("base64 is ASCII")
 });
 
-/// Returns the interval at which the page reloads itself: `refresh=SECONDS` in its query, from a second to an hour.
+/// Returns the interval at which the page reloads itself: `refresh=SECONDS` in its query, from a
+/// second to an hour.
 pub(super) fn refresh_interval(query: Option<&str>) -> Option<Duration> {
     let seconds = query?.split('&').find_map(|pair| pair.strip_prefix("refresh="))?.parse().ok()?;
     (1..=3600).contains(&seconds).then(|| Duration::from_secs(seconds))
@@ -75,7 +76,8 @@ fn readiness_text(status: &Status) -> &'static str {
     if status.ready { "ready" } else { "not ready" }
 }
 
-/// Renders the listeners, the gateway, the port forwards, the number of connections of each lane, and the sandbox.
+/// Renders the listeners, the gateway, the port forwards, the number of connections of each lane,
+/// and the sandbox.
 fn render_traffic(status: &Status) -> Markup {
     html! {
         section {
@@ -139,7 +141,8 @@ fn render_certificate(certificate: &CertificateStatus) -> Markup {
     }
 }
 
-/// Renders the state of discovery, the owner of the namespace, and the namespace's addresses and names.
+/// Renders the state of discovery, the owner of the namespace, and the namespace's addresses and
+/// names.
 fn render_discovery(discovery: &DiscoveryStatus) -> Markup {
     let (source, state) = discovery.source();
     let (live, off) = (state == "live", state == "off");

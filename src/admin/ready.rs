@@ -11,7 +11,8 @@ pub(super) struct ReadinessFacts {
     pub not_listening: Vec<String>,
     /// Whether the certificate is valid now.
     pub certificate_valid: bool,
-    /// Why a newer certificate than the served one could not be loaded or made; `None` if there is no such problem.
+    /// Why a newer certificate than the served one could not be loaded or made; `None` if there is
+    /// no such problem.
     pub certificate_problem: Option<String>,
     /// Why loopgate can't use the gateway; `None` if it can.
     pub gateway_error: Option<GatewayError>,

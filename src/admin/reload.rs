@@ -20,21 +20,24 @@ pub struct Outcome {
     pub applied: Vec<String>,
     /// The keys of the options that changed but need a restart.
     pub needs_restart: Vec<String>,
-    /// Why the new configuration was rejected, so that the old one is still in use; `None` if it was accepted.
+    /// Why the new configuration was rejected, so that the old one is still in use; `None` if it
+    /// was accepted.
     pub error: Option<String>,
 }
 
-/// Creates the channel for requests to reload. It has room for one request; further ones are refused.
+/// Creates the channel for requests to reload. It has room for one request; further ones are
+/// refused.
 pub fn channel() -> (mpsc::Sender<Request>, mpsc::Receiver<Request>) {
     mpsc::channel(1)
 }
 
-/// Returns why a request from `peer` with `headers` may not reload the configuration; `None` if it may.
+/// Returns why a request from `peer` with `headers` may not reload the configuration; `None` if it
+/// may.
 ///
-/// A reload only makes the sidecar read again what the operator wrote: the request names no file and
-/// contains no configuration. It is still accepted only from 127.0.0.1 and `::1`, whatever address the
-/// admin listener has, and never from a web page. Other addresses of 127.0.0.0/8 are refused,
-/// because forwarders and mesh sidecars use them for clients from outside.
+/// A reload only makes the sidecar read again what the operator wrote: the request names no file
+/// and contains no configuration. It is still accepted only from 127.0.0.1 and `::1`, whatever
+/// address the admin listener has, and never from a web page. Other addresses of 127.0.0.0/8 are
+/// refused, because forwarders and mesh sidecars use them for clients from outside.
 pub(super) fn why_refused(peer: IpAddr, headers: &HeaderMap) -> Option<&'static str> {
     let peer = peer.to_canonical();
     if peer != Ipv4Addr::LOCALHOST && peer != Ipv6Addr::LOCALHOST {

@@ -95,7 +95,8 @@ async fn status_response(state: &AdminState) -> Answer {
     json_response(StatusCode::OK, &snapshot::collect_status(state).await)
 }
 
-/// Answers `/` with the page. `query` may set the interval at which the browser loads the page again.
+/// Answers `/` with the page. `query` may set the interval at which the browser loads the page
+/// again.
 async fn front_page(state: &AdminState, query: Option<&str>) -> Answer {
     let status = snapshot::collect_status(state).await;
     let mut response = build_response(

@@ -1,4 +1,5 @@
-//! Takes snapshots of the running sidecar: [`Status`], the facts of readiness, and the health gauges.
+//! Takes snapshots of the running sidecar: [`Status`], the facts of readiness, and the health
+//! gauges.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -86,8 +87,8 @@ fn addresses_of_kind(bound: &[ListenerAddress], kind: ListenerKind) -> Vec<Strin
     bound.iter().filter(|bound| bound.kind == kind).map(|bound| bound.address.to_string()).collect()
 }
 
-/// Logs that the gateway became unreachable (`error`), or can be reached again. Logs each change only
-/// once, because health checks call this function every few seconds.
+/// Logs that the gateway became unreachable (`error`), or can be reached again. Logs each change
+/// only once, because health checks call this function every few seconds.
 fn log_gateway_change(state: &AdminState, error: Option<&str>) {
     let (gateway, was_lost) = (state.gateway, state.gateway_lost.swap(error.is_some(), Ordering::Relaxed));
     match error {
@@ -231,8 +232,8 @@ fn discovery_status(view: &View) -> status::DiscoveryStatus {
     }
 }
 
-/// Returns the agents in `view`, sorted by name, with their numbers of `connections` by agent id. An agent
-/// has one entry, even if it has several addresses.
+/// Returns the agents in `view`, sorted by name, with their numbers of `connections` by agent id.
+/// An agent has one entry, even if it has several addresses.
 fn agents_status(view: &View, connections: &HashMap<String, usize>) -> Vec<status::AgentStatus> {
     let mut agents: Vec<status::AgentStatus> = Vec::new();
     for (ip, agent) in &view.agents {
@@ -294,8 +295,8 @@ fn connection_status(
     }
 }
 
-/// Returns whether `ip` is an IPv6 link-local address. `status` omits these, because clients can use them only
-/// with a zone.
+/// Returns whether `ip` is an IPv6 link-local address. `status` omits these, because clients can
+/// use them only with a zone.
 fn is_link_local(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }

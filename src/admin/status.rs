@@ -1,5 +1,5 @@
-//! The status of the sidecar, as `/status`, the page and `loopgate status` show it. The field names are those of
-//! the JSON.
+//! The status of the sidecar, as `/status`, the page and `loopgate status` show it. The field names
+//! are those of the JSON.
 
 use serde::{Deserialize, Serialize};
 
@@ -113,10 +113,11 @@ pub struct CertificateStatus {
     pub expires_in_seconds: i64,
     /// The SHA-256 fingerprint of the leaf as `AA:BB:..`, the form that OpenClaw pins.
     pub fingerprint: String,
-    /// The SHA-256 digest of the leaf's public key in base64, the form that `curl --pinnedpubkey sha256//` takes.
+    /// The SHA-256 digest of the leaf's public key in base64, the form that `curl --pinnedpubkey
+    /// sha256//` takes.
     pub public_key: String,
-    /// The SHA-256 fingerprint of loopgate's own CA; `None` if the operator provides the certificate and
-    /// there is no CA in the state directory.
+    /// The SHA-256 fingerprint of loopgate's own CA; `None` if the operator provides the
+    /// certificate and there is no CA in the state directory.
     pub ca_fingerprint: Option<String>,
     /// Why a newer certificate could not be loaded or made; `None` if there is no such problem.
     pub problem: Option<String>,
@@ -138,8 +139,8 @@ pub struct DiscoveryStatus {
     pub owner: Option<String>,
     /// The compose project of the owner.
     pub project: Option<String>,
-    /// Whether the owner runs in this namespace: `attached` if it does, `orphaned` if it does not run, `left` if it
-    /// runs in another one.
+    /// Whether the owner runs in this namespace: `attached` if it does, `orphaned` if it does not
+    /// run, `left` if it runs in another one.
     pub namespace: String,
     /// The addresses of this network namespace, without loopback and link-local ones.
     pub own_addresses: Vec<String>,
@@ -148,7 +149,8 @@ pub struct DiscoveryStatus {
 }
 
 impl DiscoveryStatus {
-    /// Returns the name of the source of agents, Docker or Kubernetes, and the state of the connection to it.
+    /// Returns the name of the source of agents, Docker or Kubernetes, and the state of the
+    /// connection to it.
     pub fn source(&self) -> (&'static str, &str) {
         if self.kubernetes == "off" { ("Docker", &self.docker) } else { ("Kubernetes", &self.kubernetes) }
     }
@@ -204,9 +206,9 @@ pub struct ConnectionStatus {
     pub peer: String,
     /// The lane: `agent` or `external`.
     pub lane: String,
-    /// What makes the client an agent: `own-address`, `cidr`, `address`, `attested` or `certificate`;
-    /// `None` on the external lane. The JSON and the audit log call it `admitted`: the proof on which
-    /// the client was admitted to the agent lane.
+    /// What makes the client an agent: `own-address`, `cidr`, `address`, `attested` or
+    /// `certificate`; `None` on the external lane. The JSON and the audit log call it `admitted`:
+    /// the proof on which the client was admitted to the agent lane.
     #[serde(rename = "admitted")]
     pub basis: Option<String>,
     /// The agent's container or certificate URI, or the external user's name in the certificate.

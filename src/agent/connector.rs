@@ -27,7 +27,8 @@ const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
 /// The time for which sent bytes may stay unacknowledged (`TCP_USER_TIMEOUT`).
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An address of the form `host:port`. The host is a name, an IPv4 address, or an IPv6 address in brackets.
+/// An address of the form `host:port`. The host is a name, an IPv4 address, or an IPv6 address in
+/// brackets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The host, without brackets.
@@ -108,8 +109,8 @@ pub struct Connector {
     endpoint: Endpoint,
     server_name: ServerName<'static>,
     trust: ServerTrust,
-    /// The last TLS configuration for local clients. It is reused to resume sessions, but only with the same credentials
-    /// and the same CA.
+    /// The last TLS configuration for local clients. It is reused to resume sessions, but only with
+    /// the same credentials and the same CA.
     cached_config: Mutex<Option<CachedConfig>>,
 }
 
@@ -121,8 +122,8 @@ struct CachedConfig {
 }
 
 impl Connector {
-    /// Returns a connector to `endpoint`. The sidecar's certificate must satisfy `trust`, and have the name
-    /// `server_name`, or by default the endpoint's host.
+    /// Returns a connector to `endpoint`. The sidecar's certificate must satisfy `trust`, and have
+    /// the name `server_name`, or by default the endpoint's host.
     ///
     /// # Errors
     /// The name is neither a DNS name nor an IP address.
@@ -157,7 +158,8 @@ impl Connector {
         Ok(stream)
     }
 
-    /// Opens a connection to relay a local client's bytes, with `credentials` as the client certificate.
+    /// Opens a connection to relay a local client's bytes, with `credentials` as the client
+    /// certificate.
     ///
     /// # Errors
     /// The sidecar can't be reached or isn't trusted.
@@ -166,7 +168,8 @@ impl Connector {
         self.connect_tls(self.config_for_client(ca_pem, credentials)?).await
     }
 
-    /// Returns the TLS configuration for local clients: the cached one if credentials and CA are the same, else a new one.
+    /// Returns the TLS configuration for local clients: the cached one if credentials and CA are
+    /// the same, else a new one.
     fn config_for_client(&self, ca_pem: Vec<u8>, credentials: &Arc<Credentials>) -> Result<Arc<ClientConfig>, Error> {
         let mut cached = self.cached_config.lock().unwrap_or_else(PoisonError::into_inner);
         match &*cached {

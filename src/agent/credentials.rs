@@ -26,7 +26,8 @@ pub struct Credentials {
 /// The agent's current credentials and token, or why there are none.
 #[derive(Clone, Debug, Default)]
 pub struct CredentialState {
-    /// The certificate and key; `None` before the first enrolment, and after their expiry if enrolment fails.
+    /// The certificate and key; `None` before the first enrolment, and after their expiry if
+    /// enrolment fails.
     pub credentials: Option<Arc<Credentials>>,
     /// The gateway's token, if the agent inherited it.
     pub token: Option<Secret>,
@@ -73,7 +74,8 @@ impl Credentials {
         Ok(Self { certified_key: Arc::new(certified_key), not_after })
     }
 
-    /// Returns the time from `now` to the end of the certificate's validity; zero if it has expired.
+    /// Returns the time from `now` to the end of the certificate's validity; zero if it has
+    /// expired.
     pub fn remaining_validity(&self, now: OffsetDateTime) -> Duration {
         (self.not_after - now).try_into().unwrap_or(Duration::ZERO)
     }
@@ -89,11 +91,12 @@ impl Credentials {
     }
 }
 
-/// The interval at which the files are read. Unlike inotify, polling works with bind mounts and Kubernetes secrets.
+/// The interval at which the files are read. Unlike inotify, polling works with bind mounts and
+/// Kubernetes secrets.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Publishes the credentials in `files`, now and whenever they change. If the new files can't be used, this is logged,
-/// and the old credentials stay in use.
+/// Publishes the credentials in `files`, now and whenever they change. If the new files can't be
+/// used, this is logged, and the old credentials stay in use.
 pub(super) async fn follow_files(files: CertificateFiles, sender: watch::Sender<CredentialState>) {
     let mut loaded = None;
     let mut logged_failure = None;

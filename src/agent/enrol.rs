@@ -1,4 +1,5 @@
-//! One enrolment, the agent's side: makes a key and a certificate request, shows a proof, and receives the certificate.
+//! One enrolment, the agent's side: makes a key and a certificate request, shows a proof, and
+//! receives the certificate.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -63,7 +64,8 @@ pub enum Error {
     Certificate(#[from] credentials::Error),
 }
 
-/// Enrols once with the sidecar. Returns the credentials, and the gateway's token if the agent inherits it.
+/// Enrols once with the sidecar. Returns the credentials, and the gateway's token if the agent
+/// inherits it.
 ///
 /// # Errors
 /// See [`Error`].
@@ -104,14 +106,15 @@ where
     let visible = visible.and_then(|visible| visible).map_err(Error::Show)?;
     lines.send(&visible.to_message()).await?;
     let answer = lines.receive().await;
-    // The proof is removed before the reply is used. The drop blocks, since it waits for the helper process to exit.
+    // The proof is removed before the reply is used. The drop blocks, since it waits for the helper
+    // process to exit.
     let _ = tokio::task::spawn_blocking(move || drop(visible)).await;
 
     to_credentials(require_granted(answer?)?, &key)
 }
 
-/// Enrols by the service-account token in `file`. The sidecar's certificate must have been verified, so that no one
-/// else gets the token.
+/// Enrols by the service-account token in `file`. The sidecar's certificate must have been
+/// verified, so that no one else gets the token.
 ///
 /// # Errors
 /// See [`Error`]; never [`Error::Deadline`].

@@ -1,7 +1,8 @@
 //! The agent side: relays local connections (`ws://127.0.0.1`) to the sidecar over mTLS.
 //!
-//! [`start`] opens a loopback listener and keeps a client certificate current, by enrolment or from the operator's
-//! files. Each local connection is relayed byte for byte over one TLS connection to the sidecar.
+//! [`start`] opens a loopback listener and keeps a client certificate current, by enrolment or from
+//! the operator's files. Each local connection is relayed byte for byte over one TLS connection to
+//! the sidecar.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -71,7 +72,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Returns the error for a gateway that has not answered within `waited`. `last` is the error of the last attempt.
+    /// Returns the error for a gateway that has not answered within `waited`. `last` is the error
+    /// of the last attempt.
     pub fn not_ready_error(&self, waited: Duration, last: ready::Error) -> Error {
         match self.state.borrow().failure.clone() {
             Some(failure) => Error::NoCredentials { waited, failure },

@@ -18,7 +18,8 @@ use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
 
-/// The maximum number of concurrent local connections. Further ones wait in the kernel's accept queue.
+/// The maximum number of concurrent local connections. Further ones wait in the kernel's accept
+/// queue.
 const MAX_CONNECTIONS: usize = 1024;
 /// The pause after a failed accept, whose cause is nearly always a full file-descriptor table.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -28,7 +29,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct LocalRelay {
     pub(super) connector: Arc<Connector>,
     pub(super) state: watch::Receiver<CredentialState>,
-    /// Notified when the certificate must be renewed at once: the sidecar refused it, or it has expired.
+    /// Notified when the certificate must be renewed at once: the sidecar refused it, or it has
+    /// expired.
     pub(super) renewal_needed: Arc<Notify>,
     /// The time for which a local connection waits for credentials and for the sidecar (`--hold`).
     pub(super) wait_limit: Duration,
@@ -95,7 +97,8 @@ impl LocalRelay {
         }
     }
 
-    /// Tries to connect to the sidecar until it succeeds, or until [`LocalRelay::wait_limit`] has elapsed.
+    /// Tries to connect to the sidecar until it succeeds, or until [`LocalRelay::wait_limit`] has
+    /// elapsed.
     async fn connect_with_retries(&self) -> Result<TlsStream<TcpStream>, Error> {
         let deadline = Instant::now() + self.wait_limit;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
@@ -117,14 +120,15 @@ impl LocalRelay {
         }
     }
 
-    /// Waits for valid credentials: with expired ones the sidecar would put the client on the external lane.
+    /// Waits for valid credentials: with expired ones the sidecar would put the client on the
+    /// external lane.
     async fn wait_for_credentials(&self, deadline: Instant) -> Result<Arc<Credentials>, Error> {
         let now = OffsetDateTime::now_utc();
         let is_valid = |credentials: &&Arc<Credentials>| !credentials.remaining_validity(now).is_zero();
         let mut state = self.state.clone();
         if state.borrow().credentials.as_ref().is_some_and(|credentials| !is_valid(&credentials)) {
-            // After a suspension of the machine the renewal is overdue, and it would be noticed only at the next check
-            // of the clock.
+            // After a suspension of the machine the renewal is overdue, and it would be noticed
+            // only at the next check of the clock.
             self.renewal_needed.notify_one();
         }
         let state_with_valid =
@@ -140,8 +144,8 @@ impl LocalRelay {
         Err(if state.credentials.is_some() { Error::Expired(why) } else { Error::NoCredentials(why) })
     }
 
-    /// Requests new credentials if `error` is a TLS alert: the sidecar refused the certificate, perhaps because its CA
-    /// has changed.
+    /// Requests new credentials if `error` is a TLS alert: the sidecar refused the certificate,
+    /// perhaps because its CA has changed.
     fn renew_if_refused(&self, error: &io::Error) {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         if matches!(tls, Some(rustls::Error::AlertReceived(_))) {

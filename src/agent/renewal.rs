@@ -1,5 +1,5 @@
-//! Keeps the agent enrolled: enrols again after half the certificate's life, when the sidecar refuses the certificate,
-//! and after failures.
+//! Keeps the agent enrolled: enrols again after half the certificate's life, when the sidecar
+//! refuses the certificate, and after failures.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,8 @@ use crate::secret::Secret;
 
 /// The minimum time between two successful enrolments.
 const MIN_INTERVAL: Duration = Duration::from_secs(5);
-/// The interval at which the wall clock is read. The monotonic clock stops while a machine is suspended.
+/// The interval at which the wall clock is read. The monotonic clock stops while a machine is
+/// suspended.
 const CLOCK_CHECK: Duration = Duration::from_secs(15);
 /// The maximum pause after a failed attempt.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -31,13 +32,14 @@ pub(super) struct Renewal {
     pub(super) attestation: Attestation,
     /// The file to which an inherited token is written.
     pub(super) token_out: Option<PathBuf>,
-    /// Notified when the certificate must be renewed at once: the sidecar refused it, or it has expired.
+    /// Notified when the certificate must be renewed at once: the sidecar refused it, or it has
+    /// expired.
     pub(super) renewal_needed: Arc<Notify>,
 }
 
 impl Renewal {
-    /// Enrols and publishes the credentials, again and again. If they expire before the next success, publishes that
-    /// there are none.
+    /// Enrols and publishes the credentials, again and again. If they expire before the next
+    /// success, publishes that there are none.
     pub(super) async fn run(self, sender: watch::Sender<CredentialState>) {
         let mut backoff = Backoff::new(Duration::from_millis(250), MAX_PAUSE);
         let mut logged_failure = None;
@@ -76,7 +78,8 @@ impl Renewal {
         }
     }
 
-    /// Waits until half the life of `credentials` has elapsed, or until they must be renewed at once.
+    /// Waits until half the life of `credentials` has elapsed, or until they must be renewed at
+    /// once.
     async fn wait_until_due(&self, credentials: &Credentials) {
         let half = credentials.remaining_validity(OffsetDateTime::now_utc()) / 2;
         sleep(MIN_INTERVAL).await;

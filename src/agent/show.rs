@@ -1,5 +1,5 @@
-//! Shows a proof inside the agent's container, where the sidecar can read it through Docker, but no client on the
-//! network can.
+//! Shows a proof inside the agent's container, where the sidecar can read it through Docker, but no
+//! client on the network can.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -50,7 +50,8 @@ pub(super) enum VisibleProof {
 }
 
 impl VisibleProof {
-    /// Creates the file of a proof at `path`, with the mode and the modification time that the sidecar expects.
+    /// Creates the file of a proof at `path`, with the mode and the modification time that the
+    /// sidecar expects.
     fn create_file(path: PathBuf) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -84,8 +85,9 @@ impl Drop for VisibleProof {
 
 /// A child process that has the proof in its arguments and does nothing else.
 ///
-/// The child exits when its standard input ends. So it can't outlive its parent, and needs no signal to end it: if
-/// `loopgate exec` is PID 1 and has already reaped the child, a signal could reach another process with the same id.
+/// The child exits when its standard input ends. So it can't outlive its parent, and needs no
+/// signal to end it: if `loopgate exec` is PID 1 and has already reaped the child, a signal could
+/// reach another process with the same id.
 #[derive(Debug)]
 pub(super) struct ProofHelper(Child);
 
@@ -96,8 +98,8 @@ impl ProofHelper {
         Self::spawn_and_wait_for_output(command)
     }
 
-    /// Starts `command`, and waits for its first byte of output, since the arguments are not visible before the program
-    /// runs.
+    /// Starts `command`, and waits for its first byte of output, since the arguments are not
+    /// visible before the program runs.
     fn spawn_and_wait_for_output(mut command: Command) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut helper = Self(command.spawn()?);
@@ -114,8 +116,8 @@ impl Drop for ProofHelper {
     }
 }
 
-/// Runs the hidden subcommand [`PROOF_SUBCOMMAND`] in the helper process: writes a byte to standard output, and waits
-/// until standard input ends. Returns false at once if `proof` is not a proof.
+/// Runs the hidden subcommand [`PROOF_SUBCOMMAND`] in the helper process: writes a byte to standard
+/// output, and waits until standard input ends. Returns false at once if `proof` is not a proof.
 pub fn run_proof_helper(proof: &str) -> bool {
     if !proof.starts_with(PROOF_PREFIX) {
         return false;
@@ -149,7 +151,8 @@ mod tests {
 
     #[test]
     fn a_helper_has_the_proof_in_its_arguments_until_it_is_dropped() {
-        // Like the helper, this shell writes a line when it runs, and exits when its standard input ends.
+        // Like the helper, this shell writes a line when it runs, and exits when its standard input
+        // ends.
         let mut command = Command::new("sh");
         command.args(["-c", "echo; read -r line", PROOF_SUBCOMMAND, "loopgate-proof-x"]);
         let helper = ProofHelper::spawn_and_wait_for_output(command).unwrap();

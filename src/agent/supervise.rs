@@ -1,5 +1,5 @@
-//! A minimal init process: runs one child, passes signals on to it, returns its exit status, and reaps
-//! orphaned processes.
+//! A minimal init process: runs one child, passes signals on to it, returns its exit status, and
+//! reaps orphaned processes.
 
 use std::future::poll_fn;
 use std::io::{self, IsTerminal};
@@ -80,7 +80,8 @@ pub struct SpawnError {
 }
 
 impl SpawnError {
-    /// The exit status that shells report: 127 if the program does not exist, 126 if it can't be run.
+    /// The exit status that shells report: 127 if the program does not exist, 126 if it can't be
+    /// run.
     pub fn exit_status(&self) -> u8 {
         if self.source.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
     }
@@ -88,8 +89,8 @@ impl SpawnError {
 
 /// Runs `command` as the leader of a new process group, and returns its exit status.
 ///
-/// Signals are passed on to the group. The group is killed if the command still runs `grace` after the first SIGTERM.
-/// As PID 1 this process also reaps the orphans that it inherits.
+/// Signals are passed on to the group. The group is killed if the command still runs `grace` after
+/// the first SIGTERM. As PID 1 this process also reaps the orphans that it inherits.
 ///
 /// # Errors
 /// The command can't be run.
@@ -138,8 +139,8 @@ fn signal_group(group: Pid, signal: Signal) {
     }
 }
 
-/// Reaps all children that have exited, and returns the exit status of `child` if `child` has exited. If `child` was
-/// stopped, stops this process too.
+/// Reaps all children that have exited, and returns the exit status of `child` if `child` has
+/// exited. If `child` was stopped, stops this process too.
 fn reap_children(child: Pid) -> Option<u8> {
     let mut status = None;
     loop {
@@ -154,17 +155,19 @@ fn reap_children(child: Pid) -> Option<u8> {
     }
 }
 
-/// Makes `child` the foreground process of the terminal, if this process is in the foreground of one.
+/// Makes `child` the foreground process of the terminal, if this process is in the foreground of
+/// one.
 fn give_terminal_to(child: Pid) {
     let stdin = io::stdin();
     if stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(getpgrp()) && tcsetpgrp(&stdin, child).is_ok() {
-        // The child may have been stopped because it read from the terminal while it was in the background.
+        // The child may have been stopped because it read from the terminal while it was in the
+        // background.
         let _ = killpg(child, Signal::SIGCONT);
     }
 }
 
-/// Stops this process after its child was stopped on a terminal (Ctrl-Z), so that the shell shows its prompt. When the
-/// shell continues this process, continues the child.
+/// Stops this process after its child was stopped on a terminal (Ctrl-Z), so that the shell shows
+/// its prompt. When the shell continues this process, continues the child.
 fn stop_with_child(child: Pid) {
     if getpid().as_raw() == 1 || !io::stdin().is_terminal() {
         return;

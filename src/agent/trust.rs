@@ -1,4 +1,5 @@
-//! Verifies the sidecar's certificate by a CA file or by a pinned fingerprint. There is no trust on first use.
+//! Verifies the sidecar's certificate by a CA file or by a pinned fingerprint. There is no trust on
+//! first use.
 
 use std::io;
 use std::path::PathBuf;
@@ -16,8 +17,8 @@ use crate::fingerprint::Fingerprint;
 /// How the sidecar's certificate is verified.
 #[derive(Clone, Debug)]
 pub enum ServerTrust {
-    /// A CA in this PEM file issued the certificate, for the sidecar's name. The file is read again for each
-    /// connection.
+    /// A CA in this PEM file issued the certificate, for the sidecar's name. The file is read again
+    /// for each connection.
     Ca(PathBuf),
     /// The certificate has this fingerprint. Its names and dates are not checked.
     Fingerprint(Fingerprint),
@@ -48,7 +49,8 @@ pub(super) fn crypto_provider() -> Arc<CryptoProvider> {
 }
 
 impl ServerTrust {
-    /// Reads the CA file; empty for a fingerprint. If the content changes, a new verifier is needed.
+    /// Reads the CA file; empty for a fingerprint. If the content changes, a new verifier is
+    /// needed.
     pub(super) async fn read_ca_pem(&self) -> Result<Vec<u8>, Error> {
         match self {
             Self::Ca(path) => tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source }),

@@ -11,8 +11,8 @@ use crate::listener::reachable_addresses;
 use crate::pki::SubjectName;
 use crate::shutdown::Shutdown;
 
-/// Returns a channel with the names and addresses that the server certificate needs. A task updates it
-/// at each change of `view`.
+/// Returns a channel with the names and addresses that the server certificate needs. A task updates
+/// it at each change of `view`.
 pub(super) fn follow_names(
     config: &Config,
     mut view: watch::Receiver<Arc<View>>,

@@ -10,7 +10,8 @@ use tokio::time::sleep;
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// What identifies the version of a file: device, inode, length and time of modification. If a
-/// symbolic link is pointed at another file, as Kubernetes does with a ConfigMap, the inode differs.
+/// symbolic link is pointed at another file, as Kubernetes does with a ConfigMap, the inode
+/// differs.
 type Version = (u64, u64, u64, Option<SystemTime>);
 
 /// The configuration file, if there is one.
@@ -36,7 +37,8 @@ impl ConfigFile {
         self.last_read = self.read_version();
     }
 
-    /// Resolves when the file has changed. A file that is missing, or is a pipe, does not count as changed.
+    /// Resolves when the file has changed. A file that is missing, or is a pipe, does not count as
+    /// changed.
     pub(super) async fn changed(&mut self) {
         if self.path.is_none() {
             return std::future::pending().await;

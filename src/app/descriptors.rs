@@ -5,8 +5,8 @@ use tracing::{debug, warn};
 
 use crate::listener::MAX_WAITING;
 
-/// The number of descriptors that are reserved for everything except connections: listeners, event queues, key files,
-/// Docker, the admin listener.
+/// The number of descriptors that are reserved for everything except connections: listeners, event
+/// queues, key files, Docker, the admin listener.
 const RESERVE: usize = 256;
 /// The number that is reserved if the limit is low. It is enough for an idle sidecar.
 const MIN_RESERVE: usize = 48;
@@ -21,8 +21,8 @@ pub(super) struct Capacity {
     pub(super) waiting_connections: usize,
 }
 
-/// Raises the soft open-file limit, which is often 1024, to the hard limit, and returns the connections
-/// that it allows. Logs a warning if these are fewer than `max_connections`.
+/// Raises the soft open-file limit, which is often 1024, to the hard limit, and returns the
+/// connections that it allows. Logs a warning if these are fewer than `max_connections`.
 pub(super) fn raise_open_file_limit(max_connections: usize) -> Capacity {
     let limit = match raise_soft_limit() {
         Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
@@ -52,7 +52,8 @@ fn raise_soft_limit() -> nix::Result<u64> {
     Ok(hard)
 }
 
-/// Returns the number of descriptors of `limit` that are reserved for everything except connections.
+/// Returns the number of descriptors of `limit` that are reserved for everything except
+/// connections.
 fn reserved_descriptors(limit: usize) -> usize {
     (limit / 4).clamp(MIN_RESERVE, RESERVE)
 }

@@ -44,7 +44,8 @@ pub enum Error {
     /// The sandbox is required, but can't be enforced.
     #[error("the option sandbox is \"required\", but the sandbox can't be enforced: {0}")]
     Sandbox(String),
-    /// The container that owned this network namespace runs in another one, or could not be found for 60 s.
+    /// The container that owned this network namespace runs in another one, or could not be found
+    /// for 60 s.
     #[error(
         "the owner of this network namespace runs in another one, or could not be found for 60 s; exiting, so that \
          the restart policy attaches the sidecar to the right one"

@@ -24,8 +24,8 @@ pub enum Error {
     Unsendable(String),
 }
 
-/// Returns the value of `Authorization` that is added to the requests of agents that show a certificate.
-/// `None` if `agents.inherit_token` is off, or there is no token.
+/// Returns the value of `Authorization` that is added to the requests of agents that show a
+/// certificate. `None` if `agents.inherit_token` is off, or there is no token.
 ///
 /// # Errors
 /// If the token can't be read, or can't be sent in a header.

@@ -41,7 +41,8 @@ pub struct Reload<L, S> {
 /// Runs the sidecar until SIGTERM or SIGINT. This thread runs background tasks and accepts
 /// connections; worker threads serve them.
 ///
-/// The configuration is loaded again at each SIGHUP, at each `POST /reload`, and when its file changes.
+/// The configuration is loaded again at each SIGHUP, at each `POST /reload`, and when its file
+/// changes.
 ///
 /// # Errors
 /// If the sidecar can't start, or must be restarted in another network namespace.
@@ -70,7 +71,8 @@ where
         if ended.is_ok() {
             tokio::select! {
                 () = sidecar.stop() => {}
-                // Reloads go on during the shutdown, so that a client that is denied now loses its connections.
+                // Reloads go on during the shutdown, so that a client that is denied now loses its
+                // connections.
                 never = reloads => match never {},
                 () = stop.recv() => {
                     warn!("second stop signal: aborting open connections");

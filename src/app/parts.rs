@@ -1,4 +1,5 @@
-//! Functions that create parts of the sidecar from its configuration, or start them in the background.
+//! Functions that create parts of the sidecar from its configuration, or start them in the
+//! background.
 
 use std::sync::Arc;
 
@@ -27,7 +28,8 @@ pub(super) fn warn_of_unreadable_files(config: &Config) {
     }
 }
 
-/// Warns if outside clients may be on the agent lane, because they arrive from addresses of this namespace.
+/// Warns if outside clients may be on the agent lane, because they arrive from addresses of this
+/// namespace.
 pub(super) fn warn_of_shared_own_addresses(config: &Config) {
     if config.listen.own_addresses == OwnAddresses::Agent && discovery::is_in_user_namespace() {
         warn!(
@@ -37,8 +39,9 @@ pub(super) fn warn_of_shared_own_addresses(config: &Config) {
     }
 }
 
-/// Verifies that `tls.client_ca` can be used. This happens before loopgate creates its own CA, so that a
-/// wrong path does not leave files behind. If the path is that of loopgate's CA, opening that CA verifies it.
+/// Verifies that `tls.client_ca` can be used. This happens before loopgate creates its own CA, so
+/// that a wrong path does not leave files behind. If the path is that of loopgate's CA, opening
+/// that CA verifies it.
 pub(super) fn verify_client_ca(config: &Config) -> Result<(), Error> {
     let foreign = config.tls.client_ca.as_deref().filter(|file| !pki::is_ca_certificate_file(file, &config.state_dir));
     ClientAuthorities::new(None, foreign, Arc::default()).map_err(tls::Error::from)?;
@@ -92,8 +95,8 @@ pub(super) fn start_unpairing_removed(
     shutdown.spawn_until_begun(unpair.run());
 }
 
-/// Creates the enrolment service. The service refuses every agent, with the reason, if there is no CA, or no access to
-/// Docker or Kubernetes.
+/// Creates the enrolment service. The service refuses every agent, with the reason, if there is no
+/// CA, or no access to Docker or Kubernetes.
 pub(super) fn create_enrolment(
     config: &Config,
     pki: &Pki,

@@ -1,5 +1,5 @@
-//! Restricts the process to what the sidecar needs: seccomp refuses system calls, and Landlock refuses
-//! writes outside of the state directories.
+//! Restricts the process to what the sidecar needs: seccomp refuses system calls, and Landlock
+//! refuses writes outside of the state directories.
 //!
 //! Both last until the process ends. Reading stays allowed everywhere, because a reload may name
 //! other files, and mounted secrets are replaced by symbolic links to new directories.
@@ -20,8 +20,8 @@ use super::error::Error;
 use crate::admin::status::SandboxStatus;
 use crate::config::{Config, Sandbox};
 
-/// The version of Landlock that is used. It is the first that covers all ways to change files: writing,
-/// truncating, creating, renaming and removing.
+/// The version of Landlock that is used. It is the first that covers all ways to change files:
+/// writing, truncating, creating, renaming and removing.
 const LANDLOCK: ABI = ABI::V3;
 
 /// The system calls that fail with EPERM. No version of the C library or another library needs them
@@ -86,8 +86,8 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_fanotify_init,
 ];
 
-/// The flags of clone(2) that create a namespace. `CLONE_NEWTIME` is not among them, because clone(2)
-/// interprets that bit as a part of the exit signal.
+/// The flags of clone(2) that create a namespace. `CLONE_NEWTIME` is not among them, because
+/// clone(2) interprets that bit as a part of the exit signal.
 const NAMESPACE_FLAGS: &[libc::c_int] = &[
     libc::CLONE_NEWNS,
     libc::CLONE_NEWCGROUP,
@@ -102,8 +102,9 @@ const NAMESPACE_FLAGS: &[libc::c_int] = &[
 /// `asm/unistd.h`). Such numbers are not in [`REFUSED`]. Other architectures have no such ABI.
 const X32_BIT: u32 = 0x4000_0000;
 
-/// Restricts this process as `config.sandbox` says, and returns the restrictions that are in force. Must
-/// be called before other threads start, because Landlock restricts this thread and later ones only.
+/// Restricts this process as `config.sandbox` says, and returns the restrictions that are in force.
+/// Must be called before other threads start, because Landlock restricts this thread and later ones
+/// only.
 ///
 /// # Errors
 /// If the sandbox is required, but this kernel or container does not permit it.
@@ -176,7 +177,8 @@ fn refuse_system_calls() -> Result<(), String> {
     Ok(())
 }
 
-/// Returns the two seccomp filters. The kernel runs both for each system call, and the stricter result counts.
+/// Returns the two seccomp filters. The kernel runs both for each system call, and the stricter
+/// result counts.
 fn seccomp_filters(refused: &[libc::c_long]) -> Result<[BpfProgram; 2], BackendError> {
     let mut rules: BTreeMap<i64, Vec<_>> = refused.iter().map(|number| (*number, Vec::new())).collect();
     let namespaces = NAMESPACE_FLAGS.iter().map(|flag| {
@@ -193,9 +195,9 @@ fn seccomp_filters(refused: &[libc::c_long]) -> Result<[BpfProgram; 2], BackendE
 /// ENOSYS. clone3(2) has its flags in memory, where a filter can't read them; after ENOSYS the C
 /// library uses clone(2).
 ///
-/// Workaround: the filter is written as BPF instructions, because [`SeccompFilter`] supports neither ranges of numbers
-/// nor two error codes. Delete when it does. This filter need not check the architecture, because the other filter
-/// does.
+/// Workaround: the filter is written as BPF instructions, because [`SeccompFilter`] supports
+/// neither ranges of numbers nor two error codes. Delete when it does. This filter need not check
+/// the architecture, because the other filter does.
 fn syscall_number_filter() -> BpfProgram {
     const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
@@ -237,12 +239,13 @@ mod tests {
         }
     "#;
 
-    /// A restricted thread starts a Perl program that makes the system calls, because Rust code can't
-    /// make them without `unsafe`.
+    /// A restricted thread starts a Perl program that makes the system calls, because Rust code
+    /// can't make them without `unsafe`.
     #[test]
     fn a_restricted_program_makes_no_namespace_no_device_and_no_call_of_another_abi() {
         // Each call fails without the filter too, but with another error: the flags contradict
-        // CLONE_THREAD, a size is 0, or the path exists. The two errors are without and with the filter.
+        // CLONE_THREAD, a size is 0, or the path exists. The two errors are without and with the
+        // filter.
         let thread = u64::try_from(libc::CLONE_THREAD).unwrap();
         let clone = |flags: u64| format!("{},{flags},0,0,0,0", libc::SYS_clone);
         let mut calls = vec![

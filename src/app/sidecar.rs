@@ -53,22 +53,25 @@ pub struct Sidecar {
     shutdown: Shutdown,
     _workers: Workers,
     span_exporter: SpanExporter,
-    /// The shutdown of discovery, the TLS reloader and the admin listener. It begins after all connections have
-    /// ended: until then open connections can lose their lane, and `/readyz` says that the sidecar is stopping.
+    /// The shutdown of discovery, the TLS reloader and the admin listener. It begins after all
+    /// connections have ended: until then open connections can lose their lane, and `/readyz` says
+    /// that the sidecar is stopping.
     late_shutdown: Shutdown,
 }
 
 impl Sidecar {
-    /// Starts every part of the sidecar, and begins to accept connections. Must be called within a Tokio runtime.
+    /// Starts every part of the sidecar, and begins to accept connections. Must be called within a
+    /// Tokio runtime.
     ///
     /// # Errors
-    /// If an address in `config` can't be bound, a file can't be read, or a certificate can't be made.
+    /// If an address in `config` can't be bound, a file can't be read, or a certificate can't be
+    /// made.
     pub async fn start(config: Config) -> Result<Self, Error> {
         Self::start_in_sandbox(config, reload::channel().0, SandboxStatus::default()).await
     }
 
-    /// Starts like [`Sidecar::start`]. The admin listener sends requests for a reload to `reload`, and
-    /// shows `sandbox` as the restrictions of this process.
+    /// Starts like [`Sidecar::start`]. The admin listener sends requests for a reload to `reload`,
+    /// and shows `sandbox` as the restrictions of this process.
     ///
     /// # Errors
     /// As [`Sidecar::start`].
@@ -216,9 +219,9 @@ impl Sidecar {
         }
     }
 
-    /// Reads the certificate files again, and applies the options of `wanted` that can change without
-    /// a restart. If `wanted` is invalid, the configuration in use stays. Connections stay open
-    /// unless the new configuration no longer authorizes them.
+    /// Reads the certificate files again, and applies the options of `wanted` that can change
+    /// without a restart. If `wanted` is invalid, the configuration in use stays. Connections stay
+    /// open unless the new configuration no longer authorizes them.
     pub fn reload(&self, wanted: Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Outcome {
         info!("reloading the configuration and the certificate files");
         self.pki.check_files_now();
@@ -245,8 +248,8 @@ impl Sidecar {
         }
     }
 
-    /// Makes `config` the running configuration. `changed` are the tables that differ from the previous one, and
-    /// `needs_restart` the keys whose change has no effect yet.
+    /// Makes `config` the running configuration. `changed` are the tables that differ from the
+    /// previous one, and `needs_restart` the keys whose change has no effect yet.
     fn apply_config(&self, config: Config, changed: &[&str], needs_restart: &[&str], set_log: impl Fn(&config::Log)) {
         set_log(&config.log);
         if !needs_restart.is_empty() {
@@ -300,8 +303,8 @@ impl Sidecar {
     }
 }
 
-/// Starts discovery, and waits for the first list of agents. Returns the view, and the Docker Engine
-/// if discovery uses one.
+/// Starts discovery, and waits for the first list of agents. Returns the view, and the Docker
+/// Engine if discovery uses one.
 async fn start_discovery(
     config: &Config,
     metrics: &DiscoveryMetrics,
@@ -309,14 +312,15 @@ async fn start_discovery(
 ) -> (watch::Receiver<Arc<View>>, Option<Engine>) {
     let engine = discovery::docker_engine(config, shutdown);
     let mut view = discovery::start(config, engine.clone(), metrics, shutdown);
-    // Listeners and the certificate need the agents, addresses and names that discovery finds.
-    // If discovery does not answer in time, the sidecar starts without agents and names, which grants nothing.
+    // Listeners and the certificate need the agents, addresses and names that discovery finds. If
+    // discovery does not answer in time, the sidecar starts without agents and names, which grants
+    // nothing.
     discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
     (view, engine)
 }
 
-/// Starts the proxy, and creates the limits on connections. `limits.max_connections` is lowered to the
-/// number that the open-file limit allows.
+/// Starts the proxy, and creates the limits on connections. `limits.max_connections` is lowered to
+/// the number that the open-file limit allows.
 fn start_proxy(
     config: &Config,
     dependencies: ProxyDependencies,

@@ -1,4 +1,5 @@
-//! The Unix signals that the sidecar handles: SIGTERM and SIGINT stop it, SIGHUP reloads the configuration.
+//! The Unix signals that the sidecar handles: SIGTERM and SIGINT stop it, SIGHUP reloads the
+//! configuration.
 
 use std::io;
 

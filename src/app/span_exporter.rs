@@ -21,7 +21,8 @@ impl SpanExporter {
         Ok(Self { exporter: config.log.otel_endpoint.as_ref().map(Exporter::new).transpose()?.map(Arc::new) })
     }
 
-    /// Returns the recorder that passes spans to this exporter; `None` if no collector is configured.
+    /// Returns the recorder that passes spans to this exporter; `None` if no collector is
+    /// configured.
     pub fn recorder(&self) -> Option<Arc<dyn Recorder>> {
         self.exporter.clone().map(|exporter| exporter as Arc<dyn Recorder>)
     }

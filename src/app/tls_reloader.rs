@@ -16,8 +16,8 @@ use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 use crate::tls::{self, ClientAuthorities, TlsServerConfig};
 
-/// The pause before a failed update is tried again. The client CA file may have been half written, and
-/// the next certificate, which would cause an update, may be weeks away.
+/// The pause before a failed update is tried again. The client CA file may have been half written,
+/// and the next certificate, which would cause an update, may be weeks away.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Builds the TLS configuration of new handshakes, and passes it to the proxy.
@@ -29,7 +29,8 @@ pub(super) struct TlsReloader {
     served: watch::Sender<Arc<ServerIdentity>>,
     /// Why the last update failed; `None` if it succeeded.
     problem: watch::Sender<Option<String>>,
-    /// Held during an update, so that of two concurrent updates the one with the older certificate can't win.
+    /// Held during an update, so that of two concurrent updates the one with the older certificate
+    /// can't win.
     updating: Mutex<()>,
 }
 
@@ -61,7 +62,8 @@ impl TlsReloader {
         self.problem.subscribe()
     }
 
-    /// Makes new handshakes use the newest certificate and client CA. If they can't be used, the old ones stay.
+    /// Makes new handshakes use the newest certificate and client CA. If they can't be used, the
+    /// old ones stay.
     pub(super) fn serve_newest(&self) {
         let _guard = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         let identity = Arc::clone(&self.newest.borrow());
@@ -84,7 +86,8 @@ impl TlsReloader {
         });
     }
 
-    /// Updates at each new certificate, and retries a failed update. Returns when the shutdown begins.
+    /// Updates at each new certificate, and retries a failed update. Returns when the shutdown
+    /// begins.
     pub(super) async fn follow_certificates(self: Arc<Self>, shutdown: Shutdown) {
         let (mut newest, mut problem) = (self.newest.clone(), self.problem.subscribe());
         loop {
@@ -92,7 +95,8 @@ impl TlsReloader {
             tokio::select! {
                 () = shutdown.wait_until_begun() => return,
                 changed = newest.changed() => if changed.is_err() { return },
-                // A reload has set or cleared the problem, so the need for a retry is decided again.
+                // A reload has set or cleared the problem, so the need for a retry is decided
+                // again.
                 _ = problem.changed() => continue,
                 () = sleep(RETRY), if has_failed => {}
             }

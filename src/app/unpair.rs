@@ -1,5 +1,5 @@
-//! Removes the pairing of agents' devices at the gateway after their containers or pods were removed
-//! (`agents.unpair`).
+//! Removes the pairing of agents' devices at the gateway after their containers or pods were
+//! removed (`agents.unpair`).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -36,7 +36,8 @@ pub(super) enum Workloads {
 }
 
 impl Workloads {
-    /// Returns the containers or pods of `ids` that were removed. If the source can't be asked, none counts as removed.
+    /// Returns the containers or pods of `ids` that were removed. If the source can't be asked,
+    /// none counts as removed.
     async fn find_removed(&self, ids: BTreeSet<String>) -> BTreeSet<String> {
         let mut removed = BTreeSet::new();
         match self {
@@ -48,8 +49,8 @@ impl Workloads {
                 }
             }
             Self::Kubernetes(_) if ids.is_empty() => {}
-            // `list_uids` lists the pods with the agent's label. A pod that has lost the label counts as removed: it is
-            // no agent any more.
+            // `list_uids` lists the pods with the agent's label. A pod that has lost the label
+            // counts as removed: it is no agent any more.
             Self::Kubernetes(api) => match api.list_uids().await {
                 Ok(present) => removed = ids.difference(&present).cloned().collect(),
                 Err(error) => debug!(error = error_chain(&error), "can't find out which pods are removed"),
@@ -59,8 +60,8 @@ impl Workloads {
     }
 }
 
-/// Returns whether the engine says that `container` does not exist, not even as a stopped one. Returns
-/// `false` if the engine can't be asked.
+/// Returns whether the engine says that `container` does not exist, not even as a stopped one.
+/// Returns `false` if the engine can't be asked.
 async fn is_removed(engine: &Engine, container: &str) -> bool {
     match engine.inspect_container(container).await {
         Err(docker::Error::NotFound { .. }) => true,
@@ -118,8 +119,8 @@ impl UnpairRemoved {
         }
     }
 
-    /// Removes the gateway's pairing of each device whose containers are all removed. Does nothing while the source of
-    /// agents is not live, since a container that is not listed may still run.
+    /// Removes the gateway's pairing of each device whose containers are all removed. Does nothing
+    /// while the source of agents is not live, since a container that is not listed may still run.
     async fn unpair_removed(&self) -> Result<(), Error> {
         let devices = Arc::clone(&self.devices);
         let used = spawn_blocking(move || devices.devices_with_containers()).await.unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Findings about agents, labelled containers that are not agents, and lists that trust clients by their address.
+//! Findings about agents, labelled containers that are not agents, and lists that trust clients by
+//! their address.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,7 +15,8 @@ use crate::discovery::{AgentKind, NamespaceState, View, WhyNotAgent};
 /// Facts that make a source address a weak proof of identity, and that discovery does not know.
 #[derive(Clone, Debug, Default)]
 pub struct AddressRisks {
-    /// The names of agents by address whose containers have NET_RAW, with which they can forge source addresses.
+    /// The names of agents by address whose containers have NET_RAW, with which they can forge
+    /// source addresses.
     pub net_raw: Vec<String>,
     /// Whether this process runs in a user namespace, as every container of a rootless engine does.
     pub user_namespace: bool,
@@ -34,7 +36,8 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Returns whether the container has NET_RAW. A capability that is both added and dropped is added.
+    /// Returns whether the container has NET_RAW. A capability that is both added and dropped is
+    /// added.
     pub fn has_net_raw(&self) -> bool {
         let named =
             |list: &[String]| list.iter().any(|name| matches!(normalized_capability(name).as_str(), "ALL" | "NET_RAW"));
@@ -146,8 +149,8 @@ fn kind_and_remedy(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy
     }
 }
 
-/// Reports the lane of the namespace's own addresses: in a user namespace, such as a rootless engine's, clients can
-/// have them too.
+/// Reports the lane of the namespace's own addresses: in a user namespace, such as a rootless
+/// engine's, clients can have them too.
 fn judge_own_addresses(risks: &AddressRisks, config: &Config, report: &mut Report) {
     let is_agent = config.listen.own_addresses == OwnAddresses::Agent;
     if risks.user_namespace && is_agent {
@@ -162,13 +165,14 @@ fn judge_own_addresses(risks: &AddressRisks, config: &Config, report: &mut Repor
     }
 }
 
-/// Adds a finding for every entry of `external.trusted_proxies` or `agents.cidrs` that contains the bridge's own
-/// address.
+/// Adds a finding for every entry of `external.trusted_proxies` or `agents.cidrs` that contains the
+/// bridge's own address.
 fn judge_trusted_bridge_addresses(view: &View, config: &Config, report: &mut Report) {
     let lists: [(&'static str, &[IpNet]); 2] =
         [("external.trusted_proxies", &config.external.trusted_proxies), ("agents.cidrs", &config.agents.cidrs)];
     for (key, list) in lists {
-        // A network in agents.cidrs does not make the bridge an agent, unless it is exactly the bridge's address.
+        // A network in agents.cidrs does not make the bridge an agent, unless it is exactly the
+        // bridge's address.
         let trusts_bridge = |net: &IpNet, ip: &IpAddr| {
             net.contains(ip) && (key != "agents.cidrs" || net.prefix_len() == net.max_prefix_len())
         };
@@ -214,8 +218,8 @@ fn judge_plain_http(config: &Config, report: &mut Report) {
     }
 }
 
-/// Returns whether `net` is wider than any private network. A private network is at most a /8 in IPv4. In IPv6 it is at
-/// most a /16, or a /7 within fc00::/7.
+/// Returns whether `net` is wider than any private network. A private network is at most a /8 in
+/// IPv4. In IPv6 it is at most a /16, or a /7 within fc00::/7.
 fn is_wider_than_private(net: &IpNet) -> bool {
     match net {
         IpNet::V4(net) => net.prefix_len() < 8,

@@ -7,8 +7,8 @@ use crate::pki::offline;
 /// The state of the server certificate.
 #[derive(Clone, Debug)]
 pub struct CertificateState {
-    /// The content of the certificate's files, or why they can't be read; `None` if loopgate has not made a
-    /// certificate yet.
+    /// The content of the certificate's files, or why they can't be read; `None` if loopgate has
+    /// not made a certificate yet.
     pub files: Option<Result<offline::CertificateReport, String>>,
     /// Whether the operator provides the certificate. loopgate does not renew it then.
     pub own_pair: bool,
@@ -16,7 +16,8 @@ pub struct CertificateState {
     pub follows_names: bool,
     /// The names and addresses that clients may dial.
     pub wanted: Vec<String>,
-    /// Why the running sidecar could not load or make a newer certificate; `None` if there is no such problem.
+    /// Why the running sidecar could not load or make a newer certificate; `None` if there is no
+    /// such problem.
     pub problem: Option<String>,
     /// The current time in RFC 3339 and UTC, like the times in `files`.
     pub now: String,
@@ -24,8 +25,8 @@ pub struct CertificateState {
 
 /// A certificate that the operator provides is reported if it expires within this many days.
 const PROVIDED_EXPIRES_SOON_DAYS: i64 = 14;
-/// A certificate that loopgate made is reported if it expires within this many days. loopgate should have renewed
-/// it long before.
+/// A certificate that loopgate made is reported if it expires within this many days. loopgate
+/// should have renewed it long before.
 const MANAGED_EXPIRES_SOON_DAYS: i64 = 7;
 
 /// Adds the findings about the certificate.
@@ -117,7 +118,8 @@ fn judge_names(state: &CertificateState, files: &offline::CertificateReport, rep
     report.add_finding(&kind::CERTIFICATE_NAMES, description, remedy);
 }
 
-/// Returns whether `certified`, a name in a certificate, matches `name` (RFC 6125: `*` matches one label).
+/// Returns whether `certified`, a name in a certificate, matches `name` (RFC 6125: `*` matches one
+/// label).
 fn matches_name(certified: &str, name: &str) -> bool {
     certified.eq_ignore_ascii_case(name)
         || certified

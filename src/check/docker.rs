@@ -10,7 +10,8 @@ use super::finding::{Remedy, Report};
 pub struct EngineState {
     /// The engine's address as a URL; `None` if discovery through Docker is off.
     pub engine: Option<String>,
-    /// Whether the address is that of a usual socket, because neither the configuration nor `DOCKER_HOST` names one.
+    /// Whether the address is that of a usual socket, because neither the configuration nor
+    /// `DOCKER_HOST` names one.
     pub guessed: bool,
     /// The value of `DOCKER_HOST`, if it is set but the configuration names another engine.
     pub unused_docker_host: Option<String>,
@@ -22,8 +23,8 @@ pub struct EngineState {
     pub needed: Vec<PathStatus>,
     /// The response to a request that loopgate does not need.
     pub needless: Option<PathStatus>,
-    /// The seconds by which the engine's clock is ahead of this one; negative if it is behind. `None` if
-    /// it is not known.
+    /// The seconds by which the engine's clock is ahead of this one; negative if it is behind.
+    /// `None` if it is not known.
     pub clock_ahead_seconds: Option<i64>,
 }
 
@@ -102,8 +103,8 @@ fn judge_filter(state: &EngineState, report: &mut Report) {
     }
 }
 
-/// Adds the finding about a clock of the Docker host that is `ahead_seconds` ahead of this one; `None` if that is not
-/// known.
+/// Adds the finding about a clock of the Docker host that is `ahead_seconds` ahead of this one;
+/// `None` if that is not known.
 fn judge_clock(ahead_seconds: Option<i64>, report: &mut Report) {
     match ahead_seconds {
         Some(seconds) if seconds.unsigned_abs() > TOLERANCE.as_secs() => {

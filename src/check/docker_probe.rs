@@ -12,11 +12,13 @@ use crate::check::gateway_command::NamespaceContainer;
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::{AgentKind, SourceState, View};
 
-/// A path that loopgate never needs to GET, in the form that findings print, and as it is requested.
+/// A path that loopgate never needs to GET, in the form that findings print, and as it is
+/// requested.
 ///
-/// The path returns files of a container. This request has no file name and names a container that does
-/// not exist, so it has no effect, and the engine responds with 400. If that response arrives, there is no
-/// filter before the engine, or one that permits GET on every path of a container, including `attach/ws`.
+/// The path returns files of a container. This request has no file name and names a container that
+/// does not exist, so it has no effect, and the engine responds with 400. If that response arrives,
+/// there is no filter before the engine, or one that permits GET on every path of a container,
+/// including `attach/ws`.
 const NEEDLESS: (&str, &str) = ("/containers/{id}/archive", "/containers/loopgate-check/archive");
 
 /// Sends the probes to `engine`, from which discovery made `view`.
@@ -61,7 +63,8 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
     state
 }
 
-/// Returns the containers that share this network namespace. Containers that can't be inspected are left out.
+/// Returns the containers that share this network namespace. Containers that can't be inspected are
+/// left out.
 pub async fn containers_in_this_namespace(engine: Option<&Engine>, view: &View) -> Vec<NamespaceContainer> {
     let (Some(engine), Some(owner)) = (engine, &view.owner) else { return Vec::new() };
     let Ok((listed, _)) = engine.list_containers().await else { return Vec::new() };

@@ -1,4 +1,5 @@
-//! The report of `check`: findings with remedies, and subjects that are in order. Field names are those of its JSON.
+//! The report of `check`: findings with remedies, and subjects that are in order. Field names are
+//! those of its JSON.
 
 use std::fmt;
 
@@ -117,8 +118,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds an observation with its remedy. Observations of the same kind and with the same remedy become
-    /// one finding.
+    /// Adds an observation with its remedy. Observations of the same kind and with the same remedy
+    /// become one finding.
     pub fn add_finding(&mut self, kind: &'static Kind, seen: impl Into<String>, remedy: Remedy) {
         let seen = seen.into();
         match self.findings.iter_mut().find(|known| known.id == kind.id && known.remedy == remedy) {

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::finding::{Remedy, Report};
 
-/// The keys that `--fix` sets. Each of their values makes the gateway trust less, or lets loopgate reach
-/// the gateway. Other keys need a decision of the operator, such as which pages may connect.
+/// The keys that `--fix` sets. Each of their values makes the gateway trust less, or lets loopgate
+/// reach the gateway. Other keys need a decision of the operator, such as which pages may connect.
 const KEYS_SAFE_TO_SET: [&str; 6] = [
     "gateway.bind",
     "gateway.tls.enabled",

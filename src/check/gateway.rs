@@ -108,8 +108,8 @@ fn judge_lanes(observation: &GatewayObservation, report: &mut Report) {
     }
 }
 
-/// Adds the findings about the addresses that the gateway trusts as proxies: exactly the external lane's source
-/// should be trusted.
+/// Adds the findings about the addresses that the gateway trusts as proxies: exactly the external
+/// lane's source should be trusted.
 fn judge_trusted_proxies(observation: &GatewayObservation, report: &mut Report) {
     let source = observation.external_source;
     for (proxy, trusted) in &observation.trusts {
@@ -136,7 +136,8 @@ pub(super) fn is_first_loopback(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V4(ip) if ip.octets() == [127, 0, 0, 1]) || matches!(ip, IpAddr::V6(ip) if ip.is_loopback())
 }
 
-/// Adds the findings about the origins of web pages. The remedy keeps the origins that are allowed already.
+/// Adds the findings about the origins of web pages. The remedy keeps the origins that are allowed
+/// already.
 fn judge_origins(observation: &GatewayObservation, report: &mut Report) {
     let refused: Vec<&String> =
         observation.origins.iter().filter(|(_, allowed)| !allowed).map(|(origin, _)| origin).collect();

@@ -26,7 +26,8 @@ pub fn judge(containers: &[NamespaceContainer], report: &mut Report) {
     }
 }
 
-/// Adds the finding about a gateway that is exposed although `bind` in its configuration file is `loopback`.
+/// Adds the finding about a gateway that is exposed although `bind` in its configuration file is
+/// `loopback`.
 pub fn judge_file(bind: Option<&str>, is_exposed: bool, report: &mut Report) {
     if is_exposed && bind == Some("loopback") {
         let description =
@@ -43,7 +44,8 @@ fn command_remedy() -> Remedy {
     )
 }
 
-/// Returns the arguments and variables of `container` that override the gateway's configuration, in words.
+/// Returns the arguments and variables of `container` that override the gateway's configuration, in
+/// words.
 fn overriding_settings(container: &NamespaceContainer) -> Vec<String> {
     // The script of `sh -c` is one argument, so each argument is split into words.
     let words: Vec<&str> = container.words.iter().flat_map(|word| word.split_whitespace()).collect();

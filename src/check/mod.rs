@@ -1,6 +1,8 @@
-//! `loopgate check`: examines the running system, and reports what is wrong and what to do about it.
+//! `loopgate check`: examines the running system, and reports what is wrong and what to do about
+//! it.
 //!
-//! Probes collect observations, and pure `judge` functions derive the findings from them. No probe changes anything.
+//! Probes collect observations, and pure `judge` functions derive the findings from them. No probe
+//! changes anything.
 
 pub mod agents;
 pub mod catalogue;
@@ -181,11 +183,11 @@ fn gateway_probe_plan(
     }
 }
 
-/// Returns the origins of the pages that browsers may open at the names in `tls.names`. Names without a dot
-/// are left out, because only other containers use them.
+/// Returns the origins of the pages that browsers may open at the names in `tls.names`. Names
+/// without a dot are left out, because only other containers use them.
 ///
-/// The port that is published for a name is not known here. If the gateway allows an origin with that
-/// name and some port, that port is assumed, else the port of `listen.on`.
+/// The port that is published for a name is not known here. If the gateway allows an origin with
+/// that name and some port, that port is assumed, else the port of `listen.on`.
 fn browser_origins(config: &Config, allowed: &[String]) -> Vec<String> {
     let is_public = |name: &&String| match name.parse() {
         Ok(SubjectName::Dns(name)) => name.contains('.') && !name.starts_with("*."),
@@ -206,9 +208,9 @@ fn browser_origins(config: &Config, allowed: &[String]) -> Vec<String> {
     config.tls.names.iter().filter(is_public).flat_map(origins_of_name).collect()
 }
 
-/// Returns the origin at which clients from outside reach loopgate: the first `https` origin in `allowed` that has
-/// no wildcard, and whose host is not loopback. It is not made from a name in the certificate, because the
-/// published port is not known here.
+/// Returns the origin at which clients from outside reach loopgate: the first `https` origin in
+/// `allowed` that has no wildcard, and whose host is not loopback. It is not made from a name in
+/// the certificate, because the published port is not known here.
 fn public_origin(allowed: &[String]) -> Option<&str> {
     let is_public = |origin: &&str| {
         origin.strip_prefix("https://").is_some_and(|host| {
@@ -223,8 +225,8 @@ fn dialled_addresses(view: &View) -> Vec<IpAddr> {
     view.non_loopback_addresses().filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())).collect()
 }
 
-/// Reads the certificates, and the names that they should have. The names in `tls.names` are not expected of the
-/// operator's own pair.
+/// Reads the certificates, and the names that they should have. The names in `tls.names` are not
+/// expected of the operator's own pair.
 fn observe_certificate(
     config: &Config,
     view: &View,
@@ -235,7 +237,8 @@ fn observe_certificate(
     let exists = own_pair.is_some() || config.state_dir.join("server.pem").exists();
     let configured_names = if own_pair.is_some() { &[][..] } else { &config.tls.names };
     let addresses = reachable_addresses(&config.listen.on, config.gateway.address, view);
-    // Docker accepts network aliases that are not valid as a name in a certificate. They are left out.
+    // Docker accepts network aliases that are not valid as a name in a certificate. They are left
+    // out.
     let discovered_names = view
         .own_names
         .iter()

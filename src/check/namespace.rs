@@ -1,5 +1,5 @@
-//! Findings about other programs that accept connections in the gateway's network namespace, such as
-//! the proxy of a service mesh. They could forward outside clients to the gateway.
+//! Findings about other programs that accept connections in the gateway's network namespace, such
+//! as the proxy of a service mesh. They could forward outside clients to the gateway.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -14,8 +14,8 @@ use crate::discovery::View;
 /// The state of a listening socket: `TCP_LISTEN` in the kernel's `include/net/tcp_states.h`.
 const LISTENING: &str = "0A";
 
-/// The ports on which proxies of service meshes listen in a pod's network namespace. Netfilter rules
-/// redirect connections to them. The rules themselves can't be read without `NET_ADMIN`.
+/// The ports on which proxies of service meshes listen in a pod's network namespace. Netfilter
+/// rules redirect connections to them. The rules themselves can't be read without `NET_ADMIN`.
 const MESHES: &[(u16, &str)] = &[
     (15001, "Istio, Kuma or Consul"),
     (15006, "Istio or Kuma"),
@@ -37,7 +37,8 @@ pub struct NamespaceObservation {
     pub own_addresses_are_agents: bool,
 }
 
-/// Reads the listeners of this network namespace. `status` is the status of the sidecar in it, if one runs.
+/// Reads the listeners of this network namespace. `status` is the status of the sidecar in it, if
+/// one runs.
 pub fn observe(config: &Config, view: &View, status: Option<&Status>) -> NamespaceObservation {
     let listeners = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
         .into_iter()
@@ -95,7 +96,8 @@ pub fn judge(observation: &NamespaceObservation, report: &mut Report) {
 }
 
 /// Parses a line of `/proc/net/tcp` or `/proc/net/tcp6` (proc_pid_net(5)), whose fields are number,
-/// local address, remote address, state and others. Returns the local address if the socket listens.
+/// local address, remote address, state and others. Returns the local address if the socket
+/// listens.
 fn parse_listener(line: &str) -> Option<SocketAddr> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, state) = (fields.next()?, fields.nth(1)?);

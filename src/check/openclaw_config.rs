@@ -23,8 +23,8 @@ pub struct Wanted {
     pub external_source: IpAddr,
     /// The lane policy, which knows the headers that clients can send.
     pub policy: LanePolicy,
-    /// Whether the running gateway treats its own clients as local. Versions from 2026.4 on do so even if
-    /// they trust 127.0.0.1 as a proxy.
+    /// Whether the running gateway treats its own clients as local. Versions from 2026.4 on do so
+    /// even if they trust 127.0.0.1 as a proxy.
     pub knows_local_clients: bool,
 }
 
@@ -111,7 +111,8 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     }
 }
 
-/// Adds the findings about keys that keep `auth.mode: "trusted-proxy"` from working behind loopgate.
+/// Adds the findings about keys that keep `auth.mode: "trusted-proxy"` from working behind
+/// loopgate.
 fn judge_proxy_auth(auth: &Value, report: &mut Report) {
     if auth["trustedProxy"]["allowLoopback"] != true {
         let description = "gateway.auth.mode is \"trusted-proxy\" without gateway.auth.trustedProxy.allowLoopback";
@@ -128,8 +129,8 @@ fn judge_proxy_auth(auth: &Value, report: &mut Report) {
     }
 }
 
-/// Adds a finding for each header that the gateway trusts in `auth.mode: "trusted-proxy"`, but that any
-/// client can send through loopgate.
+/// Adds a finding for each header that the gateway trusts in `auth.mode: "trusted-proxy"`, but that
+/// any client can send through loopgate.
 fn judge_identity_headers(auth: &Value, policy: &LanePolicy, report: &mut Report) {
     if auth["mode"].as_str().is_some_and(|mode| mode != "trusted-proxy") {
         return;
@@ -170,7 +171,8 @@ fn judge_control_ui(control_ui: &Value, report: &mut Report) {
     }
 }
 
-/// Adds the findings about `gateway.trustedProxies`, of which exactly the external lane's source should be an entry.
+/// Adds the findings about `gateway.trustedProxies`, of which exactly the external lane's source
+/// should be an entry.
 fn judge_trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
     let source = wanted.external_source;
     let mut is_trusted = false;

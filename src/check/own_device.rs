@@ -11,12 +11,13 @@ use crate::openclaw::pair::SCOPES;
 pub struct OwnDeviceObservation {
     /// Whether loopgate keeps the device paired, because `gateway.state_dir` is set.
     pub keeps_paired: bool,
-    /// The scopes that the device is paired for; `None` if the state can't be read, or has no such device yet.
+    /// The scopes that the device is paired for; `None` if the state can't be read, or has no such
+    /// device yet.
     pub scopes: Option<Vec<String>>,
 }
 
-/// Adds the finding about a gateway of version 2026.2. It depends on the scopes in the gateway's `paired.json`; a
-/// configuration that keeps the device paired is not enough.
+/// Adds the finding about a gateway of version 2026.2. It depends on the scopes in the gateway's
+/// `paired.json`; a configuration that keeps the device paired is not enough.
 pub fn judge(observation: &OwnDeviceObservation, report: &mut Report) {
     let missing: Vec<&str> = match &observation.scopes {
         Some(scopes) => SCOPES.into_iter().filter(|scope| !scopes.iter().any(|has| has == scope)).collect(),
@@ -42,7 +43,8 @@ pub fn judge(observation: &OwnDeviceObservation, report: &mut Report) {
          where the gateway is, run once: loopgate pair --wait --approve --identity ~/.openclaw/identity/device.json \
          --token-file FILE"
     };
-    // If no paired device was found, the file that was given may not belong to this gateway's state.
+    // If no paired device was found, the file that was given may not belong to this gateway's
+    // state.
     let is_unknown = observation.scopes.is_none() && !observation.keeps_paired;
     let kind = if is_unknown { &kind::OWN_DEVICE_UNKNOWN } else { &kind::OWN_DEVICE };
     report.add_finding(kind, description, Remedy::in_words(remedy));

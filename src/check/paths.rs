@@ -7,8 +7,8 @@ use super::finding::{Remedy, Report};
 use crate::config::External;
 use crate::lane::check_path_rules;
 
-/// The prefixes of the gateway's HTTP API, with a request of each. The API asks for a token, but not for a
-/// paired device.
+/// The prefixes of the gateway's HTTP API, with a request of each. The API asks for a token, but
+/// not for a paired device.
 const HTTP_API: [(&str, &str); 2] = [("/tools/", "/tools/invoke"), ("/v1/", "/v1/chat/completions")];
 
 /// Adds the finding about the gateway's HTTP API, unless `[[external.paths]]` closes it to external

@@ -14,7 +14,8 @@ use crate::config::{Config, PortForward};
 /// The time limit for connecting to a port.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A port forward, the address that it leads to, and the error of a connection to that address, if any.
+/// A port forward, the address that it leads to, and the error of a connection to that address, if
+/// any.
 pub type PortForwardProbe = (PortForward, SocketAddr, Option<String>);
 
 /// Connects to the target of each port forward.

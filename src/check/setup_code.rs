@@ -1,6 +1,6 @@
-//! The finding about setup codes, with which phones are paired. A setup code contains the gateway's URL.
-//! A gateway on loopback knows no URL that a phone can reach, unless its configuration has one. Without
-//! a URL the gateway advises `gateway.bind: "lan"`, which would bypass loopgate.
+//! The finding about setup codes, with which phones are paired. A setup code contains the gateway's
+//! URL. A gateway on loopback knows no URL that a phone can reach, unless its configuration has
+//! one. Without a URL the gateway advises `gateway.bind: "lan"`, which would bypass loopgate.
 
 use serde_json::{Value, json};
 
@@ -10,8 +10,8 @@ use super::finding::{Remedy, Report};
 /// The key that contains the URL for setup codes, in every version of the gateway.
 const KEY: &str = "plugins.entries.device-pair.config.publicUrl";
 
-/// Adds the finding about the gateway's `config`. `origin` is the origin at which clients from outside
-/// reach loopgate, if it is known.
+/// Adds the finding about the gateway's `config`. `origin` is the origin at which clients from
+/// outside reach loopgate, if it is known.
 pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
     let (plugins, gateway) = (&config["plugins"], &config["gateway"]);
     let plugin = &plugins["entries"]["device-pair"];
@@ -58,8 +58,8 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
     }
 }
 
-/// Returns whether the scheme of `url` is one with TLS. To the gateway, which speaks no TLS itself, a URL
-/// without a scheme is one without TLS.
+/// Returns whether the scheme of `url` is one with TLS. To the gateway, which speaks no TLS itself,
+/// a URL without a scheme is one without TLS.
 fn has_tls_scheme(url: &str) -> bool {
     ["https://", "wss://"]
         .iter()

@@ -4,7 +4,8 @@ use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use crate::admin::status::Status;
 
-/// Adds the findings about the running sidecar. `status` is its status, or the error if it could not be asked.
+/// Adds the findings about the running sidecar. `status` is its status, or the error if it could
+/// not be asked.
 pub fn judge(status: &Result<Status, String>, report: &mut Report) {
     if let Some(problem) = status.as_ref().ok().and_then(|status| status.config_problem.as_ref()) {
         let remedy = Remedy::in_words(

@@ -16,7 +16,8 @@ const CA_FILE: &str = "/ca/ca.pem";
 /// Every option is also an environment variable, LOOPGATE_ and its name.
 #[derive(Debug, clap::Args)]
 pub struct Flags {
-    /// Address for local clients [default: 127.0.0.1:18789; `exec`: the port in OPENCLAW_GATEWAY_PORT]
+    /// Address for local clients [default: 127.0.0.1:18789; `exec`: the port in
+    /// OPENCLAW_GATEWAY_PORT]
     #[arg(long, env = "LOOPGATE_LISTEN", value_name = "ADDR", value_parser = maybe_empty(parse::socket_address))]
     listen: Option<MaybeEmpty<SocketAddr>>,
     /// Listen on an address that is not loopback: every client that reaches it becomes this agent
@@ -28,7 +29,8 @@ pub struct Flags {
     /// The name that the sidecar's certificate must carry [default: the sidecar's host]
     #[arg(long, env = "LOOPGATE_SERVER_NAME", value_name = "NAME", value_parser = maybe_empty(parse_text))]
     server_name: Option<MaybeEmpty<String>>,
-    /// The CA that must have issued the sidecar's certificate (loopgate's ca.pem) [default: /ca/ca.pem]
+    /// The CA that must have issued the sidecar's certificate (loopgate's ca.pem) [default:
+    /// /ca/ca.pem]
     #[arg(long, env = "LOOPGATE_CA", value_name = "FILE", value_parser = maybe_empty(parse::path))]
     ca: Option<MaybeEmpty<PathBuf>>,
     /// The SHA-256 fingerprint of the sidecar's certificate, instead of a CA
@@ -44,7 +46,8 @@ pub struct Flags {
     /// sidecar [default: process]
     #[arg(long, env = "LOOPGATE_PROOF", value_name = "process|file", value_parser = maybe_empty(parse_proof_kind))]
     proof: Option<MaybeEmpty<ProofKind>>,
-    /// In a pod: enrol by the service-account token in this file, projected with the sidecar's audience (loopgate)
+    /// In a pod: enrol by the service-account token in this file, projected with the sidecar's
+    /// audience (loopgate)
     #[arg(long, env = "LOOPGATE_KUBERNETES_TOKEN", value_name = "FILE", value_parser = maybe_empty(parse::path))]
     kubernetes_token: Option<MaybeEmpty<PathBuf>>,
     /// Where an inherited gateway token is written, readable by its owner alone
@@ -61,8 +64,9 @@ pub struct Flags {
     log_format: Option<MaybeEmpty<LogFormat>>,
 }
 
-/// A value of a flag or variable; `None` if it is empty. An empty value counts as absent, because compose
-/// files pass a variable that the host does not have as an empty one (`LOOPGATE_CA: ${CA:-}`).
+/// A value of a flag or variable; `None` if it is empty. An empty value counts as absent, because
+/// compose files pass a variable that the host does not have as an empty one (`LOOPGATE_CA:
+/// ${CA:-}`).
 #[derive(Clone, Debug)]
 pub struct MaybeEmpty<T>(Option<T>);
 
@@ -110,7 +114,8 @@ impl Flags {
         }
     }
 
-    /// Returns the settings of the agent, which listens on 127.0.0.1 and `port` unless `--listen` is given.
+    /// Returns the settings of the agent, which listens on 127.0.0.1 and `port` unless `--listen`
+    /// is given.
     ///
     /// # Errors
     /// If flags contradict each other.

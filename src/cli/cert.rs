@@ -1,5 +1,5 @@
-//! `loopgate cert`: shows, exports, issues, revokes and rotates certificates. It works on the files in the
-//! state directory, whether or not a sidecar runs.
+//! `loopgate cert`: shows, exports, issues, revokes and rotates certificates. It works on the files
+//! in the state directory, whether or not a sidecar runs.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,7 +33,8 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Makes a certificate for an agent that can't enrol by itself, or for a person's browser or phone
+    /// Makes a certificate for an agent that can't enrol by itself, or for a person's browser or
+    /// phone
     #[command(group(clap::ArgGroup::new("whose").required(true).args(["name", "user"])))]
     Issue {
         #[command(flatten)]
@@ -41,7 +42,8 @@ pub enum Command {
         /// The agent's name, the last part of its SPIFFE ID
         #[arg(long, value_parser = offline::parse_agent_name)]
         name: Option<String>,
-        /// The person's e-mail address, which the gateway gets as X-Forwarded-User; makes a PKCS#12 file
+        /// The person's e-mail address, which the gateway gets as X-Forwarded-User; makes a PKCS#12
+        /// file
         #[arg(long, value_name = "E-MAIL", value_parser = offline::parse_user_email)]
         user: Option<String>,
         /// An agent's directory for agent.pem, agent.key and ca.pem [default: .]; a person's file,
@@ -52,7 +54,8 @@ pub enum Command {
         /// and printed to standard error
         #[arg(long, value_name = "FILE", conflicts_with = "name")]
         password_file: Option<PathBuf>,
-        /// Encryption of the PKCS#12 file: 3des, which every system imports, or aes256 for systems that refuse it
+        /// Encryption of the PKCS#12 file: 3des, which every system imports, or aes256 for systems
+        /// that refuse it
         #[arg(
             long,
             value_name = "WORD",
@@ -119,8 +122,8 @@ pub fn run(command: Command) -> Result<(), Error> {
         }
         Command::Issue { flags, name, user, out, password_file, encryption, life } => {
             let config = flags.load()?;
-            // Issuing would create a missing CA. With name constraints only the sidecar can create it,
-            // because it knows the names, so a missing CA is an error here.
+            // Issuing would create a missing CA. With name constraints only the sidecar can create
+            // it, because it knows the names, so a missing CA is an error here.
             if config.tls.constrain_names {
                 offline::export(&config.state_dir)?;
             }

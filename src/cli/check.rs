@@ -22,7 +22,8 @@ pub struct Args {
     /// The gateway's own configuration file, openclaw.json
     #[arg(long, value_name = "FILE")]
     openclaw_config: Option<PathBuf>,
-    /// Set what is safe to set in the gateway's configuration, by its own command `openclaw config set`, and look again
+    /// Set what is safe to set in the gateway's configuration, by its own command `openclaw config
+    /// set`, and look again
     #[arg(long, conflicts_with = "json")]
     fix: bool,
     /// Print JSON
@@ -49,14 +50,16 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(if report.has_errors() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Runs the commands that `--fix` may run without a decision of the operator. Returns whether it ran any.
+/// Runs the commands that `--fix` may run without a decision of the operator. Returns whether it
+/// ran any.
 fn apply_fixes(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
     let settings: Vec<Setting> = fix::settings_to_fix(report).into_iter().filter(Setting::is_safe_to_fix).collect();
     if settings.is_empty() {
         output::print("there is nothing that --fix can set in the gateway's configuration\n")?;
         return Ok(false);
     }
-    // If another user wrote the file, it would belong to that user, and the gateway could no longer write it.
+    // If another user wrote the file, it would belong to that user, and the gateway could no longer
+    // write it.
     let owner = file.and_then(|file| std::fs::metadata(file).ok()).map(|metadata| metadata.uid());
     if let Some(owner) = owner.filter(|owner| *owner != nix::unistd::geteuid().as_raw()) {
         output::print(format!(
@@ -91,8 +94,8 @@ fn apply_fixes(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
 /// The width of the first column, in characters.
 const LABEL: usize = 9;
 
-/// Returns the report as text: what passed, the findings with the worst last, commands that fix them, and the
-/// totals.
+/// Returns the report as text: what passed, the findings with the worst last, commands that fix
+/// them, and the totals.
 fn report_text(report: &Report, colours: bool) -> String {
     let mut text = String::new();
     for passed in &report.passed {

@@ -16,8 +16,8 @@ use crate::openclaw::files;
 ///
 /// docker compose config --format json | loopgate compose >compose.loopgate.yaml
 ///
-/// Standard error lists, by key, what you must change yourself; the exit status is then 1. No value of the
-/// project's variables is written.
+/// Standard error lists, by key, what you must change yourself; the exit status is then 1. No value
+/// of the project's variables is written.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What `docker compose config --format json` prints [default: standard input]

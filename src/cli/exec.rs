@@ -25,7 +25,8 @@ use crate::shutdown::Shutdown;
 ///
 /// The command's environment gets OPENCLAW_GATEWAY_PORT and, if it is inherited,
 /// OPENCLAW_GATEWAY_TOKEN; OPENCLAW_GATEWAY_URL is removed from it. Signals are passed on to the
-/// command. The exit status is that of the command, or 128 plus the number of the signal that killed it.
+/// command. The exit status is that of the command, or 128 plus the number of the signal that
+/// killed it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -95,7 +96,8 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(status.into())
 }
 
-/// Waits until the gateway answers, and pairs OpenClaw's device in advance if this version of the gateway needs it.
+/// Waits until the gateway answers, and pairs OpenClaw's device in advance if this version of the
+/// gateway needs it.
 async fn wait_until_ready(agent: &Agent, wait_limit: Duration, pair: bool) -> Result<(), Error> {
     let answers = ready::wait_until_ready(agent.address, wait_limit)
         .await
@@ -111,7 +113,8 @@ async fn wait_until_ready(agent: &Agent, wait_limit: Duration, pair: bool) -> Re
     Ok(())
 }
 
-/// Pairs OpenClaw's device in advance. A failure is only logged, because not every command needs the pairing.
+/// Pairs OpenClaw's device in advance. A failure is only logged, because not every command needs
+/// the pairing.
 async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
     let Some(location) =
         device::IdentityLocation::find(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
@@ -145,14 +148,15 @@ async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
     }
 }
 
-/// Returns whether `command` is `openclaw node run`, for which the device must not be paired in advance: a
-/// node host uses the same device identity as the CLI, and a device that was first paired as an
-/// operator can't become a node without a human's approval.
+/// Returns whether `command` is `openclaw node run`, for which the device must not be paired in
+/// advance: a node host uses the same device identity as the CLI, and a device that was first
+/// paired as an operator can't become a node without a human's approval.
 fn is_node_host(command: &[OsString]) -> bool {
     command.windows(2).any(|words| words[0] == "node" && words[1] == "run")
 }
 
-/// Returns the command of `words`, with the environment variables by which OpenClaw finds the gateway at `address`.
+/// Returns the command of `words`, with the environment variables by which OpenClaw finds the
+/// gateway at `address`.
 fn build_command(words: &[OsString], variables: &[String], address: SocketAddr, token: Option<&Secret>) -> Command {
     let mut command = Command::new(PathBuf::from(&words[0]));
     command

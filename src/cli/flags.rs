@@ -37,8 +37,8 @@ impl Selection for All {
     }
 }
 
-/// The options on the command line, and the file that `--config` or its variable names. `S` selects the options
-/// that the command has as flags.
+/// The options on the command line, and the file that `--config` or its variable names. `S` selects
+/// the options that the command has as flags.
 #[derive(Clone, Debug)]
 pub struct Flags<S: Selection = All> {
     layer: Layer,
@@ -68,8 +68,8 @@ impl<S: Selection> Flags<S> {
 
     /// Merges the options for a command that asks a running sidecar.
     ///
-    /// A file that a flag names must be valid. A file that the variable names may be invalid: it may
-    /// have been edited since the sidecar read it, and the command should still work.
+    /// A file that a flag names must be valid. A file that the variable names may be invalid: it
+    /// may have been edited since the sidecar read it, and the command should still work.
     ///
     /// # Errors
     /// If a file that a flag names is invalid.
@@ -99,17 +99,19 @@ impl<S: Selection> Flags<S> {
     }
 }
 
-/// Rejects unknown `LOOPGATE_*` variables, which clap would ignore. For commands that read their variables by clap.
+/// Rejects unknown `LOOPGATE_*` variables, which clap would ignore. For commands that read their
+/// variables by clap.
 pub fn refuse_unknown_variables() -> Result<(), config::Error> {
     let problems = read_environment().problems;
     if problems.is_empty() { Ok(()) } else { Err(config::Error(problems)) }
 }
 
-/// The variables of flags that are not in the table of options, which clap reads. One environment may
-/// set the variables of several commands, so no command may reject those of another.
+/// The variables of flags that are not in the table of options, which clap reads. One environment
+/// may set the variables of several commands, so no command may reject those of another.
 static VARIABLES_OF_COMMANDS: OnceLock<BTreeSet<String>> = OnceLock::new();
 
-/// Stores the variables of `command` and its subcommands. Must be called once, before any command runs.
+/// Stores the variables of `command` and its subcommands. Must be called once, before any command
+/// runs.
 pub fn set_variables_of_commands(command: &clap::Command) {
     fn collect_variables(command: &clap::Command, into: &mut BTreeSet<String>) {
         into.extend(command.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())));
@@ -140,7 +142,8 @@ fn argument_of_key(key: &'static Key) -> Arg {
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true"),
-        // A negative number is accepted here, and then rejected as a value: clap alone would call it an unknown flag.
+        // A negative number is accepted here, and then rejected as a value: clap alone would call
+        // it an unknown flag.
         Form::Number => arg.value_name("NUMBER").action(ArgAction::Set).allow_negative_numbers(true),
         Form::Duration => arg.value_name("DURATION").action(ArgAction::Set).allow_negative_numbers(true),
         Form::Choice(words) => {

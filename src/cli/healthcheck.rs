@@ -27,7 +27,8 @@ impl Selection for AdminOption {
 
 /// Asks the sidecar once.
 pub fn run(args: Args) -> Result<(), super::error::Error> {
-    // Only this value is validated: other options may be invalid in a file that was edited since the sidecar read it.
+    // Only this value is validated: other options may be invalid in a file that was edited since
+    // the sidecar read it.
     let admin = validate::admin_address(&args.flags.merge())?;
     let admin = admin.ok_or(client::Error::Off)?;
     client::get(admin, if args.live { "/healthz" } else { "/readyz" })?;

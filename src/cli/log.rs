@@ -37,7 +37,8 @@ fn level_filter(log: &Log) -> Targets {
     targets.with_target(audit::TARGET, LevelFilter::OFF)
 }
 
-/// Sends log lines to standard error, and audit events to the audit log, from now on. A second call changes nothing.
+/// Sends log lines to standard error, and audit events to the audit log, from now on. A second call
+/// changes nothing.
 ///
 /// # Errors
 /// If the audit log can't be opened.
@@ -67,7 +68,8 @@ where
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(colours)
-        // If standard error is broken, the layer would report that with `eprintln!`, which would then panic.
+        // If standard error is broken, the layer would report that with `eprintln!`, which would
+        // then panic.
         .log_internal_errors(false);
     match log.format {
         LogFormat::Text => lines.boxed(),

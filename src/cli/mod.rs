@@ -1,8 +1,9 @@
 //! The command line: one file for each command.
 //!
-//! The exit status is 0 for a clean end; 1 for a failure at run time; 2 for a wrong flag, variable, key
-//! or value; and 75 if the sidecar must be restarted, because the owner of its network namespace runs in
-//! another one, or could not be found. `exec` ends with the status of its command.
+//! The exit status is 0 for a clean end; 1 for a failure at run time; 2 for a wrong flag, variable,
+//! key or value; and 75 if the sidecar must be restarted, because the owner of its network
+//! namespace runs in another one, or could not be found. `exec` ends with the status of its
+//! command.
 
 mod agent;
 mod agent_flags;
@@ -75,7 +76,8 @@ enum Command {
 
 /// Parses the process's arguments, runs the command, and returns its exit status.
 pub fn main() -> ExitCode {
-    // `Cli::try_parse` would define all flags of all commands a second time, which is a large part of the start.
+    // `Cli::try_parse` would define all flags of all commands a second time, which is a large part
+    // of the start.
     let mut definition = Cli::command();
     flags::set_variables_of_commands(&definition);
     let matches = definition.try_get_matches_from_mut(std::env::args_os());

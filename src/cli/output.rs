@@ -25,7 +25,8 @@ pub fn print_unless_closed(bytes: impl AsRef<[u8]>) -> Result<bool, Error> {
     }
 }
 
-/// Writes an error to standard error: one line with its causes, or a line for each problem of the configuration.
+/// Writes an error to standard error: one line with its causes, or a line for each problem of the
+/// configuration.
 pub fn print_error(error: &Error) {
     if let Error::Config(crate::config::Error(problems)) = error {
         for problem in problems {
@@ -36,8 +37,8 @@ pub fn print_error(error: &Error) {
     print_to_stderr(&error_chain(error));
 }
 
-/// Handles an error of clap: prints the help or the version if that was asked for, else one line with the
-/// error. Returns the exit status.
+/// Handles an error of clap: prints the help or the version if that was asked for, else one line
+/// with the error. Returns the exit status.
 pub fn report_clap_error(error: &clap::Error) -> ExitCode {
     match error.kind() {
         UsageKind::DisplayHelp | UsageKind::DisplayVersion => {
@@ -52,8 +53,8 @@ pub fn report_clap_error(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Returns clap's error message as one line, without the usage and the reference to `--help`. Clap's tips follow in
-/// parentheses.
+/// Returns clap's error message as one line, without the usage and the reference to `--help`.
+/// Clap's tips follow in parentheses.
 fn in_one_line(message: &str) -> String {
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut paragraphs = message.split("\n\n");

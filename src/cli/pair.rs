@@ -54,8 +54,8 @@ pub struct Args {
     approve: bool,
 }
 
-/// Parses `ws://HOST:PORT`, and resolves the host. It must resolve to a loopback address, because the
-/// token must not cross a network without encryption.
+/// Parses `ws://HOST:PORT`, and resolves the host. It must resolve to a loopback address, because
+/// the token must not cross a network without encryption.
 fn parse_loopback_url(text: &str) -> Result<SocketAddr, String> {
     let what = "is not a loopback URL such as ws://127.0.0.1:18789";
     let authority = text.strip_prefix("ws://").ok_or(what)?.trim_end_matches('/');

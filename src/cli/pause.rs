@@ -19,12 +19,14 @@ pub fn run(_: &Args) -> Result<(), Error> {
 
 /// Reaps children until SIGTERM or SIGINT arrives.
 async fn wait_for_signal() -> std::io::Result<()> {
-    // The kernel sends PID 1 no signal without a handler, so `docker stop` would wait for its timeout without these.
+    // The kernel sends PID 1 no signal without a handler, so `docker stop` would wait for its
+    // timeout without these.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut child = signal(SignalKind::child())?;
     loop {
-        // This also runs before the first signal, because a child may have ended before the handler was installed.
+        // This also runs before the first signal, because a child may have ended before the handler
+        // was installed.
         reap_children();
         tokio::select! {
             _ = terminate.recv() => return Ok(()),

@@ -40,7 +40,8 @@ pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
         if !watch {
             return output::print(shown);
         }
-        // With `--watch`, each status is one line of JSON, so that a program can read them one by one.
+        // With `--watch`, each status is one line of JSON, so that a program can read them one by
+        // one.
         if !output::print_unless_closed(format!("{clear}{shown}"))? {
             return Ok(());
         }
@@ -104,7 +105,8 @@ fn status_text(status: &Status, colours: bool) -> String {
     text
 }
 
-/// Returns the table of the sidecar itself: its listeners, gateway, certificate, discovery and lanes.
+/// Returns the table of the sidecar itself: its listeners, gateway, certificate, discovery and
+/// lanes.
 fn summary_table(status: &Status) -> Table {
     let mut table = Table::default();
     let mut line = |name: &str, value: String, tone: Tone| table.row([(name.to_owned(), Tone::Quiet), (value, tone)]);

@@ -19,13 +19,14 @@ pub enum Tone {
     Bad,
 }
 
-/// Returns whether standard output gets colours: if it is a terminal, and `NO_COLOR` is unset or empty
-/// (<https://no-color.org>).
+/// Returns whether standard output gets colours: if it is a terminal, and `NO_COLOR` is unset or
+/// empty (<https://no-color.org>).
 pub fn stdout_gets_colours() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Returns `text` in the colour of `tone`, or without colour unless `colours`. Control characters are escaped.
+/// Returns `text` in the colour of `tone`, or without colour unless `colours`. Control characters
+/// are escaped.
 pub fn paint(text: &str, tone: Tone, colours: bool) -> String {
     let text = escape_control_characters(text);
     let code = match tone {
@@ -64,7 +65,8 @@ impl Table {
         self.rows.push(cells.into_iter().map(|(text, tone)| (escape_control_characters(&text.into()), tone)).collect());
     }
 
-    /// Returns the rows as lines, indented by two spaces. The last cell of a row does not widen its column.
+    /// Returns the rows as lines, indented by two spaces. The last cell of a row does not widen its
+    /// column.
     pub fn render(&self, colours: bool) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
         let width = |column: usize| {

@@ -1,4 +1,5 @@
-//! Checks the variable `TOKIO_WORKER_THREADS` before a runtime starts, because tokio panics if it is invalid.
+//! Checks the variable `TOKIO_WORKER_THREADS` before a runtime starts, because tokio panics if it
+//! is invalid.
 //!
 //! Workaround: delete when tokio returns an error instead.
 

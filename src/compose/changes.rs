@@ -23,7 +23,8 @@ pub struct Remark {
 pub enum Namespace {
     /// The namespace of a container that only waits, and owns the ports.
     Pause,
-    /// The namespace that the gateway is in already, as its `network_mode` states it. Ports are not moved.
+    /// The namespace that the gateway is in already, as its `network_mode` states it. Ports are not
+    /// moved.
     Joined(String),
 }
 
@@ -60,7 +61,8 @@ pub struct Plan {
     pub state: Option<State>,
     /// Names for the certificate.
     pub names: Vec<String>,
-    /// The URL at which phones and browsers reach loopgate, with `HOST` and `PORT` where they are not known.
+    /// The URL at which phones and browsers reach loopgate, with `HOST` and `PORT` where they are
+    /// not known.
     pub public_url: String,
     /// Services that become agents.
     pub agents: Vec<String>,

@@ -1,4 +1,5 @@
-//! Finds the service that runs the gateway, the services that share its network, and those that dial it.
+//! Finds the service that runs the gateway, the services that share its network, and those that
+//! dial it.
 
 use super::command;
 use super::model::{Project, Service};
@@ -21,8 +22,8 @@ const FRONTS: [&str; 12] = [
     "tailscale",
 ];
 
-/// Returns the service that runs the gateway: `wanted`, or else the only one whose command or image is
-/// that of a gateway.
+/// Returns the service that runs the gateway: `wanted`, or else the only one whose command or image
+/// is that of a gateway.
 ///
 /// # Errors
 /// If there is no such service, or several. The message says what to do.
@@ -62,15 +63,16 @@ fn is_gateways_image(service: &Service) -> bool {
     service.image.as_deref().is_some_and(|image| IMAGES.iter().any(|part| image.to_ascii_lowercase().contains(part)))
 }
 
-/// Returns whether `service` is the gateway's CLI: it has the gateway's image, and runs neither a gateway
-/// nor a node host.
+/// Returns whether `service` is the gateway's CLI: it has the gateway's image, and runs neither a
+/// gateway nor a node host.
 pub fn is_gateway_cli(service: &Service, gateway: &Service) -> bool {
     let has_same_image = (service.image.is_some() && service.image == gateway.image)
         || (service.build.is_some() && service.build == gateway.build);
     has_same_image && !runs_a_node_host(service) && !command::starts_gateway(service.command_words())
 }
 
-/// Returns whether `service` runs `openclaw node run`: a node host, which is a client of the gateway in its own right.
+/// Returns whether `service` runs `openclaw node run`: a node host, which is a client of the
+/// gateway in its own right.
 pub fn runs_a_node_host(service: &Service) -> bool {
     let words: Vec<&str> = service.command_words().collect();
     words.windows(2).any(|pair| pair[0] == "node" && pair[1] == "run")

@@ -26,7 +26,8 @@ pub struct Service {
     pub command: Option<Vec<String>>,
     /// The words of the entrypoint.
     pub entrypoint: Option<Vec<String>>,
-    /// The environment variables. Compose takes the value of a variable without one from its own environment.
+    /// The environment variables. Compose takes the value of a variable without one from its own
+    /// environment.
     #[serde(default)]
     pub environment: BTreeMap<String, Option<String>>,
     /// Published ports.

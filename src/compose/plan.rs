@@ -1,4 +1,5 @@
-//! Decides what has to change in a compose project so that loopgate is in front of its gateway. No I/O.
+//! Decides what has to change in a compose project so that loopgate is in front of its gateway. No
+//! I/O.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ use crate::secret::GATEWAY_TOKEN_VARIABLE;
 pub struct Options {
     /// The gateway's service. If `None`, it is found by its command or image.
     pub gateway_service: Option<String>,
-    /// Services that share the gateway's network, in addition to those that are found to be its CLI.
+    /// Services that share the gateway's network, in addition to those that are found to be its
+    /// CLI.
     pub cli_services: Vec<String>,
     /// Services that become agents of their own.
     pub agents: Vec<String>,
@@ -36,7 +38,8 @@ pub struct Options {
     pub sign_in: Option<SignIn>,
 }
 
-/// Returns the path of the gateway's configuration file on this machine, if a bind mount of its service contains it.
+/// Returns the path of the gateway's configuration file on this machine, if a bind mount of its
+/// service contains it.
 pub fn openclaw_config(project: &Project, options: &Options) -> Option<PathBuf> {
     let (_, gateway) = find::gateway_service(project, options.gateway_service.as_deref()).ok()?;
     let state = find_state(gateway).filter(|state| state.kind == "bind")?;
@@ -44,8 +47,8 @@ pub fn openclaw_config(project: &Project, options: &Options) -> Option<PathBuf> 
     Some(Path::new(&state.source).join(below).join("openclaw.json"))
 }
 
-/// The keys that only the owner of a network namespace may have. The engine refuses them in a container that
-/// joins the namespace.
+/// The keys that only the owner of a network namespace may have. The engine refuses them in a
+/// container that joins the namespace.
 const OWNERS: [&str; 8] =
     ["hostname", "domainname", "mac_address", "extra_hosts", "dns", "dns_search", "dns_opt", "expose"];
 /// The user of OpenClaw's own image, `node`.
@@ -140,8 +143,8 @@ fn gateway_port(gateway: &Service) -> u16 {
     command::last_port(gateway.command_words()).or_else(variable).unwrap_or(GATEWAY_PORT)
 }
 
-/// Returns the network namespace of loopgate and the gateway, and whether the pause container is on Docker's
-/// default bridge.
+/// Returns the network namespace of loopgate and the gateway, and whether the pause container is on
+/// Docker's default bridge.
 fn choose_namespace(name: &str, gateway: &Service, options: &Options) -> Result<(Namespace, bool), String> {
     match gateway.network_mode.as_deref().unwrap_or("default") {
         "none" => Err("is none: nothing could reach loopgate".into()),
@@ -154,7 +157,8 @@ fn choose_namespace(name: &str, gateway: &Service, options: &Options) -> Result<
     }
 }
 
-/// Returns the entrypoint and the command that bind the gateway to loopback, each `None` if it stays as it is.
+/// Returns the entrypoint and the command that bind the gateway to loopback, each `None` if it
+/// stays as it is.
 fn rewrite_commands(
     name: &str,
     gateway: &Service,
@@ -171,7 +175,8 @@ fn rewrite_commands(
     (rewrite("entrypoint", gateway.entrypoint.as_ref()), rewrite("command", gateway.command.as_ref()))
 }
 
-/// Returns the gateway's user as UID:GID. A user name is not enough, because loopgate's image has no user of that name.
+/// Returns the gateway's user as UID:GID. A user name is not enough, because loopgate's image has
+/// no user of that name.
 fn gateway_user(name: &str, gateway: &Service, options: &Options, problems: &mut Vec<Remark>) -> String {
     let user_and_group = |user: &str| if user.contains(':') { user.to_owned() } else { format!("{user}:{user}") };
     if let Some(user) = &options.gateway_user {
@@ -192,8 +197,8 @@ fn gateway_user(name: &str, gateway: &Service, options: &Options, problems: &mut
     }
 }
 
-/// Adds a problem for each key that the engine refuses in a container that joins another's namespace, and
-/// that can't be moved to the owner.
+/// Adds a problem for each key that the engine refuses in a container that joins another's
+/// namespace, and that can't be moved to the owner.
 fn refuse_unjoinable_keys(name: &str, gateway: &Service, namespace: &Namespace, problems: &mut Vec<Remark>) {
     if *namespace != Namespace::Pause {
         return;
@@ -206,8 +211,8 @@ fn refuse_unjoinable_keys(name: &str, gateway: &Service, namespace: &Namespace, 
     }
 }
 
-/// Returns the gateway's state directory: the one that its environment variables name, or else a mount on a
-/// path that ends with `/.openclaw`.
+/// Returns the gateway's state directory: the one that its environment variables name, or else a
+/// mount on a path that ends with `/.openclaw`.
 fn find_state(gateway: &Service) -> Option<State> {
     let home = gateway.variable("OPENCLAW_HOME").or_else(|| gateway.variable("HOME")).unwrap_or("/home/node");
     let stated = gateway
@@ -249,8 +254,8 @@ fn dialled_names(name: &str, gateway: &Service) -> Vec<String> {
     names
 }
 
-/// Returns the URL at which phones reach loopgate. If the gateway publishes no port, a reverse proxy is assumed
-/// at the default port of HTTPS.
+/// Returns the URL at which phones reach loopgate. If the gateway publishes no port, a reverse
+/// proxy is assumed at the default port of HTTPS.
 fn public_url(plan: &Plan, gateway: &Service, options: &Options) -> String {
     let host = options.tls_names.iter().find(|name| !name.contains('*')).map_or("HOST", String::as_str);
     let published = gateway.ports.iter().find(|port| port.target == plan.port && port.is_tcp());
@@ -283,7 +288,8 @@ fn services_in_namespace<'a>(project: &'a Project, plan: &Plan, gateway: &Servic
 }
 
 impl Plan {
-    /// Makes the service join the network namespace, and resets its keys that only the owner of the namespace may have.
+    /// Makes the service join the network namespace, and resets its keys that only the owner of the
+    /// namespace may have.
     fn join_namespace(&mut self, name: &str, service: &Service) {
         let is_gateway = name == self.gateway;
         let stays = self.namespace != Namespace::Pause;
@@ -292,8 +298,8 @@ impl Plan {
         }
         let changes = self.services.entry(name.into()).or_default();
         changes.joins = true;
-        // Without !reset, an override can't remove the networks of a service. A service without networks needs none
-        // removed.
+        // Without !reset, an override can't remove the networks of a service. A service without
+        // networks needs none removed.
         if !stays {
             if service.network_mode.is_none() {
                 changes.reset.push("networks");
@@ -302,12 +308,14 @@ impl Plan {
                 changes.reset.push("ports");
             }
             changes.reset.extend(OWNERS.iter().filter(|key| service.other.contains_key(**key)));
-            // After a crash of the engine, only a container with the policy `always` is started again.
+            // After a crash of the engine, only a container with the policy `always` is started
+            // again.
             changes.restart = (service.restart.as_deref() == Some("unless-stopped")).then_some("always");
         }
     }
 
-    /// Sets the variables with which the gateway listens on loopback, and removes a token that it must not have.
+    /// Sets the variables with which the gateway listens on loopback, and removes a token that it
+    /// must not have.
     fn set_gateways_environment(&mut self, gateway: &Service) {
         let bind = BIND
             .iter()

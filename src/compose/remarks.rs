@@ -5,8 +5,8 @@ use super::find::{self, is_reverse_proxy};
 use super::model::{Project, Service};
 use super::sign_in::SignIn;
 
-/// Adds the remarks about the services of `project` to `plan`. `joined` are the services that share the
-/// gateway's namespace, and `dialled` the names by which services dial the gateway.
+/// Adds the remarks about the services of `project` to `plan`. `joined` are the services that share
+/// the gateway's namespace, and `dialled` the names by which services dial the gateway.
 pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str], dialled: &[String]) {
     let mut remarks = Remarks { plan, manual_changes: Vec::new(), notes: Vec::new() };
     for (name, service) in &project.services {
@@ -55,8 +55,8 @@ impl Remarks<'_> {
         }
     }
 
-    /// Adds remarks about a service that shares the gateway's loopback, or is a reverse proxy, a node
-    /// host or an agent.
+    /// Adds remarks about a service that shares the gateway's loopback, or is a reverse proxy, a
+    /// node host or an agent.
     fn add_for_service(&mut self, name: &str, service: &Service, gateway: &Service, is_inside: bool) {
         let plan = self.plan;
         let (is_gateway, is_owner) = (name == plan.gateway, plan.network_mode() == format!("service:{name}"));
@@ -161,7 +161,8 @@ impl Remarks<'_> {
         }
     }
 
-    /// Adds a remark about the options that loopgate needs if a proxy authenticates the gateway's users.
+    /// Adds a remark about the options that loopgate needs if a proxy authenticates the gateway's
+    /// users.
     fn add_for_sign_in(&mut self) {
         let Some(SignIn::TrustedProxy(header)) = &self.plan.sign_in else { return };
         let header = header.as_deref().unwrap_or("x-forwarded-user");

@@ -14,8 +14,8 @@ const FILTER: &str = include_str!("../../docker/socket-filter/haproxy-unix.cfg")
 const GROUP: &str = "65532";
 /// loopgate's state directory. It is in a volume that any user can write to.
 const STATE: &str = "/state/loopgate";
-/// The command that stops the gateway. If the gateway (2026.9) is killed after the usual 10 s, it leaves a
-/// lock in its state, and another container with that state can't start for 5 minutes.
+/// The command that stops the gateway. If the gateway (2026.9) is killed after the usual 10 s, it
+/// leaves a lock in its state, and another container with that state can't start for 5 minutes.
 const STOP: &str = "docker compose stop --timeout 60";
 
 /// Returns the text of the override file.
@@ -49,8 +49,8 @@ pub fn override_file(plan: &Plan) -> String {
     )
 }
 
-/// Returns the two commands that stop the gateway and set its configuration, line by line: the first command is one
-/// line, the rest are the second.
+/// Returns the two commands that stop the gateway and set its configuration, line by line: the
+/// first command is one line, the rest are the second.
 pub fn command_lines(plan: &Plan) -> Vec<String> {
     let set = |message| format!("{} config set gateway.{message}", cli_in_new_container(plan));
     let mut settings = vec!["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"];
@@ -176,8 +176,8 @@ fn netns_service(plan: &Plan) -> Node {
     Node::Map(map)
 }
 
-/// Returns a host name for the pause container, if the gateway's service has none that moves to it. Without
-/// one, each new container would get another host name.
+/// Returns a host name for the pause container, if the gateway's service has none that moves to it.
+/// Without one, each new container would get another host name.
 fn host_name(plan: &Plan) -> Option<&str> {
     let is_label = plan.gateway.len() < 64
         && plan.gateway.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
@@ -281,8 +281,8 @@ fn token_variable(plan: &Plan) -> Node {
     Node::text("${OPENCLAW_GATEWAY_TOKEN:-}").with_comment(note)
 }
 
-/// Returns the service that creates the gateway's device identity if there is none, because loopgate itself can't
-/// write to the gateway's state. The service has no network, and runs once.
+/// Returns the service that creates the gateway's device identity if there is none, because
+/// loopgate itself can't write to the gateway's state. The service has no network, and runs once.
 fn identity_service(plan: &Plan, state: &State) -> Node {
     let file = format!("{}/identity/device.json", state.directory);
     let image = Node::text(&plan.image);
@@ -301,7 +301,8 @@ fn identity_service(plan: &Plan, state: &State) -> Node {
     Node::Map(map)
 }
 
-/// Returns the mount of the gateway's state, in the long form: the short form can't have a colon in a path.
+/// Returns the mount of the gateway's state, in the long form: the short form can't have a colon in
+/// a path.
 fn state_mount(state: &State, read_only: bool) -> Node {
     if !state.source.contains(':') {
         return Node::text(format!("{}:/openclaw{}", state.source, if read_only { ":ro" } else { "" }));
@@ -335,8 +336,9 @@ fn agent_service(plan: &Plan) -> Node {
     ])
 }
 
-/// Returns the service of the filter in front of the engine's socket. The filter's configuration is in an environment
-/// variable, because compose can't copy an inline `configs` entry into a read-only container.
+/// Returns the service of the filter in front of the engine's socket. The filter's configuration is
+/// in an environment variable, because compose can't copy an inline `configs` entry into a
+/// read-only container.
 fn filter_service(plan: &Plan) -> Node {
     let mut map = vec![
         ("image".to_owned(), Node::text("${HAPROXY_IMAGE:-haproxy:3.2}")),
@@ -368,7 +370,8 @@ fn filter_service(plan: &Plan) -> Node {
     Node::Map(map)
 }
 
-/// Returns the service that copies the CA's certificate, without the key, to the volume that agents mount.
+/// Returns the service that copies the CA's certificate, without the key, to the volume that agents
+/// mount.
 fn ca_service(plan: &Plan) -> Node {
     let mut map = vec![
         ("image".to_owned(), Node::text(&plan.image)),

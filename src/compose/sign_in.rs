@@ -18,7 +18,8 @@ impl SignIn {
         let auth = &config["gateway"]["auth"];
         if auth["mode"] == "trusted-proxy" {
             let header = auth["trustedProxy"]["userHeader"].as_str();
-            // The name is printed, so it must be a valid header name, which has no control characters.
+            // The name is printed, so it must be a valid header name, which has no control
+            // characters.
             Self::TrustedProxy(header.filter(|name| HeaderName::from_bytes(name.as_bytes()).is_ok()).map(Into::into))
         } else {
             Self::Shared

@@ -1,7 +1,8 @@
 //! Writes YAML: the block style of compose files, with comments and compose's own tags, in the
 //! order in which it is built.
 //!
-//! Strings that could be read as another type are quoted as in JSON, which is a subset of YAML 1.2 (section 1.3).
+//! Strings that could be read as another type are quoted as in JSON, which is a subset of YAML 1.2
+//! (section 1.3).
 
 use std::fmt::Write;
 
@@ -138,8 +139,8 @@ fn format_inline(node: &Node) -> String {
 }
 
 fn write_comment(out: &mut String, indent: usize, line: &str) {
-    // A line break would end the comment, and the text after it would be read as YAML. In YAML 1.1, U+0085, U+2028
-    // and U+2029 are line breaks too.
+    // A line break would end the comment, and the text after it would be read as YAML. In YAML 1.1,
+    // U+0085, U+2028 and U+2029 are line breaks too.
     let ends_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
     let line: String = line.chars().map(|c| if ends_line(c) { ' ' } else { c }).collect();
     let _ = writeln!(out, "{}", format!("{:indent$}# {line}", "").trim_end());
@@ -150,7 +151,8 @@ fn format_scalar(text: &str) -> String {
     if is_plain(text) { text.into() } else { Value::from(text).to_string().replace('\u{7f}', "\\u007f") }
 }
 
-/// Returns whether YAML 1.1 and 1.2 both read `text` without quotes as the same string, in block and in flow style.
+/// Returns whether YAML 1.1 and 1.2 both read `text` without quotes as the same string, in block
+/// and in flow style.
 fn is_plain(text: &str) -> bool {
     let first = |c: char| c.is_ascii_alphabetic() || matches!(c, '/' | '_');
     let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '-' | '.');

@@ -1,4 +1,5 @@
-//! Reads options from environment variables. The name of a variable is `LOOPGATE_` and the name of the flag.
+//! Reads options from environment variables. The name of a variable is `LOOPGATE_` and the name of
+//! the flag.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -7,11 +8,11 @@ use super::key::KEYS;
 use super::layer::{Layer, Origin, RawValue};
 use super::option::{Form, VARIABLE_PREFIX};
 
-/// Reads the options in `variables`. Skips the variables in `known`, which belong to other commands. A
-/// variable with loopgate's prefix that is neither is a problem of the layer.
+/// Reads the options in `variables`. Skips the variables in `known`, which belong to other
+/// commands. A variable with loopgate's prefix that is neither is a problem of the layer.
 ///
-/// An empty variable counts as unset: compose files pass a variable that the host does not have as an
-/// empty one, and as an empty list it would override `external.deny` of the file.
+/// An empty variable counts as unset: compose files pass a variable that the host does not have as
+/// an empty one, and as an empty list it would override `external.deny` of the file.
 pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &BTreeSet<String>) -> Layer {
     let mut layer = Layer::default();
     for (name, value) in variables {
@@ -39,8 +40,8 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
     layer
 }
 
-/// Returns whether `name` is a variable that Kubernetes, or a link of Docker, sets in every container
-/// for a service whose name begins with `loopgate`.
+/// Returns whether `name` is a variable that Kubernetes, or a link of Docker, sets in every
+/// container for a service whose name begins with `loopgate`.
 ///
 /// Such variables are called `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]` or
 /// `{SVC}_PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`. No option has a name that ends like that.

@@ -11,8 +11,8 @@ use super::key::{KEYS, PATHS};
 use super::layer::{Layer, Origin, RawRule, RawValue};
 use super::option::{Form, Key};
 
-/// Reads the configuration from `file`. If the file can't be read, the layer has a problem at `place`: the
-/// flag or the variable that named the file.
+/// Reads the configuration from `file`. If the file can't be read, the layer has a problem at
+/// `place`: the flag or the variable that named the file.
 pub fn read(file: &Path, place: &str) -> Layer {
     match std::fs::read_to_string(file) {
         Ok(text) => parse(&text, file),
@@ -114,8 +114,8 @@ impl FileReader<'_> {
         }
     }
 
-    /// Returns `value` in the form that the option's flag takes. If its type is not the option's, reports that and
-    /// returns `None`.
+    /// Returns `value` in the form that the option's flag takes. If its type is not the option's,
+    /// reports that and returns `None`.
     fn read_text(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) -> Option<RawValue> {
         let offset = value.span().start;
         let (text, wanted) = match (key.form, value.get_ref()) {

@@ -1,6 +1,7 @@
 //! The table of all options of `loopgate run`: flag, path in the file, form, default and help.
 //!
-//! Flags, variables, the file's keys, help, completions, `config show` and `config schema` are made from this table.
+//! Flags, variables, the file's keys, help, completions, `config show` and `config schema` are made
+//! from this table.
 
 use std::sync::LazyLock;
 

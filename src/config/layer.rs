@@ -1,4 +1,5 @@
-//! The option values of one source (flags, environment, file or defaults), and how sources are merged.
+//! The option values of one source (flags, environment, file or defaults), and how sources are
+//! merged.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -58,7 +59,8 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Returns the place where a user finds the value of `key`: its flag, its variable, or file, line and path.
+    /// Returns the place where a user finds the value of `key`: its flag, its variable, or file,
+    /// line and path.
     pub fn place_of(&self, key: &Key) -> String {
         match self {
             Self::Default => format!("the default of --{}", key.flag),
@@ -69,7 +71,8 @@ impl Origin {
     }
 }
 
-/// One problem of the configuration. loopgate does not start with a configuration that has problems.
+/// One problem of the configuration. loopgate does not start with a configuration that has
+/// problems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The place of the problem: a flag, a variable, or a file with a line and a path.

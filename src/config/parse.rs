@@ -20,7 +20,8 @@ use crate::addr::canonical;
 /// A parsed value, or why its text is invalid.
 pub type Parsed<T> = Result<T, String>;
 
-/// Parses `true` or `false`; also `1`, `0`, `yes`, `no`, `on` and `off`, which are common in environment variables.
+/// Parses `true` or `false`; also `1`, `0`, `yes`, `no`, `on` and `off`, which are common in
+/// environment variables.
 pub fn switch(text: &str) -> Parsed<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
@@ -48,8 +49,8 @@ pub fn number<T: FromStr + PartialOrd + Display>(range: RangeInclusive<T>) -> im
     }
 }
 
-/// The longest duration of an option, a year. A longer one is a mistake, and could overflow when it is
-/// added to a time.
+/// The longest duration of an option, a year. A longer one is a mistake, and could overflow when it
+/// is added to a time.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// Parses a duration of at most a year, such as `10s`, `500ms` or `1h 30m`, or a number of seconds.
@@ -75,8 +76,9 @@ pub fn timeout(text: &str) -> Parsed<Duration> {
     }
 }
 
-/// Parses the validity of an agent's certificate, from a minute to a day. A shorter one would fail with
-/// small clock differences, and a longer one would leave a stolen certificate valid for too long.
+/// Parses the validity of an agent's certificate, from a minute to a day. A shorter one would fail
+/// with small clock differences, and a longer one would leave a stolen certificate valid for too
+/// long.
 pub fn certificate_life(text: &str) -> Parsed<Duration> {
     const LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(24 * 60 * 60);
     match duration(text)? {
@@ -85,7 +87,8 @@ pub fn certificate_life(text: &str) -> Parsed<Duration> {
     }
 }
 
-/// Parses the validity of a certificate from `loopgate cert issue`. Some clients reject more than 397 days.
+/// Parses the validity of a certificate from `loopgate cert issue`. Some clients reject more than
+/// 397 days.
 pub fn issued_certificate_life(text: &str) -> Parsed<Duration> {
     const LIMITS: std::ops::RangeInclusive<Duration> =
         Duration::from_secs(60)..=Duration::from_secs(397 * 24 * 60 * 60);
@@ -131,8 +134,8 @@ pub fn loopback_ipv4_network(text: &str) -> Parsed<Ipv4Net> {
     }
 }
 
-/// Parses a network such as `172.18.0.0/16`, or one address. Host bits are cleared, and a network of
-/// IPv4-mapped IPv6 addresses becomes the IPv4 network.
+/// Parses a network such as `172.18.0.0/16`, or one address. Host bits are cleared, and a network
+/// of IPv4-mapped IPv6 addresses becomes the IPv4 network.
 pub fn network(text: &str) -> Parsed<IpNet> {
     let net: IpNet = match text.parse::<IpAddr>() {
         Ok(ip) => canonical(ip).into(),
@@ -144,7 +147,8 @@ pub fn network(text: &str) -> Parsed<IpNet> {
     })
 }
 
-/// Converts a network of IPv4-mapped addresses to the IPv4 network; leaves every other one unchanged.
+/// Converts a network of IPv4-mapped addresses to the IPv4 network; leaves every other one
+/// unchanged.
 fn fold_mapped_network(net: Ipv6Net) -> IpNet {
     match (net.addr().to_ipv4_mapped(), net.prefix_len().checked_sub(96)) {
         (Some(ip), Some(prefix)) => Ipv4Net::new_assert(ip, prefix).trunc().into(),
@@ -160,7 +164,8 @@ pub fn agent_network(text: &str) -> Parsed<IpNet> {
     }
 }
 
-/// Parses `bridge:PORT`, `IFACE:PORT`, `CIDR:PORT` or `IP:PORT`. IPv6 needs brackets, as in `[fd00::/8]:PORT`.
+/// Parses `bridge:PORT`, `IFACE:PORT`, `CIDR:PORT` or `IP:PORT`. IPv6 needs brackets, as in
+/// `[fd00::/8]:PORT`.
 pub fn listen_on(text: &str) -> Parsed<ListenOn> {
     let (selector, port) = text.rsplit_once(':').ok_or("has no port (as in bridge:18443)")?;
     let port = port.parse().map_err(|_| "does not end in a port from 0 to 65535")?;
@@ -180,7 +185,8 @@ pub fn listen_on(text: &str) -> Parsed<ListenOn> {
     Ok(ListenOn { addresses, port })
 }
 
-/// Parses `PORT:TARGET`, the port to listen on and the gateway's port to forward to; or `TARGET` for both.
+/// Parses `PORT:TARGET`, the port to listen on and the gateway's port to forward to; or `TARGET`
+/// for both.
 pub fn port_forward(text: &str) -> Parsed<PortForward> {
     let (port, target) = text.split_once(':').unwrap_or((text, text));
     match (port.parse(), target.parse()) {
@@ -189,8 +195,9 @@ pub fn port_forward(text: &str) -> Parsed<PortForward> {
     }
 }
 
-/// Returns whether the kernel accepts `name` as the name of an interface (`dev_valid_name`: at most 15
-/// bytes, without blank, slash or colon, and neither `.` nor `..`), and it is not a mistyped address.
+/// Returns whether the kernel accepts `name` as the name of an interface (`dev_valid_name`: at most
+/// 15 bytes, without blank, slash or colon, and neither `.` nor `..`), and it is not a mistyped
+/// address.
 fn is_interface_name(name: &str) -> bool {
     let printable = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
     (1..=15).contains(&name.len())
@@ -200,8 +207,8 @@ fn is_interface_name(name: &str) -> bool {
         && !is_mistyped_address(name)
 }
 
-/// Returns whether `name` consists of digits and dots, such as `10.0.0.300`. That is a valid name for an
-/// interface, but the user surely meant an address.
+/// Returns whether `name` consists of digits and dots, such as `10.0.0.300`. That is a valid name
+/// for an interface, but the user surely meant an address.
 fn is_mistyped_address(name: &str) -> bool {
     name.contains('.') && name.bytes().all(|b| b.is_ascii_digit() || b == b'.')
 }
@@ -243,7 +250,8 @@ pub fn path(text: &str) -> Parsed<PathBuf> {
     if text.is_empty() { Err("is not a path".into()) } else { Ok(text.into()) }
 }
 
-/// Parses a container's name or id. The leading slash that the Engine API puts before a name is removed.
+/// Parses a container's name or id. The leading slash that the Engine API puts before a name is
+/// removed.
 pub fn container(text: &str) -> Parsed<String> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
     let text = text.strip_prefix('/').unwrap_or(text);
@@ -291,7 +299,8 @@ pub fn otel_endpoint(text: &str) -> Parsed<http::Uri> {
     }
 }
 
-/// Parses a scope such as `operator.read`. It has no comma, because scopes are sent as a comma-separated header.
+/// Parses a scope such as `operator.read`. It has no comma, because scopes are sent as a
+/// comma-separated header.
 pub fn scope(text: &str) -> Parsed<String> {
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b',') {
         Ok(text.into())
@@ -300,7 +309,8 @@ pub fn scope(text: &str) -> Parsed<String> {
     }
 }
 
-/// Parses a service whose containers are agents: `NAME` or `NAME=attested` if they enrol, `NAME=address` if not.
+/// Parses a service whose containers are agents: `NAME` or `NAME=attested` if they enrol,
+/// `NAME=address` if not.
 pub fn agent_service(text: &str) -> Parsed<AgentService> {
     let (name, proof) = text.split_once('=').unwrap_or((text, "attested"));
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
@@ -405,7 +415,8 @@ pub fn path_timeout(text: &str) -> Parsed<PathTimeout> {
     Ok(PathTimeout { prefix: path_prefix(prefix)?, timeout: timeout(time)? })
 }
 
-/// Parses an HTTP method. One in lower case is refused: methods are case-sensitive, so it would match no request.
+/// Parses an HTTP method. One in lower case is refused: methods are case-sensitive, so it would
+/// match no request.
 pub fn method(text: &str) -> Parsed<http::Method> {
     match text.parse() {
         Ok(method) if !text.bytes().any(|b| b.is_ascii_lowercase()) => Ok(method),

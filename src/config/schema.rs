@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use super::key::KEYS;
 use super::option::{Form, Key};
 
-/// Returns a JSON Schema (draft 2020-12) of the file. It checks keys and types, not the meaning of values.
+/// Returns a JSON Schema (draft 2020-12) of the file. It checks keys and types, not the meaning of
+/// values.
 pub fn schema() -> Value {
     let mut root = Map::new();
     for key in KEYS.iter() {

@@ -18,8 +18,8 @@ pub struct Config {
     pub listen: Listen,
     /// The server certificate, and the CA of client certificates.
     pub tls: Tls,
-    /// The directory of the CA, the certificate, their keys, the list of revoked certificates, and the devices of
-    /// agents.
+    /// The directory of the CA, the certificate, their keys, the list of revoked certificates, and
+    /// the devices of agents.
     pub state_dir: PathBuf,
     /// Whether the process restricts itself when it starts.
     pub sandbox: Sandbox,
@@ -57,15 +57,15 @@ pub struct Gateway {
     pub address: SocketAddr,
     /// Whether an address that is not loopback is accepted (`--allow-remote-gateway`).
     pub allow_remote: bool,
-    /// The loopback address from which the external lane connects to the gateway. The gateway's `trustedProxies`
-    /// must contain it.
+    /// The loopback address from which the external lane connects to the gateway. The gateway's
+    /// `trustedProxies` must contain it.
     pub external_source: Ipv4Addr,
     /// The loopback network from which the agent lane connects: each agent gets an address of it.
     pub agent_sources: Ipv4Net,
     /// The file that contains the gateway's token.
     pub token_file: Option<PathBuf>,
-    /// The gateway's state directory, which loopgate only reads: it contains the device identity that
-    /// loopgate pairs in advance.
+    /// The gateway's state directory, which loopgate only reads: it contains the device identity
+    /// that loopgate pairs in advance.
     pub state_dir: Option<PathBuf>,
 }
 
@@ -117,7 +117,8 @@ impl fmt::Display for ListenOn {
     }
 }
 
-/// One `--forward` value: a port to listen on, and the port of the gateway's address that it leads to.
+/// One `--forward` value: a port to listen on, and the port of the gateway's address that it leads
+/// to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortForward {
     /// The TCP port to listen on; 0 lets the kernel choose (for tests).
@@ -224,7 +225,8 @@ impl AgentSourceKind {
 /// The options for discovery through Kubernetes (`[kubernetes]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kubernetes {
-    /// The API server as `host:port`. If `None`, it is taken from the variables that Kubernetes sets in each pod.
+    /// The API server as `host:port`. If `None`, it is taken from the variables that Kubernetes
+    /// sets in each pod.
     pub api: Option<String>,
     /// The directory of the service account's `token`, `ca.crt` and `namespace`.
     pub credentials: PathBuf,
@@ -303,7 +305,8 @@ pub struct External {
     pub allow: Vec<IpNet>,
     /// Networks whose clients may not connect, even if `allow` includes them.
     pub deny: Vec<IpNet>,
-    /// The address that is stated to the gateway for a client with a loopback or unspecified address.
+    /// The address that is stated to the gateway for a client with a loopback or unspecified
+    /// address.
     pub unknown_client: IpAddr,
     /// Identity headers (lower case) that trusted proxies may set.
     pub identity_headers: Vec<http::HeaderName>,
@@ -327,7 +330,8 @@ pub struct PathRule {
     pub prefix: String,
     /// The methods that the rule matches; empty means all.
     pub methods: Vec<http::Method>,
-    /// Whether an `allow` rule also allows WebSocket upgrades. A `deny` rule refuses them in any case.
+    /// Whether an `allow` rule also allows WebSocket upgrades. A `deny` rule refuses them in any
+    /// case.
     pub upgrade: bool,
     /// The port of the gateway that the rule matches; `None` means all.
     pub port: Option<u16>,
@@ -350,7 +354,8 @@ pub struct Limits {
     /// The largest number of new connections per second from one client address, which is also the
     /// largest burst; 0 means no limit.
     pub connection_rate_per_client: u32,
-    /// The largest number of concurrent requests of external clients at the gateway, without WebSockets.
+    /// The largest number of concurrent requests of external clients at the gateway, without
+    /// WebSockets.
     pub gateway_requests: usize,
     /// The largest number of concurrent WebSockets of external clients at the gateway.
     pub gateway_websockets: usize,
@@ -383,7 +388,8 @@ pub struct Limits {
     /// The time for which an external client that reads nothing of a response may occupy the
     /// gateway with its request. There is no such limit for agents.
     pub gateway_stall: Duration,
-    /// The time for which a request waits while the gateway restarts, or while too many are in flight.
+    /// The time for which a request waits while the gateway restarts, or while too many are in
+    /// flight.
     pub gateway_wait: Duration,
     /// The time limit of a shutdown.
     pub drain_timeout: Duration,

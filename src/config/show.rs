@@ -4,7 +4,8 @@ use super::key::KEYS;
 use super::layer::{Layer, Origin, RawRule, RawValue};
 use super::option::{Form, Key};
 
-/// Returns the text of a file that sets the same values as `layer`. Options without a value are left out.
+/// Returns the text of a file that sets the same values as `layer`. Options without a value are
+/// left out.
 pub fn render_settings(layer: &Layer) -> String {
     let mut out = String::new();
     let mut table = "";

@@ -72,8 +72,8 @@ pub fn to_config(layer: &Layer) -> Result<Config, Error> {
     if read.problems.is_empty() { Ok(config) } else { Err(Error(read.problems)) }
 }
 
-/// Validates only the address of the admin listener, for commands that ask a running sidecar. Returns
-/// `None` if the admin listener is off.
+/// Validates only the address of the admin listener, for commands that ask a running sidecar.
+/// Returns `None` if the admin listener is off.
 ///
 /// # Errors
 /// If the value of `--admin` is invalid.
@@ -124,8 +124,8 @@ fn read_listen(read: &mut ValueReader<'_>) -> Listen {
     }
 }
 
-/// Reads the options of `tls`. `read` collects the problems of invalid ones, and of a certificate or a key without
-/// the other.
+/// Reads the options of `tls`. `read` collects the problems of invalid ones, and of a certificate
+/// or a key without the other.
 fn read_tls(read: &mut ValueReader<'_>) -> Tls {
     let chain = read.optional("tls-cert", parse::path);
     let key = read.optional("tls-key", parse::path);
@@ -232,7 +232,8 @@ fn check_combinations(config: &Config, read: &mut ValueReader<'_>) {
     check_agents(config, read);
 }
 
-/// Reports source addresses that two of these would share: local clients, agents, the external lane.
+/// Reports source addresses that two of these would share: local clients, agents, the external
+/// lane.
 fn check_gateway_addresses(gateway: &Gateway, read: &mut ValueReader<'_>) {
     let Gateway { address, external_source, agent_sources, .. } = *gateway;
     if address.ip() == external_source || external_source.octets() == [127, 0, 0, 1] {
@@ -318,7 +319,8 @@ struct ValueReader<'a> {
 }
 
 impl ValueReader<'_> {
-    /// Returns the value of an option that has a default. The default also replaces an invalid value.
+    /// Returns the value of an option that has a default. The default also replaces an invalid
+    /// value.
     fn value<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> T {
         self.optional(flag, &parse).unwrap_or_else(|| {
             let default = key_by_flag(flag).default.unwrap_or_default();

@@ -13,7 +13,8 @@ pub(super) enum Class {
     Local,
     /// A remote client: its pairing needs approval.
     Remote,
-    /// A client of an untrusted proxy, or of one that does not state the client: 403 `proxy_attribution_required`.
+    /// A client of an untrusted proxy, or of one that does not state the client: 403
+    /// `proxy_attribution_required`.
     Refused,
 }
 
@@ -54,8 +55,8 @@ fn is_forwarding_header(name: &str) -> bool {
     matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-") || name.starts_with("tailscale-")
 }
 
-/// Returns the rightmost address of `X-Forwarded-For` that is neither loopback nor `trusted`; `None` if an entry to the
-/// right of it is not an address.
+/// Returns the rightmost address of `X-Forwarded-For` that is neither loopback nor `trusted`;
+/// `None` if an entry to the right of it is not an address.
 fn stated_client(headers: &HeaderMap, trusted: IpAddr) -> Option<IpAddr> {
     let lines = headers.get_all("x-forwarded-for").iter().map(|line| line.to_str().unwrap_or_default());
     let hops: Vec<&str> = lines.flat_map(|line| line.split(',')).map(str::trim).collect();
@@ -80,7 +81,8 @@ mod tests {
         for (peer, fields, expected) in [
             ("127.0.0.1", &[][..], Local),
             ("127.77.1.2", &[("host", "gateway.example.com")], Local),
-            // The gateway fails open here, so no request may leave on the external lane without forwarding headers.
+            // The gateway fails open here, so no request may leave on the external lane without
+            // forwarding headers.
             ("127.0.0.2", &[], Local),
             ("172.18.0.9", &[], Remote),
             ("127.0.0.1", &[(xff, "172.18.0.9")], Refused),

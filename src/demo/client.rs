@@ -1,5 +1,5 @@
-//! The self-check's client. It sends requests to the gateway through the sidecar, over HTTP/1.1 and HTTP/2, and
-//! as WebSockets over either.
+//! The self-check's client. It sends requests to the gateway through the sidecar, over HTTP/1.1 and
+//! HTTP/2, and as WebSockets over either.
 
 use std::fmt;
 use std::io;
@@ -145,8 +145,9 @@ impl TrialClient {
         self.address.to_string()
     }
 
-    /// Sends a request from the address `from`, with `extra` header fields. A `Host` in `extra` replaces the
-    /// sidecar's address. Over a WebSocket, also checks that messages are echoed unchanged.
+    /// Sends a request from the address `from`, with `extra` header fields. A `Host` in `extra`
+    /// replaces the sidecar's address. Over a WebSocket, also checks that messages are echoed
+    /// unchanged.
     ///
     /// Returns the request as the gateway received it.
     pub(super) async fn send(
@@ -174,7 +175,8 @@ impl TrialClient {
         tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| Error::Timeout)?
     }
 
-    /// Opens a TLS connection to the sidecar from the source address `from`, with the ALPN protocol of `protocol`.
+    /// Opens a TLS connection to the sidecar from the source address `from`, with the ALPN protocol
+    /// of `protocol`.
     async fn connect(
         &self,
         from: Ipv4Addr,
@@ -231,14 +233,16 @@ impl TrialClient {
         read_received(sender.send_request(request.body(Empty::<Bytes>::new())?).await?).await
     }
 
-    /// Opens a WebSocket by an extended CONNECT over HTTP/2 (RFC 8441); returns what the gateway received.
+    /// Opens a WebSocket by an extended CONNECT over HTTP/2 (RFC 8441); returns what the gateway
+    /// received.
     async fn websocket_h2(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         extra: &[(&str, &str)],
     ) -> Result<Received, Error> {
         let mut sender = self.open_h2(io).await?;
-        // Only the server's SETTINGS allow an extended CONNECT (RFC 8441 section 3), and they precede its first answer.
+        // Only the server's SETTINGS allow an extended CONNECT (RFC 8441 section 3), and they
+        // precede its first answer.
         let first =
             Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2).body(Empty::<Bytes>::new())?;
         read_received(sender.send_request(first).await?).await?;

@@ -1,5 +1,5 @@
-//! The demonstration's gateway. It responds to every request with the request as it received it, and listens on
-//! loopback, like the real gateway.
+//! The demonstration's gateway. It responds to every request with the request as it received it,
+//! and listens on loopback, like the real gateway.
 
 use std::convert::Infallible;
 use std::io;
@@ -29,7 +29,8 @@ use super::received::Received;
 use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
 
-/// The `Content-Security-Policy` of the page: its inline style and script, and connections to its own origin.
+/// The `Content-Security-Policy` of the page: its inline style and script, and connections to its
+/// own origin.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -38,7 +39,8 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 /// The pause after a failed accept.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Starts a gateway that trusts the proxy at `trusted`, and returns its address. It ends when `shutdown` begins.
+/// Starts a gateway that trusts the proxy at `trusted`, and returns its address. It ends when
+/// `shutdown` begins.
 pub(super) async fn start(trusted: Ipv4Addr, shutdown: &Shutdown) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
@@ -62,7 +64,8 @@ pub(super) async fn start(trusted: Ipv4Addr, shutdown: &Shutdown) -> io::Result<
     Ok(address)
 }
 
-/// Serves the connection `stream` from the address `from`. `trusted` is the gateway's trusted proxy.
+/// Serves the connection `stream` from the address `from`. `trusted` is the gateway's trusted
+/// proxy.
 async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown: Shutdown) {
     let _ = stream.set_nodelay(true);
     let answer = |request| {

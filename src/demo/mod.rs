@@ -1,4 +1,5 @@
-//! `loopgate demo`: a gateway, the sidecar in front of it and a client on each lane, in one process and without Docker.
+//! `loopgate demo`: a gateway, the sidecar in front of it and a client on each lane, in one process
+//! and without Docker.
 //!
 //! The gateway is a stand-in that shows each request as it received it, and how the newest OpenClaw
 //! would classify the client. The sidecar is the real one, with a temporary state directory.
@@ -27,7 +28,8 @@ use crate::shutdown::Shutdown;
 pub use error::Error;
 use trials::{AGENT, Report};
 
-/// The drain timeout. Chromium takes two seconds to close a WebSocket after the other side has closed it.
+/// The drain timeout. Chromium takes two seconds to close a WebSocket after the other side has
+/// closed it.
 const DRAIN: Duration = Duration::from_secs(3);
 
 /// Options of the demonstration.
@@ -51,8 +53,8 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Error> {
     runtime.block_on(run_async(options, &mut Printer(out)))
 }
 
-/// Starts the gateway and the sidecar, runs the trials, prints the report and, unless `options.once`, waits for a
-/// signal.
+/// Starts the gateway and the sidecar, runs the trials, prints the report and, unless
+/// `options.once`, waits for a signal.
 async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Result<(), Error> {
     let mut signals = TerminationSignals::install().map_err(Error::io("listening for signals"))?;
     let state = tempfile::Builder::new()
@@ -100,7 +102,8 @@ async fn run_trials(config: &Config, sidecar: &Sidecar, shutdown: &Shutdown) -> 
     Ok((address, trials::run(&client, config).await))
 }
 
-/// Returns the data for trying the sidecar by hand. `near` is the address that clients on loopback can reach.
+/// Returns the data for trying the sidecar by hand. `near` is the address that clients on loopback
+/// can reach.
 fn collect_instructions(
     options: &Options,
     config: &Config,
@@ -124,7 +127,8 @@ fn collect_instructions(
     }
 }
 
-/// Returns the demonstration's configuration: the defaults, without the features that need Docker or root.
+/// Returns the demonstration's configuration: the defaults, without the features that need Docker
+/// or root.
 fn demo_config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_dir: &Path) -> Config {
     let mut config = Config { state_dir: state_dir.to_owned(), admin: None, ..defaults };
     config.gateway.address = gateway;
@@ -144,8 +148,9 @@ fn demo_config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_
     config
 }
 
-/// Returns the address at which the self-check's clients reach a listener on `address`. It is an IPv4 loopback address,
-/// because the clients have such addresses. `None` if they can't reach the listener.
+/// Returns the address at which the self-check's clients reach a listener on `address`. It is an
+/// IPv4 loopback address, because the clients have such addresses. `None` if they can't reach the
+/// listener.
 fn reachable_address(address: SocketAddr) -> Option<SocketAddr> {
     match address.ip() {
         ip if ip.is_unspecified() => Some((Ipv4Addr::LOCALHOST, address.port()).into()),
@@ -163,7 +168,8 @@ impl<W: Write> Printer<'_, W> {
     }
 }
 
-/// The signals that end the demonstration. SIGHUP is one, so that closing the terminal removes the temporary directory.
+/// The signals that end the demonstration. SIGHUP is one, so that closing the terminal removes the
+/// temporary directory.
 struct TerminationSignals {
     interrupt: Signal,
     terminate: Signal,

@@ -1,4 +1,5 @@
-//! The page that a browser gets. It loads no other resource, and escapes everything that a client sent.
+//! The page that a browser gets. It loads no other resource, and escapes everything that a client
+//! sent.
 
 use std::fmt::Write;
 

@@ -1,5 +1,5 @@
-//! The output of the demonstration: the results of the self-check as a table of at most 80 columns, and instructions
-//! for trying the sidecar by hand.
+//! The output of the demonstration: the results of the self-check as a table of at most 80 columns,
+//! and instructions for trying the sidecar by hand.
 
 use std::fmt::Write;
 use std::net::SocketAddr;

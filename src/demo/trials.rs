@@ -1,4 +1,5 @@
-//! The self-check: clients on each lane send requests, and the gateway must see each client as its lane requires.
+//! The self-check: clients on each lane send requests, and the gateway must see each client as its
+//! lane requires.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -95,7 +96,8 @@ pub(super) async fn run(client: &TrialClient, config: &Config) -> Report {
     Report { rows }
 }
 
-/// Returns every combination that is tried: honest requests on both lanes, then forged ones on the external lane.
+/// Returns every combination that is tried: honest requests on both lanes, then forged ones on the
+/// external lane.
 fn all_trials() -> Vec<Trial> {
     let honest = [LaneKind::Agent, LaneKind::External]
         .into_iter()
@@ -109,8 +111,8 @@ fn all_trials() -> Vec<Trial> {
     honest.chain(forged).collect()
 }
 
-/// Returns the differences between `received` and what the lane of `trial` requires. `own_host` is the `Host` of a
-/// client that forges no fields.
+/// Returns the differences between `received` and what the lane of `trial` requires. `own_host` is
+/// the `Host` of a client that forges no fields.
 fn find_failures(trial: &Trial, received: &Received, own_host: &str, config: &Config) -> Vec<String> {
     let mut failures = Vec::new();
     let mut expect = |aspect: &str, holds: bool, expected: String, actual: String| {

@@ -20,17 +20,20 @@ pub struct Agent {
 /// How an agent must prove itself to get the agent lane; the value of the label `loopgate.agent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentKind {
-    /// By a client certificate that loopgate issued to this very container, and by its source address.
+    /// By a client certificate that loopgate issued to this very container, and by its source
+    /// address.
     Attested,
     /// By its source address alone.
     Address,
 }
 
-/// The scope cap of one address, from the labels `loopgate.scopes` of the containers or pods that have it.
+/// The scope cap of one address, from the labels `loopgate.scopes` of the containers or pods that
+/// have it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScopeCap {
     /// The scopes that all of these labels allow.
     pub scopes: Vec<String>,
-    /// Whether an image, and not the operator, may have set a label. Then the cap can't replace `agents.scopes`.
+    /// Whether an image, and not the operator, may have set a label. Then the cap can't replace
+    /// `agents.scopes`.
     pub maybe_from_image: bool,
 }

@@ -6,7 +6,8 @@ use super::agent::AgentKind;
 pub const AGENT: &str = "loopgate.agent";
 /// The label that makes a pod an agent. By convention a pod's label has a domain.
 pub const POD_AGENT: &str = "loopgate.dev/agent";
-/// The scope cap of a pod. It is an annotation, since the value of a pod's label can't contain a comma.
+/// The scope cap of a pod. It is an annotation, since the value of a pod's label can't contain a
+/// comma.
 pub const POD_SCOPES: &str = "loopgate.dev/scopes";
 /// The scope cap of a container: the allowed scopes, separated by commas.
 pub const SCOPES: &str = "loopgate.scopes";
@@ -14,7 +15,8 @@ pub const SCOPES: &str = "loopgate.scopes";
 pub const PROJECT: &str = "com.docker.compose.project";
 /// The label that Compose sets to the service's name.
 pub const SERVICE: &str = "com.docker.compose.service";
-/// Labels that Compose, and podman-compose, set on every container that they create, and on no image.
+/// Labels that Compose, and podman-compose, set on every container that they create, and on no
+/// image.
 pub const SET_BY_COMPOSE: [&str; 2] = ["com.docker.compose.config-hash", "com.docker.compose.container-number"];
 /// The label that Swarm sets to the stack's name.
 pub const STACK: &str = "com.docker.stack.namespace";
@@ -24,7 +26,8 @@ pub const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
 /// Parses the value of [`AGENT`] or [`POD_AGENT`]; `None` if the value is `false`.
 ///
 /// # Errors
-/// The value is unknown. It can't be guessed whether the operator meant the stricter kind, so the label makes no agent.
+/// The value is unknown. It can't be guessed whether the operator meant the stricter kind, so the
+/// label makes no agent.
 pub fn parse_kind(value: &str) -> Result<Option<AgentKind>, UnknownValue> {
     match value {
         "true" | "attested" => Ok(Some(AgentKind::Attested)),

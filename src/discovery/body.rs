@@ -49,7 +49,8 @@ impl Lines {
         Self { body, buffered: Vec::new(), limit }
     }
 
-    /// Waits for the next line; `None` at the end of the body. Cancel safe: dropping the future loses no data.
+    /// Waits for the next line; `None` at the end of the body. Cancel safe: dropping the future
+    /// loses no data.
     ///
     /// # Errors
     /// See [`Error`].

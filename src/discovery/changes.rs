@@ -12,7 +12,8 @@ use super::agent::Agent;
 use super::orphan::{EXIT_ORPHANED, NamespaceState};
 use super::view::View;
 
-/// Logs how `after` differs from `before`: the owner, agents, reasons against agents, and the namespace's state.
+/// Logs how `after` differs from `before`: the owner, agents, reasons against agents, and the
+/// namespace's state.
 pub fn log(before: &View, after: &View) {
     if let Some(owner) = &after.owner
         && before.owner.as_ref().is_none_or(|before| before.id != owner.id)

@@ -1,7 +1,7 @@
 //! Follows a source of agents: the state machine that Docker and Kubernetes share.
 //!
-//! After every failure (a lost stream, a restarted source, a filter that cuts connections) a new session subscribes and
-//! lists again.
+//! After every failure (a lost stream, a restarted source, a filter that cuts connections) a new
+//! session subscribes and lists again.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -21,8 +21,8 @@ use crate::metrics;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// After a session of at least this length the next one opens at once, since a filter that cuts long streams is not a
-/// failure.
+/// After a session of at least this length the next one opens at once, since a filter that cuts
+/// long streams is not a failure.
 const STEADY_SESSION: Duration = Duration::from_secs(5);
 /// The interval at which a repeated failure is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -44,7 +44,8 @@ pub trait AgentSource {
     /// Opens a session.
     fn open(&self) -> Self::Session;
 
-    /// Waits for the next change that `session` reports. Cancel safe: dropping the future loses no change.
+    /// Waits for the next change that `session` reports. Cancel safe: dropping the future loses no
+    /// change.
     ///
     /// # Errors
     /// The error that ended the session.
@@ -109,7 +110,8 @@ impl<S: AgentSource> Follower<S> {
         &self.state
     }
 
-    /// Waits for a change of the source, or of its state. Cancel safe: dropping the future loses no change.
+    /// Waits for a change of the source, or of its state. Cancel safe: dropping the future loses no
+    /// change.
     pub async fn next_update(&mut self) -> Update<S::Change> {
         loop {
             match &mut self.phase {
@@ -158,7 +160,8 @@ impl<S: AgentSource> Follower<S> {
         connected
     }
 
-    /// Ends the session, and opens a new one at once or after a pause. Returns whether the state has changed.
+    /// Ends the session, and opens a new one at once or after a pause. Returns whether the state
+    /// has changed.
     ///
     /// The session began at `since`. The source has been unreachable since `lost_since`.
     fn end_session(&mut self, error: &S::Error, since: Instant, lost_since: Instant) -> bool {
@@ -184,8 +187,8 @@ impl<S: AgentSource> Follower<S> {
         changed
     }
 
-    /// Logs why the source can't be followed: at once if the reason is new, else every [`LOG_INTERVAL`]; an absent
-    /// default source only once.
+    /// Logs why the source can't be followed: at once if the reason is new, else every
+    /// [`LOG_INTERVAL`]; an absent default source only once.
     fn log_failure(&mut self, error: &S::Error, message: &str, now: Instant) {
         let logged_before = self.last_logged.as_ref().filter(|(before, _)| before == message);
         // If the operator configured no source and there is none, one line is enough.

@@ -1,7 +1,7 @@
 //! Follows this namespace's network interfaces, their addresses, and the gateways of its routes.
 //!
-//! A message of rtnetlink(7) only causes a new list to be read. So messages are not parsed, and a lost message only
-//! delays the list.
+//! A message of rtnetlink(7) only causes a new list to be read. So messages are not parsed, and a
+//! lost message only delays the list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,17 +22,19 @@ use tracing::{debug, info, warn};
 use super::interface::Interface;
 use super::routes;
 
-/// The delay from a message to the list that it causes. Messages come in bursts: one for the link, one for each
-/// address.
+/// The delay from a message to the list that it causes. Messages come in bursts: one for the link,
+/// one for each address.
 const SETTLE_DELAY: Duration = Duration::from_millis(5);
 /// The interval of lists without a message, in case a message was lost.
 const RESYNC: Duration = Duration::from_secs(30);
 /// The interval of lists if netlink can't be used (seccomp profiles, gVisor).
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// The size of the buffer for a message, in bytes. A longer message is truncated, which does no harm.
+/// The size of the buffer for a message, in bytes. A longer message is truncated, which does no
+/// harm.
 const MESSAGE_BUFFER: usize = 4096;
 
-/// Watches the interfaces of this namespace and the gateways of its routes, and holds the latest lists.
+/// Watches the interfaces of this namespace and the gateways of its routes, and holds the latest
+/// lists.
 pub struct InterfaceWatcher {
     socket: Option<TokioSocket>,
     tick: Interval,
@@ -73,7 +75,8 @@ impl InterfaceWatcher {
         &self.gateways
     }
 
-    /// Waits until the interfaces or the gateways have changed. Cancel safe: dropping the future loses no change.
+    /// Waits until the interfaces or the gateways have changed. Cancel safe: dropping the future
+    /// loses no change.
     pub async fn changed(&mut self) {
         loop {
             if !self.stale {

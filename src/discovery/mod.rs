@@ -1,8 +1,8 @@
 //! Discovery: which containers or pods are agents, which container owns this network namespace, and
 //! what its addresses are.
 //!
-//! [`start`] publishes these as one [`View`], and a new one whenever something has changed. [`crate::lane`] decides
-//! lanes from the view; this module does not know of lanes.
+//! [`start`] publishes these as one [`View`], and a new one whenever something has changed.
+//! [`crate::lane`] decides lanes from the view; this module does not know of lanes.
 
 mod agent;
 pub mod agent_labels;

@@ -1,8 +1,9 @@
 //! Detects that the owner of this network namespace stopped, which leaves the containers that share
 //! the namespace with nothing but loopback.
 //!
-//! Only a restart attaches a container to the owner's new namespace. But while the owner does not run, engines refuse
-//! to start the container, and never try again. So this process exits only when the owner runs again.
+//! Only a restart attaches a container to the owner's new namespace. But while the owner does not
+//! run, engines refuse to start the container, and never try again. So this process exits only when
+//! the owner runs again.
 
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use tokio::time::Instant;
 
 /// The exit status after [`NamespaceState::Replaced`]: `EX_TEMPFAIL` of sysexits.h, "try again".
 pub const EXIT_ORPHANED: u8 = 75;
-/// The time for which the owner must have been running again. An owner that crashes sooner could stop before the engine
-/// has restarted this process.
+/// The time for which the owner must have been running again. An owner that crashes sooner could
+/// stop before the engine has restarted this process.
 const STEADY_OWNER: Duration = Duration::from_secs(1);
 /// The time to wait if nothing is known of the owner.
 const UNKNOWN_OWNER_WAIT: Duration = Duration::from_secs(60);
@@ -22,10 +23,11 @@ pub enum NamespaceState {
     /// The owner runs in this namespace, or nothing shows that it does not.
     #[default]
     Attached,
-    /// The interfaces are gone, which happens when the owner stops. Exiting now would be final: engines refuse to start
-    /// a container that joins the namespace of one that does not run.
+    /// The interfaces are gone, which happens when the owner stops. Exiting now would be final:
+    /// engines refuse to start a container that joins the namespace of one that does not run.
     Orphaned,
-    /// The owner runs again, in another namespace. The process must exit with [`EXIT_ORPHANED`] to be restarted there.
+    /// The owner runs again, in another namespace. The process must exit with [`EXIT_ORPHANED`] to
+    /// be restarted there.
     Replaced,
 }
 
@@ -34,7 +36,8 @@ pub enum NamespaceState {
 pub struct Observation<'a> {
     /// Whether the namespace has an interface besides loopback.
     pub has_interfaces: bool,
-    /// Whether the namespace is a container's. A machine that lost its network has no owner to wait for.
+    /// Whether the namespace is a container's. A machine that lost its network has no owner to wait
+    /// for.
     pub is_container: bool,
     /// Whether the owner runs.
     pub life: OwnerLife<'a>,
@@ -74,7 +77,8 @@ impl OrphanWatch {
         self.orphaned_since.is_some()
     }
 
-    /// Records one observation, and returns the namespace's state that follows from all observations.
+    /// Records one observation, and returns the namespace's state that follows from all
+    /// observations.
     pub fn observe(&mut self, observation: &Observation<'_>, now: Instant) -> NamespaceState {
         if observation.life == OwnerLife::Ended {
             self.has_owner_ended = true;
@@ -128,8 +132,8 @@ mod tests {
         OwnerLife::Running { started_at: Some(started_at).filter(|started_at| !started_at.is_empty()) }
     }
 
-    /// Returns the state of the namespace after each observation. An observation has its time in seconds, whether there
-    /// are interfaces, and the owner's state.
+    /// Returns the state of the namespace after each observation. An observation has its time in
+    /// seconds, whether there are interfaces, and the owner's state.
     fn namespaces(observations: &[(u64, bool, OwnerLife<'_>)]) -> Vec<NamespaceState> {
         let (mut watch, begin) = (OrphanWatch::default(), Instant::now());
         let observe = |&(at, has_interfaces, life): &(u64, bool, OwnerLife<'_>)| {

@@ -1,8 +1,9 @@
 //! Finds the container that owns the network namespace of this process.
 //!
-//! With `network_mode: "service:X"` the owner is X, and not the container of this process. The owner is found by the
-//! namespace's addresses, which are compared with the addresses that the engine assigned. `/proc/self/cgroup` is not
-//! read: that file names no container on cgroup v2, and the wrong one on v1.
+//! With `network_mode: "service:X"` the owner is X, and not the container of this process. The
+//! owner is found by the namespace's addresses, which are compared with the addresses that the
+//! engine assigned. `/proc/self/cgroup` is not read: that file names no container on cgroup v2, and
+//! the wrong one on v1.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -29,7 +30,8 @@ pub struct Owner {
 pub struct OwnerHints {
     /// The id or name that the operator configured (`docker.container`).
     pub configured: Option<String>,
-    /// The id in the paths from which `/etc/hosts` and `/etc/resolv.conf` are mounted. The engine mounts the owner's.
+    /// The id in the paths from which `/etc/hosts` and `/etc/resolv.conf` are mounted. The engine
+    /// mounts the owner's.
     pub mounted_id: Option<String>,
     /// The host name. By default it is the beginning of the owner's id.
     pub hostname: Option<String>,
@@ -54,21 +56,23 @@ impl OwnerHints {
     }
 }
 
-/// Returns whether this process runs in another user namespace than the host's, as in every container of a rootless
-/// engine (`user_namespaces(7)`).
+/// Returns whether this process runs in another user namespace than the host's, as in every
+/// container of a rootless engine (`user_namespaces(7)`).
 pub fn is_in_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.split_whitespace().ne(["0", "0", "4294967295"])
 }
 
-/// Returns the container among `all` that owns the namespace with `addresses`; `None` if it can't be determined.
+/// Returns the container among `all` that owns the namespace with `addresses`; `None` if it can't
+/// be determined.
 ///
 /// In this order:
 /// 1. If the operator configured a container, the owner of its namespace, and no other.
 /// 2. The only container that has one of `addresses`.
-/// 3. Among several that have one, the container whose id a hint names. If no container has one, the container among
-///    all whose id a hint names.
-/// 4. Among several that have one, if no hint names any of them, the only container that has the most of `addresses`.
+/// 3. Among several that have one, the container whose id a hint names. If no container has one,
+///    the container among all whose id a hint names.
+/// 4. Among several that have one, if no hint names any of them, the only container that has the
+///    most of `addresses`.
 pub fn find_owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerHints) -> Option<&'a Container> {
     if let Some(configured) = &hints.configured {
         return all
@@ -82,11 +86,12 @@ pub fn find_owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerH
     if !has_address_match {
         candidates = all.iter().collect();
     }
-    // Several containers may have the same address on different networks, or none may have an address of this
-    // namespace.
+    // Several containers may have the same address on different networks, or none may have an
+    // address of this namespace.
     if !has_address_match || candidates.len() > 1 {
-        // The mounts are preferred: they are the owner's in every engine. In Podman the host name is that of this
-        // process's own container, so it would identify the wrong one when the owner has ended and is no longer listed.
+        // The mounts are preferred: they are the owner's in every engine. In Podman the host name
+        // is that of this process's own container, so it would identify the wrong one when the
+        // owner has ended and is no longer listed.
         let hint = hints.mounted_id.as_ref().or(hints.hostname.as_ref()).filter(|hint| hint.len() >= 12);
         let hinted =
             hint.and_then(|hint| candidates.iter().find(|container| container.id.starts_with(hint.as_str()))).copied();
@@ -105,12 +110,13 @@ pub fn find_owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerH
     }
 }
 
-/// Returns the container id in the path from which `/etc/hosts` or `/etc/resolv.conf` is mounted, in the format of
-/// proc_pid_mountinfo(5).
+/// Returns the container id in the path from which `/etc/hosts` or `/etc/resolv.conf` is mounted,
+/// in the format of proc_pid_mountinfo(5).
 ///
-/// The path is `.../containers/<id>/hosts` with Docker, and `.../overlay-containers/<id>/userdata/hosts` with Podman.
-/// Layers of images are named by 64 digits too, so the whole path is checked. `/etc/hostname` is not used: with Podman
-/// it is mounted from the container's own directory, not from the owner's.
+/// The path is `.../containers/<id>/hosts` with Docker, and
+/// `.../overlay-containers/<id>/userdata/hosts` with Podman. Layers of images are named by 64
+/// digits too, so the whole path is checked. `/etc/hostname` is not used: with Podman it is mounted
+/// from the container's own directory, not from the owner's.
 fn container_id_in(mountinfo: &str) -> Option<String> {
     mountinfo.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(3);

@@ -1,4 +1,5 @@
-//! Combines the reports of all sources into one [`View`], and publishes it whenever something has changed.
+//! Combines the reports of all sources into one [`View`], and publishes it whenever something has
+//! changed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,9 +27,11 @@ use crate::shutdown::Shutdown;
 /// The interval at which the view is built again while time alone may change it.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Starts discovery; the first view already holds the interfaces. Must be called within a Tokio runtime.
+/// Starts discovery; the first view already holds the interfaces. Must be called within a Tokio
+/// runtime.
 ///
-/// `engine` is the result of [`docker_engine`] for `config`. A new view is published only if it differs from the last.
+/// `engine` is the result of [`docker_engine`] for `config`. A new view is published only if it
+/// differs from the last.
 pub fn start(
     config: &Config,
     engine: Option<Engine>,
@@ -70,8 +73,8 @@ pub fn docker_engine(config: &Config, shutdown: &Shutdown) -> Option<Engine> {
 
 /// Waits until the view is complete, but no longer than `limit`.
 ///
-/// A view is complete when the source has listed its containers or pods and the owner was inspected, or when one of
-/// these has failed.
+/// A view is complete when the source has listed its containers or pods and the owner was
+/// inspected, or when one of these has failed.
 pub async fn wait_until_ready(view: &mut watch::Receiver<Arc<View>>, limit: Duration) {
     let is_ready = |view: &Arc<View>| match &view.source_state {
         SourceState::Connecting { error } => error.is_some(),
@@ -200,7 +203,8 @@ impl Sources {
         })
     }
 
-    /// Records the owner and its names, or, if the owner is not found now, puts the last ones into `view`.
+    /// Records the owner and its names, or, if the owner is not found now, puts the last ones into
+    /// `view`.
     fn keep_owner(&mut self, view: &mut View) {
         match (&view.owner, &self.last_owner) {
             (Some(owner), _) => self.last_owner = Some((owner.clone(), view.own_names.clone())),
@@ -212,8 +216,8 @@ impl Sources {
         }
     }
 
-    /// Starts an inspection of the owner if its container has changed since the last one, for example by a restart.
-    /// Only an inspection states the owner's aliases.
+    /// Starts an inspection of the owner if its container has changed since the last one, for
+    /// example by a restart. Only an inspection states the owner's aliases.
     fn inspect_owner(&mut self, view: &View) {
         let AgentSource::Docker(docker) = &mut self.agents else { return };
         let owner = view.owner.as_ref().and_then(|owner| docker.container(&owner.id)).cloned();

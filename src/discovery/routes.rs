@@ -1,5 +1,5 @@
-//! Reads the gateways of this namespace's routes from the kernel (proc_pid_net(5)). On a container's network the
-//! gateway is the bridge, so the bridge's address is known without Docker.
+//! Reads the gateways of this namespace's routes from the kernel (proc_pid_net(5)). On a
+//! container's network the gateway is the bridge, so the bridge's address is known without Docker.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,7 +21,8 @@ pub(super) fn read_gateways() -> io::Result<BTreeSet<IpAddr>> {
     Ok(v4.lines().filter_map(gateway_v4).chain(v6.lines().filter_map(gateway_v6).map(IpAddr::V6)).collect())
 }
 
-/// Reads the file at `path`; empty if it does not exist, for example because the kernel has no IPv6.
+/// Reads the file at `path`; empty if it does not exist, for example because the kernel has no
+/// IPv6.
 fn read_if_exists(path: &str) -> io::Result<String> {
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -40,7 +41,8 @@ fn gateway_v4(line: &str) -> Option<IpAddr> {
 
 /// Returns the gateway in a line of `net/ipv6_route`; `None` if the route has none.
 ///
-/// The gateway is the fifth field, and the flags are the last but one. Addresses are in network byte order.
+/// The gateway is the fifth field, and the flags are the last but one. Addresses are in network
+/// byte order.
 fn gateway_v6(line: &str) -> Option<Ipv6Addr> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let [_, _, _, _, gateway, _, _, _, flags, _] = fields[..] else { return None };

@@ -16,11 +16,13 @@ use super::source_state::SourceState;
 use super::why_not_agent::WhyNotAgent;
 use crate::config::AgentSourceKind;
 
-/// The time for which an agent by address still counts after the source was lost. Its address may be given to another
-/// container meanwhile, so the time only suffices for a restart of a filter or an engine.
+/// The time for which an agent by address still counts after the source was lost. Its address may
+/// be given to another container meanwhile, so the time only suffices for a restart of a filter or
+/// an engine.
 pub const ADDRESS_GRACE: Duration = Duration::from_secs(5);
 /// The time for which an attested agent still counts after the source was lost. It is longer than
-/// [`ADDRESS_GRACE`], because the certificate proves which container it is, and only the label is unconfirmed.
+/// [`ADDRESS_GRACE`], because the certificate proves which container it is, and only the label is
+/// unconfirmed.
 pub const ATTESTED_GRACE: Duration = Duration::from_secs(30);
 
 /// What discovery knows at one moment. A view is immutable once published.
@@ -30,18 +32,23 @@ pub struct View {
     pub interfaces: Vec<Interface>,
     /// The agents, by each of their addresses on a network of this namespace.
     pub agents: BTreeMap<IpAddr, Arc<Agent>>,
-    /// The agents at the source's last answer, kept while the source can't be reached. See [`View::for_established`].
+    /// The agents at the source's last answer, kept while the source can't be reached. See
+    /// [`View::for_established`].
     pub last_known: BTreeMap<IpAddr, Arc<Agent>>,
-    /// The scope caps by address, of agents and of other containers or pods. Kept while the source can't be reached.
+    /// The scope caps by address, of agents and of other containers or pods. Kept while the source
+    /// can't be reached.
     pub caps: BTreeMap<IpAddr, ScopeCap>,
     /// The reasons why labelled containers or pods are not agents, by name.
     pub not_agents: BTreeMap<String, WhyNotAgent>,
-    /// The addresses of the bridges, as Docker and this namespace's routes state them. Connections from the host and
-    /// through published ports come from these addresses, so they identify no single client.
+    /// The addresses of the bridges, as Docker and this namespace's routes state them. Connections
+    /// from the host and through published ports come from these addresses, so they identify no
+    /// single client.
     pub bridge_gateways: BTreeSet<IpAddr>,
-    /// The names by which other containers reach this namespace: container name, network aliases, compose service.
+    /// The names by which other containers reach this namespace: container name, network aliases,
+    /// compose service.
     pub own_names: BTreeSet<String>,
-    /// The container that owns this namespace; `None` before it is found. Kept while it does not run.
+    /// The container that owns this namespace; `None` before it is found. Kept while it does not
+    /// run.
     pub owner: Option<Owner>,
     /// The kind of source in which agents are looked up.
     pub source: AgentSourceKind,
@@ -52,7 +59,8 @@ pub struct View {
 }
 
 impl View {
-    /// Adds the cap of a container or pod with the address `ip`. Several caps of one address are intersected.
+    /// Adds the cap of a container or pod with the address `ip`. Several caps of one address are
+    /// intersected.
     pub(super) fn add_scope_cap(&mut self, ip: IpAddr, scopes: &[String], maybe_from_image: bool) {
         match self.caps.entry(ip) {
             Entry::Vacant(entry) => {
@@ -77,10 +85,12 @@ impl View {
         });
     }
 
-    /// Returns this view for deciding on established connections again: agents whose grace has elapsed still count.
+    /// Returns this view for deciding on established connections again: agents whose grace has
+    /// elapsed still count.
     ///
-    /// That the source can't be reached says nothing about a container, so an established connection keeps its lane.
-    /// When the source reports that the container is gone, the agent is gone from this view too.
+    /// That the source can't be reached says nothing about a container, so an established
+    /// connection keeps its lane. When the source reports that the container is gone, the agent is
+    /// gone from this view too.
     #[must_use]
     pub fn for_established(self: &Arc<Self>) -> Arc<Self> {
         if self.agents == self.last_known {

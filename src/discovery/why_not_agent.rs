@@ -33,7 +33,8 @@ pub enum WhyNotAgent {
     NoSharedNetwork,
     /// Another container or pod, a bridge or a node has the same address.
     AmbiguousAddress(IpAddr),
-    /// The container shares its network namespace with this agent, so their connections can't be distinguished.
+    /// The container shares its network namespace with this agent, so their connections can't be
+    /// distinguished.
     SharesNamespace(String),
 }
 

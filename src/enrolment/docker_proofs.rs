@@ -12,7 +12,8 @@ use crate::discovery::docker::error::Error;
 use crate::discovery::docker::object::{ContainerSummary, PathStat};
 use crate::enrolment_protocol::ProofKind;
 
-/// The directory bit of Go's `os.FileMode`, the encoding in which the engine states the type of a file.
+/// The directory bit of Go's `os.FileMode`, the encoding in which the engine states the type of a
+/// file.
 const MODE_DIR: u32 = 1 << 31;
 /// All bits of Go's `os.ModeType`. A regular file has none of them.
 const MODE_TYPE: u32 = MODE_DIR | 1 << 27 | 1 << 26 | 1 << 25 | 1 << 24 | 1 << 21 | 1 << 19;
@@ -74,7 +75,8 @@ impl DockerProofs {
     /// Returns whether the engine is Podman.
     ///
     /// # Errors
-    /// The request fails, or the status is not 200: then a socket filter answered, and the engine's kind is unknown.
+    /// The request fails, or the status is not 200: then a socket filter answered, and the engine's
+    /// kind is unknown.
     async fn is_podman(&self) -> Result<bool, ReadError> {
         let answer = self.engine.probe("/_ping", "/_ping").await.map_err(read_error("/_ping"))?;
         if answer.status != 200 {
@@ -87,10 +89,11 @@ impl DockerProofs {
         Ok(answer.is_podman)
     }
 
-    /// Returns whether the container `id` shares its PID namespace with the host or one of `listed`.
+    /// Returns whether the container `id` shares its PID namespace with the host or one of
+    /// `listed`.
     ///
-    /// This matters for Podman, which lists the processes of a container's PID namespace. Docker lists those of its
-    /// control group.
+    /// This matters for Podman, which lists the processes of a container's PID namespace. Docker
+    /// lists those of its control group.
     async fn shares_pid_namespace(&self, id: &str, listed: &[ContainerSummary]) -> Result<bool, ReadError> {
         for other in listed.iter().filter_map(|container| container.id.as_deref()) {
             let inspected = self.engine.inspect_container(other).await;
@@ -109,8 +112,8 @@ impl DockerProofs {
     }
 }
 
-/// Returns whether a container with the PID mode `mode` may have joined the PID namespace of the container `id`. A mode
-/// that names a container, but not by its full id, may mean any container.
+/// Returns whether a container with the PID mode `mode` may have joined the PID namespace of the
+/// container `id`. A mode that names a container, but not by its full id, may mean any container.
 fn joins_pid_namespace(mode: &str, id: &str) -> bool {
     let is_id = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     mode.strip_prefix("container:").is_some_and(|name| name == id || !is_id(name))
@@ -153,7 +156,8 @@ mod tests {
     use crate::enrolment_protocol::{PROOF_MODE, PROOF_MTIME};
     use crate::shutdown::Shutdown;
 
-    /// Starts a fake engine that sends the response in `answers` for each request line, and returns a reader for it.
+    /// Starts a fake engine that sends the response in `answers` for each request line, and returns
+    /// a reader for it.
     fn engine<const N: usize>(
         answers: [(&'static str, &'static str); N],
         shutdown: &Shutdown,

@@ -22,7 +22,8 @@ pub(super) enum Error {
 }
 
 impl Error {
-    /// Returns the refusal that the agent receives; `None` if the connection broke, so that nothing can be sent.
+    /// Returns the refusal that the agent receives; `None` if the connection broke, so that nothing
+    /// can be sent.
     pub(super) fn to_refusal(&self) -> Option<EnrolmentRefused> {
         Some(match self {
             Self::Refused(refused) => refused.clone(),

@@ -16,7 +16,8 @@ const RATE: Rate = Rate { burst: 10, interval: Duration::from_secs(3) };
 /// The minimum number of buckets at which full ones are removed.
 const MIN_CLEANUP_SIZE: usize = 1024;
 
-/// Limits the attempts of each client by a token bucket. An IPv6 client is a network (see [`address_or_v6_prefix`]).
+/// Limits the attempts of each client by a token bucket. An IPv6 client is a network (see
+/// [`address_or_v6_prefix`]).
 #[derive(Debug)]
 pub(super) struct AttemptLimiter(Mutex<Buckets>);
 

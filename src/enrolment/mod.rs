@@ -1,16 +1,18 @@
-//! Attested enrolment, the sidecar's side: receives a certificate request, verifies a proof, and issues a short-lived
-//! certificate. [`crate::enrolment_protocol`] describes the protocol.
+//! Attested enrolment, the sidecar's side: receives a certificate request, verifies a proof, and
+//! issues a short-lived certificate. [`crate::enrolment_protocol`] describes the protocol.
 //!
 //! With Docker the agent shows a proof in its container, and the sidecar reads it there:
-//! - The proof is derived from a nonce and from the requested public key, so it is valid for no other key.
-//! - The nonce exists only in the task of one connection. So it is bound to that connection and its source address,
-//!   can't be used twice, and expires with the enrolment.
-//! - The proof is read only in the container that discovery found at the source address, and in no other that shares
-//!   its network namespace. A neighbour that forges the address receives a nonce, but can't place a proof in that
-//!   container.
+//! - The proof is derived from a nonce and from the requested public key, so it is valid for no
+//!   other key.
+//! - The nonce exists only in the task of one connection. So it is bound to that connection and its
+//!   source address, can't be used twice, and expires with the enrolment.
+//! - The proof is read only in the container that discovery found at the source address, and in no
+//!   other that shares its network namespace. A neighbour that forges the address receives a nonce,
+//!   but can't place a proof in that container.
 //!
-//! On Kubernetes the proof is a service-account token that is bound to a pod: only the kubelet gets such a token. The
-//! API server reviews it, and the pod must be the one that discovery found at the source address.
+//! On Kubernetes the proof is a service-account token that is bound to a pod: only the kubelet gets
+//! such a token. The API server reviews it, and the pod must be the one that discovery found at the
+//! source address.
 
 mod docker_proofs;
 mod error;
@@ -80,10 +82,11 @@ pub struct Enrolment<P = DockerProofs> {
 }
 
 impl<P: ProofReader> Enrolment<P> {
-    /// Returns a service that enrols the agents in `view`, and signs their certificates with `authority`.
+    /// Returns a service that enrols the agents in `view`, and signs their certificates with
+    /// `authority`.
     ///
-    /// Every enrolment is refused if there is no authority, or if there is neither a proof reader (`proofs`) nor a
-    /// token reviewer ([`Self::with_token_reviewer`]).
+    /// Every enrolment is refused if there is no authority, or if there is neither a proof reader
+    /// (`proofs`) nor a token reviewer ([`Self::with_token_reviewer`]).
     pub fn new(
         config: &Config,
         view: watch::Receiver<Arc<View>>,
@@ -118,7 +121,8 @@ impl<P: ProofReader> Enrolment<P> {
         &self.metrics
     }
 
-    /// Serves one enrolment of `peer` on a connection that negotiated [`enrolment_protocol::ALPN`], and closes it.
+    /// Serves one enrolment of `peer` on a connection that negotiated [`enrolment_protocol::ALPN`],
+    /// and closes it.
     pub async fn serve<S>(&self, stream: S, peer: PeerAddr)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -177,7 +181,8 @@ impl<P: ProofReader> Enrolment<P> {
         })?;
         self.verify_proof(lines, &agent, &public_key, token).await?;
 
-        // The view may have changed meanwhile. The container that proved itself must still have the address.
+        // The view may have changed meanwhile. The container that proved itself must still have the
+        // address.
         if self.find_enrollable_agent(peer).map_err(|_| agent_gone_error())?.id != agent.id {
             return Err(agent_gone_error());
         }
@@ -200,8 +205,8 @@ impl<P: ProofReader> Enrolment<P> {
         Ok(lines.send(&Reply::Next(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
     }
 
-    /// Verifies that the client that speaks on `lines` is `agent`: by the service-account token that it sent, if agents
-    /// are pods, or else by a proof of `public_key` in its container.
+    /// Verifies that the client that speaks on `lines` is `agent`: by the service-account token
+    /// that it sent, if agents are pods, or else by a proof of `public_key` in its container.
     ///
     /// # Errors
     /// The proof is missing, of the wrong kind, or not the agent's.
@@ -230,7 +235,8 @@ impl<P: ProofReader> Enrolment<P> {
         }
     }
 
-    /// Sends a challenge, waits until the agent shows the proof, and reads it in the agent's container.
+    /// Sends a challenge, waits until the agent shows the proof, and reads it in the agent's
+    /// container.
     async fn read_proof<S>(
         &self,
         lines: &mut JsonLines<S>,
@@ -251,7 +257,8 @@ impl<P: ProofReader> Enrolment<P> {
                 "this sidecar does not accept proofs of this kind: see its option agents.proofs",
             ));
         }
-        // The permit is acquired only now, since silent agents that held one would keep others from enrolling.
+        // The permit is acquired only now, since silent agents that held one would keep others from
+        // enrolling.
         let _permit = self.check_permits.acquire().await;
         proof::check_proof(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
     }
@@ -358,8 +365,8 @@ async fn check_pod_token(api: &Api, agent: &Agent, token: &Secret) -> Result<(),
     Ok(())
 }
 
-/// Parses a certificate request in PEM, and returns it with its SubjectPublicKeyInfo; `None` if it is malformed. The
-/// signature is verified later, when the certificate is issued.
+/// Parses a certificate request in PEM, and returns it with its SubjectPublicKeyInfo; `None` if it
+/// is malformed. The signature is verified later, when the certificate is issued.
 pub(crate) fn parse_csr(pem: &str) -> Option<(CertificateSigningRequestDer<'static>, Vec<u8>)> {
     let csr = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).ok()?;
     let (rest, parsed) = X509CertificationRequest::from_der(&csr).ok()?;

@@ -1,4 +1,5 @@
-//! Verifies that a proof is visible in a container, at a place where only this container could have put it.
+//! Verifies that a proof is visible in a container, at a place where only this container could have
+//! put it.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +9,8 @@ use crate::enrolment_protocol::{
     PROOF_MODE, PROOF_MTIME, PROOF_PROCESS_NAME, PROOF_SUBCOMMAND, ProofKind, ProofShown, RefusalReason,
 };
 
-/// Checks that the container `agent` shows `proof` in the way that `shown` states. Other containers in its network
-/// namespace are not read.
+/// Checks that the container `agent` shows `proof` in the way that `shown` states. Other containers
+/// in its network namespace are not read.
 ///
 /// # Errors
 /// The container does not run, does not show the proof, or others could have put it there.
@@ -55,8 +56,9 @@ pub(super) fn kind_of(shown: &ProofShown) -> ProofKind {
     }
 }
 
-/// Returns whether `command_line` is that of the agent's helper process for `proof`. A command line that only contains
-/// the proof is not enough, since containers fetch, search and print text from elsewhere.
+/// Returns whether `command_line` is that of the agent's helper process for `proof`. A command line
+/// that only contains the proof is not enough, since containers fetch, search and print text from
+/// elsewhere.
 fn is_proof_helper(command_line: &str, proof: &str) -> bool {
     let mut words = command_line.split_whitespace();
     let is_loopgate =
@@ -64,8 +66,8 @@ fn is_proof_helper(command_line: &str, proof: &str) -> bool {
     is_loopgate && words.eq([PROOF_SUBCOMMAND, proof])
 }
 
-/// Checks that `path` is the `expected` one and not on a mount, and returns the directories that lead to it, outermost
-/// first.
+/// Checks that `path` is the `expected` one and not on a mount, and returns the directories that
+/// lead to it, outermost first.
 ///
 /// # Errors
 /// The reason why others could have put a file there, for the refusal.
@@ -82,8 +84,8 @@ fn checked_directories(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Resu
     Ok(directories)
 }
 
-/// Returns whether `path` is a file with the properties that `loopgate agent` sets, and all `directories` are real
-/// ones: a symbolic link could lead onto a mount.
+/// Returns whether `path` is a file with the properties that `loopgate agent` sets, and all
+/// `directories` are real ones: a symbolic link could lead onto a mount.
 async fn is_proof_file<P: ProofReader>(
     reader: &P,
     id: &str,

@@ -6,8 +6,8 @@ use crate::enrolment_protocol::ProofKind;
 
 /// Reads processes and files of containers through the engine. Tests have a fake implementation.
 pub trait ProofReader: Send + Sync {
-    /// Returns the properties of the container `id` on which the validity of a proof of `kind` depends; `None` if the
-    /// container does not run.
+    /// Returns the properties of the container `id` on which the validity of a proof of `kind`
+    /// depends; `None` if the container does not run.
     fn read_environment(
         &self,
         id: &str,
@@ -15,8 +15,8 @@ pub trait ProofReader: Send + Sync {
     ) -> impl Future<Output = Result<Option<ProofEnvironment>, ReadError>> + Send;
     /// Returns the command lines of the processes in the container `id`.
     fn read_command_lines(&self, id: &str) -> impl Future<Output = Result<Vec<String>, ReadError>> + Send;
-    /// Returns the type of the file at `path` in the container `id`, without following a symbolic link; `None` if there
-    /// is no file.
+    /// Returns the type of the file at `path` in the container `id`, without following a symbolic
+    /// link; `None` if there is no file.
     fn stat(&self, id: &str, path: &Path) -> impl Future<Output = Result<Option<Entry>, ReadError>> + Send;
 }
 
@@ -25,7 +25,8 @@ pub trait ProofReader: Send + Sync {
 pub struct ProofEnvironment {
     /// The paths of volumes and other mounts in the container.
     pub mounts: Vec<PathBuf>,
-    /// Whether the engine's list of the container's processes includes those of other containers or of the host.
+    /// Whether the engine's list of the container's processes includes those of other containers or
+    /// of the host.
     pub shares_processes: bool,
 }
 

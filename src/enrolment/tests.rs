@@ -20,7 +20,8 @@ mod file_proof;
 
 const ADDRESS: &str = "172.18.0.3:4711";
 
-/// Fake containers. Tests set their processes. The files of one container are those of the test machine.
+/// Fake containers. Tests set their processes. The files of one container are those of the test
+/// machine.
 #[derive(Default)]
 struct Containers {
     /// The command lines in each running container, by its id.
@@ -93,8 +94,8 @@ fn view(agents: &[(&str, Arc<Agent>)]) -> Arc<View> {
 }
 
 impl Harness {
-    /// Starts with the agents `a`, attested at 172.18.0.3, and `b`, by address at 172.18.0.4. `a-sibling` shares the
-    /// network namespace of `a`, and `c` has no label.
+    /// Starts with the agents `a`, attested at 172.18.0.3, and `b`, by address at 172.18.0.4.
+    /// `a-sibling` shares the network namespace of `a`, and `c` has no label.
     fn new(containers: Containers, configure: impl Fn(&mut Config)) -> Self {
         let mut config = Config::default();
         configure(&mut config);
@@ -234,13 +235,13 @@ async fn a_replayed_nonce_and_another_key_get_no_certificate() {
     let proof = csr.request(&mut first).await;
     harness.containers.show("a", &proof);
     report_shown(&mut first).await.unwrap();
-    // The first proof is still visible. The same key on another connection gets another nonce, and so needs another
-    // proof.
+    // The first proof is still visible. The same key on another connection gets another nonce, and
+    // so needs another proof.
     let mut second = harness.connect(ADDRESS);
     assert_ne!(csr.request(&mut second).await, proof);
     assert_eq!(report_shown(&mut second).await.unwrap_err(), RefusalReason::ProofNotFound);
-    // A neighbour that forges the address while the agent enrols has another nonce and another key, for which the
-    // agent's proof is not valid.
+    // A neighbour that forges the address while the agent enrols has another nonce and another key,
+    // for which the agent's proof is not valid.
     let (mut third, mut forger) = (harness.connect(ADDRESS), harness.connect(ADDRESS));
     let proof = csr.request(&mut third).await;
     Csr::new().request(&mut forger).await;

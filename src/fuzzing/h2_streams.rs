@@ -36,8 +36,8 @@ const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
 
-/// The first bytes of the header block of an interim response with the status 103. hyper never encodes a final response
-/// like this.
+/// The first bytes of the header block of an interim response with the status 103. hyper never
+/// encodes a final response like this.
 const HINTS: &[u8] = b"\x08\x03103";
 
 /// The number of kinds of acts; see [`frames_of_act`].
@@ -58,7 +58,8 @@ fn encode_field(name: &str, value: &str) -> Vec<u8> {
     [&[0, length(name)][..], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
 }
 
-/// Returns the header block of a request whose path is its stream id, so that the service knows the stream.
+/// Returns the header block of a request whose path is its stream id, so that the service knows the
+/// stream.
 fn header_block(stream: u32) -> Vec<u8> {
     let path = format!("/{stream}");
     [(":method", "POST"), (":scheme", "https"), (":authority", "a"), (":path", path.as_str())]
@@ -114,8 +115,9 @@ fn frames_of_act(byte: u8, next: &mut u32) -> Vec<u8> {
     }
 }
 
-/// Returns trailers on `stream`. The bits of `form` choose their form: 1 adds a pseudo-header field,
-/// 2 an update of the dynamic table's size, 4 padding, 8 a priority, and 16 a CONTINUATION frame.
+/// Returns trailers on `stream`. The bits of `form` choose their form: 1 adds a pseudo-header
+/// field, 2 an update of the dynamic table's size, 4 padding, 8 a priority, and 16 a CONTINUATION
+/// frame.
 fn trailer_frames(form: u8, stream: u32) -> Vec<u8> {
     let has = |bit: u8| form & bit != 0;
     let fields = if has(1) {
@@ -123,7 +125,8 @@ fn trailer_frames(form: u8, stream: u32) -> Vec<u8> {
     } else {
         encode_field("x-sum", "1")
     };
-    // The block begins with an HPACK update of the dynamic table's size to 4096, the size that the table has already.
+    // The block begins with an HPACK update of the dynamic table's size to 4096, the size that the
+    // table has already.
     let block = if has(2) { [&[0x3f, 0xe1, 0x1f][..], &fields].concat() } else { fields };
     let (mut flags, mut payload) = (END_STREAM, Vec::new());
     if has(4) {
@@ -145,8 +148,8 @@ fn trailer_frames(form: u8, stream: u32) -> Vec<u8> {
     [encode_frame(HEADERS, flags, stream, &payload), encode_frame(CONTINUATION, END_HEADERS, stream, second)].concat()
 }
 
-/// The client's side of a connection. Each read gets the next piece, or is pending if that is `None`.
-/// Every other write is pending; the others take `most` bytes at most.
+/// The client's side of a connection. Each read gets the next piece, or is pending if that is
+/// `None`. Every other write is pending; the others take `most` bytes at most.
 struct Client {
     pieces: VecDeque<Option<Vec<u8>>>,
     written: Rc<RefCell<Vec<u8>>>,
@@ -188,7 +191,8 @@ impl AsyncWrite for Client {
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// The executor for the tasks that hyper spawns for streams, which run when [`Tasks::poll`] is called.
+/// The executor for the tasks that hyper spawns for streams, which run when [`Tasks::poll`] is
+/// called.
 #[derive(Clone, Default)]
 struct Tasks(Rc<RefCell<Vec<Task>>>);
 
@@ -213,8 +217,8 @@ impl Tasks {
 /// - An interim response is sent only on the stream of its request, before the final response, and
 ///   between hyper's frames.
 /// - Trailers with a pseudo-header field do not reach the service.
-/// - Each head is exactly one of: a request, a refused head, and a head that was dropped because the
-///   client reset its stream or the connection ended.
+/// - Each head is exactly one of: a request, a refused head, and a head that was dropped because
+///   the client reset its stream or the connection ended.
 pub fn fuzz_h2_streams(data: &[u8]) {
     run_connection(data);
 }
@@ -265,8 +269,8 @@ impl Script {
     }
 }
 
-/// Asserts that each stream begun by one of the acts counted in `kinds` became a request, a refused head or a dropped
-/// head.
+/// Asserts that each stream begun by one of the acts counted in `kinds` became a request, a refused
+/// head or a dropped head.
 fn assert_counted(
     (kinds, begun): ([usize; KINDS as usize], usize),
     requests: usize,

@@ -20,7 +20,8 @@ const LIMITS: HeadLimits = HeadLimits { bytes: 1024, fields: 16 };
 /// Neither client needs more polls for one response.
 const MAX_POLLS: usize = 100_000;
 
-/// A gateway that sends `pieces` after it has got a part of a request, one for each read, and closes.
+/// A gateway that sends `pieces` after it has got a part of a request, one for each read, and
+/// closes.
 struct FakeGateway {
     pieces: VecDeque<Bytes>,
     has_request: bool,
@@ -108,7 +109,8 @@ fn block<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
     panic!("the client waits although the gateway has sent everything");
 }
 
-/// Returns what loopgate's client gets, why the response ended early, and whether the connection may be used again.
+/// Returns what loopgate's client gets, why the response ended early, and whether the connection
+/// may be used again.
 fn by_loopgate(
     gateway: FakeGateway,
     is_head_request: bool,
@@ -195,7 +197,8 @@ fn is_stricter(error: &ExchangeError) -> bool {
     match error {
         // hyper treats a body with another coding than `chunked` as one that it can decode.
         ExchangeError::TransferEncoding => true,
-        // hyper also accepts repeated lengths that are equal only as numbers (`5, 05`), and larger lengths.
+        // hyper also accepts repeated lengths that are equal only as numbers (`5, 05`), and larger
+        // lengths.
         ExchangeError::Length(why) => why.starts_with("Content-Length"),
         // hyper accepts a line end without CR in trailers.
         ExchangeError::Chunks(why) => *why == "a line of a trailer ends without CR",
@@ -203,9 +206,9 @@ fn is_stricter(error: &ExchangeError) -> bool {
     }
 }
 
-/// Reads `data`, after its first byte, as what the gateway sends in response to one request, with loopgate's client and
-/// with hyper's. Asserts that both get the same, and that loopgate's gets it however the bytes are split. The first
-/// byte selects the method and the size of the pieces.
+/// Reads `data`, after its first byte, as what the gateway sends in response to one request, with
+/// loopgate's client and with hyper's. Asserts that both get the same, and that loopgate's gets it
+/// however the bytes are split. The first byte selects the method and the size of the pieces.
 pub fn fuzz_responses(data: &[u8]) {
     let Some((&first, bytes)) = data.split_first() else { return };
     let (is_head_request, size) = (first & 1 != 0, usize::from(first >> 1).max(1));

@@ -1,4 +1,5 @@
-//! Access before the TLS handshake: by the peer's address, then by the client that a PROXY header names.
+//! Access before the TLS handshake: by the peer's address, then by the client that a PROXY header
+//! names.
 
 use std::net::IpAddr;
 
@@ -12,7 +13,8 @@ use crate::discovery::View;
 
 /// Allows or denies the peer of a new connection, before a byte is read.
 ///
-/// The allow and deny lists are about clients, so a trusted proxy passes, and so does a peer with an agent's address.
+/// The allow and deny lists are about clients, so a trusted proxy passes, and so does a peer with
+/// an agent's address.
 ///
 /// # Errors
 /// Why the connection must be closed.
@@ -25,7 +27,8 @@ pub fn check_peer_allowed(peer: IpAddr, view: &View, policy: &LanePolicy) -> Res
     }
 }
 
-/// Allows the peer of a new connection over plain HTTP, before a byte is read: only a trusted proxy.
+/// Allows the peer of a new connection over plain HTTP, before a byte is read: only a trusted
+/// proxy.
 ///
 /// # Errors
 /// The peer is not a trusted proxy.
@@ -49,9 +52,11 @@ pub fn check_proxied_client_allowed(peer: IpAddr, header: ProxyHeader, policy: &
     if header == ProxyHeader::Local || sender.is_trusted_proxy { Ok(()) } else { policy.check_access_lists(sender.ip) }
 }
 
-/// Returns whether a certificate that loopgate's CA issued could make the connection an agent's or name its user.
+/// Returns whether a certificate that loopgate's CA issued could make the connection an agent's or
+/// name its user.
 ///
-/// Only then is the client asked for a certificate, unless `tls.client_ca` is set: then every client is asked.
+/// Only then is the client asked for a certificate, unless `tls.client_ca` is set: then every
+/// client is asked.
 pub fn issued_certificate_may_count(peer: IpAddr, header: ProxyHeader, view: &View, policy: &LanePolicy) -> bool {
     let sender = RequestSender::new(canonical(peer), header, policy);
     may_be_agent(peer, view, policy) || !sender.is_trusted_proxy && policy.accepts_issued_certificates_from(sender.ip)

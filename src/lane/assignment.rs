@@ -28,8 +28,8 @@ impl Lane {
         }
     }
 
-    /// Returns the label of the [`AgentBasis`], and the agent's name or certificate URI if it has one; `None` for both
-    /// on the external lane.
+    /// Returns the label of the [`AgentBasis`], and the agent's name or certificate URI if it has
+    /// one; `None` for both on the external lane.
     pub fn basis_and_agent_name(&self) -> (Option<&'static str>, Option<&str>) {
         let Self::Agent(lane) = self else { return (None, None) };
         let name = match &lane.basis {
@@ -95,7 +95,8 @@ pub enum AgentBasis {
     Cidr,
     /// The peer's address is that of this container, labelled `loopgate.agent=address`.
     Address(Arc<discovery::Agent>),
-    /// The peer's address is that of this container, and the client certificate was issued to this container.
+    /// The peer's address is that of this container, and the client certificate was issued to this
+    /// container.
     Attested(Arc<discovery::Agent>),
     /// The client certificate has this URI, which names an agent independently of discovery.
     Certificate(String),
@@ -121,15 +122,16 @@ pub struct ExternalLane {
     pub client: IpAddr,
     /// The client's address as `X-Forwarded-For` states it.
     pub forwarded_client: ForwardedClient,
-    /// Whether a trusted proxy writes the requests, so that each request may name its own client. After a PROXY header
-    /// the client itself writes the requests.
+    /// Whether a trusted proxy writes the requests, so that each request may name its own client.
+    /// After a PROXY header the client itself writes the requests.
     pub is_trusted_proxy: bool,
     /// The scheme of the connection. A trusted proxy may state another for a request.
     pub scheme: Scheme,
-    /// The user that a client certificate names. A CA of `tls.client_ca` signed it, or `cert issue --user` issued it.
+    /// The user that a client certificate names. A CA of `tls.client_ca` signed it, or `cert issue
+    /// --user` issued it.
     pub user: Option<HeaderValue>,
-    /// The scope cap, as the value of `X-OpenClaw-Scopes`: the cap of the client's container, `external.scopes`, or the
-    /// intersection of both. `None` means no cap.
+    /// The scope cap, as the value of `X-OpenClaw-Scopes`: the cap of the client's container,
+    /// `external.scopes`, or the intersection of both. `None` means no cap.
     pub scopes: Option<HeaderValue>,
 }
 

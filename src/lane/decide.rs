@@ -41,7 +41,8 @@ pub fn decide_lane(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i
             .and_then(|user| HeaderValue::from_str(user).ok()),
         scopes: policy.external_scope_cap(scope_cap_of_container(peer, view, policy).as_ref()),
     };
-    // A trusted proxy connects on behalf of its clients, so neither its address nor its certificate makes an agent.
+    // A trusted proxy connects on behalf of its clients, so neither its address nor its certificate
+    // makes an agent.
     if !policy.is_trusted_proxy(peer)
         && let Some(basis) = agent_basis(peer, sender.ip, certificate, view, policy)
     {
@@ -53,7 +54,8 @@ pub fn decide_lane(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i
     Ok(Lane::External(external))
 }
 
-/// Assigns a connection over plain HTTP to the external lane. Only a trusted proxy may open such a connection.
+/// Assigns a connection over plain HTTP to the external lane. Only a trusted proxy may open such a
+/// connection.
 ///
 /// # Errors
 /// The peer is not a trusted proxy.
@@ -74,8 +76,8 @@ pub fn decide_plain_lane(peer: IpAddr, view: &View, policy: &LanePolicy) -> Resu
 
 /// Returns what makes the peer an agent; `None` if it is not an agent.
 ///
-/// `sender` is the address of the party that writes the requests (see [`RequestSender`]). For certificates of
-/// `loopgate cert issue` it must be in `agents.certificate_from`.
+/// `sender` is the address of the party that writes the requests (see [`RequestSender`]). For
+/// certificates of `loopgate cert issue` it must be in `agents.certificate_from`.
 fn agent_basis(
     peer: IpAddr,
     sender: IpAddr,
@@ -98,8 +100,9 @@ fn agent_basis(
             {
                 return Some(AgentBasis::Attested(Arc::clone(agent)));
             }
-            // The list was checked before the handshake. It is checked again here, so that connections are closed if a
-            // reload removes their address from `agents.certificate_from`.
+            // The list was checked before the handshake. It is checked again here, so that
+            // connections are closed if a reload removes their address from
+            // `agents.certificate_from`.
             if !policy.accepts_issued_certificates_from(sender) {
                 return None;
             }
@@ -117,8 +120,9 @@ pub(super) fn basis_by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -
     if is_own_address(peer, view) && policy.own_addresses == OwnAddresses::Agent {
         return Some(AgentBasis::OwnAddress);
     }
-    // Connections through published ports and rootless engines come from these addresses too. So they are agents only
-    // if `agents.cidrs` lists the very address, or a network inside 127.0.0.0/8.
+    // Connections through published ports and rootless engines come from these addresses too. So
+    // they are agents only if `agents.cidrs` lists the very address, or a network inside
+    // 127.0.0.0/8.
     let ambiguous_address = peer.is_loopback()
         || view.has_non_loopback_address(peer)
         || peer.is_unspecified()
@@ -135,10 +139,11 @@ pub(super) fn basis_by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -
     Some(AgentBasis::Address(Arc::clone(agent)))
 }
 
-/// Returns whether `peer` is an address of this network namespace from which only its own processes connect.
+/// Returns whether `peer` is an address of this network namespace from which only its own processes
+/// connect.
 ///
-/// In 127.0.0.0/8 only 127.0.0.1 is such an address: a service mesh connects for outside clients from others, for
-/// example Istio's inbound passthrough from 127.0.0.6.
+/// In 127.0.0.0/8 only 127.0.0.1 is such an address: a service mesh connects for outside clients
+/// from others, for example Istio's inbound passthrough from 127.0.0.6.
 pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
     match peer {
         IpAddr::V4(ip) if ip.is_loopback() => ip == Ipv4Addr::LOCALHOST,
@@ -146,7 +151,8 @@ pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
     }
 }
 
-/// Returns whether `uri` is the identity that loopgate's CA gives to the container, or pod, with the id `id`.
+/// Returns whether `uri` is the identity that loopgate's CA gives to the container, or pod, with
+/// the id `id`.
 pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: AgentSourceKind) -> bool {
     let kind = match source {
         AgentSourceKind::Docker => WorkloadKind::Container,
@@ -158,21 +164,23 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Agent
 
 /// Returns the scope cap of the container with the address `peer`; `None` means no cap.
 ///
-/// The cap holds on both lanes, and while Docker is unreachable, so that an agent can't lose its cap by becoming
-/// external. An agent without the label `loopgate.scopes` has the cap of `agents.scopes`.
+/// The cap holds on both lanes, and while Docker is unreachable, so that an agent can't lose its
+/// cap by becoming external. An agent without the label `loopgate.scopes` has the cap of
+/// `agents.scopes`.
 fn scope_cap_of_container(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<HeaderValue> {
     let agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer));
     let cap_of_agent =
         agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.agent_scopes.clone()));
     let cap_of_address = view.caps.get(&peer);
     let cap = intersect_optional_caps(cap_of_address.map(|cap| scope_cap(&cap.scopes)), cap_of_agent.as_ref());
-    // If the image may have set the label, the operator may have set none, and then `agents.scopes` holds.
+    // If the image may have set the label, the operator may have set none, and then `agents.scopes`
+    // holds.
     let maybe_from_image = cap_of_address.is_some_and(|cap| cap.maybe_from_image);
     intersect_optional_caps(cap, policy.agent_scopes.as_ref().filter(|_| maybe_from_image))
 }
 
-/// Returns the lane of an agent: its source address, its scope cap, and the external lane for requests of browser
-/// pages.
+/// Returns the lane of an agent: its source address, its scope cap, and the external lane for
+/// requests of browser pages.
 fn agent_lane(
     peer: IpAddr,
     basis: AgentBasis,
@@ -196,7 +204,8 @@ fn agent_lane(
             intersect_optional_caps(scope_cap_of_container(peer, view, policy), policy.agent_scopes.as_ref())
         }
     };
-    // An agent that discovery does not know, such as one by certificate, keeps its cap on the external lane too.
+    // An agent that discovery does not know, such as one by certificate, keeps its cap on the
+    // external lane too.
     let as_external = ExternalLane { scopes: policy.external_scope_cap(scopes.as_ref()), ..as_external };
     AgentLane { source, basis, scopes, as_external }
 }

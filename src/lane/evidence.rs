@@ -13,8 +13,8 @@ pub struct Evidence {
     pub certificate: Option<Certificate>,
 }
 
-/// The client that a PROXY header names. TLS begins after the header, so this client, and not the proxy, writes the
-/// requests.
+/// The client that a PROXY header names. TLS begins after the header, so this client, and not the
+/// proxy, writes the requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProxyHeader {
     /// The peer itself: there was no header, or the header's command was `LOCAL`.
@@ -35,11 +35,11 @@ pub struct Certificate {
     pub serial: Vec<u8>,
     /// The URIs among the subject alternative names.
     pub uris: Vec<String>,
-    /// The user that the certificate names: the SAN e-mail, else URI, else DNS name. In a certificate of loopgate's CA
-    /// only an e-mail address names a user.
+    /// The user that the certificate names: the SAN e-mail, else URI, else DNS name. In a
+    /// certificate of loopgate's CA only an e-mail address names a user.
     pub user: Option<String>,
-    /// The end of the validity, in seconds since the Unix epoch. The lane decision checks it, since TLS resumption
-    /// skips the certificate verifier.
+    /// The end of the validity, in seconds since the Unix epoch. The lane decision checks it, since
+    /// TLS resumption skips the certificate verifier.
     pub not_after: i64,
 }
 

@@ -35,7 +35,8 @@ pub enum WhyExternal {
         /// The container's name.
         agent: String,
     },
-    /// Docker, or the API server, is unreachable, so the peer's container can't be confirmed as an agent.
+    /// Docker, or the API server, is unreachable, so the peer's container can't be confirmed as an
+    /// agent.
     Unconfirmed {
         /// The container's name.
         agent: String,
@@ -101,7 +102,8 @@ impl fmt::Display for WhyExternal {
     }
 }
 
-/// Explains why a connection is external; `None` if there is no reason to expect it on the agent lane.
+/// Explains why a connection is external; `None` if there is no reason to expect it on the agent
+/// lane.
 ///
 /// `now` is in seconds since the Unix epoch.
 pub fn why_external(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i64) -> Option<WhyExternal> {
@@ -134,8 +136,8 @@ fn why_external_with_loopback_gateway(
         }
         return match certificate?.issuer {
             Issuer::Loopgate => Some(WhyExternal::UnknownAddress(peer)),
-            // The operator's CA also signs certificates of users, who are meant to be external. So this is a reason
-            // only if certificates of this CA can name agents at all.
+            // The operator's CA also signs certificates of users, who are meant to be external. So
+            // this is a reason only if certificates of this CA can name agents at all.
             Issuer::Operator => (!policy.agent_uris.is_empty()).then_some(WhyExternal::UriNotListed),
         };
     };

@@ -11,8 +11,8 @@ use crate::addr::is_loopback_or_unspecified;
 pub struct ForwardedClient(HeaderValue);
 
 impl ForwardedClient {
-    /// Returns `ip`, or the placeholder `unknown` if `ip` is loopback or unspecified, since the gateway would treat
-    /// a client with such an address as local.
+    /// Returns `ip`, or the placeholder `unknown` if `ip` is loopback or unspecified, since the
+    /// gateway would treat a client with such an address as local.
     pub fn address_or_placeholder(ip: IpAddr, unknown: IpAddr) -> Self {
         let ip = if is_loopback_or_unspecified(ip) { unknown } else { ip };
         // The configured placeholder could be loopback too; 192.0.2.1 is of TEST-NET-1 (RFC 5737).

@@ -1,7 +1,7 @@
 //! The forwarding headers of the external lane.
 //!
-//! Private fields ensure that only this file can make a [`Forwarding`] or a [`HeadersWritten`], so that every head of
-//! the external lane has all of these headers.
+//! Private fields ensure that only this file can make a [`Forwarding`] or a [`HeadersWritten`], so
+//! that every head of the external lane has all of these headers.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,8 @@ pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forw
 pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub(super) const X_FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
 
-/// The forwarding headers of one request on the external lane. [`Forwarding::new`] always sets all of them.
+/// The forwarding headers of one request on the external lane. [`Forwarding::new`] always sets all
+/// of them.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
     /// The address that the allow and deny lists were applied to.
@@ -44,7 +45,8 @@ impl HeadersWritten {
 }
 
 impl ExternalLane {
-    /// Returns the request's client: the one that a trusted proxy names in the `sent` headers, else the connection's.
+    /// Returns the request's client: the one that a trusted proxy names in the `sent` headers, else
+    /// the connection's.
     pub fn request_client(&self, sent: &HeaderMap, policy: &LanePolicy) -> IpAddr {
         let named =
             self.is_trusted_proxy.then(|| x_forwarded_for::client_address(sent, |ip| policy.is_trusted_proxy(ip)));
@@ -53,11 +55,12 @@ impl ExternalLane {
 }
 
 impl Forwarding {
-    /// Makes the forwarding headers of a request for `host` on `lane`. Only a trusted proxy's `sent` headers count.
+    /// Makes the forwarding headers of a request for `host` on `lane`. Only a trusted proxy's
+    /// `sent` headers count.
     ///
     /// # Errors
-    /// The allow and deny lists refuse the request's client. `lane` may be that of a web page on an agent's connection,
-    /// to which the lists were not applied before.
+    /// The allow and deny lists refuse the request's client. `lane` may be that of a web page on an
+    /// agent's connection, to which the lists were not applied before.
     pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &LanePolicy) -> Result<Self, Denied> {
         let checked_client = lane.request_client(sent, policy);
         policy.check_access_lists(checked_client)?;
@@ -90,9 +93,11 @@ impl Forwarding {
         Ok(forwarding)
     }
 
-    /// Writes the forwarding headers into the `headers` of a request, from which those of the client were removed.
+    /// Writes the forwarding headers into the `headers` of a request, from which those of the
+    /// client were removed.
     pub(super) fn write(self, headers: &mut HeaderMap) -> HeadersWritten {
-        // Identity headers first, so that the forwarding headers replace them if a name occurs in both.
+        // Identity headers first, so that the forwarding headers replace them if a name occurs in
+        // both.
         for (name, value) in self.identity {
             headers.insert(name, value);
         }

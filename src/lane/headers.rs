@@ -1,9 +1,9 @@
 //! Builds the request heads that the gateway gets, each from a lane.
 //!
-//! OpenClaw 2026.9 treats a request from the external lane's address without forwarding headers as local. The types
-//! prevent such a request: [`GatewayHead`] has private fields, and a head of the external lane needs a
-//! [`HeadersWritten`], which only [`Forwarding::write`] returns. The source address is part of the head, so no head can
-//! leave from the other lane's address.
+//! OpenClaw 2026.9 treats a request from the external lane's address without forwarding headers as
+//! local. The types prevent such a request: [`GatewayHead`] has private fields, and a head of the
+//! external lane needs a [`HeadersWritten`], which only [`Forwarding::write`] returns. The source
+//! address is part of the head, so no head can leave from the other lane's address.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -67,7 +67,8 @@ pub struct GatewayHead {
     scopes: Option<HeaderValue>,
 }
 
-/// The lane of a head. The external variant can't be made before the forwarding headers are written.
+/// The lane of a head. The external variant can't be made before the forwarding headers are
+/// written.
 #[derive(Clone, Copy, Debug)]
 enum HeadLane {
     Agent,
@@ -77,9 +78,9 @@ enum HeadLane {
 impl GatewayHead {
     /// Checks a request on a connection of `lane`, and builds the head that `target` gets.
     ///
-    /// `token` is the `Authorization` value with the gateway's token, which agents with a certificate inherit. `names`
-    /// are the names in loopgate's server certificate. A request that a web page causes on an agent's connection goes
-    /// out on the external lane.
+    /// `token` is the `Authorization` value with the gateway's token, which agents with a
+    /// certificate inherit. `names` are the names in loopgate's server certificate. A request that
+    /// a web page causes on an agent's connection goes out on the external lane.
     ///
     /// # Errors
     /// The reason why the request must not be forwarded.
@@ -113,8 +114,8 @@ impl GatewayHead {
         }
     }
 
-    /// Builds the head of an agent's request, with the scope cap and, for an agent that a certificate proves, the
-    /// gateway's `token`.
+    /// Builds the head of an agent's request, with the scope cap and, for an agent that a
+    /// certificate proves, the gateway's `token`.
     fn for_agent(
         mut parts: Parts,
         checked: CheckedHead,
@@ -137,8 +138,8 @@ impl GatewayHead {
         Self { parts, route, lane: HeadLane::Agent, is_upgrade, scopes: lane.scopes.clone() }
     }
 
-    /// Builds the head of an external client's request: checks the path rules, and adds the forwarding headers and
-    /// the scope cap.
+    /// Builds the head of an external client's request: checks the path rules, and adds the
+    /// forwarding headers and the scope cap.
     fn for_external(
         mut parts: Parts,
         checked: CheckedHead,
@@ -166,7 +167,8 @@ impl GatewayHead {
         Ok(Self { parts, route, lane: HeadLane::External(written), is_upgrade, scopes })
     }
 
-    /// The lane on which the request goes to the gateway. A connection of the agent lane may have requests on both.
+    /// The lane on which the request goes to the gateway. A connection of the agent lane may have
+    /// requests on both.
     pub fn lane(&self) -> LaneKind {
         match self.lane {
             HeadLane::Agent => LaneKind::Agent,
@@ -184,7 +186,8 @@ impl GatewayHead {
         self.parts.uri.path()
     }
 
-    /// The client that the allow and deny lists were applied to; `None` on the agent lane, which has no such lists.
+    /// The client that the allow and deny lists were applied to; `None` on the agent lane, which
+    /// has no such lists.
     pub fn client(&self) -> Option<IpAddr> {
         match self.lane {
             HeadLane::Agent => None,
@@ -202,8 +205,8 @@ impl GatewayHead {
         self.parts.headers.get(SEC_WEBSOCKET_KEY)
     }
 
-    /// Removes `Sec-WebSocket-Extensions`, so that the gateway enables none, and loopgate can read messages
-    /// uncompressed.
+    /// Removes `Sec-WebSocket-Extensions`, so that the gateway enables none, and loopgate can read
+    /// messages uncompressed.
     pub fn remove_websocket_extensions(&mut self) {
         self.parts.headers.remove(SEC_WEBSOCKET_EXTENSIONS);
     }
@@ -213,8 +216,8 @@ impl GatewayHead {
         self.is_upgrade
     }
 
-    /// Returns whether the request may be sent twice: its method is safe (RFC 9110 section 9.2.1), and it asks for no
-    /// upgrade.
+    /// Returns whether the request may be sent twice: its method is safe (RFC 9110 section 9.2.1),
+    /// and it asks for no upgrade.
     pub fn is_repeatable(&self) -> bool {
         self.parts.method.is_safe() && !self.is_upgrade
     }
@@ -242,8 +245,8 @@ impl GatewayHead {
     }
 }
 
-/// Converts a head to the form that both lanes send: an origin-form target, HTTP/1.1, and no field that clients may not
-/// send. Returns whether it asks for an upgrade.
+/// Converts a head to the form that both lanes send: an origin-form target, HTTP/1.1, and no field
+/// that clients may not send. Returns whether it asks for an upgrade.
 fn convert_to_gateway_form(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &LanePolicy) -> bool {
     let origin_form = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(origin_form);
@@ -266,8 +269,8 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes from a request the fields that `Connection` lists, hop-by-hop fields, and fields that only loopgate may
-/// send.
+/// Removes from a request the fields that `Connection` lists, hop-by-hop fields, and fields that
+/// only loopgate may send.
 fn scrub_request(headers: &mut HeaderMap, policy: &LanePolicy) {
     let listed: Vec<HeaderName> = connection_options(headers)
         .filter(|token| {
@@ -292,7 +295,8 @@ fn scrub_request(headers: &mut HeaderMap, policy: &LanePolicy) {
     }
 }
 
-/// Removes from a request's trailers the fields that are removed from its head, and those that only a head may have.
+/// Removes from a request's trailers the fields that are removed from its head, and those that only
+/// a head may have.
 pub fn scrub_request_trailers(trailers: &mut HeaderMap, rules: &RequestRules) {
     scrub_request(trailers, &rules.policy);
     remove_head_fields(trailers);
@@ -304,8 +308,8 @@ pub fn scrub_response_trailers(trailers: &mut HeaderMap) {
     remove_head_fields(trailers);
 }
 
-/// Removes fields for the framing, routing, authentication or processing of a message, which are forbidden in trailers
-/// (RFC 9110 section 6.5.1).
+/// Removes fields for the framing, routing, authentication or processing of a message, which are
+/// forbidden in trailers (RFC 9110 section 6.5.1).
 fn remove_head_fields(trailers: &mut HeaderMap) {
     use http::header::{
         CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, MAX_FORWARDS, SET_COOKIE,

@@ -10,12 +10,14 @@ use super::policy::allowed_scopes;
 use super::request_check::RequestRefusal;
 use crate::config::PathRule;
 
-/// Refuses a request to the gateway's HTTP API, unless the scope cap `cap` includes `operator.admin`, or there is none.
+/// Refuses a request to the gateway's HTTP API, unless the scope cap `cap` includes
+/// `operator.admin`, or there is none.
 ///
-/// The API gives every client that sends the gateway's token or password full operator rights, and ignores
-/// `X-OpenClaw-Scopes` (OpenClaw `gateway/openai-http-api`, `gateway/tools-invoke-http-api`). The same holds for
-/// `POST /sessions/KEY/kill` and `GET /sessions/KEY/history`. Requests for an upgrade are refused too, since a gateway
-/// that does not upgrade could answer them as plain requests.
+/// The API gives every client that sends the gateway's token or password full operator rights, and
+/// ignores `X-OpenClaw-Scopes` (OpenClaw `gateway/openai-http-api`,
+/// `gateway/tools-invoke-http-api`). The same holds for `POST /sessions/KEY/kill` and `GET
+/// /sessions/KEY/history`. Requests for an upgrade are refused too, since a gateway that does not
+/// upgrade could answer them as plain requests.
 ///
 /// # Errors
 /// [`RequestRefusal::ScopeCapped`].

@@ -1,12 +1,14 @@
-//! Lanes: which lane a connection is on, and what each lane may send to the gateway. Pure functions, without I/O or a
-//! clock.
+//! Lanes: which lane a connection is on, and what each lane may send to the gateway. Pure
+//! functions, without I/O or a clock.
 //!
-//! [`decide_lane`] assigns a connection to a lane before its first request. The decision is made again whenever the
-//! [`View`](crate::discovery::View) or the configuration changes, and a connection that loses its
-//! lane is closed. An external connection that could now be an agent's stays external.
-//! A request that a web page causes on an agent's connection goes out on the external lane.
+//! [`decide_lane`] assigns a connection to a lane before its first request. The decision is made
+//! again whenever the [`View`](crate::discovery::View) or the configuration changes, and a
+//! connection that loses its lane is closed. An external connection that could now be an agent's
+//! stays external. A request that a web page causes on an agent's connection goes out on the
+//! external lane.
 //!
-//! [`GatewayHead`] is the only request head that the proxy can send to the gateway. It is always made from a lane.
+//! [`GatewayHead`] is the only request head that the proxy can send to the gateway. It is always
+//! made from a lane.
 //!
 //! | file | does |
 //! | --- | --- |

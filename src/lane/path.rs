@@ -1,7 +1,7 @@
 //! `[[external.paths]]`: which paths external clients may request.
 //!
-//! The gateway decodes and normalizes paths in its own way. So if there are rules, a path that two parsers could read
-//! differently is refused.
+//! The gateway decodes and normalizes paths in its own way. So if there are rules, a path that two
+//! parsers could read differently is refused.
 
 use std::borrow::Cow;
 
@@ -10,11 +10,13 @@ use http::Method;
 use super::request_check::RequestRefusal;
 use crate::config::PathRule;
 
-/// Applies the `rules` for the gateway's `port` to `path`, which has no query. The first rule that matches decides.
+/// Applies the `rules` for the gateway's `port` to `path`, which has no query. The first rule that
+/// matches decides.
 ///
-/// If no rule matches, the request is refused if there is an `allow` rule, else allowed. `allow` rules compare paths
-/// and methods exactly, and `deny` rules ignore case, so that a doubtful match never opens a path. The gateway accepts
-/// WebSockets on every path, so an `allow` rule applies to upgrades only if it has `upgrade`.
+/// If no rule matches, the request is refused if there is an `allow` rule, else allowed. `allow`
+/// rules compare paths and methods exactly, and `deny` rules ignore case, so that a doubtful match
+/// never opens a path. The gateway accepts WebSockets on every path, so an `allow` rule applies to
+/// upgrades only if it has `upgrade`.
 ///
 /// # Errors
 /// [`RequestRefusal::AmbiguousPath`] or [`RequestRefusal::PathDenied`].
@@ -43,20 +45,23 @@ fn applies_to(rule: &PathRule, method: &Method, is_upgrade: bool) -> bool {
     }
     let matches = |named: &Method| {
         let same = named.as_str().eq_ignore_ascii_case(method.as_str());
-        // A response to HEAD reveals the fields of that to GET (RFC 9110 section 9.3.2), so denying GET denies HEAD.
+        // A response to HEAD reveals the fields of that to GET (RFC 9110 section 9.3.2), so denying
+        // GET denies HEAD.
         let alike = method.as_str().eq_ignore_ascii_case("HEAD") && named.as_str().eq_ignore_ascii_case("GET");
         named == method || (!rule.allow && (same || alike))
     };
     rule.methods.is_empty() || rule.methods.iter().any(matches)
 }
 
-/// Returns whether the prefix of `rule` matches `path`, or `decoded`, the same path after percent-decoding.
+/// Returns whether the prefix of `rule` matches `path`, or `decoded`, the same path after
+/// percent-decoding.
 ///
-/// The gateway routes to plugins twice: by the path as a URL parser reads it, and by the decoded path as the same
-/// parser reads it. In the decoded path `?` and `#` end the path, and blanks at its end are dropped. The parser encodes
-/// some characters that are allowed here, and for the gateway a `%` after a prefix ends the segment (OpenClaw 2026.9
-/// `gateway/security-path`, `plugins-http/route-match`). So for a `deny` rule every character ends a segment, except
-/// those that all parsers regard as part of it.
+/// The gateway routes to plugins twice: by the path as a URL parser reads it, and by the decoded
+/// path as the same parser reads it. In the decoded path `?` and `#` end the path, and blanks at
+/// its end are dropped. The parser encodes some characters that are allowed here, and for the
+/// gateway a `%` after a prefix ends the segment (OpenClaw 2026.9 `gateway/security-path`,
+/// `plugins-http/route-match`). So for a `deny` rule every character ends a segment, except those
+/// that all parsers regard as part of it.
 fn matches_path(rule: &PathRule, path: &str, decoded: &str) -> bool {
     if rule.allow {
         let rest = decoded.strip_prefix(rule.prefix.as_str());
@@ -73,21 +78,21 @@ fn matches_path(rule: &PathRule, path: &str, decoded: &str) -> bool {
     has_prefix(decoded) || has_prefix(path)
 }
 
-/// Returns whether every parser regards `byte` as part of the path segment: `pchar` of RFC 3986 section 3.3 without `%`
-/// and `;`.
+/// Returns whether every parser regards `byte` as part of the path segment: `pchar` of RFC 3986
+/// section 3.3 without `%` and `;`.
 fn continues_segment(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&byte)
 }
 
-/// Decodes the percent-encoding of `path`; `None` if the result is not UTF-8, or if another parser could read the path
-/// differently.
+/// Decodes the percent-encoding of `path`; `None` if the result is not UTF-8, or if another parser
+/// could read the path differently.
 pub fn decode_path(path: &str) -> Option<Cow<'_, str>> {
     let path = if path.contains('%') { Cow::Owned(percent_decode(path)?) } else { Cow::Borrowed(path) };
     is_unambiguous(&path).then_some(path)
 }
 
-/// Decodes the percent-encoding of `path`; `None` if it is malformed, or encodes a character that would change the
-/// path's structure.
+/// Decodes the percent-encoding of `path`; `None` if it is malformed, or encodes a character that
+/// would change the path's structure.
 fn percent_decode(path: &str) -> Option<String> {
     let mut out = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();
@@ -107,7 +112,8 @@ fn percent_decode(path: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// Returns whether `path` is absolute and has no empty segment but the last, no `.` or `..`, and no parameters.
+/// Returns whether `path` is absolute and has no empty segment but the last, no `.` or `..`, and no
+/// parameters.
 fn is_unambiguous(path: &str) -> bool {
     let bytes = path.as_bytes();
     bytes.starts_with(b"/")

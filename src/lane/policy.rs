@@ -9,11 +9,12 @@ use super::assignment::Denied;
 use super::reserved_headers::{is_reserved, is_same_if_folded};
 use crate::config::{Config, OwnAddresses};
 
-/// The part of the configuration that lane decisions read. A field without a comment holds the option of the same name.
+/// The part of the configuration that lane decisions read. A field without a comment holds the
+/// option of the same name.
 #[derive(Clone, Debug)]
 pub struct LanePolicy {
-    /// Whether the gateway's address is loopback. Another gateway can't see the lanes' source addresses, which are
-    /// loopback, so every client is external.
+    /// Whether the gateway's address is loopback. Another gateway can't see the lanes' source
+    /// addresses, which are loopback, so every client is external.
     pub(super) gateway_is_loopback: bool,
     pub(super) own_addresses: OwnAddresses,
     pub(super) agent_cidrs: Vec<IpNet>,
@@ -21,7 +22,8 @@ pub struct LanePolicy {
     /// Whether `tls.client_ca` is set, so that every client is asked for a certificate.
     has_client_ca: bool,
     pub(super) agent_uris: Vec<String>,
-    /// The scope cap of agents without the label `loopgate.scopes` (`agents.scopes`); `None` means no cap.
+    /// The scope cap of agents without the label `loopgate.scopes` (`agents.scopes`); `None` means
+    /// no cap.
     pub(super) agent_scopes: Option<HeaderValue>,
     /// The scope cap of the external lane (`external.scopes`); `None` means no cap.
     external_scopes: Option<HeaderValue>,
@@ -58,17 +60,20 @@ impl LanePolicy {
         }
     }
 
-    /// Returns the scope cap on the external lane of a client whose container has the cap `container_cap`.
+    /// Returns the scope cap on the external lane of a client whose container has the cap
+    /// `container_cap`.
     pub(super) fn external_scope_cap(&self, container_cap: Option<&HeaderValue>) -> Option<HeaderValue> {
         intersect_optional_caps(container_cap.cloned(), self.external_scopes.as_ref())
     }
 
-    /// Returns whether `external.trusted_proxies` contains `ip`, so that a peer there may name its client.
+    /// Returns whether `external.trusted_proxies` contains `ip`, so that a peer there may name its
+    /// client.
     pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
         any_net_contains(&self.trusted_proxies, ip)
     }
 
-    /// Returns whether loopgate controls the header `name`: it removes what clients send, and may set a value itself.
+    /// Returns whether loopgate controls the header `name`: it removes what clients send, and may
+    /// set a value itself.
     ///
     /// Only trusted proxies can set the headers in `external.identity_headers`.
     pub fn controls_header(&self, name: &HeaderName) -> bool {
@@ -76,10 +81,11 @@ impl LanePolicy {
         listed(&self.identity_headers) || (is_reserved(name) && !listed(&self.keep_headers))
     }
 
-    /// Returns whether certificates of `loopgate cert issue` are accepted from the address `client`.
+    /// Returns whether certificates of `loopgate cert issue` are accepted from the address
+    /// `client`.
     ///
-    /// The condition is that `agents.certificate_from` contains the address, or that `tls.client_ca` is set, since
-    /// every client is then asked for a certificate.
+    /// The condition is that `agents.certificate_from` contains the address, or that
+    /// `tls.client_ca` is set, since every client is then asked for a certificate.
     pub(super) fn accepts_issued_certificates_from(&self, client: IpAddr) -> bool {
         self.has_client_ca || any_net_contains(&self.certificate_from, client)
     }
@@ -99,8 +105,8 @@ impl LanePolicy {
     }
 }
 
-/// Formats `scopes` as the value of `X-OpenClaw-Scopes`. If a header can't hold them, the value is empty, which allows
-/// no scope.
+/// Formats `scopes` as the value of `X-OpenClaw-Scopes`. If a header can't hold them, the value is
+/// empty, which allows no scope.
 pub(super) fn scope_cap(scopes: &[String]) -> HeaderValue {
     HeaderValue::from_str(&scopes.join(",")).unwrap_or(HeaderValue::from_static(""))
 }

@@ -14,17 +14,21 @@ pub enum RequestRefusal {
     DuplicateHost,
     /// A `Host` that is not a host with an optional port.
     BadHost,
-    /// `Host` and the authority of the request's target differ (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1).
+    /// `Host` and the authority of the request's target differ (RFC 9112 section 3.2.2, RFC 9113
+    /// section 8.3.1).
     AuthorityMismatch,
-    /// More than one `Content-Length`, or one together with `Transfer-Encoding` (RFC 9112 section 6.3).
+    /// More than one `Content-Length`, or one together with `Transfer-Encoding` (RFC 9112 section
+    /// 6.3).
     AmbiguousLength,
     /// A `Transfer-Encoding` other than exactly `chunked`.
     BadTransferEncoding,
     /// A target that is neither a path nor, for `OPTIONS`, `*`.
     BadTarget,
-    /// `CONNECT` other than that of a WebSocket over HTTP/2 (RFC 8441): loopgate is not a forward proxy.
+    /// `CONNECT` other than that of a WebSocket over HTTP/2 (RFC 8441): loopgate is not a forward
+    /// proxy.
     Connect,
-    /// `TRACE`, whose response would show fields that loopgate and its proxies added (RFC 9110 section 9.3.8).
+    /// `TRACE`, whose response would show fields that loopgate and its proxies added (RFC 9110
+    /// section 9.3.8).
     Trace,
     /// A `Content-Length` that is not a number below 2^63.
     BadLength,
@@ -38,10 +42,11 @@ pub enum RequestRefusal {
     PathDenied,
     /// A path that two parsers could read differently, while there are `[[external.paths]]`.
     AmbiguousPath,
-    /// A request to the gateway's HTTP API from a client with a scope cap, which that API would ignore.
+    /// A request to the gateway's HTTP API from a client with a scope cap, which that API would
+    /// ignore.
     ScopeCapped,
-    /// The allow and deny lists refuse the client that a trusted proxy named, or a web page on an agent's connection;
-    /// or the connection is no longer authorized.
+    /// The allow and deny lists refuse the client that a trusted proxy named, or a web page on an
+    /// agent's connection; or the connection is no longer authorized.
     ClientDenied,
 }
 
@@ -136,14 +141,15 @@ pub(super) fn check_request(parts: &Parts, upgrades: &[String]) -> Result<Checke
     Ok(CheckedHead { host, upgrade })
 }
 
-/// Returns the number of fields of a head over HTTP/2. All `Cookie` fields count as one, since HTTP/2 may split it
-/// (RFC 9113 section 8.2.3).
+/// Returns the number of fields of a head over HTTP/2. All `Cookie` fields count as one, since
+/// HTTP/2 may split it (RFC 9113 section 8.2.3).
 pub fn h2_field_count(parts: &Parts) -> usize {
     let cookies = parts.headers.get_all(COOKIE).iter().count();
     parts.headers.len() - cookies.saturating_sub(1)
 }
 
-/// Returns the size in bytes of a head over HTTP/2: names, values and 32 bytes for each field (RFC 9113 section 6.5.2).
+/// Returns the size in bytes of a head over HTTP/2: names, values and 32 bytes for each field (RFC
+/// 9113 section 6.5.2).
 pub fn h2_head_size(parts: &Parts) -> usize {
     const PER_FIELD: usize = 32;
     let target = [
@@ -157,7 +163,8 @@ pub fn h2_head_size(parts: &Parts) -> usize {
     target.chain(fields).map(|(name, value)| name + value + PER_FIELD).sum()
 }
 
-/// Returns the host that `Host` or the authority of the target names; if both are present, they must be equal.
+/// Returns the host that `Host` or the authority of the target names; if both are present, they
+/// must be equal.
 fn requested_host(parts: &Parts) -> Result<HeaderValue, RequestRefusal> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let (first_host, second_host) = (hosts.next(), hosts.next());
@@ -177,7 +184,8 @@ fn requested_host(parts: &Parts) -> Result<HeaderValue, RequestRefusal> {
     if is_host(host.as_bytes()) { Ok(host) } else { Err(RequestRefusal::BadHost) }
 }
 
-/// Returns whether `value` is a host with an optional port, and nothing else: no user, no blanks, no list.
+/// Returns whether `value` is a host with an optional port, and nothing else: no user, no blanks,
+/// no list.
 pub(super) fn is_host(value: &[u8]) -> bool {
     if is_simple_host(value) {
         return true;
@@ -191,8 +199,8 @@ pub(super) fn is_host(value: &[u8]) -> bool {
         && (port.is_empty() || (port.len() > 1 && authority.port_u16().is_some()))
 }
 
-/// Returns whether `value` has the usual form of `Host`: letters, digits, dots and hyphens, with or without a port.
-/// Unlike parsing an `Authority`, this does not allocate.
+/// Returns whether `value` has the usual form of `Host`: letters, digits, dots and hyphens, with or
+/// without a port. Unlike parsing an `Authority`, this does not allocate.
 fn is_simple_host(value: &[u8]) -> bool {
     let (name, port) = match memchr::memrchr(b':', value) {
         Some(colon) => (&value[..colon], &value[colon + 1..]),
@@ -205,7 +213,8 @@ fn is_simple_host(value: &[u8]) -> bool {
         && port.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
 }
 
-/// Checks that the request states its body's length at most once, in a form that every parser accepts.
+/// Checks that the request states its body's length at most once, in a form that every parser
+/// accepts.
 fn check_length(parts: &Parts) -> Result<(), RequestRefusal> {
     let mut encodings = parts.headers.get_all(TRANSFER_ENCODING).iter();
     let encoding = encodings.next();
@@ -219,7 +228,8 @@ fn check_length(parts: &Parts) -> Result<(), RequestRefusal> {
     if lengths > 1 || (lengths == 1 && encoding.is_some()) { Err(RequestRefusal::AmbiguousLength) } else { Ok(()) }
 }
 
-/// Returns whether `value` is a number below 2^63, since many parsers use a signed integer of 64 bits.
+/// Returns whether `value` is a number below 2^63, since many parsers use a signed integer of 64
+/// bits.
 fn is_valid_length(value: &[u8]) -> bool {
     let number = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     number.is_some_and(|text| text.parse::<i64>().is_ok())

@@ -17,8 +17,8 @@ pub(super) struct RequestSender {
 impl RequestSender {
     /// Returns the sender on a connection from `peer`.
     ///
-    /// A PROXY header counts only from a trusted proxy. The client that the header names is then the sender, since TLS
-    /// begins after the header and the proxy can't write requests.
+    /// A PROXY header counts only from a trusted proxy. The client that the header names is then
+    /// the sender, since TLS begins after the header and the proxy can't write requests.
     pub(super) fn new(peer: IpAddr, header: ProxyHeader, policy: &LanePolicy) -> Self {
         let is_trusted_proxy = policy.is_trusted_proxy(peer);
         match header {

@@ -1,23 +1,25 @@
-//! Header names that clients may not send to the gateway, because they can carry an identity or a client's address.
+//! Header names that clients may not send to the gateway, because they can carry an identity or a
+//! client's address.
 //!
-//! A gateway, or one of its plugins, may be configured to believe any header of this kind. So a name is reserved if one
-//! of these is true:
+//! A gateway, or one of its plugins, may be configured to believe any header of this kind. So a
+//! name is reserved if one of these is true:
 //!
 //! - One of its words is in [`IDENTITY_WORDS`], or begins or ends with one of [`IDENTITY_AFFIXES`]
 //!   (`X-Authenticated-User`).
 //! - It begins with one of [`RESERVED_PREFIXES`] (`SM_UNIVERSALID`).
 //! - It is one of [`RESERVED_NAMES`].
 //!
-//! [`OPENCLAW_REQUEST_HEADERS`] and [`WEBHOOK_HEADERS`] are exceptions, and so is the word `user` before `agent`.
+//! [`OPENCLAW_REQUEST_HEADERS`] and [`WEBHOOK_HEADERS`] are exceptions, and so is the word `user`
+//! before `agent`.
 //!
-//! Words are separated by every character but letters and digits, and each such character counts as `-` in a
-//! comparison with a list. Servers that turn headers into CGI variables (RFC 3875 section 4.1.18) don't distinguish
-//! `-`, `_` and other characters.
+//! Words are separated by every character but letters and digits, and each such character counts as
+//! `-` in a comparison with a list. Servers that turn headers into CGI variables (RFC 3875 section
+//! 4.1.18) don't distinguish `-`, `_` and other characters.
 
 use http::HeaderName;
 
-/// Request headers of the gateway's own HTTP API and webhooks, which are not reserved although they begin with
-/// `X-OpenClaw-`.
+/// Request headers of the gateway's own HTTP API and webhooks, which are not reserved although they
+/// begin with `X-OpenClaw-`.
 ///
 /// These are the headers that the gateway's documentation (2026.9: `gateway/openai-http-api`,
 /// `gateway/tools-invoke-http-api`, `gateway/config-hooks`, `automation/cron-jobs/webhooks`,
@@ -39,7 +41,8 @@ const OPENCLAW_REQUEST_HEADERS: &[&str] = &[
     "x-openclaw-webhook-secret",
 ];
 
-/// Request headers of webhooks that are not reserved: they have a word that suggests an identity, but state none.
+/// Request headers of webhooks that are not reserved: they have a word that suggests an identity,
+/// but state none.
 const WEBHOOK_HEADERS: &[&str] = &[
     "ce-subject",
     "paypal-auth-algo",
@@ -87,7 +90,8 @@ const RESERVED_NAMES: &[&str] = &[
     "x-waws-unencoded-url",
 ];
 
-/// Prefixes of the headers that proxies and single sign-on products set. `-ws` matches WebSphere's `$WSRU`.
+/// Prefixes of the headers that proxies and single sign-on products set. `-ws` matches WebSphere's
+/// `$WSRU`.
 const RESERVED_PREFIXES: &[&str] = &[
     "-ws",
     "cas-",
@@ -154,7 +158,8 @@ const RESERVED_PREFIXES: &[&str] = &[
     "x-webauth-",
 ];
 
-/// Words that suggest an identity or a client's address, sorted, without those that [`IDENTITY_AFFIXES`] matches.
+/// Words that suggest an identity or a client's address, sorted, without those that
+/// [`IDENTITY_AFFIXES`] matches.
 const IDENTITY_WORDS: &[&str] = &[
     "actor",
     "addr",
@@ -221,7 +226,8 @@ const IDENTITY_WORDS: &[&str] = &[
     "via",
 ];
 
-/// Words that suggest an identity as the beginning or end of a compound, too (`smuser`, `userid`, `clientcert`).
+/// Words that suggest an identity as the beginning or end of a compound, too (`smuser`, `userid`,
+/// `clientcert`).
 const IDENTITY_AFFIXES: &[&str] = &["cert", "email", "group", "role", "user"];
 
 /// Returns whether a client's header `name` is removed, by the rule at the top of this file.
@@ -241,7 +247,8 @@ pub(super) fn is_reserved(name: &HeaderName) -> bool {
         || states_identity(bytes)
 }
 
-/// Returns whether `name` is one that most requests have and that is not reserved: a shortcut for [`is_reserved`].
+/// Returns whether `name` is one that most requests have and that is not reserved: a shortcut for
+/// [`is_reserved`].
 fn is_common_unreserved_header(name: &str) -> bool {
     matches!(
         name,
@@ -263,7 +270,8 @@ fn is_common_unreserved_header(name: &str) -> bool {
     ) || ["sec-fetch-", "sec-websocket-", "sec-ch-"].iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Returns whether a word of `name` suggests that the header carries an identity or a client's address.
+/// Returns whether a word of `name` suggests that the header carries an identity or a client's
+/// address.
 fn states_identity(name: &[u8]) -> bool {
     let mut words = name.split(|byte| !byte.is_ascii_alphanumeric()).peekable();
     while let Some(word) = words.next() {
@@ -288,20 +296,23 @@ fn has_identity_affix(word: &[u8]) -> bool {
     IDENTITY_AFFIXES.iter().any(|part| word.starts_with(part.as_bytes()) || word.ends_with(part.as_bytes()))
 }
 
-/// Returns whether `name` equals `other` for a server that maps all characters but letters and digits to one.
+/// Returns whether `name` equals `other` for a server that maps all characters but letters and
+/// digits to one.
 pub(super) fn is_same_if_folded(name: &HeaderName, other: &HeaderName) -> bool {
     let (name, other) = (name.as_str().as_bytes(), other.as_str().as_bytes());
     let same = |a: u8, b: u8| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric());
     name.len() == other.len() && name.iter().zip(other).all(|(&a, &b)| same(a, b))
 }
 
-/// Returns whether `name` begins with `prefix`, in which `-` matches every character but letters and digits.
+/// Returns whether `name` begins with `prefix`, in which `-` matches every character but letters
+/// and digits.
 fn starts_with_if_folded(name: &[u8], prefix: &str) -> bool {
     name.len() >= prefix.len()
         && name.iter().zip(prefix.as_bytes()).all(|(&n, &p)| n == p || (p == b'-' && !n.is_ascii_alphanumeric()))
 }
 
-/// Returns whether a field is for one connection only (RFC 9110 section 7.6.1) and is never forwarded.
+/// Returns whether a field is for one connection only (RFC 9110 section 7.6.1) and is never
+/// forwarded.
 pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),

@@ -12,8 +12,9 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// Parses the value of a trusted proxy's `X-Forwarded-Proto`; `None` if it is not one of `https`, `wss`, `http` and
-    /// `ws`. Some proxies, such as Traefik, state `wss` or `ws` for a WebSocket.
+    /// Parses the value of a trusted proxy's `X-Forwarded-Proto`; `None` if it is not one of
+    /// `https`, `wss`, `http` and `ws`. Some proxies, such as Traefik, state `wss` or `ws` for a
+    /// WebSocket.
     pub(super) fn parse(value: &HeaderValue) -> Option<Self> {
         let is = |scheme: &[u8]| value.as_bytes().eq_ignore_ascii_case(scheme);
         if is(b"https") || is(b"wss") { Some(Self::Https) } else { (is(b"http") || is(b"ws")).then_some(Self::Http) }

@@ -4,10 +4,11 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// Returns the address in the network `sources` for the agent identified by `key`. The address is a hash of `key`, so
-/// it is always the same without being stored.
+/// Returns the address in the network `sources` for the agent identified by `key`. The address is a
+/// hash of `key`, so it is always the same without being stored.
 ///
-/// Two agents may get the same address. They then share the gateway's limit for unauthenticated sockets.
+/// Two agents may get the same address. They then share the gateway's limit for unauthenticated
+/// sockets.
 pub(super) fn source_address(key: &[u8], sources: Ipv4Net) -> Ipv4Addr {
     // FNV-1a: evenly distributed, and the same in every build, unlike std's hashers.
     let hash = key

@@ -18,8 +18,9 @@ impl Target {
         Self { is_gateway: true, ..Self::for_port_forward(address) }
     }
 
-    /// Returns the target of a listener for another port of the gateway's address (`listen.forward`). The rules for the
-    /// gateway's protocol, token and devices do not apply to it.
+    /// Returns the target of a listener for another port of the gateway's address
+    /// (`listen.forward`). The rules for the gateway's protocol, token and devices do not apply to
+    /// it.
     pub fn for_port_forward(address: SocketAddr) -> Self {
         let host = HeaderValue::from_str(&address.to_string()).unwrap_or(HeaderValue::from_static("127.0.0.1"));
         Self { address, host, is_gateway: false }

@@ -6,11 +6,12 @@ use http::HeaderMap;
 
 use crate::addr::canonical;
 
-/// Returns the rightmost address in all `X-Forwarded-For` fields that is not itself a trusted proxy's.
+/// Returns the rightmost address in all `X-Forwarded-For` fields that is not itself a trusted
+/// proxy's.
 ///
-/// The connected proxy wrote the rightmost entry. If that entry is a trusted proxy, that proxy wrote the next one to
-/// the left, and so on. Entries left of the first untrusted one can be forged. Returns `None` if there is no entry, or
-/// if one that must be read is not an address.
+/// The connected proxy wrote the rightmost entry. If that entry is a trusted proxy, that proxy
+/// wrote the next one to the left, and so on. Entries left of the first untrusted one can be
+/// forged. Returns `None` if there is no entry, or if one that must be read is not an address.
 pub(super) fn client_address(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
     let mut leftmost = None;

@@ -99,7 +99,8 @@ impl AcceptLoop {
     }
 }
 
-/// Returns whether `error` concerns only the connection that would have been accepted (accept(2), "Error handling").
+/// Returns whether `error` concerns only the connection that would have been accepted (accept(2),
+/// "Error handling").
 fn is_peer_failure(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),

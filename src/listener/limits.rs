@@ -25,10 +25,11 @@ mod tests;
 const MIN_TABLE: usize = 1024;
 /// One in this many permits is reserved for agents, so that other clients can't take all permits.
 const RESERVED_PART: usize = 16;
-/// The most connections that may wait for a permit. The same number of agents' connections may wait in addition.
+/// The most connections that may wait for a permit. The same number of agents' connections may wait
+/// in addition.
 ///
-/// Waiting connections have been accepted: if they waited in the kernel's queue, agents would wait behind all other
-/// clients.
+/// Waiting connections have been accepted: if they waited in the kernel's queue, agents would wait
+/// behind all other clients.
 pub const MAX_WAITING: usize = 256;
 
 /// The connection limits and the connections counted against them. All listeners share one.
@@ -68,8 +69,8 @@ struct ClientLimits {
     connections: usize,
     /// The rate of new connections; `None` for no limit.
     rate: Option<Rate>,
-    /// The trusted proxies, which are exempt: many clients connect through one address, and the proxy limits them
-    /// itself.
+    /// The trusted proxies, which are exempt: many clients connect through one address, and the
+    /// proxy limits them itself.
     exempt: Vec<IpNet>,
 }
 
@@ -84,7 +85,8 @@ impl ClientLimits {
     }
 }
 
-/// The permit for one connection, returned when dropped. It must be held until the connection ends, tunnels included.
+/// The permit for one connection, returned when dropped. It must be held until the connection ends,
+/// tunnels included.
 #[derive(Debug)]
 pub struct ConnectionPermit {
     client: ClientGuard,
@@ -114,9 +116,9 @@ struct ClientEntry {
 }
 
 impl ConnectionLimits {
-    /// Creates limits without connections. At most `max_waiting` connections wait for a permit, and in addition the
-    /// same number of agents' connections. `may_be_agent` returns whether a connection from an address may get the
-    /// agent lane.
+    /// Creates limits without connections. At most `max_waiting` connections wait for a permit, and
+    /// in addition the same number of agents' connections. `may_be_agent` returns whether a
+    /// connection from an address may get the agent lane.
     pub fn new(
         config: &Config,
         max_waiting: usize,
@@ -147,7 +149,8 @@ impl ConnectionLimits {
         &self.metrics
     }
 
-    /// Counts a connection from `peer`; returns its permit, or a future of it. Logs and counts refusals.
+    /// Counts a connection from `peer`; returns its permit, or a future of it. Logs and counts
+    /// refusals.
     ///
     /// # Errors
     /// The client is at one of its limits, or too many connections wait for a permit.
@@ -161,7 +164,8 @@ impl ConnectionLimits {
         })
     }
 
-    /// Takes a slot, or a place in the queue for one. A peer that may be an agent can use the reserved slots too.
+    /// Takes a slot, or a place in the queue for one. A peer that may be an agent can use the
+    /// reserved slots too.
     fn take_slot_unreported(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
         let client = self.count_client(peer)?;
         let shared = Arc::clone(&self.shared_slots);

@@ -21,8 +21,8 @@ use crate::discovery::View;
 use crate::metrics::ListenerMetrics;
 use crate::shutdown::Shutdown;
 
-/// The pauses before an address that can't be bound is tried again. It may be in use, or an IPv6 address that is still
-/// tentative (RFC 4862).
+/// The pauses before an address that can't be bound is tried again. It may be in use, or an IPv6
+/// address that is still tentative (RFC 4862).
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// The reason why the listeners can't be opened.
@@ -49,11 +49,13 @@ pub enum Error {
     },
 }
 
-/// Opens the listeners that `config.listen` asks for, and follows `view` until `shutdown` begins: a new address gets a
-/// listener, and a removed address loses it. Passes each connection within `limits` to `serve`, which must not block.
+/// Opens the listeners that `config.listen` asks for, and follows `view` until `shutdown` begins: a
+/// new address gets a listener, and a removed address loses it. Passes each connection within
+/// `limits` to `serve`, which must not block.
 ///
-/// Returns the addresses of the open listeners, with their real ports. There may be none, since addresses may appear
-/// later, but an address that the configuration names exactly must be bound now. Must be called within a Tokio runtime.
+/// Returns the addresses of the open listeners, with their real ports. There may be none, since
+/// addresses may appear later, but an address that the configuration names exactly must be bound
+/// now. Must be called within a Tokio runtime.
 ///
 /// # Errors
 /// An address that the configuration names exactly can't be bound, or is the gateway's own.
@@ -111,7 +113,8 @@ struct OpenListener {
 }
 
 impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
-    /// Applies each change of `view`, and tries addresses that can't be bound again, until the shutdown.
+    /// Applies each change of `view`, and tries addresses that can't be bound again, until the
+    /// shutdown.
     async fn run(mut self, mut view: watch::Receiver<Arc<View>>) {
         let mut retry = RETRY;
         while !self.shutdown.has_begun() {
@@ -130,7 +133,8 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         self.publish_addresses();
     }
 
-    /// Opens and closes listeners so that they are those for the addresses of `view`, except those that can't be bound.
+    /// Opens and closes listeners so that they are those for the addresses of `view`, except those
+    /// that can't be bound.
     fn apply_view(&mut self, view: &View) {
         let scope_of = |name: &str| nix::net::if_::if_nametoindex(name).unwrap_or(0);
         let wanted =
@@ -173,7 +177,8 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         }
     }
 
-    /// Notes that `wanted` can't be bound, so that it is tried again. Warns once for each error code.
+    /// Notes that `wanted` can't be bound, so that it is tried again. Warns once for each error
+    /// code.
     fn record_failure(&mut self, wanted: ListenerAddress, error: io::Error) {
         let address = wanted.address;
         let known = self.bind_failures.get(&wanted).is_some_and(|before| before.raw_os_error() == error.raw_os_error());

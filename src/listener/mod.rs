@@ -1,4 +1,5 @@
-//! Listening sockets that follow the addresses of this network namespace, and the limits on connections.
+//! Listening sockets that follow the addresses of this network namespace, and the limits on
+//! connections.
 
 mod accept_loop;
 mod accepted;

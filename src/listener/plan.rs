@@ -12,7 +12,8 @@ use crate::discovery::Interface;
 /// The listeners to close and to open.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The listeners to close, before any is opened: an open one on `[::]` would prevent one on a single address.
+    /// The listeners to close, before any is opened: an open one on `[::]` would prevent one on a
+    /// single address.
     pub close: Vec<ListenerAddress>,
     /// The listeners to open.
     pub open: Vec<ListenerAddress>,
@@ -33,7 +34,8 @@ fn listener_options(listen: &Listen) -> impl Iterator<Item = (ListenerKind, Cow<
     to_gateway.into_iter().chain(forwards)
 }
 
-/// Returns the addresses that no listener may take: the gateway's, and the targets of port forwards.
+/// Returns the addresses that no listener may take: the gateway's, and the targets of port
+/// forwards.
 fn reserved_addresses(listen: &Listen, gateway: SocketAddr) -> Vec<SocketAddr> {
     let targets = listen.forward.iter().map(|forward| SocketAddr::new(gateway.ip(), forward.target));
     std::iter::once(gateway).chain(targets).collect()
@@ -54,8 +56,8 @@ pub fn wanted_listeners(
     listener_options(listen).flat_map(listeners_of).collect()
 }
 
-/// Returns the addresses that the values in `listen` ask for. They do not include `reserved` ones, nor those that an
-/// unspecified address in the result (`[::]`, `0.0.0.0`) covers.
+/// Returns the addresses that the values in `listen` ask for. They do not include `reserved` ones,
+/// nor those that an unspecified address in the result (`[::]`, `0.0.0.0`) covers.
 ///
 /// `scope_of` returns the index of the interface with a name, for link-local addresses.
 pub fn wanted_addresses(
@@ -74,7 +76,8 @@ pub fn wanted_addresses(
             _ => SocketAddr::new(ip, *port),
         }));
         if let ListenAddresses::Address(exact) = addresses
-            // Added even if no interface has it: 127.0.0.9 and addresses of AnyIP routes can be bound too.
+            // Added even if no interface has it: 127.0.0.9 and addresses of AnyIP routes can be
+            // bound too.
             && !is_link_local_v6(*exact)
         {
             wanted.insert(SocketAddr::new(canonical(*exact), *port));
@@ -87,7 +90,8 @@ pub fn wanted_addresses(
     wanted
 }
 
-/// Returns the values of `listen` that match no address of `interfaces`: one may appear later, or a value is mistyped.
+/// Returns the values of `listen` that match no address of `interfaces`: one may appear later, or a
+/// value is mistyped.
 pub fn find_unmatched_values<'a>(
     listen: &'a Listen,
     interfaces: &[Interface],
@@ -130,8 +134,8 @@ pub fn is_named_exactly(listen: &Listen, listener: &ListenerAddress) -> bool {
     listener_options(listen).any(|(kind, values)| kind == listener.kind && values.iter().any(names_listener))
 }
 
-/// Returns the first listener that would take the gateway's address or the target of a port forward, and the address
-/// that it would take.
+/// Returns the first listener that would take the gateway's address or the target of a port
+/// forward, and the address that it would take.
 pub fn find_conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAddress, SocketAddr)> {
     let reserved = reserved_addresses(listen, gateway);
     let conflict_of = |(kind, values): (_, Cow<'_, [ListenOn]>)| {
@@ -143,14 +147,14 @@ pub fn find_conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAd
     listener_options(listen).find_map(conflict_of)
 }
 
-/// Returns the first exact address of `listen` that would take `reserved`: the gateway's address, or the target of a
-/// forward.
+/// Returns the first exact address of `listen` that would take `reserved`: the gateway's address,
+/// or the target of a forward.
 fn taken_address(listen: &[ListenOn], reserved: SocketAddr) -> Option<SocketAddr> {
     listen.iter().find_map(|value| match value.addresses {
         ListenAddresses::Address(exact) => {
             let address = SocketAddr::new(canonical(exact), value.port);
-            // An unspecified address takes the port on every local address. Only a gateway on loopback is certainly
-            // local.
+            // An unspecified address takes the port on every local address. Only a gateway on
+            // loopback is certainly local.
             let taken = address == reserved || (reserved.ip().is_loopback() && takes_port_of(address, reserved));
             taken.then_some(address)
         }
@@ -158,7 +162,8 @@ fn taken_address(listen: &[ListenOn], reserved: SocketAddr) -> Option<SocketAddr
     })
 }
 
-/// Returns whether `wide` is an unspecified address that takes the port of `address` too. `[::]` is dual-stack.
+/// Returns whether `wide` is an unspecified address that takes the port of `address` too. `[::]` is
+/// dual-stack.
 fn takes_port_of(wide: SocketAddr, address: SocketAddr) -> bool {
     wide.ip().is_unspecified() && wide.port() == address.port() && (wide.is_ipv6() || address.is_ipv4())
 }

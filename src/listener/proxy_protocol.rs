@@ -1,8 +1,8 @@
 //! The PROXY protocol, versions 1 and 2, by which a trusted proxy states its client's address
 //! before the first byte of TLS.
 //!
-//! Specification: <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>. The header is read from the stream,
-//! and no byte after it. The caller decides which peers may send a header.
+//! Specification: <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>. The header is read
+//! from the stream, and no byte after it. The caller decides which peers may send a header.
 
 use std::io;
 use std::net::IpAddr;
@@ -24,7 +24,8 @@ const SHORTEST: usize = 15;
 const V1_LONGEST: usize = 107;
 /// The length of the fixed part of a header of version 2 (section 2.2).
 const V2_FIXED: usize = 16;
-/// The length of the longest header of version 2 that is accepted: up to 216 bytes of addresses, and TLV fields.
+/// The length of the longest header of version 2 that is accepted: up to 216 bytes of addresses,
+/// and TLV fields.
 const V2_LONGEST: usize = 4096;
 
 /// The reason why there is no valid header.
@@ -36,7 +37,8 @@ pub enum Error {
     /// The connection failed or ended before a whole header.
     #[error("can't read the PROXY header")]
     Io(#[from] io::Error),
-    /// The first bytes are not a header: the proxy is not configured to send one, or the peer is not a proxy.
+    /// The first bytes are not a header: the proxy is not configured to send one, or the peer is
+    /// not a proxy.
     #[error("the connection does not begin with a PROXY header")]
     Absent,
     /// The header is longer than the protocol or loopgate allows.
@@ -103,7 +105,8 @@ async fn read_line(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), E
 /// Returns the client that a whole header of version 1 states.
 pub(crate) fn parse_v1(header: &[u8]) -> Result<ProxyHeader, Error> {
     let parsed = v1::Header::try_from(header)?;
-    // The parser stops at the first CR, so it accepts a header with a second CR, which is not valid.
+    // The parser stops at the first CR, so it accepts a header with a second CR, which is not
+    // valid.
     if parsed.header.len() != header.len() {
         return Err(Error::InvalidSource);
     }

@@ -7,9 +7,9 @@ use super::plan;
 use crate::config::ListenOn;
 use crate::discovery::View;
 
-/// Returns the addresses at which clients reach this sidecar: all that it listens on, including a loopback address that
-/// `listen` names. Other addresses are left out, since each new name changes the leaf certificate, and clients may have
-/// pinned its fingerprint.
+/// Returns the addresses at which clients reach this sidecar: all that it listens on, including a
+/// loopback address that `listen` names. Other addresses are left out, since each new name changes
+/// the leaf certificate, and clients may have pinned its fingerprint.
 pub fn reachable_addresses(listen: &[ListenOn], gateway: SocketAddr, view: &View) -> BTreeSet<IpAddr> {
     // A link-local address needs a zone, which URLs can't have.
     let is_usable = |ip: &IpAddr| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());

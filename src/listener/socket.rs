@@ -15,11 +15,12 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// The number of unanswered probes after which the connection is closed.
 const KEEPALIVE_RETRIES: u32 = 3;
-/// The time for which sent data may stay unacknowledged, or the peer's window closed (tcp(7), `TCP_USER_TIMEOUT`).
+/// The time for which sent data may stay unacknowledged, or the peer's window closed (tcp(7),
+/// `TCP_USER_TIMEOUT`).
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
-/// The most unsent bytes in the kernel's buffer (tcp(7), `TCP_NOTSENT_LOWAT`). Without this limit the kernel buffers
-/// megabytes for a slow reader, and reports the socket as writable only when a third of them were sent: a reader of 16
-/// KiB/s would be taken for one that reads nothing.
+/// The most unsent bytes in the kernel's buffer (tcp(7), `TCP_NOTSENT_LOWAT`). Without this limit
+/// the kernel buffers megabytes for a slow reader, and reports the socket as writable only when a
+/// third of them were sent: a reader of 16 KiB/s would be taken for one that reads nothing.
 const MAX_UNSENT: u32 = 256 * 1024;
 
 /// Listens on `address`. On `[::]` the socket accepts IPv4 too.

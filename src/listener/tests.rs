@@ -313,7 +313,8 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
 
             if std::path::Path::new("/proc/sys/net/ipv6/conf/left").exists() {
                 run_ip("address add fd09::5/64 dev left");
-                // With its other end up the link has a carrier, and duplicate address detection ends a second later.
+                // With its other end up the link has a carrier, and duplicate address detection
+                // ends a second later.
                 run_ip("link set right up");
                 let v6: SocketAddr = "[fd09::5]:18443".parse().unwrap();
                 wait_until_bound(&mut bound, |bound| bound == [tls_listener(v4), tls_listener(v6)]).await;

@@ -1,9 +1,9 @@
 //! Approves the pending request of a device by means of a second device.
 //!
-//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. If the gateway's own
-//! device asked for too few scopes, that device can't get more: more scopes need an approval, and no paired device has
-//! `operator.pairing`. But a new local device is paired silently for all scopes that it asks for, and may then approve
-//! the request.
+//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. If
+//! the gateway's own device asked for too few scopes, that device can't get more: more scopes need
+//! an approval, and no paired device has `operator.pairing`. But a new local device is paired
+//! silently for all scopes that it asks for, and may then approve the request.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,11 +17,12 @@ use super::pair::{self, Error, Paired};
 use super::unpair::TemporaryDevice;
 use crate::secret::Secret;
 
-/// The maximum number of approvals of a device. 2026.2.19 does not update a pending request, so the first approval may
-/// be for fewer scopes than loopgate asks for.
+/// The maximum number of approvals of a device. 2026.2.19 does not update a pending request, so the
+/// first approval may be for fewer scopes than loopgate asks for.
 const MAX_APPROVALS: usize = 3;
 
-/// Pairs `device` like [`pair::pair`]. If the device needs an approval, a temporary second device approves it.
+/// Pairs `device` like [`pair::pair`]. If the device needs an approval, a temporary second device
+/// approves it.
 ///
 /// # Errors
 /// The gateway does not accept the device with all scopes.
@@ -29,7 +30,8 @@ pub async fn pair_and_approve(address: SocketAddr, device: &Device, token: Optio
     for _ in 0..MAX_APPROVALS {
         match pair::pair(address, device, token).await {
             Err(needed @ Error::NeedsApproval { .. }) => {
-                // If this fails, the gateway regards loopgate as a remote client, and a human has to approve.
+                // If this fails, the gateway regards loopgate as a remote client, and a human has
+                // to approve.
                 let Ok(()) = approve_pending(address, &device.id(), token).await else { return Err(needed) };
             }
             paired => return paired,
@@ -61,8 +63,8 @@ async fn approve_pending(address: SocketAddr, id: &str, token: Option<&Secret>) 
     approved
 }
 
-/// Returns whether [`pair::pair`] could have made a pending request. A human must judge other requests with the same
-/// key, for example for the role of a node.
+/// Returns whether [`pair::pair`] could have made a pending request. A human must judge other
+/// requests with the same key, for example for the role of a node.
 fn could_be_loopgates(request: &Value) -> bool {
     let has_only = |field: &str, allowed: &[&str]| {
         let mut values = request[field].as_array().into_iter().flatten();
@@ -72,8 +74,8 @@ fn could_be_loopgates(request: &Value) -> bool {
     (role.is_null() || role == "operator") && has_only("roles", &["operator"]) && has_only("scopes", &pair::SCOPES)
 }
 
-/// Returns what the operator can do about a device that needs an approval. `identity` is the file of the device's
-/// identity. Blocks.
+/// Returns what the operator can do about a device that needs an approval. `identity` is the file
+/// of the device's identity. Blocks.
 pub fn approval_advice(identity: &Path, request: Option<&str>) -> String {
     let state_dir = identity.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
     let pending = files::read_pending_request(state_dir);

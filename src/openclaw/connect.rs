@@ -13,8 +13,8 @@ use tokio::time::timeout;
 
 use crate::http_client::send_request;
 
-/// The client address in the forwarding headers of probes (TEST-NET-2, RFC 5737). With it the gateway's rate limit for
-/// failed logins affects no real client.
+/// The client address in the forwarding headers of probes (TEST-NET-2, RFC 5737). With it the
+/// gateway's rate limit for failed logins affects no real client.
 pub(super) const PROBE_CLIENT: &str = "198.51.100.7";
 /// The timeout of opening a connection, and of a response.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,7 +43,8 @@ pub(super) struct ProbeResponse {
     pub body: String,
 }
 
-/// Sends `GET path` with `headers` to `to` from the address `from`. `Host` is `to` unless `headers` has another.
+/// Sends `GET path` with `headers` to `to` from the address `from`. `Host` is `to` unless `headers`
+/// has another.
 pub(super) async fn get(
     to: SocketAddr,
     from: Option<IpAddr>,

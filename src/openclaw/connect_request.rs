@@ -1,4 +1,5 @@
-//! Parses the first message of a client of the gateway: the `connect` request (OpenClaw `gateway/protocol/handshake`).
+//! Parses the first message of a client of the gateway: the `connect` request (OpenClaw
+//! `gateway/protocol/handshake`).
 
 use std::fmt;
 
@@ -32,7 +33,8 @@ pub struct ConnectRequest {
 }
 
 impl ConnectRequest {
-    /// Returns whether the device's id belongs to the public key. True if the request lacks one of them.
+    /// Returns whether the device's id belongs to the public key. True if the request lacks one of
+    /// them.
     pub fn has_matching_id(&self) -> bool {
         match (&self.device, &self.public_key) {
             (Some(device), Some(key)) => public_key_id(key).as_ref() == Some(device),

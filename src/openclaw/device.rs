@@ -1,5 +1,5 @@
-//! Reads and creates device identities (`identity/device.json` in OpenClaw's state directory), in the format of
-//! OpenClaw 2026.2.19.
+//! Reads and creates device identities (`identity/device.json` in OpenClaw's state directory), in
+//! the format of OpenClaw 2026.2.19.
 
 use std::ffi::OsString;
 use std::io;
@@ -63,8 +63,8 @@ pub enum IdentityLocation {
 const LEGACY_DIRECTORIES: [&str; 3] = [".clawdbot", ".moldbot", ".moltbot"];
 
 impl IdentityLocation {
-    /// Finds the file by OpenClaw's rules; `None` if there is no sign of OpenClaw. `variable` returns the value of an
-    /// environment variable. Blocks.
+    /// Finds the file by OpenClaw's rules; `None` if there is no sign of OpenClaw. `variable`
+    /// returns the value of an environment variable. Blocks.
     pub fn find(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
         let home = variable("OPENCLAW_HOME").or_else(|| variable("HOME")).map(PathBuf::from);
         let state_dir =
@@ -129,8 +129,8 @@ impl Device {
         Ed25519KeyPair::generate().map(|key| Self { key }).map_err(|_| io::Error::other("no random bytes"))
     }
 
-    /// Creates the file with a new identity, and its directory, like OpenClaw on its first connection. If the file
-    /// exists already, its identity is returned. Blocks.
+    /// Creates the file with a new identity, and its directory, like OpenClaw on its first
+    /// connection. If the file exists already, its identity is returned. Blocks.
     ///
     /// # Errors
     /// The file can't be written, or the existing one can't be read.
@@ -186,8 +186,8 @@ impl Device {
     }
 }
 
-/// Returns the device id that the gateway derives from `key`, an ed25519 public key in base64url or PEM; `None` if it
-/// is no such key.
+/// Returns the device id that the gateway derives from `key`, an ed25519 public key in base64url or
+/// PEM; `None` if it is no such key.
 pub(super) fn public_key_id(key: &str) -> Option<String> {
     if key.contains("BEGIN") {
         let der = SubjectPublicKeyInfoDer::from_pem_slice(key.as_bytes()).ok()?;

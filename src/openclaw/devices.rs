@@ -1,10 +1,10 @@
-//! Binds devices to the lane on which they were first used, so that an agent's device can't be used by external
-//! clients.
+//! Binds devices to the lane on which they were first used, so that an agent's device can't be used
+//! by external clients.
 //!
-//! The gateway pairs an agent's device silently, and then accepts the device's token from any address. So a device
-//! whose first user is an agent is bound to the agent lane. The binding is made before the gateway gets the `connect`,
-//! since the gateway may pair the device without being able to answer. It is removed only if the gateway refuses the
-//! `connect`.
+//! The gateway pairs an agent's device silently, and then accepts the device's token from any
+//! address. So a device whose first user is an agent is bound to the agent lane. The binding is
+//! made before the gateway gets the `connect`, since the gateway may pair the device without being
+//! able to answer. It is removed only if the gateway refuses the `connect`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -20,8 +20,8 @@ use tracing::{info, warn};
 pub const FILE: &str = "devices.json";
 /// The maximum number of devices in the file.
 const MAX_DEVICES: usize = 8192;
-/// The maximum number of devices of one agent. Further ones are refused, since dropping an old entry would unbind its
-/// device.
+/// The maximum number of devices of one agent. Further ones are refused, since dropping an old
+/// entry would unbind its device.
 const MAX_PER_AGENT: usize = 1024;
 /// The maximum size of the file, in bytes.
 const MAX_FILE: u64 = 8 << 20;
@@ -33,12 +33,13 @@ const MAX_ID: usize = 128;
 /// What is recorded of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceEntry {
-    /// The agent to which the device is bound; `None` if it was first used on the external lane, or was released.
+    /// The agent to which the device is bound; `None` if it was first used on the external lane, or
+    /// was released.
     pub agent: Option<String>,
     /// When the entry was made, in seconds since the Unix epoch.
     pub since: u64,
-    /// The ids of the agent's containers that used the device, the last user at the end. Empty after the pairing was
-    /// removed.
+    /// The ids of the agent's containers that used the device, the last user at the end. Empty
+    /// after the pairing was removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<String>,
 }
@@ -93,7 +94,8 @@ pub enum DeviceRefusal {
     Mismatch,
 }
 
-/// The devices of a running sidecar. `loopgate devices` changes the same file, which is read again when it has changed.
+/// The devices of a running sidecar. `loopgate devices` changes the same file, which is read again
+/// when it has changed.
 #[derive(Debug)]
 pub struct Devices {
     directory: PathBuf,
@@ -108,15 +110,16 @@ struct DevicesState {
     stamp: Option<(u64, i64, i64, u64)>,
     /// Entries that were not written to the file yet, or could not be.
     unsaved: DeviceTable,
-    /// Devices whose `connect` the gateway has not answered yet, with the number of connections that wait for the
-    /// answer.
+    /// Devices whose `connect` the gateway has not answered yet, with the number of connections
+    /// that wait for the answer.
     provisional: BTreeMap<String, usize>,
-    /// Devices that are being removed from the file. If one is bound again meanwhile, it is not removed.
+    /// Devices that are being removed from the file. If one is bound again meanwhile, it is not
+    /// removed.
     removing: BTreeSet<String>,
 }
 
-/// A binding that was made before the gateway answered the `connect`. It is kept if this value is dropped, and removed
-/// by [`ProvisionalBinding::remove`].
+/// A binding that was made before the gateway answered the `connect`. It is kept if this value is
+/// dropped, and removed by [`ProvisionalBinding::remove`].
 #[derive(Debug)]
 pub struct ProvisionalBinding {
     devices: Arc<Devices>,
@@ -127,7 +130,8 @@ pub struct ProvisionalBinding {
 }
 
 impl Devices {
-    /// Opens the devices in the state directory `directory`. `gateway_state` is the gateway's state directory. Blocks.
+    /// Opens the devices in the state directory `directory`. `gateway_state` is the gateway's state
+    /// directory. Blocks.
     ///
     /// # Errors
     /// The file can't be read. Continuing without it would unbind all devices.
@@ -159,7 +163,8 @@ impl Devices {
         }
     }
 
-    /// Checks whether a device may connect on the agent lane as `agent`, or, if that is `None`, on the external lane.
+    /// Checks whether a device may connect on the agent lane as `agent`, or, if that is `None`, on
+    /// the external lane.
     ///
     /// # Errors
     /// The reason why the device may not be used on this lane.
@@ -194,7 +199,8 @@ impl Devices {
         self.gateway_state.as_deref().and_then(read_gateways_device).is_some_and(|gateways| gateways == device)
     }
 
-    /// Records a device that the gateway has accepted on the external lane, so that it is not bound later. Blocks.
+    /// Records a device that the gateway has accepted on the external lane, so that it is not bound
+    /// later. Blocks.
     pub fn remember_external(&self, device: &str) {
         if self.is_gateways_device(device) {
             return;
@@ -211,8 +217,8 @@ impl Devices {
         self.save_entry(device, entry);
     }
 
-    /// Binds a device to the agent lane provisionally, until the gateway answers its `connect`; `None` if the device is
-    /// recorded already, or is the gateway's own. Blocks.
+    /// Binds a device to the agent lane provisionally, until the gateway answers its `connect`;
+    /// `None` if the device is recorded already, or is the gateway's own. Blocks.
     pub fn bind_provisionally(self: &Arc<Self>, device: &str, agent: &DeviceUser) -> Option<ProvisionalBinding> {
         if self.is_gateways_device(device) {
             return None;
@@ -263,8 +269,8 @@ impl Devices {
         }
     }
 
-    /// Returns the bound devices that were used by containers, with the ids of these containers. The gateway's own
-    /// device is left out.
+    /// Returns the bound devices that were used by containers, with the ids of these containers.
+    /// The gateway's own device is left out.
     pub fn devices_with_containers(&self) -> Vec<(String, Vec<String>)> {
         let mut known = self.lock();
         self.refresh_if_changed(&mut known);
@@ -311,8 +317,8 @@ impl Devices {
 }
 
 impl ProvisionalBinding {
-    /// Removes the binding after the gateway has refused the `connect`, unless another connection uses the device.
-    /// Blocks.
+    /// Removes the binding after the gateway has refused the `connect`, unless another connection
+    /// uses the device. Blocks.
     pub fn remove(mut self) {
         self.is_resolved = true;
         {
@@ -349,7 +355,8 @@ impl ProvisionalBinding {
 
 impl Drop for ProvisionalBinding {
     fn drop(&mut self) {
-        // The gateway accepted the `connect`, or did not answer it. The device may be paired, so the binding is kept.
+        // The gateway accepted the `connect`, or did not answer it. The device may be paired, so
+        // the binding is kept.
         if !self.is_resolved {
             self.devices.lock().provisional.remove(&self.device);
         }
@@ -375,8 +382,8 @@ fn read_gateways_device(state_dir: &Path) -> Option<String> {
     Some(identity.get("deviceId")?.as_str()?.to_owned())
 }
 
-/// Returns the inode, the modification time (seconds and nanoseconds) and the size of the file; `None` if it can't be
-/// read.
+/// Returns the inode, the modification time (seconds and nanoseconds) and the size of the file;
+/// `None` if it can't be read.
 fn file_stamp(directory: &Path) -> Option<(u64, i64, i64, u64)> {
     let metadata = std::fs::metadata(directory.join(FILE)).ok()?;
     Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size()))
@@ -396,7 +403,8 @@ pub fn read(directory: &Path) -> io::Result<DeviceTable> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Releases the bound devices whose ids begin with one of `ids`. Each must match exactly one device. Blocks.
+/// Releases the bound devices whose ids begin with one of `ids`. Each must match exactly one
+/// device. Blocks.
 ///
 /// # Errors
 /// An id matches no bound device or several, or the file can't be read or written.
@@ -422,7 +430,8 @@ pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
     .map(drop)
 }
 
-/// Changes the file atomically by `edit`, under a lock against other processes. Returns the new devices.
+/// Changes the file atomically by `edit`, under a lock against other processes. Returns the new
+/// devices.
 fn update_file(directory: &Path, edit: impl FnOnce(&mut DeviceTable) -> io::Result<()>) -> io::Result<DeviceTable> {
     let lock =
         std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join(".devices.lock"))?;

@@ -1,4 +1,5 @@
-//! Reads the gateway's files: its configuration, its token and its state directory. All functions block.
+//! Reads the gateway's files: its configuration, its token and its state directory. All functions
+//! block.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,9 +30,9 @@ pub enum Error {
     },
 }
 
-/// Returns the database in which a newer gateway (2026.9) keeps the device identity; `None` if the state directory of
-/// `identity` (`STATE/identity/device.json`) has no database. A newer gateway does not start if the
-/// identities in the file and in the database differ.
+/// Returns the database in which a newer gateway (2026.9) keeps the device identity; `None` if the
+/// state directory of `identity` (`STATE/identity/device.json`) has no database. A newer gateway
+/// does not start if the identities in the file and in the database differ.
 pub fn newer_database(identity: &Path) -> Option<PathBuf> {
     let database = identity.parent()?.parent()?.join("state/openclaw.sqlite");
     database.exists().then_some(database)
@@ -46,7 +47,8 @@ pub fn read_config(path: &Path) -> Result<Value, Error> {
     json5::from_str(&text).map_err(|source| Error::Parse { path: path.into(), source })
 }
 
-/// Returns `gateway.auth.token` of the gateway's configuration; `None` if it is missing or refers to a variable.
+/// Returns `gateway.auth.token` of the gateway's configuration; `None` if it is missing or refers
+/// to a variable.
 pub fn configured_token(config: &Value) -> Option<Secret> {
     let token = config["gateway"]["auth"]["token"].as_str()?.trim();
     (!token.is_empty() && !token.contains("${")).then(|| Secret::new(token.to_owned()))
@@ -75,8 +77,8 @@ pub fn find_unreadable_files(gateway: &Gateway) -> Vec<UnreadableFile> {
         .collect()
 }
 
-/// Returns the scopes for which the gateway has paired its own device, from the state directory `directory`; `None` if
-/// the files are missing, or the device is not paired.
+/// Returns the scopes for which the gateway has paired its own device, from the state directory
+/// `directory`; `None` if the files are missing, or the device is not paired.
 pub fn gateway_device_scopes(directory: &Path) -> Option<Vec<String>> {
     let read =
         |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };
@@ -95,12 +97,14 @@ pub struct PendingRequest {
     pub scopes: Vec<String>,
 }
 
-/// Returns whether `directory` is the state directory of a gateway (2026.2) that has paired devices, or was asked to.
+/// Returns whether `directory` is the state directory of a gateway (2026.2) that has paired
+/// devices, or was asked to.
 pub fn is_state_dir_of_gateway(directory: &Path) -> bool {
     directory.join("devices").is_dir()
 }
 
-/// Returns the pending request of the gateway's own device, from the state directory `directory` (2026.2).
+/// Returns the pending request of the gateway's own device, from the state directory `directory`
+/// (2026.2).
 pub fn read_pending_request(directory: &Path) -> Option<PendingRequest> {
     let read =
         |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };

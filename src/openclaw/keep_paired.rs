@@ -1,4 +1,5 @@
-//! Keeps the gateway's own device paired with the gateway, so that its sub-agents and tools may use every scope.
+//! Keeps the gateway's own device paired with the gateway, so that its sub-agents and tools may use
+//! every scope.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,8 +27,8 @@ pub struct KeepPaired {
     pub token_file: Option<PathBuf>,
 }
 
-/// The interval at which the identity is read again. After an operator deletes the gateway's state, the identity is a
-/// new one.
+/// The interval at which the identity is read again. After an operator deletes the gateway's state,
+/// the identity is a new one.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// The time to wait for the gateway before logging that it does not answer.
 const READY_TIMEOUT: Duration = Duration::from_secs(300);
@@ -46,8 +47,8 @@ enum Error {
 }
 
 impl KeepPaired {
-    /// Pairs the device, and again whenever the gateway has lost the pairing or the device is a new one. Returns only
-    /// if this version of the gateway needs no pre-pairing.
+    /// Pairs the device, and again whenever the gateway has lost the pairing or the device is a new
+    /// one. Returns only if this version of the gateway needs no pre-pairing.
     pub async fn run(self) {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         let (mut paired_device, mut logged_failure) = (None, None);
@@ -110,8 +111,8 @@ impl KeepPaired {
 
     /// Returns whether the gateway's record of its device has fewer scopes than it was paired for.
     ///
-    /// OpenClaw 2026.2.19 reads, changes and writes this record for each request, without a lock. So the gateway's own
-    /// request for one scope at the same moment overwrites the record.
+    /// OpenClaw 2026.2.19 reads, changes and writes this record for each request, without a lock.
+    /// So the gateway's own request for one scope at the same moment overwrites the record.
     async fn has_lost_scopes(&self) -> bool {
         let state_dir = self.state_dir.clone();
         let recorded = tokio::task::spawn_blocking(move || files::gateway_device_scopes(&state_dir)).await;
@@ -119,7 +120,8 @@ impl KeepPaired {
         recorded.is_some_and(|recorded| !pair::SCOPES.iter().all(|scope| recorded.iter().any(|has| has == scope)))
     }
 
-    /// Returns the gateway's token from the environment or `token_file`, else from the gateway's configuration.
+    /// Returns the gateway's token from the environment or `token_file`, else from the gateway's
+    /// configuration.
     async fn read_token(&self) -> Result<Option<Secret>, Error> {
         let (file, config) = (self.token_file.clone(), self.state_dir.join("openclaw.json"));
         let read = tokio::task::spawn_blocking(move || match Secret::read_gateway_token(file.as_deref())? {
@@ -142,9 +144,9 @@ enum PairingOutcome {
 
 /// Reads the gateway's identity, or creates it if `may_create` is true.
 ///
-/// A new state directory has no identity, and the gateway would pair the one that it creates only for the scopes of its
-/// first request. So the identity is created here, but only if this user owns the directory: the gateway could not read
-/// a file of another owner.
+/// A new state directory has no identity, and the gateway would pair the one that it creates only
+/// for the scopes of its first request. So the identity is created here, but only if this user owns
+/// the directory: the gateway could not read a file of another owner.
 fn read_or_create_identity(state_dir: &Path, may_create: bool) -> Result<Option<Device>, device::Error> {
     let path = state_dir.join("identity/device.json");
     if path.exists() {

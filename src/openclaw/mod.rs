@@ -1,8 +1,9 @@
-//! What is specific to the OpenClaw gateway: its files, its device identities, its WebSocket handshake, and the meaning
-//! of its responses.
+//! What is specific to the OpenClaw gateway: its files, its device identities, its WebSocket
+//! handshake, and the meaning of its responses.
 //!
-//! OpenClaw changes between versions, so comments here name the version with which a behaviour was observed. `check`
-//! and `app` use the results of this module, and do not interpret the gateway's responses themselves.
+//! OpenClaw changes between versions, so comments here name the version with which a behaviour was
+//! observed. `check` and `app` use the results of this module, and do not interpret the gateway's
+//! responses themselves.
 
 pub mod approve;
 pub mod connect;

@@ -1,7 +1,8 @@
 //! Pre-pairing: one handshake that asks the gateway for all operator scopes at once.
 //!
-//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request; a human must approve each
-//! further scope. So the first request must ask for all scopes. Pairing a paired device again changes nothing.
+//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request; a
+//! human must approve each further scope. So the first request must ask for all scopes. Pairing a
+//! paired device again changes nothing.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -57,7 +58,8 @@ pub enum Error {
     /// The gateway did not answer in time.
     #[error("no answer within {} s", PAIR_TIMEOUT.as_secs())]
     Timeout,
-    /// The gateway regards the device as remote, or the device asked for more scopes than it was paired for.
+    /// The gateway regards the device as remote, or the device asked for more scopes than it was
+    /// paired for.
     #[error(
         "the gateway wants a human to approve the device: run `openclaw devices approve{}` beside it, once",
         .request.as_ref().map(|id| format!(" {id}")).unwrap_or_default()
@@ -77,8 +79,8 @@ pub enum Error {
     Protocol(&'static str),
 }
 
-/// Pairs `device` with the gateway behind `address`, a loopback address of this network namespace. While the gateway is
-/// starting, this is tried again until `PAIR_TIMEOUT`.
+/// Pairs `device` with the gateway behind `address`, a loopback address of this network namespace.
+/// While the gateway is starting, this is tried again until `PAIR_TIMEOUT`.
 ///
 /// # Errors
 /// The gateway does not accept the device with all scopes.
@@ -256,12 +258,14 @@ pub(super) mod tests {
         Device::create(&tempfile::tempdir().unwrap().path().join("device.json")).unwrap()
     }
 
-    /// A gateway that challenges with the nonce `n-1`, checks the signature as OpenClaw does, and gives `answer`.
+    /// A gateway that challenges with the nonce `n-1`, checks the signature as OpenClaw does, and
+    /// gives `answer`.
     async fn start_gateway(answer: Value, shutdown: &Shutdown) -> SocketAddr {
         gateway_with_answers(vec![answer], shutdown).await
     }
 
-    /// Like [`start_gateway`], but gives each connection the next of `answers`. It answers plain HTTP like 2026.2.19.
+    /// Like [`start_gateway`], but gives each connection the next of `answers`. It answers plain
+    /// HTTP like 2026.2.19.
     pub(in crate::openclaw) async fn gateway_with_answers(answers: Vec<Value>, shutdown: &Shutdown) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -1,9 +1,10 @@
 //! Finds out which version of the gateway answers, and how it classifies the clients of each lane.
 //!
-//! Probes have no token and change nothing. The responses show whether the gateway regards a client as local. Newer
-//! versions (2026.4 and later) state their version on `/startupz` to local clients only, and answer 403 to a request
-//! that an untrusted proxy forwards. Older versions serve `/__openclaw__/canvas/` to local clients only, and believe a
-//! trusted proxy even if it states the client `127.0.0.1`.
+//! Probes have no token and change nothing. The responses show whether the gateway regards a client
+//! as local. Newer versions (2026.4 and later) state their version on `/startupz` to local clients
+//! only, and answer 403 to a request that an untrusted proxy forwards. Older versions serve
+//! `/__openclaw__/canvas/` to local clients only, and believe a trusted proxy even if it states the
+//! client `127.0.0.1`.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -31,7 +32,8 @@ pub struct ProbePlan {
     pub external_source: IpAddr,
     /// The addresses of this network namespace.
     pub namespace_addresses: Vec<IpAddr>,
-    /// The fingerprint of the sidecar's certificate, which distinguishes the sidecar from the gateway.
+    /// The fingerprint of the sidecar's certificate, which distinguishes the sidecar from the
+    /// gateway.
     pub sidecar: Option<Fingerprint>,
     /// The origins of web pages that the gateway should accept.
     pub origins: Vec<String>,
@@ -169,7 +171,8 @@ async fn detect_server(address: SocketAddr) -> Server {
     }
 }
 
-/// Returns the other addresses of this namespace at which the gateway answers on its port, and whether with TLS.
+/// Returns the other addresses of this namespace at which the gateway answers on its port, and
+/// whether with TLS.
 async fn probe_exposed_addresses(plan: &ProbePlan) -> Vec<(SocketAddr, bool)> {
     let mut exposed = Vec::new();
     for ip in &plan.namespace_addresses {
@@ -199,7 +202,8 @@ fn forwarding_headers(client: &'static str) -> [(HeaderName, &'static str); 4] {
     ]
 }
 
-/// Returns the header that states a client on loopback, which older versions believe from a trusted proxy.
+/// Returns the header that states a client on loopback, which older versions believe from a trusted
+/// proxy.
 fn loopback_claim() -> [(HeaderName, &'static str); 1] {
     [(HeaderName::from_static("x-forwarded-for"), "127.0.0.1")]
 }

@@ -20,8 +20,9 @@ const MAX_BODY: usize = 64 * 1024;
 /// A gateway that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ready {
-    /// Whether the gateway pairs a device silently only for the scopes of its first request, like OpenClaw 2026.2.19.
-    /// A gateway without `/startupz` counts as one. Pre-pairing with another version does no harm.
+    /// Whether the gateway pairs a device silently only for the scopes of its first request, like
+    /// OpenClaw 2026.2.19. A gateway without `/startupz` counts as one. Pre-pairing with another
+    /// version does no harm.
     pub needs_prepairing: bool,
 }
 

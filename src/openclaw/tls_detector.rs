@@ -1,7 +1,8 @@
 //! Detects a gateway that speaks TLS, while loopgate sends plain HTTP to it.
 //!
-//! If plain HTTP arrives on a TLS port, Node.js closes the connection without a response. So a gateway with
-//! TLS accepts connections and answers no request, and only a TLS handshake shows the cause.
+//! If plain HTTP arrives on a TLS port, Node.js closes the connection without a response. So a
+//! gateway with TLS accepts connections and answers no request, and only a TLS handshake shows the
+//! cause.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +23,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The minimum time between two handshakes in [`TlsDetector::detect_tls_after_broken_answer`].
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Finds out whether the gateway speaks TLS. The detector makes as few handshakes as possible, since a gateway with
-/// plain HTTP sees each as a malformed request.
+/// Finds out whether the gateway speaks TLS. The detector makes as few handshakes as possible,
+/// since a gateway with plain HTTP sees each as a malformed request.
 #[derive(Debug)]
 pub struct TlsDetector {
     gateway: SocketAddr,
@@ -50,8 +51,8 @@ impl TlsDetector {
         self.is_suspected.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether the gateway speaks TLS. Makes a handshake if TLS is suspected, or was spoken at the last
-    /// handshake.
+    /// Returns whether the gateway speaks TLS. Makes a handshake if TLS is suspected, or was spoken
+    /// at the last handshake.
     pub async fn detect_tls(&self) -> bool {
         let mut last = self.last_handshake.lock().await;
         if self.is_suspected.load(Ordering::Relaxed) || last.speaks_tls {
@@ -60,8 +61,8 @@ impl TlsDetector {
         last.speaks_tls
     }
 
-    /// Returns whether the gateway speaks TLS, after it closed a connection without a response. Makes a handshake at
-    /// most every `MIN_INTERVAL`.
+    /// Returns whether the gateway speaks TLS, after it closed a connection without a response.
+    /// Makes a handshake at most every `MIN_INTERVAL`.
     pub async fn detect_tls_after_broken_answer(&self) -> bool {
         self.suspect_tls();
         let mut last = self.last_handshake.lock().await;
@@ -71,7 +72,8 @@ impl TlsDetector {
         last.speaks_tls
     }
 
-    /// Tries a TLS handshake with the gateway, records the result in `last`, and logs if it has changed.
+    /// Tries a TLS handshake with the gateway, records the result in `last`, and logs if it has
+    /// changed.
     async fn try_handshake(&self, last: &mut LastHandshake) {
         let answer = timeout(HANDSHAKE_TIMEOUT, fetch_server_certificate(self.gateway)).await;
         // If the gateway was too busy to answer, the next call makes a handshake again.

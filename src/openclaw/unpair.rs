@@ -1,7 +1,7 @@
 //! Removes the pairing of devices at the gateway.
 //!
-//! The gateway's method `device.pair.remove` revokes the device's token and closes its connections. A temporary device
-//! calls the method: as a local one it is paired silently.
+//! The gateway's method `device.pair.remove` revokes the device's token and closes its connections.
+//! A temporary device calls the method: as a local one it is paired silently.
 
 use std::net::SocketAddr;
 
@@ -24,10 +24,12 @@ impl TemporaryDevice {
     /// Creates a device and connects it to the gateway.
     ///
     /// # Errors
-    /// The gateway does not pair the device silently, because it regards it as remote or refuses the token.
+    /// The gateway does not pair the device silently, because it regards it as remote or refuses
+    /// the token.
     pub async fn connect(address: SocketAddr, token: Option<&Secret>) -> Result<Self, Error> {
         let device = Device::generate().map_err(|source| Error::Connect { address, source })?;
-        // All scopes are needed, since in later versions a device can approve or remove only scopes that it has.
+        // All scopes are needed, since in later versions a device can approve or remove only scopes
+        // that it has.
         Ok(Self { id: device.id(), connection: pair::connect(address, &device, token).await? })
     }
 
@@ -46,8 +48,8 @@ impl TemporaryDevice {
 /// The gateway's method that removes a pairing.
 const REMOVE_METHOD: &str = "device.pair.remove";
 
-/// Removes the pairing of `devices` at the gateway at `address`, a loopback address of this network namespace. Devices
-/// that the gateway does not know count as removed.
+/// Removes the pairing of `devices` at the gateway at `address`, a loopback address of this network
+/// namespace. Devices that the gateway does not know count as removed.
 ///
 /// # Errors
 /// A pairing may not have been removed.

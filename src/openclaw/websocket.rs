@@ -13,7 +13,8 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::connect::{PROBE_CLIENT, connect, within_timeout};
 
-/// Returns whether the server sends `connect.challenge`, the first message of every version of the gateway.
+/// Returns whether the server sends `connect.challenge`, the first message of every version of the
+/// gateway.
 pub(super) async fn probe_challenge(gateway: SocketAddr) -> bool {
     let handshake = async {
         let request = format!("ws://{gateway}/").into_client_request().map_err(io::Error::other)?;
@@ -24,9 +25,11 @@ pub(super) async fn probe_challenge(gateway: SocketAddr) -> bool {
     within_timeout(handshake).await.unwrap_or(false)
 }
 
-/// Returns whether a page of `origin` may connect through the external lane; `None` if the responses do not show it.
+/// Returns whether a page of `origin` may connect through the external lane; `None` if the
+/// responses do not show it.
 ///
-/// The probe has no token, since the gateway checks the origin before the token (2026.2.19 and 2026.9).
+/// The probe has no token, since the gateway checks the origin before the token (2026.2.19 and
+/// 2026.9).
 pub(super) async fn probe_origin(gateway: SocketAddr, source: IpAddr, origin: &str) -> Option<bool> {
     let handshake = async {
         let uri: Uri = origin.parse().map_err(io::Error::other)?;
@@ -72,8 +75,8 @@ fn is_challenge(message: &Message) -> bool {
     parse_frame(message).is_some_and(|frame| frame["event"] == "connect.challenge")
 }
 
-/// Returns whether the gateway accepted the origin. The gateway checks the origin first, so any other error means that
-/// the origin was accepted.
+/// Returns whether the gateway accepted the origin. The gateway checks the origin first, so any
+/// other error means that the origin was accepted.
 fn is_origin_allowed(answer: &Value) -> bool {
     !answer["error"]["message"].as_str().unwrap_or_default().starts_with("origin not allowed")
 }

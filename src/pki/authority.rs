@@ -21,8 +21,8 @@ use super::template::{self, Validity};
 pub(super) const CA_CERTIFICATE: &str = "ca.pem";
 pub(super) const CA_KEY: &str = "ca.key";
 
-/// The earliest date of a plausible clock, before the first release of loopgate. An earlier clock was never set, and a
-/// CA with the date of such a clock could be invalid when the clock is set.
+/// The earliest date of a plausible clock, before the first release of loopgate. An earlier clock
+/// was never set, and a CA with the date of such a clock could be invalid when the clock is set.
 const EARLIEST_CLOCK: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
 /// The CA with its key.
@@ -35,8 +35,8 @@ pub struct CertificateAuthority {
 }
 
 impl CertificateAuthority {
-    /// Loads the CA in `state_dir`, or creates one if there is none. Two processes that do this at once get the same
-    /// CA.
+    /// Loads the CA in `state_dir`, or creates one if there is none. Two processes that do this at
+    /// once get the same CA.
     ///
     /// # Errors
     /// The files can't be read or written, or are invalid. The error names the file.
@@ -44,8 +44,8 @@ impl CertificateAuthority {
         Self::load_or_create_constrained(state_dir, None)
     }
 
-    /// Loads or creates the CA like [`Self::load_or_create`]. A new CA gets name constraints that permit only
-    /// `constrain`.
+    /// Loads or creates the CA like [`Self::load_or_create`]. A new CA gets name constraints that
+    /// permit only `constrain`.
     pub(super) fn load_or_create_constrained(
         state_dir: &Path,
         constrain: Option<&BTreeSet<SubjectName>>,
@@ -55,8 +55,8 @@ impl CertificateAuthority {
         Self::load_or_create_in(&dir, &lock, constrain, OffsetDateTime::now_utc())
     }
 
-    /// Loads or creates the CA in `dir`, under `lock`. The key is written before the certificate. If the process is
-    /// killed in between, the next start creates the certificate.
+    /// Loads or creates the CA in `dir`, under `lock`. The key is written before the certificate.
+    /// If the process is killed in between, the next start creates the certificate.
     pub(super) fn load_or_create_in(
         dir: &StateDir,
         lock: &DirLock,
@@ -106,9 +106,11 @@ impl CertificateAuthority {
         pem::encode_certificates(std::slice::from_ref(&self.certificate))
     }
 
-    /// Signs a client certificate with the SPIFFE ID `uri` for the key of `request`, valid for `life`.
+    /// Signs a client certificate with the SPIFFE ID `uri` for the key of `request`, valid for
+    /// `life`.
     ///
-    /// The key must be a P-256 key and have signed the request. Nothing else of the request is used.
+    /// The key must be a P-256 key and have signed the request. Nothing else of the request is
+    /// used.
     ///
     /// # Errors
     /// The request or `life` is invalid, or the CA is not valid now.
@@ -122,14 +124,16 @@ impl CertificateAuthority {
         let request = CertificateSigningRequestParams::from_der(request)
             .map_err(|error| unacceptable(InvalidFile::Request(error)))?;
         let key = request.public_key;
-        // rcgen reports the algorithm of the signature, not of the key. The length of the point identifies the curve.
+        // rcgen reports the algorithm of the signature, not of the key. The length of the point
+        // identifies the curve.
         if PublicKeyData::algorithm(&key) != &PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != 65 {
             return Err(unacceptable(InvalidFile::KeyKind));
         }
         self.sign_client(&key, uri, life, OffsetDateTime::now_utc())
     }
 
-    /// Signs a client certificate for an agent that can't enrol, with the URI `spiffe://<trust-domain>/agent/<name>`.
+    /// Signs a client certificate for an agent that can't enrol, with the URI
+    /// `spiffe://<trust-domain>/agent/<name>`.
     ///
     /// # Errors
     /// A name or `life` is invalid, or the CA is not valid now.
@@ -143,7 +147,8 @@ impl CertificateAuthority {
         self.sign_client(key, &agent_uri(trust_domain, name)?, life, OffsetDateTime::now_utc())
     }
 
-    /// Signs a client certificate for a person with the e-mail address `user`. It has no URI, so it makes no agent.
+    /// Signs a client certificate for a person with the e-mail address `user`. It has no URI, so it
+    /// makes no agent.
     ///
     /// # Errors
     /// `user` or `life` is invalid, or the CA is not valid now.
@@ -221,12 +226,14 @@ pub(super) fn agent_uri(trust_domain: &str, name: &str) -> Result<String, Error>
     }
 }
 
-/// Returns whether `file` is the path of the CA certificate in `state_dir`. The file need not exist.
+/// Returns whether `file` is the path of the CA certificate in `state_dir`. The file need not
+/// exist.
 pub fn is_ca_certificate_file(file: &Path, state_dir: &Path) -> bool {
     file == state_dir.join(CA_CERTIFICATE)
 }
 
-/// Returns `text` if it is an e-mail address with characters that are safe in a certificate, a header and a file name.
+/// Returns `text` if it is an e-mail address with characters that are safe in a certificate, a
+/// header and a file name.
 ///
 /// # Errors
 /// `text` is not an e-mail address of this form.
@@ -272,8 +279,8 @@ pub(super) fn load_key(dir: &StateDir, name: &str) -> Result<Option<KeyPair>, Er
     read().map(Some).map_err(Error::unusable(dir.path_of(name)))
 }
 
-/// Loads the private key in the file `name`, or creates one if there is none. Two processes that do this at once get
-/// the same key.
+/// Loads the private key in the file `name`, or creates one if there is none. Two processes that do
+/// this at once get the same key.
 pub(super) fn load_or_create_key(dir: &StateDir, name: &str) -> Result<KeyPair, Error> {
     if let Some(key) = load_key(dir, name)? {
         return Ok(key);

@@ -90,7 +90,8 @@ impl CertificateFields {
     }
 }
 
-/// Returns why TLS can't use a key: its length or its kind is not supported. `None` if TLS can use it.
+/// Returns why TLS can't use a key: its length or its kind is not supported. `None` if TLS can use
+/// it.
 fn key_problem(key: &SubjectPublicKeyInfo<'_>) -> Option<String> {
     const ED25519: &str = "1.3.101.112";
     const CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
@@ -140,8 +141,8 @@ fn email(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// Verifies a server chain like a client: it must be signed by `ca`, for TLS servers, valid at the time `at`, and for
-/// each of `names`.
+/// Verifies a server chain like a client: it must be signed by `ca`, for TLS servers, valid at the
+/// time `at`, and for each of `names`.
 pub(super) fn verify_server_chain<'a>(
     chain: &[CertificateDer<'_>],
     ca: &CertificateDer<'_>,

@@ -12,15 +12,15 @@ pub(super) struct OrderedChain {
     pub(super) certificates: Vec<CertificateDer<'static>>,
     /// Whether the file had another order.
     pub(super) was_unordered: bool,
-    /// The name of the leaf's issuer, if its certificate is not in the chain and the leaf is not self-issued. Clients
-    /// that don't trust this issuer itself can't verify the leaf.
+    /// The name of the leaf's issuer, if its certificate is not in the chain and the leaf is not
+    /// self-issued. Clients that don't trust this issuer itself can't verify the leaf.
     pub(super) missing_issuer: Option<String>,
 }
 
 /// Orders `chain`; `None` if it has no leaf.
 ///
-/// The leaf is the certificate for `public_key` (a SubjectPublicKeyInfo). Without a key it is the first certificate
-/// that is not a CA's, else the first of all.
+/// The leaf is the certificate for `public_key` (a SubjectPublicKeyInfo). Without a key it is the
+/// first certificate that is not a CA's, else the first of all.
 pub(super) fn order_chain(
     chain: &[CertificateDer<'static>],
     public_key: Option<&[u8]>,

@@ -10,7 +10,8 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::error::InvalidFile;
 use super::name::SubjectName;
 
-/// The DNS names (with their subdomains) and IP addresses for which a CA may sign server certificates.
+/// The DNS names (with their subdomains) and IP addresses for which a CA may sign server
+/// certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PermittedNames {
     /// The permitted DNS names; `None` if all are permitted.

@@ -64,7 +64,8 @@ pub enum Error {
         /// The lock file.
         path: PathBuf,
     },
-    /// The clock is before the first release of loopgate, so a certificate issued now would be invalid.
+    /// The clock is before the first release of loopgate, so a certificate issued now would be
+    /// invalid.
     #[error(
         "the clock says {now}, which is before the first release of loopgate; set it, since a certificate issued now \
          would be invalid"
@@ -100,7 +101,8 @@ pub enum Error {
         /// The part as given.
         part: String,
     },
-    /// Text that is not an e-mail address, or has characters that a file name or header should not have.
+    /// Text that is not an e-mail address, or has characters that a file name or header should not
+    /// have.
     #[error(
         "{text:?} is no e-mail address: expected NAME@DOMAIN of letters, digits and `.`, `_`, `+`, `-`, at most 254 \
          characters"
@@ -127,7 +129,8 @@ pub enum Error {
     /// A lifetime that no client would accept.
     #[error("a certificate must be valid for at least a minute and at most 397 days")]
     Lifetime,
-    /// A certificate signing request that is malformed, not signed by its own key, or not for a P-256 key.
+    /// A certificate signing request that is malformed, not signed by its own key, or not for a
+    /// P-256 key.
     #[error("invalid certificate signing request")]
     Request {
         /// Why it is invalid.

@@ -15,7 +15,8 @@ use super::revocation::Revoked;
 pub struct ServerIdentity {
     /// The chain (leaf first) and its signing key.
     pub certified_key: Arc<CertifiedKey>,
-    /// loopgate's CA, which signs agents' certificates; `None` with the operator's pair and no usable state directory.
+    /// loopgate's CA, which signs agents' certificates; `None` with the operator's pair and no
+    /// usable state directory.
     pub ca: Option<CertificateDer<'static>>,
     /// The revoked certificates of this CA.
     pub revoked: Arc<Revoked>,

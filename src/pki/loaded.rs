@@ -20,7 +20,8 @@ use super::state_dir::read_file;
 pub(super) struct LoadedIdentity {
     /// The certificate and key to serve.
     pub(super) identity: ServerIdentity,
-    /// Why a newer certificate could not be loaded or issued; `None` if `identity` is the wanted one.
+    /// Why a newer certificate could not be loaded or issued; `None` if `identity` is the wanted
+    /// one.
     pub(super) problem: Option<Error>,
 }
 
@@ -29,15 +30,15 @@ pub(super) type FilesDigest = [u8; 32];
 
 /// The number of checks after which files are read even if their status is the same.
 const MAX_UNREAD_CHECKS: u32 = 30;
-/// The age of a file's last change, in seconds, from which a further change certainly gives the file another time. File
-/// systems round times, some of them to two seconds.
+/// The age of a file's last change, in seconds, from which a further change certainly gives the
+/// file another time. File systems round times, some of them to two seconds.
 const SETTLE_SECONDS: i64 = 5;
 
 /// Computes the digest of files every few seconds, and reads only files that may have changed.
 ///
-/// Status and contents are compared, and there are no inotify events. This detects an edit in place, a rename, and
-/// Kubernetes' swap of a symbolic link two directories above, and works on file systems without events (gVisor, Docker
-/// Desktop).
+/// Status and contents are compared, and there are no inotify events. This detects an edit in
+/// place, a rename, and Kubernetes' swap of a symbolic link two directories above, and works on
+/// file systems without events (gVisor, Docker Desktop).
 #[derive(Debug, Default)]
 pub(super) struct DigestCache(Option<CachedDigest>);
 
@@ -52,16 +53,16 @@ struct CachedDigest {
 #[derive(Debug, PartialEq, Eq)]
 enum FileStatus {
     Missing,
-    /// Device, inode, length, and the times of the last change of the contents and of the status, each with its
-    /// nanoseconds.
+    /// Device, inode, length, and the times of the last change of the contents and of the status,
+    /// each with its nanoseconds.
     Present([u64; 3], [i64; 4]),
     /// The status can't be read, or a change now would perhaps not alter it.
     Uncertain,
 }
 
 impl FileStatus {
-    /// Reads the status of `file`. A file that changed shortly before `now` is uncertain, since its times have a
-    /// limited resolution.
+    /// Reads the status of `file`. A file that changed shortly before `now` is uncertain, since its
+    /// times have a limited resolution.
     fn read(file: &Path, now: SystemTime) -> Self {
         match std::fs::metadata(file) {
             Ok(about) => {
@@ -82,7 +83,8 @@ impl FileStatus {
 }
 
 impl DigestCache {
-    /// Returns the digest of `files` now. If `read` is true, the files are read even if their status is the same.
+    /// Returns the digest of `files` now. If `read` is true, the files are read even if their
+    /// status is the same.
     pub(super) fn digest(&mut self, files: &[PathBuf; 3], read: bool, now: SystemTime) -> FilesDigest {
         // Read before the contents, so that the next check notices a change in between.
         let status = files.each_ref().map(|file| FileStatus::read(file, now));
@@ -159,15 +161,16 @@ mod tests {
         assert!(check(false, 60) && !check(false, 60) && !check(false, 60));
         assert!(check(true, 60) && !check(false, 60));
 
-        // This edit in place keeps the length and the modification time. Only the time of the status change (ctime)
-        // differs.
+        // This edit in place keeps the length and the modification time. Only the time of the
+        // status change (ctime) differs.
         std::thread::sleep(Duration::from_millis(50));
         let modified = fs::metadata(&one).unwrap().modified().unwrap();
         fs::write(&one, "x").unwrap();
         File::options().write(true).open(&one).unwrap().set_times(FileTimes::new().set_modified(modified)).unwrap();
         assert!(check(false, 60) && !check(false, 60));
 
-        // A rename puts another file in the place of `one`. Then a symbolic link is created, and pointed elsewhere.
+        // A rename puts another file in the place of `one`. Then a symbolic link is created, and
+        // pointed elsewhere.
         fs::rename(&two, &one).unwrap();
         assert!(check(false, 60) && !check(false, 60));
         std::os::unix::fs::symlink(&one, &absent).unwrap();

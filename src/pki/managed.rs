@@ -23,9 +23,9 @@ use super::{pem, plan};
 pub(super) const SERVER_CERTIFICATE: &str = "server.pem";
 pub(super) const SERVER_KEY: &str = "server.key";
 
-/// The chain for a new key, during a rotation of the key. Chain and key can't be renamed at once. If the process is
-/// killed after the key was replaced, the next start finds that this chain belongs to the key, and completes the
-/// rotation.
+/// The chain for a new key, during a rotation of the key. Chain and key can't be renamed at once.
+/// If the process is killed after the key was replaced, the next start finds that this chain
+/// belongs to the key, and completes the rotation.
 const NEXT_CERTIFICATE: &str = "server.pem.next";
 
 /// A state directory with a CA and a server key.
@@ -52,8 +52,8 @@ impl Managed {
         Self::open_with_options(state_dir, None, true, now)
     }
 
-    /// Opens `state_dir` like [`Self::open`]. A new CA gets name constraints that permit only `constrain`. If
-    /// `follow_names` is false, the names of an existing leaf are kept.
+    /// Opens `state_dir` like [`Self::open`]. A new CA gets name constraints that permit only
+    /// `constrain`. If `follow_names` is false, the names of an existing leaf are kept.
     pub(super) fn open_with_options(
         state_dir: &Path,
         constrain: Option<&BTreeSet<SubjectName>>,
@@ -77,8 +77,8 @@ impl Managed {
         &self.authority
     }
 
-    /// Returns the names for the next leaf: those of `wanted` for which the CA may sign, or the names `current` of the
-    /// present leaf if names are not followed.
+    /// Returns the names for the next leaf: those of `wanted` for which the CA may sign, or the
+    /// names `current` of the present leaf if names are not followed.
     pub(super) fn leaf_names(
         &self,
         current: Option<&BTreeSet<SubjectName>>,
@@ -100,8 +100,8 @@ impl Managed {
         [SERVER_CERTIFICATE, SERVER_KEY, REVOKED_FILE].map(|name| self.dir.path_of(name))
     }
 
-    /// Loads the server's certificate, and issues a new one if it is due. If the CA or the key has vanished meanwhile,
-    /// this is an error, and no new one is created.
+    /// Loads the server's certificate, and issues a new one if it is due. If the CA or the key has
+    /// vanished meanwhile, this is an error, and no new one is created.
     pub(super) fn load(
         &self,
         wanted_names: &BTreeSet<SubjectName>,
@@ -132,7 +132,8 @@ impl Managed {
         let lock = self.dir.lock()?;
         let key = self.read_key()?;
         let names = self.read_current(&key, &lock)?.map(|(_, facts)| facts.names);
-        // Without a leaf only a running sidecar knows the names. It adds them when it notices the new leaf.
+        // Without a leaf only a running sidecar knows the names. It adds them when it notices the
+        // new leaf.
         let names = names.unwrap_or_else(|| [SubjectName::Dns("localhost".into())].into());
         match rotate_key {
             RotateKey::Keep => {
@@ -156,8 +157,8 @@ impl Managed {
         load_key(&self.dir, SERVER_KEY)?.ok_or_else(missing)
     }
 
-    /// Returns the chain in the directory, and completes an interrupted rotation. The chain must be for `key` and
-    /// signed by loopgate's CA, but may be expired or lack names.
+    /// Returns the chain in the directory, and completes an interrupted rotation. The chain must be
+    /// for `key` and signed by loopgate's CA, but may be expired or lack names.
     fn read_current(
         &self,
         key: &KeyPair,

@@ -1,5 +1,5 @@
-//! Certificates: loopgate's CA and the server certificate that it signs, or the certificate and key that the operator
-//! provides. Both are published as one [`ServerIdentity`].
+//! Certificates: loopgate's CA and the server certificate that it signs, or the certificate and key
+//! that the operator provides. Both are published as one [`ServerIdentity`].
 //!
 //! | files, upper layers first | contents |
 //! | --- | --- |
@@ -11,8 +11,8 @@
 //! | `state_dir`, `pem`, `pkcs12` | atomic writes and locks; file formats |
 //! | `certificate`, `chain`, `name`, `pin`, `identity`, `loaded`, `error` | values, and parsing of certificates |
 //!
-//! Only this module, enrolment and `loopgate cert` use the CA's key. Functions that access files block. They are called
-//! before the runtime starts, or on its blocking threads.
+//! Only this module, enrolment and `loopgate cert` use the CA's key. Functions that access files
+//! block. They are called before the runtime starts, or on its blocking threads.
 
 mod authority;
 mod certificate;

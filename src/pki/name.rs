@@ -18,13 +18,15 @@ pub enum SubjectName {
 }
 
 impl SubjectName {
-    /// Returns the name in its form in a certificate: lower case, no final dot, `*` only as the whole first label.
+    /// Returns the name in its form in a certificate: lower case, no final dot, `*` only as the
+    /// whole first label.
     ///
     /// # Errors
     /// The name is not valid in a certificate.
     pub fn checked(&self) -> Result<Self, Error> {
         match self {
-            // A client compares the address with the one that it connected to, which is never IPv4-mapped.
+            // A client compares the address with the one that it connected to, which is never
+            // IPv4-mapped.
             Self::Ip(address) => Ok(Self::Ip(address.to_canonical())),
             Self::Dns(name) => {
                 let lower = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();

@@ -1,4 +1,5 @@
-//! The operations of `loopgate cert` on files. A running sidecar notices changes within two seconds.
+//! The operations of `loopgate cert` on files. A running sidecar notices changes within two
+//! seconds.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -41,8 +42,8 @@ pub struct Description {
     pub serial: String,
     /// SHA-256 of the certificate in the form `AA:BB:..`, which OpenClaw pins.
     pub fingerprint: String,
-    /// SHA-256 of the public key in base64, which stays the same after renewals. `curl --pinnedpubkey` expects it with
-    /// the prefix `sha256//`.
+    /// SHA-256 of the public key in base64, which stays the same after renewals. `curl
+    /// --pinnedpubkey` expects it with the prefix `sha256//`.
     pub public_key: String,
 }
 
@@ -59,8 +60,8 @@ pub struct CertificateReport {
     pub missing_issuer: Option<String>,
 }
 
-/// Describes the server certificate in `state_dir`, or the operator's `own_chain`, and the CA. Changes nothing, and
-/// reads no key.
+/// Describes the server certificate in `state_dir`, or the operator's `own_chain`, and the CA.
+/// Changes nothing, and reads no key.
 pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<CertificateReport, Error> {
     let dir = StateDir::at(state_dir);
     let (server, ca) = match own_chain {
@@ -93,7 +94,8 @@ pub fn export(state_dir: &Path) -> Result<String, Error> {
     Ok(pem::encode_certificates(&[certificate]))
 }
 
-/// Writes the CA's certificate to a file that every user may read. Images without a shell can't redirect output.
+/// Writes the CA's certificate to a file that every user may read. Images without a shell can't
+/// redirect output.
 pub fn export_to(state_dir: &Path, file: &Path) -> Result<(), Error> {
     write_atomically(file, export(state_dir)?.as_bytes(), Access::Public)
 }
@@ -135,8 +137,8 @@ pub fn parse_agent_name(text: &str) -> Result<String, Error> {
     authority::agent_uri("loopgate.local", text).map(|_| text.to_owned())
 }
 
-/// Issues a certificate for an agent, and writes `agent.pem`, `agent.key` and `ca.pem` to the directory `out`. An
-/// existing key is kept, so that a running agent reloads only one file.
+/// Issues a certificate for an agent, and writes `agent.pem`, `agent.key` and `ca.pem` to the
+/// directory `out`. An existing key is kept, so that a running agent reloads only one file.
 pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Description, Error> {
     // Checked before any file is created, since `out` may be named after the agent.
     authority::agent_uri(agent.trust_domain, agent.name)?;
@@ -172,8 +174,8 @@ pub fn parse_user_email(text: &str) -> Result<String, Error> {
     authority::parse_user_email(text)
 }
 
-/// Issues a certificate for a person. Returns the content of a PKCS#12 file with the certificate and its key, which is
-/// stored nowhere else, and the description of the certificate in `file`.
+/// Issues a certificate for a person. Returns the content of a PKCS#12 file with the certificate
+/// and its key, which is stored nowhere else, and the description of the certificate in `file`.
 ///
 /// # Errors
 /// The user or the lifetime is invalid, or there is no usable CA.

@@ -7,7 +7,8 @@ use zeroize::Zeroizing;
 
 use super::error::InvalidFile;
 
-/// The UTF-8 byte order mark, which Windows editors put at the beginning. It hides the first section from PEM parsers.
+/// The UTF-8 byte order mark, which Windows editors put at the beginning. It hides the first
+/// section from PEM parsers.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Returns all certificates in `pem`, in the order of the file.
@@ -39,7 +40,8 @@ pub fn encode_certificates(chain: &[CertificateDer<'_>]) -> String {
     chain.iter().map(|certificate| pem::encode_config(&Pem::new("CERTIFICATE", certificate.as_ref()), config)).collect()
 }
 
-/// Text without byte order marks. A copy is wiped from memory when it is dropped, since it may be a key.
+/// Text without byte order marks. A copy is wiped from memory when it is dropped, since it may be a
+/// key.
 enum Text<'a> {
     Borrowed(&'a [u8]),
     Copied(Zeroizing<Vec<u8>>),
@@ -84,7 +86,8 @@ fn check_encoding(pem: &[u8]) -> Result<(), InvalidFile> {
     }
 }
 
-/// Returns whether a private key in `pem` is encrypted: PKCS#8 (RFC 5958), or the older format of OpenSSL (RFC 1421).
+/// Returns whether a private key in `pem` is encrypted: PKCS#8 (RFC 5958), or the older format of
+/// OpenSSL (RFC 1421).
 fn has_encrypted_key(pem: &[u8]) -> bool {
     contains_bytes(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains_bytes(pem, b"Proc-Type: 4,ENCRYPTED")
 }

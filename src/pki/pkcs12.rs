@@ -15,18 +15,20 @@ use zeroize::Zeroizing;
 use super::error::Error;
 use crate::fingerprint::Fingerprint;
 
-/// The number of rounds of each of the three key derivations. Windows refuses a file with more than 600 000 in total.
+/// The number of rounds of each of the three key derivations. Windows refuses a file with more than
+/// 600 000 in total.
 const KDF_ROUNDS: u32 = 100_000;
 
-/// The minimum length of a password, in characters. It must be long, since passwords can be tried on a stolen file.
+/// The minimum length of a password, in characters. It must be long, since passwords can be tried
+/// on a stolen file.
 const MIN_PASSWORD: usize = 12;
 /// The maximum length of a password, in characters.
 const MAX_PASSWORD: usize = 128;
 
 /// The 32 characters of generated passwords, which are easy to tell apart.
 const PASSWORD_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
-/// The number of groups of five characters in a generated password, which has 125 bits. Groups are easier to type on a
-/// phone.
+/// The number of groups of five characters in a generated password, which has 125 bits. Groups are
+/// easier to type on a phone.
 const PASSWORD_GROUPS: usize = 5;
 
 /// How a file is encrypted.

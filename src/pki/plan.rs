@@ -7,15 +7,15 @@ use time::OffsetDateTime;
 use super::name::SubjectName;
 use super::template::Validity;
 
-/// If old and wanted names together exceed this number, a new leaf drops the vanished ones, so that it can't grow
-/// without bound.
+/// If old and wanted names together exceed this number, a new leaf drops the vanished ones, so that
+/// it can't grow without bound.
 const MAX_NAMES: usize = 100;
 
 /// Returns the names of the leaf to issue now; `None` if `leaf` can still be used.
 ///
-/// A new name causes a new leaf, which has the old names too. A vanished name does not: the container may return to the
-/// network, and each new leaf breaks pins on the fingerprint of the old one. Vanished names are dropped when the leaf
-/// is renewed.
+/// A new name causes a new leaf, which has the old names too. A vanished name does not: the
+/// container may return to the network, and each new leaf breaks pins on the fingerprint of the old
+/// one. Vanished names are dropped when the leaf is renewed.
 pub(super) fn due_names(
     leaf: Option<(&BTreeSet<SubjectName>, Validity)>,
     wanted: &BTreeSet<SubjectName>,

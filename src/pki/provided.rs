@@ -39,8 +39,8 @@ impl Provided {
         [self.files.chain.clone(), self.files.key.clone(), self.state_dir.path_of(REVOKED_FILE)]
     }
 
-    /// Loads the pair, and checks that key and certificate belong together. The mode of the key file is not checked,
-    /// since Kubernetes and Docker mount secrets that every user can read.
+    /// Loads the pair, and checks that key and certificate belong together. The mode of the key
+    /// file is not checked, since Kubernetes and Docker mount secrets that every user can read.
     pub(super) fn load(&self, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let (chain, key) = self.read_pair()?;
         warn_of_chain_problems(&chain, &self.files.chain);
@@ -78,8 +78,8 @@ impl Provided {
     }
 }
 
-/// Warns if the file has the chain in another order, or lacks an issuer that some clients need. The chain is served in
-/// both cases.
+/// Warns if the file has the chain in another order, or lacks an issuer that some clients need. The
+/// chain is served in both cases.
 fn warn_of_chain_problems(chain: &OrderedChain, path: &Path) {
     let path = path.display();
     if chain.was_unordered {

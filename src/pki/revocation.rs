@@ -6,7 +6,8 @@ use std::io::ErrorKind;
 use super::error::{Error, InvalidFile};
 use super::state_dir::{Access, StateDir};
 
-/// The file with the revoked serial numbers, one in each line, in hexadecimal. `#` begins a comment.
+/// The file with the revoked serial numbers, one in each line, in hexadecimal. `#` begins a
+/// comment.
 pub(super) const REVOKED_FILE: &str = "revoked";
 
 /// The maximum length of a serial number, in bytes (RFC 5280 section 4.1.2.2).
@@ -37,7 +38,8 @@ pub fn parse_serial(text: &str) -> Result<Vec<u8>, Error> {
 /// Reads the list. Without a file the list is empty.
 ///
 /// # Errors
-/// The file can't be read or parsed. It is not ignored, so that no revoked certificate is accepted by accident.
+/// The file can't be read or parsed. It is not ignored, so that no revoked certificate is accepted
+/// by accident.
 pub(super) fn read(dir: &StateDir) -> Result<Revoked, Error> {
     let content = match dir.read(REVOKED_FILE, Access::Public) {
         Ok(content) => content,

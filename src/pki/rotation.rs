@@ -1,4 +1,5 @@
-//! Keeps the certificate up to date in a running process: renews it when it is due, and follows changes of its files.
+//! Keeps the certificate up to date in a running process: renews it when it is due, and follows
+//! changes of its files.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,11 +19,12 @@ use super::loaded::{DigestCache, FilesDigest, LoadedIdentity};
 use super::name::SubjectName;
 use super::source::CertificateSource;
 
-/// The interval of checks of the files and the clock. It is short, since the wall clock may jump at any time.
+/// The interval of checks of the files and the clock. It is short, since the wall clock may jump at
+/// any time.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The delay before a retry after a failure. Changes of the files are noticed sooner. The retry is for other causes,
-/// such as a full disk.
+/// The delay before a retry after a failure. Changes of the files are noticed sooner. The retry is
+/// for other causes, such as a full disk.
 pub(super) const RETRY_DELAY: Duration = Duration::from_secs(60);
 
 /// The task that owns the certificate.
@@ -44,8 +46,8 @@ pub(super) struct RotationState {
     pub(super) cache: DigestCache,
     /// The digest of the files that were loaded last, valid or not.
     pub(super) digest: FilesDigest,
-    /// The digest of files that were invalid at one check. Another process may have been replacing them, so the error
-    /// is reported only if they are still the same at the next check.
+    /// The digest of files that were invalid at one check. Another process may have been replacing
+    /// them, so the error is reported only if they are still the same at the next check.
     pub(super) invalid_once: Option<FilesDigest>,
     /// The time of the next retry after a failure.
     pub(super) retry_at: Option<Instant>,
@@ -96,7 +98,8 @@ impl Rotation {
                     self.apply_result(requested, digest, result);
                 }
             }
-            // This happens only after a panic or at the end of the runtime. The served certificate is not affected.
+            // This happens only after a panic or at the end of the runtime. The served certificate
+            // is not affected.
             Err(error) => {
                 tracing::error!(
                     error = error_chain(&error),
@@ -106,8 +109,9 @@ impl Rotation {
         }
     }
 
-    /// Publishes the certificate that was loaded, or reports why it was not. The first error after a change of the
-    /// files is ignored, unless the check was `requested`: the files may be half written.
+    /// Publishes the certificate that was loaded, or reports why it was not. The first error after
+    /// a change of the files is ignored, unless the check was `requested`: the files may be half
+    /// written.
     fn apply_result(&mut self, requested: bool, digest: FilesDigest, result: Result<LoadedIdentity, Error>) {
         let may_be_half_written =
             result.is_err() && !requested && digest != self.state.digest && self.state.invalid_once != Some(digest);
@@ -127,8 +131,8 @@ impl Rotation {
         self.report_problem(problem);
     }
 
-    /// Publishes `identity`, unless it is already served, or has expired while the served one has not. Publishes its
-    /// list of revoked certificates in any case.
+    /// Publishes `identity`, unless it is already served, or has expired while the served one has
+    /// not. Publishes its list of revoked certificates in any case.
     fn publish(&self, identity: ServerIdentity) {
         let now = OffsetDateTime::now_utc();
         self.identity_sender.send_if_modified(|served| {
@@ -184,8 +188,8 @@ pub(super) fn log_identity(identity: &ServerIdentity) {
     );
 }
 
-/// Returns the wanted names of the leaf: `fixed`, and those of `found` that are valid in a certificate. A network alias
-/// may be any text.
+/// Returns the wanted names of the leaf: `fixed`, and those of `found` that are valid in a
+/// certificate. A network alias may be any text.
 pub(super) fn wanted_names(fixed: &BTreeSet<SubjectName>, found: &BTreeSet<SubjectName>) -> BTreeSet<SubjectName> {
     let checked = found.iter().filter_map(|name| match name.checked() {
         Ok(name) => Some(name),

@@ -13,12 +13,12 @@ use super::pem;
 use crate::fingerprint::Fingerprint;
 use crate::token_bucket::{Rate, TokenBucket};
 
-/// The maximum number of QR codes that are drawn in a second. Drawing one takes a fraction of a millisecond, and every
-/// client may request one.
+/// The maximum number of QR codes that are drawn in a second. Drawing one takes a fraction of a
+/// millisecond, and every client may request one.
 const QR_CODES_PER_SECOND: u32 = 20;
 
-/// The CA's certificate in each format in which clients install it. The formats are rendered once, so that a request
-/// costs little. Only QR codes are drawn for each request.
+/// The CA's certificate in each format in which clients install it. The formats are rendered once,
+/// so that a request costs little. Only QR codes are drawn for each request.
 #[derive(Debug)]
 pub struct ServedCa {
     fingerprint: Fingerprint,
@@ -58,8 +58,8 @@ impl ServedCa {
         self.profile.clone()
     }
 
-    /// Returns the HTML page with links to the other formats. It has a QR code of `url`, the page's address, unless
-    /// `QR_CODES_PER_SECOND` is exceeded.
+    /// Returns the HTML page with links to the other formats. It has a QR code of `url`, the page's
+    /// address, unless `QR_CODES_PER_SECOND` is exceeded.
     pub fn page(&self, url: Option<&str>) -> Bytes {
         let rate = Rate::per_second(QR_CODES_PER_SECOND);
         let may_draw =

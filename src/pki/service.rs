@@ -22,7 +22,8 @@ use crate::config::Tls;
 use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
 
-/// The server certificate of a running sidecar. It is replaced when it is due, or when files or names change.
+/// The server certificate of a running sidecar. It is replaced when it is due, or when files or
+/// names change.
 #[derive(Clone, Debug)]
 pub struct Pki {
     identity: watch::Receiver<Arc<ServerIdentity>>,
@@ -37,13 +38,14 @@ impl Pki {
         self.identity.clone()
     }
 
-    /// Returns a receiver of the reason why the certificate could not be loaded or renewed; `None` if there is no
-    /// problem.
+    /// Returns a receiver of the reason why the certificate could not be loaded or renewed; `None`
+    /// if there is no problem.
     pub fn problem(&self) -> watch::Receiver<Option<Arc<Error>>> {
         self.problem.clone()
     }
 
-    /// Returns loopgate's CA, for enrolment; `None` with the operator's pair and no usable state directory.
+    /// Returns loopgate's CA, for enrolment; `None` with the operator's pair and no usable state
+    /// directory.
     pub fn authority(&self) -> Option<Arc<CertificateAuthority>> {
         self.authority.clone()
     }
@@ -56,8 +58,8 @@ impl Pki {
 
 /// Loads or issues the certificate, and keeps it up to date until `shutdown` begins.
 ///
-/// `names` are the names that discovery finds; `localhost` and `tls.names` are added. Blocks on files, and must be
-/// called within a Tokio runtime.
+/// `names` are the names that discovery finds; `localhost` and `tls.names` are added. Blocks on
+/// files, and must be called within a Tokio runtime.
 ///
 /// # Errors
 /// There is no usable certificate.
@@ -82,7 +84,8 @@ pub fn open(
             let mut provided = Provided { files: files.clone(), state_dir: StateDir::at(state_dir), ca: None };
             provided.check_files()?;
             let authority = authority_beside_provided_pair(state_dir, permitted_names);
-            // If only the CA's key can't be used, the certificates that the CA signed before are still accepted.
+            // If only the CA's key can't be used, the certificates that the CA signed before are
+            // still accepted.
             let certificate =
                 || authority::load_certificate(&StateDir::at(state_dir)).ok().map(|(certificate, _)| certificate);
             provided.ca = authority.as_ref().map(|authority| authority.certificate().clone()).or_else(certificate);
@@ -120,8 +123,8 @@ pub fn open(
     Ok(Pki { identity, problem, authority, reload })
 }
 
-/// Loads or creates loopgate's CA beside the operator's pair; `None`, which is logged, if that fails. Agents then can't
-/// enrol, but the pair is served.
+/// Loads or creates loopgate's CA beside the operator's pair; `None`, which is logged, if that
+/// fails. Agents then can't enrol, but the pair is served.
 fn authority_beside_provided_pair(
     state_dir: &Path,
     constrain: Option<&BTreeSet<SubjectName>>,

@@ -46,7 +46,8 @@ impl CertificateSource {
         }
     }
 
-    /// Loads the certificate from the files. If loopgate issues it, issues a new one if that is due.
+    /// Loads the certificate from the files. If loopgate issues it, issues a new one if that is
+    /// due.
     pub(super) fn load(&self, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let (mut loaded, dir) = match self {
             Self::Managed(managed) => (managed.load(wanted, now)?, managed.dir()),

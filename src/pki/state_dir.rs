@@ -1,9 +1,10 @@
 //! The state directory: atomic writes by one writer at a time.
 //!
-//! A write goes to a temporary file in the same directory, which is synced and then renamed to its target. So `kill -9`
-//! or a power failure leaves the old file or the new one. A lock file serialises writers. On file systems without locks
-//! (read-only ones, some network file systems) a file that must be created once is still never replaced, since
-//! `RENAME_NOREPLACE` or `link` gives it its name.
+//! A write goes to a temporary file in the same directory, which is synced and then renamed to its
+//! target. So `kill -9` or a power failure leaves the old file or the new one. A lock file
+//! serialises writers. On file systems without locks (read-only ones, some network file systems) a
+//! file that must be created once is still never replaced, since `RENAME_NOREPLACE` or `link` gives
+//! it its name.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
@@ -43,7 +44,8 @@ pub(super) struct StateDir {
     path: PathBuf,
 }
 
-/// The lock against other writers, held until this value is dropped. `None` if the file system has no locks.
+/// The lock against other writers, held until this value is dropped. `None` if the file system has
+/// no locks.
 #[derive(Debug)]
 pub(super) struct DirLock(Option<File>);
 
@@ -109,7 +111,8 @@ impl StateDir {
         }
     }
 
-    /// Removes the temporary files of killed writers. Holding the lock means that no other writer is active.
+    /// Removes the temporary files of killed writers. Holding the lock means that no other writer
+    /// is active.
     pub(super) fn remove_temporary_files(&self, lock: &DirLock) {
         if lock.0.is_none() {
             return;
@@ -162,8 +165,8 @@ impl StateDir {
         self.sync_directory()
     }
 
-    /// Writes `content` to a temporary file in the directory, and syncs it to disk. The file is to be renamed to
-    /// `name`.
+    /// Writes `content` to a temporary file in the directory, and syncs it to disk. The file is to
+    /// be renamed to `name`.
     fn write_temporary(&self, name: &str, content: &[u8], access: Access) -> Result<NamedTempFile, Error> {
         let mode = match access {
             Access::Secret => 0o600,
@@ -205,8 +208,8 @@ pub(super) fn read_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), Error>
     Ok((content, metadata.permissions().mode() & 0o7777))
 }
 
-/// Returns which users besides `us` and root may write to a directory of `owner` with this mode; `None` if no others
-/// may. Group access is ignored, since Kubernetes mounts volumes with it.
+/// Returns which users besides `us` and root may write to a directory of `owner` with this mode;
+/// `None` if no others may. Group access is ignored, since Kubernetes mounts volumes with it.
 fn other_writers(mode: u32, owner: u32, us: u32) -> Option<String> {
     if mode & 0o002 != 0 {
         Some(format!("every user may write to the state directory (mode {:04o})", mode & 0o7777))
@@ -217,8 +220,8 @@ fn other_writers(mode: u32, owner: u32, us: u32) -> Option<String> {
     }
 }
 
-/// Refuses a key that every user can access. Group access is only logged, since with an `fsGroup` the kubelet makes
-/// every file of a volume readable and writable by the group at each mount.
+/// Refuses a key that every user can access. Group access is only logged, since with an `fsGroup`
+/// the kubelet makes every file of a volume readable and writable by the group at each mount.
 fn check_mode(path: &Path, mode: u32) -> Result<(), Error> {
     if mode & 0o007 != 0 {
         return Err(Error::Exposed { path: path.to_owned(), mode });

@@ -1,8 +1,9 @@
 //! The contents of each kind of certificate.
 //!
-//! Certificates follow the rules of browsers and platforms: names in the SAN only, an EKU, less than 398 days, a start
-//! in the past, and a random serial number. rcgen would derive the serial number from the key, and Firefox refuses two
-//! certificates of one issuer with the same serial number.
+//! Certificates follow the rules of browsers and platforms: names in the SAN only, an EKU, less
+//! than 398 days, a start in the past, and a random serial number. rcgen would derive the serial
+//! number from the key, and Firefox refuses two certificates of one issuer with the same serial
+//! number.
 
 use std::collections::BTreeSet;
 
@@ -17,8 +18,8 @@ use super::constraints;
 use super::error::Error;
 use super::name::SubjectName;
 
-/// The lifetime of a CA. It is long, since a new CA must be installed on every client, and clients limit only the
-/// lifetime of leaves.
+/// The lifetime of a CA. It is long, since a new CA must be installed on every client, and clients
+/// limit only the lifetime of leaves.
 pub(super) const CA_LIFE: Duration = Duration::days(3650);
 
 /// The lifetime of a server leaf.
@@ -48,14 +49,16 @@ impl Validity {
         self.not_before + (self.not_after - self.not_before) / 2
     }
 
-    /// Returns the part of this validity that is within that of `issuer`: some verifiers refuse other certificates.
+    /// Returns the part of this validity that is within that of `issuer`: some verifiers refuse
+    /// other certificates.
     pub(super) fn clamped_to(self, issuer: Self) -> Self {
         Self { not_before: self.not_before.max(issuer.not_before), not_after: self.not_after.min(issuer.not_after) }
     }
 }
 
-/// Returns the parameters of a CA that signs only leaves. If `constrain` is given, it signs server certificates only
-/// for these names. The CA's name contains a digest of the key, so that clients can distinguish several CAs.
+/// Returns the parameters of a CA that signs only leaves. If `constrain` is given, it signs server
+/// certificates only for these names. The CA's name contains a digest of the key, so that clients
+/// can distinguish several CAs.
 pub(super) fn ca_params(
     key: &KeyPair,
     constrain: Option<&BTreeSet<SubjectName>>,
@@ -82,8 +85,8 @@ pub(super) fn server_params(names: &BTreeSet<SubjectName>, validity: Validity) -
     Ok(params)
 }
 
-/// Returns the parameters of a client leaf for a person, with the e-mail address `user` as its only SAN. It is the
-/// common name too, by which browsers list certificates.
+/// Returns the parameters of a client leaf for a person, with the e-mail address `user` as its only
+/// SAN. It is the common name too, by which browsers list certificates.
 pub(super) fn user_params(user: &str, validity: Validity) -> Result<CertificateParams, Error> {
     let mut params = leaf_params(user, ExtendedKeyUsagePurpose::ClientAuth, validity)?;
     params.subject_alt_names.push(SanType::Rfc822Name(user.try_into().map_err(Error::Issue)?));

@@ -1,15 +1,16 @@
 //! Sends the trailers of a chunked body, which hyper's HTTP/1.1 encoder drops.
 //!
-//! hyper sends a trailer field only if a `Trailer` field named it before the body, and in a response only if the client
-//! sent `TE: trailers` ([hyper#3375](https://github.com/hyperium/hyper/pull/3375)). Senders need not name them (RFC
+//! hyper sends a trailer field only if a `Trailer` field named it before the body, and in a
+//! response only if the client sent `TE: trailers`
+//! ([hyper#3375](https://github.com/hyperium/hyper/pull/3375)). Senders need not name them (RFC
 //! 9110 section 6.6.2), and a proxy learns them only at the end of the body.
 //!
 //! So a body does not give its trailers to hyper:
 //!
 //! 1. It waits until hyper's buffer is empty, which [`FlushCounter`] shows.
 //! 2. It puts the trailers into the [`TrailerSlot`] of the stream below hyper, and ends.
-//! 3. hyper then writes the last chunk, `0 CR LF CR LF`. The stream writes the last chunk with the trailers in its
-//!    place. If hyper writes anything else, the write fails.
+//! 3. hyper then writes the last chunk, `0 CR LF CR LF`. The stream writes the last chunk with the
+//!    trailers in its place. If hyper writes anything else, the write fails.
 //!
 //! Workaround: delete when hyper sends all trailers.
 
@@ -29,8 +30,8 @@ use crate::proxy::h1_fields::push_fields;
 /// The bytes with which hyper ends a chunked body without trailers.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Counts the flushes of a stream below hyper. hyper flushes it only when its own buffer is empty, so at each flush
-/// everything that hyper has written has left the process.
+/// Counts the flushes of a stream below hyper. hyper flushes it only when its own buffer is empty,
+/// so at each flush everything that hyper has written has left the process.
 #[derive(Debug, Default)]
 pub struct FlushCounter {
     count: AtomicU64,
@@ -86,8 +87,9 @@ impl TrailerSlot {
         self.is_set.store(false, Ordering::Relaxed);
     }
 
-    /// Writes the last chunk with its trailers to `stream`, in place of the last chunk in `offered`; returns the number
-    /// of bytes of `offered` that it replaces. `None` if no trailers wait.
+    /// Writes the last chunk with its trailers to `stream`, in place of the last chunk in
+    /// `offered`; returns the number of bytes of `offered` that it replaces. `None` if no trailers
+    /// wait.
     ///
     /// # Errors
     /// `offered` does not begin with the last chunk, or the stream fails.

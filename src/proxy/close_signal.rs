@@ -1,4 +1,5 @@
-//! Tells an open connection to close: loopgate shuts down, or the connection lost its authorization.
+//! Tells an open connection to close: loopgate shuts down, or the connection lost its
+//! authorization.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,8 +8,8 @@ use std::time::Duration;
 use pin_project_lite::pin_project;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-/// The time that a WebSocket that lost its authorization has to end the current frame and to send its close frame. Its
-/// HTTP/2 connection stays open for as long.
+/// The time that a WebSocket that lost its authorization has to end the current frame and to send
+/// its close frame. Its HTTP/2 connection stays open for as long.
 pub const REVOKED_GRACE: Duration = Duration::from_millis(500);
 
 /// Why a connection must close.
@@ -16,8 +17,8 @@ pub const REVOKED_GRACE: Duration = Duration::from_millis(500);
 pub enum CloseReason {
     /// loopgate shuts down: open requests may finish.
     Drain,
-    /// The connection is no longer authorized: it takes no further request. It closes at once, or after
-    /// [`REVOKED_GRACE`] if it carries WebSockets over HTTP/2.
+    /// The connection is no longer authorized: it takes no further request. It closes at once, or
+    /// after [`REVOKED_GRACE`] if it carries WebSockets over HTTP/2.
     Revoked,
 }
 
@@ -35,7 +36,8 @@ impl CloseSignal {
         Self { closing: draining.child_token(), revoked: CancellationToken::new() }
     }
 
-    /// Creates the signal of a tunnel on the connection. The tunnel can be revoked without the connection.
+    /// Creates the signal of a tunnel on the connection. The tunnel can be revoked without the
+    /// connection.
     pub(super) fn for_tunnel(&self) -> Self {
         Self { closing: self.closing.child_token(), revoked: self.revoked.child_token() }
     }
@@ -70,9 +72,9 @@ pin_project! {
 }
 
 impl CloseWait<'_> {
-    /// Completes with the next reason. `is_draining` is whether [`CloseReason::Drain`] was returned before, or does not
-    /// matter any more: a connection that drains can still be revoked. It must not become false again. Must be polled
-    /// until it is pending, so that the task is woken.
+    /// Completes with the next reason. `is_draining` is whether [`CloseReason::Drain`] was returned
+    /// before, or does not matter any more: a connection that drains can still be revoked. It must
+    /// not become false again. Must be polled until it is pending, so that the task is woken.
     pub(super) fn poll_reason(self: Pin<&mut Self>, cx: &mut Context<'_>, is_draining: bool) -> Poll<CloseReason> {
         let mut this = self.project();
         if is_draining && !*this.is_draining {

@@ -30,23 +30,25 @@ pub(super) struct ConnectionContext {
     pub(super) protocol: Protocol,
     /// The connection's number, as in the log and in `status`.
     pub(super) number: u64,
-    /// The time at which the certificate expires that gave the connection its lane or its user; `None` if none did.
+    /// The time at which the certificate expires that gave the connection its lane or its user;
+    /// `None` if none did.
     pub(super) expires: Option<SystemTime>,
-    /// The request budget of the connection's peer. The clients that a trusted proxy names have their own budgets.
+    /// The request budget of the connection's peer. The clients that a trusted proxy names have
+    /// their own budgets.
     pub(super) budget: Arc<ClientBudget>,
     pub(super) activity: Arc<Activity>,
     pub(super) head_tracker: Arc<HeadTracker>,
     pub(super) close_signal: CloseSignal,
-    /// Why loopgate closed the connection. Set before the connection's requests are dropped, so that they report it;
-    /// not set if the client closed the connection.
+    /// Why loopgate closed the connection. Set before the connection's requests are dropped, so
+    /// that they report it; not set if the client closed the connection.
     pub(super) closed_by: OnceLock<RequestEnd>,
     /// HTTP/1.1: the latest upgrade that a request asked for and that was not granted.
     pub(super) refused_upgrade: Mutex<Option<OnUpgrade>>,
 }
 
 impl ConnectionContext {
-    /// Returns whether the certificate that gave the connection its lane or its user has expired. Such a connection
-    /// takes no new request.
+    /// Returns whether the certificate that gave the connection its lane or its user has expired.
+    /// Such a connection takes no new request.
     pub(super) fn has_certificate_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= SystemTime::now())
     }
@@ -71,9 +73,9 @@ impl ConnectionContext {
         self.closed_by.get().copied().unwrap_or(unless_closed)
     }
 
-    /// Waits for a permit to send a request to the gateway, for at most `limits.gateway_wait` after `received_at`, when
-    /// the request was received. `client` is the external client, `None` for an agent. Returns the permit and the time
-    /// at which it was granted.
+    /// Waits for a permit to send a request to the gateway, for at most `limits.gateway_wait` after
+    /// `received_at`, when the request was received. `client` is the external client, `None` for an
+    /// agent. Returns the permit and the time at which it was granted.
     ///
     /// # Errors
     /// No permit was free in time, or too many requests wait already.
@@ -95,13 +97,15 @@ impl ConnectionContext {
         if let Some(permit) = budget.try_acquire(purpose) {
             return Ok((permit, received_at));
         }
-        // Boxed, because it is seldom needed: the future of each request reserves memory for every future it awaits.
+        // Boxed, because it is seldom needed: the future of each request reserves memory for every
+        // future it awaits.
         let permit = Box::pin(budget.wait_for_permit(purpose, received_at + self.settings.limits.gateway_wait)).await?;
         Ok((permit, Instant::now()))
     }
 
-    /// Returns the time for which an external client may read nothing of a response before its request is ended
-    /// (`limits.gateway_stall`). Agents are limited by `limits.stall_timeout` alone.
+    /// Returns the time for which an external client may read nothing of a response before its
+    /// request is ended (`limits.gateway_stall`). Agents are limited by `limits.stall_timeout`
+    /// alone.
     pub(super) fn gateway_stall_timeout(&self) -> Duration {
         match self.lane.kind() {
             LaneKind::External => self.settings.limits.gateway_stall,

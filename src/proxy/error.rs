@@ -1,5 +1,5 @@
-//! The errors for which loopgate answers a request in place of the gateway: whose fault they are, what the client gets,
-//! and what is logged.
+//! The errors for which loopgate answers a request in place of the gateway: whose fault they are,
+//! what the client gets, and what is logged.
 
 use std::io;
 use std::time::Duration;
@@ -24,7 +24,8 @@ pub enum Error {
     /// The gateway does not accept connections.
     #[error("the gateway does not accept connections")]
     GatewayUnavailable(#[source] io::Error),
-    /// A limit of concurrent requests at the gateway is reached, of the client or of all external clients together.
+    /// A limit of concurrent requests at the gateway is reached, of the client or of all external
+    /// clients together.
     #[error(transparent)]
     TooManyRequests(#[from] Exhausted),
     /// The limit of open files is reached, so that no connection to the gateway can be opened.
@@ -39,11 +40,12 @@ pub enum Error {
     /// The head of the gateway's response exceeds a limit.
     #[error("the gateway's response head is too large (limits.response_head, limits.response_fields)")]
     GatewayHeadTooLarge,
-    /// The gateway's response has a `Transfer-Encoding` other than `chunked` (RFC 9112 section 6.1).
+    /// The gateway's response has a `Transfer-Encoding` other than `chunked` (RFC 9112 section
+    /// 6.1).
     #[error("the gateway's response has a Transfer-Encoding other than chunked")]
     GatewayTransferEncoding,
-    /// The gateway agreed to an upgrade that was not asked for, or its response does not prove that it understood the
-    /// WebSocket handshake (RFC 6455 section 4.2.2).
+    /// The gateway agreed to an upgrade that was not asked for, or its response does not prove that
+    /// it understood the WebSocket handshake (RFC 6455 section 4.2.2).
     #[error("the gateway sent an invalid response to an upgrade")]
     BadUpgradeResponse,
     /// The head of the gateway's response did not arrive within this time.
@@ -55,7 +57,8 @@ pub enum Error {
     /// The client's body is malformed.
     #[error("the client's body is malformed")]
     BadRequestBody(#[source] ExchangeError),
-    /// The client closed its connection or reset its stream before the end of its body. It gets no response.
+    /// The client closed its connection or reset its stream before the end of its body. It gets no
+    /// response.
     #[error("the client left before the end of its body")]
     ClientLeft(#[source] ExchangeError),
 }
@@ -109,8 +112,9 @@ impl Error {
         }
     }
 
-    /// Returns a sentence for the client. It reveals nothing about what is behind loopgate, except that the gateway
-    /// speaks TLS: a mistake in the configuration, which the operator meets before anyone else does.
+    /// Returns a sentence for the client. It reveals nothing about what is behind loopgate, except
+    /// that the gateway speaks TLS: a mistake in the configuration, which the operator meets before
+    /// anyone else does.
     pub(super) fn client_text(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.text(),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// A timer that is reset only if it would fire after the deadline, or has fired before it: a reset costs more than a
-/// look at the clock.
+/// A timer that is reset only if it would fire after the deadline, or has fired before it: a reset
+/// costs more than a look at the clock.
 #[derive(Debug)]
 pub(super) struct LazyTimer {
     sleep: Pin<Box<Sleep>>,
@@ -20,8 +20,8 @@ impl LazyTimer {
         Self { sleep: Box::pin(tokio::time::sleep(recheck_interval)), recheck_interval }
     }
 
-    /// Completes with the current time once `due` has passed. Without a deadline it stays pending, and wakes the
-    /// task every `recheck_interval` to be polled with a newer one.
+    /// Completes with the current time once `due` has passed. Without a deadline it stays pending,
+    /// and wakes the task every `recheck_interval` to be polled with a newer one.
     pub(super) fn poll_due(&mut self, cx: &mut Context<'_>, due: Option<Instant>) -> Poll<Instant> {
         if let Some(due) = due
             && due < self.sleep.deadline()

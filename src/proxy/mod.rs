@@ -11,8 +11,9 @@
 //! | `downstream` | the bytes of a client's connection, below hyper |
 //! | all others | errors, labels, the close signal, a timer, the trailers of chunked bodies |
 //!
-//! A file imports only from its own row and from rows below. There are two exceptions: `error` wraps an error of
-//! `upstream`, and `downstream` holds a guard of `registry`, whose drop removes the connection.
+//! A file imports only from its own row and from rows below. There are two exceptions: `error`
+//! wraps an error of `upstream`, and `downstream` holds a guard of `registry`, whose drop removes
+//! the connection.
 
 mod chunked_trailers;
 pub mod close_signal;

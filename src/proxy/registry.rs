@@ -41,7 +41,8 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
-    /// Returns why an external connection is not an agent's, if the operator might expect that it is one.
+    /// Returns why an external connection is not an agent's, if the operator might expect that it
+    /// is one.
     pub(super) fn why_external(&self, view: &View, policy: &LanePolicy) -> Option<WhyExternal> {
         match (&*self.lane, &*self.evidence) {
             (Lane::External(_), ConnectionEvidence::Tls(evidence)) => {
@@ -51,10 +52,12 @@ impl ConnectionInfo {
         }
     }
 
-    /// Returns why a connection on the agent lane must close; `None` if it is not on that lane or may stay.
+    /// Returns why a connection on the agent lane must close; `None` if it is not on that lane or
+    /// may stay.
     ///
-    /// The decision is made for the time at which the connection was registered, so that an expired certificate is not
-    /// a reason: `connection/lifetime.rs` lets the open requests of such a connection finish.
+    /// The decision is made for the time at which the connection was registered, so that an expired
+    /// certificate is not a reason: `connection/lifetime.rs` lets the open requests of such a
+    /// connection finish.
     pub(super) fn why_lost_agent_lane(&self, view: &View, policy: &LanePolicy) -> Option<String> {
         let (Lane::Agent(before), ConnectionEvidence::Tls(evidence)) = (&*self.lane, &*self.evidence) else {
             return None;
@@ -63,7 +66,8 @@ impl ConnectionInfo {
         if matches!(now, Ok(Lane::Agent(now)) if now.grants_the_same(before)) {
             return None;
         }
-        // Checked first: `why_external` would report the certificate of a removed container as stolen.
+        // Checked first: `why_external` would report the certificate of a removed container as
+        // stolen.
         let is_discovered = matches!(before.basis, AgentBasis::Address(_) | AgentBasis::Attested(_));
         let peer = canonical(evidence.peer);
         if is_discovered && !view.agents.contains_key(&peer) && !view.last_known.contains_key(&peer) {
@@ -73,8 +77,8 @@ impl ConnectionInfo {
         Some(why.unwrap_or_else(|| "the agent is gone, or its basis, scope cap or user has changed".to_owned()))
     }
 
-    /// Returns why an external connection must close because of its scope cap: the connection would get another cap
-    /// now.
+    /// Returns why an external connection must close because of its scope cap: the connection would
+    /// get another cap now.
     pub(super) fn why_lost_scope_cap(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let changed = match self.evidence.decide_lane(view, policy, unix_seconds(self.since)).ok()? {
@@ -84,9 +88,10 @@ impl ConnectionInfo {
         changed.then_some("its scope cap has changed")
     }
 
-    /// Returns why an external connection must close: the rules deny its client, they no longer trust the proxy that
-    /// named the client, or the client's certificate no longer names its user. `None` if the connection may stay,
-    /// even if a new connection would get more rights: an open connection never gains a right.
+    /// Returns why an external connection must close: the rules deny its client, they no longer
+    /// trust the proxy that named the client, or the client's certificate no longer names its user.
+    /// `None` if the connection may stay, even if a new connection would get more rights: an open
+    /// connection never gains a right.
     pub(super) fn why_lost_external_lane(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let untrusted = match self.evidence.decide_lane(view, policy, unix_seconds(self.since)) {
@@ -114,8 +119,8 @@ impl ConnectionInfo {
         self.evidence.certificate().is_some_and(condition)
     }
 
-    /// Returns the name of a discovered agent, the URI of an agent with a certificate, or else the basis of the agent
-    /// lane; `None` on the external lane.
+    /// Returns the name of a discovered agent, the URI of an agent with a certificate, or else the
+    /// basis of the agent lane; `None` on the external lane.
     fn agent_name(&self) -> Option<&str> {
         let Lane::Agent(lane) = &*self.lane else { return None };
         Some(match &lane.basis {
@@ -127,7 +132,8 @@ impl ConnectionInfo {
 }
 
 impl Registry {
-    /// Registers a connection, until the returned guard is dropped. `draining` is cancelled when loopgate shuts down.
+    /// Registers a connection, until the returned guard is dropped. `draining` is cancelled when
+    /// loopgate shuts down.
     pub(super) fn register(
         self: &Arc<Self>,
         peer: PeerAddr,
@@ -144,7 +150,8 @@ impl Registry {
         RegistryGuard { number, close_signal, registry: Arc::clone(self) }
     }
 
-    /// Closes the connections for which `why_lost` returns a reason, and logs it; returns how many those are.
+    /// Closes the connections for which `why_lost` returns a reason, and logs it; returns how many
+    /// those are.
     pub(super) fn revoke_where<R: Into<String>>(&self, why_lost: impl Fn(&ConnectionInfo) -> Option<R>) -> usize {
         let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         let mut revoked = 0;

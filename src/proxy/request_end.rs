@@ -1,4 +1,5 @@
-//! The ways in which a request can end, each with one label for the access log, the metrics and spans.
+//! The ways in which a request can end, each with one label for the access log, the metrics and
+//! spans.
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,17 +12,19 @@ pub(super) enum RequestEnd {
     Error(&'static str),
     /// The gateway closed its connection before the end of its response.
     GatewayCut,
-    /// The request's body or its trailers are malformed, and there is no error response: `h2` reset the stream, or over
-    /// HTTP/1.1 the response had begun. The label is that of
+    /// The request's body or its trailers are malformed, and there is no error response: `h2` reset
+    /// the stream, or over HTTP/1.1 the response had begun. The label is that of
     /// [`Error::BadRequestBody`](super::error::Error::BadRequestBody).
     BadBody,
     /// The client closed its connection, or reset its stream.
     ClientGone,
-    /// loopgate or `h2` closed the HTTP/2 connection for another fault of the client. It is also the end of a head that
-    /// came while the connection was being closed, for any reason, and became no request.
+    /// loopgate or `h2` closed the HTTP/2 connection for another fault of the client. It is also
+    /// the end of a head that came while the connection was being closed, for any reason, and
+    /// became no request.
     ConnectionClosed,
-    /// The client read nothing of the response for too long: `limits.stall_timeout`, five times that on one HTTP/2
-    /// stream, or `limits.gateway_stall` for an external client if that is shorter.
+    /// The client read nothing of the response for too long: `limits.stall_timeout`, five times
+    /// that on one HTTP/2 stream, or `limits.gateway_stall` for an external client if that is
+    /// shorter.
     ClientStalled,
     /// The client, or its connection, was no longer authorized.
     Revoked,

@@ -1,4 +1,5 @@
-//! The interface of the proxy: serves accepted connections, applies new configurations, and lists open connections.
+//! The interface of the proxy: serves accepted connections, applies new configurations, and lists
+//! open connections.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -85,9 +86,10 @@ impl Proxy {
         Arc::new(Self { shared, workers })
     }
 
-    /// Starts two tasks, which run until `shutdown` begins: one checks open connections again at each change of the
-    /// view, the other closes expired idle connections to the gateway. `shutdown` must begin only after the connections
-    /// have ended. Must be called within a Tokio runtime.
+    /// Starts two tasks, which run until `shutdown` begins: one checks open connections again at
+    /// each change of the view, the other closes expired idle connections to the gateway.
+    /// `shutdown` must begin only after the connections have ended. Must be called within a Tokio
+    /// runtime.
     pub fn spawn_background_tasks(&self, shutdown: &Shutdown) {
         shutdown.spawn(recheck_on_view_changes(Arc::clone(&self.shared), shutdown.clone()));
         shutdown.spawn(close_idle_upstreams(Arc::clone(&self.shared), shutdown.clone()));
@@ -116,8 +118,8 @@ impl Proxy {
         }
     }
 
-    /// Uses `tls` for new handshakes. Closes open connections whose certificate is revoked, and, if the CAs of
-    /// `tls.client_ca` changed, all with a certificate of such a CA.
+    /// Uses `tls` for new handshakes. Closes open connections whose certificate is revoked, and, if
+    /// the CAs of `tls.client_ca` changed, all with a certificate of such a CA.
     pub fn update_tls(&self, tls: tls::TlsServerConfig) {
         let tls = Arc::new(tls);
         let before = self.shared.tls.swap(Arc::clone(&tls));
@@ -139,8 +141,9 @@ impl Proxy {
         self.shared.token.store(token.map(Arc::new));
     }
 
-    /// Applies the part of `config` that concerns requests and lanes. Open connections keep their limits and timeouts,
-    /// but the new rules apply to their next requests, and those that the rules deny are closed.
+    /// Applies the part of `config` that concerns requests and lanes. Open connections keep their
+    /// limits and timeouts, but the new rules apply to their next requests, and those that the
+    /// rules deny are closed.
     pub fn apply_config(&self, config: &Config) {
         self.shared.settings.store(Arc::new(ConnectionSettings::new(config)));
         self.shared.rules.store(Arc::new(RequestRules::new(config)));
@@ -154,8 +157,8 @@ impl Proxy {
         self.shared.upstream.tls_detector()
     }
 
-    /// Returns all open connections, in no particular order. Each external one that the operator might expect to be an
-    /// agent's comes with the reason why it is not.
+    /// Returns all open connections, in no particular order. Each external one that the operator
+    /// might expect to be an agent's comes with the reason why it is not.
     pub fn connections(&self) -> Vec<(ConnectionInfo, Option<WhyExternal>)> {
         let (view, rules) = (Arc::clone(&self.shared.view.borrow()), self.shared.rules.load());
         let explain = |connection: ConnectionInfo| {

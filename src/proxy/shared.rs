@@ -28,7 +28,8 @@ use crate::tls;
 /// Serves a connection that negotiated [`tls::ENROLMENT_ALPN`] instead of HTTP, until it ends.
 pub type Enrol = Box<dyn Fn(tls::Stream<TcpStream>, PeerAddr) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// The options that a connection reads when it is accepted. A reload does not change them for open connections.
+/// The options that a connection reads when it is accepted. A reload does not change them for open
+/// connections.
 #[derive(Debug)]
 pub(super) struct ConnectionSettings {
     pub(super) limits: Limits,
@@ -88,7 +89,8 @@ pub(super) struct Shared {
     /// The `Authorization` field that loopgate adds to requests of agents with a certificate.
     pub(super) token: ArcSwapOption<HeaderValue>,
     pub(super) enrol: Enrol,
-    /// The devices of agents, and whether the external lane refuses them; `None` if devices are not checked.
+    /// The devices of agents, and whether the external lane refuses them; `None` if devices are not
+    /// checked.
     pub(super) devices: Option<(Arc<Devices>, BindDevices)>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) shutdown: Shutdown,

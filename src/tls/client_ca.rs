@@ -39,8 +39,8 @@ pub struct ClientAuthorities {
 }
 
 impl ClientAuthorities {
-    /// Trusts client certificates of loopgate's CA, except the `revoked` ones, and those of the CAs in the PEM bundle
-    /// `operator` (`tls.client_ca`).
+    /// Trusts client certificates of loopgate's CA, except the `revoked` ones, and those of the CAs
+    /// in the PEM bundle `operator` (`tls.client_ca`).
     ///
     /// # Errors
     /// The bundle can't be read or used. The error names the file.
@@ -74,14 +74,14 @@ impl ClientAuthorities {
         !self.operator.is_empty()
     }
 
-    /// Returns the verifier of client certificates; `None` if no CA is trusted. Then no client is asked for a
-    /// certificate.
+    /// Returns the verifier of client certificates; `None` if no CA is trusted. Then no client is
+    /// asked for a certificate.
     pub(super) fn verifier(&self) -> Option<Arc<ClientVerifier>> {
         self.verifier.clone()
     }
 
-    /// Returns the issuer and the contents of the leaf of a verified `chain`; `None` if the chain is empty, or the leaf
-    /// has no subject alternative name.
+    /// Returns the issuer and the contents of the leaf of a verified `chain`; `None` if the chain
+    /// is empty, or the leaf has no subject alternative name.
     pub(super) fn leaf_certificate(&self, chain: &[CertificateDer<'static>]) -> Option<Certificate> {
         let leaf = chain.first()?;
         let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
@@ -99,7 +99,8 @@ impl ClientAuthorities {
             self.verifier.as_ref().is_some_and(|verifier| verifier.is_loopgate_ca(parsed.issuer().as_raw()));
         Some(Certificate {
             issuer: if is_loopgates { Issuer::Loopgate } else { Issuer::Operator },
-            // A certificate of loopgate's CA names a user if it has an e-mail address and no URI. A URI names an agent.
+            // A certificate of loopgate's CA names a user if it has an e-mail address and no URI. A
+            // URI names an agent.
             user: if is_loopgates {
                 mail.filter(|_| uris.is_empty())
             } else {

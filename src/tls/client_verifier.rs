@@ -1,12 +1,14 @@
 //! Verifies client certificates with a bound on the work that a hostile chain can cause.
 //!
-//! webpki searches for a path through all certificates of a chain, and the client chooses their number and names: ten
-//! intermediates with the same name cost 82 ms. So this module first limits the number and the size of the
-//! certificates. A certificate of loopgate's CA is then verified against this CA alone, which takes one signature
-//! check. For the CAs of `tls.client_ca` webpki gets at most one certificate for each name, in the order of the path,
-//! so there is nothing to search.
+//! webpki searches for a path through all certificates of a chain, and the client chooses their
+//! number and names: ten intermediates with the same name cost 82 ms. So this module first limits
+//! the number and the size of the certificates. A certificate of loopgate's CA is then verified
+//! against this CA alone, which takes one signature check. For the CAs of `tls.client_ca` webpki
+//! gets at most one certificate for each name, in the order of the path, so there is nothing to
+//! search.
 //!
-//! Workaround: delete the order, and the limit of intermediates, when webpki's search for a path is cheap for every chain.
+//! Workaround: delete the order, and the limit of intermediates, when webpki's search for a path is
+//! cheap for every chain.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -35,7 +37,8 @@ const MAX_INTERMEDIATES: usize = 3;
 /// The maximum size of a chain, in bytes of DER.
 const MAX_CHAIN_BYTES: usize = 16 * 1024;
 
-/// The number of signatures that were checked in client certificates since the start of the process.
+/// The number of signatures that were checked in client certificates since the start of the
+/// process.
 static SIGNATURE_CHECKS: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Registers the metrics of client certificates.
@@ -47,7 +50,8 @@ pub fn register(registry: &mut Registry) {
     );
 }
 
-/// Returns the number of signatures that were checked in client certificates since the start of the process.
+/// Returns the number of signatures that were checked in client certificates since the start of the
+/// process.
 pub fn signature_check_count() -> u64 {
     SIGNATURE_CHECKS.get()
 }
@@ -111,8 +115,8 @@ impl Verifier {
 }
 
 impl ClientVerifier {
-    /// Returns a verifier that trusts loopgate's CA and the CAs of `tls.client_ca`, `operator_cas`; `None` if there is
-    /// no CA at all.
+    /// Returns a verifier that trusts loopgate's CA and the CAs of `tls.client_ca`, `operator_cas`;
+    /// `None` if there is no CA at all.
     pub(super) fn trusting(
         loopgate_ca: Option<&CertificateDer<'static>>,
         operator_cas: &[CertificateDer<'static>],
@@ -127,8 +131,8 @@ impl ClientVerifier {
         Ok((!hints.is_empty()).then_some(Self { loopgate_ca, operator_cas, hints, revoked }))
     }
 
-    /// Returns whether `issuer`, a name in DER, is that of loopgate's CA. If so, a verified certificate with this
-    /// issuer was signed by loopgate's CA.
+    /// Returns whether `issuer`, a name in DER, is that of loopgate's CA. If so, a verified
+    /// certificate with this issuer was signed by loopgate's CA.
     pub(super) fn is_loopgate_ca(&self, issuer: &[u8]) -> bool {
         self.loopgate_ca.as_ref().is_some_and(|ca| ca.has_subject(issuer))
     }
@@ -216,8 +220,8 @@ fn parse_names(certificate: &CertificateDer<'_>) -> Result<CertificateNames, rus
     })
 }
 
-/// Returns the intermediates on the path from the name `issuer` towards a CA of `anchors`. No subject occurs twice, and
-/// self-issued certificates are left out.
+/// Returns the intermediates on the path from the name `issuer` towards a CA of `anchors`. No
+/// subject occurs twice, and self-issued certificates are left out.
 fn issuer_path<'a>(
     mut issuer: Vec<u8>,
     intermediates: &[CertificateDer<'a>],
@@ -231,7 +235,8 @@ fn issuer_path<'a>(
     let mut path = Vec::new();
     loop {
         let candidates = || remaining.iter().enumerate().filter(|(_, (names, _))| names.subject == issuer);
-        // Among certificates with the same subject (cross-signed ones) the one that a trusted CA signed is preferred.
+        // Among certificates with the same subject (cross-signed ones) the one that a trusted CA
+        // signed is preferred.
         let signed_by_anchor = candidates().find(|(_, (names, _))| anchors.has_subject(&names.issuer));
         let Some((index, _)) = signed_by_anchor.or_else(|| candidates().next()) else { return Ok(path) };
         let (names, certificate) = remaining.swap_remove(index);

@@ -1,7 +1,7 @@
 //! TLS on downstream connections: the server configuration, and the handshake with its deadline.
 //!
-//! This module verifies client certificates and reads their names. [`crate::lane`] decides which lane follows from
-//! them.
+//! This module verifies client certificates and reads their names. [`crate::lane`] decides which
+//! lane follows from them.
 
 mod client_ca;
 mod client_verifier;

@@ -17,8 +17,8 @@ const LINGER_TIME: Duration = Duration::from_secs(1);
 /// The maximum size of the request data that is read after the response, in bytes.
 const LINGER_BYTES: u64 = 64 * 1024;
 
-/// Returns whether the first byte is that of an HTTP method, an upper-case letter. A TLS record begins with its type,
-/// which is not a letter (RFC 8446, section 5.1).
+/// Returns whether the first byte is that of an HTTP method, an upper-case letter. A TLS record
+/// begins with its type, which is not a letter (RFC 8446, section 5.1).
 pub(super) async fn is_plain_http(stream: &TcpStream) -> bool {
     let mut first = [0];
     matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase()
@@ -28,7 +28,8 @@ pub(super) async fn is_plain_http(stream: &TcpStream) -> bool {
 pub(super) async fn respond_and_close(mut stream: TcpStream) {
     let _ = stream.write_all(RESPONSE.as_bytes()).await;
     let _ = stream.shutdown().await;
-    // Closing a socket with unread data resets the connection, and the client would lose the response.
+    // Closing a socket with unread data resets the connection, and the client would lose the
+    // response.
     let (mut rest, mut sink) = (stream.take(LINGER_BYTES), tokio::io::sink());
     let _ = tokio::time::timeout(LINGER_TIME, tokio::io::copy(&mut rest, &mut sink)).await;
 }

@@ -1,7 +1,8 @@
 //! Reads larger blocks from a socket than rustls asks for, while much data arrives.
 //!
-//! Workaround: rustls 0.23 reads 4 KiB at a time ([rustls#2960](https://github.com/rustls/rustls/pull/2960)), which
-//! would be four system calls for each TLS record of an upload. Delete when rustls does larger reads.
+//! Workaround: rustls 0.23 reads 4 KiB at a time
+//! ([rustls#2960](https://github.com/rustls/rustls/pull/2960)), which would be four system calls
+//! for each TLS record of an upload. Delete when rustls does larger reads.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -15,13 +16,13 @@ use tokio_util::io::poll_read_buf;
 
 /// The size of a read ahead, in bytes: two TLS records.
 const READ_SIZE: usize = 32 * 1024;
-/// The minimum size of a read, in bytes, after which more data is expected. A smaller read, even if it fills
-/// the caller's buffer, does not start reading ahead.
+/// The minimum size of a read, in bytes, after which more data is expected. A smaller read, even if
+/// it fills the caller's buffer, does not start reading ahead.
 const BUSY_READ: usize = 4096;
 
 thread_local! {
-    /// A buffer that the connections of this thread share. A connection takes the buffer to read ahead, and
-    /// returns the buffer when all bytes are consumed.
+    /// A buffer that the connections of this thread share. A connection takes the buffer to read
+    /// ahead, and returns the buffer when all bytes are consumed.
     static SPARE_BUFFER: Cell<Option<BytesMut>> = const { Cell::new(None) };
 }
 
@@ -52,18 +53,19 @@ impl<S> ReadAhead<S> {
 }
 
 impl ReadAhead<TcpStream> {
-    /// Returns whether the last read was pending, and another one would be pending too. If so, the task of `cx` is
-    /// woken once the socket is readable.
+    /// Returns whether the last read was pending, and another one would be pending too. If so, the
+    /// task of `cx` is woken once the socket is readable.
     ///
-    /// Returns `false` after a read that was not pending: `tokio_rustls` may have kept an error for its next read.
+    /// Returns `false` after a read that was not pending: `tokio_rustls` may have kept an error for
+    /// its next read.
     pub(crate) fn is_read_pending(&self, cx: &mut Context<'_>) -> bool {
         self.was_pending && self.inner.poll_read_ready(cx).is_pending()
     }
 }
 
 impl<S: AsyncRead + Unpin> ReadAhead<S> {
-    /// Reads from the buffer. If it is empty, reads from the stream, ahead into the buffer if more data is
-    /// expected.
+    /// Reads from the buffer. If it is empty, reads from the stream, ahead into the buffer if more
+    /// data is expected.
     fn poll_read_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.buffer.is_empty() {
             self.read_from_buffer(buf);
@@ -127,8 +129,9 @@ mod tests {
 
     use super::*;
 
-    /// Yields `data` in pieces of these sizes; 0 means pending once. After the last piece, it ends if `ends` is true,
-    /// and else stays pending. `asked` has the capacity of the buffer of each read.
+    /// Yields `data` in pieces of these sizes; 0 means pending once. After the last piece, it ends
+    /// if `ends` is true, and else stays pending. `asked` has the capacity of the buffer of each
+    /// read.
     struct ScriptedReader {
         data: Vec<u8>,
         pieces: VecDeque<usize>,
@@ -155,8 +158,8 @@ mod tests {
         }
     }
 
-    /// Reads `pieces` 4 KiB at a time. Returns the data sent, the data read, and how many bytes each read asked the
-    /// source for.
+    /// Reads `pieces` 4 KiB at a time. Returns the data sent, the data read, and how many bytes
+    /// each read asked the source for.
     fn read(pieces: &[usize], ends: bool) -> (Vec<u8>, Vec<u8>, Vec<usize>) {
         let data: Vec<u8> = (0..pieces.iter().sum()).map(|at: usize| (at % 251) as u8).collect();
         let reader =

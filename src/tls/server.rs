@@ -23,7 +23,8 @@ use crate::pki::{ServedCa, ServerIdentity, SubjectName};
 /// The ALPN protocol with which agents enrol.
 pub const ENROLMENT_ALPN: &[u8] = crate::enrolment_protocol::ALPN;
 
-/// A downstream connection after its handshake. It is boxed, since it is larger than a kilobyte and is moved often.
+/// A downstream connection after its handshake. It is boxed, since it is larger than a kilobyte and
+/// is moved often.
 pub type Stream<S> = Box<TlsStream<ReadAhead<S>>>;
 
 /// Why a TLS configuration can't be built, or why a handshake failed.
@@ -79,8 +80,8 @@ pub struct TlsServerConfig {
 }
 
 impl TlsServerConfig {
-    /// Returns the names by which clients may address loopgate: those in the certificate and those of the
-    /// configuration.
+    /// Returns the names by which clients may address loopgate: those in the certificate and those
+    /// of the configuration.
     pub fn names(&self) -> &BTreeSet<SubjectName> {
         &self.names
     }
@@ -100,10 +101,12 @@ impl TlsServerConfig {
         self.authorities.revokes(certificate)
     }
 
-    /// Returns a configuration with TLS 1.3 and 1.2, ALPN, optional client certificates, stateless tickets and no early
-    /// data. `further_names` are names of loopgate that are not in the certificate.
+    /// Returns a configuration with TLS 1.3 and 1.2, ALPN, optional client certificates, stateless
+    /// tickets and no early data. `further_names` are names of loopgate that are not in the
+    /// certificate.
     ///
-    /// Each configuration has new ticket keys, so that a session can't be resumed after the client CAs have changed.
+    /// Each configuration has new ticket keys, so that a session can't be resumed after the client
+    /// CAs have changed.
     ///
     /// # Errors
     /// The crypto provider can't use the identity.
@@ -130,15 +133,16 @@ impl TlsServerConfig {
         self.served_ca.as_ref()
     }
 
-    /// Returns the configuration for a client, which is asked for a certificate if `may_have_certificate` is true or
-    /// `tls.client_ca` is set.
+    /// Returns the configuration for a client, which is asked for a certificate if
+    /// `may_have_certificate` is true or `tls.client_ca` is set.
     fn for_client(&self, may_have_certificate: bool) -> &Arc<ServerConfig> {
         let ask = may_have_certificate || self.authorities.has_operator_cas();
         self.with_client_auth.as_ref().filter(|_| ask).unwrap_or(&self.without_client_auth)
     }
 }
 
-/// Returns the configuration of TLS handshakes that serve `identity` and verify client certificates by `verifier`.
+/// Returns the configuration of TLS handshakes that serve `identity` and verify client certificates
+/// by `verifier`.
 fn server_config(
     identity: &ServerIdentity,
     verifier: Option<Arc<ClientVerifier>>,
@@ -155,7 +159,8 @@ fn server_config(
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 2;
-    // The server's order of cipher suites decides, AES-256 first: scanners rate a server without an order as weak.
+    // The server's order of cipher suites decides, AES-256 first: scanners rate a server without an
+    // order as weak.
     config.ignore_client_order = true;
     debug_assert!(config.ticketer.enabled() && config.max_early_data_size == 0);
     Ok(Arc::new(config))
@@ -171,8 +176,8 @@ pub struct Handshake<S> {
 
 /// Performs the TLS handshake on `io` within `deadline`.
 ///
-/// If `may_have_certificate` is false, the client can't have a certificate that counts. It is then not asked for one,
-/// so that it can't cause the work of verifying it.
+/// If `may_have_certificate` is false, the client can't have a certificate that counts. It is then
+/// not asked for one, so that it can't cause the work of verifying it.
 ///
 /// # Errors
 /// The client is too slow, closes the connection, or sends invalid TLS.

@@ -25,7 +25,8 @@ impl Harness {
         Self { authority, sidecar, _runtime: runtime }
     }
 
-    /// `loopgate exec` with the sidecar's address and credentials, additional `flags` and this command.
+    /// `loopgate exec` with the sidecar's address and credentials, additional `flags` and this
+    /// command.
     fn exec(&self, flags: &[&str], command: &[&str]) -> Command {
         let (cert, key) = self.authority.write_client_certificate("agent");
         let mut exec = loopgate(["exec", "--listen", "127.0.0.1:0", "--server-name", "localhost"]);

@@ -1,4 +1,5 @@
-//! A fake sidecar: it accepts TLS, requests a client certificate, answers probes and echoes the rest.
+//! A fake sidecar: it accepts TLS, requests a client certificate, answers probes and echoes the
+//! rest.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -88,8 +89,8 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts a sidecar on `listen`. It answers GET requests as the gateway answers `/startupz`, and echoes
-    /// all other bytes.
+    /// Starts a sidecar on `listen`. It answers GET requests as the gateway answers `/startupz`,
+    /// and echoes all other bytes.
     pub async fn start(authority: &TestCa, listen: SocketAddr, shutdown: &Shutdown) -> Self {
         let (certificate, key) = authority.issue("localhost", ExtendedKeyUsagePurpose::ServerAuth, None);
         let fingerprint = Fingerprint::of(certificate.der());

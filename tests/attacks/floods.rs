@@ -1,5 +1,5 @@
-//! Responses that are not read or are read slowly, and requests that are sent slowly: how much memory
-//! the gateway and loopgate use for them, and whether other clients are served.
+//! Responses that are not read or are read slowly, and requests that are sent slowly: how much
+//! memory the gateway and loopgate use for them, and whether other clients are served.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ const GATEWAY_REQUESTS: usize = 128;
 #[test]
 fn unread_files_and_slow_readers_exhaust_neither_the_gateway_nor_loopgate() {
     attack("25 connections with 100 unread files each, and 15 with 90 slow readers each", || async {
-        // The attack is shorter than `--gateway-stall`. A busy gateway frees the memory of a request
-        // that this limit ended only after the next request has arrived.
+        // The attack is shorter than `--gateway-stall`. A busy gateway frees the memory of a
+        // request that this limit ended only after the next request has arrived.
         let sidecar = Launch::new().start_with_gateway().await;
         let memory = Memory::before_attack(&sidecar, sidecar.process()).await;
         let unread = unread(25, 100, 1).start(&sidecar);
@@ -72,7 +72,8 @@ fn flood(connections: usize, streams: usize, stream: Stream, path: &str, source:
     Flood { sources: vec![source.into()], connections, streams, stream, path: path.into() }
 }
 
-/// Requests for files as large as the largest file of the gateway's Control UI, which no client reads.
+/// Requests for files as large as the largest file of the gateway's Control UI, which no client
+/// reads.
 fn unread(connections: usize, streams: usize, addresses: usize) -> Flood {
     Flood { sources: attackers(addresses), ..flood(connections, streams, Stream::Unread, "/file?3500000", "") }
 }

@@ -23,7 +23,8 @@ const MIB: u64 = 1 << 20;
 const OUTSIDER: &str = "127.0.0.4";
 /// The latency allowed for an agent's requests at the 99th percentile; `tests/bench` allows 100 ms.
 const AGENT_P99: Duration = Duration::from_secs(1);
-/// The latency allowed for another outsider's requests at the 99th percentile; `tests/bench` allows 1 s.
+/// The latency allowed for another outsider's requests at the 99th percentile; `tests/bench` allows
+/// 1 s.
 const OUTSIDER_P99: Duration = Duration::from_secs(3);
 
 /// Runs the test of one attack. No two of them run at the same time.

@@ -91,7 +91,8 @@ async fn tcp(sidecar: &TlsClient, source: &str) -> TcpStream {
     socket.connect(sidecar.address).await.unwrap()
 }
 
-/// Waits until the gateway can send no more; returns how much loopgate's memory has grown, in bytes.
+/// Waits until the gateway can send no more; returns how much loopgate's memory has grown, in
+/// bytes.
 async fn growth_when_stalled(sidecar: &SidecarWithGateway, memory: &Memory<'_>) -> u64 {
     let (mut pushed_before, mut unchanged_for) = (0, 0);
     let no_more = async {

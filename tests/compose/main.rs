@@ -70,7 +70,8 @@ fn loopgate(kind: &str, arguments: &[&str]) -> Output {
         .expect("loopgate can be run")
 }
 
-/// The output in the form of the expected files: standard output, then the exit status and standard error.
+/// The output in the form of the expected files: standard output, then the exit status and standard
+/// error.
 fn output_text(output: &Output) -> String {
     let status = output.status.code().expect("an exit status");
     let error_lines: String = text(&output.stderr).lines().map(|line| format!("# {line}\n")).collect();
@@ -187,7 +188,8 @@ fn assert_gateway_behind_loopgate(kind: &str, before: &Value, after: &Value) {
     if gateway_namespace != "service:netns" {
         return;
     }
-    // Settings that only the container that owns a network namespace can have were moved to `netns`.
+    // Settings that only the container that owns a network namespace can have were moved to
+    // `netns`.
     for (name, service) in services.iter().filter(|(_, service)| service["network_mode"] == gateway_namespace) {
         for key in ["ports", "networks", "hostname", "extra_hosts", "dns", "expose", "mac_address"] {
             assert!(service.get(key).is_none(), "{kind}: {name} still has {key}");
@@ -237,7 +239,8 @@ fn the_shipped_override_is_what_loopgate_writes_for_openclaws_own_file() {
     fs::write(&written, output.stdout).unwrap();
     let services = |file: &Path| -> Value {
         let mut merged: Value = serde_json::from_str(&merged(&[&official, file])).unwrap();
-        // The shipped override publishes only the first port, and takes additional names from a variable.
+        // The shipped override publishes only the first port, and takes additional names from a
+        // variable.
         merged["services"]["netns"]["ports"].as_array_mut().unwrap().truncate(1);
         merged["services"]["loopgate"]["environment"]["LOOPGATE_TLS_NAME"].take();
         // The shipped override also builds the images.
@@ -284,8 +287,8 @@ fn is_compose_installed() -> bool {
     installed
 }
 
-/// Prints that a test is not run, to the standard error that libtest does not capture. Fails if `CI` is
-/// `true`.
+/// Prints that a test is not run, to the standard error that libtest does not capture. Fails if
+/// `CI` is `true`.
 fn report_skipped(why: &str) {
     let line = format!(
         "NOT RUN: {}: {why}; tests/setup/compose.sh installs it",

@@ -1,4 +1,5 @@
-//! Both versions of the real OpenClaw: the gateway's own sub-agents, and the command line in another container.
+//! Both versions of the real OpenClaw: the gateway's own sub-agents, and the command line in
+//! another container.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
@@ -12,7 +13,8 @@ use crate::engine::{Engine, Network, eventually, output};
 use crate::filter::filter;
 use crate::openclaw::{NEW, OLD, TOKEN, gateway_with, openclaw};
 
-/// The user of the gateway, and of the sidecar, because it writes into the gateway's state directory.
+/// The user of the gateway, and of the sidecar, because it writes into the gateway's state
+/// directory.
 const NODE: u32 = 1000;
 const PROJECT: &str = "p";
 
@@ -70,8 +72,8 @@ fn sidecar(gateway: &Running, shared: &Shared) -> Container {
         .env("LOOPGATE_INHERIT_TOKEN", "true")
 }
 
-/// OpenClaw's image with loopgate as its entrypoint, like that of docker/agent.Dockerfile. It has neither the
-/// gateway's URL nor the token, only the CA.
+/// OpenClaw's image with loopgate as its entrypoint, like that of docker/agent.Dockerfile. It has
+/// neither the gateway's URL nor the token, only the CA.
 fn agent(version: &str, network: &Network, shared: &Shared, script: &str) -> Option<Container> {
     // loopgate is the first process, and not the engine's init.
     let container = openclaw("agent", version)?
@@ -110,8 +112,8 @@ fn a_gateway_on_loopback_serves_sub_agents_agents_in_containers_and_outsiders(ve
     });
     assert!(page.contains("<html") && page.contains("OpenClaw"), "{page}");
 
-    // The sub-agent of the issue. The old version pairs its own device for only some of the scopes, so loopgate pairs
-    // it.
+    // The sub-agent of the issue. The old version pairs its own device for only some of the scopes,
+    // so loopgate pairs it.
     if version == OLD {
         sidecar.wait_for_log("the gateway's own device is paired for every scope");
     }
@@ -122,7 +124,8 @@ fn a_gateway_on_loopback_serves_sub_agents_agents_in_containers_and_outsiders(ve
         let spawned = gateway.exec(spawn);
         let answer: Value = serde_json::from_str(&spawned).unwrap_or_else(|error| panic!("{error}: {spawned}"));
         let accepted = answer["result"]["details"]["status"] == "accepted";
-        // The new version may answer "Retry the request" for a moment after its start, until it has its models.
+        // The new version may answer "Retry the request" for a moment after its start, until it has
+        // its models.
         assert!(accepted || spawned.contains("Retry the request"), "{spawned}");
         accepted.then_some(())
     });

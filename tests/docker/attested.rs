@@ -1,4 +1,5 @@
-//! Attested agents, and containers that must not become one, with a real engine and the socket filter.
+//! Attested agents, and containers that must not become one, with a real engine and the socket
+//! filter.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -13,8 +14,8 @@ use crate::conversation::{Conversation, ShownIn};
 use crate::engine::{Engine, docker, eventually};
 use crate::harness::{Deployment, PROJECT, is_agent, is_external, request_gateway};
 
-/// Enrols from `container`; returns a directory with the key and the certificate, which the tests copy to other
-/// containers.
+/// Enrols from `container`; returns a directory with the key and the certificate, which the tests
+/// copy to other containers.
 fn stolen_from(container: &Running) -> TempDir {
     let key = KeyPair::generate().unwrap();
     let mut conversation = Conversation::begin(container);
@@ -61,7 +62,8 @@ fn a_container_without_privileges_enrols_and_is_an_agent() {
     assert_eq!(agent.wait_for_exit(), 0, "{}", agent.logs());
     assert!(is_agent(&agent.logs()), "{}", agent.logs());
 
-    // A proof in the name of a file, which this sidecar accepts, but not on a mount, where others may write.
+    // A proof in the name of a file, which this sidecar accepts, but not on a mount, where others
+    // may write.
     let by_file = engine.run(deployment.attested("by-file").option("--cap-drop=ALL").env("LOOPGATE_PROOF", "file"));
     let output = by_file.try_exec(["/loopgate", "exec", "--", "sh", "-c", ask]);
     assert!(is_agent(&String::from_utf8_lossy(&output.stdout)), "{output:?}");
@@ -85,8 +87,8 @@ fn a_container_that_takes_an_agents_address_is_external_and_cannot_enrol() {
     let address = agent.ip(&deployment.network);
 
     let neighbour = engine.run(deployment.client("neighbour").with_loopgate().option("--cap-add=NET_ADMIN"));
-    // From now on the neighbour answers ARP requests for this address, and its own ARP request makes the gateway
-    // send to it.
+    // From now on the neighbour answers ARP requests for this address, and its own ARP request
+    // makes the gateway send to it.
     neighbour.exec(["sh", "-c", &format!("ip address flush dev eth0 && ip address add {address}/24 dev eth0")]);
     let ask = ["curl", "--silent", "--max-time", "2", "--cacert", "/state/ca.pem", "https://gateway:18443/"];
     let response = eventually("the neighbour gets a response at the agent's address", || {

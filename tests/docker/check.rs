@@ -1,5 +1,5 @@
-//! `loopgate check` in a real gateway's network namespace: its findings about the engine, agents and
-//! the certificate, and that these are gone after the printed remedies.
+//! `loopgate check` in a real gateway's network namespace: its findings about the engine, agents
+//! and the certificate, and that these are gone after the printed remedies.
 
 use std::collections::BTreeSet;
 
@@ -29,8 +29,8 @@ pub fn ids(report: &Value) -> BTreeSet<&str> {
     report["findings"].as_array().unwrap().iter().map(|finding| finding["id"].as_str().unwrap()).collect()
 }
 
-/// Returns what a finding has seen, and its remedy. Other tests may have containers on the same engine, so more
-/// may be seen than those of the test.
+/// Returns what a finding has seen, and its remedy. Other tests may have containers on the same
+/// engine, so more may be seen than those of the test.
 fn seen_and_remedy(report: &Value, id: &str) -> (String, Value) {
     let finding = report["findings"].as_array().unwrap().iter().find(|finding| finding["id"] == id);
     let finding = finding.unwrap_or_else(|| panic!("no {id} in {report:#}"));
@@ -66,8 +66,8 @@ fn a_missing_unfiltered_or_too_strict_socket_is_reported_and_the_filter_is_not()
     assert!(seen.contains("no permission to use /var/run/docker.sock"), "{seen}");
     assert_remedy(&remedy, "group_add");
 
-    // Filters that refuse one necessary request. If it is that for events, the engine counts as unreachable. If it is
-    // one that is seldom needed, it is reported as forbidden.
+    // Filters that refuse one necessary request. If it is that for events, the engine counts as
+    // unreachable. If it is one that is seldom needed, it is reported as forbidden.
     let shipped =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docker/socket-filter/haproxy-unix.cfg")).unwrap();
     for (line, id, path) in [
@@ -155,7 +155,8 @@ fn containers_with_wrong_labels_or_forgeable_addresses_are_reported_until_repair
 fn an_operators_certificate_without_an_address_is_reported_and_loopgates_own_is_updated() {
     let Some(engine) = Engine::start() else { return };
     let (deployment, second) = (Deployment::start(&engine), engine.network());
-    // An operator's certificate: a copy of the sidecar's, made before the gateway gets another address.
+    // An operator's certificate: a copy of the sidecar's, made before the gateway gets another
+    // address.
     let own = engine.volume();
     let copy = "cp /state/server.pem /state/server.key /own/";
     engine

@@ -42,7 +42,8 @@ fn compose_2_starts_the_gateway_behind_loopgate_and_it_survives_a_restart_of_the
 
     for service in ["netns", "gateway", "loopgate", "socket-filter", "ca", "agent"] {
         let container = project.service(service);
-        // Podman lists the capabilities of its own defaults that were dropped, and names an option without its value.
+        // Podman lists the capabilities of its own defaults that were dropped, and names an option
+        // without its value.
         let expected =
             if is_podman() { ("true", "[no-new-privileges]") } else { ("true [ALL]", "[no-new-privileges:true]") };
         let hardening = container.inspect(HARDENING);
@@ -58,8 +59,8 @@ fn compose_2_starts_the_gateway_behind_loopgate_and_it_survives_a_restart_of_the
 
     let loopgate = project.service("loopgate");
     project.service("netns").restart();
-    // As compose.yaml says, the gateway must be restarted too. loopgate notices that its interfaces are gone, and
-    // exits.
+    // As compose.yaml says, the gateway must be restarted too. loopgate notices that its interfaces
+    // are gone, and exits.
     gateway.restart();
     eventually("loopgate is started again", || (loopgate.restart_count() > 0).then_some(()));
     wait_for_gateway_over_tls(&project);

@@ -1,6 +1,6 @@
-//! OpenClaw's own compose file with the real gateway: it fails as in OpenClaw issue #30740. With the
-//! override that `loopgate compose` writes, sub-agents are spawned, the CLI works, and an external
-//! client has to be approved.
+//! OpenClaw's own compose file with the real gateway: it fails as in OpenClaw issue #30740. With
+//! the override that `loopgate compose` writes, sub-agents are spawned, the CLI works, and an
+//! external client has to be approved.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -21,15 +21,16 @@ const NODE: u32 = 1000;
 const OFFICIAL: &str = include_str!("official.yaml");
 const LOOPGATE: &str = "loopgate-test/loopgate";
 
-/// A project directory with OpenClaw's compose file, and the state and the .env that its set-up script writes.
+/// A project directory with OpenClaw's compose file, and the state and the .env that its set-up
+/// script writes.
 struct Directory {
     place: TempDir,
     tree: PathBuf,
 }
 
 impl Directory {
-    /// Makes the directory. `cli` are the lines of the CLI's service that depend on the version. If something is
-    /// missing, prints NOT RUN and returns `None`.
+    /// Makes the directory. `cli` are the lines of the CLI's service that depend on the version. If
+    /// something is missing, prints NOT RUN and returns `None`.
     fn new(version: &str, cli: &str) -> Option<Self> {
         Compose::V2.command()?;
         try_docker(&["image", "inspect", LOOPGATE]).map_err(|why| skip(&why)).ok()?;

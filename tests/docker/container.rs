@@ -21,14 +21,14 @@ impl Container {
         Self::new(name).command(["sleep", "infinity"]).option("--init")
     }
 
-    /// A Debian container. `name` is only a part of its real name, [`Running::name`]. Other containers on its network
-    /// find it by an [alias](Self::alias).
+    /// A Debian container. `name` is only a part of its real name, [`Running::name`]. Other
+    /// containers on its network find it by an [alias](Self::alias).
     pub fn new(name: &str) -> Self {
         Self { name: name.into(), image: DEBIAN.into(), options: Vec::new(), command: Vec::new() }
     }
 
-    /// A container that runs this build's `loopgate` with these arguments. Its image is Debian, because a debug build
-    /// needs its libc.
+    /// A container that runs this build's `loopgate` with these arguments. Its image is Debian,
+    /// because a debug build needs its libc.
     pub fn loopgate<const N: usize>(name: &str, arguments: [&str; N]) -> Self {
         Self::new(name).with_loopgate().option("--entrypoint=/loopgate").command(arguments)
     }
@@ -98,7 +98,8 @@ impl Container {
         self.option(format!("--volume={source}:{target}"))
     }
 
-    /// Adds the restrictions of loopgate's own compose files: read-only, no capabilities, no new privileges.
+    /// Adds the restrictions of loopgate's own compose files: read-only, no capabilities, no new
+    /// privileges.
     pub fn hardened(self) -> Self {
         self.option("--read-only").option("--cap-drop=ALL").option("--security-opt=no-new-privileges")
     }
@@ -235,14 +236,14 @@ impl Running {
         docker(&["start", &self.name]);
     }
 
-    /// Sends a signal, such as `HUP`, to the first process. The engine treats this as a stop, so the restart policy
-    /// doesn't apply if the process ends. See [`Running::crash`].
+    /// Sends a signal, such as `HUP`, to the first process. The engine treats this as a stop, so
+    /// the restart policy doesn't apply if the process ends. See [`Running::crash`].
     pub fn signal(&self, signal: &str) {
         docker(&["kill", "--signal", signal, &self.name]);
     }
 
-    /// Kills the first process without the engine's API, so that the engine treats it as a crash. Needs root, and an
-    /// engine on this machine.
+    /// Kills the first process without the engine's API, so that the engine treats it as a crash.
+    /// Needs root, and an engine on this machine.
     pub fn crash(&self) {
         // While the container restarts, its pid is 0. `kill 0` would kill the tests themselves.
         let pid = eventually(&format!("{} has a process", self.name), || {

@@ -1,4 +1,5 @@
-//! Enrolment message by message, as an attacker could do it: with any message, and the proof in any container.
+//! Enrolment message by message, as an attacker could do it: with any message, and the proof in any
+//! container.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -44,7 +45,8 @@ impl Conversation {
     }
 
     fn send<T: Serialize>(&mut self, message: &T) {
-        // If the sidecar refused the connection, it may be closed already. The refusal can still be received.
+        // If the sidecar refused the connection, it may be closed already. The refusal can still be
+        // received.
         let _ = writeln!(self.stdin, "{}", serde_json::to_string(message).unwrap());
     }
 

@@ -44,7 +44,8 @@ fn a_container_that_gets_an_agents_address_is_external() {
     let address = agent.ip(&deployment.network);
     deployment.hold_connections(&agent, 20);
 
-    // The agent can't send anything any more, not even a FIN, so only the engine's event tells that it is gone.
+    // The agent can't send anything any more, not even a FIN, so only the engine's event tells that
+    // it is gone.
     deployment.network.disconnect(&agent);
     let gone = Instant::now();
     deployment.wait_for_metric("loopgate_downstream_connections_open 0");
@@ -179,8 +180,8 @@ fn the_sidecar_returns_after_the_namespaces_owner_restarts_or_stops_for_a_while(
 
     deployment.gateway.stop();
     deployment.sidecar.wait_for_log("lost its interfaces");
-    // While the owner is stopped, the sidecar waits. If it exited at once, the engine would restart it within this
-    // time.
+    // While the owner is stopped, the sidecar waits. If it exited at once, the engine would restart
+    // it within this time.
     let sidecar = &deployment.sidecar;
     assert!(stays_true_for(Duration::from_secs(3), || sidecar.is_running() && sidecar.restart_count() == 1));
     deployment.gateway.start();

@@ -13,8 +13,8 @@ use crate::container::{Container, Running};
 /// The image of Debian bookworm with curl, HAProxy and iproute2 (`tests/setup/images.sh`).
 pub const DEBIAN: &str = "loopgate-test/debian";
 
-/// How long a test waits for a condition. The limit is high because an old gateway needs half a minute
-/// of processor time to start, which takes minutes on a busy machine.
+/// How long a test waits for a condition. The limit is high because an old gateway needs half a
+/// minute of processor time to start, which takes minutes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(360);
 
 /// The engine for one test. Names that it makes are unique, so that tests can run at the same time.
@@ -26,8 +26,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Returns the engine for a test. If no engine answers or the image is missing, prints NOT RUN and
-    /// returns `None`.
+    /// Returns the engine for a test. If no engine answers or the image is missing, prints NOT RUN
+    /// and returns `None`.
     ///
     /// # Panics
     ///
@@ -51,12 +51,14 @@ impl Engine {
 
     /// Creates a bridge network with additional arguments of `docker network create`.
     ///
-    /// The network has an explicit subnet, because only then can a container request a certain address.
+    /// The network has an explicit subnet, because only then can a container request a certain
+    /// address.
     pub fn network_with(&self, arguments: &[&str]) -> Network {
         static SUBNETS: AtomicU32 = AtomicU32::new(0);
         let name = self.name("net");
         for _ in 0..=u8::MAX {
-            // The first subnet depends on the process, so that two test runs seldom try the same ones.
+            // The first subnet depends on the process, so that two test runs seldom try the same
+            // ones.
             let third = (std::process::id() + SUBNETS.fetch_add(1, Ordering::Relaxed)) % 256;
             let (subnet, gateway) = (format!("10.201.{third}.0/24"), format!("10.201.{third}.1"));
             let mut command = vec!["network", "create", "--subnet", &subnet, "--gateway", &gateway];
@@ -98,8 +100,8 @@ impl Engine {
     }
 }
 
-/// A bridge network, removed on drop. Declare it before the containers on it, because values are dropped in
-/// reverse order.
+/// A bridge network, removed on drop. Declare it before the containers on it, because values are
+/// dropped in reverse order.
 pub struct Network {
     name: String,
 }

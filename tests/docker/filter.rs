@@ -35,7 +35,8 @@ pub fn socket() -> String {
     host.strip_prefix("unix://").expect("the tests need the engine's unix socket").to_owned()
 }
 
-/// Sends a request to the filter; returns the status code, and the response up to the end of its head.
+/// Sends a request to the filter; returns the status code, and the response up to the end of its
+/// head.
 fn ask(directory: &Path, request: &str, fields: &str) -> (u16, String) {
     let mut stream = UnixStream::connect(directory.join("docker.sock")).expect("the filter listens");
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -158,7 +159,8 @@ fn the_filter_refuses_upgrades_on_permitted_paths() {
     let _filter = filter(&engine, directory.path());
     for upgrade in ["websocket", "tcp", "h2c"] {
         for path in ["/_ping", "/events", "/containers/json"] {
-            // The fields of a WebSocket handshake are complete, so that it isn't refused for a missing one.
+            // The fields of a WebSocket handshake are complete, so that it isn't refused for a
+            // missing one.
             let websocket = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
             let fields = format!("Connection: Upgrade\r\nUpgrade: {upgrade}\r\n{websocket}");
             let (status, answer) = ask(directory.path(), &format!("GET {path}"), &fields);

@@ -1,6 +1,8 @@
-//! A gateway, a sidecar in its network namespace, and a socket filter before the engine, for tests of lanes.
+//! A gateway, a sidecar in its network namespace, and a socket filter before the engine, for tests
+//! of lanes.
 //!
-//! The gateway is an HAProxy that returns a client's source address and the address in its X-Forwarded-For.
+//! The gateway is an HAProxy that returns a client's source address and the address in its
+//! X-Forwarded-For.
 
 use std::path::Path;
 
@@ -8,8 +10,8 @@ use crate::container::{Container, Running};
 use crate::engine::{Engine, Network, Volume, eventually};
 use crate::filter::filter;
 
-/// The gateway's command. It responds with the source address and X-Forwarded-For; `/hold` responds only
-/// after the end of the request's body.
+/// The gateway's command. It responds with the source address and X-Forwarded-For; `/hold` responds
+/// only after the end of the request's body.
 const GATEWAY: &str = "printf 'defaults\\n mode http\\n timeout client 600s\\n timeout connect 5s\\n timeout server \
                        600s\\nfrontend gateway\\n bind 127.0.0.1:18789\\n http-request wait-for-body time 600s if \
                        { path /hold }\\nhttp-request return content-type text/plain lf-string \"%%[src] \
@@ -40,7 +42,8 @@ impl<'a> Deployment<'a> {
         Self::start_with(engine, &[], |gateway| gateway)
     }
 
-    /// Does the same with additional flags of `loopgate run`; `change` may change the gateway's container.
+    /// Does the same with additional flags of `loopgate run`; `change` may change the gateway's
+    /// container.
     pub fn start_with(engine: &'a Engine, flags: &[&str], change: impl FnOnce(Container) -> Container) -> Self {
         Self::with_gateway(engine, flags, change(Container::new("gateway").command(["sh", "-c", GATEWAY])))
     }

@@ -39,8 +39,8 @@ fn the_image_contains_the_binary_and_few_other_files() {
     );
 
     let bytes: u64 = inspect("{{.Size}}").parse().unwrap();
-    // The limit is 11.5 MiB; the goal is 8 MiB. The largest part of the difference is aws-lc's code for several
-    // generations of processors.
+    // The limit is 11.5 MiB; the goal is 8 MiB. The largest part of the difference is aws-lc's code
+    // for several generations of processors.
     assert!(bytes <= 23 << 19, "{bytes} bytes");
 }
 
@@ -67,8 +67,8 @@ fn new_volumes_belong_to_loopgates_user_and_only_its_state_is_private() {
             .mount_writable(state.name(), "/var/lib/loopgate")
             .mount_writable(shared.name(), "/ca"),
     );
-    // The service `ca` of compose.yaml runs this too. The volume must not stay empty, because Podman changes the
-    // owner of an empty volume at the next mount.
+    // The service `ca` of compose.yaml runs this too. The volume must not stay empty, because
+    // Podman changes the owner of an empty volume at the next mount.
     let export = ["/loopgate", "cert", "export", "--out", "/ca/ca.pem"];
     eventually("there is a CA", || loopgate.try_exec(export).status.success().then_some(()));
     let inspector = engine.run(Container::idle("inspector").mount(state.name(), "/state").mount(shared.name(), "/ca"));
@@ -76,8 +76,9 @@ fn new_volumes_belong_to_loopgates_user_and_only_its_state_is_private() {
     assert_eq!(inspector.exec(["stat", "--format=%u:%g %a", "/ca"]), "65532:65532 755");
 }
 
-/// Fails unless seccomp restricts the `loopgate` in `container`, and Landlock does or its status says why not. Landlock
-/// needs the seccomp profile of Docker 23 or later. Returns whether both are in force.
+/// Fails unless seccomp restricts the `loopgate` in `container`, and Landlock does or its status
+/// says why not. Landlock needs the seccomp profile of Docker 23 or later. Returns whether both are
+/// in force.
 pub fn is_restricted(container: &Running) -> bool {
     let status: Value = serde_json::from_str(&container.exec(["/loopgate", "status", "--json"])).expect("JSON");
     let sandbox = &status["sandbox"];

@@ -1,5 +1,5 @@
-//! Labels with the real OpenClaw gateway: of the containers on its network, only the labelled one of
-//! the gateway's own project is paired silently.
+//! Labels with the real OpenClaw gateway: of the containers on its network, only the labelled one
+//! of the gateway's own project is paired silently.
 
 use std::path::Path;
 use std::process::Command;

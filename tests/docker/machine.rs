@@ -1,5 +1,5 @@
-//! The shipped compose.yaml through ordinary restarts of the engine, SIGKILLs of the engine, and reboots of the
-//! machine. `tests/run upheaval` runs this on an engine that no other test uses.
+//! The shipped compose.yaml through ordinary restarts of the engine, SIGKILLs of the engine, and
+//! reboots of the machine. `tests/run upheaval` runs this on an engine that no other test uses.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
@@ -15,8 +15,8 @@ use crate::project::{Compose, Project};
 const PATIENCE: Duration = Duration::from_secs(90);
 const SERVICES: [&str; 5] = ["netns", "gateway", "loopgate", "socket-filter", "agent"];
 
-/// The kinds of events: the name, the commands of `tests/setup/engine28.sh`, and the number of times, which the
-/// variable TEST_NAME overrides.
+/// The kinds of events: the name, the commands of `tests/setup/engine28.sh`, and the number of
+/// times, which the variable TEST_NAME overrides.
 const EVENTS: [(&str, &[&str], u32); 3] =
     [("RESTARTS", &["stop", "start"], 20), ("KILLS", &["kill", "start"], 10), ("REBOOTS", &["reboot"], 10)];
 
@@ -76,7 +76,8 @@ fn start_by_unit(project: &Project, deadline: Instant) {
     }
 }
 
-/// Returns whether, within `patience`, the agent is paired silently and another client needs an approval.
+/// Returns whether, within `patience`, the agent is paired silently and another client needs an
+/// approval.
 fn is_back(project: &Project, outsider: &Running, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
@@ -97,7 +98,8 @@ fn is_back(project: &Project, outsider: &Running, patience: Duration) -> bool {
     false
 }
 
-/// Connects a client in `container`; returns how the connection ends, or `None` if the container doesn't run.
+/// Connects a client in `container`; returns how the connection ends, or `None` if the container
+/// doesn't run.
 fn connect_in(container: &Running, client: impl Fn(&Running) -> DeviceClient) -> Option<End> {
     if !container.try_exec(["true"]).status.success() {
         return None;

@@ -1,5 +1,5 @@
-//! Tests with a real Docker Engine. `tests/docker/run` starts one and builds the images. Without them
-//! the tests print NOT RUN and pass, or fail if `CI` is `true`.
+//! Tests with a real Docker Engine. `tests/docker/run` starts one and builds the images. Without
+//! them the tests print NOT RUN and pass, or fail if `CI` is `true`.
 
 mod agents;
 mod attested;

@@ -1,5 +1,5 @@
-//! The compose files of docker/ with the real gateway: agents are paired silently, and other clients
-//! have to be approved, whatever headers they send.
+//! The compose files of docker/ with the real gateway: agents are paired silently, and other
+//! clients have to be approved, whatever headers they send.
 
 use std::process::Command;
 
@@ -85,7 +85,8 @@ fn behind_a_front(project: &Project, outsider: &Running, through: &dyn Fn() -> D
         (!matches!(through().connect(), End::Failed { .. } | End::Refused { .. })).then_some(())
     });
     outsiders_need_approval(project, through, &outsider.ip_on(&project.network("public")).to_string(), &local);
-    // The client can't reach loopgate without the front, because only the front is on loopgate's network.
+    // The client can't reach loopgate without the front, because only the front is on loopgate's
+    // network.
     let past = project.client(outsider, LOOPGATE).ca(CA.as_ref()).connect();
     assert!(matches!(past, End::Failed { .. }), "{past:?}");
 }

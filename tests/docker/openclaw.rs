@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::container::Container;
 use crate::engine::{Engine, eventually, is_podman, skip, try_docker};
 
-/// The version of OpenClaw issue #30740. It pairs even local clients only for the scopes that they request.
+/// The version of OpenClaw issue #30740. It pairs even local clients only for the scopes that they
+/// request.
 pub const OLD: &str = "2026.2.19";
 /// The newest version.
 pub const NEW: &str = "2026.9.6";
@@ -17,14 +18,14 @@ pub const TOKEN: &str = "a-token-for-tests";
 /// OpenClaw's image without OpenClaw (`tests/setup/images.sh`).
 pub const IMAGE: &str = "loopgate-test/openclaw";
 
-/// An idle container with this version of OpenClaw, whose command line is `node /app/openclaw.mjs ...`. If the version
-/// isn't installed, prints NOT RUN and returns `None`.
+/// An idle container with this version of OpenClaw, whose command line is `node /app/openclaw.mjs
+/// ...`. If the version isn't installed, prints NOT RUN and returns `None`.
 pub fn openclaw(name: &str, version: &str) -> Option<Container> {
     let tree = install_dir(version)?;
     let container = Container::idle(name).image(IMAGE).hardened().mount(tree, "/openclaw");
     let container = container.mount_writable(plugin_cache(version), "/tmp/jiti");
-    // Podman has no option for the owner of a tmpfs. With Docker the home directory must not be writable for other
-    // users, because OpenClaw would refuse it.
+    // Podman has no option for the owner of a tmpfs. With Docker the home directory must not be
+    // writable for other users, because OpenClaw would refuse it.
     let home = if is_podman() { "--tmpfs=/home/node:mode=1777" } else { "--tmpfs=/home/node:uid=1000,gid=1000" };
     Some(container.option("--tmpfs=/tmp").option(home))
 }
@@ -45,8 +46,8 @@ pub fn gateway_with(version: &str, configuration: &Path) -> Option<Container> {
     )
 }
 
-/// The directory of this version, to mount at /openclaw in a container of [`IMAGE`]. If one of them is missing, prints
-/// NOT RUN and returns `None`.
+/// The directory of this version, to mount at /openclaw in a container of [`IMAGE`]. If one of them
+/// is missing, prints NOT RUN and returns `None`.
 pub fn install_dir(version: &str) -> Option<PathBuf> {
     let tree = cache_dir().join(format!("openclaw-{version}"));
     if !tree.is_dir() {
@@ -57,8 +58,9 @@ pub fn install_dir(version: &str) -> Option<PathBuf> {
     Some(tree)
 }
 
-/// The directory in which jiti caches OpenClaw's compiled plugins. Without it, the old version would compile them in
-/// each container, for half a minute of processor time. jiti validates the files in its cache.
+/// The directory in which jiti caches OpenClaw's compiled plugins. Without it, the old version
+/// would compile them in each container, for half a minute of processor time. jiti validates the
+/// files in its cache.
 fn plugin_cache(version: &str) -> PathBuf {
     let directory = cache_dir().join(format!("jiti-{version}"));
     std::fs::create_dir_all(&directory).expect("the cache can be written to");

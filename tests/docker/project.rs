@@ -1,4 +1,5 @@
-//! A compose project of the files in docker/, with the real gateway and the image of docker/Dockerfile.
+//! A compose project of the files in docker/, with the real gateway and the image of
+//! docker/Dockerfile.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -21,8 +22,8 @@ pub enum Compose {
 }
 
 impl Compose {
-    /// The command of this generation, with docker/ as its directory. If it isn't installed, prints NOT RUN and returns
-    /// `None`.
+    /// The command of this generation, with docker/ as its directory. If it isn't installed, prints
+    /// NOT RUN and returns `None`.
     pub fn command(self) -> Option<Command> {
         let words: &[&str] = match self {
             Self::V1 => &["docker-compose"],
@@ -53,8 +54,8 @@ pub struct Project {
 }
 
 impl Project {
-    /// Starts these files. Returns when the agent is up, which waits until loopgate is ready. If something is missing,
-    /// prints NOT RUN and returns `None`.
+    /// Starts these files. Returns when the agent is up, which waits until loopgate is ready. If
+    /// something is missing, prints NOT RUN and returns `None`.
     pub fn start(compose: Compose, files: &[&'static str]) -> Option<Self> {
         static PROJECTS: AtomicU32 = AtomicU32::new(0);
         let fronts = ["caddy", "traefik"].into_iter().filter(|front| files.iter().any(|file| file.contains(front)));
@@ -95,8 +96,8 @@ impl Project {
         format!("{}_{network}", self.name)
     }
 
-    /// A container that is not part of the project, on one of its networks, with OpenClaw, and loopgate's CA in
-    /// /ca/ca.pem.
+    /// A container that is not part of the project, on one of its networks, with OpenClaw, and
+    /// loopgate's CA in /ca/ca.pem.
     pub fn outsider(&self, network: &str) -> Container {
         let container = Container::idle("outsider").image(openclaw::IMAGE).hardened().option("--tmpfs=/tmp");
         let container = container.option(format!("--network={}", self.network(network)));
@@ -118,7 +119,8 @@ impl Project {
         self.tree.join("node_modules")
     }
 
-    /// Runs `openclaw` in the gateway's container, with the command in compose.yaml; returns its standard output.
+    /// Runs `openclaw` in the gateway's container, with the command in compose.yaml; returns its
+    /// standard output.
     pub fn openclaw(&self, arguments: &str) -> String {
         let token = "OPENCLAW_GATEWAY_TOKEN=$(cat /run/secrets/gateway_token)";
         self.service("gateway").exec(["sh", "-c", &format!("{token} node /app/openclaw.mjs {arguments}")])

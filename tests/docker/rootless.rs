@@ -1,4 +1,5 @@
-//! What differs on a rootless engine: where its clients come from, and what it can't list. `tests/run engines` has one.
+//! What differs on a rootless engine: where its clients come from, and what it can't list.
+//! `tests/run engines` has one.
 
 use crate::check::{check, ids};
 use crate::container::Container;

@@ -1,5 +1,5 @@
-//! docker/stack.yaml with the real gateway, on a swarm of one node. `tests/run swarm` runs this on the engine of the
-//! other tests, `tests/run engines` on the newest engine.
+//! docker/stack.yaml with the real gateway, on a swarm of one node. `tests/run swarm` runs this on
+//! the engine of the other tests, `tests/run engines` on the newest engine.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -17,7 +17,8 @@ const FILES: [&str; 3] = ["stack.yaml", "stack.agent.yaml", "../tests/docker/sta
 /// The beginning of addresses on the stack's overlay network, as stack.yaml sets it.
 const SUBNET: &str = "10.77.0.";
 
-/// The network that `docker swarm init` adds to an engine, and `docker swarm leave` does not remove.
+/// The network that `docker swarm init` adds to an engine, and `docker swarm leave` does not
+/// remove.
 const BRIDGE: &str = "docker_gwbridge";
 
 /// A swarm with a stack. Dropping it removes both, with the stack's volumes, configs and secret.
@@ -107,8 +108,8 @@ fn client(container: &Running, url: &str) -> DeviceClient {
     DeviceClient::new(node, Path::new("/openclaw/node_modules"), url).token(openclaw::TOKEN)
 }
 
-/// Returns whether a client in the container is paired through `loopgate` on the container's loopback. The container
-/// may end meanwhile, at which the client panics.
+/// Returns whether a client in the container is paired through `loopgate` on the container's
+/// loopback. The container may end meanwhile, at which the client panics.
 fn is_paired_on_loopback(container: &Running) -> bool {
     let ends = catch_unwind(AssertUnwindSafe(|| client(container, "ws://127.0.0.1:18789").connect()));
     matches!(ends, Ok(End::Hello { .. }))
@@ -161,7 +162,8 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     let agent_is_paired = || is_paired_on_loopback(&Stack::service("agent"));
     eventually("the agent is paired silently", || agent_is_paired().then_some(()));
 
-    // A container that is not part of the stack. Like a task on another node, the engine does not know it as one.
+    // A container that is not part of the stack. Like a task on another node, the engine does not
+    // know it as one.
     let network = format!("--network={STACK}_agents");
     let tree = openclaw::install_dir(openclaw::NEW).expect("OpenClaw");
     let outsider = Container::idle("outsider").image(openclaw::IMAGE).option("--tmpfs=/tmp").option(network);

@@ -1,4 +1,5 @@
-//! Restarts, new addresses and expired certificates break at most one connection of a client in an agent's container.
+//! Restarts, new addresses and expired certificates break at most one connection of a client in an
+//! agent's container.
 
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -7,7 +8,8 @@ use crate::container::Running;
 use crate::engine::{Engine, docker, eventually};
 use crate::harness::{Deployment, is_agent};
 
-/// Sends a request from a client in `agent`, which may connect twice; returns the gateway's response.
+/// Sends a request from a client in `agent`, which may connect twice; returns the gateway's
+/// response.
 fn request_through_agent(agent: &Running) -> String {
     let patience = ["--max-time", "60", "--retry", "1", "--retry-all-errors"];
     agent.exec(["curl", "--silent", "--show-error"].iter().chain(&patience).chain(&["http://127.0.0.1:18789/"]))

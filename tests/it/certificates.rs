@@ -1,4 +1,5 @@
-//! Client certificates: which ones make a client an agent, which ones name a user, and which ones have no effect.
+//! Client certificates: which ones make a client an agent, which ones name a user, and which ones
+//! have no effect.
 
 use std::time::Duration;
 

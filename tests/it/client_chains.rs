@@ -1,4 +1,5 @@
-//! The sidecar asks a client for a certificate only if it can matter, and rejects a hostile chain at little cost.
+//! The sidecar asks a client for a certificate only if it can matter, and rejects a hostile chain
+//! at little cost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
-//! Drain: requests in flight complete, every client is notified, and none can delay the end forever.
+//! Drain: requests in flight complete, every client is notified, and none can delay the end
+//! forever.
 
 use std::time::Duration;
 

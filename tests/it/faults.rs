@@ -1,5 +1,5 @@
-//! The gateway disconnects, stalls, restarts or is down: the response that each client gets, and the requests that
-//! are never sent twice.
+//! The gateway disconnects, stalls, restarts or is down: the response that each client gets, and
+//! the requests that are never sent twice.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

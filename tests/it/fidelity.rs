@@ -304,7 +304,8 @@ async fn a_response_in_a_coding_other_than_chunked_is_refused() {
     assert_eq!(harness.gateway.connections() - before, 1);
 }
 
-/// RFC 9110 section 8.6: a response to HEAD and a 304 may state the length that a GET would get; a 204 may not.
+/// RFC 9110 section 8.6: a response to HEAD and a 304 may state the length that a GET would get; a
+/// 204 may not.
 #[tokio::test]
 async fn the_stated_length_of_a_response_is_the_same_over_both_protocols() {
     let harness = Harness::start().await;
@@ -359,7 +360,8 @@ async fn a_refused_head_request_gets_no_content() {
     assert_eq!(h1.send_request(request_text("GET /", "")).await.text(), "hello");
 }
 
-/// RFC 8446 section 6.1: without a `close_notify` a client can't tell the end of a connection from an attack.
+/// RFC 8446 section 6.1: without a `close_notify` a client can't tell the end of a connection from
+/// an attack.
 #[tokio::test]
 async fn a_connection_on_which_an_upgrade_was_refused_ends_with_a_close_notify() {
     let harness = Harness::start_with(|config| {

@@ -1,5 +1,5 @@
-//! Floods of requests: how many reach the gateway, and which clients wait. `tests/attacks` measures their effect on
-//! time and memory.
+//! Floods of requests: how many reach the gateway, and which clients wait. `tests/attacks` measures
+//! their effect on time and memory.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! HTTP/2 frames that exhaust a server or are ambiguous: the sidecar closes the offender's connection, its memory
-//! does not grow, and other clients are not affected.
+//! HTTP/2 frames that exhaust a server or are ambiguous: the sidecar closes the offender's
+//! connection, its memory does not grow, and other clients are not affected.
 
 use crate::harness::{OUTSIDER, Protocol, start_process};
 use loopgate_test_support::raw_h2::*;

@@ -27,7 +27,8 @@ pub const TRUSTED_PROXY: &str = "127.0.0.7";
 /// (`external.unknown_client`).
 pub const UNKNOWN_CLIENT: &str = "192.0.2.1";
 
-/// A sidecar in this process and the gateway behind it; as a [`TlsClient`], a client of the sidecar.
+/// A sidecar in this process and the gateway behind it; as a [`TlsClient`], a client of the
+/// sidecar.
 pub struct Harness {
     pub gateway: FakeGateway,
     pub sidecar: Sidecar,

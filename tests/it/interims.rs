@@ -1,5 +1,5 @@
-//! Messages that hyper can't send: interim responses, trailers without a `Trailer` field, targets with raw bytes, and
-//! refusals with a reason.
+//! Messages that hyper can't send: interim responses, trailers without a `Trailer` field, targets
+//! with raw bytes, and refusals with a reason.
 
 use std::future::poll_fn;
 use std::pin::Pin;

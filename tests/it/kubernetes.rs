@@ -1,5 +1,5 @@
-//! Agents that are pods: a pod proves its identity with a token that the API server reviews, and its
-//! connections are closed when it is removed.
+//! Agents that are pods: a pod proves its identity with a token that the API server reviews, and
+//! its connections are closed when it is removed.
 
 use std::time::Duration;
 
@@ -54,7 +54,8 @@ async fn only_a_pod_that_proves_itself_is_an_agent() {
     for protocol in PROTOCOLS {
         builder.send_request(protocol, BUILDER, "GET /", &[]).await;
         assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
-        // The pod's certificate is not accepted from another address, not even from another agent's.
+        // The pod's certificate is not accepted from another address, not even from another
+        // agent's.
         for source in [OTHER, UNLABELLED] {
             builder.send_request(protocol, source, "GET /", &[]).await;
             assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);

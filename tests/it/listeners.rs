@@ -188,7 +188,8 @@ async fn start_with_proxy_protocol() -> Harness {
     .await
 }
 
-/// A header of version 2 (section 2.2 of the specification) with this command, family and address block.
+/// A header of version 2 (section 2.2 of the specification) with this command, family and address
+/// block.
 fn v2_header(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
     let length = u16::try_from(addresses.len()).unwrap().to_be_bytes();
     [b"\r\n\r\n\0\r\nQUIT\n", &[0x20 | command, family][..], &length, addresses].concat()

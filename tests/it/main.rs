@@ -1,4 +1,5 @@
-//! The running sidecar, mostly in this process, between raw clients and a gateway that records what it receives.
+//! The running sidecar, mostly in this process, between raw clients and a gateway that records what
+//! it receives.
 
 mod harness;
 

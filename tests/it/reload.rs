@@ -1,5 +1,5 @@
-//! Reloads: options that can change live do, options that need a restart are named, and an invalid configuration
-//! changes nothing.
+//! Reloads: options that can change live do, options that need a restart are named, and an invalid
+//! configuration changes nothing.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! Each way in which a request can end has one label, the same in the access log, in the metrics, and in the spans of
-//! builds that send them. Another test compares the labels here with those of the code and the documentation.
+//! Each way in which a request can end has one label, the same in the access log, in the metrics,
+//! and in the spans of builds that send them. Another test compares the labels here with those of
+//! the code and the documentation.
 
 mod answers;
 mod bad_bodies;

@@ -1,4 +1,5 @@
-//! `external.serve_ca`: loopgate's CA certificate, as devices install it, and nothing else of its files.
+//! `external.serve_ca`: loopgate's CA certificate, as devices install it, and nothing else of its
+//! files.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -1,5 +1,5 @@
-//! Slow clients and a slow gateway: each phase has a time limit, and connections that are idle for a
-//! good reason stay open.
+//! Slow clients and a slow gateway: each phase has a time limit, and connections that are idle for
+//! a good reason stay open.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Ambiguous HTTP/1.1, which two parsers could read as different requests: the sidecar refuses it, or forwards
-//! exactly one request.
+//! Ambiguous HTTP/1.1, which two parsers could read as different requests: the sidecar refuses it,
+//! or forwards exactly one request.
 
 use std::time::Duration;
 

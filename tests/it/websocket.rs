@@ -55,7 +55,8 @@ async fn only_a_101_opens_a_websocket_over_h2() {
     }
 }
 
-/// The gateway pairs a device silently for all scopes that it asks for, whatever the cap of its connection.
+/// The gateway pairs a device silently for all scopes that it asks for, whatever the cap of its
+/// connection.
 #[tokio::test]
 async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
     let connect = |scopes: &[&str]| {

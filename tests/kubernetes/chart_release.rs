@@ -19,7 +19,8 @@ pub const NAME: &str = "claw-loopgate";
 /// The volume with the sidecar's credentials for the API server.
 pub const ACCESS: &str = "loopgate-api-access";
 
-/// An installed release and its sidecar. The order of the fields is the order in which they are dropped.
+/// An installed release and its sidecar. The order of the fields is the order in which they are
+/// dropped.
 pub struct ChartRelease {
     pub sidecar: SidecarWithGateway,
     admin: SocketAddr,
@@ -33,8 +34,8 @@ pub struct ChartRelease {
 }
 
 impl ChartRelease {
-    /// Installs the chart with Helm, with these values and those that every test needs, and runs the
-    /// sidecar that it describes. Also creates a service account `builder`.
+    /// Installs the chart with Helm, with these values and those that every test needs, and runs
+    /// the sidecar that it describes. Also creates a service account `builder`.
     pub async fn start(cluster: Cluster, values: &[&str]) -> Self {
         helm(&cluster, values).await;
         cluster.create_account("builder").await;
@@ -133,8 +134,8 @@ impl ChartRelease {
         self.wait_for_status(&format!("agents are {names:?}"), condition).await;
     }
 
-    /// Returns the report of `loopgate check --json`, which runs with the container's variables and no
-    /// further options, as in the chart's notes.
+    /// Returns the report of `loopgate check --json`, which runs with the container's variables and
+    /// no further options, as in the chart's notes.
     pub async fn run_check(&self) -> Value {
         let output = self.loopgate(&["check", "--json"]).await;
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
@@ -163,8 +164,9 @@ async fn helm(cluster: &Cluster, values: &[&str]) {
 
 /// `helm upgrade --install` of the chart as `release`, with these arguments.
 pub async fn install(cluster: &Cluster, release: &str, arguments: &[&str]) {
-    // The API server is older than the chart's `kubeVersion` allows, and too old for native sidecars:
-    // the copy of the chart has no `kubeVersion`, and every test turns native sidecars off.
+    // The API server is older than the chart's `kubeVersion` allows, and too old for native
+    // sidecars: the copy of the chart has no `kubeVersion`, and every test turns native sidecars
+    // off.
     let chart = tempfile::tempdir().unwrap();
     let copied = Command::new("cp").args(["-r", "charts/loopgate/."]).arg(chart.path()).status().await.unwrap();
     assert!(copied.success());

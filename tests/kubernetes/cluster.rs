@@ -42,8 +42,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster and waits until it serves. If its binaries are missing, prints that the test
-    /// does not run and returns `None`.
+    /// Starts a cluster and waits until it serves. If its binaries are missing, prints that the
+    /// test does not run and returns `None`.
     pub async fn start() -> Option<Self> {
         Self::start_with_flags(&[]).await
     }
@@ -140,8 +140,8 @@ impl Cluster {
         }
     }
 
-    /// Deletes the object that etcd has under `key` so that the API server never gets the event: the
-    /// API server is stopped meanwhile, and etcd compacts its history before it continues.
+    /// Deletes the object that etcd has under `key` so that the API server never gets the event:
+    /// the API server is stopped meanwhile, and etcd compacts its history before it continues.
     pub async fn delete_unnoticed(&mut self, key: &str) {
         let api = self.api.take().expect("the API server runs");
         signal(&api, Signal::SIGSTOP);
@@ -210,7 +210,8 @@ impl Cluster {
         self.request_ok("DELETE", path, None).await
     }
 
-    /// Writes a kubeconfig with the administrator's token for this API server, and returns its path.
+    /// Writes a kubeconfig with the administrator's token for this API server, and returns its
+    /// path.
     pub fn kubeconfig(&self) -> PathBuf {
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",

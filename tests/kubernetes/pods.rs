@@ -14,7 +14,8 @@ pub fn path(what: &str) -> String {
     format!("/api/v1/namespaces/{NAMESPACE}/{what}")
 }
 
-/// A pod like the one in docs/kubernetes.md, with this value of the label `loopgate.dev/agent`, if any.
+/// A pod like the one in docs/kubernetes.md, with this value of the label `loopgate.dev/agent`, if
+/// any.
 pub fn pod(name: &str, label: Option<&str>) -> Value {
     let labels = label.map_or_else(|| json!({"app": "x"}), |label| json!({"app": "x", "loopgate.dev/agent": label}));
     json!({
@@ -50,7 +51,8 @@ impl Cluster {
         self.patch(&path(&format!("pods/{name}/status")), &json!({"status": status})).await
     }
 
-    /// A token of `account`, bound to `pod` if given, for `audience` or else for the API server itself.
+    /// A token of `account`, bound to `pod` if given, for `audience` or else for the API server
+    /// itself.
     pub async fn token(&self, account: &str, pod: Option<&Value>, audience: Option<&str>) -> String {
         self.request_token(account, pod, audience, 3600).await.1["status"]["token"]
             .as_str()
@@ -96,7 +98,8 @@ impl Cluster {
                     response["status"]["token"].as_str().unwrap_or_else(|| panic!("no token: {response:#}")),
                 );
             } else if let Some(map) = source.get("configMap") {
-                // In a full cluster a controller creates this map, with the cluster's CA, in every namespace.
+                // In a full cluster a controller creates this map, with the cluster's CA, in every
+                // namespace.
                 assert_eq!(map["name"], "kube-root-ca.crt");
                 assert_eq!(map["items"][0]["key"], "ca.crt");
                 write(&map["items"][0]["path"], &std::fs::read_to_string(self.file("ca.crt")).unwrap());

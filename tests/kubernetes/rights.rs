@@ -104,7 +104,8 @@ async fn a_missing_right_is_named_and_an_upgrade_adds_it() {
     assert_eq!(missing_rights(&release).await, [""; 0]);
 }
 
-/// The rights that `loopgate check` reports as missing, without the part that differs between its sources.
+/// The rights that `loopgate check` reports as missing, without the part that differs between its
+/// sources.
 async fn missing_rights(release: &ChartRelease) -> Vec<String> {
     let report = release.run_check().await;
     let findings = report["findings"].as_array().unwrap().iter();

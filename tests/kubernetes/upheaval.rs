@@ -45,7 +45,8 @@ async fn agents_stay_connected_while_the_api_server_restarts_and_pods_are_watche
     timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the pod");
 }
 
-/// Without its cache, the API server passes watches on to etcd, whose compaction ends them with 410.
+/// Without its cache, the API server passes watches on to etcd, whose compaction ends them with
+/// 410.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_was_deleted_without_an_event_is_no_longer_an_agent() {
     let Some(cluster) = Cluster::start_with_flags(&["--watch-cache=false"]).await else { return };

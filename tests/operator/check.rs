@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use crate::harness::{Harness, free_address, loopgate};
 use loopgate_test_support::fake_docker::{FakeDocker, container};
 
-/// Runs `loopgate check --json` without blocking the fakes; returns the report and whether the command succeeded.
+/// Runs `loopgate check --json` without blocking the fakes; returns the report and whether the
+/// command succeeded.
 pub async fn run_check(arguments: &[&str]) -> (Value, bool) {
     let mut command = loopgate([&["check", "--json"], arguments].concat());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
@@ -55,7 +56,8 @@ async fn an_unfiltered_docker_socket_is_reported() {
         r#"{"message":"bad parameter: 'path' cannot be empty"}"#,
     );
     let (report, _) = run_check(&["--docker", &docker_url(&docker)]).await;
-    // The check requests nothing that a socket filter does not have to permit, not even to test the filter.
+    // The check requests nothing that a socket filter does not have to permit, not even to test the
+    // filter.
     for request in docker.requested_paths() {
         let is_fixed_path =
             ["/_ping", "/version", "/events", "/containers/json", "/networks"].contains(&request.as_str());

@@ -128,7 +128,8 @@ fn every_command_in_the_documentation_exists() {
             {
                 continue;
             }
-            // `cert` and `config` have subcommands. The second word of `completions bash` is an argument.
+            // `cert` and `config` have subcommands. The second word of `completions bash` is an
+            // argument.
             let depth = if ["cert", "config"].contains(&command[0]) { 2 } else { 1 };
             let output = loopgate([&command[..depth.min(command.len())], &["--help"]].concat()).output().unwrap();
             assert!(output.status.success(), "{}: {line}", document.display());

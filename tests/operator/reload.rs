@@ -1,4 +1,5 @@
-//! Reloading: `loopgate reload`, changes of the configuration file, and requests that may not reload.
+//! Reloading: `loopgate reload`, changes of the configuration file, and requests that may not
+//! reload.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -78,7 +79,8 @@ fn web_pages_may_not_reload() {
         (format!("POST /reload HTTP/1.1\r\n{host}{reload_header}Origin: http://{admin}\r\n"), "403"),
         (format!("POST /reload HTTP/1.1\r\nHost: evil.example\r\n{reload_header}"), "421"),
         (format!("GET /reload HTTP/1.1\r\n{host}{reload_header}"), "405"),
-        // A browser's preflight request, which precedes a request with this header to another origin.
+        // A browser's preflight request, which precedes a request with this header to another
+        // origin.
         (
             format!(
                 "OPTIONS /reload HTTP/1.1\r\n{host}Origin: http://evil.example\r\n\

@@ -9,7 +9,8 @@ use crate::harness::{Harness, loopgate};
 
 const CLIENTS_TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// Sends a request with this `traceparent` to a gateway that doesn't answer, and returns the log lines.
+/// Sends a request with this `traceparent` to a gateway that doesn't answer, and returns the log
+/// lines.
 fn log_of_request(flags: &[&str], traceparent: &str) -> Vec<Value> {
     let always = ["--access-log", "--log-format", "json", "--request-timeout", "300ms"];
     let sidecar = Harness::start(&[&always, flags].concat());

@@ -1,5 +1,6 @@
-//! The gateway's Control UI in Chromium, through the external lane. The sidecar's CA is in Chromium's
-//! NSS database, where an operator would put it, and Chromium verifies the certificate itself.
+//! The gateway's Control UI in Chromium, through the external lane. The sidecar's CA is in
+//! Chromium's NSS database, where an operator would put it, and Chromium verifies the certificate
+//! itself.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -55,7 +56,8 @@ fn check_control_ui(version: &'static str) -> Result<(), Missing> {
     Ok(())
 }
 
-/// Returns the `node_modules` with Playwright, or which of Chromium, certutil and Playwright is missing.
+/// Returns the `node_modules` with Playwright, or which of Chromium, certutil and Playwright is
+/// missing.
 pub fn modules() -> Result<PathBuf, Missing> {
     find_program("chromium")?;
     find_program("certutil")?;
@@ -74,13 +76,14 @@ pub struct Browser<'a> {
     pub url: &'a str,
     /// The CA certificate to add to its trusted ones.
     pub ca: &'a Path,
-    /// The home directory with its profile. A new one makes the browser a device that the gateway doesn't know.
+    /// The home directory with its profile. A new one makes the browser a device that the gateway
+    /// doesn't know.
     pub home: &'a Path,
 }
 
 impl Browser<'_> {
-    /// Opens the Control UI, approves its device and waits until it is connected. Returns the protocol
-    /// over which the page was loaded.
+    /// Opens the Control UI, approves its device and waits until it is connected. Returns the
+    /// protocol over which the page was loaded.
     pub fn visit(&self, arguments: &[&str]) -> String {
         self.add_trusted_ca();
         let options = json!({

@@ -1,5 +1,5 @@
-//! A container with a scope cap, and what its device may do: on both lanes, from other addresses, and
-//! after the container was removed. The engine is a fake, the gateway is real.
+//! A container with a scope cap, and what its device may do: on both lanes, from other addresses,
+//! and after the container was removed. The engine is a fake, the gateway is real.
 
 use std::path::Path;
 
@@ -172,7 +172,8 @@ fn check_scope_cap(version: &'static str) -> Result<(), Missing> {
     Ok(())
 }
 
-/// The HTTP API gives a client with the token every right, so a container with a cap may not use it.
+/// The HTTP API gives a client with the token every right, so a container with a cap may not use
+/// it.
 fn http_is_refused(network: &Network, ca: &Path, headers: &[&str]) {
     for path in ["/tools/invoke", "/v1/chat/completions", "/v1/responses", "/api/x", "/sessions/x"] {
         let mut curl = network.command(Host::Agent, "curl");

@@ -1,5 +1,5 @@
-//! `loopgate check` with a real gateway that is configured wrongly: it reports what is wrong, and the
-//! printed remedies, applied as they are, make the gateway work.
+//! `loopgate check` with a real gateway that is configured wrongly: it reports what is wrong, and
+//! the printed remedies, applied as they are, make the gateway work.
 
 use std::path::Path;
 use std::process::Command;
@@ -135,8 +135,8 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     Ok(())
 }
 
-/// A gateway on loopback makes setup codes for phones only once `publicUrl` is set to loopgate's URL.
-/// Without it, the gateway advises `bind=lan`, which would bypass loopgate.
+/// A gateway on loopback makes setup codes for phones only once `publicUrl` is set to loopgate's
+/// URL. Without it, the gateway advises `bind=lan`, which would bypass loopgate.
 fn setup_codes_lead_to_loopgate(openclaw: &OpenClaw) {
     print_now("  setup codes for phones, which need loopgate's URL");
     let qr = || {
@@ -176,8 +176,8 @@ fn all_of_loopback_works(
     sidecar.stop();
 }
 
-/// A sidecar whose gateway uses TLS is not ready. Its healthcheck, its log and its responses name the
-/// key to change.
+/// A sidecar whose gateway uses TLS is not ready. Its healthcheck, its log and its responses name
+/// the key to change.
 fn a_sidecar_reports_tls(network: &Network, directory: &Path) {
     const KEY: &str = "gateway.tls.enabled";
     let loopgate = |arguments: &[&str]| {
@@ -212,9 +212,9 @@ fn check_started(check: &dyn Fn(&[&str]) -> Checked) -> Checked {
     }
 }
 
-/// After a failed spawn the gateway's own device is paired for its first scope only, and its request
-/// for the next scope waits, because no paired device may approve it. The command that `loopgate pair`
-/// prints resolves this, and `pair --approve` approves without help.
+/// After a failed spawn the gateway's own device is paired for its first scope only, and its
+/// request for the next scope waits, because no paired device may approve it. The command that
+/// `loopgate pair` prints resolves this, and `pair --approve` approves without help.
 ///
 /// Calls `while_stuck` while the request waits.
 fn the_gateways_own_device_gets_approved(
@@ -261,7 +261,8 @@ fn the_gateways_own_device_gets_approved(
     assert!(success, "the device is not paired: {text}");
     let listed: Value = serde_json::from_str(&openclaw.run(&["devices", "list", "--json"])).expect("JSON");
     let paired = listed["paired"].as_array().expect("devices");
-    // Two devices: the gateway's own, and that of `run_as_new_device`. The device that `--approve` used was removed.
+    // Two devices: the gateway's own, and that of `run_as_new_device`. The device that `--approve`
+    // used was removed.
     assert_eq!(paired.len(), 2, "{listed:#}");
     assert_eq!(listed["pending"].as_array().map(Vec::len), Some(0), "{listed:#}");
 }

@@ -1,5 +1,5 @@
-//! Sign-in by client certificate: a gateway with `auth.mode: "trusted-proxy"`, which accepts the user
-//! name in loopgate's header.
+//! Sign-in by client certificate: a gateway with `auth.mode: "trusted-proxy"`, which accepts the
+//! user name in loopgate's header.
 
 use std::fs;
 use std::path::Path;

@@ -14,13 +14,14 @@ use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 use loopgate_test_support::tls_client::TlsClient;
 
 const MIB: u64 = 1 << 20;
-/// How long the attack lasts: longer than the 15 s for which an unread request is kept (`limits.gateway_stall`).
+/// How long the attack lasts: longer than the 15 s for which an unread request is kept
+/// (`limits.gateway_stall`).
 const TIME: Duration = Duration::from_secs(20);
 /// The time between two readings of the memory of the gateway and of the sidecar.
 const INTERVAL: Duration = Duration::from_millis(200);
 /// The most files that the two attackers may get from the gateway within [`TIME`]. They may have 84
-/// requests there at once. After 15 s those that are not read are reset. The first 4 of each attacker
-/// may be replaced, and after the fifth each may have 4 at once.
+/// requests there at once. After 15 s those that are not read are reset. The first 4 of each
+/// attacker may be replaced, and after the fifth each may have 4 at once.
 const FILES: usize = 84 + 2 * (4 + 4);
 /// A path that costs the gateway little.
 const CHEAP: &str = "/healthz";
@@ -72,7 +73,8 @@ fn flood_gateway(version: &'static str) -> Result<(), Missing> {
     print_now(format_args!("  {bystanders}"));
     assert!(requests >= 25 * 100 + 15 * 90, "that was no flood");
     assert!(files <= FILES, "the gateway got {files} of the hostile requests");
-    // Node.js frees a file some time after its request has ended, so its heap can hold twice as much.
+    // Node.js frees a file some time after its request has ended, so its heap can hold twice as
+    // much.
     let largest_growth = 2 * FILES as u64 * size / MIB;
     assert!(growth < largest_growth, "the gateway grew by {growth} MiB; at most {largest_growth} are expected");
     assert!(own_growth < 64, "loopgate grew by {own_growth} MiB");
@@ -82,7 +84,8 @@ fn flood_gateway(version: &'static str) -> Result<(), Missing> {
     Ok(())
 }
 
-/// 25 connections with 100 files that are not read, and 15 with 90 that are read slowly, from another address.
+/// 25 connections with 100 files that are not read, and 15 with 90 that are read slowly, from
+/// another address.
 fn start(network: &Network, client: &TlsClient, path: String) -> [RunningFlood; 2] {
     let client = client.clone();
     let flood = move || {
@@ -102,7 +105,8 @@ struct Bystanders {
 }
 
 impl Bystanders {
-    /// Sends requests as both for `time` and measures them; calls `sample` every [`INTERVAL`] meanwhile.
+    /// Sends requests as both for `time` and measures them; calls `sample` every [`INTERVAL`]
+    /// meanwhile.
     fn measure(network: &Network, client: &TlsClient, time: Duration, mut sample: impl FnMut()) -> Self {
         let start = |host: Host| {
             let client = client.clone();

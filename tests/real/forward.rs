@@ -1,5 +1,6 @@
 //! Other ports on the gateway's loopback (`--forward`): the relay for OpenClaw's browser extension,
-//! which 2026.2.19 opens on 18792, and a Node.js server that reports each client's address and headers.
+//! which 2026.2.19 opens on 18792, and a Node.js server that reports each client's address and
+//! headers.
 
 use std::fs;
 use std::path::Path;
@@ -101,7 +102,8 @@ fn check_forwards() -> Result<(), Missing> {
     Ok(())
 }
 
-/// Fails unless the server saw a client of the agent lane: a loopback address, and no forwarding header.
+/// Fails unless the server saw a client of the agent lane: a loopback address, and no forwarding
+/// header.
 fn assert_local(reported: &Value) {
     let address = reported["address"].as_str().expect("an address");
     assert!(address.starts_with("127.77."), "{reported}");

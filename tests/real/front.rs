@@ -1,6 +1,6 @@
-//! A public reverse proxy ("front") on its own host before loopgate: the real Caddy and Traefik with
-//! their configuration in docker/. loopgate accepts a client's address from the front; a client can't
-//! change it with its own headers.
+//! A public reverse proxy ("front") on its own host before loopgate: the real Caddy and Traefik
+//! with their configuration in docker/. loopgate accepts a client's address from the front; a
+//! client can't change it with its own headers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -82,7 +82,8 @@ fn check_behind(
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, "2026.9.6", &directory)?.allow_origin(&format!("https://{SITE}"));
     let _gateway = openclaw.start(&["127.0.0.2"]);
-    // The front's address is in --agent-cidr too, by mistake. A trusted proxy is no agent even then.
+    // The front's address is in --agent-cidr too, by mistake. A trusted proxy is no agent even
+    // then.
     let address = Host::Front.address();
     let trusting = ["--trusted-proxy", address, "--agent-cidr", address];
     let sidecar = sidecar::start(&network, &directory, &[&trusting, flags].concat());
@@ -177,7 +178,8 @@ fn plain_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca
 fn start_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path, site: &str) -> Front {
     fs::create_dir_all(&directory).expect("a directory");
     let configuration = directory.join("Caddyfile");
-    // Caddy must not request a public certificate, nor install its local CA as trusted on this machine.
+    // Caddy must not request a public certificate, nor install its local CA as trusted on this
+    // machine.
     fs::write(&configuration, format!("{{\n\tlocal_certs\n\tskip_install_trust\n}}\n{site}")).expect("a file");
     let mut command = network.command(Host::Front, program);
     command.args(["run", "--config"]).arg(&configuration).env("SITE", SITE).env("HOME", &directory);
@@ -192,7 +194,8 @@ fn start_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca
     )
 }
 
-/// Makes a directory for Traefik's dynamic configuration and a certificate for `site`; returns both paths.
+/// Makes a directory for Traefik's dynamic configuration and a certificate for `site`; returns both
+/// paths.
 pub fn traefik_directory(directory: &Path, site: &str) -> (PathBuf, PathBuf) {
     let dynamic = directory.join("dynamic");
     fs::create_dir_all(&dynamic).expect("a directory");

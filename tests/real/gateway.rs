@@ -36,7 +36,8 @@ impl<'a> OpenClaw<'a> {
         Ok(Self { network, version, modules, state, allowed_origins: Vec::new() })
     }
 
-    /// Allows pages of this origin. The gateway allows private IP addresses by default, but no host name.
+    /// Allows pages of this origin. The gateway allows private IP addresses by default, but no host
+    /// name.
     pub fn allow_origin(mut self, origin: &str) -> Self {
         self.allowed_origins.push(origin.into());
         self
@@ -52,9 +53,10 @@ impl<'a> OpenClaw<'a> {
             config["gateway"]["controlUi"] = serde_json::json!({"allowedOrigins": self.allowed_origins});
         }
         let process = self.launch(&config);
-        // The gateway listens long before it pairs devices; until then it closes connections with 1013
-        // "gateway starting". The older version's own tools fail until the gateway's own device is
-        // paired for all five scopes. The newer version would not start with such an identity file.
+        // The gateway listens long before it pairs devices; until then it closes connections with
+        // 1013 "gateway starting". The older version's own tools fail until the gateway's own
+        // device is paired for all five scopes. The newer version would not start with such an
+        // identity file.
         let own = self.state.join("identity/device.json");
         let client = || self.client(Host::Gateway, LOOPBACK);
         let pair = || if self.version.starts_with("2026.2.") { client().identity(&own) } else { client() }.connect();
@@ -65,7 +67,8 @@ impl<'a> OpenClaw<'a> {
     /// Starts the gateway with `config`, and does not wait until it is ready.
     pub fn launch(&self, config: &serde_json::Value) -> Process {
         let mut config = config.clone();
-        // The newer version would download a list of models. The older version rejects this key as unknown.
+        // The newer version would download a list of models. The older version rejects this key as
+        // unknown.
         if self.version.starts_with("2026.9.") {
             config["models"] = serde_json::json!({"catalogRefresh": {"enabled": false}});
         }
@@ -78,7 +81,8 @@ impl<'a> OpenClaw<'a> {
         self.state.join("openclaw.json")
     }
 
-    /// A client of this version on `host`, with a new device, the right token and all five operator scopes.
+    /// A client of this version on `host`, with a new device, the right token and all five operator
+    /// scopes.
     pub fn client(&self, host: Host, url: &str) -> DeviceClient {
         DeviceClient::new(self.network.command(host, self.node()), &self.modules, url).token(TOKEN)
     }
@@ -96,8 +100,8 @@ impl<'a> OpenClaw<'a> {
         self.cli(arguments).output().expect("openclaw")
     }
 
-    /// Runs `openclaw` on the gateway's host as a new device: with an empty state directory, and the
-    /// token in its environment.
+    /// Runs `openclaw` on the gateway's host as a new device: with an empty state directory, and
+    /// the token in its environment.
     pub fn run_as_new_device(&self, arguments: &[&str]) -> Output {
         let state = self.state.with_extension("fresh");
         let mut command = self.cli(arguments);
@@ -108,7 +112,8 @@ impl<'a> OpenClaw<'a> {
         command.output().expect("openclaw")
     }
 
-    /// Runs `openclaw` on `host` with the gateway's state directory, as a container that shares it does.
+    /// Runs `openclaw` on `host` with the gateway's state directory, as a container that shares it
+    /// does.
     pub fn run_from(&self, host: Host, arguments: &[&str], ca: &Path) -> Output {
         let mut command = self.cli_on(host, arguments);
         command.env_remove("OPENCLAW_CONFIG_PATH").env("NODE_EXTRA_CA_CERTS", ca);
@@ -128,8 +133,8 @@ impl<'a> OpenClaw<'a> {
         &self.state
     }
 
-    /// Fails unless the gateway spawns a sub-agent. `secret` is its token or password. The configuration
-    /// must allow the tool [`SPAWN_TOOL`].
+    /// Fails unless the gateway spawns a sub-agent. `secret` is its token or password. The
+    /// configuration must allow the tool [`SPAWN_TOOL`].
     pub fn assert_spawns(&self, secret: &str) {
         let mut curl = self.network.command(Host::Gateway, "curl");
         curl.args([

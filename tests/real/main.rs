@@ -1,6 +1,6 @@
-//! Tests of loopgate with real programs: OpenClaw's gateway, its Control UI in Chromium, curl, Caddy
-//! and Traefik. The hosts are network namespaces. `tests/run real` installs what the tests need; a
-//! test that lacks a program prints NOT RUN, and fails if `CI` is `true`.
+//! Tests of loopgate with real programs: OpenClaw's gateway, its Control UI in Chromium, curl,
+//! Caddy and Traefik. The hosts are network namespaces. `tests/run real` installs what the tests
+//! need; a test that lacks a program prints NOT RUN, and fails if `CI` is `true`.
 
 mod backend;
 mod browser;

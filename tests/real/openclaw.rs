@@ -74,7 +74,8 @@ fn openclaw_2026_9_6_pairs_agents_silently_and_others_after_an_approval() {
     run_exclusively("OpenClaw 2026.9.6", || check_lanes("2026.9.6"));
 }
 
-/// Makes an empty directory for the test `test`. The files are kept, so that a failure can be examined.
+/// Makes an empty directory for the test `test`. The files are kept, so that a failure can be
+/// examined.
 pub fn directory(test: &str) -> PathBuf {
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(test);
     let _ = fs::remove_dir_all(&directory);
@@ -202,8 +203,8 @@ fn http_requests_pass(network: &Network, ca: &Path) {
                 "200",
                 "{host:?} {protocol}"
             );
-            // The request has no body, because the gateway would respond before reading it. RFC 9113
-            // section 8.1 allows that, but curl 7.88 treats it as a broken stream.
+            // The request has no body, because the gateway would respond before reading it. RFC
+            // 9113 section 8.1 allows that, but curl 7.88 treats it as a broken stream.
             assert_eq!(status("/tools/invoke", &["--request", "POST"]), "401", "{host:?} {protocol}");
         }
     }

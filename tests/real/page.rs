@@ -50,7 +50,8 @@ fn page() -> Result<(), Missing> {
     let page_views: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(page_views.len(), 4);
     for page_view in &page_views {
-        // If the page's policy blocked its style sheet, Chromium would log it, and the background would differ.
+        // If the page's policy blocked its style sheet, Chromium would log it, and the background
+        // would differ.
         assert_eq!(page_view["complaints"], json!([]), "{page_view:#}");
         assert_eq!(page_view["requests"], json!(["/"]), "{page_view:#}");
         assert_eq!(page_view["overflow"], 0, "{page_view:#}");

@@ -1,5 +1,5 @@
-//! The gateway, a command-line client in an agent's container and one on the host share `~/.openclaw`,
-//! and so have the same device.
+//! The gateway, a command-line client in an agent's container and one on the host share
+//! `~/.openclaw`, and so have the same device.
 
 use std::path::Path;
 

@@ -19,7 +19,8 @@ use loopgate_test_support::process::Process;
 use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 
 const DOCUMENT: &str = include_str!("../../docs/sign-in.md");
-/// A Python program that answers 200 with the name in the cookie `session`, or 401 without the cookie.
+/// A Python program that answers 200 with the name in the cookie `session`, or 401 without the
+/// cookie.
 const AUTH_SERVER: &str = "
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
@@ -44,7 +45,8 @@ fn behind_traefik_with_forward_auth_only_the_auth_server_names_the_user() {
     run_exclusively("sign-in, Traefik", || check_sign_in_behind("traefik", traefik));
 }
 
-/// The document's fenced block in `language` that contains `part`, with the addresses and paths of this test.
+/// The document's fenced block in `language` that contains `part`, with the addresses and paths of
+/// this test.
 fn block(language: &str, part: &str, ca: &Path) -> String {
     let begin = format!("```{language}\n");
     let blocks = DOCUMENT.split(begin.as_str()).skip(1).filter_map(|text| text.split("```").next());

@@ -104,7 +104,8 @@ fn events(directory: &Path) -> Result<(), Missing> {
             .expect("curl");
         let mut lines = BufReader::new(curl.stdout.take().expect("a pipe")).lines();
         for number in 0..20 {
-            // The next event is sent only after this one has arrived, so a delayed event ends the stream.
+            // The next event is sent only after this one has arrived, so a delayed event ends the
+            // stream.
             events.send(number.to_string()).expect("curl still reads");
             assert_eq!(lines.next().expect("an event in time").expect("a pipe"), format!("data: {number}"));
             assert_eq!(lines.next().expect("the end of an event in time").expect("a pipe"), "");

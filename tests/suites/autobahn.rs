@@ -1,5 +1,5 @@
-//! The Autobahn test suite: in each case, a WebSocket server behind the sidecar gets a verdict no worse
-//! than without the sidecar.
+//! The Autobahn test suite: in each case, a WebSocket server behind the sidecar gets a verdict no
+//! worse than without the sidecar.
 //!
 //! The fuzzing client has no TLS, so it connects to a bridge, which forwards its bytes over TLS.
 
@@ -62,8 +62,8 @@ fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
         (sidecar, bridge)
     };
     let (sidecar, bridge) = start(&[]);
-    // loopgate reads the first message of a WebSocket to bind devices, and therefore offers the gateway no
-    // compression. The cases about compression need a sidecar that doesn't.
+    // loopgate reads the first message of a WebSocket to bind devices, and therefore offers the
+    // gateway no compression. The cases about compression need a sidecar that doesn't.
     let (transparent, compressing) = start(&["--bind-devices", "off"]);
 
     let runs_all = std::env::var("TEST_AUTOBAHN").is_ok_and(|cases| cases == "all");

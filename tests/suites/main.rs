@@ -10,8 +10,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The Python of the environment that `tests/setup/suites.sh` makes. Without the environment, prints NOT
-/// RUN and returns `None`; in CI it fails.
+/// The Python of the environment that `tests/setup/suites.sh` makes. Without the environment,
+/// prints NOT RUN and returns `None`; in CI it fails.
 fn python() -> Option<PathBuf> {
     let tree = std::env::var_os("TEST_SUITES").map(PathBuf::from);
     if tree.is_none() {
@@ -26,8 +26,8 @@ fn print_now(line: impl std::fmt::Display) {
     writeln!(std::io::stderr(), "{line}").expect("standard error");
 }
 
-/// Runs a command to its end, and returns its standard output and standard error. Fails if the command
-/// can't be started.
+/// Runs a command to its end, and returns its standard output and standard error. Fails if the
+/// command can't be started.
 fn output(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)

@@ -9,8 +9,9 @@ use crate::{output, print_now, python, run};
 use loopgate_test_support::backend::Backend;
 use loopgate_test_support::sidecar::{Launch, Sidecar};
 
-/// Findings of testssl.sh that are accepted. A private CA has neither a revocation list nor a CAA record
-/// (its certificates are short-lived instead), and `engine_problem` is about testssl.sh's own OpenSSL.
+/// Findings of testssl.sh that are accepted. A private CA has neither a revocation list nor a CAA
+/// record (its certificates are short-lived instead), and `engine_problem` is about testssl.sh's
+/// own OpenSSL.
 const ACCEPTED: &[&str] = &["cert_revocation", "DNS_CAArecord", "engine_problem"];
 
 #[test]
@@ -70,7 +71,8 @@ async fn sslyze(python: &Path) {
     for (check, field, value) in expected {
         assert_eq!(result_of(check, field), *value, "{check}");
     }
-    // Mozilla's configuration requires a public CA. This is its only requirement that a private CA can't meet.
+    // Mozilla's configuration requires a public CA. This is its only requirement that a private CA
+    // can't meet.
     let (_, compliance) = printed
         .split_once("COMPLIANCE AGAINST TLS CONFIGURATION")
         .unwrap_or_else(|| panic!("no section on compliance: {printed}"));
@@ -95,8 +97,8 @@ async fn testssl() {
     let backend = Backend::start().await;
     let sidecar = Launch::new().gateway(backend.address).start();
     let mut findings = scan(&sidecar);
-    // A warning means that testssl.sh could not carry out a check. It runs once more; a second warning
-    // fails the test.
+    // A warning means that testssl.sh could not carry out a check. It runs once more; a second
+    // warning fails the test.
     if findings
         .iter()
         .any(|finding| finding["severity"] == "WARN" && !ACCEPTED.contains(&finding["id"].as_str().unwrap_or_default()))
@@ -135,8 +137,8 @@ fn scan(sidecar: &Sidecar) -> Vec<Value> {
     let directory = tempfile::tempdir().unwrap();
     let json = directory.path().join("testssl.json");
     let mut testssl = Command::new("testssl");
-    // All groups of checks (protocols, ciphers, forward secrecy, preference, certificate, vulnerabilities)
-    // except HTTP headers, because those are the gateway's.
+    // All groups of checks (protocols, ciphers, forward secrecy, preference, certificate,
+    // vulnerabilities) except HTTP headers, because those are the gateway's.
     testssl
         .args(["--warnings", "off", "--quiet", "--color", "0", "-p", "-s", "-f", "-P", "-S", "-U", "--add-ca"])
         .arg(sidecar.ca_file());

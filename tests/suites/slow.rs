@@ -14,7 +14,8 @@ use loopgate_test_support::tls_client::TlsClient;
 const SECONDS: u64 = 13;
 /// The number of connections of an attack.
 const CONNECTIONS: &str = "500";
-/// The time allowed for the normal client's request with a new connection. It is long, for busy machines.
+/// The time allowed for the normal client's request with a new connection. It is long, for busy
+/// machines.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 #[test]

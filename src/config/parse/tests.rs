@@ -4,7 +4,8 @@ use std::fmt::Debug;
 
 use super::*;
 
-/// Asserts that `parse` accepts each text of `accepted`, with the debug output beside it, and none of `refused`.
+/// Asserts that `parse` accepts each text of `accepted`, with the debug output beside it, and none
+/// of `refused`.
 fn assert_parses<T: Debug>(parse: impl Fn(&str) -> Parsed<T>, accepted: &[(&str, &str)], refused: &[&str]) {
     for (text, parsed) in accepted {
         assert_eq!(parse(text).map(|value| format!("{value:?}")), Ok((*parsed).to_owned()), "{text:?}");

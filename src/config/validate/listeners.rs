@@ -54,7 +54,8 @@ pub(super) fn find_faults(config: &Config) -> Vec<Fault> {
         .flat_map(|(index, first)| requested[index + 1..].iter().map(move |next| (first, next)));
     let mut faults: Vec<Fault> = Vec::new();
     for fault in reserved.chain(targets).chain(pairs.filter_map(|(first, next)| collision_fault(first, next))) {
-        // One port forward has an entry in `requested` for each value of `listen.on`, so its faults may repeat.
+        // One port forward has an entry in `requested` for each value of `listen.on`, so its faults
+        // may repeat.
         if !faults.contains(&fault) {
             faults.push(fault);
         }
@@ -62,7 +63,8 @@ pub(super) fn find_faults(config: &Config) -> Vec<Fault> {
     faults
 }
 
-/// Returns the fault of a listener on exactly the address and port of the gateway or the admin listener.
+/// Returns the fault of a listener on exactly the address and port of the gateway or the admin
+/// listener.
 fn reserved_address_fault(
     requested: &RequestedListener,
     gateway: SocketAddr,
@@ -78,10 +80,11 @@ fn reserved_address_fault(
     (admin == Some(address) && on.port != 0).then_some(Fault { flags: ["admin", flag], message })
 }
 
-/// Returns why a port forward may not lead to its target, and the flag of the option that forbids it.
+/// Returns why a port forward may not lead to its target, and the flag of the option that forbids
+/// it.
 ///
-/// A port forward to the gateway's own port could bypass the rules for that port. A port forward to one of
-/// loopgate's own listeners would let clients connect to it from a loopback address.
+/// A port forward to the gateway's own port could bypass the rules for that port. A port forward to
+/// one of loopgate's own listeners would let clients connect to it from a loopback address.
 fn forbidden_target(
     forward: PortForward,
     config: &Config,
@@ -104,7 +107,8 @@ fn forbidden_target(
 }
 
 /// Returns the fault of two values that may ask for the same address and port. The addresses of the
-/// namespace are not known yet, so two values are refused unless they differ whatever the addresses are.
+/// namespace are not known yet, so two values are refused unless they differ whatever the addresses
+/// are.
 fn collision_fault(first: &RequestedListener, next: &RequestedListener) -> Option<Fault> {
     let same_port = first.on.port == next.on.port && first.on.port != 0;
     let collide = first.group != next.group && same_port && may_overlap(&first.on.addresses, &next.on.addresses);

@@ -7,7 +7,8 @@ use super::super::key::KEYS;
 use super::super::layer::RawValue;
 use super::*;
 
-/// Returns a layer with the options in `words`, such as `gateway=127.0.0.1:1`, on top of the defaults.
+/// Returns a layer with the options in `words`, such as `gateway=127.0.0.1:1`, on top of the
+/// defaults.
 fn flags(words: &[&str]) -> Layer {
     let mut layer = Layer::default();
     for word in words {
@@ -39,7 +40,8 @@ fn the_defaults_are_valid_and_those_of_the_design() {
 
 #[test]
 fn every_option_is_read() {
-    // A text that no option accepts must be a problem of each option, or else that option is never read.
+    // A text that no option accepts must be a problem of each option, or else that option is never
+    // read.
     let mut layer = Layer::default();
     for key in KEYS.iter() {
         // An option for a path accepts any text except an empty one.

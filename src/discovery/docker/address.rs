@@ -1,4 +1,5 @@
-//! The address of the engine: the configured one, that of `DOCKER_HOST`, or one of the usual paths of engines' sockets.
+//! The address of the engine: the configured one, that of `DOCKER_HOST`, or one of the usual paths
+//! of engines' sockets.
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -35,8 +36,8 @@ enum Location {
 
 /// The usual paths of engines' sockets.
 ///
-/// The first path that exists is used. After the first connection the choice is final, so that a socket that appears
-/// later can't replace the chosen one.
+/// The first path that exists is used. After the first connection the choice is final, so that a
+/// socket that appears later can't replace the chosen one.
 #[derive(Debug, PartialEq, Eq)]
 struct UsualSockets {
     /// The paths, in the order of preference.
@@ -58,7 +59,8 @@ impl UsualSockets {
         self.chosen.get().or_else(existing).map_or(Path::new(DOCKER_SOCKET), PathBuf::as_path)
     }
 
-    /// Chooses `connected` if no socket is chosen yet. Returns whether `connected` is the chosen socket.
+    /// Chooses `connected` if no socket is chosen yet. Returns whether `connected` is the chosen
+    /// socket.
     fn try_choose(&self, connected: &Path) -> bool {
         let chosen = self.chosen.get_or_init(|| {
             info!(socket = %connected.display(), "found the engine's socket; using it until loopgate is restarted");
@@ -86,7 +88,8 @@ impl UsualSockets {
 }
 
 impl Address {
-    /// Returns the address for the configured `engine` and the environment variables; `None` if Docker is off.
+    /// Returns the address for the configured `engine` and the environment variables; `None` if
+    /// Docker is off.
     pub(super) fn from_config(engine: &config::Engine, variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
         let configured = |location| Some(Self { location, is_from_docker_host: false });
         match engine {
@@ -119,7 +122,8 @@ impl Address {
         Self { location: Location::Tcp(address.into()), is_from_docker_host: false }
     }
 
-    /// Returns the path of the engine's socket; `None` if the engine is not reached through a Unix socket.
+    /// Returns the path of the engine's socket; `None` if the engine is not reached through a Unix
+    /// socket.
     pub(super) fn socket(&self) -> Option<&Path> {
         match &self.location {
             Location::Usual(usual) => Some(usual.socket()),
@@ -128,13 +132,14 @@ impl Address {
         }
     }
 
-    /// Records a connection to `socket`. Returns false if another of the usual sockets was chosen before, so that the
-    /// connection must not be used.
+    /// Records a connection to `socket`. Returns false if another of the usual sockets was chosen
+    /// before, so that the connection must not be used.
     pub(super) fn try_choose_socket(&self, socket: &Path) -> bool {
         if let Location::Usual(usual) = &self.location { usual.try_choose(socket) } else { true }
     }
 
-    /// Warns once if one of the usual sockets exists that would have been preferred to the chosen one.
+    /// Warns once if one of the usual sockets exists that would have been preferred to the chosen
+    /// one.
     pub(super) fn warn_of_better_socket(&self) {
         if let Location::Usual(usual) = &self.location {
             usual.warn_of_better_socket();
@@ -162,8 +167,8 @@ impl Address {
         if self.is_from_docker_host { format!("{url} ({DOCKER_HOST})") } else { url }
     }
 
-    /// Returns whether the address is only a guess: it is not configured, and there was no connection to a usual socket
-    /// yet. Then there may be no engine at all.
+    /// Returns whether the address is only a guess: it is not configured, and there was no
+    /// connection to a usual socket yet. Then there may be no engine at all.
     pub(super) fn is_guessed(&self) -> bool {
         matches!(&self.location, Location::Usual(usual) if usual.chosen.get().is_none())
     }
@@ -194,8 +199,8 @@ fn parse_docker_host(host: String, tls: bool) -> Location {
     }
 }
 
-/// Returns the usual paths of the sockets of Docker Engine, rootless Docker, Docker Desktop, Colima, OrbStack and
-/// Podman.
+/// Returns the usual paths of the sockets of Docker Engine, rootless Docker, Docker Desktop,
+/// Colima, OrbStack and Podman.
 fn usual_sockets(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let runtime = variable_text(&variable, "XDG_RUNTIME_DIR")
         .map_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()), Into::into);
@@ -225,8 +230,9 @@ mod tests {
 
     #[test]
     fn the_variable_counts_only_where_no_engine_is_configured() {
-        // Each row has the configured engine, DOCKER_HOST, DOCKER_TLS_VERIFY and the expected address. `usual` stands
-        // for any of the usual sockets, since the machine decides which of them exists.
+        // Each row has the configured engine, DOCKER_HOST, DOCKER_TLS_VERIFY and the expected
+        // address. `usual` stands for any of the usual sockets, since the machine decides which of
+        // them exists.
         let table = [
             (Engine::Auto, "unix:///run/user/1000/docker.sock", "", "unix:///run/user/1000/docker.sock (DOCKER_HOST)"),
             (Engine::Auto, "tcp://filter:2375", "", "tcp://filter:2375 (DOCKER_HOST)"),
@@ -315,7 +321,8 @@ mod tests {
             assert_eq!(usual.ignored_socket.get(), Some(&better));
         }
         assert_eq!((first.request_count("/containers/json"), other.request_count("/containers/json")), (3, 0));
-        // The other socket is still not used after the first engine has ended and its socket is gone.
+        // The other socket is still not used after the first engine has ended and its socket is
+        // gone.
         first.stop_engine(true).await;
         let engine = Engine::at(Address::one_of(&[&better, &socket]), &Shutdown::new());
         assert!(engine.address().try_choose_socket(&socket));

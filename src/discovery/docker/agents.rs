@@ -47,7 +47,8 @@ impl View {
             let names = [Some(&owner.name), owner.service.as_ref()].into_iter().flatten().chain(sources.aliases);
             view.own_names = names.filter(|name| !name.is_empty()).cloned().collect();
         }
-        // A network counts only if the kernel confirms that this namespace has the address that the engine states.
+        // A network counts only if the kernel confirms that this namespace has the address that the
+        // engine states.
         let is_confirmed = |endpoint: &&NetworkEndpoint| endpoint.addresses.iter().any(|ip| own_addresses.contains(ip));
         let shared: Vec<&NetworkEndpoint> =
             owner.iter().flat_map(|owner| &owner.endpoints).filter(is_confirmed).collect();
@@ -64,12 +65,12 @@ impl View {
         view
     }
 
-    /// Adds the agents among the containers on `networks`, and the labelled containers that are not agents with the
-    /// reasons.
+    /// Adds the agents among the containers on `networks`, and the labelled containers that are not
+    /// agents with the reasons.
     fn add_agents(&mut self, sources: &ContainerSources<'_>, owner: Option<&Container>, networks: &BTreeSet<&str>) {
         let containers_by_address = containers_by_address(sources.containers, networks);
-        // Candidates by the id of the container whose network namespace they share. Containers in one namespace can't
-        // be distinguished by address, so at most one of them is an agent.
+        // Candidates by the id of the container whose network namespace they share. Containers in
+        // one namespace can't be distinguished by address, so at most one of them is an agent.
         let mut namespaces: BTreeMap<&str, Vec<Candidate<'_>>> = BTreeMap::new();
         for container in sources.containers {
             match Candidate::if_requested(container, sources, owner, networks) {
@@ -106,8 +107,8 @@ impl View {
     }
 }
 
-/// Returns the ids of the containers that have each address on `networks`. An address may have several if subnets
-/// overlap, or after a crash of the engine.
+/// Returns the ids of the containers that have each address on `networks`. An address may have
+/// several if subnets overlap, or after a crash of the engine.
 fn containers_by_address<'a>(
     containers: &'a [Container],
     networks: &BTreeSet<&str>,
@@ -126,9 +127,9 @@ fn addresses_on<'a>(container: &'a Container, networks: &'a BTreeSet<&str>) -> i
     endpoints.flat_map(|endpoint| endpoint.addresses.iter().copied())
 }
 
-/// Returns the kind of agent that the operator requests for `container`, by its label or by its service in
-/// `agents.services`; `None` if the operator requests no agent. A label that the image has too was removed before (see
-/// [`LabelOrigin::Image`]).
+/// Returns the kind of agent that the operator requests for `container`, by its label or by its
+/// service in `agents.services`; `None` if the operator requests no agent. A label that the image
+/// has too was removed before (see [`LabelOrigin::Image`]).
 ///
 /// | origin of its labels | label | service | result |
 /// | --- | --- | --- | --- |
@@ -156,8 +157,8 @@ fn requested_kind(container: &Container, services: &[AgentService]) -> Result<Op
             Err(WhyNotAgent::ImageLabelsUnreadable(error.clone()))
         }
         (LabelOrigin::Image(value), None) if by_service.is_none() => Err(WhyNotAgent::ImageLabel(value.clone())),
-        // The operator may have set the same label as the image. Such a label is stricter than the service, so it
-        // counts.
+        // The operator may have set the same label as the image. Such a label is stricter than the
+        // service, so it counts.
         (LabelOrigin::Image(value), None) if agent_labels::parse_kind(value) == Ok(Some(AgentKind::Attested)) => {
             Ok(Some(AgentKind::Attested))
         }

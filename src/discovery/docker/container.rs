@@ -46,11 +46,13 @@ pub struct NetworkEndpoint {
     pub addresses: Vec<IpAddr>,
     /// The addresses of the network's bridge.
     pub gateways: Vec<IpAddr>,
-    /// The MAC address of the container's interface if the engine gives endpoints no id, as Podman does.
+    /// The MAC address of the container's interface if the engine gives endpoints no id, as Podman
+    /// does.
     pub podman_mac: Option<String>,
 }
 
-/// A loss that an event reports. Applying it removes a container or an endpoint, and never adds anything.
+/// A loss that an event reports. Applying it removes a container or an endpoint, and never adds
+/// anything.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
     /// The container with this id no longer runs.
@@ -64,12 +66,13 @@ pub enum Loss {
     },
 }
 
-/// Returns the running containers among `summaries`. `origins` has the origin of each summary's labels, in the same
-/// order.
+/// Returns the running containers among `summaries`. `origins` has the origin of each summary's
+/// labels, in the same order.
 pub fn running_containers(summaries: Vec<ContainerSummary>, origins: Vec<LabelOrigin>) -> Vec<Container> {
     let mut summaries: Vec<_> = summaries.into_iter().zip(origins).collect();
-    // A container is never older than the one that it joins, so the owner of a namespace is sorted first. If both were
-    // created in the same second, the owner is the one whose short id Podman lists as an alias.
+    // A container is never older than the one that it joins, so the owner of a namespace is sorted
+    // first. If both were created in the same second, the owner is the one whose short id Podman
+    // lists as an alias.
     summaries.sort_by_cached_key(|(summary, _)| (summary.created, !has_id_as_alias(summary), summary.id.clone()));
     let mut containers: Vec<Container> = summaries
         .into_iter()
@@ -88,12 +91,13 @@ fn has_id_as_alias(summary: &ContainerSummary) -> bool {
     aliases.any(|alias| alias.len() >= 12 && id.starts_with(alias.as_str()))
 }
 
-/// Infers which containers of Podman share a network namespace, and sets `shares_namespace_of`. An owner comes before
-/// the containers that joined it.
+/// Infers which containers of Podman share a network namespace, and sets `shares_namespace_of`. An
+/// owner comes before the containers that joined it.
 ///
-/// Podman's list lacks the network mode, and shows a container that joined another with the endpoints of the other, MAC
-/// addresses included. In Docker equal MAC addresses would not prove this, since they derive from IP addresses.
-/// Docker's endpoints have ids, so its containers are skipped here.
+/// Podman's list lacks the network mode, and shows a container that joined another with the
+/// endpoints of the other, MAC addresses included. In Docker equal MAC addresses would not prove
+/// this, since they derive from IP addresses. Docker's endpoints have ids, so its containers are
+/// skipped here.
 fn infer_shared_namespaces_of_podman(containers: &mut [Container]) {
     let mut owners: BTreeMap<Vec<NetworkEndpoint>, String> = BTreeMap::new();
     for container in containers
@@ -118,8 +122,8 @@ fn infer_shared_namespaces_of_podman(containers: &mut [Container]) {
 impl Container {
     /// Converts `summary`; `None` if the container does not run, or has no id.
     fn from_summary(summary: ContainerSummary, label_origin: LabelOrigin) -> Option<Self> {
-        // A paused container and one that is being stopped still have their addresses. One in the state "restarting" is
-        // listed too, but has none.
+        // A paused container and one that is being stopped still have their addresses. One in the
+        // state "restarting" is listed too, but has none.
         if !matches!(summary.state.as_deref(), Some("running" | "paused" | "stopping")) {
             return None;
         }
@@ -148,7 +152,8 @@ impl Container {
         })
     }
 
-    /// Returns whether `reference` is this container's name, its id, or at least the first 12 digits of its id.
+    /// Returns whether `reference` is this container's name, its id, or at least the first 12
+    /// digits of its id.
     pub fn is_named(&self, reference: &str) -> bool {
         let shortened = reference.len() >= 12 && self.id.starts_with(reference);
         !reference.is_empty() && (shortened || reference == self.id || reference == self.name)
@@ -160,11 +165,12 @@ impl Container {
     }
 }
 
-/// Returns the container that owns the network namespace of `container`: itself, or the one that it joined; `None` if
-/// that one does not run.
+/// Returns the container that owns the network namespace of `container`: itself, or the one that it
+/// joined; `None` if that one does not run.
 pub fn namespace_of<'a>(container: &'a Container, all: &'a [Container]) -> Option<&'a Container> {
     let mut owner = container;
-    // Engines refuse chains of containers that join each other. The limit prevents an endless loop all the same.
+    // Engines refuse chains of containers that join each other. The limit prevents an endless loop
+    // all the same.
     for _ in 0..4 {
         let Some(joined) = &owner.shares_namespace_of else { return Some(owner) };
         owner = all.iter().find(|other| other.is_named(joined))?;
@@ -212,7 +218,8 @@ impl NetworkEndpoint {
     }
 }
 
-/// Returns the name in `/name`; `None` for `/other/alias`, the name that a link of another container gives.
+/// Returns the name in `/name`; `None` for `/other/alias`, the name that a link of another
+/// container gives.
 fn container_name(name: &str) -> Option<String> {
     let name = name.strip_prefix('/').unwrap_or(name);
     (!name.is_empty() && !name.contains('/')).then(|| name.to_owned())

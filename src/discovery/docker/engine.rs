@@ -1,15 +1,18 @@
-//! A client of the Docker Engine API: GET and HEAD on a few exact paths, over a unix socket, or over TCP to a filter.
+//! A client of the Docker Engine API: GET and HEAD on a few exact paths, over a unix socket, or
+//! over TCP to a filter.
 //!
-//! [`bollard`] builds most requests, and this module opens the connections, for two reasons. Errors of the socket
-//! itself can be reported. The head of `/events` shows when the engine begins to send events, while bollard's stream
-//! shows nothing before the first event.
+//! [`bollard`] builds most requests, and this module opens the connections, for two reasons. Errors
+//! of the socket itself can be reported. The head of `/events` shows when the engine begins to send
+//! events, while bollard's stream shows nothing before the first event.
 //!
-//! This module also parses lists and inspections of containers. bollard's types follow the newest Docker, and one value
-//! that they do not know (Podman's state `stopped`, a network that is null) would make a whole list unreadable. The
-//! paths have no API version, so that every engine answers with its own.
+//! This module also parses lists and inspections of containers. bollard's types follow the newest
+//! Docker, and one value that they do not know (Podman's state `stopped`, a network that is null)
+//! would make a whole list unreadable. The paths have no API version, so that every engine answers
+//! with its own.
 //!
-//! Workaround: delete the connections here when bollard reports errors of the socket and the beginning of events, and
-//! the types in [`object`](super::object) when it reads lists element by element.
+//! Workaround: delete the connections here when bollard reports errors of the socket and the
+//! beginning of events, and the types in [`object`](super::object) when it reads lists element by
+//! element.
 
 use std::collections::HashMap;
 use std::io;
@@ -49,8 +52,8 @@ use crate::shutdown::Shutdown;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The timeout of a whole response, and of the head of `/events`.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The idle time before TCP keep-alive probes on a connection to a filter, and the interval between them. Events may be
-/// hours apart.
+/// The idle time before TCP keep-alive probes on a connection to a filter, and the interval between
+/// them. Events may be hours apart.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// The maximum size of a response, in bytes. A list has about 2 KiB for each container.
 const MAX_RESPONSE: usize = 64 << 20;
@@ -59,7 +62,8 @@ const MAX_ERROR_RESPONSE: usize = 1 << 20;
 /// A response header that Podman sends and Docker does not.
 const LIBPOD: HeaderName = HeaderName::from_static("libpod-api-version");
 
-/// A client of one engine. Each request opens a new connection, so a restart of the engine needs no handling.
+/// A client of one engine. Each request opens a new connection, so a restart of the engine needs no
+/// handling.
 #[derive(Clone, Debug)]
 pub struct Engine {
     address: Address,
@@ -88,8 +92,8 @@ pub struct DockerEvents {
 }
 
 impl Engine {
-    /// Returns a client of the configured engine; `None` if Docker is off. Connections are closed when `shutdown`
-    /// begins. Clones share the choice among the usual sockets.
+    /// Returns a client of the configured engine; `None` if Docker is off. Connections are closed
+    /// when `shutdown` begins. Clones share the choice among the usual sockets.
     pub fn from_config(engine: &config::Engine, shutdown: &Shutdown) -> Option<Self> {
         Some(Self { address: Address::from_config(engine, |name| std::env::var_os(name))?, shutdown: shutdown.clone() })
     }
@@ -104,7 +108,8 @@ impl Engine {
         &self.address
     }
 
-    /// Returns the engine's URL for log lines, followed by ` (DOCKER_HOST)` if it is from that variable.
+    /// Returns the engine's URL for log lines, followed by ` (DOCKER_HOST)` if it is from that
+    /// variable.
     pub fn name(&self) -> String {
         self.address.name()
     }
@@ -114,7 +119,8 @@ impl Engine {
         self.address.is_guessed()
     }
 
-    /// Warns once if one of the usual sockets exists that would have been preferred to the one in use.
+    /// Warns once if one of the usual sockets exists that would have been preferred to the one in
+    /// use.
     pub fn warn_of_better_socket(&self) {
         self.address.warn_of_better_socket();
     }
@@ -129,7 +135,8 @@ impl Engine {
         self.address.socket().is_some_and(|path| !path.exists())
     }
 
-    /// Subscribes to events of containers and networks. Resolves when the head of the response has arrived.
+    /// Subscribes to events of containers and networks. Resolves when the head of the response has
+    /// arrived.
     ///
     /// # Errors
     /// See [`Error`].
@@ -168,7 +175,8 @@ impl Engine {
         Ok(read_each(elements))
     }
 
-    /// Checks that the engine answers within `limit`. The request is the smallest that every filter permits.
+    /// Checks that the engine answers within `limit`. The request is the smallest that every filter
+    /// permits.
     ///
     /// # Errors
     /// See [`Error`].
@@ -181,8 +189,8 @@ impl Engine {
             .map(drop)
     }
 
-    /// Inspects one container. The response has the container's environment, which may hold secrets, so only the needed
-    /// container is inspected, and only the needed fields are kept.
+    /// Inspects one container. The response has the container's environment, which may hold
+    /// secrets, so only the needed container is inspected, and only the needed fields are kept.
     ///
     /// # Errors
     /// See [`Error`].
@@ -203,7 +211,8 @@ impl Engine {
             .map_err(|error| convert_to_not_found(error, id))
     }
 
-    /// Lists the processes of one container with the engine's default columns. Other columns could show environments.
+    /// Lists the processes of one container with the engine's default columns. Other columns could
+    /// show environments.
     ///
     /// # Errors
     /// See [`Error`].
@@ -214,8 +223,8 @@ impl Engine {
         .await
     }
 
-    /// Returns the metadata of the file at `path` in the container `id`, without following a symbolic link; `None` if
-    /// there is no file.
+    /// Returns the metadata of the file at `path` in the container `id`, without following a
+    /// symbolic link; `None` if there is no file.
     ///
     /// # Errors
     /// See [`Error`].
@@ -233,8 +242,8 @@ impl Engine {
         }
     }
 
-    /// Sends `GET path`, and returns the response of the engine, or of a filter in front of it. The body is read only
-    /// if the status is 4xx. `endpoint` is the pattern of `path`, for errors.
+    /// Sends `GET path`, and returns the response of the engine, or of a filter in front of it. The
+    /// body is read only if the status is 4xx. `endpoint` is the pattern of `path`, for errors.
     ///
     /// # Errors
     /// There is no response in time.
@@ -286,7 +295,8 @@ impl Engine {
         self.send(request.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?).await
     }
 
-    /// Lets bollard send a request, and waits for the whole response. bollard's own timeout covers only the head.
+    /// Lets bollard send a request, and waits for the whole response. bollard's own timeout covers
+    /// only the head.
     async fn request_by_bollard<T>(
         &self,
         endpoint: &'static str,
@@ -302,8 +312,8 @@ impl Engine {
         self.within_response_timeout(endpoint, answer).await
     }
 
-    /// Returns a bollard client that sends its requests by [`Self::send`]. `head_received` is notified when the head of
-    /// a successful response has arrived.
+    /// Returns a bollard client that sends its requests by [`Self::send`]. `head_received` is
+    /// notified when the head of a successful response has arrived.
     fn bollard_client(&self, head_received: Option<Arc<Notify>>) -> Result<Docker, ApiError> {
         let engine = self.clone();
         let transport = move |request: BollardRequest| {
@@ -342,7 +352,8 @@ impl Engine {
 
     /// Sends `request` over a new connection to the engine, and waits for the head of the response.
     async fn send(&self, mut request: BollardRequest) -> Result<Response<ResponseBody>, Cause> {
-        // bollard gives an absolute URL, which hyper would send as the target, and the engine expects a path.
+        // bollard gives an absolute URL, which hyper would send as the target, and the engine
+        // expects a path.
         let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
         *request.uri_mut() = target.parse::<Uri>().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         request.headers_mut().insert(HOST, HeaderValue::from_static("docker"));

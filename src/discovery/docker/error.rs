@@ -124,7 +124,8 @@ pub enum Cause {
         /// The message in the response.
         message: String,
     },
-    /// The response is not the expected JSON. The parser's message is omitted, since it may quote an environment.
+    /// The response is not the expected JSON. The parser's message is omitted, since it may quote
+    /// an environment.
     #[error("the response is not the expected JSON")]
     Malformed,
 }

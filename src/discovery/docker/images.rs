@@ -1,5 +1,5 @@
-//! Compares the labels of containers with those of their images. An engine merges the image's labels into the
-//! container's, so the operator may not have set a label that the image has too.
+//! Compares the labels of containers with those of their images. An engine merges the image's
+//! labels into the container's, so the operator may not have set a label that the image has too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,24 +16,27 @@ use crate::error_chain::error_chain;
 /// Who set the labels of a container: the operator, or its image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum LabelOrigin {
-    /// The operator set the labels that are left: those that widen trust and that the image has too were removed, and
-    /// `loopgate.agent` was not one of them. Containers on which no decision depends have this origin without a
-    /// comparison.
+    /// The operator set the labels that are left: those that widen trust and that the image has too
+    /// were removed, and `loopgate.agent` was not one of them. Containers on which no decision
+    /// depends have this origin without a comparison.
     #[default]
     Compared,
     /// The image has the same label `loopgate.agent`, with this value, so it was removed.
     Image(String),
-    /// Unknown, since the image's labels can't be read for this reason. No label that widens trust counts.
+    /// Unknown, since the image's labels can't be read for this reason. No label that widens trust
+    /// counts.
     Unknown(String),
 }
 
-/// A cache of the labels of images, by the image's id. The id is a digest of the content, so the labels never change.
+/// A cache of the labels of images, by the image's id. The id is a digest of the content, so the
+/// labels never change.
 #[derive(Clone, Debug, Default)]
 pub struct ImageLabels(Arc<Mutex<BTreeMap<String, Labels>>>);
 
 impl ImageLabels {
-    /// Compares the labels of `containers` with those of their images, and removes labels that widen trust and that the
-    /// image has too. Returns the origin of the labels of each container, in the same order.
+    /// Compares the labels of `containers` with those of their images, and removes labels that
+    /// widen trust and that the image has too. Returns the origin of the labels of each container,
+    /// in the same order.
     ///
     /// Only containers on which a decision depends are compared: those that may be agents, by label
     /// or because their service is one of `services`, and all containers of the projects of these.
@@ -74,7 +77,8 @@ impl ImageLabels {
         containers.iter_mut().zip(is_compared).map(compared).collect()
     }
 
-    /// Returns the labels of each image, or the reason why they can't be read. Removes all other images from the cache.
+    /// Returns the labels of each image, or the reason why they can't be read. Removes all other
+    /// images from the cache.
     async fn read_labels_of_images(
         &self,
         engine: &Engine,
@@ -125,12 +129,12 @@ fn projects_of(container: &ContainerSummary) -> impl Iterator<Item = &str> {
     [agent_labels::PROJECT, agent_labels::STACK].into_iter().filter_map(|name| label(container, name))
 }
 
-/// Removes from `container` the labels that can widen trust and that the image has with the same value: those that make
-/// it an agent, and those that say which project and service it is of.
+/// Removes from `container` the labels that can widen trust and that the image has with the same
+/// value: those that make it an agent, and those that say which project and service it is of.
 ///
-/// Labels that narrow trust are kept, since the operator may have set them too: `loopgate.agent=false`, and the scope
-/// cap. Project and service are kept if Compose created the container: Compose sets both itself, and an image that
-/// Compose built has the same labels.
+/// Labels that narrow trust are kept, since the operator may have set them too:
+/// `loopgate.agent=false`, and the scope cap. Project and service are kept if Compose created the
+/// container: Compose sets both itself, and an image that Compose built has the same labels.
 fn remove_image_labels(container: &mut ContainerSummary, image_labels: &Labels) -> LabelOrigin {
     let Some(labels) = &mut container.labels else { return LabelOrigin::Compared };
     let is_shared =

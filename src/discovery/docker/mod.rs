@@ -1,4 +1,5 @@
-//! Docker as the source of agents: follows the running containers by lists and events of the Docker Engine API.
+//! Docker as the source of agents: follows the running containers by lists and events of the Docker
+//! Engine API.
 
 mod address;
 pub mod agents;
@@ -42,7 +43,8 @@ pub struct Docker {
     details: Option<Details>,
     /// The id of the container that was inspected last, successfully or not.
     last_inspected: Option<String>,
-    /// The id of the container whose inspection failed, and the error. It is inspected again at the next list.
+    /// The id of the container whose inspection failed, and the error. It is inspected again at the
+    /// next list.
     failed_inspection: Option<(String, String)>,
     /// The inspection in progress.
     inspection: Option<BoxFuture<'static, (String, Result<Details, Error>)>>,
@@ -134,8 +136,8 @@ impl Docker {
         self.last_inspected.as_deref() == Some(id)
     }
 
-    /// Starts to inspect the container with `id`. [`Docker::changed`] resolves when the inspection has ended. Returns
-    /// false if another inspection is in progress.
+    /// Starts to inspect the container with `id`. [`Docker::changed`] resolves when the inspection
+    /// has ended. Returns false if another inspection is in progress.
     pub fn try_start_inspection(&mut self, id: &str) -> bool {
         if self.inspection.is_some() {
             return false;
@@ -149,8 +151,8 @@ impl Docker {
         true
     }
 
-    /// Waits until the containers, the details or the state have changed. Cancel safe: dropping the future loses no
-    /// change.
+    /// Waits until the containers, the details or the state have changed. Cancel safe: dropping the
+    /// future loses no change.
     pub async fn changed(&mut self) {
         loop {
             let inspection: OptionFuture<_> = self.inspection.as_mut().into();
@@ -201,8 +203,8 @@ impl Docker {
         self.unreadable = unreadable;
     }
 
-    /// Records the result of an inspection. Returns whether the details have changed, or whether the container had not
-    /// been inspected before.
+    /// Records the result of an inspection. Returns whether the details have changed, or whether
+    /// the container had not been inspected before.
     fn record_inspection(&mut self, id: &str, details: Result<Details, Error>) -> bool {
         self.inspection = None;
         let is_first = !self.was_inspected(id);
@@ -226,7 +228,8 @@ impl Docker {
                          its network aliases"
                     );
                 }
-                // After a refusal another inspection would fail too. Any other failure may be temporary.
+                // After a refusal another inspection would fail too. Any other failure may be
+                // temporary.
                 let is_final = matches!(error, Error::Refused { .. } | Error::NotFound { .. });
                 self.failed_inspection = Some(failed).filter(|_| !is_final);
                 is_first

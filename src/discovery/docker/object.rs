@@ -1,6 +1,8 @@
-//! Types for the objects of the Docker Engine API for which bollard's types are too strict (see [`super::engine`]).
+//! Types for the objects of the Docker Engine API for which bollard's types are too strict (see
+//! [`super::engine`]).
 //!
-//! The types have only the fields that loopgate reads, and every field may be absent or null, since engines differ.
+//! The types have only the fields that loopgate reads, and every field may be absent or null, since
+//! engines differ.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +35,8 @@ pub struct ContainerSummary {
     pub network_settings: Option<NetworkSettings>,
     /// The mounts.
     pub mounts: Option<Vec<Mount>>,
-    /// Whether the image has the same label `loopgate.scopes`. False before the labels are compared.
+    /// Whether the image has the same label `loopgate.scopes`. False before the labels are
+    /// compared.
     #[serde(skip)]
     pub image_has_same_scopes: bool,
 }
@@ -61,7 +64,8 @@ pub struct Mount {
 pub struct HostConfig {
     /// The network mode, such as `bridge` or `container:ID`.
     pub network_mode: Option<String>,
-    /// The PID mode, such as `container:ID`; empty or `private` if the container shares no PID namespace.
+    /// The PID mode, such as `container:ID`; empty or `private` if the container shares no PID
+    /// namespace.
     pub pid_mode: Option<String>,
     /// Whether the container is privileged.
     pub privileged: Option<bool>,
@@ -75,7 +79,8 @@ pub struct HostConfig {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NetworkSettings {
-    /// The endpoints by the name of the network. Podman lists null for a network that the container has just left.
+    /// The endpoints by the name of the network. Podman lists null for a network that the container
+    /// has just left.
     pub networks: Option<BTreeMap<String, Option<EndpointSettings>>>,
 }
 
@@ -105,12 +110,14 @@ pub struct EndpointSettings {
     pub mac_address: Option<String>,
     /// The network aliases; null in Docker's lists.
     pub aliases: Option<Vec<String>>,
-    /// All names that the engine's DNS resolves: aliases, container name, short id and host name. Since API 1.44.
+    /// All names that the engine's DNS resolves: aliases, container name, short id and host name.
+    /// Since API 1.44.
     #[serde(rename = "DNSNames")]
     pub dns_names: Option<Vec<String>>,
 }
 
-/// The response to `GET /containers/{id}/json`. It has the container's environment too, of which no secret is kept.
+/// The response to `GET /containers/{id}/json`. It has the container's environment too, of which no
+/// secret is kept.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerInspection {
@@ -166,7 +173,8 @@ pub struct PathStat {
     pub mtime: String,
 }
 
-/// Parses the elements of a list one by one, so that one malformed element does not make the others unreadable.
+/// Parses the elements of a list one by one, so that one malformed element does not make the others
+/// unreadable.
 pub fn read_each<T: for<'de> Deserialize<'de>>(elements: Vec<Value>) -> (Vec<T>, Vec<UnreadableElement>) {
     let (mut read, mut unreadable) = (Vec::with_capacity(elements.len()), Vec::new());
     for element in elements {

@@ -35,7 +35,8 @@ impl Address {
                 Err(_) => self.request_error(endpoint, Cause::Malformed),
             },
             ApiError::RequestTimeoutError => Error::Timeout { engine: self.name(), endpoint },
-            // The other errors are about JSON. Their text is omitted, since it may quote an environment.
+            // The other errors are about JSON. Their text is omitted, since it may quote an
+            // environment.
             _ => self.request_error(endpoint, Cause::Malformed),
         }
     }
@@ -61,8 +62,8 @@ impl Address {
     }
 }
 
-/// Converts a refusal with status 404 to [`Error::NotFound`] if the message is the engine's "no such". A filter may
-/// answer 404 to requests that it does not permit.
+/// Converts a refusal with status 404 to [`Error::NotFound`] if the message is the engine's "no
+/// such". A filter may answer 404 to requests that it does not permit.
 pub fn convert_to_not_found(error: Error, id: &str) -> Error {
     match error {
         Error::Refused { endpoint, status: 404, message, .. } if message.to_ascii_lowercase().contains("no such ") => {

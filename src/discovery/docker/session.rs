@@ -1,7 +1,8 @@
 //! A session: one subscription to the engine's events, and the lists that the events cause.
 //!
-//! A session subscribes first and then lists, so that it misses no change. An event causes a list soon after. An event
-//! that reports a loss takes effect at once. Only a list can add containers or endpoints.
+//! A session subscribes first and then lists, so that it misses no change. An event causes a list
+//! soon after. An event that reports a loss takes effect at once. Only a list can add containers or
+//! endpoints.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,20 +20,22 @@ use super::object::UnreadableElement;
 use crate::discovery::agent::AgentKind;
 use crate::discovery::agent_labels::parse_kind;
 
-/// The delay from an event to the list that it causes. Events come in bursts, so one list serves many.
+/// The delay from an event to the list that it causes. Events come in bursts, so one list serves
+/// many.
 const SETTLE_DELAY: Duration = Duration::from_millis(25);
 /// The interval of lists without an event, in case an event was lost.
 const RESYNC: Duration = Duration::from_secs(30);
-/// The delay from a session's first list to the second. Engines send the head of `/events` a moment before they
-/// subscribe, so the first list may miss a change.
+/// The delay from a session's first list to the second. Engines send the head of `/events` a moment
+/// before they subscribe, so the first list may miss a change.
 const CONFIRM_DELAY: Duration = Duration::from_millis(500);
 /// The interval of checks that the engine still answers, while there are agents by address alone.
 const CHECK_INTERVAL: Duration = Duration::from_millis(1500);
-/// The timeout of a check that the engine answers. This timeout and [`CHECK_INTERVAL`] together are less than
-/// [`ADDRESS_GRACE`](crate::discovery::ADDRESS_GRACE), so that a frozen engine is noticed in time.
+/// The timeout of a check that the engine answers. This timeout and [`CHECK_INTERVAL`] together are
+/// less than [`ADDRESS_GRACE`](crate::discovery::ADDRESS_GRACE), so that a frozen engine is noticed
+/// in time.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
-/// The pause after a list, as a multiple of the list's duration, so that a burst of events does not keep the engine or
-/// loopgate busy with lists.
+/// The pause after a list, as a multiple of the list's duration, so that a burst of events does not
+/// keep the engine or loopgate busy with lists.
 const PAUSE_FACTOR: u32 = 4;
 /// The maximum pause after a list. It delays the discovery of a new agent, but not a loss.
 const LONGEST_PAUSE: Duration = Duration::from_millis(300);
@@ -67,11 +70,12 @@ pub struct DockerSession {
     check: Option<BoxFuture<'static, Result<(), Error>>>,
     /// When the engine answered a list or a check last.
     last_response: Instant,
-    /// Losses that events have reported and no later event has reversed. A list may not show these losses yet: Docker
-    /// Engine 28 disconnects a container from its networks before it stops listing the container as running.
+    /// Losses that events have reported and no later event has reversed. A list may not show these
+    /// losses yet: Docker Engine 28 disconnects a container from its networks before it stops
+    /// listing the container as running.
     pending_losses: BTreeSet<Loss>,
-    /// Losses that events reversed while a list was in progress. The losses are applied to that list too, since the
-    /// list may be from before the loss.
+    /// Losses that events reversed while a list was in progress. The losses are applied to that
+    /// list too, since the list may be from before the loss.
     reversed_losses: Vec<Loss>,
 }
 
@@ -187,7 +191,8 @@ impl DockerSession {
             now + if std::mem::replace(&mut self.has_first_list_started, true) { RESYNC } else { CONFIRM_DELAY };
     }
 
-    /// Applies a list, or fails if it could not be read. Losses that the list may not show yet are removed from it.
+    /// Applies a list, or fails if it could not be read. Losses that the list may not show yet are
+    /// removed from it.
     fn apply_list(&mut self, listed: Result<ListResult, Error>) -> Result<SourceChange, Error> {
         let now = Instant::now();
         if let Some(listing) = self.listing.take() {
@@ -200,7 +205,8 @@ impl DockerSession {
             None => container.service.as_ref().is_some_and(|service| self.services.contains(service)),
         };
         self.needs_checks = containers.iter().any(may_be_address_agent);
-        // A loss of a container that is not listed needs no record: an event reports if the container starts again.
+        // A loss of a container that is not listed needs no record: an event reports if the
+        // container starts again.
         self.pending_losses.retain(|loss| containers.iter().any(|container| container.id == *loss.container_id()));
         for loss in self.pending_losses.iter().chain(&self.reversed_losses) {
             loss.remove_from(&mut containers);
@@ -240,7 +246,8 @@ fn effect_of_event(event: &EventMessage) -> EventEffect {
         Some(EventMessageTypeEnum::CONTAINER) => match (action, id) {
             ("die" | "died" | "destroy", Some(id)) => EventEffect::Loss(Loss::Stopped(id)),
             ("start", Some(id)) => EventEffect::Start(id),
-            // Health checks, `docker exec` and loopgate's own enrolment cause these events frequently.
+            // Health checks, `docker exec` and loopgate's own enrolment cause these events
+            // frequently.
             _ if [
                 "exec_",
                 "health_status",

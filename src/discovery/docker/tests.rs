@@ -42,8 +42,8 @@ impl Harness {
         Self { view: start(&config, docker_engine(&config, &shutdown), &metrics, &shutdown), metrics, shutdown }
     }
 
-    /// Starts discovery with `docker`, in which a container `gateway` has the address of this namespace; `None`,
-    /// reported as skipped, if this namespace has no address.
+    /// Starts discovery with `docker`, in which a container `gateway` has the address of this
+    /// namespace; `None`, reported as skipped, if this namespace has no address.
     fn start(docker: &FakeDocker) -> Option<Self> {
         let interfaces = InterfaceWatcher::open();
         let mut addresses =
@@ -56,7 +56,8 @@ impl Harness {
         Some(Self::new(Engine::Unix(docker.socket())))
     }
 
-    /// Waits until `is_expected` accepts the view. `what` describes that view in the message of a timeout.
+    /// Waits until `is_expected` accepts the view. `what` describes that view in the message of a
+    /// timeout.
     async fn wait_until(&mut self, what: &str, is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
         let mut is_expected = is_expected;
         let view = timeout(TIMEOUT, self.view.wait_for(|view| is_expected(view)))
@@ -220,7 +221,8 @@ async fn a_container_that_lost_its_endpoint_stays_out_until_it_starts_or_connect
     docker.add_silently(agent("a", AGENT));
     harness.wait_until("the agent is known", |view| is_agent(view, "a")).await;
     for (kind, action, actor) in [("container", "start", "a"), ("network", "connect", "front")] {
-        // Docker Engine 28 disconnects a killed container while its list still shows the container as running.
+        // Docker Engine 28 disconnects a killed container while its list still shows the container
+        // as running.
         docker.send_event("network", "disconnect", "front", json!({"container": "a"}));
         harness.wait_until("no container is an agent", |view| view.agents.is_empty()).await;
         for _ in 0..2 {

@@ -12,7 +12,8 @@ use crate::discovery::view::View;
 use crate::discovery::why_not_agent::WhyNotAgent;
 
 impl View {
-    /// Builds a view of the interfaces and of `pods`, which are all running pods with the label `loopgate.dev/agent`.
+    /// Builds a view of the interfaces and of `pods`, which are all running pods with the label
+    /// `loopgate.dev/agent`.
     pub fn of_pods(interfaces: &[Interface], pods: &[Pod]) -> Self {
         let mut view = Self { source: AgentSourceKind::Kubernetes, interfaces: interfaces.to_vec(), ..Self::default() };
         let mut claims: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();

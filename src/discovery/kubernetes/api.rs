@@ -1,9 +1,10 @@
-//! A client of the Kubernetes API: `list` and `watch` of labelled pods in one namespace, and `create` of token reviews.
+//! A client of the Kubernetes API: `list` and `watch` of labelled pods in one namespace, and
+//! `create` of token reviews.
 //!
-//! The client uses hyper and rustls, which loopgate needs anyway. The crate `kube` would add about sixty crates for
-//! these three requests, and hide what must be reported: which permission is missing, and that a list is too old. Each
-//! request opens a new connection and reads the credentials again, so a restarted server or a rotated token needs no
-//! handling.
+//! The client uses hyper and rustls, which loopgate needs anyway. The crate `kube` would add about
+//! sixty crates for these three requests, and hide what must be reported: which permission is
+//! missing, and that a list is too old. Each request opens a new connection and reads the
+//! credentials again, so a restarted server or a rotated token needs no handling.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -40,13 +41,15 @@ use crate::secret::Secret;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The timeout of a whole response, and of the head of a watch.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The duration for which the API server is asked to keep a watch open. Meanwhile it sends about one bookmark a minute.
+/// The duration for which the API server is asked to keep a watch open. Meanwhile it sends about
+/// one bookmark a minute.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(290);
 /// The idle time before TCP keep-alive probes, and the interval between them.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// The maximum number of pods in one response.
 const PAGE_SIZE: u32 = 250;
-/// The maximum size of a response, in bytes. A pod usually has some KiB, and etcd limits it to 1.5 MiB.
+/// The maximum size of a response, in bytes. A pod usually has some KiB, and etcd limits it to 1.5
+/// MiB.
 const MAX_RESPONSE: usize = 64 << 20;
 /// The maximum size of an event, in bytes.
 const MAX_EVENT: usize = 4 << 20;
@@ -54,7 +57,8 @@ const MAX_EVENT: usize = 4 << 20;
 /// A client of one API server.
 #[derive(Clone, Debug)]
 pub struct Api {
-    /// The API server as `host:port`; `None` if neither the configuration nor the environment names one.
+    /// The API server as `host:port`; `None` if neither the configuration nor the environment names
+    /// one.
     server: Option<String>,
     /// The directory with the service account's token, CA and namespace.
     credentials: PathBuf,
@@ -66,8 +70,8 @@ pub struct Api {
 pub type WatchEvents = BoxStream<'static, Result<Event, Error>>;
 
 impl Api {
-    /// Returns a client of the API server that the configuration names, or else of the one in the environment variables
-    /// that Kubernetes sets in every pod.
+    /// Returns a client of the API server that the configuration names, or else of the one in the
+    /// environment variables that Kubernetes sets in every pod.
     pub fn new(config: &config::Kubernetes) -> Self {
         let server = config.api.clone().or_else(|| {
             let host = std::env::var("KUBERNETES_SERVICE_HOST").ok().filter(|host| !host.is_empty())?;
@@ -84,8 +88,8 @@ impl Api {
 
     /// Lists one page of the labelled pods: the first, or the one after the continue token `after`.
     ///
-    /// The request has no resource version, so that the API server reads from etcd: its cache could list pods that are
-    /// gone.
+    /// The request has no resource version, so that the API server reads from etcd: its cache could
+    /// list pods that are gone.
     pub(super) async fn list_pods_page(&self, after: Option<&str>) -> Result<PodList, Error> {
         self.list_pods_up_to(after, PAGE_SIZE).await
     }
@@ -131,13 +135,15 @@ impl Api {
         response.map_err(|_| Error::Timeout(Permission::Watch.operation()))?
     }
 
-    /// Has the API server review `token`; `None` if the token is refused, bound to no pod, or for another audience.
+    /// Has the API server review `token`; `None` if the token is refused, bound to no pod, or for
+    /// another audience.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn review_token(&self, token: &Secret) -> Result<Option<TokenOwner>, Error> {
         const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
-        // The body is serialized without a `Value`, which would leave copies of the token in memory.
+        // The body is serialized without a `Value`, which would leave copies of the token in
+        // memory.
         let spec = TokenReviewRequest::new(token, &self.audience);
         let body =
             Zeroizing::new(serde_json::to_vec(&spec).map_err(|_| Error::Malformed(Permission::Review.operation()))?);
@@ -146,7 +152,8 @@ impl Api {
         Ok(review.status.into_token_owner(&self.audience))
     }
 
-    /// Checks that the API server permits requests with `permission`, by sending one that changes nothing.
+    /// Checks that the API server permits requests with `permission`, by sending one that changes
+    /// nothing.
     ///
     /// # Errors
     /// See [`Error`].
@@ -238,7 +245,8 @@ impl Api {
         Err(error_of_status(permission, status, to_one_line(&message)))
     }
 
-    /// Opens a TLS connection to `server`, whose certificate must be signed by the CA of the service account.
+    /// Opens a TLS connection to `server`, whose certificate must be signed by the CA of the
+    /// service account.
     async fn connect(&self, server: &str) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Error> {
         let ca = self.read_credential("ca.crt").await?;
         let mut roots = RootCertStore::empty();
@@ -298,7 +306,8 @@ fn parse_events(body: ResponseBody) -> WatchEvents {
     events.boxed()
 }
 
-/// Parses a line of a watch. An event of the type ERROR becomes the error that its status describes.
+/// Parses a line of a watch. An event of the type ERROR becomes the error that its status
+/// describes.
 fn parse_event(line: &[u8]) -> Result<Event, Error> {
     #[derive(Deserialize)]
     struct ErrorEvent {

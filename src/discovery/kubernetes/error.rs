@@ -66,7 +66,8 @@ pub enum Error {
         /// The message in the response.
         message: String,
     },
-    /// The response is not the expected JSON. The parser's message is omitted, since it may quote a token.
+    /// The response is not the expected JSON. The parser's message is omitted, since it may quote a
+    /// token.
     #[error("the response to {0} is not the expected JSON")]
     Malformed(&'static str),
     /// The body of the response can't be read.

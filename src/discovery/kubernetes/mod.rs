@@ -1,5 +1,5 @@
-//! Kubernetes as the source of agents: follows the labelled pods of one namespace by lists and watches of the API
-//! server.
+//! Kubernetes as the source of agents: follows the labelled pods of one namespace by lists and
+//! watches of the API server.
 
 pub mod agents;
 pub mod api;
@@ -53,7 +53,8 @@ impl Kubernetes {
         Self { api: Follower::new(api, metrics), pods: Vec::new() }
     }
 
-    /// Returns whether the API server can be reached, with the time of the last change or the error.
+    /// Returns whether the API server can be reached, with the time of the last change or the
+    /// error.
     pub fn state(&self) -> &SourceState {
         self.api.state()
     }
@@ -63,7 +64,8 @@ impl Kubernetes {
         &self.pods
     }
 
-    /// Waits until the pods or the state have changed. Cancel safe: dropping the future loses no change.
+    /// Waits until the pods or the state have changed. Cancel safe: dropping the future loses no
+    /// change.
     pub async fn changed(&mut self) {
         loop {
             let changed = match self.api.next_update().await {

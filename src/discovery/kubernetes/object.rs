@@ -90,10 +90,12 @@ struct Ip {
 }
 
 impl PodObject {
-    /// Converts the object; `None` if the pod does not run, or has no address or no label `loopgate.dev/agent`.
+    /// Converts the object; `None` if the pod does not run, or has no address or no label
+    /// `loopgate.dev/agent`.
     pub fn into_running_pod(self) -> Option<Pod> {
         let Self { metadata, spec, status } = self;
-        // A pod that has ended or is being deleted does not count, since its addresses may be given to another pod.
+        // A pod that has ended or is being deleted does not count, since its addresses may be given
+        // to another pod.
         let runs =
             matches!(status.phase.as_deref(), Some("Pending" | "Running")) && metadata.deletion_timestamp.is_none();
         let agent = metadata.labels.unwrap_or_default().remove(POD_AGENT)?;
@@ -195,9 +197,11 @@ struct User {
 }
 
 impl ReviewStatus {
-    /// Returns the owner of the token; `None` unless it is authenticated, for `audience`, and bound to a pod.
+    /// Returns the owner of the token; `None` unless it is authenticated, for `audience`, and bound
+    /// to a pod.
     pub fn into_token_owner(self, audience: &str) -> Option<TokenOwner> {
-        // An API server that does not support audiences names none, and has not checked them, so the token is refused.
+        // An API server that does not support audiences names none, and has not checked them, so
+        // the token is refused.
         let has_audience = self.audiences.unwrap_or_default().iter().any(|named| named == audience);
         let mut extra = self.user.extra.unwrap_or_default();
         let mut sole_value = |key: &str| match extra.remove(key)?.as_slice() {

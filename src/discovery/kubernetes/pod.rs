@@ -24,7 +24,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// The addresses of the pod's node.
     pub hosts: Vec<IpAddr>,
-    /// Whether the pod uses its node's network (`hostNetwork`), so that its addresses are the node's.
+    /// Whether the pod uses its node's network (`hostNetwork`), so that its addresses are the
+    /// node's.
     pub host_network: bool,
 }
 

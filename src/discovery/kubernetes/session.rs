@@ -10,9 +10,9 @@ use super::error::Error;
 use super::object::{EventType, PodObject};
 use super::pod::Pod;
 
-/// After this time without an event the watch is opened again from the last version. The API server sends a bookmark
-/// about once a minute, so a silent one may be frozen. Together with the response timeout and the grace of agents by
-/// address this is less than 90 s.
+/// After this time without an event the watch is opened again from the last version. The API server
+/// sends a bookmark about once a minute, so a silent one may be frozen. Together with the response
+/// timeout and the grace of agents by address this is less than 90 s.
 pub(super) const SILENCE: Duration = Duration::from_secs(70);
 /// A watch that ends sooner than this has failed: its requested duration can't have elapsed.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
@@ -34,7 +34,8 @@ enum WatchState {
     Watching { events: WatchEvents, version: String, started_at: Instant },
 }
 
-/// Lists the pods, then watches them until an error. A watch whose requested duration has elapsed is resumed.
+/// Lists the pods, then watches them until an error. A watch whose requested duration has elapsed
+/// is resumed.
 pub fn open(api: Api) -> KubernetesSession {
     futures_util::stream::try_unfold(WatchState::New, move |state| {
         let api = api.clone();
@@ -43,8 +44,8 @@ pub fn open(api: Api) -> KubernetesSession {
     .boxed()
 }
 
-/// Returns the next change, and the state of the watch after it. A watch that is silent, or that ended after
-/// [`SHORTEST_WATCH`] or later, is opened again from the last version.
+/// Returns the next change, and the state of the watch after it. A watch that is silent, or that
+/// ended after [`SHORTEST_WATCH`] or later, is opened again from the last version.
 async fn next_change(api: &Api, state: WatchState) -> Result<(SourceChange, WatchState), Error> {
     let (mut events, mut version, mut started_at) = match state {
         WatchState::Watching { events, version, started_at } => (events, version, started_at),

@@ -36,7 +36,8 @@ impl Harness {
         Self { view: start(&config, None, &metrics, &shutdown), metrics, shutdown }
     }
 
-    /// Waits until `is_expected` accepts the view. `what` describes that view in the message of a timeout.
+    /// Waits until `is_expected` accepts the view. `what` describes that view in the message of a
+    /// timeout.
     async fn wait_until(&mut self, what: &str, mut is_expected: impl FnMut(&View) -> bool) -> Arc<View> {
         let view = timeout(TIMEOUT, self.view.wait_for(|view| is_expected(view)))
             .await
@@ -234,7 +235,8 @@ async fn a_forbidden_request_is_named_with_the_missing_rule() {
         kubernetes.forbid(what);
         let mut harness = Harness::start(&kubernetes);
         let view = harness.wait_until_error(rule).await;
-        // If only the watch is forbidden, the list alone is not used, since no event would report the end of a pod.
+        // If only the watch is forbidden, the list alone is not used, since no event would report
+        // the end of a pod.
         assert!(view.agents.is_empty() && view.last_known.is_empty());
         kubernetes.permit(what);
         harness.wait_until_agents(&["a"]).await;

@@ -46,7 +46,8 @@ fn lane_of(peer: &str, rules: &RequestRules) -> Lane {
     .unwrap()
 }
 
-/// Returns the source address and the head that the gateway receives, as `name: value` lines sorted by name.
+/// Returns the source address and the head that the gateway receives, as `name: value` lines sorted
+/// by name.
 fn gateway_receives(peer: &str, rules: &RequestRules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
     let mut request = Request::builder().uri("/a?b=c").header("host", "gw.example:8443");
     for (name, value) in fields {
@@ -145,7 +146,8 @@ fn a_header_that_carries_an_identity_passes_only_if_it_is_kept() {
         assert_eq!(sent(&rules(|_| {})), ["x-openclaw-webhook-secret: s"], "{peer}");
         assert_eq!(sent(&kept), ["x-openclaw-webhook-secret: s", "x-team-role: owner"], "{peer}");
     }
-    // Only trusted proxies can set an identity header, even if `external.keep_headers` lists it too.
+    // Only trusted proxies can set an identity header, even if `external.keep_headers` lists it
+    // too.
     let both = rules(|config| config.external.keep_headers = vec![HeaderName::from_static("x-auth-user")]);
     let lines = gateway_receives("172.18.0.9", &both, &[("x-auth-user", "root")]).1;
     assert!(!lines.iter().any(|line| line.starts_with("x-auth-user")), "{lines:?}");
@@ -253,8 +255,8 @@ fn only_a_trusted_proxy_may_state_the_client() {
         "x-forwarded-proto: http",
     ];
     assert_eq!(lines, expected);
-    // A loopback address is never stated, even if a trusted proxy names it. If the value is malformed, the proxy itself
-    // is the client.
+    // A loopback address is never stated, even if a trusted proxy names it. If the value is
+    // malformed, the proxy itself is the client.
     for (value, client) in [
         ("127.0.0.1", "192.0.2.1"),
         ("::1", "192.0.2.1"),

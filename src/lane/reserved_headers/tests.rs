@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Headers that carry an identity, a role, a client's address, or the scheme or host that a client used.
+/// Headers that carry an identity, a role, a client's address, or the scheme or host that a client
+/// used.
 const RESERVED: &[(&str, &str)] = &[
     ("Forwarded", "RFC 7239"),
     ("Via", "RFC 9110 section 7.6.3"),

@@ -8,9 +8,9 @@ use super::*;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Returns a header of version 2. `command` is its 13th byte: 0x20 for LOCAL, 0x21 for PROXY. `family` is its 14th
-/// byte: 0x11 for TCP over IPv4, 0x21 for TCP over IPv6, 0x31 for a unix stream, 0x00 for unspecified. `rest` follows
-/// the length.
+/// Returns a header of version 2. `command` is its 13th byte: 0x20 for LOCAL, 0x21 for PROXY.
+/// `family` is its 14th byte: 0x11 for TCP over IPv4, 0x21 for TCP over IPv6, 0x31 for a unix
+/// stream, 0x00 for unspecified. `rest` follows the length.
 fn v2_header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let mut header = v2::PROTOCOL_PREFIX.to_vec();
     header.extend([command, family]);
@@ -29,7 +29,8 @@ fn v6_addresses() -> Vec<u8> {
     rest
 }
 
-/// Sends `bytes` and the end of the stream; returns the header that was read, and the bytes after it.
+/// Sends `bytes` and the end of the stream; returns the header that was read, and the bytes after
+/// it.
 async fn through_a_socket(bytes: &[u8]) -> (Result<ProxyHeader, Error>, Vec<u8>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

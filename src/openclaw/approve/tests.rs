@@ -102,8 +102,8 @@ fn scopes(list: &[&str]) -> Vec<String> {
 async fn a_device_that_may_not_approve_itself_is_approved_by_a_second_one() {
     let shutdown = Shutdown::new();
     let device = Device::generate().unwrap();
-    // This is the state after a sub-agent failed: the device is paired for its first scope, and a request for another
-    // one is pending.
+    // This is the state after a sub-agent failed: the device is paired for its first scope, and a
+    // request for another one is pending.
     let devices = Arc::new(Mutex::new(FakeDevices {
         paired: [(device.id(), scopes(&["operator.admin"]))].into(),
         pending: [(device.id(), scopes(&["operator.write"])), ("another".into(), scopes(&["operator.admin"]))].into(),

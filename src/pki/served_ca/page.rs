@@ -1,4 +1,5 @@
-//! The HTML page from which people download the CA's certificate. It has no scripts and loads no other resources.
+//! The HTML page from which people download the CA's certificate. It has no scripts and loads no
+//! other resources.
 
 use std::fmt::Write;
 

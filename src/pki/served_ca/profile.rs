@@ -7,8 +7,8 @@ use rustls_pki_types::CertificateDer;
 
 use crate::fingerprint::Fingerprint;
 
-/// Renders an unsigned profile with `certificate`. Its identifiers are derived from the `fingerprint`, so that a device
-/// replaces an earlier download by a later one.
+/// Renders an unsigned profile with `certificate`. Its identifiers are derived from the
+/// `fingerprint`, so that a device replaces an earlier download by a later one.
 pub(super) fn render(certificate: &CertificateDer<'_>, fingerprint: &Fingerprint) -> String {
     let digits = fingerprint.to_string().replace(':', "");
     let (profile, payload) = digits.split_at(32);

@@ -1,4 +1,5 @@
-//! Tests that kill processes at any time, and start several processes at the same time, on one state directory.
+//! Tests that kill processes at any time, and start several processes at the same time, on one
+//! state directory.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +14,8 @@ const STATE_VARIABLE: &str = "TEST_STATE";
 /// The environment variable that makes a child process rotate its key until it is killed.
 const ROTATE_VARIABLE: &str = "TEST_ROTATE";
 
-/// Starts a sidecar once. The other tests run this test in child processes, as a sidecar on their state directory.
+/// Starts a sidecar once. The other tests run this test in child processes, as a sidecar on their
+/// state directory.
 #[test]
 fn a_sidecar_starts() {
     let home = create_home();
@@ -62,7 +64,8 @@ fn processes_that_start_at_once_on_nothing_end_with_one_ca_and_one_key() {
 #[test]
 fn threads_without_locks_end_with_one_ca_too() {
     let home = create_home();
-    // The lock file is replaced by something that can't be locked, so only the atomic creation of files is left.
+    // The lock file is replaced by something that can't be locked, so only the atomic creation of
+    // files is left.
     fs::create_dir_all(home.state.join(".lock")).unwrap();
     let cas: Vec<_> = std::thread::scope(|scope| {
         let starts: Vec<_> =
@@ -95,8 +98,9 @@ fn every_step_of_a_rotation_to_a_new_key_is_completed_or_forgotten_by_the_next_s
     let new = read_files(&home.state);
     assert_ne!(new["server.key"], old["server.key"]);
 
-    // The first case is a kill before the new key replaces the old one: the old pair is complete, and the next chain is
-    // not needed. The second case is a kill after that: the next chain belongs to the new key.
+    // The first case is a kill before the new key replaces the old one: the old pair is complete,
+    // and the next chain is not needed. The second case is a kill after that: the next chain
+    // belongs to the new key.
     for (key, chain) in [(&old, &old), (&new, &old)] {
         fs::write(home.state.join("server.key"), &key["server.key"]).unwrap();
         fs::write(home.state.join("server.pem"), &chain["server.pem"]).unwrap();
@@ -112,8 +116,8 @@ fn a_sidecar_killed_at_any_moment_leaves_a_directory_that_the_next_start_can_use
         let home = create_home();
         fs::create_dir(&home.state).unwrap();
         let child = sidecar(&home.state).env(ROTATE_VARIABLE, "1").spawn().unwrap();
-        // The process is killed at different times: in the first half of the rounds during the first start, later
-        // during a rotation.
+        // The process is killed at different times: in the first half of the rounds during the
+        // first start, later during a rotation.
         let milestone = if round < 6 { ".lock" } else { "server.pem" };
         let deadline = Instant::now() + Duration::from_secs(60);
         while !home.state.join(milestone).exists() {

@@ -84,8 +84,8 @@ fn a_directory_that_cannot_be_created_is_named() {
     assert!(error.to_string().contains("state"), "{error}");
 }
 
-/// Moves a state directory to a path so long that the path of a temporary file exceeds PATH_MAX. Its files can still be
-/// read, but none can be written, even by root, which ignores permissions.
+/// Moves a state directory to a path so long that the path of a temporary file exceeds PATH_MAX.
+/// Its files can still be read, but none can be written, even by root, which ignores permissions.
 fn make_unwritable(home: &Home) -> PathBuf {
     const LONGEST: usize = 4078;
     let mut path: PathBuf = home.state.parent().unwrap().into();

@@ -1,4 +1,5 @@
-//! Tests of the certificate that loopgate issues: its contents, its lifetime, and handshakes with it.
+//! Tests of the certificate that loopgate issues: its contents, its lifetime, and handshakes with
+//! it.
 
 use std::collections::BTreeSet;
 

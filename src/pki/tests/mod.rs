@@ -48,7 +48,8 @@ fn load_at_start(state: &Path, wanted: &str) -> Result<LoadedIdentity, Error> {
     Managed::open(state, now())?.load(&names(wanted), now())
 }
 
-/// Returns the files in the directory with their contents, except those whose names begin with a dot.
+/// Returns the files in the directory with their contents, except those whose names begin with a
+/// dot.
 fn read_files(state: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = state.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     entries

@@ -1,4 +1,5 @@
-//! Tests of the operator's pair: which files are refused at the start, and how a running sidecar follows changes.
+//! Tests of the operator's pair: which files are refused at the start, and how a running sidecar
+//! follows changes.
 
 use std::collections::BTreeSet;
 use std::fs;

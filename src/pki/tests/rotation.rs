@@ -126,7 +126,8 @@ async fn a_constrained_ca_signs_for_the_names_at_its_creation_only_and_clients_e
     assert_eq!(second.names, names("172.18.0.2 gateway.example chat.gateway.example localhost"));
     super::handshake(&second, &ca, "chat.gateway.example").unwrap();
 
-    // A certificate for another name, signed with a stolen CA key, is refused by clients that trust the CA.
+    // A certificate for another name, signed with a stolen CA key, is refused by clients that trust
+    // the CA.
     let authority = sidecar.pki.authority().unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
     let now = time::OffsetDateTime::now_utc();

@@ -1,8 +1,9 @@
-//! The phases of a connection before its first request ("Phases of a connection" in `docs/architecture.md`).
+//! The phases of a connection before its first request ("Phases of a connection" in
+//! `docs/architecture.md`).
 //!
-//! Each phase is a type with private fields. Its only constructor takes the type of the phase before it, so that code
-//! that skips a check does not compile. After these phases, `request` serves the requests, and `tunnel` carries the
-//! bytes after an upgrade.
+//! Each phase is a type with private fields. Its only constructor takes the type of the phase
+//! before it, so that code that skips a check does not compile. After these phases, `request`
+//! serves the requests, and `tunnel` carries the bytes after an upgrade.
 
 use std::io;
 use std::net::SocketAddr;
@@ -51,8 +52,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns the reason in one word if loopgate refused the connection; `None` if the connection failed or loopgate
-    /// shuts down.
+    /// Returns the reason in one word if loopgate refused the connection; `None` if the connection
+    /// failed or loopgate shuts down.
     pub fn refusal_reason(&self) -> Option<&'static str> {
         match self {
             Self::Denied(denied) => Some(denied.label()),
@@ -125,15 +126,16 @@ pub struct AcceptedTls {
     origin: ConnectionOrigin,
 }
 
-/// An accepted connection on which plain HTTP begins. Its later phases lead to the external lane only.
+/// An accepted connection on which plain HTTP begins. Its later phases lead to the external lane
+/// only.
 pub struct AcceptedPlain {
     stream: std::net::TcpStream,
     origin: ConnectionOrigin,
 }
 
 impl AcceptedConnection {
-    /// Creates the first phase of a connection. `addresses` are the remote and the local one. `permit` and `slot` are
-    /// held until the connection ends.
+    /// Creates the first phase of a connection. `addresses` are the remote and the local one.
+    /// `permit` and `slot` are held until the connection ends.
     pub fn new(
         stream: std::net::TcpStream,
         addresses: (PeerAddr, SocketAddr),
@@ -167,8 +169,8 @@ impl AcceptedTls {
 }
 
 impl AcceptedPlain {
-    /// Allows a trusted proxy only. No PROXY header is read. A proxy that sends one forwards the bytes of its
-    /// clients unchanged, so its clients would speak plain HTTP.
+    /// Allows a trusted proxy only. No PROXY header is read. A proxy that sends one forwards the
+    /// bytes of its clients unchanged, so its clients would speak plain HTTP.
     fn try_allow(self, shared: &Shared) -> Result<AllowedProxy, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;
@@ -238,8 +240,8 @@ impl Handshaken {
         self.alpn() == Some(tls::ENROLMENT_ALPN)
     }
 
-    /// Assigns the lane by the evidence of a TLS connection. The connection expires with its certificate only if the
-    /// lane depends on the certificate.
+    /// Assigns the lane by the evidence of a TLS connection. The connection expires with its
+    /// certificate only if the lane depends on the certificate.
     fn assign_lane(self, shared: &Shared) -> Result<Assigned, Error> {
         let protocol = Protocol::of_alpn(self.alpn());
         let Self { stream, origin, settings, proxy_header, certificate, tls_config } = self;
@@ -265,8 +267,8 @@ impl Handshaken {
     }
 }
 
-/// Phases 2 to 4 of a connection over plain HTTP. Its peer is a trusted proxy. There is no PROXY header, no handshake
-/// and no certificate.
+/// Phases 2 to 4 of a connection over plain HTTP. Its peer is a trusted proxy. There is no PROXY
+/// header, no handshake and no certificate.
 struct AllowedProxy {
     stream: TcpStream,
     origin: ConnectionOrigin,
@@ -308,15 +310,16 @@ struct Assigned {
     settings: Arc<ConnectionSettings>,
     evidence: ConnectionEvidence,
     protocol: Protocol,
-    /// The time at which the certificate expires that the lane or the user depends on; `None` if there is none.
+    /// The time at which the certificate expires that the lane or the user depends on; `None` if
+    /// there is none.
     expires: Option<SystemTime>,
     lane: Arc<Lane>,
     decided_by: DecidedBy,
 }
 
 impl Assigned {
-    /// Registers the connection, and then applies what changed since the decision: a change before the registration
-    /// did not reach this connection.
+    /// Registers the connection, and then applies what changed since the decision: a change before
+    /// the registration did not reach this connection.
     ///
     /// # Errors
     /// The TLS settings changed, so that the client's certificate might not be accepted any more.

@@ -2,15 +2,17 @@
 //!
 //! These are the reasons. If several apply at once, the first one in this list counts:
 //!
-//! 1. The connection was revoked. Its WebSockets over HTTP/2 have [`REVOKED_GRACE`] to send their close frames.
+//! 1. The connection was revoked. Its WebSockets over HTTP/2 have [`REVOKED_GRACE`] to send their
+//!    close frames.
 //! 2. A second signal ended the shutdown at once.
 //! 3. The client closed the connection, or hyper did.
 //! 4. `limits.drain_timeout` has passed since the shutdown began.
 //! 5. The client's certificate has expired. Open requests finish, and no further one is taken.
-//! 6. The client is overdue: with a head or the HTTP/2 preface, with the next request, or with reading.
+//! 6. The client is overdue: with a head or the HTTP/2 preface, with the next request, or with
+//!    reading.
 //!
-//! With reason 5, open requests finish. An idle connection has no open request. With every other reason, open requests
-//! end with the connection.
+//! With reason 5, open requests finish. An idle connection has no open request. With every other
+//! reason, open requests end with the connection.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -33,20 +35,20 @@ use crate::proxy::lazy_timer::LazyTimer;
 use crate::proxy::request::report_refused_heads::report_refused_heads;
 use crate::proxy::request_end::RequestEnd;
 
-/// The time that a connection has to close after loopgate asked hyper to finish it: the connection was idle, or the
-/// client's certificate expired.
+/// The time that a connection has to close after loopgate asked hyper to finish it: the connection
+/// was idle, or the client's certificate expired.
 const FINISH_GRACE: Duration = Duration::from_secs(5);
 
-/// The time for which a connection without a request stays open after a shutdown began, so that the client can read the
-/// GOAWAY.
+/// The time for which a connection without a request stays open after a shutdown began, so that the
+/// client can read the GOAWAY.
 const DRAIN_GRACE: Duration = Duration::from_millis(300);
 
-/// The time after `limits.drain_timeout` at which a connection is cut. The connection is still open when the timeout
-/// passes, so that the process counts it as aborted.
+/// The time after `limits.drain_timeout` at which a connection is cut. The connection is still open
+/// when the timeout passes, so that the process counts it as aborted.
 const CUT_DELAY: Duration = Duration::from_millis(20);
 
-/// Drives hyper's `connection` until it ends or must be cut. `ask_to_end` makes hyper finish the open requests
-/// and take no more.
+/// Drives hyper's `connection` until it ends or must be cut. `ask_to_end` makes hyper finish the
+/// open requests and take no more.
 pub async fn run_until_end<C>(context: &ConnectionContext, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,
@@ -104,9 +106,11 @@ struct Driver<'a, C, F> {
     is_draining: bool,
     /// The time at which the connection is cut, set when a shutdown begins.
     cut_at: Option<Instant>,
-    /// The time until which WebSockets may send their close frames, set when the connection is revoked.
+    /// The time until which WebSockets may send their close frames, set when the connection is
+    /// revoked.
     revoked_until: Option<Instant>,
-    /// A connection is not cut for idleness or a late head before this time; set when it is asked to end.
+    /// A connection is not cut for idleness or a late head before this time; set when it is asked
+    /// to end.
     grace_until: Option<Instant>,
 }
 
@@ -115,7 +119,8 @@ where
     C: Future<Output = hyper::Result<()>>,
     F: Fn(Pin<&mut C>),
 {
-    /// Creates the state at the beginning of the connection. `ask_to_end` asks hyper for a graceful shutdown.
+    /// Creates the state at the beginning of the connection. `ask_to_end` asks hyper for a graceful
+    /// shutdown.
     fn new(context: &'a ConnectionContext, connection: Pin<&'a mut C>, ask_to_end: F) -> Self {
         let limits = &context.settings.limits;
         // Over HTTP/2 each stream has a stall timeout of its own (`h2_stream_stall`).
@@ -147,9 +152,11 @@ where
         match reason {
             CloseReason::Drain => {
                 self.is_draining = true;
-                // A client that ignores the GOAWAY must not delay the shutdown (RFC 9113 section 6.8).
+                // A client that ignores the GOAWAY must not delay the shutdown (RFC 9113 section
+                // 6.8).
                 (self.timeouts.idle, self.timeouts.head) = (DRAIN_GRACE, DRAIN_GRACE);
-                // The current setting, not the one that the connection began with: the process waits for this time.
+                // The current setting, not the one that the connection began with: the process
+                // waits for this time.
                 let drain_timeout = self.context.shared.settings.load().limits.drain_timeout;
                 self.cut_at = Some(now + drain_timeout + CUT_DELAY);
                 self.begin_finish(now + DRAIN_GRACE);
@@ -165,7 +172,8 @@ where
         ControlFlow::Continue(())
     }
 
-    /// Polls the connection and its deadlines; ready when the connection has ended or must be dropped.
+    /// Polls the connection and its deadlines; ready when the connection has ended or must be
+    /// dropped.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(until) = self.revoked_until {
             let ended = self.connection.as_mut().poll(cx).is_ready();
@@ -217,7 +225,8 @@ where
                 }
                 debug!(connection, %peer, error = error_chain(&error), "connection broke off");
             }
-            // hyper closes the connection and all its requests without a frame (see `refused_heads`).
+            // hyper closes the connection and all its requests without a frame (see
+            // `refused_heads`).
             Ok(()) if self.context.head_tracker.record_clean_end() == CleanEnd::RefusedHead => {
                 info!(
                     connection, %peer,
@@ -266,7 +275,8 @@ where
         self.connection.as_mut().poll(cx).map(|_| ())
     }
 
-    /// Ends a connection whose client is `overdue`: notes, counts and logs the reason, and answers an unfinished head.
+    /// Ends a connection whose client is `overdue`: notes, counts and logs the reason, and answers
+    /// an unfinished head.
     fn close_overdue(&mut self, cx: &mut Context<'_>, overdue: Overdue) {
         if self.is_draining && matches!(overdue, Overdue::Head | Overdue::Idle) {
             return;

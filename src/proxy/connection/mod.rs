@@ -1,5 +1,5 @@
-//! One downstream connection: [`establish_connection`] takes it through its phases, [`serve_http`] serves
-//! its requests, [`lifetime`] decides when it ends.
+//! One downstream connection: [`establish_connection`] takes it through its phases, [`serve_http`]
+//! serves its requests, [`lifetime`] decides when it ends.
 
 pub mod establish;
 mod lifetime;
@@ -15,7 +15,8 @@ use crate::error_chain::error_chain;
 use crate::metrics::count_reason;
 use establish::{AcceptedConnection, Error, Established, establish_connection};
 
-/// Serves a connection until it ends. Must be called on the worker that the connection was assigned to.
+/// Serves a connection until it ends. Must be called on the worker that the connection was assigned
+/// to.
 pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
     let peer = accepted.peer();
     match establish_connection(&shared, accepted).await {

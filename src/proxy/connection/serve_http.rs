@@ -21,28 +21,30 @@ use crate::proxy::downstream::h2_stream_stall::StreamExecutor;
 use crate::proxy::downstream::io::Downstream;
 use crate::proxy::request::answer::answer_request;
 
-/// The largest flow-control window of an HTTP/2 stream, in bytes. The window of a connection comes from the
-/// [`WindowBudget`](crate::proxy::downstream::window_budget::WindowBudget).
+/// The largest flow-control window of an HTTP/2 stream, in bytes. The window of a connection comes
+/// from the [`WindowBudget`](crate::proxy::downstream::window_budget::WindowBudget).
 const MAX_STREAM_WINDOW: u32 = 1 << 20;
-/// The most streams of an HTTP/2 connection that the client may reset before hyper accepted them, and the most that
-/// `h2` resets for errors of the client. One more closes the connection.
+/// The most streams of an HTTP/2 connection that the client may reset before hyper accepted them,
+/// and the most that `h2` resets for errors of the client. One more closes the connection.
 const MAX_RESETS: usize = 20;
-/// The most bytes buffered for an HTTP/1.1 client in each direction, or for an HTTP/2 stream. A request head may need
-/// more.
+/// The most bytes buffered for an HTTP/1.1 client in each direction, or for an HTTP/2 stream. A
+/// request head may need more.
 const MAX_BUFFER: usize = 64 * 1024;
 
 /// The time that the close of a connection may take if the client does not read.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
-/// hyper accepts HTTP/2 heads of up to this many times `limits.head_bytes`, so that loopgate can refuse them with a
-/// reason. `h2` refuses larger heads with a response without a body, and closes the connection for heads four times
-/// as large. Workaround: delete when h2 or hyper asks the service for the response.
+/// hyper accepts HTTP/2 heads of up to this many times `limits.head_bytes`, so that loopgate can
+/// refuse them with a reason. `h2` refuses larger heads with a response without a body, and closes
+/// the connection for heads four times as large. Workaround: delete when h2 or hyper asks the
+/// service for the response.
 const OVERSIZE_FACTOR: usize = 2;
 
 /// Serves the requests of a connection until it ends.
 pub async fn serve(registered: Registered) {
     let (context, io) = registered.into_open_connection();
     match context.protocol {
-        // Boxed, so that connections over HTTP/1.1, most of which are idle, don't hold the memory of its larger state.
+        // Boxed, so that connections over HTTP/1.1, most of which are idle, don't hold the memory
+        // of its larger state.
         Protocol::H2 => Box::pin(serve_h2(context, io)).await,
         Protocol::H1 => serve_h1(context, io).await,
     }
@@ -54,14 +56,15 @@ async fn serve_h1(context: Arc<ConnectionContext>, io: Downstream) {
     let connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
-            // `lifetime` has timeouts of its own: hyper's does not distinguish an idle connection from a slow head.
+            // `lifetime` has timeouts of its own: hyper's does not distinguish an idle connection
+            // from a slow head.
             .header_read_timeout(None)
             .max_headers(limits.head_fields)
             .max_header_size(limits.head_bytes)
             .max_buf_size(MAX_BUFFER.max(limits.head_bytes))
-            // `pipeline_flush` stays off: with it hyper buffers a body without limit while the body's source is fast
-            // enough, and holds back a 101 or a refusal while unread input is left
-            // ([rust-rpxy#596](https://github.com/junkurihara/rust-rpxy/pull/596)).
+            // `pipeline_flush` stays off: with it hyper buffers a body without limit while the
+            // body's source is fast enough, and holds back a 101 or a refusal while unread input is
+            // left ([rust-rpxy#596](https://github.com/junkurihara/rust-rpxy/pull/596)).
             .serve_connection(
                 TokioIo::new(io),
                 service_fn(|request: Request<Incoming>| answer_request(
@@ -76,8 +79,8 @@ async fn serve_h1(context: Arc<ConnectionContext>, io: Downstream) {
     close_after_refused_upgrade(&context).await;
 }
 
-/// Closes a connection that hyper ended without closing it, because a request had asked for an upgrade. Over TLS
-/// the client gets a `close_notify`.
+/// Closes a connection that hyper ended without closing it, because a request had asked for an
+/// upgrade. Over TLS the client gets a `close_notify`.
 async fn close_after_refused_upgrade(context: &ConnectionContext) {
     let upgrade = context.take_refused_upgrade();
     if let Some(Ok(upgraded)) = upgrade.and_then(FutureExt::now_or_never) {

@@ -2,8 +2,9 @@
 //!
 //! Workaround: hyper has one timeout for a slow head and for an idle connection
 //! ([hyper#1628](https://github.com/hyperium/hyper/issues/1628),
-//! [hyper#3828](https://github.com/hyperium/hyper/pull/3828)). When it has one for each, delete the phases of
-//! [`Activity`]. The deadlines of HTTP/2 header blocks and of clients that do not read are no part of the workaround.
+//! [hyper#3828](https://github.com/hyperium/hyper/pull/3828)). When it has one for each, delete the
+//! phases of [`Activity`]. The deadlines of HTTP/2 header blocks and of clients that do not read
+//! are no part of the workaround.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -16,10 +17,11 @@ use super::h2_stream_stall::StreamStall;
 use super::output_state::OutputState;
 use crate::labels::Protocol;
 
-/// The activity of one connection. Its stream and its requests record it, and its task watches the deadlines.
+/// The activity of one connection. Its stream and its requests record it, and its task watches the
+/// deadlines.
 ///
-/// The fields are atomics because requests over HTTP/2 and tunnels have tasks of their own, and a task must be `Send`.
-/// All of them run on the thread of one worker.
+/// The fields are atomics because requests over HTTP/2 and tunnels have tasks of their own, and a
+/// task must be `Send`. All of them run on the thread of one worker.
 #[derive(Debug)]
 pub struct Activity {
     epoch: Instant,
@@ -35,7 +37,8 @@ pub struct Activity {
     last_progress: AtomicU64,
     /// Whether the last bytes from the client ended inside an HTTP/1.1 head.
     is_in_head: AtomicBool,
-    /// Milliseconds after `epoch`, plus one, at which the unfinished HTTP/2 header block began; 0 if there is none.
+    /// Milliseconds after `epoch`, plus one, at which the unfinished HTTP/2 header block began; 0
+    /// if there is none.
     block_since: AtomicU64,
     /// The stream of that header block; 0 if there is none.
     block_stream: AtomicU32,
@@ -55,7 +58,8 @@ enum Phase {
     Idle,
 }
 
-/// A [`Phase`] and the time at which it began, in milliseconds. Both are in one atomic, so that they are read together.
+/// A [`Phase`] and the time at which it began, in milliseconds. Both are in one atomic, so that
+/// they are read together.
 #[derive(Debug)]
 struct AtomicPhase(AtomicU64);
 
@@ -84,7 +88,8 @@ impl AtomicPhase {
 /// The longest time for each phase of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// From the first byte of an HTTP/1.1 head to its end, or for the HTTP/2 preface and first SETTINGS.
+    /// From the first byte of an HTTP/1.1 head to its end, or for the HTTP/2 preface and first
+    /// SETTINGS.
     pub head: Duration,
     /// From the first byte of an HTTP/2 header block to its end.
     pub header_block: Duration,
@@ -119,8 +124,8 @@ impl Overdue {
 }
 
 impl Activity {
-    /// Creates the activity of a new connection. An HTTP/2 connection begins with its preface and SETTINGS, which count
-    /// as a head; an HTTP/1.1 connection begins idle.
+    /// Creates the activity of a new connection. An HTTP/2 connection begins with its preface and
+    /// SETTINGS, which count as a head; an HTTP/1.1 connection begins idle.
     pub fn new(protocol: Protocol) -> Arc<Self> {
         let phase = match protocol {
             Protocol::H1 => Phase::Idle,
@@ -155,7 +160,8 @@ impl Activity {
         u64::try_from((at - self.epoch).as_millis()).unwrap_or(u64::MAX >> 1)
     }
 
-    /// Records that bytes were read over HTTP/1.1. `is_in_head` is whether they ended inside a head.
+    /// Records that bytes were read over HTTP/1.1. `is_in_head` is whether they ended inside a
+    /// head.
     pub fn record_h1_read(&self, is_in_head: bool) {
         self.is_in_head.store(is_in_head, Ordering::Relaxed);
         if is_in_head && self.is_idle() && self.phase.load().0 == Phase::Idle {
@@ -163,8 +169,8 @@ impl Activity {
         }
     }
 
-    /// Records that the bytes read over HTTP/2 end inside the header block of `stream`; `None` if they end in no header
-    /// block. The time of a block counts from the first such read.
+    /// Records that the bytes read over HTTP/2 end inside the header block of `stream`; `None` if
+    /// they end in no header block. The time of a block counts from the first such read.
     pub fn set_unfinished_header_block(&self, stream: Option<u32>) {
         if self.block_stream.swap(stream.unwrap_or(0), Ordering::Relaxed) != stream.unwrap_or(0) {
             let since = if stream.is_some() { self.now_millis() + 1 } else { 0 };
@@ -211,8 +217,8 @@ impl Activity {
         self.is_head_abandoned.load(Ordering::Relaxed)
     }
 
-    /// Records that a request is served until the returned guard is dropped. Over HTTP/2, must be called on the task of
-    /// its stream.
+    /// Records that a request is served until the returned guard is dropped. Over HTTP/2, must be
+    /// called on the task of its stream.
     pub fn begin_request(self: &Arc<Self>) -> RequestGuard {
         self.active_requests.fetch_add(1, Ordering::Relaxed);
         self.requests_begun.fetch_add(1, Ordering::Relaxed);
@@ -224,7 +230,8 @@ impl Activity {
         }
     }
 
-    /// Records that the HTTP/2 stream of `request` carries a tunnel until the returned guard is dropped.
+    /// Records that the HTTP/2 stream of `request` carries a tunnel until the returned guard is
+    /// dropped.
     pub fn begin_tunnel(self: &Arc<Self>, request: &RequestGuard) -> RequestGuard {
         self.active_requests.fetch_add(1, Ordering::Relaxed);
         self.h2_tunnels.fetch_add(1, Ordering::Relaxed);
@@ -241,8 +248,8 @@ impl Activity {
         self.h2_tunnels.load(Ordering::Relaxed) > 0
     }
 
-    /// Returns the time at which the client will be overdue, and with what; `None` while only the gateway is waited
-    /// for.
+    /// Returns the time at which the client will be overdue, and with what; `None` while only the
+    /// gateway is waited for.
     pub fn deadline_and_cause(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         let since = self.block_since.load(Ordering::Relaxed).checked_sub(1);
         let block = since
@@ -298,8 +305,8 @@ impl RequestGuard {
         &self.activity.output
     }
 
-    /// Completes when hyper may get more bytes of the response. Over HTTP/2 this is at once: the stream's window is the
-    /// limit.
+    /// Completes when hyper may get more bytes of the response. Over HTTP/2 this is at once: the
+    /// stream's window is the limit.
     pub fn poll_below_high_water_mark(&self, cx: &Context<'_>) -> Poll<()> {
         if self.is_h2() { Poll::Ready(()) } else { self.activity.output.poll_below_high_water_mark(cx) }
     }
@@ -338,8 +345,8 @@ impl Drop for RequestGuard {
         if self.is_tunnel {
             self.activity.h2_tunnels.fetch_sub(1, Ordering::Relaxed);
         }
-        // The phase is stored before the count falls: a thread that reads in between must not take an old phase for
-        // the current one. The head of the next request may have begun.
+        // The phase is stored before the count falls: a thread that reads in between must not take
+        // an old phase for the current one. The head of the next request may have begun.
         let phase = if self.activity.is_in_head.load(Ordering::Relaxed) { Phase::Head } else { Phase::Idle };
         self.activity.phase.store(phase, self.activity.now_millis());
         self.activity.active_requests.fetch_sub(1, Ordering::Relaxed);

@@ -1,8 +1,9 @@
 //! Adds bodies to the responses by which hyper refuses HTTP/1.1 heads.
 //!
-//! hyper answers a head that it can't read with 400, 414 or 431 and an empty body, and ends the connection. hyper does
-//! not call the service first ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`]
-//! recognizes such a response by two facts: when hyper's buffer was last empty, no request was being served, and no
+//! hyper answers a head that it can't read with 400, 414 or 431 and an empty body, and ends the
+//! connection. hyper does not call the service first
+//! ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`] recognizes such
+//! a response by two facts: when hyper's buffer was last empty, no request was being served, and no
 //! request has begun since.
 //!
 //! Workaround: delete when hyper asks the service for the response.
@@ -21,8 +22,8 @@ const NO_BODY: &[u8] = b"content-length: 0\r\n";
 /// Recognizes the responses that hyper writes without the service.
 #[derive(Debug)]
 pub struct HyperRefusals {
-    /// The number of requests that had begun when hyper's buffer was last empty; `None` if a request was being served
-    /// then.
+    /// The number of requests that had begun when hyper's buffer was last empty; `None` if a
+    /// request was being served then.
     idle_since: Option<u64>,
 }
 
@@ -37,8 +38,9 @@ impl HyperRefusals {
         self.idle_since = activity.is_idle().then(|| activity.requests_begun());
     }
 
-    /// Returns the response to send in place of the bytes that hyper offers to write, and the reason of the refusal;
-    /// `None` if they are not a refusal by hyper. `fault` is what [`H1RequestGuard`] found wrong with the head.
+    /// Returns the response to send in place of the bytes that hyper offers to write, and the
+    /// reason of the refusal; `None` if they are not a refusal by hyper. `fault` is what
+    /// [`H1RequestGuard`] found wrong with the head.
     ///
     /// [`H1RequestGuard`]: super::h1_request_guard::H1RequestGuard
     pub fn find_replacement<'a>(
@@ -61,7 +63,8 @@ impl HyperRefusals {
     }
 }
 
-/// Returns hyper's refusal with a body in place of the empty one; `None` if `head` is not the head of a refusal.
+/// Returns hyper's refusal with a body in place of the empty one; `None` if `head` is not the head
+/// of a refusal.
 fn refusal_with_body(head: &[u8], fault: HeadFault) -> Option<(Vec<u8>, HeadRefusal)> {
     let code = head.strip_prefix(b"HTTP/1.1 ").or_else(|| head.strip_prefix(b"HTTP/1.0 "))?.get(..3)?;
     let refusal = refusal_by_hyper(StatusCode::from_bytes(code).ok()?, fault)?;

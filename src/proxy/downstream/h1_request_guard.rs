@@ -1,22 +1,25 @@
 //! Finds HTTP/1.1 requests that state their length twice, which hyper accepts.
 //!
-//! If a head has `Transfer-Encoding`, hyper drops `Content-Length` before the service sees it. hyper also merges equal
-//! `Content-Length` fields. A proxy in front of loopgate may have used the length that was dropped, so such a request
-//! must be refused (RFC 9112 section 6.3). [`H1RequestGuard`] follows the bytes on their way to hyper, finds such
-//! heads, and makes them invalid, so that hyper answers 400 and closes the connection.
+//! If a head has `Transfer-Encoding`, hyper drops `Content-Length` before the service sees it.
+//! hyper also merges equal `Content-Length` fields. A proxy in front of loopgate may have used the
+//! length that was dropped, so such a request must be refused (RFC 9112 section 6.3).
+//! [`H1RequestGuard`] follows the bytes on their way to hyper, finds such heads, and makes them
+//! invalid, so that hyper answers 400 and closes the connection.
 //!
-//! The guard does the same to the preface of HTTP/2, which is an error on an HTTP/1.1 connection: hyper would close the
-//! connection without a response.
+//! The guard does the same to the preface of HTTP/2, which is an error on an HTTP/1.1 connection:
+//! hyper would close the connection without a response.
 //!
-//! The guard also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow them, but clients
-//! send them, other proxies pass them, and hyper answers 400. [`percent_encode`] percent-encodes them.
+//! The guard also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow
+//! them, but clients send them, other proxies pass them, and hyper answers 400. [`percent_encode`]
+//! percent-encodes them.
 //!
-//! Workaround, in three parts. Delete the check of lengths when hyper can refuse such requests (it drops the length
-//! silently since [hyper#4123](https://github.com/hyperium/hyper/issues/4123) and
-//! [hyper#4124](https://github.com/hyperium/hyper/pull/4124)), the check of the preface when hyper answers it, and the
-//! encoding of targets when hyper passes a target that it can't parse.
+//! Workaround, in three parts. Delete the check of lengths when hyper can refuse such requests (it
+//! drops the length silently since [hyper#4123](https://github.com/hyperium/hyper/issues/4123) and
+//! [hyper#4124](https://github.com/hyperium/hyper/pull/4124)), the check of the preface when hyper
+//! answers it, and the encoding of targets when hyper passes a target that it can't parse.
 //!
-//! The guard checks nothing else. If it can't parse the input, hyper has refused it already and reads no further bytes.
+//! The guard checks nothing else. If it can't parse the input, hyper has refused it already and
+//! reads no further bytes.
 
 /// Follows the requests of one connection.
 #[derive(Debug, Default)]
@@ -27,7 +30,8 @@ pub(crate) struct H1RequestGuard {
     line: Line,
     /// The number of spaces in the current request line so far.
     spaces: u8,
-    /// Whether a request asked for an upgrade, so that a later line that looks like a request line may not be one.
+    /// Whether a request asked for an upgrade, so that a later line that looks like a request line
+    /// may not be one.
     may_tunnel: bool,
     fault: HeadFault,
 }
@@ -38,11 +42,13 @@ enum Position {
     /// The lines of a head.
     #[default]
     Head,
-    /// A body of stated length, or a chunk and the line end after it, of which `bytes_left` bytes are still to come.
+    /// A body of stated length, or a chunk and the line end after it, of which `bytes_left` bytes
+    /// are still to come.
     Data { bytes_left: u64, chunked: bool },
     /// The line with the size of a chunk.
     ChunkSize,
-    /// The trailers after the last chunk, where only CRLF ends a line. `fresh` is whether a line has just ended.
+    /// The trailers after the last chunk, where only CRLF ends a line. `fresh` is whether a line
+    /// has just ended.
     Trailers { fresh: bool },
 }
 
@@ -116,7 +122,8 @@ impl Line {
 }
 
 impl H1RequestGuard {
-    /// Returns whether a head has begun and not ended. Blank lines before a request line do not begin a head.
+    /// Returns whether a head has begun and not ended. Blank lines before a request line do not
+    /// begin a head.
     pub(crate) fn is_in_head(&self) -> bool {
         self.position == Position::Head && (self.head.has_begun || self.line.len > 0 && self.line.bytes[0] != b'\r')
     }
@@ -126,9 +133,9 @@ impl H1RequestGuard {
         self.fault
     }
 
-    /// Follows the next bytes of the connection. Appends to `to_encode` the indices of the bytes that
-    /// [`percent_encode`] must encode. If the bytes end a head that states its length more than once, or begin HTTP/2,
-    /// makes them invalid and returns `true`.
+    /// Follows the next bytes of the connection. Appends to `to_encode` the indices of the bytes
+    /// that [`percent_encode`] must encode. If the bytes end a head that states its length more
+    /// than once, or begin HTTP/2, makes them invalid and returns `true`.
     pub(crate) fn scan_input(&mut self, bytes: &mut [u8], to_encode: &mut Vec<usize>) -> bool {
         let mut at = 0;
         while at < bytes.len() {
@@ -169,8 +176,8 @@ impl H1RequestGuard {
         false
     }
 
-    /// Appends the indices of bytes of the request target that must be encoded to `to_encode`. `piece` is the next part
-    /// of the request line in `bytes`.
+    /// Appends the indices of bytes of the request target that must be encoded to `to_encode`.
+    /// `piece` is the next part of the request line in `bytes`.
     fn find_unencoded(&mut self, bytes: &[u8], piece: std::ops::Range<usize>, to_encode: &mut Vec<usize>) {
         let mut at = piece.start;
         while self.spaces < 2 && at < piece.end {
@@ -185,7 +192,8 @@ impl H1RequestGuard {
         }
     }
 
-    /// Adds a piece of an incomplete line to the kept beginning, without the leading zeros of a chunk size.
+    /// Adds a piece of an incomplete line to the kept beginning, without the leading zeros of a
+    /// chunk size.
     fn continue_line(&mut self, piece: &[u8]) {
         // A chunk size may have any number of leading zeros, which would fill the kept beginning.
         let zeros = if self.position == Position::ChunkSize && self.line.len == 0 {
@@ -197,8 +205,8 @@ impl H1RequestGuard {
         self.line.last = piece.last().copied().or(self.line.last);
     }
 
-    /// Ends a line. `line` is the line, or the beginning of a long one; `last` is the last byte before its line feed.
-    /// Returns whether the line ends an ambiguous head, or begins HTTP/2.
+    /// Ends a line. `line` is the line, or the beginning of a long one; `last` is the last byte
+    /// before its line feed. Returns whether the line ends an ambiguous head, or begins HTTP/2.
     fn end_line(&mut self, line: &[u8], last: Option<u8>) -> bool {
         let is_whole = line.len() < MAX_LINE_PREFIX;
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -229,8 +237,8 @@ impl H1RequestGuard {
         false
     }
 
-    /// Records the header field in `line` if it frames the body or asks for an upgrade. `is_whole` is whether
-    /// `line` has the whole field.
+    /// Records the header field in `line` if it frames the body or asks for an upgrade. `is_whole`
+    /// is whether `line` has the whole field.
     fn record_framing_field(&mut self, line: &[u8], is_whole: bool) {
         if !matches!(line[0] | 0x20, b'c' | b't' | b'u') {
             return;
@@ -246,7 +254,8 @@ impl H1RequestGuard {
         }
     }
 
-    /// Ends the head, and expects the body that it states; returns whether the length of the body is ambiguous.
+    /// Ends the head, and expects the body that it states; returns whether the length of the body
+    /// is ambiguous.
     fn end_head(&mut self) -> bool {
         let head = std::mem::take(&mut self.head);
         self.spaces = 0;
@@ -262,7 +271,8 @@ impl H1RequestGuard {
     }
 }
 
-/// Returns the value of the field in `line` if it begins with `name`: the field's name in lower case, with the colon.
+/// Returns the value of the field in `line` if it begins with `name`: the field's name in lower
+/// case, with the colon.
 fn field_value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
     // The last byte is compared first: in most lines it is not a colon.
@@ -287,8 +297,8 @@ mod tests {
         format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")
     }
 
-    /// Scans `text` in pieces of `size` bytes; returns the number of bytes up to the one that was made invalid, with
-    /// it; `None` if there is none.
+    /// Scans `text` in pieces of `size` bytes; returns the number of bytes up to the one that was
+    /// made invalid, with it; `None` if there is none.
     fn found_after(text: &str, size: usize) -> Option<usize> {
         let mut guard = H1RequestGuard::default();
         let mut fed = 0;
@@ -320,7 +330,8 @@ mod tests {
             format!("Content-Length: {}4\r\n", " ".repeat(80)),
             format!("Content-Length: 4{}\r\n", "\r".repeat(80)),
         ];
-        // Whole requests that are left as they are. Some have bodies or trailers that look like ambiguous heads.
+        // Whole requests that are left as they are. Some have bodies or trailers that look like
+        // ambiguous heads.
         let plain = [
             format!("{}body", head(CL)),
             head(""),

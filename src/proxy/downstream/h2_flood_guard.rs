@@ -1,12 +1,13 @@
-//! Limits the HTTP/2 control frames of a client, and reports its header blocks, resets and SETTINGS.
+//! Limits the HTTP/2 control frames of a client, and reports its header blocks, resets and
+//! SETTINGS.
 //!
-//! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, while the server must read it and often
-//! answer it. The `h2` crate limits how many of them it holds, but not how many a client may send over time. So
-//! [`H2FloodGuard`] counts all frames except HEADERS and DATA with content. It reads only the heads of frames (RFC
-//! 9113 section 4.1), and the payload of SETTINGS.
+//! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, while the server must
+//! read it and often answer it. The `h2` crate limits how many of them it holds, but not how many a
+//! client may send over time. So [`H2FloodGuard`] counts all frames except HEADERS and DATA with
+//! content. It reads only the heads of frames (RFC 9113 section 4.1), and the payload of SETTINGS.
 //!
-//! Workaround: such floods are those of CVE-2019-9512 and CVE-2019-9515. Delete when `h2` has a limit
-//! for control frames.
+//! Workaround: such floods are those of CVE-2019-9512 and CVE-2019-9515. Delete when `h2` has a
+//! limit for control frames.
 
 use std::time::{Duration, Instant};
 
@@ -19,12 +20,13 @@ use super::h2_output_frames::H2OutputFrames;
 const MAX_CONTROL_FRAMES: u64 = 10_000;
 /// The time in which control frames are counted.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// One more control frame is allowed for this many bytes written to the client, since the client acknowledges what it
-/// reads.
+/// One more control frame is allowed for this many bytes written to the client, since the client
+/// acknowledges what it reads.
 const BYTES_PER_FRAME: u64 = 256;
 
-/// A GOAWAY frame with the code ENHANCE_YOUR_CALM. Its last stream is the highest number there is: the gateway may have
-/// got any of the client's requests, so the client must not repeat them automatically.
+/// A GOAWAY frame with the code ENHANCE_YOUR_CALM. Its last stream is the highest number there is:
+/// the gateway may have got any of the client's requests, so the client must not repeat them
+/// automatically.
 pub const ENHANCE_YOUR_CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 11];
 
 /// A GOAWAY frame with the code PROTOCOL_ERROR and the last stream 0.
@@ -79,7 +81,8 @@ impl H2FloodGuard {
         }
     }
 
-    /// Follows the next bytes from the client. Reports header blocks, resets and SETTINGS to `frames`.
+    /// Follows the next bytes from the client. Reports header blocks, resets and SETTINGS to
+    /// `frames`.
     ///
     /// # Errors
     /// The reason why the connection must be closed.
@@ -116,8 +119,8 @@ impl H2FloodGuard {
         }
     }
 
-    /// Returns whether the preface and the first frame are complete. That frame must be SETTINGS (RFC 9113 section
-    /// 3.4).
+    /// Returns whether the preface and the first frame are complete. That frame must be SETTINGS
+    /// (RFC 9113 section 3.4).
     pub fn has_begun(&self) -> bool {
         self.frames_begun > 1 || self.frames_begun == 1 && self.bytes_left == 0
     }
@@ -181,8 +184,8 @@ mod tests {
         [&[high, middle, low, kind, 0, 0, 0, 0, 1][..], &vec![7; length]].concat()
     }
 
-    /// Returns whether `bytes` exceed the limit if they are read in pieces of `size` bytes, all at the same moment,
-    /// after `written` bytes were written to the client.
+    /// Returns whether `bytes` exceed the limit if they are read in pieces of `size` bytes, all at
+    /// the same moment, after `written` bytes were written to the client.
     fn exceeds(bytes: &[u8], size: usize, written: usize) -> bool {
         let mut guard = H2FloodGuard::new();
         guard.count_written(written);
@@ -194,7 +197,8 @@ mod tests {
     fn control_frames_are_counted_however_reads_cut_them() {
         let most = usize::try_from(MAX_CONTROL_FRAMES).unwrap() - 1;
         let work = [frame(HEADERS, 40), frame(DATA, 300), frame(DATA, 70_000)].concat();
-        // PING, SETTINGS, WINDOW_UPDATE, DATA without content, PRIORITY, and a frame of an unknown type.
+        // PING, SETTINGS, WINDOW_UPDATE, DATA without content, PRIORITY, and a frame of an unknown
+        // type.
         for piece in [frame(6, 8), frame(4, 0), frame(8, 4), frame(DATA, 0), frame(2, 5), frame(0x42, 17)] {
             let flood = piece.repeat(most);
             for size in [1, 3, 9, 17, 1000, usize::MAX] {

@@ -1,4 +1,5 @@
-//! The head of an HTTP/2 frame (RFC 9113 section 4.1), and the frame types and flags that are used here.
+//! The head of an HTTP/2 frame (RFC 9113 section 4.1), and the frame types and flags that are used
+//! here.
 
 /// The preface that a client sends first (RFC 9113 section 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -14,7 +15,8 @@ pub const PUSH_PROMISE: u8 = 5;
 pub const GOAWAY: u8 = 7;
 pub const CONTINUATION: u8 = 9;
 
-// Flags (RFC 9113 section 6). ACK is one of SETTINGS frames; the others are those of HEADERS frames.
+// Flags (RFC 9113 section 6). ACK is one of SETTINGS frames; the others are those of HEADERS
+// frames.
 pub const ACK: u8 = 1;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
@@ -49,7 +51,8 @@ pub struct HeadReader {
 }
 
 impl HeadReader {
-    /// Removes the next bytes of the head from the beginning of `bytes`; returns the head once it is complete.
+    /// Removes the next bytes of the head from the beginning of `bytes`; returns the head once it
+    /// is complete.
     #[inline]
     pub fn take_head(&mut self, bytes: &mut &[u8]) -> Option<FrameHead> {
         let (piece, rest) = bytes.split_at(self.missing_bytes().min(bytes.len()));

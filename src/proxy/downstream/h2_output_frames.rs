@@ -1,8 +1,9 @@
-//! Follows the frames that hyper writes to an HTTP/2 client, so that interim responses can be written between them.
+//! Follows the frames that hyper writes to an HTTP/2 client, so that interim responses can be
+//! written between them.
 //!
 //! Workaround: [hyper#2743](https://github.com/hyperium/hyper/issues/2743),
-//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114). Delete when hyper's server sends interim
-//! responses.
+//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114). Delete when hyper's server sends
+//! interim responses.
 
 use std::sync::Arc;
 
@@ -13,8 +14,9 @@ use super::h2_frame_head::{
 use super::head_tracker::HeadTracker;
 use super::refused_heads::LONGEST_DEBUG_DATA;
 
-/// The most bytes of a payload that are kept. They suffice for the last stream and the code of a GOAWAY, and for one
-/// byte more than the longest debug data that it is compared with, so that longer data are not equal.
+/// The most bytes of a payload that are kept. They suffice for the last stream and the code of a
+/// GOAWAY, and for one byte more than the longest debug data that it is compared with, so that
+/// longer data are not equal.
 const MAX_KEPT_PAYLOAD: usize = 8 + LONGEST_DEBUG_DATA + 1;
 
 /// The initial value of SETTINGS_HEADER_TABLE_SIZE (RFC 9113 section 6.5.2).
@@ -89,8 +91,9 @@ impl H2OutputFrames {
         }
     }
 
-    /// Takes a part of the payload of HEADERS, RST_STREAM or GOAWAY, and reports the frame at its end. RST_STREAM holds
-    /// an error code (RFC 9113 section 6.4); GOAWAY holds the last stream, an error code and debug data (section 6.8).
+    /// Takes a part of the payload of HEADERS, RST_STREAM or GOAWAY, and reports the frame at its
+    /// end. RST_STREAM holds an error code (RFC 9113 section 6.4); GOAWAY holds the last stream, an
+    /// error code and debug data (section 6.8).
     fn collect_payload(&mut self, bytes: &[u8]) {
         let fresh = bytes.len().min(MAX_KEPT_PAYLOAD - self.payload_start.len());
         self.payload_start.extend_from_slice(&bytes[..fresh]);
@@ -118,8 +121,8 @@ impl H2OutputFrames {
         }
     }
 
-    /// Returns whether an interim response may be written at the next boundary. It must not be written if hyper's next
-    /// header block begins with a table size update.
+    /// Returns whether an interim response may be written at the next boundary. It must not be
+    /// written if hyper's next header block begins with a table size update.
     pub fn allows_interims(&self) -> bool {
         self.table_updates.acknowledgements_before_update.is_none()
     }
@@ -129,16 +132,19 @@ impl H2OutputFrames {
         self.head.is_empty() && self.bytes_left == 0 && !self.is_in_block
     }
 
-    /// Returns the number of bytes that hyper may write before [`Self::is_at_boundary`] may return `true` again.
+    /// Returns the number of bytes that hyper may write before [`Self::is_at_boundary`] may return
+    /// `true` again.
     pub fn bytes_to_boundary(&self) -> usize {
         if self.bytes_left > 0 { self.bytes_left } else { self.head.missing_bytes() }
     }
 }
 
-/// Returns whether a header block is `:status` alone, with a value that is not in HPACK's static table (RFC 7541
-/// section 6): that is the 431 without fields that `h2` sends if a head is too large.
+/// Returns whether a header block is `:status` alone, with a value that is not in HPACK's static
+/// table (RFC 7541 section 6): that is the 431 without fields that `h2` sends if a head is too
+/// large.
 fn is_status_only(mut block: &[u8]) -> bool {
-    // The last entry of the static table, and the first byte of a literal `:status`, with and without indexing.
+    // The last entry of the static table, and the first byte of a literal `:status`, with and
+    // without indexing.
     const STATIC: u8 = 61;
     const STATUS: [u8; 3] = [0x48, 0x08, 0x18];
     // Skips table size updates.
@@ -157,8 +163,9 @@ fn is_status_only(mut block: &[u8]) -> bool {
     }
 }
 
-/// Follows the client's SETTINGS_HEADER_TABLE_SIZE. After the client made the table smaller, hyper's next header block
-/// begins with an HPACK table size update, and no other block may come before it (RFC 9113 section 4.3.1).
+/// Follows the client's SETTINGS_HEADER_TABLE_SIZE. After the client made the table smaller,
+/// hyper's next header block begins with an HPACK table size update, and no other block may come
+/// before it (RFC 9113 section 4.3.1).
 #[derive(Debug, Default)]
 pub struct HpackTableUpdates {
     /// The received bytes of an incomplete setting, and their number.
@@ -167,8 +174,8 @@ pub struct HpackTableUpdates {
     table_size: Option<u32>,
     /// The number of the client's SETTINGS frames that hyper has not acknowledged.
     unacknowledged: usize,
-    /// The number of acknowledgements that hyper sends before the header block with the update; `None` if no update is
-    /// expected.
+    /// The number of acknowledgements that hyper sends before the header block with the update;
+    /// `None` if no update is expected.
     acknowledgements_before_update: Option<usize>,
 }
 
@@ -252,9 +259,10 @@ mod tests {
 
     #[test]
     fn only_a_block_of_status_alone_is_status_only() {
-        // A literal `:status` with a Huffman-coded value. The others are literals without Huffman coding, indices of
-        // the dynamic table (from 62), and both after table size updates (RFC 7541 section 6). The blocks that are not
-        // `:status` alone have two fields, an index of the static table, another name, or no field.
+        // A literal `:status` with a Huffman-coded value. The others are literals without Huffman
+        // coding, indices of the dynamic table (from 62), and both after table size updates (RFC
+        // 7541 section 6). The blocks that are not `:status` alone have two fields, an index of the
+        // static table, another name, or no field.
         let status = [0x48, 0x83, 0x68, 0x5f, 0xff];
         for (block, wanted) in [
             (&status[..], true),

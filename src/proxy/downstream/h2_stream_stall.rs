@@ -1,7 +1,8 @@
 //! Resets HTTP/2 streams that their client does not read, and runs the tasks of streams.
 //!
-//! A connection on which the client reads nothing is closed as a whole. But a client may read other responses and leave
-//! one unread, which holds a connection to the gateway for as long. The stream of that response is reset.
+//! A connection on which the client reads nothing is closed as a whole. But a client may read other
+//! responses and leave one unread, which holds a connection to the gateway for as long. The stream
+//! of that response is reset.
 //!
 //! Workaround: [hyper#1628](https://github.com/hyperium/hyper/issues/1628). Delete when hyper has a
 //! write timeout for a stream.
@@ -20,19 +21,21 @@ use tokio::time::Instant;
 use crate::proxy::lazy_timer::LazyTimer;
 use crate::shutdown::Shutdown;
 
-/// A stream may be left unread for this many times the limit of a whole connection: with a slow client, a stream waits
-/// while others are read.
+/// A stream may be left unread for this many times the limit of a whole connection: with a slow
+/// client, a stream waits while others are read.
 const STREAM_FACTOR: u32 = 5;
 
 tokio::task_local! {
     static STREAM: Arc<StreamStall>;
 }
 
-/// The stall timer of one stream: the time since which the client has not read the data that waits for it.
+/// The stall timer of one stream: the time since which the client has not read the data that waits
+/// for it.
 #[derive(Debug)]
 pub struct StreamStall {
     epoch: Instant,
-    /// The time since which data wait for the client, in milliseconds after `epoch`, plus one; 0 if none wait.
+    /// The time since which data wait for the client, in milliseconds after `epoch`, plus one; 0 if
+    /// none wait.
     since: AtomicU64,
     must_reset: AtomicBool,
     is_expired: AtomicBool,
@@ -91,8 +94,8 @@ pub struct StreamExecutor {
 }
 
 impl StreamExecutor {
-    /// Creates the executor of a connection that may be left unread for `stall`. Each of its streams may be left unread
-    /// for five times as long, but at most for `stream_limit`.
+    /// Creates the executor of a connection that may be left unread for `stall`. Each of its
+    /// streams may be left unread for five times as long, but at most for `stream_limit`.
     pub fn new(shutdown: &Shutdown, stall: Duration, stream_limit: Duration) -> Self {
         Self { shutdown: shutdown.clone(), limit: stall.saturating_mul(STREAM_FACTOR).min(stream_limit) }
     }
@@ -103,7 +106,8 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, task: F) {
-        // hyper spawns the task that writes to an upgraded stream on the task of the stream: both share a timer.
+        // hyper spawns the task that writes to an upgraded stream on the task of the stream: both
+        // share a timer.
         let stall = StreamStall::of_current_task().unwrap_or_else(|| Arc::new(StreamStall::new()));
         let guarded = StallGuarded { task, stall: Arc::clone(&stall), limit: self.limit, timer: None };
         self.shutdown.spawn(STREAM.scope(stall, guarded));
@@ -111,8 +115,8 @@ where
 }
 
 pin_project! {
-    /// A stream's task. It ends when the client has read nothing for too long: `h2` resets a stream that is dropped
-    /// before its end.
+    /// A stream's task. It ends when the client has read nothing for too long: `h2` resets a stream
+    /// that is dropped before its end.
     struct StallGuarded<F> {
         #[pin]
         task: F,

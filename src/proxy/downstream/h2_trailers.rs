@@ -1,10 +1,11 @@
 //! Makes `h2` refuse pseudo-header fields in the trailers of a request.
 //!
-//! Trailers must not have pseudo-header fields (RFC 9113 section 8.1), but `h2` drops them and accepts the rest. It
-//! does refuse a header block in which a pseudo-header field follows a regular field. So [`H2Trailers`] puts a
-//! regular field before the client's fields: a HEADERS frame with trailers becomes HEADERS with that field, and
-//! CONTINUATION with the client's header block. These are two frames because a header block may begin with an HPACK
-//! table size update, which `h2` accepts at the beginning of a frame. Trailers in several frames are forwarded in one
+//! Trailers must not have pseudo-header fields (RFC 9113 section 8.1), but `h2` drops them and
+//! accepts the rest. It does refuse a header block in which a pseudo-header field follows a regular
+//! field. So [`H2Trailers`] puts a regular field before the client's fields: a HEADERS frame with
+//! trailers becomes HEADERS with that field, and CONTINUATION with the client's header block. These
+//! are two frames because a header block may begin with an HPACK table size update, which `h2`
+//! accepts at the beginning of a frame. Trailers in several frames are forwarded in one
 //! CONTINUATION: `h2` forgets the error in a frame that ends inside a field.
 //!
 //! The field is `Host` without a value. Trailers must not have a `Host` either, so
@@ -20,7 +21,8 @@ use super::h2_frame_head::{
 
 /// The size of the priority fields of a HEADERS frame, in bytes (RFC 9113 section 6.2).
 const PRIORITY_SIZE: usize = 5;
-/// The largest header block of trailers, in bytes: it must fit into one frame (RFC 9113 section 6.5.2).
+/// The largest header block of trailers, in bytes: it must fit into one frame (RFC 9113 section
+/// 6.5.2).
 const MAX_BLOCK: usize = 16_384;
 /// The most frames of one header block of trailers.
 const MAX_FRAMES: usize = 16;
@@ -45,7 +47,8 @@ pub struct H2Trailers {
     last_stream: u32,
     /// The latest streams that began without END_STREAM, so that trailers may follow.
     begun_streams: VecDeque<u32>,
-    /// The latest stream that was removed from `begun_streams` because that was full; 0 if there is none.
+    /// The latest stream that was removed from `begun_streams` because that was full; 0 if there is
+    /// none.
     dropped_stream: u32,
 }
 
@@ -98,8 +101,8 @@ impl H2Trailers {
         }
     }
 
-    /// Follows the next bytes from the client. Returns the bytes that `h2` gets in their place; `None` if they are the
-    /// same.
+    /// Follows the next bytes from the client. Returns the bytes that `h2` gets in their place;
+    /// `None` if they are the same.
     ///
     /// # Errors
     /// Trailers are too large, so that the connection must be closed.
@@ -119,7 +122,8 @@ impl H2Trailers {
         self.rewrite_frames(&held_and_new).map(Some)
     }
 
-    /// Follows `bytes` up to the first frame that can't pass unchanged; returns whether there is none.
+    /// Follows `bytes` up to the first frame that can't pass unchanged; returns whether there is
+    /// none.
     fn try_pass_unchanged(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             bytes = &bytes[subtract_up_to(&mut self.bytes_left, bytes)..];
@@ -131,8 +135,8 @@ impl H2Trailers {
         }
     }
 
-    /// Returns `bytes` with the trailers in them rewritten. An incomplete frame head, and trailers until their end, are
-    /// held back.
+    /// Returns `bytes` with the trailers in them rewritten. An incomplete frame head, and trailers
+    /// until their end, are held back.
     fn rewrite_frames(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, TooLarge> {
         let mut rewritten = Vec::with_capacity(bytes.len() + 2 * FRAME_HEAD_SIZE + 1);
         loop {
@@ -155,8 +159,8 @@ impl H2Trailers {
                     return Ok(rewritten);
                 }
                 FrameAction::Passed(length) => {
-                    // Another frame inside a header block is an error (RFC 9113 section 6.10). `h2` gets both, and
-                    // refuses them.
+                    // Another frame inside a header block is an error (RFC 9113 section 6.10). `h2`
+                    // gets both, and refuses them.
                     if let Some(block) = self.block.take() {
                         block.write_frames_to(&mut rewritten);
                     }
@@ -176,7 +180,8 @@ impl H2Trailers {
         }
     }
 
-    /// Returns what to do with the frame that `bytes` begin with. Records the stream that the frame begins.
+    /// Returns what to do with the frame that `bytes` begin with. Records the stream that the frame
+    /// begins.
     fn begin_frame(&mut self, bytes: &[u8]) -> FrameAction {
         let Some((head, payload)) = bytes.split_first_chunk() else { return FrameAction::Incomplete };
         let FrameHead { length, kind, flags, stream } = FrameHead::parse(head);
@@ -262,7 +267,8 @@ mod tests {
         [&PREFACE[..], &frame(4, 0, 0, &[7; 12]), &heads].concat()
     }
 
-    /// Returns what `h2` gets if `bytes` are read in pieces of `size` bytes, and the state after them.
+    /// Returns what `h2` gets if `bytes` are read in pieces of `size` bytes, and the state after
+    /// them.
     fn rewrite_in_pieces(bytes: &[u8], size: usize) -> (Vec<u8>, H2Trailers) {
         let mut trailers = H2Trailers::new();
         let pieces =

@@ -3,16 +3,17 @@
 //!
 //! hyper has no way to send an interim response over either protocol
 //! ([hyper#2743](https://github.com/hyperium/hyper/issues/2743),
-//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114)). [`HeadTracker`] keeps them in an [`InterimQueue`]
-//! until the stream below hyper can write them: over HTTP/1.1 when hyper's buffer is empty, over HTTP/2
-//! between two frames. Their fields are literals that no HPACK table keeps (RFC 7541 section
-//! 6.2.2), so hyper's encoder and the client's decoder stay in step. Workaround: delete when hyper's
-//! server sends them.
+//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114)). [`HeadTracker`] keeps them in an
+//! [`InterimQueue`] until the stream below hyper can write them: over HTTP/1.1 when hyper's buffer
+//! is empty, over HTTP/2 between two frames. Their fields are literals that no HPACK table keeps
+//! (RFC 7541 section 6.2.2), so hyper's encoder and the client's decoder stay in step. Workaround:
+//! delete when hyper's server sends them.
 //!
-//! Over HTTP/2 hyper does not tell on which stream a request came. [`RequestStreams`] infers it from
-//! the order of header blocks and requests; a request whose stream is not known sends no interim
-//! responses. [`RefusedHeads`] uses the same counts to find the heads that were refused. Both count in rounds: a round
-//! ends when hyper has done all that it can and everything was written.
+//! Over HTTP/2 hyper does not tell on which stream a request came. [`RequestStreams`] infers it
+//! from the order of header blocks and requests; a request whose stream is not known sends no
+//! interim responses. [`RefusedHeads`] uses the same counts to find the heads that were refused.
+//! Both count in rounds: a round ends when hyper has done all that it can and everything was
+//! written.
 
 use std::fmt;
 use std::io;
@@ -34,14 +35,17 @@ const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
 
-/// The request heads of one connection: their streams, their interim responses, and which of them hyper refused.
+/// The request heads of one connection: their streams, their interim responses, and which of them
+/// hyper refused.
 pub struct HeadTracker {
     protocol: Protocol,
     /// Whether `state` has interim responses: read without the lock, for each write.
     has_interims: AtomicBool,
-    /// Whether `state` has refused or dropped heads: read without the lock, for each poll of the connection.
+    /// Whether `state` has refused or dropped heads: read without the lock, for each poll of the
+    /// connection.
     has_unreported_heads: AtomicBool,
-    /// Whether the socket did not take all bytes since the last call of [`HeadTracker::end_round_unless_blocked`].
+    /// Whether the socket did not take all bytes since the last call of
+    /// [`HeadTracker::end_round_unless_blocked`].
     is_blocked: AtomicBool,
     state: Mutex<TrackerState>,
     /// Whether loopgate closes the connection because of what the client sent.
@@ -89,8 +93,8 @@ impl HeadTracker {
         streams.record_header_block(stream);
     }
 
-    /// Records that hyper passes a request to the service; returns its handle. Must be called in the order of
-    /// requests.
+    /// Records that hyper passes a request to the service; returns its handle. Must be called in
+    /// the order of requests.
     pub fn begin_request(self: &Arc<Self>) -> RequestHandle {
         let TrackerState { streams, refused_heads, .. } = &mut *self.state();
         let (number, stream) = match self.protocol {
@@ -108,18 +112,20 @@ impl HeadTracker {
         self.is_blocked.store(is_blocked, Ordering::Relaxed);
     }
 
-    /// Records that hyper has done all that it can for now. Unless bytes wait for the socket, this ends the round.
+    /// Records that hyper has done all that it can for now. Unless bytes wait for the socket, this
+    /// ends the round.
     pub fn end_round_unless_blocked(&self) {
         if self.is_blocked.swap(false, Ordering::Relaxed) {
-            // A reset or a response that is not written yet may belong to a header block of the round.
+            // A reset or a response that is not written yet may belong to a header block of the
+            // round.
             self.state().streams.end_round_if_known();
         } else {
             self.end_round();
         }
     }
 
-    /// Ends the round: a header block of HTTP/2 that hyper has not passed on as a request never will be one. Must
-    /// also be called when the connection has ended.
+    /// Ends the round: a header block of HTTP/2 that hyper has not passed on as a request never
+    /// will be one. Must also be called when the connection has ended.
     pub fn end_round(&self) {
         if self.protocol == Protocol::H1 {
             return;
@@ -145,13 +151,15 @@ impl HeadTracker {
         end
     }
 
-    /// Records that loopgate closes the connection because of what the client sent, without a GOAWAY of `h2`.
+    /// Records that loopgate closes the connection because of what the client sent, without a
+    /// GOAWAY of `h2`.
     pub fn mark_closed_for_client_fault(&self) {
         self.state().refused_heads.mark_closing();
         self.is_closed_for_client_fault.store(true, Ordering::Relaxed);
     }
 
-    /// Records the GOAWAY by which `h2` closes the connection: it has processed the streams up to `last_stream`.
+    /// Records the GOAWAY by which `h2` closes the connection: it has processed the streams up to
+    /// `last_stream`.
     pub fn record_goaway(&self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.state().refused_heads.record_goaway(last_stream, code, debug_data);
         if code != NO_ERROR {
@@ -170,15 +178,16 @@ impl HeadTracker {
         self.has_unreported_heads.store(true, Ordering::Relaxed);
     }
 
-    /// Records that the connection is closed because its unfinished header block did not end in time.
+    /// Records that the connection is closed because its unfinished header block did not end in
+    /// time.
     pub fn record_header_block_timeout(&self) {
         self.state().refused_heads.record_header_block_timeout();
         self.has_unreported_heads.store(true, Ordering::Relaxed);
         self.is_closed_for_client_fault.store(true, Ordering::Relaxed);
     }
 
-    /// Returns the heads that were refused or dropped since the last call. Over HTTP/2 a head is known to be one of
-    /// these once its round has ended.
+    /// Returns the heads that were refused or dropped since the last call. Over HTTP/2 a head is
+    /// known to be one of these once its round has ended.
     pub fn take_refused_and_dropped(&self) -> (Vec<RefusedHead>, DroppedHeads) {
         if !self.has_unreported_heads.load(Ordering::Relaxed) {
             return Default::default();
@@ -193,7 +202,8 @@ impl HeadTracker {
         self.state().refused_heads.record_partial_header_block(stream);
     }
 
-    /// Records that the client closed its direction of the connection, or that reading from it failed.
+    /// Records that the client closed its direction of the connection, or that reading from it
+    /// failed.
     pub fn record_client_end(&self) {
         self.state().refused_heads.record_client_end();
     }
@@ -207,8 +217,8 @@ impl HeadTracker {
         }
     }
 
-    /// Records the head of a final response on `stream`, or its trailers. `is_status_only` is whether it is a response
-    /// whose only field is `:status`.
+    /// Records the head of a final response on `stream`, or its trailers. `is_status_only` is
+    /// whether it is a response whose only field is `:status`.
     pub fn record_response_head(&self, stream: u32, is_status_only: bool) {
         let mut state = self.state();
         state.refused_heads.record_response_head(stream, is_status_only);
@@ -233,7 +243,8 @@ impl HeadTracker {
         self.has_interims.load(Ordering::Relaxed)
     }
 
-    /// Returns whether an interim response is partly written, so that nothing else may be written before its rest.
+    /// Returns whether an interim response is partly written, so that nothing else may be written
+    /// before its rest.
     pub fn is_interim_partly_written(&self) -> bool {
         self.has_interims() && self.state().interims.is_partly_written()
     }
@@ -243,9 +254,9 @@ impl HeadTracker {
         self.writer.register(cx.waker());
     }
 
-    /// Writes the interim responses that wait to `stream`; with `only_rest` only the rest of one that is partly
-    /// written. Without `only_rest`, hyper's last bytes must have ended a message over HTTP/1.1, or a frame and its
-    /// header block over HTTP/2.
+    /// Writes the interim responses that wait to `stream`; with `only_rest` only the rest of one
+    /// that is partly written. Without `only_rest`, hyper's last bytes must have ended a message
+    /// over HTTP/1.1, or a frame and its header block over HTTP/2.
     ///
     /// # Errors
     /// Those of the stream.
@@ -266,7 +277,8 @@ impl HeadTracker {
     }
 }
 
-/// A handle of one request: sends interim responses, and returns whether `h2` reset the request's stream.
+/// A handle of one request: sends interim responses, and returns whether `h2` reset the request's
+/// stream.
 #[derive(Clone)]
 pub struct RequestHandle {
     head_tracker: Arc<HeadTracker>,
@@ -283,9 +295,10 @@ impl fmt::Debug for RequestHandle {
 }
 
 impl RequestHandle {
-    /// Sends an interim response with `status`, which must be 1xx and not 101, and `headers` without
-    /// hop-by-hop fields. The response is dropped if the stream is not known, if the final response has
-    /// begun, or if too many interim responses wait because the client reads too slowly.
+    /// Sends an interim response with `status`, which must be 1xx and not 101, and `headers`
+    /// without hop-by-hop fields. The response is dropped if the stream is not known, if the final
+    /// response has begun, or if too many interim responses wait because the client reads too
+    /// slowly.
     pub fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
         let Self { head_tracker, stream, number } = self;
         let response = match head_tracker.protocol {
@@ -305,8 +318,8 @@ impl RequestHandle {
         }
     }
 
-    /// Completes once no interim response of the connection waits. Over HTTP/1.1 a final response must not begin before
-    /// that.
+    /// Completes once no interim response of the connection waits. Over HTTP/1.1 a final response
+    /// must not begin before that.
     pub fn poll_interims_written(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.head_tracker.interims_written.register(cx.waker());
         if self.has_interims() { Poll::Pending } else { Poll::Ready(()) }

@@ -13,7 +13,8 @@ use crate::proxy::h1_fields::push_fields;
 
 /// The most bytes of interim responses that wait for a client.
 pub const MAX_QUEUED_BYTES: usize = 64 * 1024;
-/// The largest interim response, in bytes. Every client accepts a frame of this size (RFC 9113 section 4.2).
+/// The largest interim response, in bytes. Every client accepts a frame of this size (RFC 9113
+/// section 4.2).
 pub const MAX_RESPONSE_BYTES: usize = 16 * 1024;
 
 /// The interim responses of one connection that are not written yet, the oldest first.
@@ -33,8 +34,8 @@ struct Interim {
 }
 
 impl InterimQueue {
-    /// Adds a response, unless it is larger than [`MAX_RESPONSE_BYTES`] or the queue would be larger than
-    /// [`MAX_QUEUED_BYTES`]; returns whether it was added.
+    /// Adds a response, unless it is larger than [`MAX_RESPONSE_BYTES`] or the queue would be
+    /// larger than [`MAX_QUEUED_BYTES`]; returns whether it was added.
     pub fn try_push(&mut self, stream: u32, response: Vec<u8>) -> bool {
         let queued: usize = self.responses.iter().map(|interim| interim.unwritten.len()).sum();
         let fits = response.len() <= MAX_RESPONSE_BYTES && queued + response.len() <= MAX_QUEUED_BYTES;
@@ -59,12 +60,14 @@ impl InterimQueue {
         self.responses.is_empty()
     }
 
-    /// Returns whether a part of a response is written, so that nothing else may be written before its rest.
+    /// Returns whether a part of a response is written, so that nothing else may be written before
+    /// its rest.
     pub fn is_partly_written(&self) -> bool {
         self.is_partly_written
     }
 
-    /// Writes all responses to `stream`; with `only_rest` only the rest of one that is partly written.
+    /// Writes all responses to `stream`; with `only_rest` only the rest of one that is partly
+    /// written.
     ///
     /// # Errors
     /// Those of the stream.
@@ -95,8 +98,8 @@ pub fn encode_h1(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
     bytes
 }
 
-/// Encodes an interim response on `stream` of HTTP/2: a HEADERS frame with END_HEADERS and without END_STREAM
-/// (RFC 9113 section 6.2).
+/// Encodes an interim response on `stream` of HTTP/2: a HEADERS frame with END_HEADERS and without
+/// END_STREAM (RFC 9113 section 6.2).
 pub fn encode_h2(stream: u32, status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
     // Entry 8 of the static table is `:status`; the literal is not indexed.
     let mut block = vec![8];
@@ -111,7 +114,8 @@ pub fn encode_h2(stream: u32, status: StatusCode, headers: &HeaderMap) -> Vec<u8
     [&length[1..], &[1, 4], &stream.to_be_bytes(), &block].concat()
 }
 
-/// Appends `text` to `block` as a string literal without Huffman code (RFC 7541 sections 5.1 and 5.2).
+/// Appends `text` to `block` as a string literal without Huffman code (RFC 7541 sections 5.1 and
+/// 5.2).
 pub fn push_string(block: &mut Vec<u8>, text: &[u8]) {
     let mut length = text.len();
     if length < 127 {

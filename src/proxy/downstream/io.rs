@@ -1,4 +1,5 @@
-//! The stream that hyper reads and writes: follows the bytes of a downstream connection in both directions.
+//! The stream that hyper reads and writes: follows the bytes of a downstream connection in both
+//! directions.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -24,8 +25,8 @@ use crate::proxy::chunked_trailers::first_nonempty;
 use crate::proxy::registry::RegistryGuard;
 use crate::workers::WorkerSlot;
 
-/// The largest write over HTTP/2, in bytes, that may consist of control frames alone, such as answers to PINGs. Such a
-/// write does not show that the client reads a response.
+/// The largest write over HTTP/2, in bytes, that may consist of control frames alone, such as
+/// answers to PINGs. Such a write does not show that the client reads a response.
 const MAX_CONTROL_WRITE: usize = 64;
 
 /// The guards and permits that a connection holds until its end, tunnels included.
@@ -45,11 +46,12 @@ impl ConnectionResources {
     }
 }
 
-/// The stream of a downstream connection, and the resources that are released when it is dropped. After an HTTP/1.1
-/// upgrade the tunnel takes it over.
+/// The stream of a downstream connection, and the resources that are released when it is dropped.
+/// After an HTTP/1.1 upgrade the tunnel takes it over.
 pub struct Downstream<S = Transport> {
     stream: S,
-    /// The observer of HTTP; `None` in a tunnel. Boxed, so that a tunnel does not hold the memory of its fields.
+    /// The observer of HTTP; `None` in a tunnel. Boxed, so that a tunnel does not hold the memory
+    /// of its fields.
     observer: Option<Box<Observer>>,
     /// Rewritten bytes that hyper reads before any others.
     unread: Bytes,
@@ -227,7 +229,8 @@ impl Observer {
 }
 
 impl Downstream {
-    /// Creates the stream of a connection over `stream`, which holds `resources` until it is dropped.
+    /// Creates the stream of a connection over `stream`, which holds `resources` until it is
+    /// dropped.
     pub fn new(
         stream: Transport,
         protocol: Protocol,
@@ -244,7 +247,8 @@ impl Downstream {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
-    /// Creates the stream above `stream`, on which HTTP begins. Floods of HTTP/2 frames are counted in `floods`.
+    /// Creates the stream above `stream`, on which HTTP begins. Floods of HTTP/2 frames are counted
+    /// in `floods`.
     pub fn with_observer(
         stream: S,
         protocol: Protocol,
@@ -297,8 +301,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         }
     }
 
-    /// Ends the connection with `bytes`. The bytes are left out if they would continue a message or frame that is
-    /// partly written.
+    /// Ends the connection with `bytes`. The bytes are left out if they would continue a message or
+    /// frame that is partly written.
     ///
     /// # Errors
     /// Always: hyper must not use the connection any more.
@@ -340,7 +344,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                         observer.head_tracker.mark_closed_for_client_fault();
                         return this.poll_end_with(bytes, cx);
                     }
-                    // `bytes` may be empty, which hyper must not take for the end of the connection.
+                    // `bytes` may be empty, which hyper must not take for the end of the
+                    // connection.
                     ReadOutcome::Rewritten(bytes) => {
                         this.unread = bytes.into();
                         buf.set_filled(before);

@@ -1,5 +1,5 @@
-//! The bytes of a downstream connection, below hyper: followed in both directions, and changed to work around what
-//! hyper and `h2` can't do.
+//! The bytes of a downstream connection, below hyper: followed in both directions, and changed to
+//! work around what hyper and `h2` can't do.
 //!
 //! | files | do |
 //! | --- | --- |

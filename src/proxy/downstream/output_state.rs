@@ -1,7 +1,8 @@
 //! How much of what hyper wrote the socket has taken.
 //!
-//! Over HTTP/1.1 the bodies of responses read it, so that hyper buffers little of a response, and so that they know
-//! when a part of it has left the process. Over HTTP/2 the windows of the streams do the first.
+//! Over HTTP/1.1 the bodies of responses read it, so that hyper buffers little of a response, and
+//! so that they know when a part of it has left the process. Over HTTP/2 the windows of the streams
+//! do the first.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -10,10 +11,12 @@ use http::HeaderMap;
 
 use crate::proxy::chunked_trailers::{FlushCounter, TrailerSlot};
 
-/// When hyper has buffered this many bytes of an HTTP/1.1 response, no more are read from the gateway.
+/// When hyper has buffered this many bytes of an HTTP/1.1 response, no more are read from the
+/// gateway.
 const HIGH_WATER_MARK: usize = 16 * 1024;
 
-/// The output of one connection. The stream below hyper records it, and the bodies of responses read it.
+/// The output of one connection. The stream below hyper records it, and the bodies of responses
+/// read it.
 #[derive(Debug, Default)]
 pub struct OutputState {
     /// Bytes of HTTP/1.1 responses that hyper has and the socket has not taken.
@@ -26,14 +29,16 @@ pub struct OutputState {
 }
 
 impl OutputState {
-    /// Records that the socket took `count` bytes. `is_all` is whether these are all that it was offered.
+    /// Records that the socket took `count` bytes. `is_all` is whether these are all that it was
+    /// offered.
     pub fn record_write(&self, count: usize, is_all: bool) {
         let still_buffered = self.buffered_bytes.load(Ordering::Relaxed).saturating_sub(count);
         self.buffered_bytes.store(still_buffered, Ordering::Relaxed);
         self.is_socket_full.store(!is_all, Ordering::Relaxed);
     }
 
-    /// Records a flush. `is_all` is whether it completed, so that everything written has left the process.
+    /// Records a flush. `is_all` is whether it completed, so that everything written has left the
+    /// process.
     pub fn record_flush(&self, is_all: bool) {
         if is_all {
             self.buffered_bytes.store(0, Ordering::Relaxed);
@@ -72,18 +77,21 @@ impl OutputState {
         self.is_socket_full.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of flushes of the connection. At each, all bytes written have left the process.
+    /// Returns the number of flushes of the connection. At each, all bytes written have left the
+    /// process.
     pub fn flush_count(&self) -> u64 {
         self.flushes.flush_count()
     }
 
-    /// Completes once the connection was flushed after `since`, an earlier result of [`Self::flush_count`]: all bytes
-    /// that hyper had by then have left the process. HTTP/1.1 only.
+    /// Completes once the connection was flushed after `since`, an earlier result of
+    /// [`Self::flush_count`]: all bytes that hyper had by then have left the process. HTTP/1.1
+    /// only.
     pub fn poll_flushed(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
         self.flushes.poll_flushed_since(since, cx)
     }
 
-    /// Sets the trailers of the chunked body that ends next. All bytes that hyper had of it must have left the process.
+    /// Sets the trailers of the chunked body that ends next. All bytes that hyper had of it must
+    /// have left the process.
     pub fn end_with_trailers(&self, trailers: &HeaderMap) {
         self.trailer_slot.set(trailers);
     }

@@ -1,25 +1,28 @@
 //! Finds the request heads that hyper or `h2` refuse before there is a request.
 //!
-//! Over HTTP/1.1 hyper's response shows the refusal. Over HTTP/2 `h2` resets the stream. It also resets streams whose
-//! request's body is malformed, and hyper does not tell on which stream a request came. So [`RefusedHeads`] counts:
+//! Over HTTP/1.1 hyper's response shows the refusal. Over HTTP/2 `h2` resets the stream. It also
+//! resets streams whose request's body is malformed, and hyper does not tell on which stream a
+//! request came. So [`RefusedHeads`] counts:
 //!
 //! 1. The header blocks that begin a stream, less the requests, are undecided.
-//! 2. A reset with REFUSED_STREAM is a refused head. So is a response whose only field is `:status`, which `h2` sends
-//!    if a head is too large. `h2` sends neither for a request.
+//! 2. A reset with REFUSED_STREAM is a refused head. So is a response whose only field is
+//!    `:status`, which `h2` sends if a head is too large. `h2` sends neither for a request.
 //! 3. Each other reset of such a stream is a refused head, as long as header blocks are undecided.
 //!
-//! Step 3 is taken at the end of a round: when hyper has done all that it can, and everything was written. Before that,
-//! an undecided header block may still become a request.
+//! Step 3 is taken at the end of a round: when hyper has done all that it can, and everything was
+//! written. Before that, an undecided header block may still become a request.
 //!
-//! For example, header blocks come on streams 3, 5 and 7, two become requests, and `h2` resets stream 5. One block is
-//! undecided, so the reset is a refused head. A later reset of stream 3 is not one.
+//! For example, header blocks come on streams 3, 5 and 7, two become requests, and `h2` resets
+//! stream 5. One block is undecided, so the reset is a refused head. A later reset of stream 3 is
+//! not one.
 //!
-//! A header block that continues in CONTINUATION frames may be refused before its end. For one request, a CONNECT
-//! with a body, hyper ends the connection without a frame (`hyper/src/proto/h2/server.rs`, "h2 connect request with
-//! non-zero body not supported"): it is found by the header block that is undecided when the connection ends.
+//! A header block that continues in CONTINUATION frames may be refused before its end. For one
+//! request, a CONNECT with a body, hyper ends the connection without a frame
+//! (`hyper/src/proto/h2/server.rs`, "h2 connect request with non-zero body not supported"): it is
+//! found by the header block that is undecided when the connection ends.
 //!
-//! Workaround: [hyper#3225](https://github.com/hyperium/hyper/issues/3225). Delete when hyper reports
-//! the heads that it refuses.
+//! Workaround: [hyper#3225](https://github.com/hyperium/hyper/issues/3225). Delete when hyper
+//! reports the heads that it refuses.
 
 use std::mem::take;
 
@@ -102,9 +105,11 @@ pub struct RefusedHeads {
     refused_heads: Vec<RefusedHead>,
     /// HTTP/2: the stream whose header block continues in CONTINUATION frames.
     partial_block: Option<u32>,
-    /// HTTP/2: the last stream whose header block was refused before its end, so that the end is not counted again.
+    /// HTTP/2: the last stream whose header block was refused before its end, so that the end is
+    /// not counted again.
     abandoned_block: Option<u32>,
-    /// Whether the client closed its direction of the connection: then hyper may end the connection for that reason.
+    /// Whether the client closed its direction of the connection: then hyper may end the connection
+    /// for that reason.
     has_client_ended: bool,
     /// Whether `h2` or loopgate closes the connection: hyper ignores new streams.
     is_closing: bool,
@@ -179,7 +184,8 @@ impl RefusedHeads {
         self.partial_block = Some(stream);
     }
 
-    /// Records that the connection is closed because its unfinished header block did not end in time.
+    /// Records that the connection is closed because its unfinished header block did not end in
+    /// time.
     pub fn record_header_block_timeout(&mut self) {
         self.partial_block = None;
         self.is_closing = true;
@@ -241,8 +247,8 @@ impl RefusedHeads {
         self.refused_heads.push(refused);
     }
 
-    /// Records the head of a response on `stream`. If `is_status_only`, the response is the 431 by which `h2` refuses a
-    /// head that is too large.
+    /// Records the head of a response on `stream`. If `is_status_only`, the response is the 431 by
+    /// which `h2` refuses a head that is too large.
     pub fn record_response_head(&mut self, stream: u32, is_status_only: bool) {
         let is_first = self.mark_answered(stream);
         if is_first && is_status_only {
@@ -266,9 +272,9 @@ impl RefusedHeads {
         }
     }
 
-    /// Records a GOAWAY of `h2`. The GOAWAY may refuse a header block that `h2` can't read, or whose remaining
-    /// frames `h2` does not want. `h2` could read the header blocks of all streams up to `last_stream`: if no
-    /// stream is later, the GOAWAY has another cause.
+    /// Records a GOAWAY of `h2`. The GOAWAY may refuse a header block that `h2` can't read, or
+    /// whose remaining frames `h2` does not want. `h2` could read the header blocks of all streams
+    /// up to `last_stream`: if no stream is later, the GOAWAY has another cause.
     pub fn record_goaway(&mut self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.is_closing = true;
         let refusal = match code {
@@ -283,7 +289,8 @@ impl RefusedHeads {
         }
     }
 
-    /// Ends the round: hyper has done all that it can and everything was written, or the connection has ended.
+    /// Ends the round: hyper has done all that it can and everything was written, or the connection
+    /// has ended.
     pub fn end_round(&mut self) {
         self.attribute_resets();
         let dropped =
@@ -292,7 +299,8 @@ impl RefusedHeads {
         self.begun_streams.clear();
     }
 
-    /// Counts the possible refusals of the round as refused heads, at most as many as heads are undecided.
+    /// Counts the possible refusals of the round as refused heads, at most as many as heads are
+    /// undecided.
     fn attribute_resets(&mut self) {
         for refused in take(&mut self.resets) {
             if self.undecided_count > 0 {
@@ -306,8 +314,8 @@ impl RefusedHeads {
         self.refused_heads.is_empty() && self.dropped_heads == DroppedHeads::default()
     }
 
-    /// Records that a response or reset was written on `stream`; returns whether it is the first one on a stream of the
-    /// round, so that it may be a refusal.
+    /// Records that a response or reset was written on `stream`; returns whether it is the first
+    /// one on a stream of the round, so that it may be a refusal.
     fn mark_answered(&mut self, stream: u32) -> bool {
         let position = self.begun_streams.binary_search_by_key(&stream, |begun| begun.stream);
         position.is_ok_and(|at| !std::mem::replace(&mut self.begun_streams[at].is_answered, true))

@@ -1,17 +1,19 @@
-//! Finds the HTTP/2 stream of each request of a connection, as far as possible: hyper does not tell it.
+//! Finds the HTTP/2 stream of each request of a connection, as far as possible: hyper does not tell
+//! it.
 //!
-//! [`RequestStreams`] records the header blocks that begin a stream, and counts the requests that hyper passes to the
-//! service. Both come in the same order, but a malformed or refused head never becomes a request.
+//! [`RequestStreams`] records the header blocks that begin a stream, and counts the requests that
+//! hyper passes to the service. Both come in the same order, but a malformed or refused head never
+//! becomes a request.
 //!
-//! A round ends when hyper has done all that it can and everything was written. If the round had as many requests as
-//! header blocks, each block was one request, and the streams are known. Otherwise the streams of the round's requests
-//! stay unknown.
+//! A round ends when hyper has done all that it can and everything was written. If the round had as
+//! many requests as header blocks, each block was one request, and the streams are known. Otherwise
+//! the streams of the round's requests stay unknown.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// The most header blocks of a round that are kept. hyper passes fewer on in a round, but `h2` may drop any number
-/// after a GOAWAY.
+/// The most header blocks of a round that are kept. hyper passes fewer on in a round, but `h2` may
+/// drop any number after a GOAWAY.
 const MAX_BLOCKS: usize = 256;
 /// The most streams that are kept of those that `h2` reset.
 const MAX_RESET: usize = 64;
@@ -23,11 +25,11 @@ const MAX_UNKNOWN: usize = 16;
 pub struct RequestStreams {
     /// The header blocks of the round that hyper got and has not passed on as requests.
     blocks: VecDeque<RoundStream>,
-    /// The header blocks of the round that count as passed on. They are the streams of the round's requests if every
-    /// block became a request.
+    /// The header blocks of the round that count as passed on. They are the streams of the round's
+    /// requests if every block became a request.
     passed_blocks: Vec<RoundStream>,
-    /// Whether the streams of the round's requests can't be known any more: a request came without a header block, or
-    /// there are too many blocks.
+    /// Whether the streams of the round's requests can't be known any more: a request came without
+    /// a header block, or there are too many blocks.
     is_round_unknown: bool,
     /// The number of requests so far.
     requests: u64,
@@ -39,7 +41,8 @@ pub struct RequestStreams {
     unknown_up_to: u64,
     /// The streams of requests that hyper has not begun to answer and neither side has reset.
     unanswered_streams: Vec<u32>,
-    /// The streams that `h2` reset because of what the client sent. `h2` closes a connection with many of them.
+    /// The streams that `h2` reset because of what the client sent. `h2` closes a connection with
+    /// many of them.
     reset_streams: Vec<u32>,
 }
 
@@ -69,8 +72,8 @@ impl RequestStreams {
         self.requests
     }
 
-    /// Records a request over HTTP/2; returns its number, and the stream that it came on if [`Self::is_known`] returns
-    /// `true` for the number after the round.
+    /// Records a request over HTTP/2; returns its number, and the stream that it came on if
+    /// [`Self::is_known`] returns `true` for the number after the round.
     pub fn number_h2_request(&mut self) -> (u64, u32) {
         self.requests += 1;
         match self.blocks.pop_front() {
@@ -93,8 +96,8 @@ impl RequestStreams {
         }
     }
 
-    /// Records that `stream` was reset, or that its response has begun; returns whether it was the stream
-    /// of an unanswered request.
+    /// Records that `stream` was reset, or that its response has begun; returns whether it was the
+    /// stream of an unanswered request.
     pub fn remove_unanswered(&mut self, stream: u32) -> bool {
         let Some(at) = self.unanswered_streams.iter().position(|unanswered| *unanswered == stream) else {
             for opened in self.blocks.iter_mut().chain(&mut self.passed_blocks) {
@@ -113,8 +116,8 @@ impl RequestStreams {
         }
     }
 
-    /// Ends the round. If some of its header blocks became no request, it is not known which, so that the streams of
-    /// its requests stay unknown.
+    /// Ends the round. If some of its header blocks became no request, it is not known which, so
+    /// that the streams of its requests stay unknown.
     pub fn end_round(&mut self) {
         let is_known = !std::mem::take(&mut self.is_round_unknown) && self.blocks.is_empty();
         self.blocks.clear();
@@ -138,7 +141,8 @@ impl RequestStreams {
         self.passed_blocks = Vec::new();
     }
 
-    /// Returns whether the stream of the request with this number is known. It is not before the end of the round.
+    /// Returns whether the stream of the request with this number is known. It is not before the
+    /// end of the round.
     pub fn is_known(&self, number: u64) -> bool {
         number <= self.earlier_requests
             && number > self.unknown_up_to
@@ -150,7 +154,8 @@ impl RequestStreams {
         number == self.requests
     }
 
-    /// Returns whether `stream` carries a request that hyper has not begun to answer and neither side has reset.
+    /// Returns whether `stream` carries a request that hyper has not begun to answer and neither
+    /// side has reset.
     pub fn is_open(&self, stream: u32) -> bool {
         self.unanswered_streams.contains(&stream)
     }

@@ -30,7 +30,8 @@ macro_rules! either {
 impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // hyper tries to read in each poll. Asking the socket first costs a third of a read through rustls.
+        // hyper tries to read in each poll. Asking the socket first costs a third of a read through
+        // rustls.
         if let Self::Tls(stream) = this
             && let (socket, session) = stream.get_ref()
             && session.wants_read()

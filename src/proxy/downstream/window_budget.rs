@@ -1,8 +1,9 @@
 //! Shares the memory for request bodies among HTTP/2 connections.
 //!
-//! A client may send as many bytes as its connection's flow-control window before the gateway has taken any, and
-//! hyper buffers these bytes. So the windows of all connections together are limited: each new connection gets a part
-//! of the memory that is left, but at least the 64 KiB that every connection begins with (RFC 9113 section 6.9.2).
+//! A client may send as many bytes as its connection's flow-control window before the gateway has
+//! taken any, and hyper buffers these bytes. So the windows of all connections together are
+//! limited: each new connection gets a part of the memory that is left, but at least the 64 KiB
+//! that every connection begins with (RFC 9113 section 6.9.2).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,9 +30,10 @@ pub struct WindowLease {
 }
 
 impl WindowBudget {
-    /// Creates a budget of half of `buffered` bytes. The other half is that of tunnels, a quarter for each lane
-    /// ([`TunnelBufferBudget`](crate::proxy::tunnel::buffers::TunnelBufferBudget)). First messages have a budget beside
-    /// both ([`FirstMessageBudget`](crate::proxy::tunnel::first_message_budget::FirstMessageBudget)).
+    /// Creates a budget of half of `buffered` bytes. The other half is that of tunnels, a quarter
+    /// for each lane ([`TunnelBufferBudget`](crate::proxy::tunnel::buffers::TunnelBufferBudget)).
+    /// First messages have a budget beside both
+    /// ([`FirstMessageBudget`](crate::proxy::tunnel::first_message_budget::FirstMessageBudget)).
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 2, leased_bytes: AtomicUsize::new(0) })
     }

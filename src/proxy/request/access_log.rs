@@ -15,7 +15,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct AccessLog {
     /// The client's address: the one that a trusted proxy names, or else the peer's.
     pub client: IpAddr,
-    /// The value of `X-Request-Id`, if the client sent a well-formed one; else an id that loopgate made.
+    /// The value of `X-Request-Id`, if the client sent a well-formed one; else an id that loopgate
+    /// made.
     pub request_id: String,
 }
 

@@ -15,12 +15,13 @@ use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::proxy::error::Error;
 
-/// Answers `request`. `handle` is the request's handle in the code below hyper. The record of the request is created at
-/// once, before the future is polled, since hyper may drop the future unpolled. Over HTTP/2, must be called on the task
-/// of its stream.
+/// Answers `request`. `handle` is the request's handle in the code below hyper. The record of the
+/// request is created at once, before the future is polled, since hyper may drop the future
+/// unpolled. Over HTTP/2, must be called on the task of its stream.
 ///
 /// # Errors
-/// The client left before the end of the request's body. hyper then ends the connection or resets the stream.
+/// The client left before the end of the request's body. hyper then ends the connection or resets
+/// the stream.
 pub fn answer_request(
     context: Arc<ConnectionContext>,
     request: Request<Incoming>,
@@ -39,7 +40,8 @@ pub fn answer_request(
             Err(error) => {
                 let request_id = record.record_failure(&error);
                 let response = error_response(&error, format, &request_id, &record);
-                // The bytes after a refused head (400), a CONNECT or a TRACE (405) might be read as the next request.
+                // The bytes after a refused head (400), a CONNECT or a TRACE (405) might be read as
+                // the next request.
                 must_close |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);
                 response
             }
@@ -60,8 +62,8 @@ mod tests {
         size_of::<F>()
     }
 
-    /// The future is moved several times before it runs, and each HTTP/1.1 connection reserves memory for one. So
-    /// futures that are seldom awaited in it must be boxed.
+    /// The future is moved several times before it runs, and each HTTP/1.1 connection reserves
+    /// memory for one. So futures that are seldom awaited in it must be boxed.
     #[test]
     fn the_future_of_a_request_is_small() {
         let size = future_size(answer_request);

@@ -61,7 +61,8 @@ impl CaFormat {
     }
 }
 
-/// A request for the CA's certificate. loopgate answers it after all checks that every request must pass.
+/// A request for the CA's certificate. loopgate answers it after all checks that every request must
+/// pass.
 pub struct CaRequest {
     format: CaFormat,
     method: Method,
@@ -71,8 +72,8 @@ pub struct CaRequest {
 }
 
 impl CaRequest {
-    /// Returns `parts` as a request for the CA's certificate; `None` if they are another request, or the CA is not
-    /// served.
+    /// Returns `parts` as a request for the CA's certificate; `None` if they are another request,
+    /// or the CA is not served.
     pub fn from_parts(parts: &Parts, tls: &ArcSwap<TlsServerConfig>) -> Option<Self> {
         // The path is checked first: all other requests cost one comparison.
         let format = CaFormat::for_path(parts.uri.path())?;
@@ -114,8 +115,8 @@ impl CaRequest {
     }
 }
 
-/// Returns the page's URL, if the client used one of `names`. The page shows the URL as a QR code, which must not
-/// lead to another host.
+/// Returns the page's URL, if the client used one of `names`. The page shows the URL as a QR code,
+/// which must not lead to another host.
 fn page_url(uri: &Uri, headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> Option<String> {
     let sent = || headers.get(HOST)?.to_str().ok()?.parse::<Authority>().ok();
     let authority = uri.authority().cloned().or_else(sent)?;

@@ -1,7 +1,8 @@
-//! Watches whether the client of one request is still authorized, if that does not depend on its connection alone.
+//! Watches whether the client of one request is still authorized, if that does not depend on its
+//! connection alone.
 //!
-//! A trusted proxy sends requests of many clients on one connection. A browser page on an agent's connection is subject
-//! to the allow and deny lists, although the connection is not.
+//! A trusted proxy sends requests of many clients on one connection. A browser page on an agent's
+//! connection is subject to the allow and deny lists, although the connection is not.
 
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -24,8 +25,9 @@ pub struct ClientAuthorization {
 }
 
 impl ClientAuthorization {
-    /// Watches `client`, which `rules` permitted. Returns `None` if there is nothing to watch: the request has no
-    /// client of its own, or its client is that of the connection, which is checked with the connection.
+    /// Watches `client`, which `rules` permitted. Returns `None` if there is nothing to watch: the
+    /// request has no client of its own, or its client is that of the connection, which is checked
+    /// with the connection.
     ///
     /// # Errors
     /// The rules have changed meanwhile and deny the client.
@@ -35,7 +37,8 @@ impl ClientAuthorization {
         rules: &Arc<RequestRules>,
     ) -> Result<Option<Self>, Error> {
         let connection_client = match &*context.lane {
-            // The connection of a trusted proxy is not subject to the lists, but the proxy's own requests are.
+            // The connection of a trusted proxy is not subject to the lists, but the proxy's own
+            // requests are.
             Lane::External(lane) if !lane.is_trusted_proxy => Some(lane.client),
             _ => None,
         };
@@ -76,7 +79,8 @@ impl ClientAuthorization {
         poll_fn(|cx| self.poll_revoked(cx)).await;
     }
 
-    /// Waits for `sending`, unless the rules deny the client meanwhile. Without `authorization`, only waits.
+    /// Waits for `sending`, unless the rules deny the client meanwhile. Without `authorization`,
+    /// only waits.
     ///
     /// # Errors
     /// Those of `sending`, or the rules deny the client.

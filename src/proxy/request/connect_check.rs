@@ -1,4 +1,5 @@
-//! Checks the `connect` message of a WebSocket: the scopes that it asks for, and the device that signed it.
+//! Checks the `connect` message of a WebSocket: the scopes that it asks for, and the device that
+//! signed it.
 
 use std::future::ready;
 use std::sync::Arc;
@@ -18,8 +19,8 @@ use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::tunnel::connect_response::{ConnectResponseWatcher, PendingConnect};
 use crate::proxy::tunnel::first_message::{Checked, FirstMessage};
 
-/// Returns the check of the first message of the WebSocket that `head` asks for, and the observer of the gateway's
-/// response; `None` if neither a scope cap nor devices must be checked.
+/// Returns the check of the first message of the WebSocket that `head` asks for, and the observer
+/// of the gateway's response; `None` if neither a scope cap nor devices must be checked.
 pub fn connect_check(
     context: &ConnectionContext,
     head: &GatewayHead,
@@ -97,15 +98,15 @@ struct DeviceCheck {
     mode: BindDevices,
     /// The agent; `None` on the external lane.
     agent: Option<DeviceUser>,
-    /// Whether an accepted device is remembered as external: not if a web page caused the request on an agent's
-    /// connection.
+    /// Whether an accepted device is remembered as external: not if a web page caused the request
+    /// on an agent's connection.
     may_learn: bool,
 }
 
 impl DeviceCheck {
-    /// Checks the device of `request`. On the agent lane, the device is bound when the future completes, and released
-    /// if the gateway refuses the request. On the external lane, it is remembered when the gateway accepts the
-    /// request.
+    /// Checks the device of `request`. On the agent lane, the device is bound when the future
+    /// completes, and released if the gateway refuses the request. On the external lane, it is
+    /// remembered when the gateway accepts the request.
     ///
     /// # Errors
     /// The reason of the refusal, for the close frame.
@@ -156,7 +157,8 @@ impl DeviceCheck {
     }
 }
 
-/// Refuses a first message that asks for scopes beyond `cap`, or that is not a well-formed `connect`.
+/// Refuses a first message that asks for scopes beyond `cap`, or that is not a well-formed
+/// `connect`.
 ///
 /// # Errors
 /// The reason of the refusal, for the close frame.

@@ -15,8 +15,9 @@ use crate::proxy::error::Error;
 pub struct ErrorFormat {
     /// Whether the client accepts HTML.
     is_html: bool,
-    /// Whether the request is a HEAD, whose response has no body (RFC 9110 section 9.3.2). Workaround: over HTTP/2
-    /// hyper would send the body. Delete when its server discards it, as over HTTP/1.1.
+    /// Whether the request is a HEAD, whose response has no body (RFC 9110 section 9.3.2).
+    /// Workaround: over HTTP/2 hyper would send the body. Delete when its server discards it, as
+    /// over HTTP/1.1.
     is_head_only: bool,
 }
 

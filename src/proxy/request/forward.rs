@@ -31,8 +31,8 @@ use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
 
 /// The result of forwarding a request.
 pub struct ForwardOutcome {
-    /// Whether an HTTP/1.1 connection must close, because it is not known whether the client's next bytes are the
-    /// body of this request or a new request.
+    /// Whether an HTTP/1.1 connection must close, because it is not known whether the client's next
+    /// bytes are the body of this request or a new request.
     pub must_close: bool,
     pub result: Result<Response<ResponseBody>, Error>,
 }
@@ -76,7 +76,8 @@ enum AnsweredBy {
     Loopgate(CaRequest),
 }
 
-/// The error of a request that did not pass the checks, and whether an HTTP/1.1 connection must close after it.
+/// The error of a request that did not pass the checks, and whether an HTTP/1.1 connection must
+/// close after it.
 struct CheckFailure {
     must_close: bool,
     error: Error,
@@ -92,8 +93,8 @@ struct ClientBody {
 }
 
 impl ClientBody {
-    /// Returns whether the client may leave the body out if it gets a final response before `100 Continue` (RFC 9110
-    /// section 10.1.1).
+    /// Returns whether the client may leave the body out if it gets a final response before `100
+    /// Continue` (RFC 9110 section 10.1.1).
     fn is_optional(&self) -> bool {
         self.expects_continue && !self.incoming.is_end_stream()
     }
@@ -152,9 +153,9 @@ fn check_connection(context: &ConnectionContext) -> Result<(), Error> {
     Ok(())
 }
 
-/// Keeps the upgrade of an HTTP/1.1 request that asks for one, so that its connection can be closed if the upgrade is
-/// refused. Workaround: delete when hyper shuts such a connection down (1.12: `poll_inner` in
-/// `src/proto/h1/dispatch.rs` does not).
+/// Keeps the upgrade of an HTTP/1.1 request that asks for one, so that its connection can be closed
+/// if the upgrade is refused. Workaround: delete when hyper shuts such a connection down (1.12:
+/// `poll_inner` in `src/proto/h1/dispatch.rs` does not).
 fn keep_refused_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
     if context.protocol == labels::Protocol::H1
         && let Some(upgrade) = request.extensions().get::<OnUpgrade>()
@@ -163,8 +164,9 @@ fn keep_refused_upgrade(context: &ConnectionContext, request: &Request<Incoming>
     }
 }
 
-/// Refuses heads over HTTP/2 that exceed `limits.head_bytes` or `limits.head_fields`. hyper refuses them over HTTP/1.1;
-/// over HTTP/2 it has no limit for fields, and `h2` would refuse the size without a reason.
+/// Refuses heads over HTTP/2 that exceed `limits.head_bytes` or `limits.head_fields`. hyper refuses
+/// them over HTTP/1.1; over HTTP/2 it has no limit for fields, and `h2` would refuse the size
+/// without a reason.
 fn check_head_size(context: &ConnectionContext, parts: &Parts) -> Result<(), Error> {
     if context.protocol == labels::Protocol::H1 {
         return Ok(());
@@ -183,8 +185,9 @@ fn expects_continue(parts: &Parts) -> bool {
     parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Returns the request for loopgate's CA, if `parts` are one. The CA is not offered over plain HTTP, where others can
-/// replace the certificate, nor on a listener of a port forward, where the path belongs to its target.
+/// Returns the request for loopgate's CA, if `parts` are one. The CA is not offered over plain
+/// HTTP, where others can replace the certificate, nor on a listener of a port forward, where the
+/// path belongs to its target.
 fn ca_request(context: &ConnectionContext, parts: &Parts) -> Option<CaRequest> {
     let may_offer_ca = context.lane.scheme() == Scheme::Https && context.target.is_gateway();
     may_offer_ca.then(|| CaRequest::from_parts(parts, &context.shared.tls)).flatten()
@@ -230,7 +233,8 @@ async fn send_to_gateway(
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
     wait_for_interims(handle, record).await;
 
-    // The client waited for `100 Continue` and got none: its next bytes may be the body or a new request.
+    // The client waited for `100 Continue` and got none: its next bytes may be the body or a new
+    // request.
     let must_close = progress.is_some_and(|progress| progress.last_part_time().is_none());
     let result = sent.and_then(|(response, upstream)| {
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -241,8 +245,9 @@ async fn send_to_gateway(
     ForwardOutcome { must_close, result }
 }
 
-/// Waits over HTTP/1.1 until all interim responses are written: they can't be written once hyper's buffer holds bytes
-/// of the final response. A client that does not read them is overdue after the stall timeout.
+/// Waits over HTTP/1.1 until all interim responses are written: they can't be written once hyper's
+/// buffer holds bytes of the final response. A client that does not read them is overdue after the
+/// stall timeout.
 async fn wait_for_interims(handle: Option<RequestHandle>, record: &RequestRecord) {
     if let Some(handle) = handle.filter(|handle| !handle.is_h2() && handle.has_interims()) {
         record.guard().mark_pending(Instant::now());
@@ -250,8 +255,8 @@ async fn wait_for_interims(handle: Option<RequestHandle>, record: &RequestRecord
     }
 }
 
-/// Adds `Host` to an HTTP/1.0 request without it (RFC 1945 does not know the field): the local address that the client
-/// connected to. HAProxy's health checks send such requests.
+/// Adds `Host` to an HTTP/1.0 request without it (RFC 1945 does not know the field): the local
+/// address that the client connected to. HAProxy's health checks send such requests.
 fn add_missing_host(parts: &mut Parts, local: SocketAddr) {
     if parts.version == Version::HTTP_10 && parts.uri.authority().is_none() && !parts.headers.contains_key(HOST) {
         let host = HeaderValue::from_str(&local.to_string());
@@ -259,7 +264,8 @@ fn add_missing_host(parts: &mut Parts, local: SocketAddr) {
     }
 }
 
-/// Converts an extended CONNECT (RFC 8441) to the equivalent HTTP/1.1 upgrade; returns whether `request` was one.
+/// Converts an extended CONNECT (RFC 8441) to the equivalent HTTP/1.1 upgrade; returns whether
+/// `request` was one.
 ///
 /// # Errors
 /// The protocol is not `websocket`.

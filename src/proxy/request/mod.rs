@@ -1,5 +1,5 @@
-//! One request: `answer` is the entry point. `forward` checks it, builds its head for the gateway and sends it;
-//! `response` or `upgrade` answer it; `record` follows it to its end.
+//! One request: `answer` is the entry point. `forward` checks it, builds its head for the gateway
+//! and sends it; `response` or `upgrade` answer it; `record` follows it to its end.
 
 mod access_log;
 pub mod answer;

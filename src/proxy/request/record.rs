@@ -28,8 +28,9 @@ use crate::proxy::upstream::h1::error::ExchangeError;
 use crate::proxy::upstream::request_body::BrokenBody;
 use crate::trace::{Span, Trace};
 
-/// The record of a request, from its head to the last byte of its response. The response's body and each chunk of it
-/// hold a reference. When the last reference is dropped, the request has ended, and is counted and logged.
+/// The record of a request, from its head to the last byte of its response. The response's body and
+/// each chunk of it hold a reference. When the last reference is dropped, the request has ended,
+/// and is counted and logged.
 pub struct RequestRecord {
     context: Arc<ConnectionContext>,
     guard: RequestGuard,
@@ -53,8 +54,8 @@ pub struct RequestRecord {
     sent_counter: OnceLock<Counter>,
     has_body_ended: AtomicBool,
     end: OnceLock<RequestEnd>,
-    /// The permit, held until the response was sent: a client that does not read its response can't send another
-    /// request in its place.
+    /// The permit, held until the response was sent: a client that does not read its response can't
+    /// send another request in its place.
     permit: OnceLock<GatewayPermit>,
     request_id: Mutex<Option<String>>,
 }
@@ -105,7 +106,8 @@ impl RequestRecord {
         self.takes_trailers
     }
 
-    /// Returns the request's place in its trace; `None` if traces are neither recorded nor passed on.
+    /// Returns the request's place in its trace; `None` if traces are neither recorded nor passed
+    /// on.
     pub fn trace(&self) -> Option<&Trace> {
         self.trace.as_ref()
     }
@@ -137,7 +139,8 @@ impl RequestRecord {
         self.context.shared.traffic.count_response(self.lane(), self.context.protocol, status, after);
     }
 
-    /// Records that loopgate answers with `error`, and logs and counts it; returns the request id for the response.
+    /// Records that loopgate answers with `error`, and logs and counts it; returns the request id
+    /// for the response.
     pub fn record_failure(&self, error: &Error) -> String {
         let request_id = self.request_id();
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
@@ -182,7 +185,8 @@ impl RequestRecord {
         );
     }
 
-    /// Records that the response ends early with `error`, and logs it. If the gateway is at fault, counts it.
+    /// Records that the response ends early with `error`, and logs it. If the gateway is at fault,
+    /// counts it.
     pub fn record_cut(&self, error: &ExchangeError) {
         if let ExchangeError::RequestBody(broken) = error {
             self.record_broken_body(broken);
@@ -203,7 +207,8 @@ impl RequestRecord {
 
     /// Records that the request's body broke off inside the response, and logs it.
     fn record_broken_body(&self, broken: &BrokenBody) {
-        // If the client left, its connection shows how. Over HTTP/2, `h2` resets the stream of a malformed body.
+        // If the client left, its connection shows how. Over HTTP/2, `h2` resets the stream of a
+        // malformed body.
         if !self.handle.is_h2() && !broken.has_client_left() {
             let _ = self.end.set(RequestEnd::BadBody);
         }
@@ -249,8 +254,9 @@ impl RequestRecord {
         self.resolve_end() == RequestEnd::ClientStalled
     }
 
-    /// Returns how the request ends. The first of these that applies counts: the end that was set, a complete
-    /// response, a stream that the client does not read, a malformed body, the end of the connection.
+    /// Returns how the request ends. The first of these that applies counts: the end that was set,
+    /// a complete response, a stream that the client does not read, a malformed body, the end of
+    /// the connection.
     fn resolve_end(&self) -> RequestEnd {
         if let Some(end) = self.end.get() {
             return *end;
@@ -310,7 +316,8 @@ impl RequestRecord {
         );
     }
 
-    /// Returns the time from the head of the request to that of the response, or until now if there is none.
+    /// Returns the time from the head of the request to that of the response, or until now if there
+    /// is none.
     fn time_to_response(&self) -> Duration {
         self.time_to_response.get().copied().unwrap_or_else(|| self.start_time.elapsed())
     }
@@ -350,7 +357,8 @@ impl CountedChunk {
         Self { bytes, record: Arc::clone(record), _delivered: None }
     }
 
-    /// Creates an empty chunk, and a receiver that completes once all chunks before it were written to the socket.
+    /// Creates an empty chunk, and a receiver that completes once all chunks before it were written
+    /// to the socket.
     pub fn delivery_marker(record: &Arc<RequestRecord>) -> (Self, oneshot::Receiver<()>) {
         let (sender, delivered) = oneshot::channel();
         (Self { bytes: Bytes::new(), record: Arc::clone(record), _delivered: Some(sender) }, delivered)

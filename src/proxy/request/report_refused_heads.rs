@@ -1,5 +1,5 @@
-//! Counts and logs request heads that never became a request. They are logged like requests, without method and path,
-//! which are not known.
+//! Counts and logs request heads that never became a request. They are logged like requests,
+//! without method and path, which are not known.
 
 use http::{HeaderMap, StatusCode};
 use tracing::{debug, info};
@@ -38,7 +38,8 @@ fn record_refusal(context: &ConnectionContext, reason: &'static str) {
     debug!(connection, %peer, lane, protocol, reason, "request head refused");
 }
 
-/// Counts and logs the end of a head like that of a request. `status` and `bytes` are those of the response.
+/// Counts and logs the end of a head like that of a request. `status` and `bytes` are those of the
+/// response.
 fn record_end(context: &ConnectionContext, label: &'static str, status: Option<StatusCode>, bytes: usize) {
     let lane = context.lane.kind();
     context.shared.traffic.count_request_end(lane, label);

@@ -1,4 +1,5 @@
-//! The body of a response to a client: the gateway's, which is streamed, or a short one of loopgate.
+//! The body of a response to a client: the gateway's, which is streamed, or a short one of
+//! loopgate.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use crate::proxy::upstream::pool::PooledConnection;
 
 /// The size of reads from the gateway at first, and after the client's socket was full.
 const SLOW_BLOCK: usize = 16 * 1024;
-/// The size of reads from the gateway after the client's socket took [`FAST_AFTER`] bytes and was never full.
+/// The size of reads from the gateway after the client's socket took [`FAST_AFTER`] bytes and was
+/// never full.
 const FAST_BLOCK: usize = 64 * 1024;
 /// The number of bytes after which a client is fast.
 const FAST_AFTER: u64 = 512 * 1024;
@@ -36,11 +38,12 @@ pub enum ResponseBody {
 pub struct GatewayBody {
     /// The number of bytes that are left of the body, if it is known.
     length_left: Option<u64>,
-    /// Whether the response states the length of the body: over HTTP/1.1 such a body can't have trailers.
+    /// Whether the response states the length of the body: over HTTP/1.1 such a body can't have
+    /// trailers.
     has_stated_length: bool,
-    /// Whether an empty body claims to be of unknown length: hyper's HTTP/1.1 server drops the `Content-Length` of a
-    /// 304 with an empty body (`hyper/src/proto/h1/role.rs`, "content-length value found, but empty body provided").
-    /// It writes no body after a 304 in any case.
+    /// Whether an empty body claims to be of unknown length: hyper's HTTP/1.1 server drops the
+    /// `Content-Length` of a 304 with an empty body (`hyper/src/proto/h1/role.rs`, "content-length
+    /// value found, but empty body provided"). It writes no body after a 304 in any case.
     hides_end: bool,
     /// The connection to the gateway; `None` once the body has ended.
     upstream: Option<PooledConnection>,
@@ -48,12 +51,14 @@ pub struct GatewayBody {
     record: Arc<RequestRecord>,
     authorization: Option<ClientAuthorization>,
     failure: Option<Failure>,
-    /// The trailers of a chunked HTTP/1.1 response, and the connection's number of flushes when they came.
+    /// The trailers of a chunked HTTP/1.1 response, and the connection's number of flushes when
+    /// they came.
     trailers: Option<(HeaderMap, u64)>,
 }
 
-/// The most bytes that are read from the gateway at once. Large reads cost less, but a block stays in memory while the
-/// client does not read. So reads are large only while the client reads as fast as the gateway sends.
+/// The most bytes that are read from the gateway at once. Large reads cost less, but a block stays
+/// in memory while the client does not read. So reads are large only while the client reads as fast
+/// as the gateway sends.
 #[derive(Debug, Default)]
 struct BlockSize {
     /// The number of bytes that were passed on since the client's socket was full.
@@ -74,8 +79,9 @@ impl BlockSize {
     }
 }
 
-/// The failure of a body because the gateway, or the request's body, broke off. The error is passed on only after all
-/// bytes before it have left the process, because hyper discards its buffer when it gets an error.
+/// The failure of a body because the gateway, or the request's body, broke off. The error is passed
+/// on only after all bytes before it have left the process, because hyper discards its buffer when
+/// it gets an error.
 struct Failure {
     error: Option<ExchangeError>,
     delivered: Delivered,
@@ -85,7 +91,8 @@ struct Failure {
 enum Delivered {
     /// HTTP/1.1: the connection has been flushed more often than this.
     Flushed(u64),
-    /// HTTP/2: an empty chunk was sent, which comes after all others of the stream. `None` before it was.
+    /// HTTP/2: an empty chunk was sent, which comes after all others of the stream. `None` before
+    /// it was.
     Marker(Option<oneshot::Receiver<()>>),
 }
 
@@ -101,9 +108,9 @@ pub enum BodyError {
 }
 
 impl ResponseBody {
-    /// Creates a body that passes on the gateway's body, which comes over `upstream`. That connection is returned to
-    /// its pool at the end of the body. With `hides_end`, hyper does not learn that the body is empty, so that it
-    /// keeps the `Content-Length`.
+    /// Creates a body that passes on the gateway's body, which comes over `upstream`. That
+    /// connection is returned to its pool at the end of the body. With `hides_end`, hyper does not
+    /// learn that the body is empty, so that it keeps the `Content-Length`.
     pub fn from_gateway(
         upstream: PooledConnection,
         record: Arc<RequestRecord>,
@@ -140,7 +147,8 @@ impl ResponseBody {
 }
 
 impl GatewayBody {
-    /// Polls the authorization and the gateway; returns the next frame for hyper, `None` at the end.
+    /// Polls the authorization and the gateway; returns the next frame for hyper, `None` at the
+    /// end.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, BodyError>>> {
         if let Some(authorization) = &mut self.authorization
             && authorization.poll_revoked(cx).is_ready()
@@ -208,7 +216,8 @@ impl GatewayBody {
         self.poll(cx)
     }
 
-    /// Records the end of the gateway's body, and returns its connection to the pool unless it `failed`.
+    /// Records the end of the gateway's body, and returns its connection to the pool unless it
+    /// `failed`.
     fn finish_incoming(&mut self, failed: bool, now: Instant) {
         if !failed {
             self.record.mark_body_complete();
@@ -240,8 +249,8 @@ impl GatewayBody {
         Poll::Ready(failure.error.take().map(|error| Err(BodyError::Gateway(error))))
     }
 
-    /// Reads the next frame from the gateway, unless hyper has enough bytes for now. At the end, returns the
-    /// gateway's connection to the pool.
+    /// Reads the next frame from the gateway, unless hyper has enough bytes for now. At the end,
+    /// returns the gateway's connection to the pool.
     fn poll_gateway_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<CountedChunk>, ExchangeError>>> {
         let guard = self.record.guard();
         if guard.poll_below_high_water_mark(cx).is_pending() {
@@ -256,7 +265,8 @@ impl GatewayBody {
         }
         let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
         guard.mark_drained();
-        // The connection to the gateway is driven on the client's task, so that no other task must be woken.
+        // The connection to the gateway is driven on the client's task, so that no other task must
+        // be woken.
         let frame = ready!(upstream.poll_frame(cx, self.block_size.bytes()));
         self.length_left = upstream.length_left();
         let has_ended = !matches!(frame, Some(Ok(_))) || upstream.is_response_done();
@@ -277,7 +287,8 @@ impl GatewayBody {
 
 impl Drop for GatewayBody {
     fn drop(&mut self) {
-        // This is recorded before the permit is returned, which may let a waiting request of the same client continue.
+        // This is recorded before the permit is returned, which may let a waiting request of the
+        // same client continue.
         if let Some(upstream) = self.upstream.as_ref().filter(|_| self.record.is_client_stalled()) {
             upstream.record_stall();
         }

@@ -1,4 +1,5 @@
-//! Sends upgrade requests to the gateway. If it agrees, joins the client's connection and the gateway's in a tunnel.
+//! Sends upgrade requests to the gateway. If it agrees, joins the client's connection and the
+//! gateway's in a tunnel.
 
 use std::io;
 use std::pin::pin;
@@ -41,7 +42,8 @@ pub struct UpgradeParts {
     pub is_h2_connect: bool,
 }
 
-/// Sends the upgrade request `head`. If the gateway agrees, starts the tunnel; else passes its response on.
+/// Sends the upgrade request `head`. If the gateway agrees, starts the tunnel; else passes its
+/// response on.
 ///
 /// # Errors
 /// There is no valid response.
@@ -67,7 +69,8 @@ pub async fn upgrade_request(
 
     let (response, mut upstream) = send_upgrade(context, head, authorization.as_mut(), record).await?;
     if response.status != StatusCode::SWITCHING_PROTOCOLS {
-        // To an extended CONNECT, every success means that the WebSocket is open (RFC 8441 section 5).
+        // To an extended CONNECT, every success means that the WebSocket is open (RFC 8441 section
+        // 5).
         if is_h2_connect && response.status.is_success() {
             return Err(Error::BadUpgradeResponse);
         }
@@ -129,8 +132,8 @@ fn start_tunnel(
 ) {
     record.set_end_once(RequestEnd::Upgraded);
     context.set_refused_upgrade(None);
-    // An HTTP/2 connection must wait for the tunnels on its streams. Over HTTP/1.1 the tunnel takes the connection
-    // over.
+    // An HTTP/2 connection must wait for the tunnels on its streams. Over HTTP/1.1 the tunnel takes
+    // the connection over.
     let stream = options.is_h2.then(|| context.activity.begin_tunnel(record.guard()));
     let (number, peer) = (context.number, context.peer);
     // Boxed, so that what only the start of the tunnel needs is freed before the tunnel runs.
@@ -143,7 +146,8 @@ fn start_tunnel(
         };
         if let Err(error) = ended.await {
             debug!(connection = number, %peer, error = error_chain(&error), "tunnel broke off");
-            // The reset of a TCP connection is passed on as a reset of the stream with CANCEL (RFC 8441 section 5).
+            // The reset of a TCP connection is passed on as a reset of the stream with CANCEL (RFC
+            // 8441 section 5).
             if let Some(stream) = stream
                 && !matches!(error, TunnelError::Unauthorized)
             {
@@ -173,7 +177,8 @@ fn switches_to_websocket(response: &ResponseHead) -> bool {
     response.headers.get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// Returns whether `response` proves that the gateway understood the handshake with `key` (RFC 6455 section 4.2.2).
+/// Returns whether `response` proves that the gateway understood the handshake with `key` (RFC 6455
+/// section 4.2.2).
 fn proves_handshake(response: &ResponseHead, key: Option<&HeaderValue>, is_websocket: bool) -> bool {
     let expected = key.map(|key| derive_accept_key(key.as_bytes()));
     let accept = response.headers.get(SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
@@ -199,7 +204,8 @@ async fn run_while_authorized(
     }
 }
 
-/// Takes both connections back from hyper. Returns the tunnel between them, and the permit to hold until it ends.
+/// Takes both connections back from hyper. Returns the tunnel between them, and the permit to hold
+/// until it ends.
 async fn open_tunnel(
     client_side: OnUpgrade,
     upstream: PooledConnection,

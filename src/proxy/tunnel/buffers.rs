@@ -1,8 +1,8 @@
 //! Limits the memory for bytes that tunnels have read and not written yet.
 //!
-//! A tunnel reads a block, and nothing more until the block was written. The less memory is left, the smaller are the
-//! blocks that the tunnels of a lane read. So many clients that do not read can't make loopgate hold much memory, and
-//! every tunnel still makes progress.
+//! A tunnel reads a block, and nothing more until the block was written. The less memory is left,
+//! the smaller are the blocks that the tunnels of a lane read. So many clients that do not read
+//! can't make loopgate hold much memory, and every tunnel still makes progress.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,8 +13,8 @@ pub const MAX_BLOCK: usize = 64 * 1024;
 const BLOCK_PART: usize = 16;
 /// The smallest block, in bytes.
 const MIN_BLOCK: usize = 4 * 1024;
-/// The number of blocks that hyper and `h2` hold of an HTTP/2 stream before a write has to wait: two in the channel
-/// to the stream's task, one in that task, one in `h2`.
+/// The number of blocks that hyper and `h2` hold of an HTTP/2 stream before a write has to wait:
+/// two in the channel to the stream's task, one in that task, one in `h2`.
 const BLOCKS_IN_H2: usize = 4;
 /// The bytes that `h2` holds of a stream besides these blocks (`max_send_buf_size`).
 const H2_BUFFER: usize = 64 * 1024;
@@ -42,8 +42,8 @@ pub struct BufferLease {
 }
 
 impl BufferLease {
-    /// Creates a lease of no bytes. `is_h2` is whether the direction writes to an HTTP/2 stream, which takes some
-    /// blocks before a write has to wait.
+    /// Creates a lease of no bytes. `is_h2` is whether the direction writes to an HTTP/2 stream,
+    /// which takes some blocks before a write has to wait.
     pub fn new(budget: &Arc<TunnelBufferBudget>, is_h2: bool) -> Self {
         Self { budget: Arc::clone(budget), is_h2, held_bytes: 0 }
     }
@@ -54,7 +54,8 @@ impl BufferLease {
         (self.budget.limit.saturating_sub(held) / BLOCK_PART).clamp(MIN_BLOCK, MAX_BLOCK)
     }
 
-    /// Changes the lease to what the direction holds while `unsent` bytes of a block are not written; 0 if all are.
+    /// Changes the lease to what the direction holds while `unsent` bytes of a block are not
+    /// written; 0 if all are.
     pub fn set_unsent(&mut self, unsent: usize) {
         let held = match unsent {
             0 => 0,

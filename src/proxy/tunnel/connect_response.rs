@@ -8,17 +8,19 @@ use serde::Deserialize;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
-/// The most bytes of a message that are examined. A longer response is recognized by its beginning, which is the same
-/// in both versions of the gateway.
+/// The most bytes of a message that are examined. A longer response is recognized by its beginning,
+/// which is the same in both versions of the gateway.
 const MAX_EXAMINED: usize = 4096;
 /// The longest frame header, in bytes.
 const MAX_HEADER: usize = 14;
 
-/// The id of a `connect` that was sent, and what to do when the gateway answers it; `None` if nothing is pending.
+/// The id of a `connect` that was sent, and what to do when the gateway answers it; `None` if
+/// nothing is pending.
 #[derive(Default)]
 pub struct PendingConnect(Mutex<Option<(String, Answered)>>);
 
-/// Called with `true` when the `connect` is accepted, or `false` when it is refused. Dropped if there is no answer.
+/// Called with `true` when the `connect` is accepted, or `false` when it is refused. Dropped if
+/// there is no answer.
 type Answered = Box<dyn FnOnce(bool) + Send>;
 
 impl PendingConnect {
@@ -31,7 +33,8 @@ impl PendingConnect {
 /// What the gateway has sent so far on a WebSocket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GatewaySent {
-    /// Whether the first message asks for a `connect`, as OpenClaw's gateway always does; `None` before that message.
+    /// Whether the first message asks for a `connect`, as OpenClaw's gateway always does; `None`
+    /// before that message.
     pub challenge: Option<bool>,
     /// Whether the gateway has accepted the `connect`; `None` before its answer.
     pub answer: Option<bool>,
@@ -112,8 +115,8 @@ impl ConnectResponseWatcher {
         }
     }
 
-    /// Examines the beginning of a message, or the whole message if `is_whole`. The message is in `frame_start`, between
-    /// `from` and `to`.
+    /// Examines the beginning of a message, or the whole message if `is_whole`. The message is in
+    /// `frame_start`, between `from` and `to`.
     fn examine_message(&mut self, from: usize, to: usize, is_whole: bool) {
         let message = &self.frame_start[from..to];
         if self.sent.challenge.is_none() {

@@ -1,5 +1,5 @@
-//! One direction of a tunnel: reads from one side and writes to the other. The client's bytes pass a [`Gate`] if the
-//! first message must be checked.
+//! One direction of a tunnel: reads from one side and writes to the other. The client's bytes pass
+//! a [`Gate`] if the first message must be checked.
 
 use std::cell::RefCell;
 use std::io;
@@ -36,13 +36,15 @@ pub struct Direction {
     frames: Option<WebSocketFrames>,
     /// To the client only: the close frame to send at the next frame boundary.
     pub close_with: Option<Bytes>,
-    /// To the client only: whether the close frame was added to the output. Later bytes of the gateway are discarded.
+    /// To the client only: whether the close frame was added to the output. Later bytes of the
+    /// gateway are discarded.
     pub is_close_sent: bool,
     /// Whether bytes were read since the last call of [`Direction::take_moved_flag`].
     has_moved: bool,
     /// From the client only: holds bytes back until the gateway has accepted the first message.
     pub gate: Option<Box<Gate>>,
-    /// From the client only: the close frame for a client whose first message is refused. Boxed, because it is rare.
+    /// From the client only: the close frame for a client whose first message is refused. Boxed,
+    /// because it is rare.
     pub refused_with: Option<Box<Bytes>>,
     /// To the client only: follows what the gateway sends until it has answered the first message.
     pub connect_response: Option<ConnectResponseWatcher>,
@@ -206,7 +208,8 @@ impl Direction {
                 }
                 EndStage::Open => {}
             }
-            // `write_block` adds a close frame after bytes of the gateway. Here it is added if no further bytes come.
+            // `write_block` adds a close frame after bytes of the gateway. Here it is added if no
+            // further bytes come.
             if let Some(frame) = self.due_close_frame()
                 && self.frames.as_ref().is_some_and(WebSocketFrames::is_at_boundary)
             {
@@ -284,8 +287,8 @@ impl Direction {
         Ok(Poll::Ready(()))
     }
 
-    /// Writes a block, and keeps the part that can't be written now. A close frame that is due goes to the last frame
-    /// boundary in the block, and the rest is discarded.
+    /// Writes a block, and keeps the part that can't be written now. A close frame that is due goes
+    /// to the last frame boundary in the block, and the rest is discarded.
     fn write_block(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         if self.is_close_sent {
             return Ok(());

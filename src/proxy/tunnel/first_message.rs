@@ -1,4 +1,5 @@
-//! Holds back what a client sends on a WebSocket until its first message is complete, and checks that message.
+//! Holds back what a client sends on a WebSocket until its first message is complete, and checks
+//! that message.
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -11,9 +12,11 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpC
 
 use super::first_message_budget::{FirstMessageBudget, FirstMessageLease};
 
-/// The largest first message, in bytes. OpenClaw 2026.9 accepts no larger one before authentication.
+/// The largest first message, in bytes. OpenClaw 2026.9 accepts no larger one before
+/// authentication.
 const MAX_MESSAGE: usize = 64 * 1024;
-/// The most bytes that are held back for a client: a message, the headers of its frames, and control frames before it.
+/// The most bytes that are held back for a client: a message, the headers of its frames, and
+/// control frames before it.
 const MAX_HELD: usize = MAX_MESSAGE + 4 * 1024;
 
 /// Checks a complete first message.
@@ -21,8 +24,8 @@ pub type CheckMessage = Box<dyn FnOnce(&[u8]) -> Checked + Send>;
 
 /// The result of the check of a first message.
 pub enum Checked {
-    /// The message is a `connect`. The `connect` passes once the future completes, and later bytes pass once the
-    /// gateway has accepted the `connect`.
+    /// The message is a `connect`. The `connect` passes once the future completes, and later bytes
+    /// pass once the gateway has accepted the `connect`.
     Connect(BoxFuture<'static, ()>),
     /// The message is not a `connect`. The gateway accepts it only if it speaks another protocol.
     Other,
@@ -43,7 +46,8 @@ pub enum Verdict {
         /// The bytes that were read after the message.
         rest: Bytes,
     },
-    /// Pass the bytes: they begin with a message that is not a `connect`, or with a part of such a message.
+    /// Pass the bytes: they begin with a message that is not a `connect`, or with a part of such a
+    /// message.
     Other(Bytes),
     /// Pass the bytes: they end with a close frame. Discard all later bytes.
     Close(Bytes),
@@ -51,8 +55,8 @@ pub enum Verdict {
     Control(Bytes),
     /// Close the WebSocket, for this reason.
     Refuse(String),
-    /// Close the WebSocket, because the client violates the WebSocket protocol in this way. The gateway might read the
-    /// bytes differently, so they don't pass.
+    /// Close the WebSocket, because the client violates the WebSocket protocol in this way. The
+    /// gateway might read the bytes differently, so they don't pass.
     Malformed(String),
 }
 
@@ -71,14 +75,15 @@ pub struct FirstMessage {
     is_object: bool,
     /// Whether a frame of the message was read already.
     has_begun: bool,
-    /// Whether only JSON objects are checked. Any other message then passes as soon as its first byte is known.
+    /// Whether only JSON objects are checked. Any other message then passes as soon as its first
+    /// byte is known.
     objects_only: bool,
     check: Option<CheckMessage>,
 }
 
 impl FirstMessage {
-    /// Creates the state before the first byte. `check` checks the first message; with `objects_only`, only if the
-    /// message begins like a JSON object.
+    /// Creates the state before the first byte. `check` checks the first message; with
+    /// `objects_only`, only if the message begins like a JSON object.
     pub fn new(objects_only: bool, budget: Arc<FirstMessageBudget>, check: CheckMessage) -> Self {
         Self {
             held_bytes: Vec::new(),
@@ -103,7 +108,8 @@ impl FirstMessage {
         MAX_HELD.saturating_sub(self.held_bytes.len())
     }
 
-    /// Takes the lease. The caller keeps it while it holds bytes that were read together with the message.
+    /// Takes the lease. The caller keeps it while it holds bytes that were read together with the
+    /// message.
     pub fn take_lease(&mut self) -> Option<FirstMessageLease> {
         self.lease.take()
     }
@@ -152,7 +158,8 @@ impl FirstMessage {
             Err(_) => return ParsedFrame::Verdict(malformed_verdict("not a WebSocket frame")),
         };
         let header_length = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
-        // No extension is negotiated, so the reserved bits must be 0, and clients must mask their frames.
+        // No extension is negotiated, so the reserved bits must be 0, and clients must mask their
+        // frames.
         let Some(mask) = header.mask.filter(|_| !header.rsv1 && !header.rsv2 && !header.rsv3) else {
             return ParsedFrame::Verdict(malformed_verdict("frame is compressed or not masked"));
         };
@@ -190,8 +197,9 @@ impl FirstMessage {
         }
     }
 
-    /// Returns whether the message is not checked: only JSON objects are, and it begins otherwise. `payload` is the part
-    /// of the current frame's payload that has come, as a range of `held_bytes`.
+    /// Returns whether the message is not checked: only JSON objects are, and it begins otherwise.
+    /// `payload` is the part of the current frame's payload that has come, as a range of
+    /// `held_bytes`.
     fn is_exempt(&mut self, payload: Range<usize>, mask: [u8; 4]) -> bool {
         if self.is_object {
             return false;
@@ -235,8 +243,8 @@ enum FrameKind {
 }
 
 impl FrameKind {
-    /// Returns the kind of the frame with `header` and a payload of `length` bytes; `None` if the frame is not allowed
-    /// here. `has_begun` is whether a frame of the message was read already.
+    /// Returns the kind of the frame with `header` and a payload of `length` bytes; `None` if the
+    /// frame is not allowed here. `has_begun` is whether a frame of the message was read already.
     fn of(header: &FrameHeader, length: u64, has_begun: bool) -> Option<Self> {
         let is_valid_control = header.is_final && length <= 125;
         match header.opcode {
@@ -249,7 +257,8 @@ impl FrameKind {
     }
 }
 
-/// Returns the unmasked payload of the data frames in `frames`, which are complete. `length` is its length in bytes.
+/// Returns the unmasked payload of the data frames in `frames`, which are complete. `length` is its
+/// length in bytes.
 fn unmasked_payload(frames: &[u8], length: usize) -> Vec<u8> {
     let mut message = Vec::with_capacity(length);
     let mut cursor = Cursor::new(frames);
@@ -319,7 +328,8 @@ mod tests {
         Malformed,
     }
 
-    /// Returns the verdict on `stream` in pieces of `size`, with a check that refuses messages that contain `admin`.
+    /// Returns the verdict on `stream` in pieces of `size`, with a check that refuses messages that
+    /// contain `admin`.
     fn verdict(stream: &[u8], size: usize, objects_only: bool) -> Outcome {
         let check = |message: &[u8]| {
             if message.windows(5).any(|word| word == b"admin") {
@@ -364,8 +374,8 @@ mod tests {
     #[test]
     fn frames_that_could_hide_a_message_are_refused() {
         let unmasked = [&[0x81, 5][..], b"admin"].concat();
-        // Frames with reserved bits, without a mask, in a wrong order, with an unknown opcode; control frames that are
-        // fragmented or too long.
+        // Frames with reserved bits, without a mask, in a wrong order, with an unknown opcode;
+        // control frames that are fragmented or too long.
         let malformed = [
             frame(0xc1, b"{}"),
             frame(0xa1, b"{}"),

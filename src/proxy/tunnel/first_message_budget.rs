@@ -14,8 +14,8 @@ pub struct FirstMessageBudget {
 }
 
 impl FirstMessageBudget {
-    /// Creates a budget of half of `buffered` bytes, beside those of uploads and tunnels: all of them together are one
-    /// and a half times `buffered`.
+    /// Creates a budget of half of `buffered` bytes, beside those of uploads and tunnels: all of
+    /// them together are one and a half times `buffered`.
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 2, used_bytes: AtomicUsize::new(0) })
     }
@@ -33,7 +33,8 @@ impl FirstMessageLease {
         Self { budget, bytes: 0 }
     }
 
-    /// Extends the lease so that `held` bytes may be held back; returns whether the budget allows it.
+    /// Extends the lease so that `held` bytes may be held back; returns whether the budget allows
+    /// it.
     pub fn try_extend(&mut self, held: usize) -> bool {
         let additional = held.saturating_sub(FREE_BYTES).saturating_sub(self.bytes);
         let fits = |used: usize| used.checked_add(additional).filter(|used| *used <= self.budget.limit);

@@ -1,7 +1,9 @@
-//! Holds back what a client sends after its first message until the gateway has answered that message.
+//! Holds back what a client sends after its first message until the gateway has answered that
+//! message.
 //!
-//! Until a `connect` has succeeded, the gateway handles messages concurrently. So it would also handle a second
-//! `connect` that follows the first one at once, although only the first one was checked.
+//! Until a `connect` has succeeded, the gateway handles messages concurrently. So it would also
+//! handle a second `connect` that follows the first one at once, although only the first one was
+//! checked.
 
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,8 +17,8 @@ use super::first_message::{FirstMessage, Verdict};
 use super::first_message_budget::FirstMessageLease;
 use super::websocket_frames::{WebSocketFrames, policy_violation, protocol_error};
 
-/// The time for the client's first message, from its first byte or from the gateway's request for it. The gateway
-/// itself waits for as long.
+/// The time for the client's first message, from its first byte or from the gateway's request for
+/// it. The gateway itself waits for as long.
 const FIRST_MESSAGE_LIMIT: Duration = Duration::from_secs(15);
 /// The time for the gateway's answer to a `connect`. The gateway itself gives up after 15 s.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(30);
@@ -45,7 +47,8 @@ enum GateStage {
     Response,
     /// The first message is not a `connect`. It passes, up to its end.
     Other(WebSocketFrames),
-    /// A message that is not a `connect` has passed. The gateway has not shown yet which protocol it speaks.
+    /// A message that is not a `connect` has passed. The gateway has not shown yet which protocol
+    /// it speaks.
     Protocol,
     /// Nothing more passes.
     Discard,
@@ -164,7 +167,8 @@ impl Gate {
         match sent.answer {
             Some(true) => return GateStep::Open(std::mem::take(&mut self.after_message)),
             None if !sent.closed => return GateStep::Wait,
-            // The gateway may have accepted the `connect`, but it closes, so that it takes no further message.
+            // The gateway may have accepted the `connect`, but it closes, so that it takes no
+            // further message.
             Some(false) | None => {}
         }
         self.stage = GateStage::Discard;
@@ -174,7 +178,8 @@ impl Gate {
         GateStep::Refused
     }
 
-    /// Returns the next step after the gateway's first message. `challenge` is whether that asks for a `connect`.
+    /// Returns the next step after the gateway's first message. `challenge` is whether that asks
+    /// for a `connect`.
     fn step_after_challenge(&mut self, challenge: Option<bool>) -> GateStep {
         match (challenge, &mut self.stage) {
             (Some(true), GateStage::Other(_) | GateStage::Protocol) => close_for_other_message(),
@@ -242,7 +247,8 @@ mod tests {
 
     const CHALLENGE: &str = r#"{"event":"connect.challenge"}"#;
 
-    /// Runs a tunnel whose check treats `{"a"...` as a `connect` with the id 1, and all else as other messages.
+    /// Runs a tunnel whose check treats `{"a"...` as a `connect` with the id 1, and all else as
+    /// other messages.
     async fn run_tunnel(client: DuplexStream, gateway: DuplexStream, objects_only: bool) -> Result<(), TunnelError> {
         let pending = Arc::new(PendingConnect::default());
         let response = ConnectResponseWatcher::new(Arc::clone(&pending));
@@ -319,7 +325,8 @@ mod tests {
     async fn another_message_opens_the_gate_only_if_the_gateway_speaks_another_protocol() {
         let (connect, close) = (client_message(r#"{"a":1}"#), 0x88);
         for other in [client_message("{}"), client_message("RFB 003.008")] {
-            // The gateway's first message, whether it comes before the client's, and whether the gate opens.
+            // The gateway's first message, whether it comes before the client's, and whether the
+            // gate opens.
             for (greeting, gateway_first, opens) in [
                 (CHALLENGE, true, false),
                 (CHALLENGE, false, false),
@@ -352,7 +359,8 @@ mod tests {
         let part = &client_message(r#"{"a":1}"#)[..9];
         let ping = [0x89, 0x80, 0, 0, 0, 0];
         let with_ping = [&ping[..], part].concat();
-        // Whether the gateway asks for the message, what the client sends, and whether the tunnel is closed.
+        // Whether the gateway asks for the message, what the client sends, and whether the tunnel
+        // is closed.
         for (asked, begun, closed) in [
             (true, &[][..], true),
             (false, part, true),

@@ -1,5 +1,5 @@
-//! Keeps a stream readable after a write fails: if the client of a WebSocket sends something after the gateway's close
-//! frame, the write fails while the last bytes of the gateway wait to be read.
+//! Keeps a stream readable after a write fails: if the client of a WebSocket sends something after
+//! the gateway's close frame, the write fails while the last bytes of the gateway wait to be read.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -23,7 +23,8 @@ impl<S> ReadableAfterWriteError<S> {
         self.has_write_failed
     }
 
-    /// Calls `write`, unless a write has failed before. Returns `done` if it fails or has failed before.
+    /// Calls `write`, unless a write has failed before. Returns `done` if it fails or has failed
+    /// before.
     fn write_or_discard<T>(
         &mut self,
         done: T,

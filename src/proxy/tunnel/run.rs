@@ -1,4 +1,5 @@
-//! Drives a tunnel between a client and the gateway on one task. While both are quiet, it holds no buffer.
+//! Drives a tunnel between a client and the gateway on one task. While both are quiet, it holds no
+//! buffer.
 
 use std::future::poll_fn;
 use std::io;
@@ -21,8 +22,9 @@ use super::websocket_frames::{GOING_AWAY, POLICY_VIOLATION, WebSocketFrames, pol
 use crate::proxy::close_signal::{CloseReason, CloseSignal, REVOKED_GRACE};
 use crate::proxy::lazy_timer::LazyTimer;
 
-/// The time that a client has to close the tunnel after loopgate sent a close frame, after the gateway closed a
-/// WebSocket, or after the gateway closed another kind of tunnel and a write to it failed.
+/// The time that a client has to close the tunnel after loopgate sent a close frame, after the
+/// gateway closed a WebSocket, or after the gateway closed another kind of tunnel and a write to it
+/// failed.
 const TUNNEL_CLOSE_GRACE: Duration = Duration::from_secs(3);
 /// The time that the last bytes have to leave after either side broke off.
 const LAST_BYTES_GRACE: Duration = Duration::from_millis(50);
@@ -42,13 +44,15 @@ pub enum TunnelError {
     Broken(#[from] io::Error),
 }
 
-/// The time after which a WebSocket is closed for a shutdown even if it is not quiet. It is a function, which reads the
-/// current setting, because a reload may change the time while the tunnel is open.
+/// The time after which a WebSocket is closed for a shutdown even if it is not quiet. It is a
+/// function, which reads the current setting, because a reload may change the time while the tunnel
+/// is open.
 pub type QuietLimit = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// The options of a tunnel.
 pub struct TunnelOptions {
-    /// Whether the tunnel carries a WebSocket, so that a close frame can be sent between two frames.
+    /// Whether the tunnel carries a WebSocket, so that a close frame can be sent between two
+    /// frames.
     pub is_websocket: bool,
     /// Whether the client's side is a stream of an HTTP/2 connection.
     pub is_h2: bool,
@@ -58,7 +62,8 @@ pub struct TunnelOptions {
     pub close_signal: CloseSignal,
     /// The time after which a WebSocket is closed for a shutdown even if it is not quiet.
     pub quiet_limit: QuietLimit,
-    /// Checks the client's first message before the gateway gets it. Later messages wait for `connect_response`.
+    /// Checks the client's first message before the gateway gets it. Later messages wait for
+    /// `connect_response`.
     pub first_message: Option<FirstMessage>,
     /// Finds the gateway's response to the first message.
     pub connect_response: Option<ConnectResponseWatcher>,
@@ -68,13 +73,15 @@ pub struct TunnelOptions {
     pub sent_bytes: Counter,
 }
 
-/// Carries bytes between `client` and `gateway` until both directions are closed, one fails, or the client is refused.
+/// Carries bytes between `client` and `gateway` until both directions are closed, one fails, or the
+/// client is refused.
 ///
-/// When loopgate shuts down, a WebSocket comes to rest, and then gets a close frame with status 1001. If its client is
-/// revoked, it gets a close frame with status 1008 at the end of the current frame, if that ends within
-/// [`REVOKED_GRACE`].
+/// When loopgate shuts down, a WebSocket comes to rest, and then gets a close frame with status
+/// 1001. If its client is revoked, it gets a close frame with status 1008 at the end of the current
+/// frame, if that ends within [`REVOKED_GRACE`].
 ///
-/// `early` are the bytes that were read together with the heads: from the client, and from the gateway.
+/// `early` are the bytes that were read together with the heads: from the client, and from the
+/// gateway.
 ///
 /// # Errors
 /// Either side broke off, or the client was refused or revoked.
@@ -90,13 +97,15 @@ where
 {
     let close_signal = options.close_signal.clone();
     let mut tunnel = Tunnel::new(client, gateway, early, options);
-    // An `async fn` would hold its arguments beside the tunnel that is made of them, as long as the tunnel lasts.
+    // An `async fn` would hold its arguments beside the tunnel that is made of them, as long as the
+    // tunnel lasts.
     async move {
         let ended = {
             let mut closing = pin!(close_signal.wait());
             poll_fn(|cx| {
                 while !matches!(tunnel.stage, TunnelStage::Rejecting { .. }) {
-                    // A tunnel that the gateway has closed ends by itself, so a drain changes nothing.
+                    // A tunnel that the gateway has closed ends by itself, so a drain changes
+                    // nothing.
                     let ignores_drain = tunnel.stage != TunnelStage::Open;
                     let Poll::Ready(reason) = closing.as_mut().poll_reason(cx, ignores_drain) else { break };
                     tunnel.begin_close(reason)?;
@@ -105,7 +114,8 @@ where
             })
             .await
         };
-        // The caller resets the client's stream or connection. Bytes that the gateway sent before may leave first.
+        // The caller resets the client's stream or connection. Bytes that the gateway sent before
+        // may leave first.
         if matches!(ended, Err(TunnelError::Broken(_))) {
             tokio::time::sleep(LAST_BYTES_GRACE).await;
         }
@@ -117,13 +127,15 @@ where
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TunnelStage {
     Open,
-    /// loopgate shuts down. A WebSocket gets its close frame at `quiet_at`, which is put off while bytes pass, or at
-    /// `limit`. Other tunnels stay open until they end or the shutdown aborts them.
+    /// loopgate shuts down. A WebSocket gets its close frame at `quiet_at`, which is put off while
+    /// bytes pass, or at `limit`. Other tunnels stay open until they end or the shutdown aborts
+    /// them.
     AwaitingQuiet {
         limit: Instant,
         quiet_at: Instant,
     },
-    /// The close frame for the shutdown is due or sent. The client may answer the close frame until `until`.
+    /// The close frame for the shutdown is due or sent. The client may answer the close frame until
+    /// `until`.
     CloseSent {
         until: Instant,
     },
@@ -131,8 +143,8 @@ enum TunnelStage {
     GatewayClosed {
         until: Instant,
     },
-    /// The client is refused or revoked: its bytes are not read any more. The close frame to it may leave until
-    /// `until`.
+    /// The client is refused or revoked: its bytes are not read any more. The close frame to it may
+    /// leave until `until`.
     Rejecting {
         until: Instant,
     },
@@ -141,8 +153,8 @@ enum TunnelStage {
 /// The two streams of a tunnel, and the state of each direction.
 struct Tunnel<C, G> {
     client: C,
-    /// Stays readable after a failed write: a client that still sends to a gateway that has closed must get the last
-    /// bytes of the gateway.
+    /// Stays readable after a failed write: a client that still sends to a gateway that has closed
+    /// must get the last bytes of the gateway.
     gateway: ReadableAfterWriteError<G>,
     to_gateway: Direction,
     to_client: Direction,
@@ -159,8 +171,8 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,
 {
-    /// Creates the state of a tunnel. `early` are the bytes that were already read for the gateway and for the
-    /// client.
+    /// Creates the state of a tunnel. `early` are the bytes that were already read for the gateway
+    /// and for the client.
     fn new(client: C, gateway: G, early: (Bytes, Bytes), options: TunnelOptions) -> Self {
         let is_websocket = options.is_websocket;
         let lease = |is_h2| BufferLease::new(&options.buffer_budget, is_h2);
@@ -202,7 +214,8 @@ where
         Ok(())
     }
 
-    /// Copies in both directions, and moves on from stage to stage; ready when the tunnel has ended.
+    /// Copies in both directions, and moves on from stage to stage; ready when the tunnel has
+    /// ended.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         if let TunnelStage::Rejecting { until } = self.stage {
             return self.poll_rejecting(cx, until);
@@ -224,8 +237,9 @@ where
                 return Poll::Ready(Ok(()));
             }
             self.put_off_rest_if_moved();
-            // A WebSocket can't be half-closed (RFC 6455 section 7.1.1). If loopgate closed the client's side at
-            // once, a client that is still sending could lose the last frames, so it may close first.
+            // A WebSocket can't be half-closed (RFC 6455 section 7.1.1). If loopgate closed the
+            // client's side at once, a client that is still sending could lose the last frames, so
+            // it may close first.
             if to_client_done && (self.is_websocket || self.gateway.has_write_failed()) {
                 let until = match self.stage {
                     TunnelStage::GatewayClosed { until } => until,
@@ -254,8 +268,8 @@ where
         Poll::Pending
     }
 
-    /// Sends the last bytes and the close frame to a client that is refused or revoked; then fails with
-    /// [`TunnelError::Unauthorized`].
+    /// Sends the last bytes and the close frame to a client that is refused or revoked; then fails
+    /// with [`TunnelError::Unauthorized`].
     fn poll_rejecting(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Result<(), TunnelError>> {
         let ended = self.to_client.poll_copy(cx, &mut self.gateway, &mut self.client)?.is_ready();
         // If the gateway sent a close frame, loopgate sends none.
@@ -267,7 +281,8 @@ where
         Poll::Pending
     }
 
-    /// Tells the gate what the gateway has sent, and whether a deadline of the gate has passed; returns the change.
+    /// Tells the gate what the gateway has sent, and whether a deadline of the gate has passed;
+    /// returns the change.
     fn poll_gate(&mut self, cx: &mut Context<'_>) -> GateChange {
         if self.to_gateway.gate.is_none() {
             return GateChange::Unchanged;
@@ -288,7 +303,8 @@ where
         GateChange::Unchanged
     }
 
-    /// Records which directions carried bytes. If one did, puts off the time at which the tunnel counts as at rest.
+    /// Records which directions carried bytes. If one did, puts off the time at which the tunnel
+    /// counts as at rest.
     fn put_off_rest_if_moved(&mut self) {
         let (from_client, from_gateway) = (self.to_gateway.take_moved_flag(), self.to_client.take_moved_flag());
         if from_client || from_gateway {

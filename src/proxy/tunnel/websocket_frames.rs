@@ -1,5 +1,5 @@
-//! Finds the ends of WebSocket frames (RFC 6455 section 5.2), so that a close frame is not written inside another
-//! frame.
+//! Finds the ends of WebSocket frames (RFC 6455 section 5.2), so that a close frame is not written
+//! inside another frame.
 
 use std::io::Cursor;
 
@@ -12,12 +12,14 @@ pub const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
 /// A server's close frame with status 1008, "policy violation".
 pub const POLICY_VIOLATION: [u8; 4] = [0x88, 0x02, 0x03, 0xf0];
 
-/// Returns a server's close frame with status 1008 and `reason`, which is cut to 123 bytes (RFC 6455 section 5.5).
+/// Returns a server's close frame with status 1008 and `reason`, which is cut to 123 bytes (RFC
+/// 6455 section 5.5).
 pub fn policy_violation(reason: &str) -> Bytes {
     close_frame(1008, reason)
 }
 
-/// Returns a server's close frame with status 1002, "protocol error", and `reason`, which is cut to 123 bytes.
+/// Returns a server's close frame with status 1002, "protocol error", and `reason`, which is cut to
+/// 123 bytes.
 pub fn protocol_error(reason: &str) -> Bytes {
     close_frame(1002, reason)
 }
@@ -54,7 +56,8 @@ impl WebSocketFrames {
         self.payload == 0 && self.partial_len == 0 && !self.is_lost
     }
 
-    /// Parses the next bytes; returns the position after the last complete frame that ends in them, if one does.
+    /// Parses the next bytes; returns the position after the last complete frame that ends in them,
+    /// if one does.
     pub fn parse_frames(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         let mut boundary = None;
@@ -77,8 +80,8 @@ impl WebSocketFrames {
         step
     }
 
-    /// Parses the next bytes up to the end of a message; returns how many these are. `None` if the message does not
-    /// end in `bytes`.
+    /// Parses the next bytes up to the end of a message; returns how many these are. `None` if the
+    /// message does not end in `bytes`.
     pub fn parse_to_message_end(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() && !self.is_lost {

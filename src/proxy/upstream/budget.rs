@@ -1,13 +1,14 @@
 //! Limits concurrent requests at the gateway, and divides the limit fairly among clients.
 //!
-//! External clients share one budget of permits for requests, and one for WebSockets. In a budget of `limit` permits,
-//! of which `free` are not taken, a client that holds `own` permits gets another one if `free > 0` and (`own == 0` or
-//! `own < free - limit / 8`). So a single client gets less than half of the permits, and the last eighth is for clients
-//! that have none. A client that left several responses unread until they were reset gets only a few permits for a
-//! minute (see `stalls`).
+//! External clients share one budget of permits for requests, and one for WebSockets. In a budget
+//! of `limit` permits, of which `free` are not taken, a client that holds `own` permits gets
+//! another one if `free > 0` and (`own == 0` or `own < free - limit / 8`). So a single client gets
+//! less than half of the permits, and the last eighth is for clients that have none. A client that
+//! left several responses unread until they were reset gets only a few permits for a minute (see
+//! `stalls`).
 //!
-//! A request beyond the client's share waits in a queue, in which clients take turns. Each agent has budgets of its
-//! own; agents with the same source address share them.
+//! A request beyond the client's share waits in a queue, in which clients take turns. Each agent
+//! has budgets of its own; agents with the same source address share them.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
@@ -35,15 +36,16 @@ mod tests;
 const AGENT_FACTOR: usize = 4;
 /// The most requests that may wait in the queue of a budget, as a multiple of its limit.
 const WAITING_FACTOR: usize = 4;
-/// One in this many permits is reserved for clients that hold none, and one in this many places in the queue for
-/// clients without a waiting request.
+/// One in this many permits is reserved for clients that hold none, and one in this many places in
+/// the queue for clients without a waiting request.
 const RESERVED_PART: usize = 8;
-/// The most clients of a budget whose unread responses are remembered after their connections have ended.
+/// The most clients of a budget whose unread responses are remembered after their connections have
+/// ended.
 const MAX_STALLED: usize = 1024;
 /// The least time between two warnings that a budget is exhausted.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
-/// The longest time for which waiting requests of other threads are passed over in favour of this thread's: waking a
-/// task of another thread takes a system call.
+/// The longest time for which waiting requests of other threads are passed over in favour of this
+/// thread's: waking a task of another thread takes a system call.
 const MAX_PASSED_OVER: Duration = Duration::from_millis(20);
 /// The most waiting requests of a client that are searched for one of this thread.
 const MAX_SEARCHED: usize = 64;
@@ -119,8 +121,8 @@ struct Budget {
     /// Milliseconds after `epoch` at which exhaustion was last logged, plus one; 0 for never.
     warned_at: AtomicU64,
     refusals: AtomicU64,
-    /// Clients whose unread responses were reset. They are kept here so that a client that closes its connections and
-    /// connects again does not lose its count.
+    /// Clients whose unread responses were reset. They are kept here so that a client that closes
+    /// its connections and connects again does not lose its count.
     stalled_clients: Mutex<Vec<Arc<ClientBudget>>>,
 }
 
@@ -147,8 +149,8 @@ impl GatewayBudgets {
         Self { external, limits, clients: Mutex::default(), agents: Mutex::default(), traffic }
     }
 
-    /// Returns the budget of the external client with the address `ip`. All addresses of an IPv6 /64 network are one
-    /// client.
+    /// Returns the budget of the external client with the address `ip`. All addresses of an IPv6
+    /// /64 network are one client.
     pub fn for_client(&self, ip: IpAddr) -> Arc<ClientBudget> {
         lock(&self.clients).get_or_insert_with(address_or_v6_prefix(ip), || ClientBudget::new(self.external.clone()))
     }
@@ -235,7 +237,8 @@ impl ClientBudget {
         Some(GatewayPermit { client: Arc::clone(self), purpose, dispatches: AtomicBool::new(true), _held: held_guard })
     }
 
-    /// Records that a response was reset because the client did not read it. Has no effect for an agent.
+    /// Records that a response was reset because the client did not read it. Has no effect for an
+    /// agent.
     fn record_stall(self: &Arc<Self>) {
         let budget = &self.budgets.requests;
         let now = budget.now_millis();
@@ -292,8 +295,8 @@ struct Waiter {
 }
 
 impl Waiter {
-    /// Adds a request of `client` to the queue; `None` if too many wait. The places in the queue are divided among
-    /// clients by the same rule as permits.
+    /// Adds a request of `client` to the queue; `None` if too many wait. The places in the queue
+    /// are divided among clients by the same rule as permits.
     fn try_enqueue(client: &Arc<ClientBudget>, purpose: Purpose) -> Option<Self> {
         let budget = client.budget(purpose);
         let (sender, receiver) = oneshot::channel();
@@ -342,8 +345,8 @@ impl Drop for Waiter {
 }
 
 impl ClientQueue {
-    /// Removes the next request: the first one of this thread, or the very first one if it has waited for longer than
-    /// [`MAX_PASSED_OVER`].
+    /// Removes the next request: the first one of this thread, or the very first one if it has
+    /// waited for longer than [`MAX_PASSED_OVER`].
     fn pop_next(&mut self) -> Option<QueuedWaiter> {
         let first = self.waiters.front()?;
         let this_thread = thread::current().id();
@@ -357,7 +360,8 @@ impl ClientQueue {
 }
 
 impl Budget {
-    /// Returns whether a client that holds `own` of `limit` permits or places may have one more while `free` are left.
+    /// Returns whether a client that holds `own` of `limit` permits or places may have one more
+    /// while `free` are left.
     fn may_have_one_more(&self, limit: usize, free: usize, own: usize) -> bool {
         free > 0 && (!self.is_shared || own == 0 || own < free.saturating_sub(limit / RESERVED_PART))
     }
@@ -375,8 +379,8 @@ impl Budget {
             };
             ineligible = 0;
             if let Some(unused) = self.give_to_next(permit, &mut next) {
-                // Its drop must not dispatch: the queue is locked here, and this loop gives the permit to the next
-                // client.
+                // Its drop must not dispatch: the queue is locked here, and this loop gives the
+                // permit to the next client.
                 unused.dispatches.store(false, Ordering::Relaxed);
             }
             if !next.waiters.is_empty() {

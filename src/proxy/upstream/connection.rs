@@ -20,8 +20,8 @@ use crate::config::Limits;
 use crate::lane::GatewayRoute;
 use crate::proxy::lazy_timer::LazyTimer;
 
-/// The time for which an idle connection is kept if the gateway sends no `Keep-Alive` field. By default Node.js closes
-/// it after 5 s.
+/// The time for which an idle connection is kept if the gateway sends no `Keep-Alive` field. By
+/// default Node.js closes it after 5 s.
 const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The most interim responses that are read before other tasks get their turn.
@@ -29,8 +29,8 @@ const MAX_INTERIMS: usize = 32;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// The timeouts of an exchange. Both are counted from the latest part of the request's body, or from `began` if no part
-/// passed after that.
+/// The timeouts of an exchange. Both are counted from the latest part of the request's body, or
+/// from `began` if no part passed after that.
 pub struct ResponseTimeout<'a> {
     /// For the head of the gateway's response.
     pub gateway: Duration,
@@ -182,14 +182,15 @@ impl UpstreamConnection {
                     break;
                 }
             }
-            // Once the task's coop budget is spent, reads and the timer both return pending; the timer wakes the task.
+            // Once the task's coop budget is spent, reads and the timer both return pending; the
+            // timer wakes the task.
             let (due, error) = timeout.deadline_and_error();
             timer.poll_due(cx, Some(due)).map(|_| Err(error))
         })
     }
 
-    /// Returns the next part of the response's body; `None` at its end. A read takes at most 16 KiB, or
-    /// `block` bytes if these are more.
+    /// Returns the next part of the response's body; `None` at its end. A read takes at most 16
+    /// KiB, or `block` bytes if these are more.
     ///
     /// # Errors
     /// The connection broke off.
@@ -201,8 +202,8 @@ impl UpstreamConnection {
         self.http.poll_frame(cx, block)
     }
 
-    /// Sends the request's body as far as possible. For use while the client takes no part of the response. The next
-    /// call of [`Self::poll_frame`] reports an error of this.
+    /// Sends the request's body as far as possible. For use while the client takes no part of the
+    /// response. The next call of [`Self::poll_frame`] reports an error of this.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
         self.http.poll_upload(cx);
     }
@@ -222,8 +223,8 @@ impl UpstreamConnection {
         poll_fn(|cx| self.http.poll_sent(cx)).await;
     }
 
-    /// Sets the time for which the connection may be idle to the one in the gateway's `Keep-Alive` field, less one
-    /// second, so that no request is sent just when the gateway closes.
+    /// Sets the time for which the connection may be idle to the one in the gateway's `Keep-Alive`
+    /// field, less one second, so that no request is sent just when the gateway closes.
     pub fn apply_keep_alive(&mut self, headers: &HeaderMap) {
         let stated = headers.get(KEEP_ALIVE).and_then(|value| value.to_str().ok()).and_then(|value| {
             value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok())
@@ -233,7 +234,8 @@ impl UpstreamConnection {
         }
     }
 
-    /// Returns the socket after a `101`, and the bytes of the new protocol that were read; `None` if there was none.
+    /// Returns the socket after a `101`, and the bytes of the new protocol that were read; `None`
+    /// if there was none.
     pub fn into_upgraded(self) -> Option<(TcpStream, Bytes)> {
         self.http.into_upgraded()
     }
@@ -267,8 +269,9 @@ mod tests {
         GatewayRequest::new(head, RequestBody::empty(), InterimSender::default())
     }
 
-    /// Sends a request to a gateway that answers, or else closes the connection at once; returns the status, or why
-    /// there is none. Spends `spent` units of the task's coop budget before the poll number `poll`.
+    /// Sends a request to a gateway that answers, or else closes the connection at once; returns
+    /// the status, or why there is none. Spends `spent` units of the task's coop budget before the
+    /// poll number `poll`.
     async fn exchange(answers: bool, poll: usize, spent: usize) -> Result<StatusCode, SendError> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

@@ -10,7 +10,8 @@ use super::request_body::RequestBody;
 use crate::lane::{GatewayHead, scrub_response};
 use crate::proxy::downstream::head_tracker::RequestHandle;
 
-/// Sends the gateway's interim responses (1xx) to the client of one request, except for `100 Continue`.
+/// Sends the gateway's interim responses (1xx) to the client of one request, except for `100
+/// Continue`.
 #[derive(Debug, Default)]
 pub struct InterimSender {
     /// The request on the client's connection.
@@ -66,7 +67,8 @@ pub struct GatewayRequest {
 }
 
 impl GatewayRequest {
-    /// Creates the request of `head` and `body`. `interim_sender` sends its interim responses to the client.
+    /// Creates the request of `head` and `body`. `interim_sender` sends its interim responses to
+    /// the client.
     pub fn new(head: GatewayHead, body: RequestBody, interim_sender: InterimSender) -> Self {
         let (parts, framing) = (head.parts(), Framing::of(&body));
         let bytes = encode_head(parts, framing).into();
@@ -85,8 +87,8 @@ impl GatewayRequest {
         &self.head
     }
 
-    /// Returns the head, the body unless it is empty, an empty map for the fields of the response, and what sends the
-    /// interim responses.
+    /// Returns the head, the body unless it is empty, an empty map for the fields of the response,
+    /// and what sends the interim responses.
     pub fn into_parts(self) -> (EncodedHead, Option<RequestBody>, HeaderMap, InterimSender) {
         (self.head, self.body, self.spare, self.interim_sender)
     }

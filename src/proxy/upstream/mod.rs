@@ -1,5 +1,5 @@
-//! Requests to the gateway: the limits on them, and the connections that carry them. Each worker has a pool of
-//! connections. A connection is driven by the task of the client that uses it.
+//! Requests to the gateway: the limits on them, and the connections that carry them. Each worker
+//! has a pool of connections. A connection is driven by the task of the client that uses it.
 
 pub mod budget;
 pub mod connection;

@@ -1,4 +1,5 @@
-//! The body of a request on its way from the client to the gateway. It is streamed, and its trailers are scrubbed.
+//! The body of a request on its way from the client to the gateway. It is streamed, and its
+//! trailers are scrubbed.
 
 use std::future::poll_fn;
 use std::io;
@@ -20,8 +21,8 @@ use crate::lane::{RequestRules, scrub_request_trailers};
 use crate::proxy::downstream::head_tracker::RequestHandle;
 use crate::shutdown::Shutdown;
 
-/// The longest time for which the body of a client that expects `100 Continue` is held back until the gateway sends
-/// that (RFC 9110 section 10.1.1).
+/// The longest time for which the body of a client that expects `100 Continue` is held back until
+/// the gateway sends that (RFC 9110 section 10.1.1).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// The time for which the rest of a body that the gateway does not want is read and discarded.
@@ -48,8 +49,8 @@ impl RequestBody {
         Self(None)
     }
 
-    /// Creates a body that passes on `incoming`, which comes over `protocol`. With `gate`, it is read only after the
-    /// gateway asked for it.
+    /// Creates a body that passes on `incoming`, which comes over `protocol`. With `gate`, it is
+    /// read only after the gateway asked for it.
     pub fn new(
         incoming: Incoming,
         protocol: Protocol,
@@ -89,9 +90,9 @@ impl RequestBody {
     }
 }
 
-/// Reads and discards the rest of a body if the gateway answered and closed before its end. If loopgate stopped
-/// reading, hyper would reset the client's connection or stream, and many clients that are still sending would lose
-/// the response.
+/// Reads and discards the rest of a body if the gateway answered and closed before its end. If
+/// loopgate stopped reading, hyper would reset the client's connection or stream, and many clients
+/// that are still sending would lose the response.
 impl Drop for NonEmptyBody {
     fn drop(&mut self) {
         let Some(mut incoming) = self.incoming.take() else { return };
@@ -169,14 +170,15 @@ pub enum BrokenBody {
     #[error(transparent)]
     Hyper(hyper::Error),
     /// The client reset the stream with NO_ERROR. hyper treats that as the end of the body
-    /// (`hyper/src/body/incoming.rs`), but only a server may end a stream in this way (RFC 9113 section 8.1).
-    /// Workaround: delete when hyper's server reports an error.
+    /// (`hyper/src/body/incoming.rs`), but only a server may end a stream in this way (RFC 9113
+    /// section 8.1). Workaround: delete when hyper's server reports an error.
     #[error("the client reset the stream")]
     Reset,
 }
 
 impl BrokenBody {
-    /// Returns whether the client closed its connection or reset its stream, rather than sent a malformed body.
+    /// Returns whether the client closed its connection or reset its stream, rather than sent a
+    /// malformed body.
     pub fn has_client_left(&self) -> bool {
         match self {
             Self::Hyper(error) => is_caused_by_leaving(error),
@@ -185,14 +187,15 @@ impl BrokenBody {
     }
 }
 
-/// Returns whether an error of reading a body was caused by the end of the connection, or by a reset of the stream by
-/// the client.
+/// Returns whether an error of reading a body was caused by the end of the connection, or by a
+/// reset of the stream by the client.
 fn is_caused_by_leaving(error: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<h2::Error>() {
         return error.is_io() || error.is_remote();
     }
     if let Some(error) = error.downcast_ref::<io::Error>() {
-        // hyper's decoder reports malformed bodies with these kinds. rustls uses them too, for a failed connection.
+        // hyper's decoder reports malformed bodies with these kinds. rustls uses them too, for a
+        // failed connection.
         let is_malformed = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData);
         return !is_malformed || error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
     }
@@ -203,7 +206,8 @@ fn is_caused_by_leaving(error: &(dyn std::error::Error + 'static)) -> bool {
 #[derive(Debug)]
 pub struct BodyProgress {
     created: Instant,
-    /// The time at which the latest part passed, in milliseconds after `created`, rounded up; 0 if none has.
+    /// The time at which the latest part passed, in milliseconds after `created`, rounded up; 0 if
+    /// none has.
     last_part_time: AtomicU64,
     is_waiting_for_client: AtomicBool,
     is_broken: AtomicBool,
@@ -240,7 +244,8 @@ impl BodyProgress {
         self.is_broken.store(true, Ordering::Release);
     }
 
-    /// Returns whether the client closed its connection or reset its stream before the end of the body.
+    /// Returns whether the client closed its connection or reset its stream before the end of the
+    /// body.
     pub fn has_client_left(&self) -> bool {
         self.has_client_left.load(Ordering::Relaxed)
     }

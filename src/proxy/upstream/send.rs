@@ -45,21 +45,21 @@ enum Failure {
     Broken {
         /// Whether another attempt would fail in the same way, or the gateway has begun to answer.
         is_final: bool,
-        /// Whether the request may be sent again: its method is safe, it has no body, and no new connection broke under
-        /// it before.
+        /// Whether the request may be sent again: its method is safe, it has no body, and no new
+        /// connection broke under it before.
         is_repeatable: bool,
     },
 }
 
-/// Returns the pause before the request is sent again; `None` if it must not be sent again. `is_reused` is whether the
-/// connection had carried an earlier request.
+/// Returns the pause before the request is sent again; `None` if it must not be sent again.
+/// `is_reused` is whether the connection had carried an earlier request.
 fn pause_before_retry(failure: Failure, is_reused: bool) -> Option<Duration> {
     let may_repeat = match failure {
         Failure::Unsent { wait_is_over } => is_reused || !wait_is_over,
         Failure::Broken { is_final, is_repeatable } => !is_final && is_repeatable,
     };
-    // The gateway probably closed a reused connection because it was idle: no pause. A new connection that the gateway
-    // closed at once counts as one that it did not accept.
+    // The gateway probably closed a reused connection because it was idle: no pause. A new
+    // connection that the gateway closed at once counts as one that it did not accept.
     may_repeat.then_some(if is_reused { Duration::ZERO } else { RETRY_PAUSE })
 }
 
@@ -67,7 +67,8 @@ fn pause_before_retry(failure: Failure, is_reused: bool) -> Option<Duration> {
 #[derive(Debug)]
 pub struct Upstream {
     gateway: SocketAddr,
-    /// One pool for each worker: the socket of a connection is in the event queue of its worker's thread.
+    /// One pool for each worker: the socket of a connection is in the event queue of its worker's
+    /// thread.
     pools: Box<[Arc<Pool>]>,
     budgets: GatewayBudgets,
     tls_detector: TlsDetector,
@@ -97,12 +98,12 @@ impl Upstream {
         &self.pools[workers::current_index()]
     }
 
-    /// Sends a request, and waits for the head of its response. `granted_at` is the time at which `permit` was granted:
-    /// the timeouts count from then.
+    /// Sends a request, and waits for the head of its response. `granted_at` is the time at which
+    /// `permit` was granted: the timeouts count from then.
     ///
-    /// A request is sent again only if no byte of it was sent, or if its method is safe, it has no body and no
-    /// byte of a response was read. In the second case it is sent at most twice over new connections: the request
-    /// itself may make the gateway break off.
+    /// A request is sent again only if no byte of it was sent, or if its method is safe, it has no
+    /// body and no byte of a response was read. In the second case it is sent at most twice over
+    /// new connections: the request itself may make the gateway break off.
     ///
     /// # Errors
     /// The reason why there is no response.
@@ -171,7 +172,8 @@ impl Upstream {
         }
     }
 
-    /// Opens a connection along `route`. If the gateway does not accept it, tries again until `give_up`.
+    /// Opens a connection along `route`. If the gateway does not accept it, tries again until
+    /// `give_up`.
     ///
     /// # Errors
     /// The error of the last attempt.
@@ -224,7 +226,8 @@ impl Attempts<'_> {
         if self.only_new_connections { None } else { self.upstream.pool().take_idle(self.route, now) }
     }
 
-    /// Returns what to send after `connection` failed before a byte of `request` was sent, and the pause before it.
+    /// Returns what to send after `connection` failed before a byte of `request` was sent, and the
+    /// pause before it.
     ///
     /// # Errors
     /// The wait for the gateway is over.
@@ -240,7 +243,8 @@ impl Attempts<'_> {
         }
     }
 
-    /// Returns what to send after `connection` broke with `error` under the request, and the pause before it.
+    /// Returns what to send after `connection` broke with `error` under the request, and the pause
+    /// before it.
     ///
     /// # Errors
     /// `error`, if the request must not be sent again.
@@ -259,7 +263,8 @@ impl Attempts<'_> {
         Ok((GatewayRequest::repeat(head), pause))
     }
 
-    /// Returns why the last attempt broke with `error`. `has_response_begun` is whether a byte of a response was read.
+    /// Returns why the last attempt broke with `error`. `has_response_begun` is whether a byte of a
+    /// response was read.
     async fn why_broken(&self, error: ExchangeError, has_response_begun: bool) -> Error {
         if let Some(progress) = self.progress.as_deref().filter(|progress| progress.is_broken()) {
             return if progress.has_client_left() { Error::ClientLeft(error) } else { Error::BadRequestBody(error) };
@@ -286,7 +291,8 @@ mod tests {
     fn what_follows_a_failed_attempt() {
         let unsent = |wait_is_over| Failure::Unsent { wait_is_over };
         let broken = |is_final, is_repeatable| Failure::Broken { is_final, is_repeatable };
-        // The failure, and the pause before the next attempt if the connection was new, and if it was reused.
+        // The failure, and the pause before the next attempt if the connection was new, and if it
+        // was reused.
         for (failure, after_new, after_reused) in [
             (unsent(false), Some(RETRY_PAUSE), Some(Duration::ZERO)),
             (unsent(true), None, Some(Duration::ZERO)),

@@ -1,13 +1,13 @@
 //! Counts the responses that a client left unread until they were reset.
 //!
-//! The gateway frees the memory of such a response only some time later. So a client that left several responses unread
-//! must not get as many new ones at once.
+//! The gateway frees the memory of such a response only some time later. So a client that left
+//! several responses unread must not get as many new ones at once.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// A client that left more than `limit / STALLED_SHARE` responses unread may hold at most that many permits, and at
-/// least one.
+/// A client that left more than `limit / STALLED_SHARE` responses unread may hold at most that many
+/// permits, and at least one.
 pub const STALLED_SHARE: usize = 32;
 /// The time for which a count is kept after the latest unread response.
 pub const STALL_RETENTION: Duration = Duration::from_secs(60);
@@ -21,8 +21,8 @@ pub struct Stalls {
 }
 
 impl Stalls {
-    /// Returns the most permits that the client may hold of a budget of `limit`; `usize::MAX` for no restriction. `now`
-    /// returns the time in milliseconds.
+    /// Returns the most permits that the client may hold of a budget of `limit`; `usize::MAX` for
+    /// no restriction. `now` returns the time in milliseconds.
     pub fn most_permits(&self, limit: usize, now: impl FnOnce() -> u64) -> usize {
         let count = self.count.load(Ordering::Relaxed);
         if count == 0 {
@@ -37,7 +37,8 @@ impl Stalls {
         if count > part { part } else { usize::MAX }
     }
 
-    /// Records an unread response at `now`, in milliseconds; returns whether it is the first of the count.
+    /// Records an unread response at `now`, in milliseconds; returns whether it is the first of the
+    /// count.
     pub fn record_stall(&self, now: u64) -> bool {
         if self.has_expired(now) {
             self.count.store(0, Ordering::Relaxed);

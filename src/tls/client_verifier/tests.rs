@@ -103,7 +103,8 @@ fn each_chain_is_judged_at_a_bounded_cost() {
     let bad = [
         // loopgate's CA signs leaves only.
         vec![intermediate_of_own.leaf(), intermediate_of_own.certificate.clone()],
-        // Another CA with the name of loopgate's, an unknown CA, a missing intermediate, and an invalid leaf.
+        // Another CA with the name of loopgate's, an unknown CA, a missing intermediate, and an
+        // invalid leaf.
         vec![root("own").leaf()],
         vec![root("stranger").leaf()],
         vec![first.leaf()],

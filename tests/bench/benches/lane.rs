@@ -1,4 +1,5 @@
-//! The lane decision, which is made for each new connection, and for all connections when the view changes.
+//! The lane decision, which is made for each new connection, and for all connections when the view
+//! changes.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};

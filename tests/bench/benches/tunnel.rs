@@ -1,4 +1,5 @@
-//! The loop that copies between two byte streams after a `101`, with in-memory pipes instead of TLS and sockets.
+//! The loop that copies between two byte streams after a `101`, with in-memory pipes instead of TLS
+//! and sockets.
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -111,7 +111,8 @@ enum Request {
     Unknown,
 }
 
-/// Reads the next request's head, and removes it from `buffer`; returns `None` at the end of the connection.
+/// Reads the next request's head, and removes it from `buffer`; returns `None` at the end of the
+/// connection.
 async fn read_head(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Option<Request>> {
     loop {
         let mut fields = [httparse::EMPTY_HEADER; 64];
@@ -157,7 +158,8 @@ async fn send_zeros(stream: &mut TcpStream, mut length: u64) -> io::Result<()> {
 
 async fn send_file(stream: &mut TcpStream, length: usize) -> io::Result<()> {
     stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes()).await?;
-    // The bytes aren't zero, because the kernel gives zeroed pages memory only when they are written.
+    // The bytes aren't zero, because the kernel gives zeroed pages memory only when they are
+    // written.
     stream.write_all(&vec![1; length]).await
 }
 

@@ -98,7 +98,8 @@ impl Connection {
         self.stream.flush().await
     }
 
-    /// Reads the head of a response, which must have `status`; returns its `Content-Length`, if any.
+    /// Reads the head of a response, which must have `status`; returns its `Content-Length`, if
+    /// any.
     ///
     /// # Errors
     /// The connection broke, or the response has another status.
@@ -154,8 +155,8 @@ impl Connection {
         }
     }
 
-    /// Sends a WebSocket `frame` repeatedly and reads the echoes at the same time; calls `note` with the size of each
-    /// piece in either direction.
+    /// Sends a WebSocket `frame` repeatedly and reads the echoes at the same time; calls `note`
+    /// with the size of each piece in either direction.
     ///
     /// # Errors
     /// The connection broke. The function ends only then.

@@ -1,4 +1,5 @@
-//! Closed-loop load: a number of clients at the same time, a warm-up, and a window in which their work is counted.
+//! Closed-loop load: a number of clients at the same time, a warm-up, and a window in which their
+//! work is counted.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -70,7 +71,8 @@ impl Window {
     }
 }
 
-/// Runs `clients` copies of `client`, and counts their work in `time`, after a warm-up of a quarter of it.
+/// Runs `clients` copies of `client`, and counts their work in `time`, after a warm-up of a quarter
+/// of it.
 ///
 /// A client ends only if it has failed, and is started again.
 pub async fn drive<F>(

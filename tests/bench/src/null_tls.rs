@@ -13,7 +13,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// Terminates TLS on the connections of `listener`, and copies bytes to and from `backend`, without end.
+/// Terminates TLS on the connections of `listener`, and copies bytes to and from `backend`, without
+/// end.
 ///
 /// # Errors
 /// The certificate is unusable, or connections can't be accepted.

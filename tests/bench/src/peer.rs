@@ -93,7 +93,8 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// The executable file of `peer`; `None` if it has no process, or is a build of loopgate that is not there.
+    /// The executable file of `peer`; `None` if it has no process, or is a build of loopgate that
+    /// is not there.
     pub fn file(&self, peer: Peer) -> Option<PathBuf> {
         match peer {
             Peer::Loopgate => self.loopgate.clone(),

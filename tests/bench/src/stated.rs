@@ -138,8 +138,8 @@ fn with_thousands(value: f64) -> String {
 /// ratio, and the difference is more than noise.
 ///
 /// # Errors
-/// The document has no such table, states nothing for a build that was measured, a row of it is unknown, or a value is
-/// no number.
+/// The document has no such table, states nothing for a build that was measured, a row of it is
+/// unknown, or a value is no number.
 pub fn compare(document: &str, results: &Results) -> Result<(String, bool), String> {
     let mut report = String::from("| | build | beside | stated | now | |\n|---|---|---|---:|---:|---|\n");
     let (mut rows, mut good) = (0, true);

@@ -46,8 +46,8 @@ impl Certificate {
         Ok(certificate)
     }
 
-    /// The configuration of a client that trusts the CA. It offers only TLS 1.3 with X25519 and TLS_AES_128_GCM_SHA256,
-    /// so that every side uses the same algorithms, and keeps no tickets.
+    /// The configuration of a client that trusts the CA. It offers only TLS 1.3 with X25519 and
+    /// TLS_AES_128_GCM_SHA256, so that every side uses the same algorithms, and keeps no tickets.
     pub fn client(&self) -> Arc<ClientConfig> {
         let provider = CryptoProvider {
             cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],

@@ -1,4 +1,5 @@
-//! The parts of RFC 6455 that client and backend need. The mask is all zeros, so that masking takes no CPU time.
+//! The parts of RFC 6455 that client and backend need. The mask is all zeros, so that masking takes
+//! no CPU time.
 
 /// The key of RFC 6455 section 1.3.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";

@@ -1,5 +1,5 @@
-//! Bodies over HTTP/2 that are malformed, at whatever time that is detected, and bodies that the client does not
-//! finish.
+//! Bodies over HTTP/2 that are malformed, at whatever time that is detected, and bodies that the
+//! client does not finish.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The ends of the requests on an HTTP/2 connection that loopgate closes because of something that the client sent,
-//! and heads that did not become requests.
+//! The ends of the requests on an HTTP/2 connection that loopgate closes because of something that
+//! the client sent, and heads that did not become requests.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The labels of ends in the code are exactly those that a test causes, and those that are documented.
+//! The labels of ends in the code are exactly those that a test causes, and those that are
+//! documented.
 
 use std::collections::BTreeSet;
 use std::fs;

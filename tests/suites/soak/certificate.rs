@@ -40,8 +40,8 @@ impl Authority {
     pub fn renew(&mut self) -> CertificateDer<'static> {
         let key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
-        // The two files are replaced one after the other. In between they don't match, and the sidecar must
-        // keep the old pair.
+        // The two files are replaced one after the other. In between they don't match, and the
+        // sidecar must keep the old pair.
         for (file, content) in self.files().iter().zip([leaf.pem(), key.serialize_pem()]) {
             let temporary = format!("{file}.new");
             fs::write(&temporary, content).unwrap();

@@ -1,5 +1,6 @@
-//! A fake engine with a container that starts and stops. A client of the soak sends requests from the
-//! container's address with the container's certificate, which is valid only while the container runs.
+//! A fake engine with a container that starts and stops. A client of the soak sends requests from
+//! the container's address with the container's certificate, which is valid only while the
+//! container runs.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -15,7 +16,8 @@ use loopgate_test_support::fake_docker::{FakeDocker, container};
 
 /// The container's address while it runs.
 pub const ADDRESS: &str = "127.0.7.1";
-/// The time within which a start or stop takes effect. It should take a second; busy machines get more.
+/// The time within which a start or stop takes effect. It should take a second; busy machines get
+/// more.
 const EFFECT_TIME: Duration = Duration::from_secs(3);
 
 /// The number of the container's starts and stops, and the time of the last one.
@@ -39,8 +41,8 @@ impl Life {
         !changes.is_multiple_of(2) || changes > 0 && since.elapsed() < EFFECT_TIME
     }
 
-    /// Returns whether a request on a connection opened at `opened` may arrive on the external lane. A
-    /// connection that began on the external lane stays there.
+    /// Returns whether a request on a connection opened at `opened` may arrive on the external
+    /// lane. A connection that began on the external lane stays there.
     pub fn may_be_external(&self, opened: Instant) -> bool {
         let (changes, since) = *self.0.lock().unwrap();
         changes.is_multiple_of(2) || opened < since + EFFECT_TIME
@@ -82,8 +84,8 @@ impl Docker {
         [format!("--docker=unix://{}", self.engine.socket().display()), "--container=gateway".into()]
     }
 
-    /// Starts or stops the container. Two of four times no event is sent, and the stream of events ends,
-    /// so that the sidecar has to list the containers.
+    /// Starts or stops the container. Two of four times no event is sent, and the stream of events
+    /// ends, so that the sidecar has to list the containers.
     pub fn start_or_stop(&self) {
         let changes = self.life.changes();
         let silent = changes % 4 > 1;

@@ -1,5 +1,5 @@
-//! The clients of the soak. Each one verifies every byte that it receives. A failure is excused only if
-//! the gateway was down meanwhile; a wrong byte is never excused.
+//! The clients of the soak. Each one verifies every byte that it receives. A failure is excused
+//! only if the gateway was down meanwhile; a wrong byte is never excused.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,8 +27,8 @@ use loopgate_test_support::tls_client::TlsClient;
 
 /// The time allowed for anything that a client does, including a wait for the gateway.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long the container's client uses a connection: less than the container runs, and longer than a
-/// connection may stay open after the container has stopped.
+/// How long the container's client uses a connection: less than the container runs, and longer than
+/// a connection may stay open after the container has stopped.
 const CONNECTION_TIME: Duration = Duration::from_secs(6);
 
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -110,7 +110,8 @@ impl Load {
     }
 }
 
-/// Sends requests with and without a body, of many sizes: 40 on each connection, over HTTP/2 four at once.
+/// Sends requests with and without a body, of many sizes: 40 on each connection, over HTTP/2 four
+/// at once.
 pub async fn run_http_client(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending: Shutdown) {
     while !ending.has_begun() {
         let stream = TokioIo::new(client.connect(alpn).await.expect("the sidecar always accepts"));
@@ -158,8 +159,8 @@ pub async fn run_http_client(load: Arc<Load>, client: TlsClient, alpn: &'static 
     }
 }
 
-/// Makes the next request and its number. Every third request is a GET; the others have a body of up to
-/// 96 KiB.
+/// Makes the next request and its number. Every third request is a GET; the others have a body of
+/// up to 96 KiB.
 fn next_request(load: &Load, origin: &str) -> (usize, Request<Full<Bytes>>) {
     let number = load.next_number();
     let request = Request::builder().header("host", "localhost");
@@ -241,8 +242,8 @@ async fn socket(stream: TlsStream<TcpStream>, alpn: &str) -> Result<WebSocketStr
     Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
 }
 
-/// Sends requests from the address of the container that starts and stops. Each response names the lane
-/// of its request, which is checked. Opens a new connection every few seconds.
+/// Sends requests from the address of the container that starts and stops. Each response names the
+/// lane of its request, which is checked. Opens a new connection every few seconds.
 pub async fn run_container_client(
     load: Arc<Load>,
     client: TlsClient,
@@ -335,7 +336,8 @@ pub async fn run_event_client(load: Arc<Load>, client: TlsClient, ending: Shutdo
     }
 }
 
-/// Opens connections and resets them: without a request, in a head, in a body, in a response, in a WebSocket.
+/// Opens connections and resets them: without a request, in a head, in a body, in a response, in a
+/// WebSocket.
 pub async fn run_resetting_client(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
     const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";

@@ -1,6 +1,7 @@
-//! A soak test: clients send a mixed load and verify every response, while the gateway restarts, the
-//! certificate changes, the configuration is reloaded, a container starts and stops, and clients reset
-//! connections. At the end, memory must not have grown and all descriptors must be closed.
+//! A soak test: clients send a mixed load and verify every response, while the gateway restarts,
+//! the certificate changes, the configuration is reloaded, a container starts and stops, and
+//! clients reset connections. At the end, memory must not have grown and all descriptors must be
+//! closed.
 //!
 //! It takes a minute, or the number of seconds in `TEST_SOAK`.
 
@@ -145,7 +146,8 @@ fn value(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// Prints what the clients did during `events`, and fails if there was a failure or too little load.
+/// Prints what the clients did during `events`, and fails if there was a failure or too little
+/// load.
 fn check_load(load: &Load, docker: Option<&Docker>, length: Duration, events: &str) {
     print_now(format_args!(
         "  {} requests, {} WebSocket messages, {} event streams verified; {} cut short by {events}",

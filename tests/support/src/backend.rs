@@ -1,4 +1,5 @@
-//! A gateway for load: it streams every body, its answers can be verified byte by byte, and it can be restarted.
+//! A gateway for load: it streams every body, its answers can be verified byte by byte, and it can
+//! be restarted.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};

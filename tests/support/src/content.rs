@@ -11,7 +11,8 @@ use bytes::Bytes;
 pub const SIZE: u64 = 1 << 30;
 const BLOCK: usize = 64 * 1024;
 
-/// Returns the blocks of the content, in order. A block is its number and bytes that don't compress.
+/// Returns the blocks of the content, in order. A block is its number and bytes that don't
+/// compress.
 pub fn blocks() -> impl Iterator<Item = Bytes> + Send {
     static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;

@@ -1,4 +1,5 @@
-//! A client of the gateway with a device identity: `device_client.mjs`, run on a host or in a container.
+//! A client of the gateway with a device identity: `device_client.mjs`, run on a host or in a
+//! container.
 
 use std::path::Path;
 use std::process::Command;
@@ -53,7 +54,8 @@ pub enum End {
 }
 
 impl DeviceClient {
-    /// A client with a fresh device, in the Node.js that `node` runs; `modules` holds the package `ws`.
+    /// A client with a fresh device, in the Node.js that `node` runs; `modules` holds the package
+    /// `ws`.
     pub fn new(node: Command, modules: &Path, url: &str) -> Self {
         Self { node, options: json!({"ws": modules, "url": url, "headers": []}) }
     }
@@ -201,8 +203,8 @@ impl End {
         }
     }
 
-    /// Asserts that `method` was not answered: the gateway accepted the client without the scope for it,
-    /// or did not accept the client.
+    /// Asserts that `method` was not answered: the gateway accepted the client without the scope
+    /// for it, or did not accept the client.
     #[track_caller]
     pub fn may_not_call(self) {
         match &self {
@@ -235,7 +237,8 @@ impl End {
         assert!(matches!(self, End::Closed { .. } | End::Refused { .. }), "expected a refusal, but {self:?}");
     }
 
-    /// Asserts that the client may not read: the gateway accepted it without that scope, or did not accept it.
+    /// Asserts that the client may not read: the gateway accepted it without that scope, or did not
+    /// accept it.
     #[track_caller]
     pub fn may_not_read(self) {
         let refused = match &self {

@@ -1,5 +1,5 @@
-//! A fake Docker Engine on a Unix socket: it serves lists, inspections and events, and responses that a
-//! test sets.
+//! A fake Docker Engine on a Unix socket: it serves lists, inspections and events, and responses
+//! that a test sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -111,7 +111,8 @@ impl FakeDocker {
         self.send_event("container", "destroy", id, json!({}));
     }
 
-    /// Sets the labels of the image `id`. Every image exists, and has no labels unless they are set.
+    /// Sets the labels of the image `id`. Every image exists, and has no labels unless they are
+    /// set.
     pub fn set_image_labels(&self, id: &str, labels: Value) {
         self.state().images.insert(id.to_owned(), labels);
     }
@@ -124,7 +125,8 @@ impl FakeDocker {
         self.state().subscribers.retain(|subscriber| subscriber.send(line.clone()).is_ok());
     }
 
-    /// Sets the response to GET and HEAD on `path` (without the query). It replaces any other response.
+    /// Sets the response to GET and HEAD on `path` (without the query). It replaces any other
+    /// response.
     pub fn set_response(&self, path: &str, status: u16, body: impl Into<Bytes>) {
         let status = StatusCode::from_u16(status).expect("a status");
         self.state().answers.insert(path.to_owned(), (status, body.into()));
@@ -164,9 +166,9 @@ impl FakeDocker {
 /// The image of every container that [`container`] returns.
 pub const IMAGE: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// Returns a running container as `GET /containers/json` lists it: `{"Id", "Names", "Labels", ...}`, with
-/// an address on each network. The container's compose project is `claws`, unless `labels` has another
-/// one or null.
+/// Returns a running container as `GET /containers/json` lists it: `{"Id", "Names", "Labels",
+/// ...}`, with an address on each network. The container's compose project is `claws`, unless
+/// `labels` has another one or null.
 pub fn container(id: &str, mut labels: Value, addresses: &[(&str, &str)]) -> Value {
     if labels.get("com.docker.compose.project").is_none() {
         labels["com.docker.compose.project"] = "claws".into();

@@ -1,4 +1,5 @@
-//! A gateway that records every request and its source, and behaves as the path of each request says.
+//! A gateway that records every request and its source, and behaves as the path of each request
+//! says.
 
 mod responses;
 mod websocket;
@@ -272,8 +273,8 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
     Ok(())
 }
 
-/// Sends the head of a response, and then each chunk of the request's body as a chunk of the response, as soon as it
-/// arrives; returns whether the body was whole.
+/// Sends the head of a response, and then each chunk of the request's body as a chunk of the
+/// response, as soon as it arrives; returns whether the body was whole.
 async fn echo_chunks(client: &mut RawHttp<TcpStream>) -> io::Result<bool> {
     client.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
     while let Some(chunk) = client.read_chunk().await {
@@ -437,7 +438,8 @@ where
     Ok(())
 }
 
-/// Sends a response of `size` bytes, and reads a body of `length` bytes meanwhile: neither waits for the other.
+/// Sends a response of `size` bytes, and reads a body of `length` bytes meanwhile: neither waits
+/// for the other.
 async fn send_while_reading(stream: &mut TcpStream, size: usize, length: usize) -> io::Result<()> {
     let (mut reader, mut writer) = stream.split();
     let reading = async {

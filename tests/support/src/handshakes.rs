@@ -25,7 +25,8 @@ pub struct RunningHandshakes {
 }
 
 impl RunningHandshakes {
-    /// Starts `rate` handshakes a second by `clients` and from `sources`, in turn, in a thread of its own.
+    /// Starts `rate` handshakes a second by `clients` and from `sources`, in turn, in a thread of
+    /// its own.
     pub fn start(clients: Vec<TlsClient>, sources: Vec<String>, rate: u32) -> Self {
         let count = Arc::<AtomicUsize>::default();
         let (end, mut ended) = mpsc::channel::<()>(1);

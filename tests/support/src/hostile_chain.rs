@@ -1,4 +1,5 @@
-//! Certificate chains that make a verifier search: many certificates that each could have issued the others.
+//! Certificate chains that make a verifier search: many certificates that each could have issued
+//! the others.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,

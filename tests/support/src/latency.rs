@@ -15,7 +15,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// The pause after each request.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The latencies of a client's requests. A failed request counts with the time that it took to fail.
+/// The latencies of a client's requests. A failed request counts with the time that it took to
+/// fail.
 #[derive(Debug, Default)]
 pub struct Latencies {
     sorted: Vec<Duration>,
@@ -62,7 +63,8 @@ impl fmt::Display for Latencies {
     }
 }
 
-/// Sends GET requests for `path` from `source` for `time`, one after the other, each on a new connection.
+/// Sends GET requests for `path` from `source` for `time`, one after the other, each on a new
+/// connection.
 pub async fn measure(client: &TlsClient, source: &str, path: &str, time: Duration) -> Latencies {
     let client = client.from(source);
     let request = request_text(&format!("GET {path}"), "Connection: close\r\n");

@@ -1,4 +1,5 @@
-//! What the tests of loopgate share: stand-ins for everything around a sidecar, a launcher for the binary, and clients.
+//! What the tests of loopgate share: stand-ins for everything around a sidecar, a launcher for the
+//! binary, and clients.
 
 pub mod agent_process;
 pub mod backend;

@@ -215,7 +215,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
         std::mem::take(&mut self.buffered)
     }
 
-    /// Reads a whole response to a request other than HEAD; `None` if the stream ended before it was whole.
+    /// Reads a whole response to a request other than HEAD; `None` if the stream ended before it
+    /// was whole.
     pub async fn read_response(&mut self) -> Option<Message> {
         let mut response = self.read_head().await?;
         let bodiless = matches!(response.status(), 100..200 | 204 | 304);

@@ -56,8 +56,8 @@ fn without_variables(mut command: Command) -> Command {
 
 /// Returns a loopback address with a port that is free, and that this process gets only once.
 ///
-/// It is below the ports that the kernel gives out for port 0 (`net.ipv4.ip_local_port_range`), so no
-/// other test gets it before it is used.
+/// It is below the ports that the kernel gives out for port 0 (`net.ipv4.ip_local_port_range`), so
+/// no other test gets it before it is used.
 pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let of_process = u16::try_from(std::process::id() % 120).expect("less than 120") * 100;
@@ -70,8 +70,8 @@ pub fn free_address() -> SocketAddr {
     }
 }
 
-/// The options of a sidecar to start. Without further options the sidecar listens on a free port of loopback, follows
-/// no engine, logs as JSON, and keeps its files in a temporary directory.
+/// The options of a sidecar to start. Without further options the sidecar listens on a free port of
+/// loopback, follows no engine, logs as JSON, and keeps its files in a temporary directory.
 #[derive(Default)]
 pub struct Launch {
     gateway: Option<SocketAddr>,
@@ -112,7 +112,8 @@ impl Launch {
         Self { setup: Some(setup.into()), ..self }
     }
 
-    /// Starts the sidecar with the command that `wrapper` returns, to which the binary and its arguments are added.
+    /// Starts the sidecar with the command that `wrapper` returns, to which the binary and its
+    /// arguments are added.
     pub fn with_wrapper(self, wrapper: impl Fn() -> Command + 'static) -> Self {
         Self { wrapper: Some(Box::new(wrapper)), ..self }
     }
@@ -168,8 +169,8 @@ impl Launch {
         Starting { process, admin, path, directory, wrapper: self.wrapper }
     }
 
-    /// Starts the sidecar and waits until it is ready. Without an admin listener, waits only until it
-    /// runs. Blocks.
+    /// Starts the sidecar and waits until it is ready. Without an admin listener, waits only until
+    /// it runs. Blocks.
     pub fn start(self) -> Sidecar {
         let mut starting = self.spawn();
         let wrapper = starting.wrapper.take();
@@ -188,8 +189,8 @@ impl Launch {
         starting.running(&line)
     }
 
-    /// Starts the sidecar in front of a fake gateway, with [`AGENT`] as an agent and without an admin
-    /// listener, and waits until it runs.
+    /// Starts the sidecar in front of a fake gateway, with [`AGENT`] as an agent and without an
+    /// admin listener, and waits until it runs.
     pub async fn start_with_gateway(self) -> SidecarWithGateway {
         let gateway = FakeGateway::start().await;
         let agents = format!("--agent-cidr={AGENT}/32");

@@ -47,7 +47,8 @@ pub enum Protocol {
 pub const PROTOCOLS: [Protocol; 2] = [Protocol::H1, Protocol::H2];
 
 impl TlsClient {
-    /// Creates a client of the sidecar at `address`, whose CA is `ca`. It expects a certificate for `localhost`.
+    /// Creates a client of the sidecar at `address`, whose CA is `ca`. It expects a certificate for
+    /// `localhost`.
     pub fn new(address: SocketAddr, ca: CertificateDer<'static>) -> Self {
         Self {
             address,
@@ -72,7 +73,8 @@ impl TlsClient {
         Self { source: source.parse().unwrap(), ..self.clone() }
     }
 
-    /// Returns this client, which then expects a certificate for the IP address that it connects to.
+    /// Returns this client, which then expects a certificate for the IP address that it connects
+    /// to.
     pub fn expecting_address(self) -> Self {
         Self { server_name: self.address.ip().into(), ..self }
     }
@@ -143,7 +145,8 @@ impl TlsClient {
         StreamOwned::new(client, socket)
     }
 
-    /// Opens a TLS connection from `source`, on which the caller writes and reads HTTP/1.1 as bytes.
+    /// Opens a TLS connection from `source`, on which the caller writes and reads HTTP/1.1 as
+    /// bytes.
     pub async fn connect_h1(&self, source: &str) -> RawHttp<Tls> {
         RawHttp::new(self.handshake(self.connect_tcp(source).await, "http/1.1").await.unwrap())
     }
@@ -158,7 +161,8 @@ impl TlsClient {
         sender.ready().await.unwrap()
     }
 
-    /// Sends a request without a body on a new connection, and returns the status and the body of the response.
+    /// Sends a request without a body on a new connection, and returns the status and the body of
+    /// the response.
     pub async fn send_request(
         &self,
         protocol: Protocol,
@@ -207,7 +211,8 @@ fn blocking_tcp(source: IpAddr, to: SocketAddr) -> BlockingTcpStream {
     socket.into()
 }
 
-/// Returns the request that most tests send. `line` is `METHOD path`, and `fields` are further header lines.
+/// Returns the request that most tests send. `line` is `METHOD path`, and `fields` are further
+/// header lines.
 pub fn request_text(line: &str, fields: &str) -> String {
     format!("{line} HTTP/1.1\r\nHost: gateway.example:18789\r\n{fields}\r\n")
 }

@@ -39,7 +39,8 @@ impl TlsClient {
         }
     }
 
-    /// Opens WebSockets from `source` to `path` on one HTTP/2 connection, one for each list of further fields.
+    /// Opens WebSockets from `source` to `path` on one HTTP/2 connection, one for each list of
+    /// further fields.
     pub async fn open_websockets(&self, source: &str, path: &str, each: &[&[(&'static str, &str)]]) -> Vec<Socket> {
         let stream = TokioIo::new(self.handshake(self.connect_tcp(source).await, "h2").await.unwrap());
         let (mut sender, connection) =
@@ -68,8 +69,8 @@ impl TlsClient {
 /// Sends a message, and fails unless its echo is the same.
 pub async fn assert_echo(socket: &mut Socket, message: Bytes) {
     let (mut send, mut receive) = socket.split();
-    // The test sends and receives at once, because the echo of a message larger than all buffers begins before the
-    // message is sent.
+    // The test sends and receives at once, because the echo of a message larger than all buffers
+    // begins before the message is sent.
     let (sent, echo) = tokio::join!(send.send(Message::Binary(message.clone())), receive.next());
     sent.expect("an open WebSocket");
     let echo = echo.expect("an open WebSocket").expect("a message");

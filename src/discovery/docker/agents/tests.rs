@@ -72,8 +72,8 @@ fn view(others: Vec<Container>) -> View {
     view_with(others, |_| {})
 }
 
-/// Returns a summary on one line: address, container and kind of each agent, then the labelled containers that are not
-/// agents, with the reasons.
+/// Returns a summary on one line: address, container and kind of each agent, then the labelled
+/// containers that are not agents, with the reasons.
 fn summary(view: &View) -> String {
     let agents = view.agents.iter().map(|(ip, agent)| {
         format!("{ip}={} {}", agent.id, if agent.kind == AgentKind::Address { "address" } else { "attested" })
@@ -119,7 +119,8 @@ fn a_labelled_container_on_a_shared_network_is_an_agent() {
             "172.18.0.3=a attested",
         ),
         (vec![container("a", Some("true"), &[("back", "172.19.0.3")])], "not a: network"),
-        // The engine reports that the gateway is on `far`, but this namespace has no address of that network.
+        // The engine reports that the gateway is on `far`, but this namespace has no address of
+        // that network.
         (vec![container("a", Some("true"), &[("far", "10.9.0.3")])], "not a: network"),
         (vec![container("a", Some("true"), &[])], "not a: network"),
         (vec![foreign(Some("other"))], "not a: project"),
@@ -186,7 +187,8 @@ fn a_service_that_the_operator_names_is_an_agent_unless_its_label_is_false() {
         (container_of("other", None, LabelOrigin::Compared), ""),
         (container_of("builder", Some("false"), LabelOrigin::Compared), ""),
         (container_of("tester", Some("true"), LabelOrigin::Compared), "172.18.0.3=a attested"),
-        // A label of the image does not count, nor does one that can't be compared with the image's.
+        // A label of the image does not count, nor does one that can't be compared with the
+        // image's.
         (container_of("other", None, of_image()), "not a: image"),
         (container_of("tester", None, LabelOrigin::Image("true".into())), "172.18.0.3=a attested"),
         (container_of("builder", None, of_image()), "172.18.0.3=a attested"),

@@ -7,8 +7,8 @@ use crate::discovery::kubernetes::pod::Pod;
 use crate::discovery::view::View;
 use crate::discovery::why_not_agent::WhyNotAgent;
 
-/// Returns a summary on one line: address, pod and kind of each agent, then the labelled pods that are not agents, with
-/// the reasons.
+/// Returns a summary on one line: address, pod and kind of each agent, then the labelled pods that
+/// are not agents, with the reasons.
 fn summary(view: &View) -> String {
     let agents = view.agents.iter().map(|(ip, agent)| {
         format!("{ip}={} {}", agent.id, if agent.kind == AgentKind::Address { "address" } else { "attested" })

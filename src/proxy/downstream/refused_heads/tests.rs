@@ -150,7 +150,8 @@ fn a_refused_header_block_is_counted_once_even_if_it_arrives_in_parts() {
             );
         }
     }
-    // The stream is reset before the end of its header block, and the rest of the block ends the connection.
+    // The stream is reset before the end of its header block, and the rest of the block ends the
+    // connection.
     let mut heads = RefusedHeads::default();
     heads.record_partial_header_block(1);
     heads.end_round();

@@ -34,8 +34,8 @@ pub struct H1Connection<S, B> {
     is_read_full: bool,
     /// Whether the latest response permits another request.
     may_reuse: bool,
-    /// The error of [`Self::poll_upload`], which the next [`Self::poll_frame`] reports. The request's body is not
-    /// polled after it.
+    /// The error of [`Self::poll_upload`], which the next [`Self::poll_frame`] reports. The
+    /// request's body is not polled after it.
     upload_error: Option<ExchangeError>,
 }
 
@@ -77,20 +77,22 @@ where
         }
     }
 
-    /// Returns whether a request can be sent: the gateway has not closed the connection, and has sent nothing since the
-    /// last response. Is pending only if the task's coop budget is spent.
+    /// Returns whether a request can be sent: the gateway has not closed the connection, and has
+    /// sent nothing since the last response. Is pending only if the task's coop budget is spent.
     pub fn poll_can_send(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if !self.is_reusable() {
             return Poll::Ready(false);
         }
-        // Once the coop budget is spent, a read is pending even if bytes or the end of the stream are there.
+        // Once the coop budget is spent, a read is pending even if bytes or the end of the stream
+        // are there.
         drop(ready!(coop::poll_proceed(cx)));
         let mut byte = [0];
         Poll::Ready(Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut byte)).is_pending())
     }
 
-    /// Begins a request with this head, and a body that is framed as the head states. `is_head_request` is whether its
-    /// method is HEAD. If the fields of the response fit into `spare`, which must be empty, no other map is made.
+    /// Begins a request with this head, and a body that is framed as the head states.
+    /// `is_head_request` is whether its method is HEAD. If the fields of the response fit into
+    /// `spare`, which must be empty, no other map is made.
     pub fn begin_request(
         &mut self,
         head: Bytes,
@@ -106,11 +108,12 @@ where
         self.is_read_full = false;
     }
 
-    /// Sends the request as far as possible, and waits for the next interim response or the head of the final one.
+    /// Sends the request as far as possible, and waits for the next interim response or the head of
+    /// the final one.
     ///
     /// # Errors
-    /// The connection or the request's body broke off, or the head is not acceptable. The connection can't be used any
-    /// more.
+    /// The connection or the request's body broke off, or the head is not acceptable. The
+    /// connection can't be used any more.
     pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, ExchangeError>> {
         let head = ready!(self.poll_next_head(cx));
         match &head {
@@ -129,8 +132,8 @@ where
         Poll::Ready(head)
     }
 
-    /// Sends the request as far as possible, and reads the next head. The caller then moves on to the body, or
-    /// records the failure.
+    /// Sends the request as far as possible, and reads the next head. The caller then moves on to
+    /// the body, or records the failure.
     fn poll_next_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, ExchangeError>> {
         if let Poll::Ready(Err(error)) = self.outgoing.poll_send(&mut self.stream, cx) {
             return Poll::Ready(Err(error));
@@ -160,9 +163,9 @@ where
         }
     }
 
-    /// Takes a head from the bytes that were read, if it is complete. After the first attempt, the head is parsed again
-    /// only if there is a new empty line, the limit is reached, or `is_end`: parsing takes time in proportion to the
-    /// length of the head.
+    /// Takes a head from the bytes that were read, if it is complete. After the first attempt, the
+    /// head is parsed again only if there is a new empty line, the limit is reached, or `is_end`:
+    /// parsing takes time in proportion to the length of the head.
     fn take_head(&mut self, is_end: bool) -> Result<Option<ResponseHead>, ExchangeError> {
         let Incoming::Head { is_head_request, searched } = &mut self.incoming else {
             return Err(ExchangeError::Incomplete);
@@ -183,12 +186,13 @@ where
         Ok(Some(head))
     }
 
-    /// Sends the request's body as far as possible, and returns the next part of the response's body; `None` at its
-    /// end. A read takes at most `block` or [`SHARED_SIZE`] bytes, whichever is more.
+    /// Sends the request's body as far as possible, and returns the next part of the response's
+    /// body; `None` at its end. A read takes at most `block` or [`SHARED_SIZE`] bytes, whichever is
+    /// more.
     ///
     /// # Errors
-    /// The connection or the request's body broke off, or the response's body is malformed. The connection can't be
-    /// used any more.
+    /// The connection or the request's body broke off, or the response's body is malformed. The
+    /// connection can't be used any more.
     pub fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -202,8 +206,8 @@ where
         Poll::Ready(frame.transpose())
     }
 
-    /// Sends the request's body as far as possible, and reads the next frame of the response's. The caller records
-    /// a failure.
+    /// Sends the request's body as far as possible, and reads the next frame of the response's. The
+    /// caller records a failure.
     fn poll_next_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -257,7 +261,8 @@ where
         }
     }
 
-    /// Sends the request's body as far as possible. For use while the client takes no part of the response.
+    /// Sends the request's body as far as possible. For use while the client takes no part of the
+    /// response.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
         if self.upload_error.is_none()
             && !self.outgoing.is_done()
@@ -319,7 +324,8 @@ where
             && !self.outgoing.has_failed()
     }
 
-    /// Returns the stream after a `101`, and the bytes of the new protocol that were read; `None` if there was none.
+    /// Returns the stream after a `101`, and the bytes of the new protocol that were read; `None`
+    /// if there was none.
     pub fn into_upgraded(self) -> Option<(S, Bytes)> {
         matches!(self.incoming, Incoming::Upgraded).then_some((self.stream, self.unread))
     }

@@ -9,7 +9,8 @@ use super::response_head::{BodyLength, HeadLimits};
 
 /// The most bytes of chunk extensions in one body.
 const MAX_EXTENSIONS: usize = 16 * 1024;
-/// The chunks in up to this many bytes are joined in a copy; larger input is passed on without a copy.
+/// The chunks in up to this many bytes are joined in a copy; larger input is passed on without a
+/// copy.
 pub const MAX_JOINED: usize = 16 * 1024;
 
 /// The state of decoding a body.
@@ -48,8 +49,8 @@ impl Decoder {
         }
     }
 
-    /// Removes the next part of the body from the beginning of `input`, without a copy if it is large; `None` if more
-    /// input is needed. Bytes after the end of the body are left.
+    /// Removes the next part of the body from the beginning of `input`, without a copy if it is
+    /// large; `None` if more input is needed. Bytes after the end of the body are left.
     ///
     /// # Errors
     /// The chunks are malformed.
@@ -80,8 +81,8 @@ impl Decoder {
         Ok(Some(part).filter(|part| !part.is_empty()).map(Frame::data))
     }
 
-    /// Copies the next part of the body from `input`; returns how many bytes of it were consumed. More input is needed
-    /// if there is no frame.
+    /// Copies the next part of the body from `input`; returns how many bytes of it were consumed.
+    /// More input is needed if there is no frame.
     ///
     /// # Errors
     /// The chunks are malformed.
@@ -100,7 +101,8 @@ impl Decoder {
     }
 }
 
-/// Releases the memory of `input` if all of it was consumed: a connection that waits, or is idle, would keep it.
+/// Releases the memory of `input` if all of it was consumed: a connection that waits, or is idle,
+/// would keep it.
 fn release_if_empty(input: &mut Bytes) {
     if input.is_empty() {
         *input = Bytes::new();
@@ -156,7 +158,8 @@ impl ChunkedDecoder {
         Self { state: State::SizeBegin, left: 0, extension_bytes: 0, trailers: Vec::new(), trailer_count: 0, limits }
     }
 
-    /// Decodes `input` up to the end of the next part of data, the end of the body, or the end of the input.
+    /// Decodes `input` up to the end of the next part of data, the end of the body, or the end of
+    /// the input.
     fn next_step(&mut self, input: &[u8]) -> Result<Step, ExchangeError> {
         for (skip_length, byte) in input.iter().copied().enumerate() {
             if self.state == State::Data {
@@ -242,8 +245,8 @@ impl ChunkedDecoder {
         if self.trailers.len() >= self.limits.bytes { Err("the trailers are too large") } else { Ok(()) }
     }
 
-    /// Copies the data of all chunks in `input` into one frame, or takes the trailers if there is no data; returns
-    /// how many bytes of `input` were consumed.
+    /// Copies the data of all chunks in `input` into one frame, or takes the trailers if there is
+    /// no data; returns how many bytes of `input` were consumed.
     fn decode_joined(&mut self, input: &[u8]) -> Result<(usize, Option<Frame<Bytes>>), ExchangeError> {
         let mut consumed = 0;
         let mut joined = Vec::new();
@@ -304,7 +307,8 @@ mod tests {
 
     const LIMITS: HeadLimits = HeadLimits { bytes: 64, fields: 2 };
 
-    /// Decodes `input` in pieces of `size` bytes; returns the body, the trailers and the bytes after the end.
+    /// Decodes `input` in pieces of `size` bytes; returns the body, the trailers and the bytes
+    /// after the end.
     fn decode(
         length: BodyLength,
         input: &[u8],

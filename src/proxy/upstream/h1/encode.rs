@@ -31,8 +31,9 @@ impl Framing {
     }
 }
 
-/// Returns the head of a request. `Content-Length` and `Transfer-Encoding` are written as `framing` requires, whatever
-/// the fields of `parts` state. No part can contain a line end: their types don't allow it.
+/// Returns the head of a request. `Content-Length` and `Transfer-Encoding` are written as `framing`
+/// requires, whatever the fields of `parts` state. No part can contain a line end: their types
+/// don't allow it.
 pub fn encode_head(parts: &Parts, framing: Framing) -> Vec<u8> {
     let mut head = Vec::with_capacity(64 + parts.uri.path().len() + FIELD_ESTIMATE * parts.headers.len());
     head.extend_from_slice(parts.method.as_str().as_bytes());

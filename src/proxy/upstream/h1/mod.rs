@@ -12,11 +12,13 @@
 //! | `decode` | decodes the body and its trailers |
 //! | `error` | why an exchange failed |
 //!
-//! The task of the client's request polls the connection with its own waker: there is no other task, no channel and no
-//! shared state. docs/architecture.md says why hyper's client is not used. `fuzzing/responses.rs` compares the two.
+//! The task of the client's request polls the connection with its own waker: there is no other
+//! task, no channel and no shared state. docs/architecture.md says why hyper's client is not used.
+//! `fuzzing/responses.rs` compares the two.
 //!
-//! Where RFC 9112 lets a recipient choose, this client refuses the response, or does not use the connection again. A
-//! response that two recipients understand differently could be smuggled to another client.
+//! Where RFC 9112 lets a recipient choose, this client refuses the response, or does not use the
+//! connection again. A response that two recipients understand differently could be smuggled to
+//! another client.
 
 pub mod connection;
 mod decode;

@@ -21,8 +21,9 @@ const MAX_JOINED: usize = 8 * 1024;
 
 /// A request that is being written.
 ///
-/// A failed write does not end it: a gateway that does not want a body answers before it has read the body, and closes
-/// the connection. From then on all bytes are discarded, and the response can still be read.
+/// A failed write does not end it: a gateway that does not want a body answers before it has read
+/// the body, and closes the connection. From then on all bytes are discarded, and the response can
+/// still be read.
 #[derive(Debug)]
 pub struct Outgoing<B> {
     /// The body; `None` once all of it was taken.
@@ -68,8 +69,8 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
         self.head.is_empty() && self.joined.is_empty() && self.part.is_empty() && self.part_end.is_empty()
     }
 
-    /// Writes as much as the body has and `stream` takes. Completes when all bytes were written, or discarded after a
-    /// failed write.
+    /// Writes as much as the body has and `stream` takes. Completes when all bytes were written, or
+    /// discarded after a failed write.
     ///
     /// # Errors
     /// The body broke off.
@@ -91,7 +92,8 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
         }
     }
 
-    /// Takes parts of the body, until it has no more for now, a part is large, or [`MAX_JOINED`] bytes are joined.
+    /// Takes parts of the body, until it has no more for now, a part is large, or [`MAX_JOINED`]
+    /// bytes are joined.
     fn fill(&mut self, cx: &mut Context<'_>) -> Result<(), ExchangeError> {
         while self.part.is_empty() && self.part_end.is_empty() && self.joined.len() < MAX_JOINED {
             let Some(body) = &mut self.body else { break };
@@ -111,7 +113,8 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
         Ok(())
     }
 
-    /// Frames the next part of the body for sending. A small part is copied, a large one is kept as it is.
+    /// Frames the next part of the body for sending. A small part is copied, a large one is kept as
+    /// it is.
     fn push_data(&mut self, data: Bytes) -> Result<(), ExchangeError> {
         if data.is_empty() {
             return Ok(());

@@ -11,16 +11,16 @@ use tokio_util::io::poll_read_buf;
 
 /// The size of the buffer that all connections of a thread share.
 pub const SHARED_SIZE: usize = 16 * 1024;
-/// A block of which less than one in this many bytes was filled is replaced by a copy of its bytes, which takes less
-/// memory.
+/// A block of which less than one in this many bytes was filled is replaced by a copy of its bytes,
+/// which takes less memory.
 const WELL_FILLED: usize = 2;
 
 thread_local! {
     static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; SHARED_SIZE].into());
 }
 
-/// Reads once into the buffer that all connections of the thread share; returns what `take` returns for the bytes. They
-/// are empty at the end of `stream`.
+/// Reads once into the buffer that all connections of the thread share; returns what `take` returns
+/// for the bytes. They are empty at the end of `stream`.
 ///
 /// # Errors
 /// Those of the stream.
@@ -39,8 +39,8 @@ where
     })
 }
 
-/// Reads once into a new block of `size` bytes; returns the bytes, without a copy if they fill at least half of the
-/// block. They are empty at the end of `stream`.
+/// Reads once into a new block of `size` bytes; returns the bytes, without a copy if they fill at
+/// least half of the block. They are empty at the end of `stream`.
 ///
 /// # Errors
 /// Those of the stream.

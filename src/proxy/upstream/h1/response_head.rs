@@ -40,8 +40,8 @@ pub enum BodyLength {
 #[derive(Debug)]
 pub struct ResponseHead {
     pub status: StatusCode,
-    /// The fields. A final response has at most one `Content-Length`, which is a number, and none if its status forbids
-    /// one. An interim response has the fields that the gateway sent.
+    /// The fields. A final response has at most one `Content-Length`, which is a number, and none
+    /// if its status forbids one. An interim response has the fields that the gateway sent.
     pub headers: HeaderMap,
     /// The reason phrase, if it is not the one that belongs to the status.
     reason: Option<ReasonPhrase>,
@@ -67,9 +67,9 @@ impl ResponseHead {
     }
 }
 
-/// Parses the head at the beginning of `bytes`; returns it and its length, or `None` if it is not complete.
-/// `is_head_request` is whether the request's method is HEAD. The fields are added to `spare`, an empty map that
-/// becomes part of the head.
+/// Parses the head at the beginning of `bytes`; returns it and its length, or `None` if it is not
+/// complete. `is_head_request` is whether the request's method is HEAD. The fields are added to
+/// `spare`, an empty map that becomes part of the head.
 ///
 /// # Errors
 /// The head exceeds a limit, or is malformed.
@@ -103,7 +103,8 @@ fn parse_with<'a>(
     spare: &mut HeaderMap,
 ) -> Result<Option<(usize, ResponseHead)>, ExchangeError> {
     let most = fields.len().min(limits.fields);
-    // What comes after the limit is not looked at, so that the result does not depend on how much was read.
+    // What comes after the limit is not looked at, so that the result does not depend on how much
+    // was read.
     let within_limit = &bytes[..bytes.len().min(limits.bytes)];
     let mut parsed = Response::new(&mut []);
     let status = ParserConfig::default()
@@ -146,12 +147,14 @@ fn parse_with<'a>(
     Ok(Some((length, head)))
 }
 
-/// Returns whether a `Connection` field with this value says that the gateway closes the connection.
+/// Returns whether a `Connection` field with this value says that the gateway closes the
+/// connection.
 fn lists_close(value: &[u8]) -> bool {
     value.split(|byte| *byte == b',').any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
-/// Returns whether a response with `status` may have a body, unless the request was HEAD (RFC 9112 section 6.3).
+/// Returns whether a response with `status` may have a body, unless the request was HEAD (RFC 9112
+/// section 6.3).
 fn status_permits_body(status: StatusCode) -> bool {
     !matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
@@ -199,8 +202,8 @@ fn normalize_length(status: StatusCode, headers: &mut HeaderMap) {
     }
 }
 
-/// Returns whether it is doubtful where a response ends: it has both `Transfer-Encoding` and `Content-Length`, or
-/// states a body that its status forbids.
+/// Returns whether it is doubtful where a response ends: it has both `Transfer-Encoding` and
+/// `Content-Length`, or states a body that its status forbids.
 fn has_doubtful_length(status: StatusCode, headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH)
         || states_forbidden_body(status, headers)
@@ -213,7 +216,8 @@ fn states_forbidden_body(status: StatusCode, headers: &HeaderMap) -> bool {
             || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0"))
 }
 
-/// Returns whether a response with `status` must not have a `Content-Length` (RFC 9110 section 8.6).
+/// Returns whether a response with `status` must not have a `Content-Length` (RFC 9110 section
+/// 8.6).
 fn forbids_length(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::NO_CONTENT
 }
@@ -222,8 +226,8 @@ fn is_number(value: &[u8]) -> bool {
     !value.is_empty() && value.iter().all(u8::is_ascii_digit)
 }
 
-/// Returns the length that all `Content-Length` fields agree on; `None` if they differ or one is not a number. A field
-/// may be a list (RFC 9110 section 8.6).
+/// Returns the length that all `Content-Length` fields agree on; `None` if they differ or one is
+/// not a number. A field may be a list (RFC 9110 section 8.6).
 fn agreed_length(headers: &HeaderMap) -> Option<&[u8]> {
     let lines = headers.get_all(CONTENT_LENGTH).iter();
     let mut lengths = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);

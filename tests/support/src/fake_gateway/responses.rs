@@ -2,7 +2,8 @@
 
 use std::ops::ControlFlow::{self, Break, Continue};
 
-/// Returns the response for `path`, if it is always the same, and `Break` if the connection ends after it.
+/// Returns the response for `path`, if it is always the same, and `Break` if the connection ends
+/// after it.
 pub fn fixed(path: &str) -> Option<(&'static str, ControlFlow<()>)> {
     Some(match path {
         "/trailers" => (
@@ -38,7 +39,8 @@ pub fn fixed(path: &str) -> Option<(&'static str, ControlFlow<()>)> {
             Break(()),
         ),
         "/to-the-end" => ("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end", Break(())),
-        // The response lacks `Sec-WebSocket-Accept`, the proof that the server understood the upgrade.
+        // The response lacks `Sec-WebSocket-Accept`, the proof that the server understood the
+        // upgrade.
         "/ws-unproven" => {
             ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", Break(()))
         }
@@ -51,8 +53,9 @@ pub fn fixed(path: &str) -> Option<(&'static str, ControlFlow<()>)> {
     })
 }
 
-/// Returns the response for `/coded/STATUS?CODINGS`. It has a `Transfer-Encoding` field for each coding in CODINGS:
-/// semicolons separate the codings, and a plus is a blank. If `has_body`, it has a body in chunks.
+/// Returns the response for `/coded/STATUS?CODINGS`. It has a `Transfer-Encoding` field for each
+/// coding in CODINGS: semicolons separate the codings, and a plus is a blank. If `has_body`, it has
+/// a body in chunks.
 pub fn coded(path: &str, has_body: bool) -> String {
     let (path, codings) = path.split_once('?').unwrap();
     let status = path.strip_prefix("/coded/").unwrap();

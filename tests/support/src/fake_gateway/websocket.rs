@@ -13,7 +13,8 @@ use tokio_tungstenite::{WebSocketStream, tungstenite};
 
 use crate::raw_http::RawHttp;
 
-/// Accepts the handshake with `key`, and behaves as `path` says. `pushed` counts what `/ws-floods` sends.
+/// Accepts the handshake with `key`, and behaves as `path` says. `pushed` counts what `/ws-floods`
+/// sends.
 pub async fn serve(mut client: RawHttp<TcpStream>, path: &str, key: &str, pushed: &AtomicUsize) -> io::Result<()> {
     let accept = derive_accept_key(key.as_bytes());
     client
@@ -45,7 +46,8 @@ async fn send_without_end(mut stream: TcpStream, pushed: &AtomicUsize) -> io::Re
     }
 }
 
-/// Sends back every message, and the close frame; `dies` makes it drop the connection after the first message.
+/// Sends back every message, and the close frame; `dies` makes it drop the connection after the
+/// first message.
 async fn echo(client: RawHttp<TcpStream>, dies: bool) -> io::Result<()> {
     let (stream, early) = client.into_parts();
     let mut socket = WebSocketStream::from_partially_read(stream, early, Role::Server, None).await;
@@ -61,8 +63,9 @@ async fn echo(client: RawHttp<TcpStream>, dies: bool) -> io::Result<()> {
 }
 
 /// Asks for a `connect`, and handles messages concurrently until one is accepted, as OpenClaw does.
-/// The `params.answer` of a `connect` decides: `refuse` refuses it, `silent` closes the connection without
-/// an answer, and anything else accepts it. Messages after an accepted `connect` are echoed.
+/// The `params.answer` of a `connect` decides: `refuse` refuses it, `silent` closes the connection
+/// without an answer, and anything else accepts it. Messages after an accepted `connect` are
+/// echoed.
 async fn answer_connects(client: RawHttp<TcpStream>) -> io::Result<()> {
     let (stream, early) = client.into_parts();
     let mut socket = WebSocketStream::from_partially_read(stream, early, Role::Server, None).await;

@@ -90,7 +90,8 @@ fn data(bytes: impl Into<Bytes>) -> Option<Result<Frame<Bytes>, BrokenBody>> {
     Some(Ok(Frame::data(bytes.into())))
 }
 
-/// Returns a connection on which a request has begun. Its body yields `frames`, and is pending after them.
+/// Returns a connection on which a request has begun. Its body yields `frames`, and is pending
+/// after them.
 fn with_request(
     framing: Framing,
     frames: impl IntoIterator<Item = Option<Result<Frame<Bytes>, BrokenBody>>>,
