@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use super::accepted::Accepted;
 use super::kind::ListenerKind;
-use super::limits::{ConnectionLimits, Slot};
+use super::limits::{ConnectionLimits, PermitGrant};
 use crate::addr::{PeerAddr, canonical};
 use crate::backoff::Backoff;
 use crate::metrics::ListenerMetrics;
@@ -58,9 +58,9 @@ impl AcceptLoop {
                 Some(accepted) = waiting.next() => serve(accepted),
                 (stream, peer, local) = self.accept_next() => {
                     let accepted = move |permit| Accepted { stream, peer, local, kind, permit };
-                    match self.limits.take_slot(peer) {
-                        Ok(Slot::Now(permit)) => serve(accepted(permit)),
-                        Ok(Slot::Later(permit)) => waiting.push(permit.map(accepted)),
+                    match self.limits.take_permit(peer) {
+                        Ok(PermitGrant::Now(permit)) => serve(accepted(permit)),
+                        Ok(PermitGrant::Later(permit)) => waiting.push(permit.map(accepted)),
                         Err(reason) => debug!(%peer, reason = reason.label(), "connection refused by a limit"),
                     }
                 }

@@ -24,7 +24,7 @@ mod tests;
 /// Idle clients are removed from the table when it has at least this many entries.
 const MIN_TABLE: usize = 1024;
 /// One in this many permits is reserved for agents, so that other clients can't take all permits.
-const RESERVED_PART: usize = 16;
+const RESERVED_ONE_IN: usize = 16;
 /// The most connections that may wait for a permit. The same number of agents' connections may wait
 /// in addition.
 ///
@@ -35,9 +35,9 @@ pub const MAX_WAITING: usize = 256;
 /// The connection limits and the connections counted against them. All listeners share one.
 pub struct ConnectionLimits {
     /// Permits that any client may take.
-    shared_slots: Arc<Semaphore>,
+    shared_permits: Arc<Semaphore>,
     /// Further permits that only agents may take.
-    reserved_slots: Arc<Semaphore>,
+    reserved_permits: Arc<Semaphore>,
     queue: Arc<Semaphore>,
     agent_queue: Arc<Semaphore>,
     may_be_agent: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
@@ -47,7 +47,7 @@ pub struct ConnectionLimits {
 }
 
 /// The permit of a connection that is within its client's limits.
-pub(super) enum Slot {
+pub(super) enum PermitGrant {
     /// The connection has a permit.
     Now(ConnectionPermit),
     /// The connection has to wait for a permit.
@@ -57,8 +57,8 @@ pub(super) enum Slot {
 impl fmt::Debug for ConnectionLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionLimits")
-            .field("shared_slots", &self.shared_slots)
-            .field("reserved_slots", &self.reserved_slots)
+            .field("shared_permits", &self.shared_permits)
+            .field("reserved_permits", &self.reserved_permits)
             .finish_non_exhaustive()
     }
 }
@@ -126,10 +126,10 @@ impl ConnectionLimits {
         may_be_agent: impl Fn(IpAddr) -> bool + Send + Sync + 'static,
     ) -> Self {
         let total = config.limits.max_connections.min(Semaphore::MAX_PERMITS);
-        let reserved = total / RESERVED_PART;
+        let reserved = total / RESERVED_ONE_IN;
         Self {
-            shared_slots: Arc::new(Semaphore::new(total - reserved)),
-            reserved_slots: Arc::new(Semaphore::new(reserved)),
+            shared_permits: Arc::new(Semaphore::new(total - reserved)),
+            reserved_permits: Arc::new(Semaphore::new(reserved)),
             queue: Arc::new(Semaphore::new(max_waiting)),
             agent_queue: Arc::new(Semaphore::new(max_waiting)),
             may_be_agent: Box::new(may_be_agent),
@@ -154,8 +154,8 @@ impl ConnectionLimits {
     ///
     /// # Errors
     /// The client is at one of its limits, or too many connections wait for a permit.
-    pub(super) fn take_slot(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
-        self.take_slot_unreported(peer).inspect_err(|refusal| {
+    pub(super) fn take_permit(self: &Arc<Self>, peer: PeerAddr) -> Result<PermitGrant, AcceptRefusal> {
+        self.take_permit_unreported(peer).inspect_err(|refusal| {
             self.metrics.count_refusal(*refusal);
             info!(
                 target: audit::TARGET, kind = "refusal", at = "accept", %peer, reason = refusal.label(),
@@ -164,17 +164,17 @@ impl ConnectionLimits {
         })
     }
 
-    /// Takes a slot, or a place in the queue for one. A peer that may be an agent can use the
-    /// reserved slots too.
-    fn take_slot_unreported(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
+    /// Takes a permit, or a place in the queue for one. A peer that may be an agent can use the
+    /// reserved permits too.
+    fn take_permit_unreported(self: &Arc<Self>, peer: PeerAddr) -> Result<PermitGrant, AcceptRefusal> {
         let client = self.count_client(peer)?;
-        let shared = Arc::clone(&self.shared_slots);
+        let shared = Arc::clone(&self.shared_permits);
         if let Ok(permit) = Arc::clone(&shared).try_acquire_owned() {
-            return Ok(Slot::Now(self.open_permit(client, permit)));
+            return Ok(PermitGrant::Now(self.issue_permit(client, permit)));
         }
-        let reserved = (self.may_be_agent)(peer.ip()).then(|| Arc::clone(&self.reserved_slots));
+        let reserved = (self.may_be_agent)(peer.ip()).then(|| Arc::clone(&self.reserved_permits));
         if let Some(Ok(permit)) = reserved.clone().map(Semaphore::try_acquire_owned) {
-            return Ok(Slot::Now(self.open_permit(client, permit)));
+            return Ok(PermitGrant::Now(self.issue_permit(client, permit)));
         }
         let queue = if reserved.is_some() { &self.agent_queue } else { &self.queue };
         let queue_place = Arc::clone(queue).try_acquire_owned().map_err(|_| AcceptRefusal::Full)?;
@@ -188,12 +188,12 @@ impl ConnectionLimits {
                 },
             };
             drop(queue_place);
-            limits.open_permit(client, permit.expect("the semaphores are never closed"))
+            limits.issue_permit(client, permit.expect("the semaphores are never closed"))
         };
-        Ok(Slot::Later(later.boxed()))
+        Ok(PermitGrant::Later(later.boxed()))
     }
 
-    fn open_permit(&self, client: ClientGuard, permit: OwnedSemaphorePermit) -> ConnectionPermit {
+    fn issue_permit(&self, client: ClientGuard, permit: OwnedSemaphorePermit) -> ConnectionPermit {
         self.metrics.connections_accepted.inc();
         self.metrics.connections_open.inc();
         ConnectionPermit { client, _permit: permit }

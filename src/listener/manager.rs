@@ -85,7 +85,7 @@ pub fn start(
     if let Some(error) = manager.take_named_failure() {
         return Err(error);
     }
-    shutdown.spawn(manager.run(view));
+    shutdown.spawn(manager.follow_view(view));
     Ok(receiver)
 }
 
@@ -115,7 +115,7 @@ struct OpenListener {
 impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
     /// Applies each change of `view`, and tries addresses that can't be bound again, until the
     /// shutdown.
-    async fn run(mut self, mut view: watch::Receiver<Arc<View>>) {
+    async fn follow_view(mut self, mut view: watch::Receiver<Arc<View>>) {
         let mut retry = RETRY;
         while !self.shutdown.has_begun() {
             let latest = Arc::clone(&view.borrow_and_update());

@@ -21,17 +21,17 @@ fn limits(change: impl FnOnce(&mut Config)) -> Arc<ConnectionLimits> {
 
 /// Returns the permit of a connection that gets one at once.
 fn take_now(limits: &Arc<ConnectionLimits>, ip: &str) -> Result<ConnectionPermit, AcceptRefusal> {
-    match limits.take_slot(peer(ip))? {
-        Slot::Now(permit) => Ok(permit),
-        Slot::Later(_) => panic!("{ip} has to wait"),
+    match limits.take_permit(peer(ip))? {
+        PermitGrant::Now(permit) => Ok(permit),
+        PermitGrant::Later(_) => panic!("{ip} has to wait"),
     }
 }
 
 /// Returns the future permit of a connection that has to wait.
 fn take_later(limits: &Arc<ConnectionLimits>, ip: &str) -> BoxFuture<'static, ConnectionPermit> {
-    match limits.take_slot(peer(ip)).unwrap() {
-        Slot::Now(_) => panic!("{ip} does not have to wait"),
-        Slot::Later(permit) => permit,
+    match limits.take_permit(peer(ip)).unwrap() {
+        PermitGrant::Now(_) => panic!("{ip} does not have to wait"),
+        PermitGrant::Later(permit) => permit,
     }
 }
 
@@ -84,7 +84,7 @@ async fn idle_clients_are_forgotten() {
     let limits = limits(|config| config.limits.connection_rate_per_client = 1);
     for n in 0..100_000_u32 {
         let ip = IpAddr::V4(n.into());
-        drop(limits.take_slot(PeerAddr::new((ip, 1).into())));
+        drop(limits.take_permit(PeerAddr::new((ip, 1).into())));
         tokio::time::advance(Duration::from_millis(1)).await;
     }
     let known = limits.lock_clients().clients.len();
@@ -117,7 +117,7 @@ async fn permits_are_reserved_for_agents() {
     others.pop();
     drop(outsider.await);
     drop(others);
-    assert_eq!((limits.shared_slots.available_permits(), limits.reserved_slots.available_permits()), (30, 2));
+    assert_eq!((limits.shared_permits.available_permits(), limits.reserved_permits.available_permits()), (30, 2));
 }
 
 #[tokio::test]
@@ -131,5 +131,5 @@ async fn the_number_of_waiting_connections_is_limited() {
     waiting.pop();
     drop(take_later(&limits, "172.18.0.5"));
     drop(waiting);
-    assert_eq!(limits.lock_clients().clients.len(), 1, "only the client with a slot is remembered");
+    assert_eq!(limits.lock_clients().clients.len(), 1, "only the client with a permit is remembered");
 }

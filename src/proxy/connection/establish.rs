@@ -109,7 +109,7 @@ struct ConnectionOrigin {
     peer: PeerAddr,
     local: SocketAddr,
     kind: ListenerKind,
-    permits: (ConnectionPermit, WorkerSlot),
+    permit_and_slot: (ConnectionPermit, WorkerSlot),
 }
 
 /// Phase 1: accepted by a listener, and moved to its worker.
@@ -144,7 +144,7 @@ impl AcceptedConnection {
         slot: WorkerSlot,
     ) -> Self {
         let (peer, local) = addresses;
-        let origin = ConnectionOrigin { peer, local, kind, permits: (permit, slot) };
+        let origin = ConnectionOrigin { peer, local, kind, permit_and_slot: (permit, slot) };
         match kind {
             ListenerKind::Tls | ListenerKind::PortForward(_) => Self::Tls(AcceptedTls { stream, origin }),
             ListenerKind::Plain => Self::Plain(AcceptedPlain { stream, origin }),
@@ -363,7 +363,7 @@ impl Registered {
     /// Logs and counts the connection as open; returns the context of its requests, and its stream.
     pub fn into_open_connection(self) -> (Arc<ConnectionContext>, Downstream) {
         let Self { shared, stream, origin, settings, protocol, expires, lane, guard } = self;
-        let ConnectionOrigin { peer, local, kind, permits } = origin;
+        let ConnectionOrigin { peer, local, kind, permit_and_slot } = origin;
         let target = shared.target_of(kind);
         debug!(
             connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(),
@@ -381,7 +381,7 @@ impl Registered {
         let open = GaugeGuard::new(&counters.connections_open);
         let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new(protocol));
         let head_tracker = HeadTracker::new(protocol);
-        let resources = ConnectionResources::new(permits, guard, open);
+        let resources = ConnectionResources::new(permit_and_slot, guard, open);
         let io = Downstream::new(
             stream,
             protocol,

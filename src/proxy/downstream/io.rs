@@ -31,18 +31,18 @@ const MAX_CONTROL_WRITE: usize = 64;
 
 /// The guards and permits that a connection holds until its end, tunnels included.
 pub struct ConnectionResources {
-    _listener: (ConnectionPermit, WorkerSlot),
+    _permit_and_slot: (ConnectionPermit, WorkerSlot),
     _registered: RegistryGuard,
     _open: GaugeGuard,
 }
 
 impl ConnectionResources {
     pub(in crate::proxy) fn new(
-        listener: (ConnectionPermit, WorkerSlot),
+        permit_and_slot: (ConnectionPermit, WorkerSlot),
         registered: RegistryGuard,
         open: GaugeGuard,
     ) -> Self {
-        Self { _listener: listener, _registered: registered, _open: open }
+        Self { _permit_and_slot: permit_and_slot, _registered: registered, _open: open }
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The largest block, in bytes: four TLS records, which rustls writes with one system call.
 pub const MAX_BLOCK: usize = 64 * 1024;
 /// A block is at most one part in this many of the memory that is left.
-const BLOCK_PART: usize = 16;
+const BLOCK_ONE_IN: usize = 16;
 /// The smallest block, in bytes.
 const MIN_BLOCK: usize = 4 * 1024;
 /// The number of blocks that hyper and `h2` hold of an HTTP/2 stream before a write has to wait:
@@ -51,7 +51,7 @@ impl BufferLease {
     /// Returns the size of the next block to read.
     pub fn block_size(&self) -> usize {
         let held = self.budget.held_bytes.load(Ordering::Relaxed);
-        (self.budget.limit.saturating_sub(held) / BLOCK_PART).clamp(MIN_BLOCK, MAX_BLOCK)
+        (self.budget.limit.saturating_sub(held) / BLOCK_ONE_IN).clamp(MIN_BLOCK, MAX_BLOCK)
     }
 
     /// Changes the lease to what the direction holds while `unsent` bytes of a block are not

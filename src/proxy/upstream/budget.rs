@@ -38,7 +38,7 @@ const AGENT_FACTOR: usize = 4;
 const WAITING_FACTOR: usize = 4;
 /// One in this many permits is reserved for clients that hold none, and one in this many places in
 /// the queue for clients without a waiting request.
-const RESERVED_PART: usize = 8;
+const RESERVED_ONE_IN: usize = 8;
 /// The most clients of a budget whose unread responses are remembered after their connections have
 /// ended.
 const MAX_STALLED: usize = 1024;
@@ -363,7 +363,7 @@ impl Budget {
     /// Returns whether a client that holds `own` of `limit` permits or places may have one more
     /// while `free` are left.
     fn may_have_one_more(&self, limit: usize, free: usize, own: usize) -> bool {
-        free > 0 && (!self.is_shared || own == 0 || own < free.saturating_sub(limit / RESERVED_PART))
+        free > 0 && (!self.is_shared || own == 0 || own < free.saturating_sub(limit / RESERVED_ONE_IN))
     }
 
     /// Gives free permits to waiting requests. Clients take turns.

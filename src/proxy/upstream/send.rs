@@ -39,7 +39,7 @@ enum Failure {
     /// No byte of the request was sent.
     Unsent {
         /// Whether the wait for the gateway will be over after [`RETRY_PAUSE`].
-        wait_is_over: bool,
+        is_too_late_to_retry: bool,
     },
     /// The connection broke before the response's head was read.
     Broken {
@@ -55,7 +55,7 @@ enum Failure {
 /// `is_reused` is whether the connection had carried an earlier request.
 fn pause_before_retry(failure: Failure, is_reused: bool) -> Option<Duration> {
     let may_repeat = match failure {
-        Failure::Unsent { wait_is_over } => is_reused || !wait_is_over,
+        Failure::Unsent { is_too_late_to_retry } => is_reused || !is_too_late_to_retry,
         Failure::Broken { is_final, is_repeatable } => !is_final && is_repeatable,
     };
     // The gateway probably closed a reused connection because it was idle: no pause. A new
@@ -236,7 +236,7 @@ impl Attempts<'_> {
         request: GatewayRequest,
         connection: &PooledConnection,
     ) -> Result<(GatewayRequest, Duration), Error> {
-        let failure = Failure::Unsent { wait_is_over: Instant::now() + RETRY_PAUSE >= self.give_up };
+        let failure = Failure::Unsent { is_too_late_to_retry: Instant::now() + RETRY_PAUSE >= self.give_up };
         match pause_before_retry(failure, connection.is_reused()) {
             Some(pause) => Ok((request, pause)),
             None => Err(Error::GatewayUnavailable(io::ErrorKind::ConnectionReset.into())),
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn what_follows_a_failed_attempt() {
-        let unsent = |wait_is_over| Failure::Unsent { wait_is_over };
+        let unsent = |is_too_late_to_retry| Failure::Unsent { is_too_late_to_retry };
         let broken = |is_final, is_repeatable| Failure::Broken { is_final, is_repeatable };
         // The failure, and the pause before the next attempt if the connection was new, and if it
         // was reused.

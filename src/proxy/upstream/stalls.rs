@@ -6,9 +6,9 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// A client that left more than `limit / STALLED_SHARE` responses unread may hold at most that many
+/// A client that left more than `limit / STALLED_ONE_IN` responses unread may hold at most that many
 /// permits, and at least one.
-pub const STALLED_SHARE: usize = 32;
+pub const STALLED_ONE_IN: usize = 32;
 /// The time for which a count is kept after the latest unread response.
 pub const STALL_RETENTION: Duration = Duration::from_secs(60);
 
@@ -33,7 +33,7 @@ impl Stalls {
             return usize::MAX;
         }
         // A few are allowed: a single one may come from a device that was suspended.
-        let part = (limit / STALLED_SHARE).max(1);
+        let part = (limit / STALLED_ONE_IN).max(1);
         if count > part { part } else { usize::MAX }
     }
 
@@ -63,8 +63,8 @@ mod tests {
         let stalls = Stalls::default();
         let later = u64::try_from(STALL_RETENTION.as_millis()).unwrap();
         assert!(stalls.record_stall(0) && !stalls.record_stall(1));
-        assert_eq!(stalls.most_permits(STALLED_SHARE, || 2), 1);
+        assert_eq!(stalls.most_permits(STALLED_ONE_IN, || 2), 1);
         assert!(stalls.record_stall(later + 1));
-        assert_eq!(stalls.most_permits(STALLED_SHARE, || later + 2), usize::MAX);
+        assert_eq!(stalls.most_permits(STALLED_ONE_IN, || later + 2), usize::MAX);
     }
 }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::proxy::upstream::stalls::{STALL_RETENTION, STALLED_SHARE};
+use crate::proxy::upstream::stalls::{STALL_RETENTION, STALLED_ONE_IN};
 use crate::proxy::upstream::weak_table::MIN_TABLE;
 
 fn budgets(requests: usize, websockets: usize) -> GatewayBudgets {
@@ -177,7 +177,7 @@ fn permits_are_neither_lost_nor_doubled_under_contention() {
 async fn a_client_that_left_several_responses_unread_gets_few_permits_for_a_minute() {
     let budgets = budgets(128, 16);
     let mut one = client(&budgets, 1);
-    let few = 128 / STALLED_SHARE;
+    let few = 128 / STALLED_ONE_IN;
     let stall = |permits: Vec<GatewayPermit>| permits.iter().for_each(GatewayPermit::record_stall);
     stall(take_all(&one).into_iter().take(few).collect());
     assert_eq!(take_all(&one).len(), 56, "a few unread responses do not restrict the client");

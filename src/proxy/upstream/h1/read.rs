@@ -13,7 +13,7 @@ use tokio_util::io::poll_read_buf;
 pub const SHARED_SIZE: usize = 16 * 1024;
 /// A block of which less than one in this many bytes was filled is replaced by a copy of its bytes,
 /// which takes less memory.
-const WELL_FILLED: usize = 2;
+const FILLED_ONE_IN: usize = 2;
 
 thread_local! {
     static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; SHARED_SIZE].into());
@@ -50,6 +50,6 @@ where
 {
     let mut block = BytesMut::with_capacity(size);
     let count = ready!(poll_read_buf(Pin::new(stream), cx, &mut block))?;
-    let is_well_filled = count >= size / WELL_FILLED;
+    let is_well_filled = count >= size / FILLED_ONE_IN;
     Poll::Ready(Ok(if is_well_filled { block.freeze() } else { Bytes::copy_from_slice(&block) }))
 }
