@@ -6,7 +6,7 @@
 //! address is part of the head, so no head can leave from the other lane's address.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use http::header::{
     AUTHORIZATION, CONNECTION, COOKIE, EXPECT, HOST, ORIGIN, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, UPGRADE,
@@ -22,40 +22,14 @@ use super::http_api::check_http_api;
 use super::path::check_path_rules;
 use super::policy::{LanePolicy, intersect_caps};
 use super::request_check::{CheckedHead, RequestRefusal, check_request, connection_options};
+use super::request_rules::RequestRules;
 use super::reserved_headers::{is_hop_by_hop, is_same_if_folded};
 use super::target::{GatewayRoute, Target};
-use crate::config::{Config, PathRule};
 use crate::labels::LaneKind;
 use crate::pki::SubjectName;
 use crate::trace::Trace;
 
 const X_OPENCLAW_SCOPES: HeaderName = HeaderName::from_static("x-openclaw-scopes");
-
-/// The part of the configuration that building a [`GatewayHead`] needs.
-#[derive(Clone, Debug)]
-pub struct RequestRules {
-    policy: LanePolicy,
-    paths: Vec<PathRule>,
-    upgrades: Vec<String>,
-    external_source: Ipv4Addr,
-}
-
-impl RequestRules {
-    /// Copies the rules from `config`.
-    pub fn new(config: &Config) -> Self {
-        Self {
-            policy: LanePolicy::new(config),
-            paths: config.external.paths.clone(),
-            upgrades: config.http.upgrades.clone(),
-            external_source: config.gateway.external_source,
-        }
-    }
-
-    /// The policy that decides lanes.
-    pub fn policy(&self) -> &LanePolicy {
-        &self.policy
-    }
-}
 
 /// A request head as the gateway gets it, with the addresses that it comes from and goes to.
 #[derive(Debug)]

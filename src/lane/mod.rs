@@ -12,7 +12,7 @@
 //!
 //! | file | does |
 //! | --- | --- |
-//! | `policy`, `evidence` | hold the inputs of a decision: the configuration, and what is known of a connection |
+//! | `policy`, `request_rules`, `evidence` | hold what decisions read: the configuration, and what is known of a connection |
 //! | `access` | refuses connections before the TLS handshake |
 //! | `decide`, `request_sender`, `assignment`, `connection` | decide the lane, and hold the result |
 //! | `explain` | explains why a connection is not an agent's |
@@ -33,6 +33,7 @@ mod http_api;
 mod path;
 mod policy;
 mod request_check;
+mod request_rules;
 mod request_sender;
 mod reserved_headers;
 mod scheme;
@@ -51,9 +52,10 @@ pub use evidence::{Certificate, Evidence, Issuer, ProxyHeader};
 pub use explain::{WhyExternal, why_external};
 pub use forwarded_client::ForwardedClient;
 pub use forwarding::Forwarding;
-pub use headers::{GatewayHead, RequestRules, scrub_request_trailers, scrub_response, scrub_response_trailers};
+pub use headers::{GatewayHead, scrub_request_trailers, scrub_response, scrub_response_trailers};
 pub use path::{check_path_rules, decode_path};
 pub use policy::{LanePolicy, allowed_scopes};
 pub use request_check::{RequestRefusal, h2_field_count, h2_head_size};
+pub use request_rules::RequestRules;
 pub use scheme::Scheme;
 pub use target::{GatewayRoute, Target};

@@ -1,10 +1,11 @@
 //! The requests that the gateway receives through listeners of `listen.forward` and `listen.plain`.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use http::Request;
 
-use std::net::SocketAddr;
-
 use super::*;
+use crate::config::Config;
 use crate::discovery::View;
 use crate::lane::forwarding::{X_FORWARDED_FOR, X_FORWARDED_PROTO};
 use crate::lane::{AgentBasis, Evidence, ProxyHeader, decide_lane, decide_plain_lane};

@@ -1,5 +1,6 @@
 //! The header rules as tables: the request of a client, and the request that the gateway receives.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use http::{Method, Request};
@@ -7,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::addr::is_loopback_or_unspecified;
-use crate::config::OwnAddresses;
+use crate::config::{Config, OwnAddresses};
 use crate::discovery::{Agent, AgentKind, View};
 use crate::lane::forwarding::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_FORWARDED_USER};
 use crate::lane::{Evidence, ProxyHeader, decide_lane};
