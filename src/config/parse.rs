@@ -371,7 +371,8 @@ pub fn identity_header(text: &str) -> Parsed<HeaderName> {
 pub fn keep_header(text: &str) -> Parsed<HeaderName> {
     const RESERVED: [&str; 4] = ["forwarded", "via", "x-real-ip", "x-openclaw-scopes"];
     let name: HeaderName = text.parse().map_err(|_| "is not a header's name")?;
-    let folded = name.as_str().replace(['_', '.'], "-");
+    // As the comparison with a request's headers does: only letters and digits are distinguished.
+    let folded = name.as_str().replace(|char: char| !char.is_ascii_alphanumeric(), "-");
     let reserved =
         RESERVED.contains(&folded.as_str()) || folded.starts_with("x-forwarded") || folded.starts_with("tailscale-");
     if reserved {

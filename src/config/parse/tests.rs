@@ -207,6 +207,8 @@ fn names() {
             "Forwarded",
             "Tailscale-User-Login",
             "X-OpenClaw-Scopes",
+            "x-openclaw!scopes",
+            "x~forwarded-for",
         ],
     );
 }
