@@ -47,7 +47,9 @@ impl AcceptLoop {
         Self { listener, kind, limits, metrics, pauses: PAUSES, warned_at: None }
     }
 
-    /// Passes each connection within the limits to `serve`, until `closed` is cancelled.
+    /// Passes each connection within the limits to `serve` once it has its permit, and closes the
+    /// others, until `closed` is cancelled. Connections that still wait for a permit are then
+    /// closed.
     pub async fn run(mut self, closed: CancellationToken, serve: impl Fn(Accepted)) {
         let mut waiting = FuturesUnordered::new();
         let kind = self.kind;
@@ -85,7 +87,8 @@ impl AcceptLoop {
         }
     }
 
-    /// Ignores an error that concerns only one connection. After any other error, warns and pauses.
+    /// Ignores an error that concerns only one connection. Counts any other error, warns at most
+    /// once every [`WARN_INTERVAL`], and pauses.
     async fn handle_accept_error(&mut self, error: &io::Error) {
         if is_peer_failure(error) {
             return;
@@ -93,7 +96,8 @@ impl AcceptLoop {
         self.metrics.accept_failures.inc();
         if self.warned_at.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
             self.warned_at = Some(Instant::now());
-            warn!(%error, "can't accept connections; trying again");
+            let address = self.listener.local_addr().ok().map(tracing::field::display);
+            warn!(address, option = self.kind.option_key(), %error, "can't accept connections; trying again");
         }
         tokio::time::sleep(self.pauses.next_pause()).await;
     }

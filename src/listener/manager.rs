@@ -134,7 +134,8 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
     }
 
     /// Opens and closes listeners so that they are those for the addresses of `view`, except those
-    /// that can't be bound.
+    /// that can't be bound. Publishes their addresses, and warns of values that have newly lost
+    /// their last matching address.
     fn apply_view(&mut self, view: &View) {
         let scope_of = |name: &str| nix::net::if_::if_nametoindex(name).unwrap_or(0);
         let wanted =
@@ -159,6 +160,10 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         self.publish_addresses();
     }
 
+    /// Listens on `wanted`, and starts to accept connections.
+    ///
+    /// # Errors
+    /// The address can't be bound.
     fn open_listener(&mut self, wanted: ListenerAddress) -> io::Result<()> {
         let ListenerAddress { address, kind } = wanted;
         let listener = socket::listen(address)?;
@@ -171,21 +176,22 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
         Ok(())
     }
 
+    /// Closes the listener on `wanted`, if it is open. Its accepted connections stay open.
     fn close_listener(&mut self, wanted: ListenerAddress) {
         if let Some(listener) = self.open_listeners.remove(&wanted) {
-            info!(address = %listener.local, "no longer listening");
+            info!(address = %listener.local, option = wanted.kind.option_key(), "no longer listening");
         }
     }
 
-    /// Notes that `wanted` can't be bound, so that it is tried again. Warns once for each error
-    /// code.
+    /// Notes that `wanted` can't be bound, so that it is tried again. Warns if the error code
+    /// differs from that of the attempt before.
     fn record_failure(&mut self, wanted: ListenerAddress, error: io::Error) {
-        let address = wanted.address;
+        let (address, option) = (wanted.address, wanted.kind.option_key());
         let known = self.bind_failures.get(&wanted).is_some_and(|before| before.raw_os_error() == error.raw_os_error());
         if known {
-            debug!(%address, %error, "still can't listen");
+            debug!(%address, option, %error, "still can't listen");
         } else {
-            warn!(%address, %error, "can't listen on this address; trying again");
+            warn!(%address, option, %error, "can't listen on this address; trying again");
         }
         self.bind_failures.insert(wanted, error);
     }

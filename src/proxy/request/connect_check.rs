@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use crate::addr::PeerAddr;
 use crate::config::BindDevices;
 use crate::labels::LaneKind;
 use crate::lane::{AgentBasis, AgentLane, GatewayHead, Lane, allowed_scopes};
@@ -34,6 +35,7 @@ pub fn connect_check(
         Lane::Agent(lane) if head.lane() == LaneKind::Agent => DeviceOwner::of_agent(lane),
         _ => DeviceOwner::External,
     };
+    let (connection, peer, lane) = (context.number, context.peer, head.lane().label());
     let device_check = devices.and_then(|(devices, mode)| {
         let agent = match owner {
             DeviceOwner::Agent(agent) => Some(agent),
@@ -41,12 +43,11 @@ pub fn connect_check(
             DeviceOwner::Host => return None,
         };
         let may_learn = agent.is_some() || !matches!(&*context.lane, Lane::Agent(_));
-        Some(DeviceCheck { devices, mode, agent, may_learn })
+        Some(DeviceCheck { devices, mode, agent, may_learn, connection, peer, lane })
     });
     if cap.is_none() && device_check.is_none() {
         return None;
     }
-    let (connection, peer) = (context.number, context.peer);
     let objects_only = cap.is_none();
     let check = move |message: &[u8]| {
         let request = ParsedMessage::parse(message);
@@ -64,7 +65,7 @@ pub fn connect_check(
             }
         });
         checked
-            .inspect_err(|reason| info!(connection, %peer, reason, "WebSocket refused"))
+            .inspect_err(|reason| info!(connection, %peer, lane, reason, "WebSocket refused"))
             .unwrap_or_else(Checked::Refused)
     };
     Some((FirstMessage::new(objects_only, Arc::clone(&context.shared.first_message_budget), Box::new(check)), response))
@@ -81,6 +82,7 @@ enum DeviceOwner {
 }
 
 impl DeviceOwner {
+    /// Returns the owner of the devices that an agent on `lane` uses.
     fn of_agent(lane: &AgentLane) -> Self {
         let (name, container) = match &lane.basis {
             AgentBasis::Address(agent) | AgentBasis::Attested(agent) => (agent.name.clone(), Some(agent.id.clone())),
@@ -101,12 +103,18 @@ struct DeviceCheck {
     /// Whether an accepted device is remembered as external: not if a web page caused the request
     /// on an agent's connection.
     may_learn: bool,
+    /// The connection's number, for the log.
+    connection: u64,
+    peer: PeerAddr,
+    /// The label of the request's lane.
+    lane: &'static str,
 }
 
 impl DeviceCheck {
     /// Checks the device of `request`. On the agent lane, the device is bound when the future
     /// completes, and released if the gateway refuses the request. On the external lane, it is
-    /// remembered when the gateway accepts the request.
+    /// remembered when the gateway accepts the request, if `may_learn`. With
+    /// [`BindDevices::Report`], a device that would be refused is only logged, and passes.
     ///
     /// # Errors
     /// The reason of the refusal, for the close frame.
@@ -115,7 +123,7 @@ impl DeviceCheck {
         request: ConnectRequest,
         pending: &PendingConnect,
     ) -> Result<BoxFuture<'static, ()>, String> {
-        let Self { devices, mode, agent, may_learn } = self;
+        let Self { devices, mode, agent, may_learn, connection, peer, lane } = self;
         let has_matching_id = request.has_matching_id();
         let Some(device) = request.device else {
             pending.expect_answer(&request.id, |_| {});
@@ -129,7 +137,10 @@ impl DeviceCheck {
         match checked {
             Ok(()) => {}
             Err(refusal) if mode == BindDevices::Report => {
-                warn!(device, %refusal, "this device would be refused if agents.bind_devices were on");
+                warn!(
+                    connection, %peer, lane, device, %refusal,
+                    "this device would be refused if agents.bind_devices were on"
+                );
                 pending.expect_answer(&request.id, |_| {});
                 return Ok(Box::pin(ready(())));
             }

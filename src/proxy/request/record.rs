@@ -122,11 +122,14 @@ impl RequestRecord {
         self.is_external.store(lane == LaneKind::External, Ordering::Relaxed);
     }
 
-    fn lane(&self) -> LaneKind {
+    /// Returns the lane on which the request is sent to the gateway; before that is known, the
+    /// connection's.
+    pub fn lane(&self) -> LaneKind {
         if self.is_external.load(Ordering::Relaxed) { LaneKind::External } else { LaneKind::Agent }
     }
 
-    /// Records that the response has begun, with this status.
+    /// Records and counts that the response has begun, with this status. Does nothing if an error
+    /// of the client has ended its HTTP/2 connection or stream.
     pub fn record_response_start(&self, status: u16) {
         if self.handle.is_h2() && (self.handle.is_closed_for_client_fault() || self.handle.was_reset_for_client_error())
         {
@@ -140,7 +143,8 @@ impl RequestRecord {
     }
 
     /// Records that loopgate answers with `error`, and logs and counts it; returns the request id
-    /// for the response.
+    /// for the response. An error of the body because loopgate closes the connection is not
+    /// counted: the request then ends with its connection.
     pub fn record_failure(&self, error: &Error) -> String {
         let request_id = self.request_id();
         let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
@@ -160,7 +164,7 @@ impl RequestRecord {
             );
         } else {
             self.record_refusal(reason, &request_id);
-            debug!(connection, %peer, lane, request_id, reason, error = error_text(), "request refused");
+            debug!(connection, %peer, lane, request_id, reason, error = error_text(), "answering with an error");
         }
         let _ = self.end.set(RequestEnd::Error(reason));
         request_id

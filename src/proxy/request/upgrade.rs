@@ -135,7 +135,7 @@ fn start_tunnel(
     // An HTTP/2 connection must wait for the tunnels on its streams. Over HTTP/1.1 the tunnel takes
     // the connection over.
     let stream = options.is_h2.then(|| context.activity.begin_tunnel(record.guard()));
-    let (number, peer) = (context.number, context.peer);
+    let (number, peer, lane) = (context.number, context.peer, record.lane().label());
     // Boxed, so that what only the start of the tunnel needs is freed before the tunnel runs.
     let opening = Box::pin(open_tunnel(client_side, upstream, options, authorization));
     context.shared.shutdown.spawn(async move {
@@ -145,7 +145,7 @@ fn start_tunnel(
             tunnel.await
         };
         if let Err(error) = ended.await {
-            debug!(connection = number, %peer, error = error_chain(&error), "tunnel broke off");
+            debug!(connection = number, %peer, lane, error = error_chain(&error), "tunnel ended early");
             // The reset of a TCP connection is passed on as a reset of the stream with CANCEL (RFC
             // 8441 section 5).
             if let Some(stream) = stream
@@ -206,6 +206,9 @@ async fn run_while_authorized(
 
 /// Takes both connections back from hyper. Returns the tunnel between them, and the permit to hold
 /// until it ends.
+///
+/// # Errors
+/// The gateway's connection was not upgraded, or the client left before its own was.
 async fn open_tunnel(
     client_side: OnUpgrade,
     upstream: PooledConnection,
