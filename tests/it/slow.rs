@@ -69,7 +69,8 @@ async fn a_body_that_stops_gets_408() {
     let mut client = harness.connect_h1(OUTSIDER).await;
     client.send(request_text("POST /echo", "Content-Length: 10\r\n") + "123").await.unwrap();
     assert_eq!(client.read_response().await.unwrap().status(), 408);
-    assert!(client.read_rest().await.is_empty(), "the rest of the body can't be distinguished from a request");
+    // The rest of the body can't be distinguished from a request.
+    assert!(client.read_rest().await.is_empty(), "the connection is closed without a further response");
 
     let mut client = harness.connect_h2(OUTSIDER).await;
     let (response, mut body) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
@@ -382,5 +383,7 @@ async fn an_http_2_client_that_never_ends_its_preface_or_settings_is_cut_at_the_
     let mut stream = harness.handshake(harness.connect_tcp(OUTSIDER).await, "h2").await.unwrap();
     stream.write_all(&whole).await.unwrap();
     let mut received = Vec::new();
-    assert!(timeout(4 * SHORT, stream.read_to_end(&mut received)).await.is_err(), "a client that began HTTP/2 is idle");
+    // A client that has begun HTTP/2 is idle, and the idle timeout is longer.
+    let end = timeout(4 * SHORT, stream.read_to_end(&mut received)).await;
+    assert!(end.is_err(), "the connection was closed after a whole preface and SETTINGS");
 }

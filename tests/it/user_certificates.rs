@@ -88,9 +88,10 @@ async fn a_users_revoked_certificate_is_refused() {
     issue_for_ann(&harness, &other, Encryption::TripleDes);
     assert!(curl(&harness, OUTSIDER, Some(&ann), &[]).await.0);
     assert!(offline::revoke(harness.state.path(), &offline::parse_serial(&serial).unwrap()).unwrap());
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    // The documented 2 s, and 3 s for a loaded machine.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
     while curl(&harness, OUTSIDER, Some(&ann), &[]).await.0 {
-        assert!(tokio::time::Instant::now() < deadline, "20 s after its revocation the certificate is still accepted");
+        assert!(tokio::time::Instant::now() < deadline, "5 s after its revocation the certificate is still accepted");
     }
     let before = harness.gateway.requests().len();
     assert!(!curl(&harness, OUTSIDER, Some(&ann), &[]).await.0);

@@ -149,7 +149,8 @@ async fn a_device_that_an_agent_used_first_is_refused_to_external_clients() {
                     return Err(close.reason.to_string());
                 }
                 message if json(&message)["ok"] == true => return Ok(()),
-                message => assert_eq!(json(&message)["ok"], false, "and the gateway's close frame follows"),
+                // The gateway's close frame follows.
+                message => assert_eq!(json(&message)["ok"], false, "a message that is no answer to the connect"),
             }
         }
     };
