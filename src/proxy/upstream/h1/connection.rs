@@ -262,7 +262,7 @@ where
     }
 
     /// Sends the request's body as far as possible. For use while the client takes no part of the
-    /// response.
+    /// response. The next call of [`Self::poll_frame`] reports an error of this.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
         if self.upload_error.is_none()
             && !self.outgoing.is_done()
@@ -279,7 +279,8 @@ where
         }
     }
 
-    /// Sends the rest of the request's body, after the response has ended.
+    /// Sends the rest of the request's body, after the response has ended. If that fails, the
+    /// connection can't be used any more.
     pub fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if ready!(self.outgoing.poll_send(&mut self.stream, cx)).is_err() {
             self.incoming = Incoming::Failed;

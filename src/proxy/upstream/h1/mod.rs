@@ -14,7 +14,8 @@
 //!
 //! The task of the client's request polls the connection with its own waker: there is no other
 //! task, no channel and no shared state. docs/architecture.md says why hyper's client is not used.
-//! `fuzzing/responses.rs` compares the two.
+//! This client can be deleted when hyper's can be polled on the caller's task without channels, and
+//! has a setting that bounds its read-ahead. `fuzzing/responses.rs` compares the two.
 //!
 //! Where RFC 9112 lets a recipient choose, this client refuses the response, or does not use the
 //! connection again. A response that two recipients understand differently could be smuggled to

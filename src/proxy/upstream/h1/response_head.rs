@@ -184,7 +184,8 @@ fn body_length(is_http_11: bool, may_have_body: bool, headers: &HeaderMap) -> Re
     }
 }
 
-/// Leaves at most one `Content-Length`, which is a number.
+/// Leaves at most one `Content-Length`, which is a number, and none in a chunked response or if
+/// `status` forbids it.
 fn normalize_length(status: StatusCode, headers: &mut HeaderMap) {
     // A chunked message must not have a `Content-Length` (RFC 9112 section 6.2).
     if forbids_length(status) || headers.contains_key(TRANSFER_ENCODING) {
