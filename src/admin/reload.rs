@@ -37,7 +37,7 @@ pub fn channel() -> (mpsc::Sender<Request>, mpsc::Receiver<Request>) {
 /// A reload only makes the sidecar read again what the operator wrote: the request names no file
 /// and contains no configuration. It is still accepted only from 127.0.0.1 and `::1`, whatever
 /// address the admin listener has, and never from a web page. Other addresses of 127.0.0.0/8 are
-/// refused, because forwarders and mesh sidecars use them for clients from outside.
+/// refused, because proxies and service meshes use them for clients from outside.
 pub(super) fn why_refused(peer: IpAddr, headers: &HeaderMap) -> Option<&'static str> {
     let peer = peer.to_canonical();
     if peer != Ipv4Addr::LOCALHOST && peer != Ipv6Addr::LOCALHOST {

@@ -77,7 +77,8 @@ pub fn decide_plain_lane(peer: IpAddr, view: &View, policy: &LanePolicy) -> Resu
 /// Returns what makes the peer an agent; `None` if it is not an agent.
 ///
 /// `sender` is the address of the party that writes the requests (see [`RequestSender`]). For
-/// certificates of `loopgate cert issue` it must be in `agents.certificate_from`.
+/// certificates of `loopgate cert issue` it must be in `agents.certificate_from`, unless
+/// `tls.client_ca` is set.
 fn agent_basis(
     peer: IpAddr,
     sender: IpAddr,

@@ -91,7 +91,7 @@ impl fmt::Display for WhyExternal {
                 write!(
                     f,
                     "in 127.0.0.0/8 only 127.0.0.1 counts as an address of this network namespace: {ip} may be the \
-                     address of a forwarder, such as a service mesh"
+                     address of a proxy or a service mesh"
                 )
             }
             Self::UnknownAddress(ip) => {
@@ -116,7 +116,9 @@ pub fn why_external(evidence: &Evidence, view: &View, policy: &LanePolicy, now: 
     (why.is_some() || basis_by_address(peer, view, policy).is_some()).then_some(WhyExternal::RemoteGateway)
 }
 
-/// Explains why a connection is external if the gateway is on loopback.
+/// Explains why a connection is external if the gateway is on loopback; `None` if the peer's
+/// address is not local and neither is nor was an agent's, and the client showed no certificate that
+/// could name an agent.
 fn why_external_with_loopback_gateway(
     peer: IpAddr,
     certificate: Option<&Certificate>,

@@ -88,8 +88,8 @@ impl GatewayHead {
         }
     }
 
-    /// Builds the head of an agent's request, with the scope cap and, for an agent that a
-    /// certificate proves, the gateway's `token`.
+    /// Builds the head of an agent's request, with the scope cap. A request to the gateway without
+    /// `Authorization` gets the gateway's `token`, if a certificate proves the agent.
     fn for_agent(
         mut parts: Parts,
         checked: CheckedHead,
@@ -114,6 +114,9 @@ impl GatewayHead {
 
     /// Builds the head of an external client's request: checks the path rules, and adds the
     /// forwarding headers and the scope cap.
+    ///
+    /// # Errors
+    /// The path rules close the path, or the allow and deny lists refuse the request's client.
     fn for_external(
         mut parts: Parts,
         checked: CheckedHead,
@@ -128,7 +131,9 @@ impl GatewayHead {
         let is_upgrade = convert_to_gateway_form(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
         let written = forwarding.write(&mut parts.headers);
-        // A trusted proxy may state a narrower cap, never a wider one.
+        // A trusted proxy may state a narrower cap, never a wider one. Only its value can be here:
+        // `scrub_request` removed the client's, and `Forwarding::write` put back what
+        // `external.identity_headers` allows.
         let stated = sole_value(&parts.headers, &X_OPENCLAW_SCOPES).cloned();
         let scopes = match (&lane.scopes, stated) {
             (Some(cap), Some(stated)) => Some(intersect_caps(cap, &stated)),

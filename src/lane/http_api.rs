@@ -10,8 +10,8 @@ use super::policy::allowed_scopes;
 use super::request_check::RequestRefusal;
 use crate::config::PathRule;
 
-/// Refuses a request to the gateway's HTTP API, unless the scope cap `cap` includes
-/// `operator.admin`, or there is none.
+/// Refuses a request to the gateway's HTTP API, or with an ambiguous path that could lead there,
+/// unless the scope cap `cap` includes `operator.admin`, or there is none.
 ///
 /// The API gives every client that sends the gateway's token or password full operator rights, and
 /// ignores `X-OpenClaw-Scopes` (OpenClaw `gateway/openai-http-api`,
@@ -30,5 +30,7 @@ pub(super) fn check_http_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result
     {
         return Ok(());
     }
-    check_path_rules(&parts.method, parts.uri.path(), false, &*API, 0).map_err(|_| RequestRefusal::ScopeCapped)
+    // The rules are for every port.
+    const ANY_PORT: u16 = 0;
+    check_path_rules(&parts.method, parts.uri.path(), false, &*API, ANY_PORT).map_err(|_| RequestRefusal::ScopeCapped)
 }

@@ -91,8 +91,8 @@ pub fn decode_path(path: &str) -> Option<Cow<'_, str>> {
     is_unambiguous(&path).then_some(path)
 }
 
-/// Decodes the percent-encoding of `path`; `None` if it is malformed, or encodes a character that
-/// would change the path's structure.
+/// Decodes the percent-encoding of `path`; `None` if it is malformed, encodes a control character
+/// or one that would change the path's structure, or does not result in UTF-8.
 fn percent_decode(path: &str) -> Option<String> {
     let mut out = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();

@@ -163,8 +163,10 @@ pub fn h2_head_size(parts: &Parts) -> usize {
     target.chain(fields).map(|(name, value)| name + value + PER_FIELD).sum()
 }
 
-/// Returns the host that `Host` or the authority of the target names; if both are present, they
-/// must be equal.
+/// Returns the host that `Host` or the authority of the target names.
+///
+/// # Errors
+/// There is none or more than one `Host`, both are present and differ, or it is not a host.
 fn requested_host(parts: &Parts) -> Result<HeaderValue, RequestRefusal> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let (first_host, second_host) = (hosts.next(), hosts.next());
@@ -237,7 +239,11 @@ fn is_valid_length(value: &[u8]) -> bool {
 
 /// Returns the protocol to upgrade to; `None` for a plain request.
 ///
-/// An upgrade has `Upgrade` with one of the protocols `upgrades`, and `Connection: upgrade`.
+/// An upgrade has `Upgrade` with one of the protocols `upgrades`, and `Connection: upgrade`. Any
+/// other `Upgrade` of one protocol is ignored, as RFC 9110 section 7.8 permits.
+///
+/// # Errors
+/// [`RequestRefusal::BadUpgrade`]: the request names several protocols, or has a body.
 fn requested_upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<HeaderValue>, RequestRefusal> {
     let mut protocols = parts.headers.get_all(UPGRADE).iter();
     let Some(protocol) = protocols.next() else { return Ok(None) };

@@ -28,7 +28,8 @@ pub(super) fn client_address(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) ->
     leftmost
 }
 
-/// Parses `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:80`.
+/// Parses `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:80`; `None`
+/// for anything else.
 fn parse_address(entry: &[u8]) -> Option<IpAddr> {
     // The longest form of an IPv6 address with port has 47 characters.
     let text = std::str::from_utf8(entry).ok().filter(|text| text.len() <= 64)?;

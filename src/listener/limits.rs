@@ -38,7 +38,9 @@ pub struct ConnectionLimits {
     shared_permits: Arc<Semaphore>,
     /// Further permits that only agents may take.
     reserved_permits: Arc<Semaphore>,
+    /// The places in which connections may wait for a permit.
     queue: Arc<Semaphore>,
+    /// The places for connections that may be agents'.
     agent_queue: Arc<Semaphore>,
     may_be_agent: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
     per_client: ArcSwap<ClientLimits>,
@@ -46,7 +48,7 @@ pub struct ConnectionLimits {
     metrics: ListenerMetrics,
 }
 
-/// The permit of a connection that is within its client's limits.
+/// When a connection that is within its client's limits gets its permit.
 pub(super) enum PermitGrant {
     /// The connection has a permit.
     Now(ConnectionPermit),
@@ -149,8 +151,8 @@ impl ConnectionLimits {
         &self.metrics
     }
 
-    /// Counts a connection from `peer`; returns its permit, or a future of it. Logs and counts
-    /// refusals.
+    /// Counts a connection from `peer`; returns its permit, or a future of it. Counts refusals and
+    /// writes them to the audit log.
     ///
     /// # Errors
     /// The client is at one of its limits, or too many connections wait for a permit.
@@ -164,8 +166,8 @@ impl ConnectionLimits {
         })
     }
 
-    /// Takes a permit, or a place in the queue for one. A peer that may be an agent can use the
-    /// reserved permits too.
+    /// Counts a connection from `peer`, and takes a permit, or a place in the queue for one. A peer
+    /// that may be an agent can use the reserved permits too. Neither counts nor logs refusals.
     fn take_permit_unreported(self: &Arc<Self>, peer: PeerAddr) -> Result<PermitGrant, AcceptRefusal> {
         let client = self.count_client(peer)?;
         let shared = Arc::clone(&self.shared_permits);
@@ -193,13 +195,19 @@ impl ConnectionLimits {
         Ok(PermitGrant::Later(later.boxed()))
     }
 
+    /// Returns the permit of a connection that `client` counts. Counts the connection as accepted
+    /// and as open.
     fn issue_permit(&self, client: ClientGuard, permit: OwnedSemaphorePermit) -> ConnectionPermit {
         self.metrics.connections_accepted.inc();
         self.metrics.connections_open.inc();
         ConnectionPermit { client, _permit: permit }
     }
 
-    /// Counts a connection against its client's limits.
+    /// Counts a connection against its client's limits; returns the guard that uncounts it. A
+    /// trusted proxy is not counted.
+    ///
+    /// # Errors
+    /// The client is at one of its limits.
     fn count_client(self: &Arc<Self>, peer: PeerAddr) -> Result<ClientGuard, AcceptRefusal> {
         let limits = self.per_client.load();
         if limits.exempt.iter().any(|network| network.contains(&peer.ip())) {
@@ -216,7 +224,7 @@ impl ConnectionLimits {
 }
 
 impl ClientTable {
-    /// Counts one more connection of `client`.
+    /// Counts one more connection of `client`. Before, removes idle clients if the table is large.
     ///
     /// # Errors
     /// The client has reached its limit of connections, or the limit of their rate.
@@ -237,6 +245,7 @@ impl ClientTable {
         Ok(())
     }
 
+    /// Uncounts a connection of `client` that has ended, and removes the client if it is idle.
     fn remove_connection(&mut self, client: IpAddr, now: Instant) {
         if let Some(known) = self.clients.get_mut(&client) {
             known.open -= 1;

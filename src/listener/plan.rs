@@ -90,8 +90,8 @@ pub fn wanted_addresses(
     wanted
 }
 
-/// Returns the values of `listen` that match no address of `interfaces`: one may appear later, or a
-/// value is mistyped.
+/// Returns the values of `listen.on` and `listen.plain` that match no address of `interfaces`: one
+/// may appear later, or a value is mistyped. An exact address needs no match.
 pub fn find_unmatched_values<'a>(
     listen: &'a Listen,
     interfaces: &[Interface],
@@ -100,7 +100,7 @@ pub fn find_unmatched_values<'a>(
     tls.chain(unmatched_values(&listen.plain, interfaces).map(|value| (ListenerKind::Plain, value)))
 }
 
-/// Returns the values of one option that match no address of `interfaces`.
+/// Returns the values of one option that are not exact addresses and match none of `interfaces`.
 fn unmatched_values<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> impl Iterator<Item = &'a ListenOn> {
     let match_an_interface = |addresses: &ListenAddresses| {
         interfaces

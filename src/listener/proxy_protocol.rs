@@ -84,7 +84,10 @@ async fn read_header(stream: &mut TcpStream) -> Result<ProxyHeader, Error> {
     }
 }
 
-/// Reads on until `header` ends with a line feed.
+/// Reads on until `header` ends with a line feed, and not a byte more.
+///
+/// # Errors
+/// The line is longer than [`V1_LONGEST`], or the stream fails or ends before its end.
 async fn read_line(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), Error> {
     while header.last() != Some(&b'\n') {
         let mut ahead = [0; V1_LONGEST];

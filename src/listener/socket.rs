@@ -27,8 +27,10 @@ const MAX_UNSENT: u32 = 256 * 1024;
 ///
 /// The TCP options are set on the listening socket: on Linux accepted sockets inherit them.
 ///
+/// Must be called within a Tokio runtime.
+///
 /// # Errors
-/// The address can't be bound.
+/// The address can't be bound, or an option can't be set.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;

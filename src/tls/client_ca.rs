@@ -80,8 +80,8 @@ impl ClientAuthorities {
         self.verifier.clone()
     }
 
-    /// Returns the issuer and the contents of the leaf of a verified `chain`; `None` if the chain
-    /// is empty, or the leaf has no subject alternative name.
+    /// Returns the issuer and the contents of the leaf of `chain`, which rustls has verified;
+    /// `None` if the chain is empty, or the leaf is malformed or has no subject alternative name.
     pub(super) fn leaf_certificate(&self, chain: &[CertificateDer<'static>]) -> Option<Certificate> {
         let leaf = chain.first()?;
         let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
@@ -113,6 +113,10 @@ impl ClientAuthorities {
     }
 }
 
+/// Reads the CA certificates in the PEM file `path`.
+///
+/// # Errors
+/// The file can't be read or has no certificate, or one of them can't be a trust anchor.
 fn read_bundle(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let certificates = pki::offline::read_certificates(path).map_err(Error::Read)?;
     let mut store = RootCertStore::empty();

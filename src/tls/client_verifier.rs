@@ -95,7 +95,11 @@ struct Verifier {
 }
 
 impl Verifier {
-    /// Returns a verifier that trusts `anchors`; `None` if there are none.
+    /// Returns a verifier that trusts `anchors`, except those that are malformed; `None` if
+    /// `anchors` is empty.
+    ///
+    /// # Errors
+    /// All of them are malformed.
     fn trusting(anchors: &[CertificateDer<'static>]) -> Result<Option<Self>, VerifierBuilderError> {
         if anchors.is_empty() {
             return Ok(None);
@@ -211,6 +215,10 @@ struct CertificateNames {
     serial: Vec<u8>,
 }
 
+/// Parses the names and the serial number of `certificate`.
+///
+/// # Errors
+/// It is malformed.
 fn parse_names(certificate: &CertificateDer<'_>) -> Result<CertificateNames, rustls::Error> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
     Ok(CertificateNames {
@@ -222,6 +230,9 @@ fn parse_names(certificate: &CertificateDer<'_>) -> Result<CertificateNames, rus
 
 /// Returns the intermediates on the path from the name `issuer` towards a CA of `anchors`. No
 /// subject occurs twice, and self-issued certificates are left out.
+///
+/// # Errors
+/// An intermediate is malformed, even one that is not on the path.
 fn issuer_path<'a>(
     mut issuer: Vec<u8>,
     intermediates: &[CertificateDer<'a>],

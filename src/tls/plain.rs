@@ -17,14 +17,16 @@ const LINGER_TIME: Duration = Duration::from_secs(1);
 /// The maximum size of the request data that is read after the response, in bytes.
 const LINGER_BYTES: u64 = 64 * 1024;
 
-/// Returns whether the first byte is that of an HTTP method, an upper-case letter. A TLS record
-/// begins with its type, which is not a letter (RFC 8446, section 5.1).
+/// Waits for the first byte, and returns whether it is that of an HTTP method, an upper-case
+/// letter. A TLS record begins with its type, which is not a letter (RFC 8446, section 5.1). The
+/// byte is not consumed. Returns `false` if the connection ends or fails.
 pub(super) async fn is_plain_http(stream: &TcpStream) -> bool {
     let mut first = [0];
     matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase()
 }
 
-/// Sends [`RESPONSE`] and closes the connection. Failures are ignored.
+/// Sends [`RESPONSE`], discards what the client still sends for at most [`LINGER_TIME`], and closes
+/// the connection. Failures are ignored.
 pub(super) async fn respond_and_close(mut stream: TcpStream) {
     let _ = stream.write_all(RESPONSE.as_bytes()).await;
     let _ = stream.shutdown().await;

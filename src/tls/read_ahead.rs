@@ -42,6 +42,8 @@ impl<S> ReadAhead<S> {
         Self { inner, buffer: BytesMut::new(), expects_more: false, was_pending: false }
     }
 
+    /// Moves bytes from the buffer to `buf`. Once the buffer is empty, leaves its memory to the
+    /// other connections of the thread.
     fn read_from_buffer(&mut self, buf: &mut ReadBuf<'_>) {
         let count = self.buffer.len().min(buf.remaining());
         buf.put_slice(&self.buffer[..count]);

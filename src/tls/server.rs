@@ -174,18 +174,19 @@ pub struct Handshake<S> {
     pub certificate: Option<Certificate>,
 }
 
-/// Performs the TLS handshake on `io` within `deadline`.
+/// Performs the TLS handshake on `io`, for at most `time_limit`. Answers plain HTTP with status 400
+/// and closes the connection.
 ///
 /// If `may_have_certificate` is false, the client can't have a certificate that counts. It is then
 /// not asked for one, so that it can't cause the work of verifying it.
 ///
 /// # Errors
-/// The client is too slow, closes the connection, or sends invalid TLS.
+/// The client is too slow, closes the connection, or sends plain HTTP or invalid TLS.
 pub async fn accept(
     io: TcpStream,
     config: &TlsServerConfig,
     may_have_certificate: bool,
-    deadline: Duration,
+    time_limit: Duration,
 ) -> Result<Handshake<TcpStream>, Error> {
     // Boxed, so that the memory for the handshake is freed at its end.
     let handshake = Box::pin(async {
@@ -198,7 +199,7 @@ pub async fn accept(
             .await
             .map_err(Error::Handshake)
     });
-    let stream = Box::new(tokio::time::timeout(deadline, handshake).await.map_err(|_| Error::Slow(deadline))??);
+    let stream = Box::new(tokio::time::timeout(time_limit, handshake).await.map_err(|_| Error::Slow(time_limit))??);
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificate = config.authorities.leaf_certificate(chain);
     Ok(Handshake { stream, certificate })

@@ -126,6 +126,7 @@ async fn the_number_of_waiting_connections_is_limited() {
     let _held = take_now(&limits, "172.18.0.3").unwrap();
     let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| take_later(&limits, "172.18.0.4")).collect();
     assert_eq!(take_now(&limits, "172.18.0.5").unwrap_err(), AcceptRefusal::Full);
+    // An agent has a queue of its own.
     drop(take_later(&limits, "172.18.0.9"));
     // A connection that was dropped no longer counts as waiting.
     waiting.pop();

@@ -21,6 +21,7 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
+    /// Reads the values from the `headers` of a request on the connection of `context`.
     pub fn new(context: &ConnectionContext, headers: &HeaderMap) -> Self {
         let lane = match &*context.lane {
             Lane::External(lane) => lane,

@@ -34,6 +34,7 @@ enum CaFormat {
 }
 
 impl CaFormat {
+    /// Returns the format that is served at `path`; `None` if none is.
     fn for_path(path: &str) -> Option<Self> {
         match path.strip_prefix(PAGE_PATH)? {
             "" => Some(Self::Page),
@@ -83,7 +84,8 @@ impl CaRequest {
         Some(Self { format, method: parts.method.clone(), url, ca })
     }
 
-    /// Creates the response.
+    /// Creates the response: the certificate, or a 405 to a method other than GET and HEAD. Marks
+    /// its body as complete in `record`.
     pub fn response(self, record: &Arc<RequestRecord>) -> Response<ResponseBody> {
         let is_allowed = matches!(self.method, Method::GET | Method::HEAD);
         let content = match self.format {

@@ -53,6 +53,10 @@ impl ClientAuthorization {
         Ok(Some(authorization))
     }
 
+    /// Checks the client against the allow and deny lists of the current rules.
+    ///
+    /// # Errors
+    /// They deny the client.
     fn check_access_lists(&self) -> Result<(), Error> {
         self.shared
             .rules
@@ -62,7 +66,8 @@ impl ClientAuthorization {
             .map_err(|_| Error::Refused(RequestRefusal::ClientDenied))
     }
 
-    /// Completes when the rules deny the client.
+    /// Completes when the rules deny the client, and counts it as revoked. Checks only when the
+    /// rules have changed.
     pub fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.rules_changed.as_mut().poll(cx));
@@ -79,18 +84,18 @@ impl ClientAuthorization {
         poll_fn(|cx| self.poll_revoked(cx)).await;
     }
 
-    /// Waits for `sending`, unless the rules deny the client meanwhile. Without `authorization`,
+    /// Waits for `future`, unless the rules deny the client meanwhile. Without `authorization`,
     /// only waits.
     ///
     /// # Errors
-    /// Those of `sending`, or the rules deny the client.
+    /// Those of `future`, or the rules deny the client.
     pub async fn unless_revoked<T>(
         mut authorization: Option<&mut Self>,
-        mut sending: Pin<&mut (impl Future<Output = Result<T, Error>> + ?Sized)>,
+        mut future: Pin<&mut (impl Future<Output = Result<T, Error>> + ?Sized)>,
     ) -> Result<T, Error> {
         poll_fn(|cx| {
-            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
-                return Poll::Ready(sent);
+            if let Poll::Ready(result) = future.as_mut().poll(cx) {
+                return Poll::Ready(result);
             }
             let Some(authorization) = &mut authorization else { return Poll::Pending };
             authorization.poll_revoked(cx).map(|()| Err(Error::Refused(RequestRefusal::ClientDenied)))

@@ -100,7 +100,8 @@ impl ClientBody {
     }
 }
 
-/// Checks `request`, and builds its head for the gateway.
+/// Checks `request`, and builds its head for the gateway. Sets the lane of `record`, and the
+/// refused upgrade of `context`.
 ///
 /// # Errors
 /// The first check that failed.

@@ -216,8 +216,8 @@ impl GatewayBody {
         self.poll(cx)
     }
 
-    /// Records the end of the gateway's body, and returns its connection to the pool unless it
-    /// `failed`.
+    /// Records the end of the gateway's body. Gives the permit to the record of the request.
+    /// Returns the connection to the pool, or closes it if the body `failed`.
     fn finish_incoming(&mut self, failed: bool, now: Instant) {
         if !failed {
             self.record.mark_body_complete();

@@ -48,7 +48,7 @@ impl BufferLease {
         Self { budget: Arc::clone(budget), is_h2, held_bytes: 0 }
     }
 
-    /// Returns the size of the next block to read.
+    /// Returns the size of the next block to read, in bytes.
     pub fn block_size(&self) -> usize {
         let held = self.budget.held_bytes.load(Ordering::Relaxed);
         (self.budget.limit.saturating_sub(held) / BLOCK_ONE_IN).clamp(MIN_BLOCK, MAX_BLOCK)

@@ -11,6 +11,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpC
 /// The most bytes of a message that are examined. A longer response is recognized by its beginning,
 /// which is the same in both versions of the gateway.
 const MAX_EXAMINED: usize = 4096;
+/// The event of the message by which the gateway asks for a `connect`.
+const CHALLENGE: &[u8] = b"connect.challenge";
 /// The longest frame header, in bytes.
 const MAX_HEADER: usize = 14;
 
@@ -42,7 +44,8 @@ pub struct GatewaySent {
     pub closed: bool,
 }
 
-/// Follows the gateway's bytes until it accepts the `connect`.
+/// Follows the gateway's bytes: finds its first message, its answer to the `connect`, and its close
+/// frame.
 pub struct ConnectResponseWatcher {
     pending: Arc<PendingConnect>,
     sent: GatewaySent,
@@ -115,12 +118,13 @@ impl ConnectResponseWatcher {
         }
     }
 
-    /// Examines the beginning of a message, or the whole message if `is_whole`. The message is in
+    /// Examines the beginning of a message, or the whole message if `is_whole`. If it answers the
+    /// pending `connect`, does what [`PendingConnect::expect_answer`] was given. The message is in
     /// `frame_start`, between `from` and `to`.
     fn examine_message(&mut self, from: usize, to: usize, is_whole: bool) {
         let message = &self.frame_start[from..to];
         if self.sent.challenge.is_none() {
-            self.sent.challenge = Some(message.windows(17).any(|part| part == b"connect.challenge"));
+            self.sent.challenge = Some(message.windows(CHALLENGE.len()).any(|part| part == CHALLENGE));
         }
         let mut pending = self.pending.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((id, _)) = &*pending else { return };

@@ -198,6 +198,7 @@ impl FirstMessage {
     }
 
     /// Returns whether the message is not checked: only JSON objects are, and it begins otherwise.
+    /// Remembers what it has found, so that it examines each byte once.
     /// `payload` is the part of the current frame's payload that has come, as a range of
     /// `held_bytes`.
     fn is_exempt(&mut self, payload: Range<usize>, mask: [u8; 4]) -> bool {

@@ -162,7 +162,8 @@ impl Gate {
         }
     }
 
-    /// Returns the next step after the gateway's answer to the `connect`, if there is one.
+    /// Returns the next step after the gateway's answer to the `connect`, if there is one. After a
+    /// refusal or a close frame, discards the client's bytes, those that were held back too.
     fn step_after_answer(&mut self, sent: GatewaySent) -> GateStep {
         match sent.answer {
             Some(true) => return GateStep::Open(std::mem::take(&mut self.after_message)),

@@ -12,20 +12,24 @@ pub const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
 /// A server's close frame with status 1008, "policy violation".
 pub const POLICY_VIOLATION: [u8; 4] = [0x88, 0x02, 0x03, 0xf0];
 
-/// Returns a server's close frame with status 1008 and `reason`, which is cut to 123 bytes (RFC
-/// 6455 section 5.5).
+/// The longest reason in a close frame, in bytes: a payload of 125, less the status (RFC 6455
+/// section 5.5).
+const MAX_REASON: usize = 123;
+
+/// Returns a server's close frame with status 1008 and `reason`, which is cut to [`MAX_REASON`]
+/// bytes.
 pub fn policy_violation(reason: &str) -> Bytes {
     close_frame(1008, reason)
 }
 
 /// Returns a server's close frame with status 1002, "protocol error", and `reason`, which is cut to
-/// 123 bytes.
+/// [`MAX_REASON`] bytes.
 pub fn protocol_error(reason: &str) -> Bytes {
     close_frame(1002, reason)
 }
 
 fn close_frame(status: u16, reason: &str) -> Bytes {
-    let mut end = reason.len().min(123);
+    let mut end = reason.len().min(MAX_REASON);
     while !reason.is_char_boundary(end) {
         end -= 1;
     }
@@ -81,7 +85,7 @@ impl WebSocketFrames {
     }
 
     /// Parses the next bytes up to the end of a message; returns how many these are. `None` if the
-    /// message does not end in `bytes`.
+    /// message does not end in `bytes`. Invalid bytes count as its end.
     pub fn parse_to_message_end(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() && !self.is_lost {

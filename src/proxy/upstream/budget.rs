@@ -211,7 +211,8 @@ impl ClientBudget {
         }
     }
 
-    /// Takes a permit if one is free and within the client's share. Takes no lock.
+    /// Takes a permit if one is free, within the client's share, and within the client's limit
+    /// after unread responses. Takes no lock.
     pub fn try_acquire(self: &Arc<Self>, purpose: Purpose) -> Option<GatewayPermit> {
         let (budget, held) = (self.budget(purpose), self.permits_held(purpose));
         let most = match purpose {
@@ -237,8 +238,8 @@ impl ClientBudget {
         Some(GatewayPermit { client: Arc::clone(self), purpose, dispatches: AtomicBool::new(true), _held: held_guard })
     }
 
-    /// Records that a response was reset because the client did not read it. Has no effect for an
-    /// agent.
+    /// Records that a response was reset because the client did not read it. The count outlives the
+    /// client's connections. Has no effect for an agent.
     fn record_stall(self: &Arc<Self>) {
         let budget = &self.budgets.requests;
         let now = budget.now_millis();
@@ -255,6 +256,7 @@ impl ClientBudget {
         let is_old = |client: &mut Arc<Self>| client.stalls.has_expired(now) || Arc::ptr_eq(client, self);
         forgotten.extend(stalled.extract_if(.., is_old));
         if stalled.len() >= MAX_STALLED {
+            // Its count ends with its connections.
             forgotten.extend(stalled.pop());
         }
         stalled.push(Arc::clone(self));
@@ -404,7 +406,8 @@ impl Budget {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
     }
 
-    /// Counts a request that gets no permit. Logs a warning, at most one every [`WARN_INTERVAL`].
+    /// Counts a request that gets no permit; returns the error. Logs a warning with the number of
+    /// such requests, at most one every [`WARN_INTERVAL`].
     fn count_refusal(&self) -> Exhausted {
         let refused = self.refusals.fetch_add(1, Ordering::Relaxed) + 1;
         let now = self.now_millis();

@@ -27,6 +27,9 @@ const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// The most interim responses that are read before other tasks get their turn.
 const MAX_INTERIMS: usize = 32;
 
+/// The longest time for which an idle connection is kept, whatever the gateway states.
+const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// The timeouts of an exchange. Both are counted from the latest part of the request's body, or
@@ -224,13 +227,14 @@ impl UpstreamConnection {
     }
 
     /// Sets the time for which the connection may be idle to the one in the gateway's `Keep-Alive`
-    /// field, less one second, so that no request is sent just when the gateway closes.
+    /// field, less one second, so that no request is sent just when the gateway closes. It is at
+    /// most [`MAX_IDLE_TIMEOUT`].
     pub fn apply_keep_alive(&mut self, headers: &HeaderMap) {
         let stated = headers.get(KEEP_ALIVE).and_then(|value| value.to_str().ok()).and_then(|value| {
             value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok())
         });
         if let Some(seconds) = stated {
-            self.idle_timeout = Duration::from_secs(seconds.saturating_sub(1).min(600));
+            self.idle_timeout = Duration::from_secs(seconds.saturating_sub(1)).min(MAX_IDLE_TIMEOUT);
         }
     }
 

@@ -78,10 +78,10 @@ impl PooledConnection {
         }
     }
 
-    /// Returns the connection to its pool. If the response ended before the request's body, first
-    /// reads the rest of the body, for at most [`REQUEST_END_LIMIT`]: otherwise an HTTP/2 client
-    /// would get RST_STREAM with NO_ERROR (RFC 9113 section 8.1), which some clients report as a
-    /// failure.
+    /// Returns the connection to its pool, or closes it if it can't take another request. If the
+    /// response ended before the request's body, first reads the rest of the body, for at most
+    /// [`REQUEST_END_LIMIT`]: otherwise an HTTP/2 client would get RST_STREAM with NO_ERROR (RFC
+    /// 9113 section 8.1), which some clients report as a failure.
     pub fn return_to_pool(self, now: Instant) {
         let Self { mut connection, pool, permit } = self;
         if connection.is_reusable() {
@@ -114,8 +114,9 @@ impl Pool {
         Self { idle: Mutex::default(), shutdown: shutdown.clone() }
     }
 
-    /// Takes the most recently used connection along `route` that may still be used at `now`. If
-    /// the gateway has closed it meanwhile, sending fails before the first byte.
+    /// Takes the most recently used connection along `route` that may still be used at `now`;
+    /// `None` if there is none, and then closes all expired ones along `route`. If the gateway has
+    /// closed the connection meanwhile, sending fails before the first byte.
     pub fn take_idle(self: &Arc<Self>, route: GatewayRoute, now: Instant) -> Option<PooledConnection> {
         // Declared before the lock, so that expired connections are closed after it is released.
         let _expired;
@@ -131,7 +132,7 @@ impl Pool {
         Some(PooledConnection { connection, pool: Arc::clone(self), permit: None })
     }
 
-    /// Adds a connection that is idle since `now`, unless the pool is full.
+    /// Adds a connection that is idle since `now`; closes it if the pool is full.
     fn add_idle(&self, connection: Box<UpstreamConnection>, now: Instant) {
         let until = now + connection.idle_timeout();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);

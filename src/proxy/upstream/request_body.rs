@@ -276,6 +276,8 @@ impl ContinueGate {
         Self { is_open: false, deadline, handle }
     }
 
+    /// Completes when the gateway has sent `100 Continue`, or after [`CONTINUE_WAIT`]. Then sends
+    /// `100 Continue` to the client, if hyper does not.
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.is_open {
             ready!(self.deadline.as_mut().poll(cx));

@@ -38,7 +38,8 @@ fn response_timeout(head: &GatewayHead, limits: &Limits) -> Duration {
 enum Failure {
     /// No byte of the request was sent.
     Unsent {
-        /// Whether the wait for the gateway will be over after [`RETRY_PAUSE`].
+        /// Whether the wait for the gateway ends before another attempt, which would come after
+        /// [`RETRY_PAUSE`].
         is_too_late_to_retry: bool,
     },
     /// The connection broke before the response's head was read.
@@ -61,6 +62,11 @@ fn pause_before_retry(failure: Failure, is_reused: bool) -> Option<Duration> {
     // The gateway probably closed a reused connection because it was idle: no pause. A new
     // connection that the gateway closed at once counts as one that it did not accept.
     may_repeat.then_some(if is_reused { Duration::ZERO } else { RETRY_PAUSE })
+}
+
+/// Returns whether the wait for the gateway, which ends at `give_up`, ends before another attempt.
+fn is_too_late_to_retry(give_up: Instant) -> bool {
+    Instant::now() + RETRY_PAUSE >= give_up
 }
 
 /// Sends requests to the gateway. All downstream connections share it.
@@ -99,7 +105,8 @@ impl Upstream {
     }
 
     /// Sends a request, and waits for the head of its response. `granted_at` is the time at which
-    /// `permit` was granted: the timeouts count from then.
+    /// `permit` was granted: the wait for a gateway that accepts no connection counts from then.
+    /// The timeouts of an exchange count from the beginning of each attempt.
     ///
     /// A request is sent again only if no byte of it was sent, or if its method is safe, it has no
     /// body and no byte of a response was read. In the second case it is sent at most twice over
@@ -192,7 +199,7 @@ impl Upstream {
                 Ok(Err(error)) => error,
                 Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection attempt"),
             };
-            if Instant::now() + RETRY_PAUSE >= give_up {
+            if is_too_late_to_retry(give_up) {
                 return Err(Error::from_connect(error));
             }
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -230,13 +237,13 @@ impl Attempts<'_> {
     /// pause before it.
     ///
     /// # Errors
-    /// The wait for the gateway is over.
+    /// The connection was new, and the wait for the gateway ends before another attempt.
     fn plan_retry_of_unsent(
         &self,
         request: GatewayRequest,
         connection: &PooledConnection,
     ) -> Result<(GatewayRequest, Duration), Error> {
-        let failure = Failure::Unsent { is_too_late_to_retry: Instant::now() + RETRY_PAUSE >= self.give_up };
+        let failure = Failure::Unsent { is_too_late_to_retry: is_too_late_to_retry(self.give_up) };
         match pause_before_retry(failure, connection.is_reused()) {
             Some(pause) => Ok((request, pause)),
             None => Err(Error::GatewayUnavailable(io::ErrorKind::ConnectionReset.into())),
@@ -264,7 +271,7 @@ impl Attempts<'_> {
     }
 
     /// Returns why the last attempt broke with `error`. `has_response_begun` is whether a byte of a
-    /// response was read.
+    /// response was read. May try a TLS handshake with the gateway.
     async fn why_broken(&self, error: ExchangeError, has_response_begun: bool) -> Error {
         if let Some(progress) = self.progress.as_deref().filter(|progress| progress.is_broken()) {
             return if progress.has_client_left() { Error::ClientLeft(error) } else { Error::BadRequestBody(error) };

@@ -6,8 +6,8 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// A client that left more than `limit / STALLED_ONE_IN` responses unread may hold at most that many
-/// permits, and at least one.
+/// The share of a budget's permits that a client gets after it left more responses than that
+/// unread: one in this many.
 pub const STALLED_ONE_IN: usize = 32;
 /// The time for which a count is kept after the latest unread response.
 pub const STALL_RETENTION: Duration = Duration::from_secs(60);
@@ -21,8 +21,9 @@ pub struct Stalls {
 }
 
 impl Stalls {
-    /// Returns the most permits that the client may hold of a budget of `limit`; `usize::MAX` for
-    /// no restriction. `now` returns the time in milliseconds.
+    /// Returns how many permits the client may hold of a budget of `limit`: `usize::MAX`, or
+    /// `limit / STALLED_ONE_IN` (at least 1) if it left more responses than that unread. Forgets an
+    /// expired count. `now` returns the time in milliseconds after the epoch of the budget.
     pub fn most_permits(&self, limit: usize, now: impl FnOnce() -> u64) -> usize {
         let count = self.count.load(Ordering::Relaxed);
         if count == 0 {
