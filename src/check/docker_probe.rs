@@ -27,7 +27,7 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
         engine: engine.map(Engine::name),
         guessed: engine.is_some_and(Engine::is_guessed),
         unused_docker_host: engine.and_then(Engine::unused_docker_host),
-        absent: engine.is_some_and(Engine::is_absent),
+        absent: engine.is_some_and(Engine::lacks_socket),
         error: view.source_state.error().map(Into::into),
         needed: Vec::new(),
         needless: None,

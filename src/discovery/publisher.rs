@@ -40,14 +40,14 @@ pub fn start(
 ) -> watch::Receiver<Arc<View>> {
     let agents = match config.discovery {
         config::AgentSourceKind::Kubernetes => {
-            AgentSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone()))
+            FollowedSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone()))
         }
         config::AgentSourceKind::Docker => match engine {
             Some(engine) => {
                 let services = config.agents.services.iter().map(|service| service.name.clone()).collect();
-                AgentSource::Docker(Docker::new(engine, services, metrics.clone()))
+                FollowedSource::Docker(Docker::new(engine, services, metrics.clone()))
             }
-            None => AgentSource::Off,
+            None => FollowedSource::Off,
         },
     };
     let mut sources = Sources {
@@ -111,13 +111,13 @@ async fn publish_views(
 }
 
 /// The source of agents.
-enum AgentSource {
+enum FollowedSource {
     Off,
     Docker(Docker),
     Kubernetes(Kubernetes),
 }
 
-impl AgentSource {
+impl FollowedSource {
     async fn changed(&mut self) {
         match self {
             Self::Off => std::future::pending().await,
@@ -145,7 +145,7 @@ impl AgentSource {
 /// All sources of a view, and what is kept between two views.
 struct Sources {
     interfaces: InterfaceWatcher,
-    agents: AgentSource,
+    agents: FollowedSource,
     hints: OwnerHints,
     any_project: bool,
     services: Vec<AgentService>,
@@ -169,9 +169,9 @@ impl Sources {
     /// Builds a view of what all sources report now.
     fn build_view(&mut self) -> View {
         let mut view = match &self.agents {
-            AgentSource::Kubernetes(kubernetes) => View::of_pods(self.interfaces.latest(), kubernetes.pods()),
-            AgentSource::Docker(docker) => self.view_of_containers(docker),
-            AgentSource::Off => View { interfaces: self.interfaces.latest().to_vec(), ..View::default() },
+            FollowedSource::Kubernetes(kubernetes) => View::of_pods(self.interfaces.latest(), kubernetes.pods()),
+            FollowedSource::Docker(docker) => self.view_of_containers(docker),
+            FollowedSource::Off => View { interfaces: self.interfaces.latest().to_vec(), ..View::default() },
         };
         // The kernel's routes name the bridge without an engine too.
         view.bridge_gateways.extend(self.interfaces.gateways());
@@ -219,7 +219,7 @@ impl Sources {
     /// Starts an inspection of the owner if its container has changed since the last one, for
     /// example by a restart. Only an inspection states the owner's aliases.
     fn inspect_owner(&mut self, view: &View) {
-        let AgentSource::Docker(docker) = &mut self.agents else { return };
+        let FollowedSource::Docker(docker) = &mut self.agents else { return };
         let owner = view.owner.as_ref().and_then(|owner| docker.container(&owner.id)).cloned();
         if owner != self.inspected_owner && view.source_state.is_live() {
             match &owner {

@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Option<Container> {
-        Container::from_summary(serde_json::from_str(json).unwrap(), LabelOrigin::Compared)
+        Container::from_summary(serde_json::from_str(json).unwrap(), LabelOrigin::Operator)
     }
 
     #[test]
@@ -259,7 +259,7 @@ mod tests {
                 )
             };
             let list = format!("[{},{}]", summary("a", 2, mac), summary("older-than-you", 2, "ca:52:90:bc:35:00"));
-            let containers = running_containers(serde_json::from_str(&list).unwrap(), vec![LabelOrigin::Compared; 2]);
+            let containers = running_containers(serde_json::from_str(&list).unwrap(), vec![LabelOrigin::Operator; 2]);
             containers
                 .into_iter()
                 .map(|container| (container.id, container.shares_namespace_of, container.endpoints.len()))

@@ -131,7 +131,7 @@ impl Engine {
     }
 
     /// Returns whether the engine's address is a socket that does not exist.
-    pub fn is_absent(&self) -> bool {
+    pub fn lacks_socket(&self) -> bool {
         self.address.socket().is_some_and(|path| !path.exists())
     }
 

@@ -20,7 +20,7 @@ pub enum LabelOrigin {
     /// were removed, and `loopgate.agent` was not one of them. Containers on which no decision
     /// depends have this origin without a comparison.
     #[default]
-    Compared,
+    Operator,
     /// The image has the same label `loopgate.agent`, with this value, so it was removed.
     Image(String),
     /// Unknown, since the image's labels can't be read for this reason. No label that widens trust
@@ -72,7 +72,7 @@ impl ImageLabels {
         {
             Some(Ok(image_labels)) if is_compared => remove_image_labels(container, image_labels),
             Some(Err(error)) if is_compared => LabelOrigin::Unknown(error.clone()),
-            _ => LabelOrigin::Compared,
+            _ => LabelOrigin::Operator,
         };
         containers.iter_mut().zip(is_compared).map(compared).collect()
     }
@@ -136,7 +136,7 @@ fn projects_of(container: &ContainerSummary) -> impl Iterator<Item = &str> {
 /// `loopgate.agent=false`, and the scope cap. Project and service are kept if Compose created the
 /// container: Compose sets both itself, and an image that Compose built has the same labels.
 fn remove_image_labels(container: &mut ContainerSummary, image_labels: &Labels) -> LabelOrigin {
-    let Some(labels) = &mut container.labels else { return LabelOrigin::Compared };
+    let Some(labels) = &mut container.labels else { return LabelOrigin::Operator };
     let is_shared =
         |labels: &Labels, name: &str| labels.get(name).is_some_and(|value| image_labels.get(name) == Some(value));
     container.image_has_same_scopes = is_shared(labels, agent_labels::SCOPES);
@@ -154,7 +154,7 @@ fn remove_image_labels(container: &mut ContainerSummary, image_labels: &Labels) 
             labels.remove(agent_labels::AGENT);
             LabelOrigin::Image(agent)
         }
-        _ => LabelOrigin::Compared,
+        _ => LabelOrigin::Operator,
     }
 }
 
@@ -187,45 +187,45 @@ mod tests {
                 vec![(agent_labels::AGENT, "true")],
                 vec![(agent_labels::AGENT, "address")],
                 vec![(agent_labels::AGENT, "true")],
-                LabelOrigin::Compared,
+                LabelOrigin::Operator,
                 false,
             ),
             (
                 vec![(agent_labels::AGENT, "false")],
                 vec![(agent_labels::AGENT, "false")],
                 vec![(agent_labels::AGENT, "false")],
-                LabelOrigin::Compared,
+                LabelOrigin::Operator,
                 false,
             ),
             (
                 vec![(agent_labels::AGENT, "?")],
                 vec![(agent_labels::AGENT, "?")],
                 vec![(agent_labels::AGENT, "?")],
-                LabelOrigin::Compared,
+                LabelOrigin::Operator,
                 false,
             ),
             (
                 vec![(agent_labels::SCOPES, "a")],
                 vec![(agent_labels::SCOPES, "a")],
                 vec![(agent_labels::SCOPES, "a")],
-                LabelOrigin::Compared,
+                LabelOrigin::Operator,
                 true,
             ),
             (
                 vec![(agent_labels::SCOPES, "a")],
                 vec![(agent_labels::SCOPES, "b")],
                 vec![(agent_labels::SCOPES, "a")],
-                LabelOrigin::Compared,
+                LabelOrigin::Operator,
                 false,
             ),
-            (services.to_vec(), services.to_vec(), vec![], LabelOrigin::Compared, false),
-            (vec![project, ("x", "y")], vec![project, ("x", "y")], vec![("x", "y")], LabelOrigin::Compared, false),
-            (vec![project, set_by_compose], vec![project], vec![project, set_by_compose], LabelOrigin::Compared, false),
+            (services.to_vec(), services.to_vec(), vec![], LabelOrigin::Operator, false),
+            (vec![project, ("x", "y")], vec![project, ("x", "y")], vec![("x", "y")], LabelOrigin::Operator, false),
+            (vec![project, set_by_compose], vec![project], vec![project, set_by_compose], LabelOrigin::Operator, false),
             (
                 vec![project, set_by_compose],
                 vec![project, set_by_compose],
                 vec![set_by_compose],
-                LabelOrigin::Compared,
+                LabelOrigin::Operator,
                 false,
             ),
         ] {

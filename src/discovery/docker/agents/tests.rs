@@ -182,11 +182,11 @@ fn a_service_that_the_operator_names_is_an_agent_unless_its_label_is_false() {
     let of_image = || LabelOrigin::Image("address".into());
     let unknown = || LabelOrigin::Unknown("403".into());
     for (container, expected) in [
-        (container_of("builder", None, LabelOrigin::Compared), "172.18.0.3=a attested"),
-        (container_of("tester", None, LabelOrigin::Compared), "172.18.0.3=a address"),
-        (container_of("other", None, LabelOrigin::Compared), ""),
-        (container_of("builder", Some("false"), LabelOrigin::Compared), ""),
-        (container_of("tester", Some("true"), LabelOrigin::Compared), "172.18.0.3=a attested"),
+        (container_of("builder", None, LabelOrigin::Operator), "172.18.0.3=a attested"),
+        (container_of("tester", None, LabelOrigin::Operator), "172.18.0.3=a address"),
+        (container_of("other", None, LabelOrigin::Operator), ""),
+        (container_of("builder", Some("false"), LabelOrigin::Operator), ""),
+        (container_of("tester", Some("true"), LabelOrigin::Operator), "172.18.0.3=a attested"),
         // A label of the image does not count, nor does one that can't be compared with the
         // image's.
         (container_of("other", None, of_image()), "not a: image"),
