@@ -33,7 +33,7 @@ pub(super) async fn check_proof<P: ProofReader>(
         }
         ProofShown::Process => reader.read_command_lines(agent).await?.iter().any(|line| is_proof_helper(line, proof)),
         ProofShown::File { path } => {
-            let directories = checked_directories(path, &directory.join(proof), &mounts)
+            let directories = check_place(path, &directory.join(proof), &mounts)
                 .map_err(|why| refusal_error(RefusalReason::ProofMisplaced, why))?;
             is_proof_file(reader, agent, &directories, path).await?
         }
@@ -71,7 +71,7 @@ fn is_proof_helper(command_line: &str, proof: &str) -> bool {
 ///
 /// # Errors
 /// The reason why others could have put a file there, for the refusal.
-fn checked_directories(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
+fn check_place(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
     if path.as_os_str() != expected.as_os_str() {
         return Err("a proof is shown as a file only in /var/lib/loopgate-proof");
     }
@@ -141,7 +141,7 @@ mod tests {
             ("tmp/p", "/tmp", Err("a proof is shown as a file only in")),
             ("/tmp/q", "/tmp", Err("a proof is shown as a file only in")),
         ] {
-            match (checked_directories(Path::new(path), &Path::new(directory).join("p"), &mounts), expected) {
+            match (check_place(Path::new(path), &Path::new(directory).join("p"), &mounts), expected) {
                 (Ok(directories), Ok(expected)) => {
                     assert_eq!(directories, expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{path}")
                 }
