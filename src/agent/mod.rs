@@ -143,12 +143,12 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
                 token_out: settings.token_out,
                 renewal_needed: renewal_needed.clone(),
             };
-            shutdown.spawn_until_begun(renewal.run(sender));
+            shutdown.spawn_until_begun(renewal.keep_enrolled(sender));
         }
         CredentialSource::Files(files) => shutdown.spawn_until_begun(credentials::follow_files(files, sender)),
     }
     let relay = relay::LocalRelay { connector, state: state.clone(), renewal_needed, wait_limit: settings.wait_limit };
     let stop = shutdown.clone();
-    shutdown.spawn(async move { relay.run(listener, stop).await });
+    shutdown.spawn(async move { relay.accept_connections(listener, stop).await });
     Ok(Agent { address, state })
 }

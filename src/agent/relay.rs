@@ -53,7 +53,7 @@ fn failure_suffix(failure: Option<&String>) -> String {
 
 impl LocalRelay {
     /// Accepts local connections until `shutdown` begins, which also closes the open ones.
-    pub(super) async fn run(self, listener: TcpListener, shutdown: Shutdown) {
+    pub(super) async fn accept_connections(self, listener: TcpListener, shutdown: Shutdown) {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let accept = async {
             loop {

@@ -40,7 +40,7 @@ pub(super) struct Renewal {
 impl Renewal {
     /// Enrols and publishes the credentials, again and again. If they expire before the next
     /// success, publishes that there are none.
-    pub(super) async fn run(self, sender: watch::Sender<CredentialState>) {
+    pub(super) async fn keep_enrolled(self, sender: watch::Sender<CredentialState>) {
         let mut backoff = Backoff::new(Duration::from_millis(250), MAX_PAUSE);
         let mut logged_failure = None;
         loop {

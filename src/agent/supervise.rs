@@ -94,7 +94,7 @@ impl SpawnError {
 ///
 /// # Errors
 /// The command can't be run.
-pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -> Result<u8, SpawnError> {
+pub async fn run_command(mut command: Command, signals: &mut Signals, grace: Duration) -> Result<u8, SpawnError> {
     let child = command.process_group(0).spawn();
     let program = command.get_program().to_string_lossy().into_owned();
     let child = child.map_err(|source| SpawnError { program, source })?;

@@ -72,7 +72,7 @@ pub(super) fn serve_enrolments(enrolment: Enrolment) -> Enrol {
 pub(super) fn start_keeping_paired(config: &Config, shutdown: &Shutdown) {
     let Some(state_dir) = config.gateway.state_dir.clone() else { return };
     let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
-    shutdown.spawn_until_begun(KeepPaired { gateway, state_dir, token_file }.run());
+    shutdown.spawn_until_begun(KeepPaired { gateway, state_dir, token_file }.keep_paired());
 }
 
 /// Starts a task that removes the pairing of devices whose containers or pods were removed, if

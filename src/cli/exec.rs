@@ -88,7 +88,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         }
         let token = agent.state.borrow().token.clone();
         let command = build_command(&args.command, &args.variables, agent.address, token.as_ref());
-        let status = supervise::run(command, &mut signals, grace).await?;
+        let status = supervise::run_command(command, &mut signals, grace).await?;
         shutdown.begin();
         shutdown.wait_for_tasks(DRAIN).await;
         Ok::<_, Error>(status)

@@ -49,7 +49,7 @@ enum Error {
 impl KeepPaired {
     /// Pairs the device, and again whenever the gateway has lost the pairing or the device is a new
     /// one. Returns only if this version of the gateway needs no pre-pairing.
-    pub async fn run(self) {
+    pub async fn keep_paired(self) {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         let (mut paired_device, mut logged_failure) = (None, None);
         loop {
@@ -215,6 +215,6 @@ mod tests {
         let state_dir = tempfile::tempdir().unwrap();
         let keep =
             KeepPaired { gateway, state_dir: state_dir.path().to_owned(), token_file: Some("/does/not/exist".into()) };
-        timeout(Duration::from_secs(20), keep.run()).await.unwrap();
+        timeout(Duration::from_secs(20), keep.keep_paired()).await.unwrap();
     }
 }
