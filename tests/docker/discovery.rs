@@ -31,7 +31,7 @@ fn only_a_labelled_container_of_the_gateways_project_is_an_agent() {
         let response = request_gateway(outsider, "gateway");
         assert!(is_external(&response, outsider.ip(&deployment.network)), "{response}");
     }
-    deployment.sidecar.wait_for_log("labelled container or pod is not an agent");
+    deployment.sidecar.wait_for_log("container or pod is not an agent");
 }
 
 #[test]
