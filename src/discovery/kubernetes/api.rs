@@ -54,6 +54,9 @@ const MAX_RESPONSE: usize = 64 << 20;
 /// The maximum size of an event, in bytes.
 const MAX_EVENT: usize = 4 << 20;
 
+/// More than the length of a token review without the token and the audience, in bytes.
+const REVIEW_OVERHEAD: usize = 256;
+
 /// A client of one API server.
 #[derive(Clone, Debug)]
 pub struct Api {
@@ -125,6 +128,8 @@ impl Api {
         Ok(parse_events(response.into_body()))
     }
 
+    /// Sends a request for a watch from `version` on that the API server ends after `duration`.
+    /// Returns the response when its head has arrived.
     async fn open_watch(&self, version: &str, duration: Duration) -> Result<Response<ResponseBody>, Error> {
         let (selector, version, duration) = (label_selector(), encode_query_value(version), duration.as_secs());
         let query = format!(
@@ -135,25 +140,28 @@ impl Api {
         response.map_err(|_| Error::Timeout(Permission::Watch.operation()))?
     }
 
-    /// Has the API server review `token`; `None` if the token is refused, bound to no pod, or for
-    /// another audience.
+    /// Asks the API server whose token `token` is; `None` if the token is refused, bound to no pod,
+    /// or for another audience.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn review_token(&self, token: &Secret) -> Result<Option<TokenOwner>, Error> {
         const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
-        // The body is serialized without a `Value`, which would leave copies of the token in
-        // memory.
-        let spec = TokenReviewRequest::new(token, &self.audience);
-        let body =
-            Zeroizing::new(serde_json::to_vec(&spec).map_err(|_| Error::Malformed(Permission::Review.operation()))?);
+        let review_request = TokenReviewRequest::new(token, &self.audience);
+        // The body is wiped after use. It has room for the whole request, since a buffer that grows
+        // leaves copies. The buffers of hyper and rustls, and the response, which repeats the
+        // token, are not wiped.
+        let capacity = REVIEW_OVERHEAD + token.expose().len() + self.audience.len();
+        let mut body = Zeroizing::new(Vec::with_capacity(capacity));
+        serde_json::to_writer(&mut *body, &review_request)
+            .map_err(|_| Error::Malformed(Permission::Review.operation()))?;
         let review: TokenReview =
-            self.request_json(Permission::Review, Method::POST, PATH, Bytes::copy_from_slice(&body)).await?;
+            self.request_json(Permission::Review, Method::POST, PATH, Bytes::from_owner(body)).await?;
         Ok(review.status.into_token_owner(&self.audience))
     }
 
     /// Checks that the API server permits requests with `permission`, by sending one that changes
-    /// nothing.
+    /// nothing. The check of [`Permission::Watch`] also needs [`Permission::List`].
     ///
     /// # Errors
     /// See [`Error`].
@@ -169,6 +177,9 @@ impl Api {
     }
 
     /// Returns the path of the pods in the service account's namespace, with `query`.
+    ///
+    /// # Errors
+    /// The file with the namespace can't be read, or holds no name of a namespace.
     async fn read_pods_path(&self, query: &str) -> Result<String, Error> {
         let namespace = self.read_credential("namespace").await?;
         let namespace = namespace.trim();
@@ -179,6 +190,7 @@ impl Api {
         Ok(format!("/api/v1/namespaces/{namespace}/pods?{query}"))
     }
 
+    /// Reads the service account's file `name`.
     async fn read_credential(&self, name: &str) -> Result<Zeroizing<String>, Error> {
         let path = self.credentials.join(name);
         let text = tokio::fs::read_to_string(&path).await;
@@ -278,6 +290,7 @@ fn label_selector() -> String {
     format!("labelSelector={}", encode_query_value(POD_AGENT))
 }
 
+/// Returns the error for a response whose `status` is not a success.
 fn error_of_status(permission: Permission, status: StatusCode, message: String) -> Error {
     match status {
         StatusCode::UNAUTHORIZED => Error::Unauthorized(message),
