@@ -8,7 +8,7 @@ use crate::http_client::ResponseBody;
 /// Why a body can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The connection broke.
+    /// The connection broke within the body.
     #[error(transparent)]
     Connection(#[from] hyper::Error),
     /// The body, or a line of it, is longer than the limit.
@@ -39,18 +39,19 @@ pub struct Lines {
     body: ResponseBody,
     /// The bytes that were read after the last line that was returned.
     buffered: Vec<u8>,
-    /// The maximum length of a line, in bytes.
+    /// The number of bytes without a line end at which reading fails.
     limit: usize,
 }
 
 impl Lines {
-    /// Reads the lines of `body`, each of at most `limit` bytes.
+    /// Reads the lines of `body`. A line is too long if more than `limit` bytes have arrived
+    /// without its end; one that arrives whole in one frame may be longer.
     pub fn new(body: ResponseBody, limit: usize) -> Self {
         Self { body, buffered: Vec::new(), limit }
     }
 
-    /// Waits for the next line; `None` at the end of the body. Cancel safe: dropping the future
-    /// loses no data.
+    /// Waits for the next line, with its line end; `None` at the end of the body. Cancel safe:
+    /// dropping the future loses no data.
     ///
     /// # Errors
     /// See [`Error`].

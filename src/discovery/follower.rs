@@ -73,8 +73,11 @@ pub struct Follower<S: AgentSource> {
     metrics: metrics::DiscoveryMetrics,
 }
 
+/// What a follower is waiting for.
 enum Phase<S> {
+    /// The pause before the next session.
     Pausing(Pin<Box<Sleep>>),
+    /// Changes of this session, which began at `since`.
     Following { session: Box<S>, since: Instant },
 }
 
@@ -110,8 +113,8 @@ impl<S: AgentSource> Follower<S> {
         &self.state
     }
 
-    /// Waits for a change of the source, or of its state. Cancel safe: dropping the future loses no
-    /// change.
+    /// Waits for a change of the source, or of its state, and meanwhile opens new sessions as
+    /// needed. Cancel safe: dropping the future loses no change.
     pub async fn next_update(&mut self) -> Update<S::Change> {
         loop {
             match &mut self.phase {
@@ -141,7 +144,8 @@ impl<S: AgentSource> Follower<S> {
         self.metrics.listed_at.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
     }
 
-    /// Records a list of `count` containers or pods. Returns whether this made the source live.
+    /// Records a list of `count` containers or pods in the metrics. Returns whether this made the
+    /// source live, which is logged.
     pub fn record_list(&mut self, count: usize) -> bool {
         self.record_answer();
         self.metrics.lists_read.inc();
@@ -160,10 +164,11 @@ impl<S: AgentSource> Follower<S> {
         connected
     }
 
-    /// Ends the session, and opens a new one at once or after a pause. Returns whether the state
-    /// has changed.
+    /// Records the end of the session in state, metrics and log, and opens a new session at once or
+    /// after a pause. Returns whether the state has changed.
     ///
-    /// The session began at `since`. The source has been unreachable since `lost_since`.
+    /// The session began at `since`, and `error` ended it. The source has been unreachable since
+    /// `lost_since`.
     fn end_session(&mut self, error: &S::Error, since: Instant, lost_since: Instant) -> bool {
         let now = Instant::now();
         let message = to_one_line(&error_chain(error));
@@ -209,7 +214,7 @@ impl<S: AgentSource> Follower<S> {
                 warn!(
                     source = S::NAME,
                     error = message,
-                    "can't follow the source of agents; trying again. New connections of labelled agents \
+                    "can't follow the source of agents; trying again. New connections of agents \
                      become external after {} s (agents by address) or {} s (attested agents)",
                     ADDRESS_GRACE.as_secs(),
                     ATTESTED_GRACE.as_secs()

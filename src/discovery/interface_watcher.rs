@@ -75,8 +75,8 @@ impl InterfaceWatcher {
         &self.gateways
     }
 
-    /// Waits until the interfaces or the gateways have changed. Cancel safe: dropping the future
-    /// loses no change.
+    /// Waits until the interfaces, which are logged, or the gateways have changed. Cancel safe:
+    /// dropping the future loses no change.
     pub async fn changed(&mut self) {
         loop {
             if !self.stale {
@@ -107,7 +107,8 @@ impl InterfaceWatcher {
         }
     }
 
-    /// Waits for a reason to list again.
+    /// Waits for a reason to list again: a message, or the end of the interval. If netlink fails,
+    /// closes the socket and polls from then on.
     async fn wait_for_hint(&mut self) {
         let Some(socket) = &self.socket else {
             self.tick.tick().await;
@@ -140,6 +141,7 @@ impl InterfaceWatcher {
     }
 }
 
+/// Opens a socket that receives messages about links, addresses and routes.
 fn subscribe_to_netlink() -> io::Result<TokioSocket> {
     let addresses = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
     let groups = addresses | libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE;
@@ -148,6 +150,7 @@ fn subscribe_to_netlink() -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
+/// Returns an interval whose first tick is due after `period`.
 fn interval_from_now(period: Duration) -> Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

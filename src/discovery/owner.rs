@@ -10,7 +10,7 @@ use std::path::Path;
 
 use tracing::debug;
 
-use super::docker::container::{Container, namespace_of};
+use super::docker::container::{Container, SHORT_ID_LENGTH, namespace_of};
 
 /// The container that owns this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ pub fn find_owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerH
         // The mounts are preferred: they are the owner's in every engine. In Podman the host name
         // is that of this process's own container, so it would identify the wrong one when the
         // owner has ended and is no longer listed.
-        let hint = hints.mounted_id.as_ref().or(hints.hostname.as_ref()).filter(|hint| hint.len() >= 12);
+        let hint = hints.mounted_id.as_ref().or(hints.hostname.as_ref()).filter(|hint| hint.len() >= SHORT_ID_LENGTH);
         let hinted =
             hint.and_then(|hint| candidates.iter().find(|container| container.id.starts_with(hint.as_str()))).copied();
         let most = candidates.iter().map(|container| count_shared(container)).max().unwrap_or(0);

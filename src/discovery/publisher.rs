@@ -85,7 +85,8 @@ pub async fn wait_until_ready(view: &mut watch::Receiver<Arc<View>>, limit: Dura
     let _ = timeout(limit, view.wait_for(is_ready)).await;
 }
 
-/// Publishes a view whenever a source reports something new.
+/// Builds a view whenever a source reports something new, until `shutdown` begins. Logs and
+/// publishes the view if it differs from the last, and sets the metric of agents.
 async fn publish_views(
     mut sources: Sources,
     view_sender: watch::Sender<Arc<View>>,
@@ -110,7 +111,7 @@ async fn publish_views(
     }
 }
 
-/// The source of agents.
+/// The source of agents that is followed.
 enum FollowedSource {
     Off,
     Docker(Docker),
@@ -118,6 +119,7 @@ enum FollowedSource {
 }
 
 impl FollowedSource {
+    /// Waits until the source reports a change; forever if there is no source.
     async fn changed(&mut self) {
         match self {
             Self::Off => std::future::pending().await,
@@ -146,6 +148,7 @@ impl FollowedSource {
 struct Sources {
     interfaces: InterfaceWatcher,
     agents: FollowedSource,
+    /// What identifies the owner besides its addresses.
     hints: OwnerHints,
     any_project: bool,
     services: Vec<AgentService>,
@@ -157,6 +160,8 @@ struct Sources {
 }
 
 impl Sources {
+    /// Waits until a source reports a change, or for [`TICK`] while time alone may change the view:
+    /// agents expire, or the owner is awaited.
     async fn changed(&mut self) {
         let time_matters = self.orphan.is_orphaned() || matches!(self.agents.state(), SourceState::Disconnected { .. });
         tokio::select! {
@@ -167,6 +172,9 @@ impl Sources {
     }
 
     /// Builds a view of what all sources report now.
+    ///
+    /// Also records the owner and the namespace's state for the next view, and starts an inspection
+    /// of the owner if one is due.
     fn build_view(&mut self) -> View {
         let mut view = match &self.agents {
             FollowedSource::Kubernetes(kubernetes) => View::of_pods(self.interfaces.latest(), kubernetes.pods()),
@@ -217,7 +225,8 @@ impl Sources {
     }
 
     /// Starts an inspection of the owner if its container has changed since the last one, for
-    /// example by a restart. Only an inspection states the owner's aliases.
+    /// example by a restart, and Docker is live. Tries again with the next view if another
+    /// inspection is in progress. Only an inspection states the owner's aliases.
     fn inspect_owner(&mut self, view: &View) {
         let FollowedSource::Docker(docker) = &mut self.agents else { return };
         let owner = view.owner.as_ref().and_then(|owner| docker.container(&owner.id)).cloned();

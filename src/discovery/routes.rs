@@ -10,7 +10,7 @@ use crate::addr::parse_kernel_address;
 /// The flags `RTF_UP` and `RTF_GATEWAY` of `<linux/route.h>`.
 const VIA_GATEWAY: u32 = 0x1 | 0x2;
 
-/// Returns the gateways of all routes, the default route included.
+/// Returns the gateways of all routes that are up, the default route included.
 ///
 /// # Errors
 /// The kernel's lists can't be read.

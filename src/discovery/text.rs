@@ -13,7 +13,7 @@ pub(super) fn to_one_line(text: &str) -> String {
     words.join(" ").chars().take(MAX_CHARS).collect()
 }
 
-/// Returns `text` as a value in a query, percent-encoded.
+/// Returns `text` percent-encoded, for a value in a query or a segment of a path.
 pub(super) fn encode_query_value(text: &str) -> String {
     utf8_percent_encode(text, QUERY_ENCODE_SET).to_string()
 }

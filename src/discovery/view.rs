@@ -38,7 +38,7 @@ pub struct View {
     /// The scope caps by address, of agents and of other containers or pods. Kept while the source
     /// can't be reached.
     pub caps: BTreeMap<IpAddr, ScopeCap>,
-    /// The reasons why labelled containers or pods are not agents, by name.
+    /// The reasons why containers or pods that the operator named as agents are none, by name.
     pub not_agents: BTreeMap<String, WhyNotAgent>,
     /// The addresses of the bridges, as Docker and this namespace's routes state them. Connections
     /// from the host and through published ports come from these addresses, so they identify no

@@ -1,11 +1,12 @@
-//! Why a labelled container or pod is not an agent.
+//! Why a container or pod that the operator named as an agent is not one.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use super::agent_labels;
 
-/// Why a labelled container or pod is not an agent.
+/// Why a container or pod that the operator named as an agent, by a label or in `agents.services`,
+/// is not one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WhyNotAgent {
     /// The value of the container's label is unknown.

@@ -29,9 +29,9 @@ pub struct Container {
     pub project: Option<String>,
     /// The compose service, or the Swarm service without the prefix `STACK_`.
     pub service: Option<String>,
-    /// The container whose network namespace it shares, by id or name.
+    /// The container whose network namespace it joined, by id or name.
     pub shares_namespace_of: Option<String>,
-    /// Whether the operator, or the image, set these labels.
+    /// Who set these labels: the operator, or the image.
     pub label_origin: LabelOrigin,
     /// The container's endpoints, sorted by the ids of the networks.
     pub endpoints: Vec<NetworkEndpoint>,
@@ -51,6 +51,11 @@ pub struct NetworkEndpoint {
     pub podman_mac: Option<String>,
 }
 
+/// The length of the short form of a container's id, in hexadecimal digits.
+pub const SHORT_ID_LENGTH: usize = 12;
+/// The maximum number of containers that are followed to find the owner of a network namespace.
+const MAX_JOINS: usize = 4;
+
 /// A loss that an event reports. Applying it removes a container or an endpoint, and never adds
 /// anything.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,8 +71,8 @@ pub enum Loss {
     },
 }
 
-/// Returns the running containers among `summaries`. `origins` has the origin of each summary's
-/// labels, in the same order.
+/// Returns the running containers among `summaries`, the oldest first. `origins` has the origin of
+/// each summary's labels, in the same order.
 pub fn running_containers(summaries: Vec<ContainerSummary>, origins: Vec<LabelOrigin>) -> Vec<Container> {
     let mut summaries: Vec<_> = summaries.into_iter().zip(origins).collect();
     // A container is never older than the one that it joins, so the owner of a namespace is sorted
@@ -88,16 +93,19 @@ fn has_id_as_alias(summary: &ContainerSummary) -> bool {
     let endpoints = networks.into_iter().flat_map(|networks| networks.values().flatten());
     let mut aliases = endpoints.flat_map(|endpoint| endpoint.aliases.iter().flatten());
     let id = summary.id.as_deref().unwrap_or_default();
-    aliases.any(|alias| alias.len() >= 12 && id.starts_with(alias.as_str()))
+    aliases.any(|alias| alias.len() >= SHORT_ID_LENGTH && id.starts_with(alias.as_str()))
 }
 
-/// Infers which containers of Podman share a network namespace, and sets `shares_namespace_of`. An
-/// owner comes before the containers that joined it.
+/// Infers which containers of Podman share a network namespace. `containers` must be sorted so that
+/// an owner comes before the containers that joined it.
+///
+/// Of several containers with the same endpoints, the first is the owner. In each of the others,
+/// `shares_namespace_of` is set and `endpoints` is emptied, as if the engine were Docker.
 ///
 /// Podman's list lacks the network mode, and shows a container that joined another with the
 /// endpoints of the other, MAC addresses included. In Docker equal MAC addresses would not prove
-/// this, since they derive from IP addresses. Docker's endpoints have ids, so its containers are
-/// skipped here.
+/// this, since they derive from IP addresses. So a container with an endpoint of Docker, which has
+/// no `podman_mac`, is skipped.
 fn infer_shared_namespaces_of_podman(containers: &mut [Container]) {
     let mut owners: BTreeMap<Vec<NetworkEndpoint>, String> = BTreeMap::new();
     for container in containers
@@ -120,10 +128,11 @@ fn infer_shared_namespaces_of_podman(containers: &mut [Container]) {
 }
 
 impl Container {
-    /// Converts `summary`; `None` if the container does not run, or has no id.
+    /// Converts `summary`; `None` if the container does not run, or has no id. A paused container,
+    /// and one that is being stopped, count as running.
     fn from_summary(summary: ContainerSummary, label_origin: LabelOrigin) -> Option<Self> {
-        // A paused container and one that is being stopped still have their addresses. One in the
-        // state "restarting" is listed too, but has none.
+        // These containers have their addresses. One in the state "restarting" is listed too, but
+        // has none.
         if !matches!(summary.state.as_deref(), Some("running" | "paused" | "stopping")) {
             return None;
         }
@@ -152,10 +161,10 @@ impl Container {
         })
     }
 
-    /// Returns whether `reference` is this container's name, its id, or at least the first 12
-    /// digits of its id.
+    /// Returns whether `reference` is this container's name, its id, or at least the first
+    /// [`SHORT_ID_LENGTH`] digits of its id.
     pub fn is_named(&self, reference: &str) -> bool {
-        let shortened = reference.len() >= 12 && self.id.starts_with(reference);
+        let shortened = reference.len() >= SHORT_ID_LENGTH && self.id.starts_with(reference);
         !reference.is_empty() && (shortened || reference == self.id || reference == self.name)
     }
 
@@ -166,12 +175,11 @@ impl Container {
 }
 
 /// Returns the container that owns the network namespace of `container`: itself, or the one that it
-/// joined; `None` if that one does not run.
+/// joined; `None` if that one does not run, or if containers joined each other in a circle.
 pub fn namespace_of<'a>(container: &'a Container, all: &'a [Container]) -> Option<&'a Container> {
     let mut owner = container;
-    // Engines refuse chains of containers that join each other. The limit prevents an endless loop
-    // all the same.
-    for _ in 0..4 {
+    // Engines refuse chains of containers that join each other. The limit ends the loop anyway.
+    for _ in 0..MAX_JOINS {
         let Some(joined) = &owner.shares_namespace_of else { return Some(owner) };
         owner = all.iter().find(|other| other.is_named(joined))?;
     }
@@ -186,7 +194,7 @@ impl Loss {
         }
     }
 
-    /// Removes the lost container or endpoint from `containers`.
+    /// Removes the lost container, or the lost endpoint of the container, from `containers`.
     pub fn remove_from(&self, containers: &mut Vec<Container>) {
         match self {
             Self::Stopped(id) => containers.retain(|container| container.id != *id),

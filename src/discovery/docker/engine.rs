@@ -135,8 +135,8 @@ impl Engine {
         self.address.socket().is_some_and(|path| !path.exists())
     }
 
-    /// Subscribes to events of containers and networks. Resolves when the head of the response has
-    /// arrived.
+    /// Subscribes to events of containers and networks. Resolves when the head of the response, or
+    /// an event, has arrived.
     ///
     /// # Errors
     /// See [`Error`].
@@ -175,8 +175,8 @@ impl Engine {
         Ok(read_each(elements))
     }
 
-    /// Checks that the engine answers within `limit`. The request is the smallest that every filter
-    /// permits.
+    /// Checks that the engine answers within `limit`, by a list of one container: the smallest
+    /// request that every filter permits.
     ///
     /// # Errors
     /// See [`Error`].
@@ -224,7 +224,7 @@ impl Engine {
     }
 
     /// Returns the metadata of the file at `path` in the container `id`, without following a
-    /// symbolic link; `None` if there is no file.
+    /// symbolic link; `None` if the status is 404: there is no such file, or no such container.
     ///
     /// # Errors
     /// See [`Error`].
@@ -246,7 +246,7 @@ impl Engine {
     /// body is read only if the status is 4xx. `endpoint` is the pattern of `path`, for errors.
     ///
     /// # Errors
-    /// There is no response in time.
+    /// There is no response, or none in time. A response with any status is not an error.
     pub async fn probe(&self, endpoint: &'static str, path: &str) -> Result<ProbeResponse, Error> {
         let answer = async {
             let answer = self.with_endpoint(endpoint, self.send_get(path).await)?;
@@ -280,6 +280,7 @@ impl Engine {
         Err(self.address.status_error(endpoint, status, read_error_message(response).await))
     }
 
+    /// Waits for `answer`, but no longer than [`RESPONSE_TIMEOUT`].
     async fn within_response_timeout<T>(
         &self,
         endpoint: &'static str,
@@ -392,7 +393,7 @@ impl DockerEvents {
     /// Waits for the next event. Cancel safe: dropping the future loses no event.
     ///
     /// # Errors
-    /// The stream has ended.
+    /// The stream has ended, or an event can't be parsed.
     pub async fn next_event(&mut self) -> Result<EventMessage, Error> {
         if let Some(first) = self.first_event.take() {
             return Ok(first);
@@ -407,7 +408,8 @@ impl DockerEvents {
     }
 }
 
-/// Returns the message in the body of an error response, on one line.
+/// Returns the message in the body of an error response, or else the whole body, on one line. Empty
+/// if the body can't be read.
 async fn read_error_message(response: Response<ResponseBody>) -> String {
     let body = read_all(response.into_body(), MAX_ERROR_RESPONSE).await.unwrap_or_default();
     let json = serde_json::from_slice::<Value>(&body).ok();

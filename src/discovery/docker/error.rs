@@ -8,7 +8,7 @@ use crate::discovery::body;
 /// A failed request to the engine. The message says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no socket.
+    /// Nothing exists at the path.
     #[error("no socket at {}: mount the directory that it is in, or turn discovery off (--docker off)", path.display())]
     NoSocket {
         /// The path of the socket.
@@ -20,7 +20,7 @@ pub enum Error {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// There is a socket, but nothing listens on it.
+    /// The connection to an existing socket was refused.
     #[error(
         "nothing listens at {}: the engine is down, or a mounted socket file is an old engine's (mount its directory \
          instead)",
@@ -30,7 +30,7 @@ pub enum Error {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// The path is a directory, not a socket.
+    /// The connection was refused because the path is a directory.
     #[error(
         "{} is a directory: name the socket in it; or, if a socket was to be mounted there, the host had none when the \
          container was created, and Docker made a directory: remove it, start the engine, and create the container \
@@ -38,7 +38,7 @@ pub enum Error {
         path.display()
     )]
     Directory {
-        /// The path.
+        /// The path that should be a socket.
         path: PathBuf,
     },
     /// The engine expects TLS, as engines on port 2376 do.
@@ -62,7 +62,7 @@ pub enum Error {
         /// The message in the response.
         message: String,
     },
-    /// There is no container or image with this id.
+    /// The status is 404, with the engine's own message.
     #[error("there is no container or image {id} (GET {endpoint})")]
     NotFound {
         /// The path of the request.
@@ -70,7 +70,7 @@ pub enum Error {
         /// The id in that path.
         id: String,
     },
-    /// The engine did not answer in time.
+    /// The response, or the head of `/events`, did not arrive in time.
     #[error("{engine} does not answer GET {endpoint}")]
     Timeout {
         /// The engine's URL.
@@ -91,7 +91,7 @@ pub enum Error {
         engine: String,
         /// The path of the request.
         endpoint: &'static str,
-        /// The cause.
+        /// What failed.
         source: Cause,
     },
 }
@@ -104,7 +104,7 @@ fn advice_for_status(status: u16) -> &'static str {
 /// The cause of [`Error::Request`].
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {
-    /// The address is not one that loopgate can use.
+    /// `DOCKER_HOST` has a value that loopgate can't use, for this reason.
     #[error("{0}")]
     Unusable(&'static str),
     /// The connection could not be opened.
@@ -113,7 +113,7 @@ pub enum Cause {
     /// The connection broke, or the response is not HTTP.
     #[error(transparent)]
     Http(#[from] hyper::Error),
-    /// The body can't be read.
+    /// The connection broke within the body, or the body is too long.
     #[error(transparent)]
     Body(#[from] body::Error),
     /// The engine answered with a status that is neither a success nor 4xx.
@@ -124,8 +124,8 @@ pub enum Cause {
         /// The message in the response.
         message: String,
     },
-    /// The response is not the expected JSON. The parser's message is omitted, since it may quote
-    /// an environment.
+    /// The body could not be parsed. The parser's message is omitted, since it may quote an
+    /// environment.
     #[error("the response is not the expected JSON")]
     Malformed,
 }

@@ -16,12 +16,13 @@ use crate::error_chain::error_chain;
 /// Who set the labels of a container: the operator, or its image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum LabelOrigin {
-    /// The operator set the labels that are left: those that widen trust and that the image has too
-    /// were removed, and `loopgate.agent` was not one of them. Containers on which no decision
-    /// depends have this origin without a comparison.
+    /// The operator set the labels that are left: labels that widen trust were removed where the
+    /// image has the same one, and `loopgate.agent` was not among them. Also the value of
+    /// containers that were not compared, because no decision depends on them.
     #[default]
     Operator,
-    /// The image has the same label `loopgate.agent`, with this value, so it was removed.
+    /// The image has the same label `loopgate.agent`, with this value, so the label was removed. It
+    /// makes an agent: a value that makes none is kept.
     Image(String),
     /// Unknown, since the image's labels can't be read for this reason. No label that widens trust
     /// counts.
@@ -34,9 +35,9 @@ pub enum LabelOrigin {
 pub struct ImageLabels(Arc<Mutex<BTreeMap<String, Labels>>>);
 
 impl ImageLabels {
-    /// Compares the labels of `containers` with those of their images, and removes labels that
-    /// widen trust and that the image has too. Returns the origin of the labels of each container,
-    /// in the same order.
+    /// Compares the labels of `containers` with those of their images, and changes each container
+    /// as `remove_image_labels` does. Returns the origin of the labels of each container, in the
+    /// same order.
     ///
     /// Only containers on which a decision depends are compared: those that may be agents, by label
     /// or because their service is one of `services`, and all containers of the projects of these.
@@ -116,7 +117,7 @@ fn labels_of(image: ImageInspect) -> Labels {
     labels.into_iter().map(|(name, value)| (name, Some(value))).collect()
 }
 
-/// Returns whether `service` is `wanted`, or, in a Swarm stack, `STACK_wanted`.
+/// Returns whether `service` is `wanted`, or could be `STACK_wanted` of a Swarm stack.
 fn matches_service(service: &str, wanted: &str) -> bool {
     service.strip_suffix(wanted).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
 }
@@ -130,7 +131,8 @@ fn projects_of(container: &ContainerSummary) -> impl Iterator<Item = &str> {
 }
 
 /// Removes from `container` the labels that can widen trust and that the image has with the same
-/// value: those that make it an agent, and those that say which project and service it is of.
+/// value: those that make it an agent, and those that say which project and service it is of. Sets
+/// `image_has_same_scopes`. Returns the origin of the labels that are left.
 ///
 /// Labels that narrow trust are kept, since the operator may have set them too:
 /// `loopgate.agent=false`, and the scope cap. Project and service are kept if Compose created the

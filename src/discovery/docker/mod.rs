@@ -126,12 +126,13 @@ impl Docker {
         self.containers.iter().find(|container| container.id == id)
     }
 
-    /// Returns the details of the container with `id`, if it was inspected last.
+    /// Returns the details of the container with `id`, if the last successful inspection was of it.
     pub fn details(&self, id: &str) -> Option<&Details> {
         self.details.as_ref().filter(|details| details.id == id)
     }
 
-    /// Returns whether an inspection of the container with `id` has ended, successfully or not.
+    /// Returns whether the last inspection that ended, successfully or not, was of the container
+    /// with `id`.
     pub fn was_inspected(&self, id: &str) -> bool {
         self.last_inspected.as_deref() == Some(id)
     }
@@ -170,7 +171,8 @@ impl Docker {
         }
     }
 
-    /// Applies `change`. Returns whether the containers or the state have changed.
+    /// Applies `change`. Returns whether the containers or the state have changed. After a list,
+    /// also starts the failed inspection again, if there is one and its container still runs.
     fn apply_change(&mut self, change: SourceChange) -> bool {
         match change {
             SourceChange::Listed(containers, unreadable) => {
@@ -194,7 +196,7 @@ impl Docker {
         }
     }
 
-    /// Logs each entry that can't be parsed, once.
+    /// Logs the entries that can't be parsed and were not in the last list, and records them.
     fn report_unreadable(&mut self, unreadable: Vec<UnreadableElement>) {
         for UnreadableElement { name, error } in unreadable.iter().filter(|element| !self.unreadable.contains(element))
         {
@@ -203,8 +205,8 @@ impl Docker {
         self.unreadable = unreadable;
     }
 
-    /// Records the result of an inspection. Returns whether the details have changed, or whether
-    /// the container had not been inspected before.
+    /// Records the result of an inspection, and logs a new failure. Returns whether the details
+    /// have changed, or whether the last inspection was of another container.
     fn record_inspection(&mut self, id: &str, details: Result<Details, Error>) -> bool {
         self.inspection = None;
         let is_first = !self.was_inspected(id);

@@ -44,7 +44,7 @@ pub struct ContainerSummary {
 /// An element of a list that could not be parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnreadableElement {
-    /// The container's name, else its id.
+    /// The container's name, else its id, else `(no name)`.
     pub name: String,
     /// The parser's error.
     pub error: String,
@@ -174,7 +174,7 @@ pub struct PathStat {
 }
 
 /// Parses the elements of a list one by one, so that one malformed element does not make the others
-/// unreadable.
+/// unreadable. Returns the parsed elements, and the others with the errors.
 pub fn read_each<T: for<'de> Deserialize<'de>>(elements: Vec<Value>) -> (Vec<T>, Vec<UnreadableElement>) {
     let (mut read, mut unreadable) = (Vec::with_capacity(elements.len()), Vec::new());
     for element in elements {

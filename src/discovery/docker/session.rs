@@ -74,7 +74,7 @@ pub struct DockerSession {
     /// losses yet: Docker Engine 28 disconnects a container from its networks before it stops
     /// listing the container as running.
     pending_losses: BTreeSet<Loss>,
-    /// Losses that events reversed while a list was in progress. The losses are applied to that
+    /// Losses that events reversed since the last list was started. The losses are applied to that
     /// list too, since the list may be from before the loss.
     reversed_losses: Vec<Loss>,
 }
@@ -126,7 +126,8 @@ impl DockerSession {
         }
     }
 
-    /// Waits for the next change. Cancel safe: dropping the future loses no change.
+    /// Waits for the next change. Meanwhile lists and checks the engine when that is due. Cancel
+    /// safe: dropping the future loses no change.
     ///
     /// # Errors
     /// The error that ended the session.
@@ -168,7 +169,8 @@ impl DockerSession {
         }
     }
 
-    /// Returns since when the engine can't be reached, after `error` ended the session.
+    /// Returns since when the engine can't be reached, after `error` ended the session: since its
+    /// last response if it fell silent while checks were made, else since now.
     pub fn lost_since(&self, error: &Error) -> Instant {
         match error {
             Error::Timeout { .. } if self.needs_checks => self.last_response,
@@ -176,7 +178,8 @@ impl DockerSession {
         }
     }
 
-    /// Starts to list the containers, and sets the time of the next list.
+    /// Starts to list the containers, sets the time of the next list, and forgets the losses that
+    /// were reversed before.
     fn start_list(&mut self) {
         self.reversed_losses.clear();
         let (engine, services, images) = (self.engine.clone(), Arc::clone(&self.services), self.images.clone());
@@ -191,8 +194,11 @@ impl DockerSession {
             now + if std::mem::replace(&mut self.has_first_list_started, true) { RESYNC } else { CONFIRM_DELAY };
     }
 
-    /// Applies a list, or fails if it could not be read. Losses that the list may not show yet are
-    /// removed from it.
+    /// Returns what a list shows, without the containers and endpoints whose loss it may not show
+    /// yet. Sets the pause before the next list, and whether checks are needed.
+    ///
+    /// # Errors
+    /// The list could not be read.
     fn apply_list(&mut self, listed: Result<ListResult, Error>) -> Result<SourceChange, Error> {
         let now = Instant::now();
         if let Some(listing) = self.listing.take() {
@@ -214,7 +220,8 @@ impl DockerSession {
         Ok(SourceChange::Listed(containers, unreadable))
     }
 
-    /// Handles one event. Returns the loss that it reports, if any.
+    /// Records the effect of one event, and makes a list due soon if one is needed. Returns the
+    /// loss that the event reports, if any.
     fn handle_event(&mut self, event: &EventMessage) -> Option<Loss> {
         let effect = effect_of_event(event);
         if effect != EventEffect::Nothing {

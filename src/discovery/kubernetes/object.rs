@@ -90,12 +90,12 @@ struct Ip {
 }
 
 impl PodObject {
-    /// Converts the object; `None` if the pod does not run, or has no address or no label
-    /// `loopgate.dev/agent`.
+    /// Converts the object; `None` if the pod has ended or is being deleted, or has no address or
+    /// no label `loopgate.dev/agent`. A pending pod counts as running once it has an address, since
+    /// its init containers may run.
     pub fn into_running_pod(self) -> Option<Pod> {
         let Self { metadata, spec, status } = self;
-        // A pod that has ended or is being deleted does not count, since its addresses may be given
-        // to another pod.
+        // The addresses of a pod that has ended or is being deleted may be given to another pod.
         let runs =
             matches!(status.phase.as_deref(), Some("Pending" | "Running")) && metadata.deletion_timestamp.is_none();
         let agent = metadata.labels.unwrap_or_default().remove(POD_AGENT)?;
@@ -118,10 +118,13 @@ impl PodObject {
     }
 }
 
+/// Returns the addresses in `first` and `all`, without duplicates and unspecified ones.
 fn pod_addresses(first: Option<String>, all: Option<Vec<Ip>>) -> Vec<IpAddr> {
     parse_addresses(first, all).into_iter().filter(|ip| !ip.is_unspecified()).collect()
 }
 
+/// Parses the addresses in `first` and `all`, without duplicates. Text that is no address is
+/// skipped.
 fn parse_addresses(first: Option<String>, all: Option<Vec<Ip>>) -> Vec<IpAddr> {
     let texts = first.into_iter().chain(all.unwrap_or_default().into_iter().map(|ip| ip.ip));
     let mut addresses: Vec<IpAddr> = texts.filter_map(|text| text.parse().ok()).map(canonical).collect();
@@ -154,6 +157,7 @@ struct TokenReviewSpec<'a> {
 }
 
 impl<'a> TokenReviewRequest<'a> {
+    /// Returns a request to review `token`, which must be for `audience`.
     pub fn new(token: &'a Secret, audience: &'a str) -> Self {
         Self {
             api_version: "authentication.k8s.io/v1",

@@ -191,7 +191,7 @@ fn a_service_that_the_operator_names_is_an_agent_unless_its_label_is_false() {
         // image's.
         (container_of("other", None, of_image()), "not a: image"),
         (container_of("tester", None, LabelOrigin::Image("true".into())), "172.18.0.3=a attested"),
-        (container_of("builder", None, of_image()), "172.18.0.3=a attested"),
+        (container_of("tester", None, of_image()), "172.18.0.3=a address"),
         (container_of("builder", None, of_image()), "172.18.0.3=a attested"),
         (container_of("other", Some("address"), unknown()), "not a: image unknown"),
         (container_of("builder", None, unknown()), "not a: image unknown"),
