@@ -1,5 +1,5 @@
 //! Binds devices to the lane on which they were first used, so that an agent's device can't be used
-//! by external clients.
+//! by external clients. Any agent may use a bound device.
 //!
 //! The gateway pairs an agent's device silently, and then accepts the device's token from any
 //! address. So a device whose first user is an agent is bound to the agent lane. The binding is
@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 /// The name of the file in the state directory.
 pub const FILE: &str = "devices.json";
-/// The maximum number of devices in the file.
+/// The maximum number of devices in the file, those of the external lane included.
 const MAX_DEVICES: usize = 8192;
 /// The maximum number of devices of one agent. Further ones are refused, since dropping an old
 /// entry would unbind its device.
@@ -30,22 +30,26 @@ const MAX_CONTAINERS: usize = 16;
 /// The maximum length of a device id, in bytes. OpenClaw's have 64 characters.
 const MAX_ID: usize = 128;
 
+/// The number of characters of a device id in messages.
+const SHORT_ID_LENGTH: usize = 12;
+
 /// What is recorded of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceEntry {
-    /// The agent to which the device is bound; `None` if it was first used on the external lane, or
-    /// was released.
+    /// The agent that used the device first, if the device is bound to the agent lane; `None` if it
+    /// was first used on the external lane, or was released.
     pub agent: Option<String>,
     /// When the entry was made, in seconds since the Unix epoch.
     pub since: u64,
-    /// The ids of the agent's containers that used the device, the last user at the end. Empty
-    /// after the pairing was removed.
+    /// The ids of the containers that used the device, of any agent, the last user at the end.
+    /// Empty after the pairing was removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<String>,
 }
 
 impl DeviceEntry {
-    /// Records that `container` uses the device. Returns whether this changes the entry.
+    /// Records that `container` uses the device, in place of the oldest user if there are
+    /// [`MAX_CONTAINERS`]. Returns whether this changes the entry.
     fn add_container(&mut self, container: Option<&str>) -> bool {
         let Some(container) = container.filter(|container| self.containers.last().is_none_or(|last| last != container))
         else {
@@ -63,7 +67,7 @@ impl DeviceEntry {
 /// An agent that uses a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceUser {
-    /// The agent's name, to which its devices are bound.
+    /// The agent's name, which the entry of a new device states.
     pub name: String,
     /// The container's id, or the pod's uid; `None` for an agent that discovery does not know.
     pub container: Option<String>,
@@ -75,21 +79,24 @@ pub type DeviceTable = BTreeMap<String, DeviceEntry>;
 /// Why a device may not be used on a lane.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceRefusal {
-    /// The device is bound to an agent, and was used on the external lane.
+    /// A bound device was used on the external lane.
     #[error("this device is bound to agent {agent:?} (loopgate devices release {})", short_id(.device))]
     Bound {
         /// The device's id.
         device: String,
-        /// The agent's name.
+        /// The agent that used the device first.
         agent: String,
     },
-    /// The agent has too many devices.
+    /// The device is new, and `MAX_PER_AGENT` devices are bound to the agent.
     #[error("this agent has too many devices; release one with loopgate devices release")]
     TooMany,
-    /// The id has another form than OpenClaw's ids.
+    /// The device is new, and the file has `MAX_DEVICES`.
+    #[error("{FILE} is full; remove entries without an agent from it, in loopgate's state directory")]
+    Full,
+    /// The id is empty or too long, or has other characters than letters, digits, `-` and `_`.
     #[error("the device id is malformed")]
     Malformed,
-    /// The id does not belong to the request's public key, so it may be another client's.
+    /// The id is not that of the request's public key, so it may be another client's.
     #[error("the device id does not belong to the public key")]
     Mismatch,
 }
@@ -140,7 +147,8 @@ impl Devices {
         Ok(Self { directory: directory.into(), gateway_state: gateway_state.map(Into::into), state: Mutex::new(state) })
     }
 
-    /// Reads the file again if it has changed. If it can't be read, the known devices are kept.
+    /// Reads the file again if it has changed. If it can't be read, or was deleted, the known
+    /// devices are kept.
     fn refresh_if_changed(&self, known: &mut DevicesState) {
         let Some(stamp) = file_stamp(&self.directory) else { return };
         if known.stamp == Some(stamp) {
@@ -164,7 +172,11 @@ impl Devices {
     }
 
     /// Checks whether a device may connect on the agent lane as `agent`, or, if that is `None`, on
-    /// the external lane.
+    /// the external lane. Reads the file again if it has changed. Blocks.
+    ///
+    /// Any agent may use a bound device; only the external lane may not. A new device is refused on
+    /// the agent lane if it can't be recorded: if the agent has `MAX_PER_AGENT`, or the file has
+    /// `MAX_DEVICES`.
     ///
     /// # Errors
     /// The reason why the device may not be used on this lane.
@@ -181,11 +193,8 @@ impl Devices {
             (Some(DeviceEntry { agent: Some(bound), .. }), None) => {
                 Err(DeviceRefusal::Bound { device: device.into(), agent: bound.clone() })
             }
-            (None, Some(agent))
-                if state.table.len() >= MAX_DEVICES || count_of_agent(&state.table, agent) >= MAX_PER_AGENT =>
-            {
-                Err(DeviceRefusal::TooMany)
-            }
+            (None, Some(_)) if state.table.len() >= MAX_DEVICES => Err(DeviceRefusal::Full),
+            (None, Some(agent)) if count_of_agent(&state.table, agent) >= MAX_PER_AGENT => Err(DeviceRefusal::TooMany),
             _ => Ok(()),
         }
     }
@@ -200,7 +209,8 @@ impl Devices {
     }
 
     /// Records a device that the gateway has accepted on the external lane, so that it is not bound
-    /// later. Blocks.
+    /// later. Does nothing if the device is known or the gateway's own, or the file is full.
+    /// Blocks.
     pub fn remember_external(&self, device: &str) {
         if self.is_gateways_device(device) {
             return;
@@ -217,8 +227,11 @@ impl Devices {
         self.save_entry(device, entry);
     }
 
-    /// Binds a device to the agent lane provisionally, until the gateway answers its `connect`;
-    /// `None` if the device is recorded already, or is the gateway's own. Blocks.
+    /// Binds a new device to the agent lane provisionally, until the gateway answers its `connect`.
+    /// A device is new too while the gateway has not answered an earlier `connect` with it.
+    ///
+    /// Returns `None` if the device is the gateway's own, or is recorded already. In the second
+    /// case, if it is bound, adds the container of `agent` to its entry. Blocks.
     pub fn bind_provisionally(self: &Arc<Self>, device: &str, agent: &DeviceUser) -> Option<ProvisionalBinding> {
         if self.is_gateways_device(device) {
             return None;
@@ -253,7 +266,7 @@ impl Devices {
         Some(ProvisionalBinding { devices: Arc::clone(self), device: device.into(), entry, is_resolved: false })
     }
 
-    /// Records in the file that `container` uses a bound device.
+    /// Records in the file that `container` uses a bound device. A failure is logged.
     fn save_container(&self, device: &str, container: Option<&str>) {
         let written = update_file(&self.directory, |table| {
             if let Some(entry) = table.get_mut(device).filter(|entry| entry.agent.is_some()) {
@@ -295,17 +308,17 @@ impl Devices {
             forget(table);
             Ok(())
         })
-        .map(drop)
     }
 
-    /// Adds an entry to the file, without holding the lock on the state meanwhile.
+    /// Adds an entry to the file unless the file has one for the device. A failure is logged, and
+    /// the entry stays unsaved. Does not hold the lock on the state meanwhile.
     fn save_entry(&self, device: &str, entry: DeviceEntry) {
         let written = update_file(&self.directory, |table| {
             table.entry(device.into()).or_insert(entry);
             Ok(())
         });
         match written {
-            Ok(_) => drop(self.lock().unsaved.remove(device)),
+            Ok(()) => drop(self.lock().unsaved.remove(device)),
             Err(error) => {
                 warn!(
                     path = %self.directory.join(FILE).display(), %error,
@@ -317,8 +330,9 @@ impl Devices {
 }
 
 impl ProvisionalBinding {
-    /// Removes the binding after the gateway has refused the `connect`, unless another connection
-    /// uses the device. Blocks.
+    /// Removes the binding after the gateway has refused the `connect`, unless another `connect`
+    /// with the device was made meanwhile and still waits for its answer, or was not refused. A
+    /// failure to change the file is logged. Blocks.
     pub fn remove(mut self) {
         self.is_resolved = true;
         {
@@ -367,9 +381,9 @@ fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Returns the first 12 characters of an id, which suffice to identify a device in messages.
+/// Returns the beginning of an id, which suffices to identify a device in messages.
 fn short_id(device: &str) -> &str {
-    device.get(..12).unwrap_or(device)
+    device.get(..SHORT_ID_LENGTH).unwrap_or(device)
 }
 
 fn count_of_agent(table: &DeviceTable, agent: &str) -> usize {
@@ -392,7 +406,7 @@ fn file_stamp(directory: &Path) -> Option<(u64, i64, i64, u64)> {
 /// Reads the devices recorded in `directory`. Without a file there are none. Blocks.
 ///
 /// # Errors
-/// The file can't be read or is malformed.
+/// The file can't be read, is malformed, or is longer than `MAX_FILE`.
 pub fn read(directory: &Path) -> io::Result<DeviceTable> {
     let file = match std::fs::File::open(directory.join(FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(DeviceTable::new()),
@@ -403,11 +417,12 @@ pub fn read(directory: &Path) -> io::Result<DeviceTable> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Releases the bound devices whose ids begin with one of `ids`. Each must match exactly one
-/// device. Blocks.
+/// Releases the bound devices whose ids begin with one of `ids`. Their entries stay, so that they
+/// are not bound again. Blocks.
 ///
 /// # Errors
-/// An id matches no bound device or several, or the file can't be read or written.
+/// One of `ids` matches no bound device or several, or the file can't be read or written. Then no
+/// device is released.
 pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
     update_file(directory, |table| {
         for id in ids {
@@ -421,18 +436,21 @@ pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
                     return Err(io::Error::other(format!("no bound device has an id that begins with {id:?}")));
                 }
                 (Some(_), Some(_)) => {
-                    return Err(io::Error::other(format!("more than one device has an id that begins with {id:?}")));
+                    return Err(io::Error::other(format!(
+                        "more than one bound device has an id that begins with {id:?}"
+                    )));
                 }
             }
         }
         Ok(())
     })
-    .map(drop)
 }
 
-/// Changes the file atomically by `edit`, under a lock against other processes. Returns the new
-/// devices.
-fn update_file(directory: &Path, edit: impl FnOnce(&mut DeviceTable) -> io::Result<()>) -> io::Result<DeviceTable> {
+/// Changes the file atomically by `edit`, under a lock against other processes.
+///
+/// # Errors
+/// The file can't be read or written, or `edit` fails. Then the file is unchanged.
+fn update_file(directory: &Path, edit: impl FnOnce(&mut DeviceTable) -> io::Result<()>) -> io::Result<()> {
     let lock =
         std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join(".devices.lock"))?;
     lock.lock()?;
@@ -445,7 +463,7 @@ fn update_file(directory: &Path, edit: impl FnOnce(&mut DeviceTable) -> io::Resu
     file.write_all(&serde_json::to_vec_pretty(&table)?)?;
     file.as_file().sync_all()?;
     file.persist(directory.join(FILE)).map_err(|error| error.error)?;
-    Ok(table)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -91,6 +91,19 @@ fn an_agent_with_too_many_devices_gets_no_further_one() {
 }
 
 #[test]
+fn a_full_file_names_itself_in_the_refusal() {
+    let directory = tempfile::tempdir().unwrap();
+    let table: DeviceTable = (0..MAX_DEVICES)
+        .map(|n| (format!("d{n}"), DeviceEntry { agent: None, since: 0, containers: Vec::new() }))
+        .collect();
+    std::fs::write(directory.path().join(FILE), serde_json::to_vec(&table).unwrap()).unwrap();
+    let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
+    let refusal = devices.check_may_connect("new", Some("a")).unwrap_err();
+    assert!(refusal.to_string().contains(FILE), "the agent has no device that could be released: {refusal}");
+    assert_eq!((devices.check_may_connect("d7", Some("a")), devices.check_may_connect("new", None)), (Ok(()), Ok(())));
+}
+
+#[test]
 fn a_damaged_file_frees_no_device_and_is_not_overwritten() {
     let directory = tempfile::tempdir().unwrap();
     let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
