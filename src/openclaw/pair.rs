@@ -49,13 +49,13 @@ pub enum Error {
     Connect {
         /// The gateway's address.
         address: SocketAddr,
-        /// The cause.
+        /// The error of the connection. For a temporary device: why no key could be made.
         source: std::io::Error,
     },
-    /// The WebSocket could not be opened, or was cut off.
+    /// The WebSocket handshake failed, or the connection broke.
     #[error("the WebSocket to the gateway failed")]
     WebSocket(#[from] tungstenite::Error),
-    /// The gateway did not answer in time.
+    /// The device was not paired, or the call not answered, within `PAIR_TIMEOUT`.
     #[error("no answer within {} s", PAIR_TIMEOUT.as_secs())]
     Timeout,
     /// The gateway regards the device as remote, or the device asked for more scopes than it was
@@ -71,10 +71,18 @@ pub enum Error {
     /// The gateway is starting, and does not pair devices yet.
     #[error("the gateway is still starting and can't pair yet; try again in a moment")]
     Starting,
-    /// The gateway refuses with this message, for example because the token is wrong.
+    /// The gateway refuses the device with this message, for example because the token is wrong.
     #[error("the gateway refused to pair the device: {0}")]
     Refused(String),
-    /// The server is not an OpenClaw gateway.
+    /// The gateway refuses a call on the connection of a paired device.
+    #[error("the gateway refused the call of {method}: {message}")]
+    CallRefused {
+        /// The method that was called.
+        method: String,
+        /// The gateway's message.
+        message: String,
+    },
+    /// The server sends what no OpenClaw gateway sends, or closes the WebSocket without a reason.
     #[error("the server does not speak OpenClaw's protocol: {0}")]
     Protocol(&'static str),
 }
@@ -97,7 +105,8 @@ pub(super) struct PairedConnection {
     hello: Value,
 }
 
-/// Opens a connection on which `device` has all operator scopes.
+/// Opens a connection on which `device` has all operator scopes. While the gateway is starting,
+/// this is tried again until `PAIR_TIMEOUT`.
 ///
 /// # Errors
 /// The gateway does not accept the device.
@@ -133,7 +142,12 @@ impl PairedConnection {
                 let Message::Text(text) = message? else { continue };
                 match serde_json::from_str(&text) {
                     Ok(Frame::Res { id, ok: true, payload, .. }) if id == method => return Ok(payload),
-                    Ok(Frame::Res { id, error, .. }) if id == method => return Err(error_of_response(&error)),
+                    Ok(Frame::Res { id, error, .. }) if id == method => {
+                        return Err(match error_of_response(&error) {
+                            Error::Refused(message) => Error::CallRefused { method: method.to_owned(), message },
+                            other => other,
+                        });
+                    }
                     _ => {}
                 }
             }
@@ -224,11 +238,13 @@ fn connect_request(device: &Device, token: Option<&Secret>, nonce: &str, now: Sy
     json!({ "type": "req", "id": REQUEST_ID, "method": "connect", "params": params })
 }
 
+/// Returns `device` with the scopes in `payload`, the gateway's response to `connect`.
 fn to_paired(device: &Device, payload: &Value) -> Paired {
     let scopes = payload["auth"]["scopes"].as_array().into_iter().flatten();
     Paired { device: device.id(), scopes: scopes.filter_map(Value::as_str).map(str::to_owned).collect() }
 }
 
+/// Returns the error that the gateway states in a response.
 fn error_of_response(error: &Value) -> Error {
     let request = error["details"]["requestId"].as_str().map(str::to_owned);
     match error["code"].as_str() {
@@ -238,6 +254,7 @@ fn error_of_response(error: &Value) -> Error {
     }
 }
 
+/// Returns the error for a WebSocket that the gateway closed with `reason` before it answered.
 fn error_of_close(reason: String) -> Error {
     if reason.starts_with("pairing required") { Error::NeedsApproval { request: None } } else { Error::Refused(reason) }
 }

@@ -33,7 +33,7 @@ impl TemporaryDevice {
         Ok(Self { id: device.id(), connection: pair::connect(address, &device, token).await? })
     }
 
-    /// Removes the pairing of this device.
+    /// Removes the pairing of this device. A failure is only logged.
     pub async fn unpair(mut self) {
         if let Err(error) = self.connection.call_method(REMOVE_METHOD, json!({ "deviceId": self.id })).await {
             info!(
@@ -52,14 +52,14 @@ const REMOVE_METHOD: &str = "device.pair.remove";
 /// namespace. Devices that the gateway does not know count as removed.
 ///
 /// # Errors
-/// A pairing may not have been removed.
+/// No temporary device could connect, or a removal failed. Devices after that one stay paired.
 pub async fn unpair(address: SocketAddr, devices: &[String], token: Option<&Secret>) -> Result<(), Error> {
     let mut remover = TemporaryDevice::connect(address, token).await?;
     let removed = async {
         for device in devices {
             match remover.connection.call_method(REMOVE_METHOD, json!({ "deviceId": device })).await {
                 Ok(_) => info!(device, "removed the pairing of a device at the gateway"),
-                Err(Error::Refused(reason)) if means_unknown_device(&reason) => {
+                Err(Error::CallRefused { message, .. }) if means_unknown_device(&message) => {
                     info!(device, "the device is not paired any more")
                 }
                 Err(error) => return Err(error),
@@ -72,9 +72,10 @@ pub async fn unpair(address: SocketAddr, devices: &[String], token: Option<&Secr
     removed
 }
 
-/// Returns whether the gateway refuses a removal because it does not know the device.
-fn means_unknown_device(reason: &str) -> bool {
-    reason.contains("unknown deviceId")
+/// Returns whether the gateway refuses a removal with `message` because it does not know the
+/// device.
+fn means_unknown_device(message: &str) -> bool {
+    message.contains("unknown deviceId")
 }
 
 #[cfg(test)]
@@ -98,6 +99,11 @@ mod tests {
         let named: Vec<String> = ["one", "gone", "two"].map(str::to_owned).into();
         unpair(address, &named, None).await.unwrap();
         assert_eq!(devices.lock().unwrap().paired.keys().collect::<Vec<_>>(), ["other"]);
+
+        let mut remover = TemporaryDevice::connect(address, None).await.unwrap();
+        let refusal = remover.connection.call_method(REMOVE_METHOD, json!({ "deviceId": "gone" })).await.unwrap_err();
+        assert!(refusal.to_string().starts_with("the gateway refused the call of device.pair.remove: "), "{refusal}");
+        remover.unpair().await;
 
         devices.lock().unwrap().remote = true;
         let error = unpair(address, &["other".to_owned()], None).await.unwrap_err();
