@@ -22,10 +22,10 @@ use crate::secret::Secret;
 const MAX_APPROVALS: usize = 3;
 
 /// Pairs `device` like [`pair::pair`]. If the device needs an approval, a temporary second device
-/// approves it.
+/// approves it, up to `MAX_APPROVALS` times.
 ///
 /// # Errors
-/// The gateway does not accept the device with all scopes.
+/// The gateway does not accept the device with all scopes, or the second device can't approve it.
 pub async fn pair_and_approve(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Paired, Error> {
     for _ in 0..MAX_APPROVALS {
         match pair::pair(address, device, token).await {
@@ -40,7 +40,8 @@ pub async fn pair_and_approve(address: SocketAddr, device: &Device, token: Optio
     pair::pair(address, device, token).await
 }
 
-/// Approves the pending requests of the device `id` that loopgate could have made, and no others.
+/// Approves the pending requests of the device `id` that loopgate could have made, and no others,
+/// by a temporary device that is unpaired afterwards.
 async fn approve_pending(address: SocketAddr, id: &str, token: Option<&Secret>) -> Result<(), Error> {
     let mut approver = TemporaryDevice::connect(address, token).await?;
     let approved = async {

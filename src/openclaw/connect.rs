@@ -43,8 +43,8 @@ pub(super) struct ProbeResponse {
     pub body: String,
 }
 
-/// Sends `GET path` with `headers` to `to` from the address `from`. `Host` is `to` unless `headers`
-/// has another.
+/// Sends `GET path` with `headers` to `to` from the address `from`, and reads the whole response
+/// within [`PROBE_TIMEOUT`]. `Host` is `to` unless `headers` has another.
 pub(super) async fn get(
     to: SocketAddr,
     from: Option<IpAddr>,

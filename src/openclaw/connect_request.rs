@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 
 use super::device::public_key_id;
 
+/// The maximum length of a request's id, in bytes.
+const MAX_REQUEST_ID: usize = 128;
+
 /// A client's first message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParsedMessage {
@@ -59,11 +62,13 @@ impl ParsedMessage {
     }
 }
 
-/// Parses `request` as a `connect`; `None` if a field that loopgate reads has the wrong type.
+/// Parses `request` as a `connect`; `None` if a field that loopgate reads has the wrong type, or if
+/// the request's id is too long or could be spelled in two ways.
 fn parse_connect(request: &Map<String, Value>) -> Option<ConnectRequest> {
     // The response is recognized by the id, so the id must have only one spelling in JSON.
-    let has_one_spelling =
-        |id: &&str| id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\');
+    let has_one_spelling = |id: &&str| {
+        id.len() <= MAX_REQUEST_ID && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
+    };
     let id = request.get("id")?.as_str().filter(has_one_spelling)?.to_owned();
     let params = request.get("params")?.as_object()?;
     let scopes = match params.get("scopes") {

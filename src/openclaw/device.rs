@@ -26,26 +26,27 @@ pub struct Device {
 /// Why a device identity can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file can't be read.
+    /// Reading the file failed.
     #[error("can't read the device identity {path}")]
     Read {
         /// The file of the device identity.
         path: PathBuf,
-        /// The cause.
+        /// The error of reading the file.
         source: io::Error,
     },
-    /// The file is malformed. The parser's message is omitted, since it may quote the key.
+    /// The file is malformed, or has another version. The parser's message is omitted, since it may
+    /// quote the key.
     #[error("{0} is not an OpenClaw device identity (version 1, with privateKeyPem)")]
     Syntax(PathBuf),
-    /// The key is not an ed25519 key.
+    /// `privateKeyPem` is malformed, or is another kind of key.
     #[error("{0} holds no ed25519 private key")]
     Key(PathBuf),
-    /// A new identity can't be created.
+    /// Making a key, the directory or the file failed.
     #[error("can't create the device identity {path}")]
     Create {
         /// The file of the device identity.
         path: PathBuf,
-        /// The cause.
+        /// The error of the step that failed.
         source: io::Error,
     },
 }

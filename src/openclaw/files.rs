@@ -12,20 +12,20 @@ use crate::secret::Secret;
 /// Why the gateway's configuration file can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file can't be read.
+    /// Reading the file failed, or it is not UTF-8.
     #[error("can't read {path}")]
     Read {
-        /// The file.
+        /// The path of `openclaw.json`.
         path: PathBuf,
-        /// The cause.
+        /// The error of reading it.
         source: io::Error,
     },
-    /// The file is not JSON5.
+    /// Parsing the file failed.
     #[error("{path} is not JSON5")]
     Parse {
-        /// The file.
+        /// The path of `openclaw.json`.
         path: PathBuf,
-        /// The cause.
+        /// The parser's error, with the position.
         source: json5::Error,
     },
 }
@@ -61,7 +61,7 @@ pub struct UnreadableFile {
     pub key: &'static str,
     /// The configured path.
     pub path: PathBuf,
-    /// The cause.
+    /// The error of reading it.
     pub error: String,
 }
 

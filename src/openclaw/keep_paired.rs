@@ -103,6 +103,8 @@ impl KeepPaired {
         ))
     }
 
+    /// Reads the gateway's identity, or creates it if `may_create` is true; see
+    /// [`read_or_create_identity`].
     async fn read_identity(&self, may_create: bool) -> Result<Option<Device>, Error> {
         let state_dir = self.state_dir.clone();
         let identity = tokio::task::spawn_blocking(move || read_or_create_identity(&state_dir, may_create)).await;
@@ -110,6 +112,7 @@ impl KeepPaired {
     }
 
     /// Returns whether the gateway's record of its device has fewer scopes than it was paired for.
+    /// False if the record can't be read.
     ///
     /// OpenClaw 2026.2.19 reads, changes and writes this record for each request, without a lock.
     /// So the gateway's own request for one scope at the same moment overwrites the record.
@@ -142,7 +145,8 @@ enum PairingOutcome {
     Paired(String),
 }
 
-/// Reads the gateway's identity, or creates it if `may_create` is true.
+/// Reads the gateway's identity, or creates it if `may_create` is true; `None` if there is none and
+/// none was created. Blocks.
 ///
 /// A new state directory has no identity, and the gateway would pair the one that it creates only
 /// for the scopes of its first request. So the identity is created here, but only if this user owns

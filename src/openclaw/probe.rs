@@ -94,7 +94,8 @@ pub enum Classification {
     Unclear(String),
 }
 
-/// Sends the probes of `plan`.
+/// Sends the probes of `plan`. If no OpenClaw gateway answers on loopback, the observation has no
+/// classification, trusted sources and origins.
 pub async fn probe(plan: &ProbePlan) -> GatewayObservation {
     let ProbePlan { address, external_source, .. } = *plan;
     let mut observation = GatewayObservation {
@@ -171,8 +172,8 @@ async fn detect_server(address: SocketAddr) -> Server {
     }
 }
 
-/// Returns the other addresses of this namespace at which the gateway answers on its port, and
-/// whether with TLS.
+/// Returns the other addresses of this namespace at which a server answers on the gateway's port,
+/// and whether with TLS. The sidecar is left out.
 async fn probe_exposed_addresses(plan: &ProbePlan) -> Vec<(SocketAddr, bool)> {
     let mut exposed = Vec::new();
     for ip in &plan.namespace_addresses {
@@ -216,6 +217,7 @@ fn parse_startupz(answer: &ProbeResponse) -> Option<Value> {
     (json["ok"] == true && json["status"].is_string()).then_some(json)
 }
 
+/// Returns whether the gateway refuses a request because an untrusted proxy forwarded it.
 fn is_untrusted_proxy_refusal(answer: &ProbeResponse) -> bool {
     answer.status == 403 && answer.body.contains("proxy_attribution_required")
 }
@@ -247,6 +249,8 @@ fn is_canvas(answer: &ProbeResponse) -> bool {
     answer.status == 200 && answer.body.contains("<title>OpenClaw Canvas</title>")
 }
 
+/// Returns whether the gateway trusts the source address of a request to `/startupz` as a proxy, by
+/// its response; `None` if the response does not show it.
 fn modern_trusts_source(answer: &std::io::Result<ProbeResponse>) -> Option<bool> {
     match classify_modern_response(answer) {
         Classification::Refused => Some(false),
@@ -255,6 +259,8 @@ fn modern_trusts_source(answer: &std::io::Result<ProbeResponse>) -> Option<bool>
     }
 }
 
+/// Returns whether the gateway trusts the source address of a request for the canvas page with
+/// [`loopback_claim`] as a proxy, by its response; `None` if the response does not show it.
 fn old_trusts_source(answer: &std::io::Result<ProbeResponse>) -> Option<bool> {
     match classify_old_response(answer) {
         Classification::Local => Some(true),

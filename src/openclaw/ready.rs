@@ -32,13 +32,14 @@ pub enum Error {
     /// The connection could not be opened.
     #[error("can't connect")]
     Connect(#[from] std::io::Error),
-    /// The connection was closed. `loopgate agent` does this if it can't reach the sidecar.
+    /// The connection was closed before a response. `loopgate agent` does this if it can't reach
+    /// the sidecar.
     #[error("the gateway closed the connection without an answer")]
     Http(#[from] hyper::Error),
-    /// The gateway did not answer in time.
+    /// The response did not arrive within `REQUEST_TIMEOUT`.
     #[error("no response within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
-    /// The gateway, or the sidecar in its place, answers that it is not ready.
+    /// The gateway, or the sidecar in its place, answers 502, 503 or 504.
     #[error("the response is {0}")]
     NotReady(StatusCode),
 }
@@ -51,7 +52,8 @@ pub async fn ask_once(address: SocketAddr) -> Result<Ready, Error> {
     timeout(REQUEST_TIMEOUT, request_startupz(address)).await.map_err(|_| Error::Timeout)?
 }
 
-/// Requests `/startupz`. A gateway that has no such path answers too, and needs pre-pairing.
+/// Requests `/startupz`. A gateway that has no such path answers too, and needs pre-pairing. The
+/// statuses 502, 503 and 504 are errors.
 async fn request_startupz(address: SocketAddr) -> Result<Ready, Error> {
     let stream = TcpStream::connect(address).await?;
     let request = Request::get("/startupz")
@@ -74,7 +76,7 @@ async fn request_startupz(address: SocketAddr) -> Result<Ready, Error> {
 /// Waits until the gateway behind `address` answers, for at most `limit`.
 ///
 /// # Errors
-/// The error of the last request.
+/// The error of the last request that ended, or [`Error::Timeout`] if none did.
 pub async fn wait_until_ready(address: SocketAddr, limit: Duration) -> Result<Ready, Error> {
     let deadline = Instant::now() + limit;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));

@@ -11,8 +11,8 @@ use tokio_rustls::TlsConnector;
 
 use super::connect::{connect, within_timeout};
 
-/// Returns the certificate that the server at `to` shows; `None` if there is no TLS server. No
-/// application data is sent.
+/// Returns the certificate that the server at `to` shows; `None` if there is no TLS server, or it
+/// does not answer in time. No application data is sent.
 pub(super) async fn fetch_server_certificate(to: SocketAddr) -> Option<CertificateDer<'static>> {
     let recorder = Arc::new(CertificateRecorder::default());
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
