@@ -123,6 +123,7 @@ fn read_error(endpoint: &'static str) -> impl Fn(Error) -> ReadError {
     move |error| ReadError { endpoint, source: error.into() }
 }
 
+/// Converts the engine's metadata of a file.
 fn to_entry(stat: &PathStat) -> Entry {
     match stat.mode & MODE_TYPE {
         0 => Entry::File(FileStat {
@@ -141,6 +142,8 @@ fn unix_permissions(mode: u32) -> u32 {
     special.iter().filter(|(go, _)| mode & go != 0).fold(mode & 0o777, |bits, (_, unix)| bits | unix)
 }
 
+/// Parses a time of RFC 3339 into seconds since the Unix epoch, and nanoseconds. Returns the epoch,
+/// which no proof has, if the time is malformed.
 fn parse_mtime(text: &str) -> (i64, u32) {
     let time = OffsetDateTime::parse(text, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     (time.unix_timestamp(), time.nanosecond())

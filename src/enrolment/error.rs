@@ -7,7 +7,7 @@ use crate::enrolment_protocol::{self, EnrolmentRefused, RefusalReason};
 /// Why an enrolment ended without a certificate.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// The enrolment was refused. The agent receives this refusal.
+    /// The sidecar refuses the enrolment. The agent receives this refusal.
     #[error(transparent)]
     Refused(#[from] EnrolmentRefused),
     /// Docker can't be reached, or refuses a request. The agent learns this, but not the cause.
@@ -54,6 +54,7 @@ pub(super) fn refusal_error(error: RefusalReason, message: &str) -> Error {
     Error::Refused(refusal(error, message))
 }
 
+/// Returns the refusal of a client that was an agent when the enrolment began.
 pub(super) fn agent_gone_error() -> Error {
     refusal_error(RefusalReason::AgentGone, "the container or pod has stopped, or lost its label or its address")
 }

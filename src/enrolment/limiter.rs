@@ -34,7 +34,8 @@ impl Default for AttemptLimiter {
 }
 
 impl AttemptLimiter {
-    /// Takes a token for an attempt from `ip`. Returns whether the attempt is allowed.
+    /// Takes a token for an attempt from `ip`. Returns whether there was one, so that the attempt
+    /// is allowed.
     pub(super) fn try_attempt(&self, ip: IpAddr) -> bool {
         let now = Instant::now();
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -69,7 +69,7 @@ pub struct Enrolment<P = DockerProofs> {
     accepted_kinds: Vec<ProofKind>,
     /// The directory in the agent's container in which a proof may be shown as a file.
     proof_directory: PathBuf,
-    /// The API that reviews tokens; `None` if agents are containers.
+    /// The API server that reviews tokens; `None` if agents are containers.
     token_reviewer: Option<Api>,
     trust_domain: String,
     certificate_life: Duration,
@@ -110,7 +110,7 @@ impl<P: ProofReader> Enrolment<P> {
         }
     }
 
-    /// Enrols pods instead of containers: `api` reviews their tokens.
+    /// Enrols pods instead of containers: the API server of `api` reviews their tokens.
     #[must_use]
     pub fn with_token_reviewer(self, api: Api) -> Self {
         Self { token_reviewer: Some(api), ..self }
@@ -122,7 +122,8 @@ impl<P: ProofReader> Enrolment<P> {
     }
 
     /// Serves one enrolment of `peer` on a connection that negotiated [`enrolment_protocol::ALPN`],
-    /// and closes it.
+    /// within [`ENROLMENT_TIMEOUT`]. Counts and logs the outcome, sends the refusal if there is
+    /// one, and closes the connection.
     pub async fn serve<S>(&self, stream: S, peer: PeerAddr)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -130,7 +131,7 @@ impl<P: ProofReader> Enrolment<P> {
         let mut lines = JsonLines::new(stream);
         let outcome = timeout(ENROLMENT_TIMEOUT, self.run_protocol(&mut lines, peer)).await;
         let error = match outcome
-            .unwrap_or_else(|_| Err(refusal_error(RefusalReason::Expired, "no proof was shown in time")))
+            .unwrap_or_else(|_| Err(refusal_error(RefusalReason::Expired, "the enrolment did not end in time")))
         {
             Ok(()) => {
                 self.metrics.certificates_issued.inc();
@@ -153,7 +154,10 @@ impl<P: ProofReader> Enrolment<P> {
         let _ = timeout(CLOSE_TIMEOUT, closing).await;
     }
 
-    /// Speaks the protocol with the agent until it has a certificate.
+    /// Speaks the protocol with the agent until it has a certificate, which is logged.
+    ///
+    /// # Errors
+    /// The enrolment is refused, the proof can't be checked, or the connection broke.
     async fn run_protocol<S>(&self, lines: &mut JsonLines<S>, peer: PeerAddr) -> Result<(), Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -209,7 +213,7 @@ impl<P: ProofReader> Enrolment<P> {
     /// that it sent, if agents are pods, or else by a proof of `public_key` in its container.
     ///
     /// # Errors
-    /// The proof is missing, of the wrong kind, or not the agent's.
+    /// The proof is missing, of the wrong kind, or not the agent's; or it can't be checked.
     async fn verify_proof<S>(
         &self,
         lines: &mut JsonLines<S>,
@@ -235,8 +239,11 @@ impl<P: ProofReader> Enrolment<P> {
         }
     }
 
-    /// Sends a challenge, waits until the agent shows the proof, and reads it in the agent's
+    /// Sends a challenge, waits until the agent shows the proof, and checks it in the agent's
     /// container.
+    ///
+    /// # Errors
+    /// See [`Self::verify_proof`].
     async fn read_proof<S>(
         &self,
         lines: &mut JsonLines<S>,
@@ -304,7 +311,8 @@ impl<P: ProofReader> Enrolment<P> {
         }
     }
 
-    /// Returns the gateway's token if agents inherit it and it can be read.
+    /// Returns the gateway's token; `None` if agents do not inherit it, or it can't be read, which
+    /// is logged.
     async fn read_inherited_token(&self) -> Option<Secret> {
         if !self.inherits_token {
             return None;
@@ -324,7 +332,8 @@ impl<P: ProofReader> Enrolment<P> {
     }
 }
 
-/// Logs a refused enrolment, at a level that depends on which clients can cause it.
+/// Logs a refused enrolment, and records it in the audit log. The level of the log line depends on
+/// which clients can cause the refusal.
 fn log_refusal(peer: PeerAddr, refusal_reason: RefusalReason, error: &Error) {
     let reason = refusal_reason.label();
     let why = || error_chain(error);
@@ -350,7 +359,10 @@ fn noun_and_label(source: AgentSourceKind) -> (&'static str, &'static str) {
     }
 }
 
-/// Checks by a token review that `token` is bound to the pod `agent`.
+/// Checks by a token review that `token` is bound to the pod `agent` and of its service account.
+///
+/// # Errors
+/// The token is refused, or another pod's; or the API server can't be asked.
 async fn check_pod_token(api: &Api, agent: &Agent, token: &Secret) -> Result<(), Error> {
     let Some(owner) = api.review_token(token).await? else {
         let message = "the API server does not accept the token as a pod's for this audience: project one with that \

@@ -9,11 +9,12 @@ use crate::enrolment_protocol::{
     PROOF_MODE, PROOF_MTIME, PROOF_PROCESS_NAME, PROOF_SUBCOMMAND, ProofKind, ProofShown, RefusalReason,
 };
 
-/// Checks that the container `agent` shows `proof` in the way that `shown` states. Other containers
-/// in its network namespace are not read.
+/// Checks that the container `agent` shows `proof` in the way that `shown` states: as a file, only
+/// in `directory`. Other containers in its network namespace are not read.
 ///
 /// # Errors
-/// The container does not run, does not show the proof, or others could have put it there.
+/// The container does not run, does not show the proof, or others could have put it there; or the
+/// engine can't be asked.
 pub(super) async fn check_proof<P: ProofReader>(
     reader: &P,
     agent: &str,
@@ -34,7 +35,7 @@ pub(super) async fn check_proof<P: ProofReader>(
         ProofShown::Process => reader.read_command_lines(agent).await?.iter().any(|line| is_proof_helper(line, proof)),
         ProofShown::File { path } => {
             let directories = check_place(path, &directory.join(proof), &mounts)
-                .map_err(|why| refusal_error(RefusalReason::ProofMisplaced, why))?;
+                .map_err(|why| refusal_error(RefusalReason::ProofMisplaced, &why))?;
             is_proof_file(reader, agent, &directories, path).await?
         }
     };
@@ -66,17 +67,18 @@ fn is_proof_helper(command_line: &str, proof: &str) -> bool {
     is_loopgate && words.eq([PROOF_SUBCOMMAND, proof])
 }
 
-/// Checks that `path` is the `expected` one and not on a mount, and returns the directories that
-/// lead to it, outermost first.
+/// Checks that `path` is the `expected` one, byte for byte, and not on a mount. Returns the
+/// directories that lead to it, outermost first and without the root.
 ///
 /// # Errors
 /// The reason why others could have put a file there, for the refusal.
-fn check_place(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
+fn check_place(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
     if path.as_os_str() != expected.as_os_str() {
-        return Err("a proof is shown as a file only in /var/lib/loopgate-proof");
+        let directory = expected.parent().unwrap_or(expected);
+        return Err(format!("a proof is shown as a file only in {}", directory.display()));
     }
     if mounts.iter().any(|mount| path.starts_with(mount)) {
-        return Err("the proof lies on a mount, where other containers could have put it: show it as a process");
+        return Err("the proof lies on a mount, where other containers could have put it: show it as a process".into());
     }
     let mut directories: Vec<PathBuf> =
         path.ancestors().skip(1).filter(|path| path.parent().is_some()).map(Path::to_owned).collect();
@@ -134,12 +136,12 @@ mod tests {
             ("/database/p", "/database", Ok(vec!["/database"])),
             ("/data/p", "/data", Err("the proof lies on a mount")),
             ("/run/shared/deep/p", "/run/shared/deep", Err("the proof lies on a mount")),
-            ("/var/p", "/tmp", Err("a proof is shown as a file only in")),
-            ("/tmp/../tmp/p", "/tmp", Err("a proof is shown as a file only in")),
-            ("/tmp//p", "/tmp", Err("a proof is shown as a file only in")),
-            ("/tmp/p/", "/tmp", Err("a proof is shown as a file only in")),
-            ("tmp/p", "/tmp", Err("a proof is shown as a file only in")),
-            ("/tmp/q", "/tmp", Err("a proof is shown as a file only in")),
+            ("/var/p", "/tmp", Err("a proof is shown as a file only in /tmp")),
+            ("/tmp/../tmp/p", "/tmp", Err("a proof is shown as a file only in /tmp")),
+            ("/tmp//p", "/tmp", Err("a proof is shown as a file only in /tmp")),
+            ("/tmp/p/", "/tmp", Err("a proof is shown as a file only in /tmp")),
+            ("tmp/p", "/tmp", Err("a proof is shown as a file only in /tmp")),
+            ("/tmp/q", "/tmp", Err("a proof is shown as a file only in /tmp")),
         ] {
             match (check_place(Path::new(path), &Path::new(directory).join("p"), &mounts), expected) {
                 (Ok(directories), Ok(expected)) => {

@@ -52,12 +52,12 @@ pub struct FileStat {
     pub mtime: (i64, u32),
 }
 
-/// A failed request to the engine.
+/// A failed request to the engine for a proof.
 #[derive(Debug, thiserror::Error)]
 #[error("the request to {endpoint} failed")]
 pub struct ReadError {
     /// The path of the request, such as `/containers/{id}/top`.
     pub endpoint: &'static str,
-    /// The cause.
+    /// What failed.
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
