@@ -21,8 +21,9 @@ use crate::enrolment_protocol;
 
 /// The timeout of connecting to one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The timeout of the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The idle time before TCP keep-alive probes.
+/// The idle time before TCP keep-alive probes, which are sent three times as often after that.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
 /// The time for which sent bytes may stay unacknowledged (`TCP_USER_TIMEOUT`).
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -71,12 +72,12 @@ impl fmt::Display for Endpoint {
 /// Why there is no connection to the sidecar.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The sidecar's name can't be resolved.
+    /// The lookup of the sidecar's host failed, or found no address.
     #[error("can't resolve the sidecar's name in {endpoint}")]
     Lookup {
-        /// The address whose host was looked up.
+        /// The endpoint whose host was looked up.
         endpoint: Endpoint,
-        /// The cause.
+        /// The resolver's error.
         source: io::Error,
     },
     /// None of the sidecar's addresses accepts a connection.
@@ -84,18 +85,19 @@ pub enum Error {
     Connect {
         /// The last address that was tried.
         address: SocketAddr,
-        /// The cause.
+        /// The error of that attempt.
         source: io::Error,
     },
-    /// The handshake failed, or the certificate is not trusted.
+    /// The handshake failed, for example because the certificate is not trusted, or did not end in
+    /// time.
     #[error("TLS handshake with {address} failed")]
     Handshake {
         /// The sidecar's address.
         address: SocketAddr,
-        /// The cause.
+        /// The error of TLS or of the connection.
         source: io::Error,
     },
-    /// The server does not offer the enrolment protocol.
+    /// The server did not choose the enrolment protocol by ALPN.
     #[error("{0} does not offer enrolment, so it is not a loopgate sidecar; check --sidecar")]
     NoEnrolment(SocketAddr),
     /// The sidecar's certificate can't be verified.
@@ -146,13 +148,8 @@ impl Connector {
         let ca_pem = self.trust.read_ca_pem().await?;
         let mut config = self.config_builder(&ca_pem)?.with_no_client_auth();
         config.alpn_protocols = vec![enrolment_protocol::ALPN.to_vec()];
-        let stream = self.connect_tls(Arc::new(config)).await?;
+        let (stream, address) = self.connect_tls(Arc::new(config)).await?;
         if stream.get_ref().1.alpn_protocol() != Some(enrolment_protocol::ALPN) {
-            let address = stream
-                .get_ref()
-                .0
-                .peer_addr()
-                .map_err(|source| Error::Lookup { endpoint: self.endpoint.clone(), source })?;
             return Err(Error::NoEnrolment(address));
         }
         Ok(stream)
@@ -165,7 +162,7 @@ impl Connector {
     /// The sidecar can't be reached or isn't trusted.
     pub async fn connect_for_client(&self, credentials: &Arc<Credentials>) -> Result<TlsStream<TcpStream>, Error> {
         let ca_pem = self.trust.read_ca_pem().await?;
-        self.connect_tls(self.config_for_client(ca_pem, credentials)?).await
+        Ok(self.connect_tls(self.config_for_client(ca_pem, credentials)?).await?.0)
     }
 
     /// Returns the TLS configuration for local clients: the cached one if credentials and CA are
@@ -187,6 +184,7 @@ impl Connector {
         }
     }
 
+    /// Returns a builder for a configuration that verifies the sidecar as `self.trust` says.
     fn config_builder(
         &self,
         ca_pem: &[u8],
@@ -198,17 +196,18 @@ impl Connector {
         Ok(builder.dangerous().with_custom_certificate_verifier(verifier))
     }
 
-    async fn connect_tls(&self, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, Error> {
-        let stream = self.connect_tcp().await?;
-        let address = stream.peer_addr().map_err(|source| Error::Lookup { endpoint: self.endpoint.clone(), source })?;
+    /// Connects to the sidecar and completes the TLS handshake. Returns the sidecar's address too.
+    async fn connect_tls(&self, config: Arc<ClientConfig>) -> Result<(TlsStream<TcpStream>, SocketAddr), Error> {
+        let (stream, address) = self.connect_tcp().await?;
         let handshake = TlsConnector::from(config).connect(self.server_name.clone(), stream);
         let outcome =
             timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        outcome.map_err(|source| Error::Handshake { address, source })
+        outcome.map(|stream| (stream, address)).map_err(|source| Error::Handshake { address, source })
     }
 
-    /// Resolves the sidecar's name, and connects to the first address that accepts.
-    async fn connect_tcp(&self) -> Result<TcpStream, Error> {
+    /// Resolves the sidecar's name, and connects to the first address that accepts, which is
+    /// returned too.
+    async fn connect_tcp(&self) -> Result<(TcpStream, SocketAddr), Error> {
         let lookup = |source| Error::Lookup { endpoint: self.endpoint.clone(), source };
         let addresses =
             tokio::net::lookup_host((self.endpoint.host.as_str(), self.endpoint.port)).await.map_err(lookup)?;
@@ -216,7 +215,7 @@ impl Connector {
         for address in addresses {
             let outcome = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
             match outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).and_then(set_socket_options) {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => return Ok((stream, address)),
                 Err(source) => failure = Error::Connect { address, source },
             }
         }
