@@ -72,12 +72,13 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Returns the error for a gateway that has not answered within `waited`. `last` is the error
-    /// of the last attempt.
+    /// Returns the error for a gateway that has not answered within `waited`: why there is no
+    /// certificate, or else `last`, the error of the last request.
     pub fn not_ready_error(&self, waited: Duration, last: ready::Error) -> Error {
-        match self.state.borrow().failure.clone() {
-            Some(failure) => Error::NoCredentials { waited, failure },
-            None => Error::NoGateway { waited, source: last },
+        let state = self.state.borrow();
+        match &state.failure {
+            Some(failure) if state.credentials.is_none() => Error::NoCredentials { waited, failure: failure.clone() },
+            _ => Error::NoGateway { waited, source: last },
         }
     }
 }
@@ -85,23 +86,23 @@ impl Agent {
 /// Why the agent can't start, or is not ready in time.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The listener's address is not loopback, so clients on the network could reach it.
+    /// Clients on the network could reach the listener at this address.
     #[error(
         "{0} is not a loopback address: every client that reaches it becomes this agent (--unsafe-listen allows it)"
     )]
     NotLoopback(SocketAddr),
-    /// The listener can't be opened.
+    /// Opening the listener failed.
     #[error("can't listen on {address}")]
     Listen {
-        /// The address.
+        /// The address in [`Settings::listen`].
         address: SocketAddr,
-        /// The cause.
+        /// The error of opening it.
         source: std::io::Error,
     },
-    /// The sidecar's certificate can't be verified.
+    /// The name for verifying the sidecar's certificate is malformed.
     #[error(transparent)]
     Trust(#[from] trust::Error),
-    /// There is no certificate in time.
+    /// The gateway did not answer in time, since the agent got no certificate.
     #[error("no certificate within {waited:?}: {failure}")]
     NoCredentials {
         /// The time for which this process waited.
@@ -109,7 +110,7 @@ pub enum Error {
         /// The error of the last attempt.
         failure: String,
     },
-    /// The gateway does not answer in time.
+    /// The gateway did not answer in time, for another reason.
     #[error("the gateway does not answer within {waited:?}")]
     NoGateway {
         /// The time for which this process waited.
@@ -151,4 +152,24 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
     let stop = shutdown.clone();
     shutdown.spawn(async move { relay.accept_connections(listener, stop).await });
     Ok(Agent { address, state })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+    use super::*;
+
+    #[test]
+    fn a_failed_renewal_does_not_explain_a_silent_gateway() {
+        let pair = rcgen::generate_simple_self_signed(["agent".to_owned()]).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pair.signing_key.serialize_der()));
+        let credentials = Arc::new(Credentials::new(pair.cert.pem().as_bytes(), key).unwrap());
+        for (credentials, is_certificate_missing) in [(None, true), (Some(credentials), false)] {
+            let failed = CredentialState { credentials, token: None, failure: Some("refused".into()) };
+            let agent = Agent { address: SocketAddr::from(([127, 0, 0, 1], 1)), state: watch::channel(failed).1 };
+            let error = agent.not_ready_error(Duration::from_secs(1), ready::Error::Timeout);
+            assert_eq!(matches!(error, Error::NoCredentials { .. }), is_certificate_missing, "{error}");
+        }
+    }
 }
