@@ -26,7 +26,7 @@ pub struct Credentials {
 /// The agent's current credentials and token, or why there are none.
 #[derive(Clone, Debug, Default)]
 pub struct CredentialState {
-    /// The certificate and key; `None` before the first enrolment, and after their expiry if
+    /// The certificate and key; `None` before the first success, and after their expiry if
     /// enrolment fails.
     pub credentials: Option<Arc<Credentials>>,
     /// The gateway's token, if the agent inherited it.
@@ -38,25 +38,25 @@ pub struct CredentialState {
 /// Why a certificate or key can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file can't be read.
+    /// Reading one of the operator's files failed.
     #[error("can't read {path}")]
     Read {
-        /// The file.
+        /// The file of the chain or of the key.
         path: std::path::PathBuf,
-        /// The cause.
+        /// The error of reading it.
         source: std::io::Error,
     },
-    /// The file is not PEM.
+    /// The chain or the key is not PEM.
     #[error("no PEM certificate or key")]
     Pem(#[from] rustls_pki_types::pem::Error),
-    /// The file has no certificate.
+    /// The chain is empty.
     #[error("there is no certificate")]
     Empty,
     /// The leaf is not an X.509 certificate.
     #[error("the certificate can't be parsed")]
     Certificate,
     /// The key does not belong to the certificate, or has an unknown kind.
-    #[error("the key does not belong to the certificate")]
+    #[error("the key can't be used with the certificate")]
     Key(#[from] rustls::Error),
 }
 
@@ -96,7 +96,7 @@ impl Credentials {
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Publishes the credentials in `files`, now and whenever they change. If the new files can't be
-/// used, this is logged, and the old credentials stay in use.
+/// used, logs and publishes the failure, and the old credentials stay in use. Never returns.
 pub(super) async fn follow_files(files: CertificateFiles, sender: watch::Sender<CredentialState>) {
     let mut loaded = None;
     let mut logged_failure = None;
@@ -119,7 +119,10 @@ pub(super) async fn follow_files(files: CertificateFiles, sender: watch::Sender<
             Err(error) => {
                 let failure = crate::error_chain::error_chain(&error);
                 if logged_failure.as_ref() != Some(&failure) {
-                    warn!(error = %failure, "can't load the certificate; trying again every 5 s");
+                    warn!(
+                        chain = %files.chain.display(), key = %files.key.display(), error = %failure,
+                        "can't load the certificate; trying again every {} s", POLL_INTERVAL.as_secs()
+                    );
                     sender.send_modify(|state| state.failure = Some(failure.clone()));
                     logged_failure = Some(failure);
                 }

@@ -30,28 +30,28 @@ pub enum Attestation {
 /// Why an enrolment failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The sidecar can't be reached or isn't trusted.
+    /// There is no connection for an enrolment.
     #[error(transparent)]
     Connect(#[from] connector::Error),
-    /// The sidecar refuses the enrolment.
+    /// The sidecar answered with this refusal.
     #[error("the sidecar refuses: {0}")]
     Refused(EnrolmentRefused),
-    /// The connection failed, or the sidecar sent a malformed line.
+    /// The connection broke, or the sidecar sent a malformed line.
     #[error("the enrolment failed")]
     Broken(#[from] enrolment_protocol::Error),
-    /// The enrolment did not end within [`ENROLMENT_TIMEOUT`].
+    /// Connecting and the enrolment took longer than [`ENROLMENT_TIMEOUT`].
     #[error("no enrolment within {} s", ENROLMENT_TIMEOUT.as_secs())]
     Deadline,
-    /// The sidecar does not accept this kind of proof.
+    /// The sidecar's challenge does not list this kind of proof.
     #[error("the sidecar does not accept proofs of this kind ({0:?}): see its option agents.proofs")]
     Kind(enrolment_protocol::ProofKind),
-    /// The proof can't be shown.
+    /// The helper process can't be started, or the file can't be created.
     #[error("can't show the proof")]
     Show(#[source] io::Error),
-    /// The token can't be read. The message never contains it.
+    /// Reading the token failed. The message never contains the token.
     #[error("can't read the service-account token {path}")]
     Token {
-        /// The file.
+        /// The path in [`Attestation::Token`].
         path: PathBuf,
         /// The error of reading the file.
         source: io::Error,

@@ -52,7 +52,8 @@ fn failure_suffix(failure: Option<&String>) -> String {
 }
 
 impl LocalRelay {
-    /// Accepts local connections until `shutdown` begins, which also closes the open ones.
+    /// Accepts and relays local connections until `shutdown` begins, which also closes the open
+    /// ones.
     pub(super) async fn accept_connections(self, listener: TcpListener, shutdown: Shutdown) {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let accept = async {
@@ -79,12 +80,13 @@ impl LocalRelay {
         tokio::select! { () = shutdown.wait_until_begun() => {}, () = accept => {} }
     }
 
-    /// Carries the bytes of the connection `local` to the sidecar and back, until one side ends it.
+    /// Relays the bytes of the connection `local` to the sidecar and back, until both sides have
+    /// ended or one fails. Closes it, with a warning, if there is no connection to the sidecar.
     async fn relay_connection(&self, mut local: TcpStream, peer: SocketAddr) {
         let mut sidecar = match self.connect_with_retries().await {
             Ok(sidecar) => sidecar,
             Err(error) => {
-                return warn!(%peer, error = %error_chain(&error), "closed a local connection: can't reach the sidecar");
+                return warn!(%peer, error = %error_chain(&error), "closed a local connection: no connection to the sidecar");
             }
         };
         let _ = local.set_nodelay(true);
@@ -97,8 +99,11 @@ impl LocalRelay {
         }
     }
 
-    /// Tries to connect to the sidecar until it succeeds, or until [`LocalRelay::wait_limit`] has
-    /// elapsed.
+    /// Tries to connect to the sidecar until it succeeds, or until [`LocalRelay::wait_limit`] would
+    /// elapse in the next pause.
+    ///
+    /// # Errors
+    /// The error of the last attempt, or why there are no valid credentials.
     async fn connect_with_retries(&self) -> Result<TlsStream<TcpStream>, Error> {
         let deadline = Instant::now() + self.wait_limit;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
@@ -120,8 +125,11 @@ impl LocalRelay {
         }
     }
 
-    /// Waits for valid credentials: with expired ones the sidecar would put the client on the
-    /// external lane.
+    /// Waits until `deadline` for valid credentials: with expired ones the sidecar would put the
+    /// client on the external lane. Requests a renewal if they have expired.
+    ///
+    /// # Errors
+    /// There are none at `deadline`.
     async fn wait_for_credentials(&self, deadline: Instant) -> Result<Arc<Credentials>, Error> {
         let now = OffsetDateTime::now_utc();
         let is_valid = |credentials: &&Arc<Credentials>| !credentials.remaining_validity(now).is_zero();

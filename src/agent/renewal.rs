@@ -38,8 +38,8 @@ pub(super) struct Renewal {
 }
 
 impl Renewal {
-    /// Enrols and publishes the credentials, again and again. If they expire before the next
-    /// success, publishes that there are none.
+    /// Enrols and publishes the credentials, again and again. Publishes each failure, and if the
+    /// credentials have expired by then, that there are none. Never returns.
     pub(super) async fn keep_enrolled(self, sender: watch::Sender<CredentialState>) {
         let mut backoff = Backoff::new(Duration::from_millis(250), MAX_PAUSE);
         let mut logged_failure = None;
@@ -78,8 +78,8 @@ impl Renewal {
         }
     }
 
-    /// Waits until half the life of `credentials` has elapsed, or until they must be renewed at
-    /// once.
+    /// Waits until half of the remaining life of `credentials` has elapsed, or until they must be
+    /// renewed at once; but at least for [`MIN_INTERVAL`].
     async fn wait_until_due(&self, credentials: &Credentials) {
         let half = credentials.remaining_validity(OffsetDateTime::now_utc()) / 2;
         sleep(MIN_INTERVAL).await;

@@ -51,7 +51,7 @@ pub(super) enum VisibleProof {
 
 impl VisibleProof {
     /// Creates the file of a proof at `path`, with the mode and the modification time that the
-    /// sidecar expects.
+    /// sidecar expects, and its directory if that is missing.
     fn create_file(path: PathBuf) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -92,6 +92,7 @@ impl Drop for VisibleProof {
 pub(super) struct ProofHelper(Child);
 
 impl ProofHelper {
+    /// Starts `program` as a helper for `proof`, without this process's environment.
     fn start(program: &Path, proof: &str) -> io::Result<Self> {
         let mut command = Command::new(program);
         command.arg0(PROOF_PROCESS_NAME).args([PROOF_SUBCOMMAND, proof]).env_clear();

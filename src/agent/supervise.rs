@@ -90,7 +90,8 @@ impl SpawnError {
 /// Runs `command` as the leader of a new process group, and returns its exit status.
 ///
 /// Signals are passed on to the group. The group is killed if the command still runs `grace` after
-/// the first SIGTERM. As PID 1 this process also reaps the orphans that it inherits.
+/// the first SIGTERM. All other children of this process are reaped too: as PID 1 it inherits
+/// orphans.
 ///
 /// # Errors
 /// The command can't be run.
@@ -155,8 +156,8 @@ fn reap_children(child: Pid) -> Option<u8> {
     }
 }
 
-/// Makes `child` the foreground process of the terminal, if this process is in the foreground of
-/// one.
+/// Makes the process group of `child` the foreground group of the terminal and continues it, if
+/// this process is in the foreground of one.
 fn give_terminal_to(child: Pid) {
     let stdin = io::stdin();
     if stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(getpgrp()) && tcsetpgrp(&stdin, child).is_ok() {

@@ -27,18 +27,18 @@ pub enum ServerTrust {
 /// Why the sidecar's certificate can't be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The CA file can't be read.
+    /// Reading the CA file failed. It is read for each connection.
     #[error("can't read the CA file {path}")]
     Read {
-        /// The file.
+        /// The path in [`ServerTrust::Ca`].
         path: PathBuf,
-        /// The cause.
+        /// The error of reading the file.
         source: io::Error,
     },
-    /// The CA file has no certificate, or an unusable one.
+    /// The CA file has no certificate, or one that is malformed or unusable as a CA.
     #[error("the CA file {0} holds no usable certificate")]
     NoCa(PathBuf),
-    /// The sidecar's name is neither a DNS name nor an IP address.
+    /// The name to look for in the certificate is malformed.
     #[error("{0:?} is neither a DNS name nor an IP address")]
     Name(String),
 }
@@ -51,6 +51,9 @@ pub(super) fn crypto_provider() -> Arc<CryptoProvider> {
 impl ServerTrust {
     /// Reads the CA file; empty for a fingerprint. If the content changes, a new verifier is
     /// needed.
+    ///
+    /// # Errors
+    /// [`Error::Read`].
     pub(super) async fn read_ca_pem(&self) -> Result<Vec<u8>, Error> {
         match self {
             Self::Ca(path) => tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source }),
@@ -59,6 +62,9 @@ impl ServerTrust {
     }
 
     /// Returns a verifier for `ca_pem`, the result of [`ServerTrust::read_ca_pem`].
+    ///
+    /// # Errors
+    /// [`Error::NoCa`], if one of the certificates in `ca_pem` is unusable, or there is none.
     pub(super) fn create_verifier(&self, ca_pem: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, Error> {
         match self {
             Self::Fingerprint(fingerprint) => {
@@ -77,7 +83,7 @@ impl ServerTrust {
     }
 }
 
-/// Accepts only the certificate with one fingerprint, whatever its issuer.
+/// Accepts only the certificate with one fingerprint, whatever its issuer, names and dates.
 #[derive(Debug)]
 struct Pinned {
     fingerprint: Fingerprint,
