@@ -31,7 +31,7 @@ const V2_LONGEST: usize = 4096;
 /// The reason why there is no valid header.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The peer did not send a whole header in time.
+    /// The peer did not send a whole header within this time.
     #[error("no PROXY header within {0:?}")]
     Late(Duration),
     /// The connection failed or ended before a whole header.
@@ -41,18 +41,21 @@ pub enum Error {
     /// not a proxy.
     #[error("the connection does not begin with a PROXY header")]
     Absent,
-    /// The header is longer than the protocol or loopgate allows.
+    /// The header is longer than this number of bytes, which the protocol or loopgate allows.
     #[error("the PROXY header is longer than {0} bytes")]
     TooLong(usize),
-    /// A malformed header of version 1.
+    /// Why a header of version 1 can't be parsed.
     #[error("malformed PROXY header (version 1)")]
     V1(#[from] v1::BinaryParseError),
-    /// A malformed header of version 2.
+    /// Why a header of version 2 can't be parsed.
     #[error("malformed PROXY header (version 2)")]
     V2(#[from] v2::ParseError),
-    /// A well-formed header with a source that no TCP client can have.
-    #[error("the PROXY header's source can't be a TCP client's")]
-    InvalidSource,
+    /// The parser accepts the header, and the protocol does not.
+    #[error("malformed PROXY header (version 1): it has a carriage return before its end, or a plus sign")]
+    StrayCharacter,
+    /// A well-formed header of version 2 for UDP, or for an unspecified protocol.
+    #[error("the PROXY header (version 2) is not that of a TCP connection")]
+    NotTcp,
 }
 
 /// Reads a header from `stream` and returns the client that it states.
@@ -105,24 +108,30 @@ async fn read_line(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), E
     Ok(())
 }
 
-/// Returns the client that a whole header of version 1 states.
+/// Returns the client that `header`, a whole one of version 1, states.
+///
+/// # Errors
+/// It is malformed.
 pub(crate) fn parse_v1(header: &[u8]) -> Result<ProxyHeader, Error> {
     let parsed = v1::Header::try_from(header)?;
     // The parser stops at the first CR, so it accepts a header with a second CR, which is not
     // valid.
     if parsed.header.len() != header.len() {
-        return Err(Error::InvalidSource);
+        return Err(Error::StrayCharacter);
     }
     match parsed.addresses {
         v1::Addresses::Unknown => Ok(ProxyHeader::Unknown),
         // Rust parses `+80` as a number; the protocol does not allow it.
-        _ if parsed.header.contains('+') => Err(Error::InvalidSource),
+        _ if parsed.header.contains('+') => Err(Error::StrayCharacter),
         v1::Addresses::Tcp4(ip) => Ok(stated_client(ip.source_address)),
         v1::Addresses::Tcp6(ip) => Ok(stated_client(ip.source_address)),
     }
 }
 
-/// Returns the client that a whole header of version 2 states.
+/// Returns the client that `header`, a whole one of version 2, states.
+///
+/// # Errors
+/// It is malformed, or states another protocol than TCP.
 pub(crate) fn parse_v2(header: &[u8]) -> Result<ProxyHeader, Error> {
     let parsed = v2::Header::try_from(header)?;
     match (parsed.command, parsed.addresses, parsed.protocol) {
@@ -130,7 +139,7 @@ pub(crate) fn parse_v2(header: &[u8]) -> Result<ProxyHeader, Error> {
         (_, v2::Addresses::Unspecified | v2::Addresses::Unix(_), _) => Ok(ProxyHeader::Unknown),
         (_, v2::Addresses::IPv4(ip), v2::Protocol::Stream) => Ok(stated_client(ip.source_address)),
         (_, v2::Addresses::IPv6(ip), v2::Protocol::Stream) => Ok(stated_client(ip.source_address)),
-        (_, _, v2::Protocol::Datagram | v2::Protocol::Unspecified) => Err(Error::InvalidSource),
+        (_, _, v2::Protocol::Datagram | v2::Protocol::Unspecified) => Err(Error::NotTcp),
     }
 }
 
