@@ -36,7 +36,7 @@ pub enum Error {
     /// The client CA bundle can't be used.
     #[error(transparent)]
     Authorities(#[from] client_ca::Error),
-    /// The client did not finish the handshake in time.
+    /// The client did not finish the handshake within this time.
     #[error("the TLS handshake took longer than {0:?}")]
     Slow(Duration),
     /// The client sent HTTP without TLS. It got an HTTP response with status 400.

@@ -120,7 +120,8 @@ async fn send_upgrade(
     ClientAuthorization::unless_revoked(authorization, sending).await
 }
 
-/// Starts the task of the tunnel. `tunnel_gauge` counts the tunnel until it ends.
+/// Starts the task of the tunnel, and records that the request has become one. `tunnel_gauge`
+/// counts the tunnel until it ends.
 fn start_tunnel(
     context: &ConnectionContext,
     record: &RequestRecord,

@@ -50,7 +50,7 @@ impl RequestBody {
     }
 
     /// Creates a body that passes on `incoming`, which comes over `protocol`. With `gate`, it is
-    /// read only after the gateway asked for it.
+    /// read only once that is open.
     pub fn new(
         incoming: Incoming,
         protocol: Protocol,

@@ -7,7 +7,7 @@ use crate::proxy::upstream::request_body::BrokenBody;
 /// The reason why a request or its response ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// The connection failed.
+    /// A read failed. A failed write is not an error: the gateway may still have answered.
     #[error("can't read from the gateway")]
     Io(#[source] io::Error),
     /// The gateway closed the connection inside its response, or before it.
@@ -16,22 +16,22 @@ pub enum ExchangeError {
     /// The head of the response is not one of HTTP/1.
     #[error("the head of the gateway's response is malformed")]
     Head(#[source] httparse::Error),
-    /// The fields of the response's head state no length that could be relied on.
+    /// `Content-Length` or `Transfer-Encoding` states no reliable length. The field says why.
     #[error("the length of the gateway's response is malformed: {0}")]
     Length(&'static str),
     /// The head of the response, or an interim one, exceeds a limit.
     #[error("the head of the gateway's response is too large")]
     HeadTooLarge,
-    /// The response has a `Transfer-Encoding` other than one `chunked`.
+    /// Another coding, several, or `chunked` with parameters.
     #[error("the gateway's response has a Transfer-Encoding other than chunked")]
     TransferEncoding,
-    /// The chunks of the response's body are malformed.
+    /// A chunk or a trailer is malformed, or one of them is too large. The field says which.
     #[error("the body of the gateway's response is malformed: {0}")]
     Chunks(&'static str),
     /// The client's body broke off.
     #[error(transparent)]
     RequestBody(#[from] BrokenBody),
-    /// The client's body does not have the length that the head of the request states.
+    /// It is longer or shorter than the `Content-Length` of the request to the gateway.
     #[error("the client's body does not have the stated length")]
     RequestLength,
 }
