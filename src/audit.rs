@@ -7,16 +7,19 @@
 //! target. No event has a secret, or a path or header of a request.
 //!
 //! Each combination of kind, reason, lane and outcome has a rate limit, so that a flood of some
-//! events neither fills the disk nor hides others. Events above the limit are counted, and the
-//! counts are written within ten seconds.
+//! events neither fills the disk nor hides others. Events above the limit are counted, and so are
+//! those that can't be written. The counts are written within ten seconds, or as soon as the log
+//! can be written again.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,8 +34,8 @@ use tracing_subscriber::layer::Context;
 
 use crate::token_bucket::{Rate, TokenBucket};
 
-/// The target of audit events.
-pub const TARGET: &str = "loopgate::audit";
+/// The target of audit events. It is not that of this module, whose errors are log lines.
+pub const TARGET: &str = "loopgate::audit::event";
 
 /// The rate limit of events with equal [`KEY_FIELDS`] fields.
 const EVENT_RATE: Rate = Rate { burst: 200, interval: Duration::from_millis(20) };
@@ -46,17 +49,28 @@ const QUEUE_LENGTH: usize = 1024;
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 /// The time for which [`AuditLog::flush`] waits at most.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// The pause of [`AuditLog::flush`] before it tries a full queue again.
+const FLUSH_RETRY: Duration = Duration::from_millis(10);
 
 /// An open audit log. Clones write to the same file.
 #[derive(Clone)]
 pub struct AuditLog {
     queue: SyncSender<Message>,
     limits: Arc<Mutex<EventLimits>>,
+    /// Whether the file must be opened again, although the queue had no room for the message.
+    must_reopen: Arc<AtomicBool>,
 }
 
+/// The values of an event's [`KEY_FIELDS`]; empty for those that it lacks.
+type GroupKey = [String; KEY_FIELDS.len()];
+
+/// What the thread that writes the log has to do.
 enum Message {
-    Line(String),
+    /// Write the line of an event of the group `key`.
+    Line { key: GroupKey, line: String },
+    /// Open the file again.
     Reopen,
+    /// Write the counts of events that were left out, and then answer.
     Flush(Sender<()>),
 }
 
@@ -68,28 +82,48 @@ impl AuditLog {
     /// The file can't be opened, or the thread can't be started.
     pub fn open(path: &Path) -> io::Result<Self> {
         let path = (path != Path::new("-")).then(|| path.to_owned());
-        let output = open_output(path.as_deref())?;
+        let output = Output::open(path.as_deref())?;
         let (queue, messages) = sync_channel(QUEUE_LENGTH);
-        let limits = Arc::new(Mutex::new(EventLimits::default()));
-        let writer = Writer { path, output, limits: Arc::clone(&limits) };
+        let (limits, must_reopen) = (Arc::default(), Arc::default());
+        let log = Self { queue, limits, must_reopen };
+        let writer = log.writer(path, output);
         std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&messages))?;
-        Ok(Self { queue, limits })
+        Ok(log)
     }
 
-    /// Opens the file again, after it was renamed by log rotation.
+    /// Returns what writes the messages of this log to `output`.
+    fn writer(&self, path: Option<PathBuf>, output: Output) -> Writer {
+        let (limits, must_reopen) = (Arc::clone(&self.limits), Arc::clone(&self.must_reopen));
+        Writer { path, output, limits, must_reopen, is_failing: false }
+    }
+
+    /// Opens the file again, after it was renamed by log rotation. Events that are queued already
+    /// are written to the old file, unless the queue is full.
     pub fn reopen(&self) {
-        let _ = self.queue.try_send(Message::Reopen);
-    }
-
-    /// Waits until all earlier events are written, for at most `FLUSH_TIMEOUT`.
-    pub fn flush(&self) {
-        let (send, written) = channel();
-        if self.queue.try_send(Message::Flush(send)).is_ok() {
-            let _ = written.recv_timeout(FLUSH_TIMEOUT);
+        if self.queue.try_send(Message::Reopen).is_err() {
+            self.must_reopen.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Queues a line with `fields`, unless its group is above the rate limit or the queue is full.
+    /// Waits until all earlier events, and the counts of those that were left out, are written or
+    /// have failed, for at most `FLUSH_TIMEOUT`.
+    pub fn flush(&self) {
+        let deadline = std::time::Instant::now() + FLUSH_TIMEOUT;
+        let time_left = || deadline.saturating_duration_since(std::time::Instant::now());
+        let (send, written) = channel();
+        let mut message = Message::Flush(send);
+        while let Err(TrySendError::Full(unsent)) = self.queue.try_send(message) {
+            if time_left().is_zero() {
+                return;
+            }
+            std::thread::sleep(FLUSH_RETRY);
+            message = unsent;
+        }
+        let _ = written.recv_timeout(time_left());
+    }
+
+    /// Queues a line with `fields`. If the group is above its rate limit, or the queue is full,
+    /// counts the event as left out.
     fn record(&self, mut fields: Map<String, Value>, now: Instant) {
         let key = KEY_FIELDS.map(|name| fields.get(name).and_then(Value::as_str).unwrap_or_default().to_owned());
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,8 +131,12 @@ impl AuditLog {
             return;
         }
         fields.insert("time".into(), current_timestamp().into());
-        if self.queue.try_send(Message::Line(Value::Object(fields).to_string())).is_err() {
-            limits.count_left_out(&key);
+        let line = Value::Object(fields).to_string();
+        if let Err(TrySendError::Full(unsent) | TrySendError::Disconnected(unsent)) =
+            self.queue.try_send(Message::Line { key, line })
+            && let Message::Line { key, .. } = unsent
+        {
+            limits.count_left_out(&key, 1);
         }
     }
 }
@@ -136,14 +174,14 @@ impl Visit for FieldCollector {
 }
 
 /// For each group of events, its rate limit, and the number of events that were left out since the
-/// last count.
+/// last count that was written.
 #[derive(Default)]
-struct EventLimits(BTreeMap<[String; KEY_FIELDS.len()], (Option<TokenBucket>, u64)>);
+struct EventLimits(BTreeMap<GroupKey, (Option<TokenBucket>, u64)>);
 
 impl EventLimits {
     /// Returns the limit and the count of the group `key`, or the shared ones if there are too many
     /// groups.
-    fn entry_for_group(&mut self, key: &[String; KEY_FIELDS.len()]) -> &mut (Option<TokenBucket>, u64) {
+    fn entry_for_group(&mut self, key: &GroupKey) -> &mut (Option<TokenBucket>, u64) {
         let has_own_limit = self.0.contains_key(key) || self.0.len() < MAX_KEYS;
         let key = if has_own_limit { key.clone() } else { ["other", "", "", ""].map(str::to_owned) };
         self.0.entry(key).or_default()
@@ -151,92 +189,176 @@ impl EventLimits {
 
     /// Takes a token from the limit of the group `key`. If there is none, counts the event as left
     /// out, and returns false.
-    fn try_take(&mut self, key: &[String; KEY_FIELDS.len()], now: Instant) -> bool {
+    fn try_take(&mut self, key: &GroupKey, now: Instant) -> bool {
         let (bucket, left_out) = self.entry_for_group(key);
         let admitted = bucket.get_or_insert_with(|| TokenBucket::full(now)).try_take(EVENT_RATE, now);
         *left_out += u64::from(!admitted);
         admitted
     }
 
-    /// Counts an event of the group `key` as left out.
-    fn count_left_out(&mut self, key: &[String; KEY_FIELDS.len()]) {
-        self.entry_for_group(key).1 += 1;
+    /// Counts `count` more events of the group `key` as left out.
+    fn count_left_out(&mut self, key: &GroupKey, count: u64) {
+        self.entry_for_group(key).1 += count;
     }
 
-    /// Returns a line for each group of which events were left out, and resets the counts.
-    fn take_left_out_lines(&mut self) -> Vec<String> {
+    /// Returns the groups of which events were left out, with their counts, and resets the counts.
+    fn take_left_out(&mut self) -> Vec<(GroupKey, u64)> {
         let counted = self.0.iter_mut().filter(|(_, (_, left_out))| *left_out > 0);
-        counted
-            .map(|([kind, reason, lane, outcome], (_, left_out))| {
-                let count = std::mem::take(left_out);
-                let mut line = json!({
-                    "time": current_timestamp(), "kind": "left_out", "of": kind, "reason": reason, "count": count,
-                });
-                for (name, value) in
-                    [("lane", lane), ("outcome", outcome)].into_iter().filter(|(_, value)| !value.is_empty())
-                {
-                    line[name] = value.as_str().into();
-                }
-                line.to_string()
-            })
-            .collect()
+        counted.map(|(key, (_, left_out))| (key.clone(), std::mem::take(left_out))).collect()
     }
+}
+
+/// Returns the line that says that `count` events of the group `key` were left out.
+fn left_out_line([kind, reason, lane, outcome]: &GroupKey, count: u64) -> String {
+    let mut line =
+        json!({ "time": current_timestamp(), "kind": "left_out", "of": kind, "reason": reason, "count": count });
+    for (name, value) in [("lane", lane), ("outcome", outcome)].into_iter().filter(|(_, value)| !value.is_empty()) {
+        line[name] = value.as_str().into();
+    }
+    line.to_string()
 }
 
 /// The thread that writes the lines.
 struct Writer {
+    /// The file; `None` for standard output.
     path: Option<PathBuf>,
-    output: Box<dyn Write + Send>,
+    output: Output,
     limits: Arc<Mutex<EventLimits>>,
+    must_reopen: Arc<AtomicBool>,
+    /// Whether the last write failed.
+    is_failing: bool,
 }
 
 impl Writer {
-    /// Writes the lines of `messages` until all senders are dropped. At intervals, and at each
-    /// flush, adds the numbers of events that were left out.
+    /// Does what the `messages` say, until all senders are dropped: writes lines, and opens the
+    /// file again. At intervals, and at each flush, writes the counts of events that were left out.
     fn run(mut self, messages: &Receiver<Message>) {
-        let mut is_failing = false;
         let mut count_at = std::time::Instant::now() + COUNT_INTERVAL;
         loop {
             let time_left = count_at.saturating_duration_since(std::time::Instant::now());
             let message = messages.recv_timeout(time_left);
-            let written = match message {
-                Ok(Message::Line(line)) => writeln!(self.output, "{line}"),
-                Ok(Message::Reopen) => open_output(self.path.as_deref()).map(|output| self.output = output),
+            if self.must_reopen.swap(false, Ordering::Relaxed) {
+                self.reopen();
+            }
+            match message {
+                Ok(Message::Line { key, line }) => self.write_event(&key, &line),
+                Ok(Message::Reopen) => self.reopen(),
                 Ok(Message::Flush(done)) => {
-                    let written = self.write_left_out_counts();
+                    self.write_left_out_counts();
                     let _ = done.send(());
-                    written
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     count_at += COUNT_INTERVAL;
-                    self.write_left_out_counts()
+                    self.write_left_out_counts();
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
-            };
-            match written {
-                Ok(()) => is_failing = false,
-                Err(error) if !is_failing => {
-                    is_failing = true;
-                    error!(
-                        path = self.path.as_ref().map(|path| tracing::field::display(path.display())), %error,
-                        "can't write the audit log; events are lost until it can be written again"
-                    );
-                }
-                Err(_) => {}
             }
         }
     }
 
-    fn write_left_out_counts(&mut self) -> io::Result<()> {
-        let lines = self.limits.lock().unwrap_or_else(PoisonError::into_inner).take_left_out_lines();
-        lines.iter().try_for_each(|line| writeln!(self.output, "{line}"))
+    /// Writes the `line` of an event of the group `key`. If that fails, counts the event as left
+    /// out.
+    fn write_event(&mut self, key: &GroupKey, line: &str) {
+        if !self.try_write(line) {
+            self.count_left_out(key, 1);
+        }
+    }
+
+    /// Writes a line for each group of which events were left out, and resets its count. A count
+    /// that can't be written is kept.
+    fn write_left_out_counts(&mut self) {
+        let counts = self.limits.lock().unwrap_or_else(PoisonError::into_inner).take_left_out();
+        for (key, count) in counts {
+            if !self.try_write(&left_out_line(&key, count)) {
+                self.count_left_out(&key, count);
+            }
+        }
+    }
+
+    fn count_left_out(&self, key: &GroupKey, count: u64) {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).count_left_out(key, count);
+    }
+
+    /// Writes `line`, and returns whether that succeeded. Logs the first failure after a success.
+    fn try_write(&mut self, line: &str) -> bool {
+        let written = self.output.write_line(line);
+        if let Err(error) = &written
+            && !self.is_failing
+        {
+            error!(
+                path = self.displayed_path(), %error,
+                "can't write the audit log; events are left out, and counted, until it can be written again"
+            );
+        }
+        self.is_failing = written.is_err();
+        written.is_ok()
+    }
+
+    /// Opens the file again. If that fails, logs it and keeps the file that is open.
+    fn reopen(&mut self) {
+        match Output::open(self.path.as_deref()) {
+            Ok(output) => self.output = output,
+            Err(error) => error!(
+                path = self.displayed_path(), %error,
+                "can't open the audit log again; still writing to the file that was open"
+            ),
+        }
+    }
+
+    fn displayed_path(&self) -> Option<impl tracing::Value> {
+        self.path.as_ref().map(|path| tracing::field::display(path.display()))
     }
 }
 
-fn open_output(path: Option<&Path>) -> io::Result<Box<dyn Write + Send>> {
-    let Some(path) = path else { return Ok(Box::new(io::stdout())) };
-    let file: File = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-    Ok(Box::new(file))
+/// The open file, or standard output.
+struct Output {
+    file: Box<dyn Write + Send>,
+    /// Whether the last line lacks its end, so that the next one needs a newline before it.
+    is_within_line: bool,
+}
+
+impl Output {
+    /// Opens the file at `path` for appending, or standard output if there is no path.
+    fn open(path: Option<&Path>) -> io::Result<Self> {
+        let Some(path) = path else {
+            // `io::stdout()` would keep a part of a line that it could not write, and write it
+            // later.
+            let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+            return Ok(Self { file: Box::new(stdout), is_within_line: false });
+        };
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        Ok(Self { file: Box::new(file), is_within_line: ends_within_line(path) })
+    }
+
+    /// Writes `line` and a newline as one piece, so that lines of several processes stay apart. If
+    /// the operating system takes only a part, the rest follows in another piece.
+    fn write_line(&mut self, line: &str) -> io::Result<()> {
+        let text = format!("{}{line}\n", if self.is_within_line { "\n" } else { "" });
+        let mut unwritten = text.as_bytes();
+        while !unwritten.is_empty() {
+            match self.file.write(unwritten) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.is_within_line = unwritten[count - 1] != b'\n';
+                    unwritten = &unwritten[count..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether the file at `path` ends without a newline, as after a crash or on a full disk.
+/// Returns false if that can't be read, or if it is no regular file.
+fn ends_within_line(path: &Path) -> bool {
+    let Some(metadata) = path.metadata().ok().filter(|metadata| metadata.is_file() && metadata.len() > 0) else {
+        return false;
+    };
+    let mut last = [0];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut last, metadata.len() - 1));
+    read.is_ok() && last != *b"\n"
 }
 
 fn current_timestamp() -> String {
@@ -340,5 +462,148 @@ mod tests {
             log.flush();
             assert_eq!((lines(&old).len(), lines(path).len()), (2, 1));
         });
+    }
+
+    /// A disk of which the test sets how many bytes it takes. Each write is a piece.
+    #[derive(Clone, Default)]
+    struct Disk(Arc<Mutex<(usize, Vec<Vec<u8>>)>>);
+
+    impl Disk {
+        fn set_space(&self, space: usize) {
+            self.0.lock().unwrap().0 = space;
+        }
+
+        fn pieces(&self) -> Vec<String> {
+            self.0.lock().unwrap().1.iter().map(|piece| String::from_utf8(piece.clone()).unwrap()).collect()
+        }
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            let (space, pieces) = &mut *self.0.lock().unwrap();
+            let count = text.len().min(*space);
+            if count == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            *space -= count;
+            pieces.push(text[..count].to_vec());
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Runs `test` with what writes to a disk, and returns the log lines.
+    fn run_with_writer(test: impl FnOnce(&mut Writer, &Disk)) -> String {
+        #[derive(Clone, Default)]
+        struct Log(Arc<Mutex<Vec<u8>>>);
+        impl Write for Log {
+            fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().write(text)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (disk, log) = (Disk::default(), Log::default());
+        let (queue, _messages) = sync_channel(1);
+        let audit = AuditLog { queue, limits: Arc::default(), must_reopen: Arc::default() };
+        let mut writer = audit.writer(None, Output { file: Box::new(disk.clone()), is_within_line: false });
+        let lines = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || lines.clone()).finish();
+        subscriber::with_default(subscriber, || test(&mut writer, &disk));
+        String::from_utf8(log.0.lock().unwrap().clone()).unwrap()
+    }
+
+    fn key(reason: &str) -> GroupKey {
+        ["refusal", reason, "", ""].map(str::to_owned)
+    }
+
+    #[test]
+    fn a_line_is_one_piece() {
+        run_with_writer(|writer, disk| {
+            disk.set_space(1000);
+            writer.write_event(&key("a"), "one");
+            assert_eq!(disk.pieces(), ["one\n"]);
+        });
+    }
+
+    #[test]
+    fn what_a_full_disk_loses_is_counted_and_what_follows_is_a_line_of_its_own() {
+        run_with_writer(|writer, disk| {
+            disk.set_space(6);
+            for line in ["one", "two", "three"] {
+                writer.write_event(&key("a"), line);
+            }
+            writer.write_left_out_counts();
+            disk.set_space(1000);
+            writer.write_event(&key("a"), "four");
+            writer.write_left_out_counts();
+            let text = disk.pieces().concat();
+            let lines: Vec<&str> = text.lines().collect();
+            assert_eq!(lines[..3], ["one", "tw", "four"], "{text}");
+            let count: Value = serde_json::from_str(lines[3]).unwrap();
+            assert_eq!((&count["reason"], &count["count"]), (&json!("a"), &json!(2)), "{text}");
+            assert_eq!(lines.len(), 4, "{text}");
+        });
+    }
+
+    #[test]
+    fn a_disk_that_stays_full_is_logged_once_and_again_after_a_line_was_written() {
+        let log = run_with_writer(|writer, disk| {
+            writer.write_left_out_counts();
+            for _ in 0..3 {
+                writer.write_event(&key("a"), "one");
+                writer.limits.lock().unwrap().take_left_out();
+                writer.write_left_out_counts();
+            }
+            disk.set_space(4);
+            for line in ["two", "three", "four"] {
+                writer.write_event(&key("a"), line);
+            }
+        });
+        assert_eq!(log.matches("can't write the audit log").count(), 2, "{log}");
+        assert!(!log.contains(TARGET), "the error would be left out of the log: {log}");
+    }
+
+    #[test]
+    fn a_file_that_ends_within_a_line_gets_a_newline_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.jsonl");
+        for (before, after) in [("", "one\n"), ("zero\n", "zero\none\n"), ("ze", "ze\none\n")] {
+            std::fs::write(&path, before).unwrap();
+            Output::open(Some(&path)).unwrap().write_line("one").unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), after);
+        }
+    }
+
+    #[test]
+    fn a_full_queue_loses_no_wish_to_open_the_file_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.jsonl");
+        let (queue, messages) = sync_channel(1);
+        let audit = AuditLog { queue, limits: Arc::default(), must_reopen: Arc::default() };
+        let writer = audit.writer(Some(path.clone()), Output { file: Box::new(io::sink()), is_within_line: false });
+        audit.queue.try_send(Message::Line { key: key("a"), line: "{}".into() }).unwrap();
+        audit.reopen();
+        drop(audit);
+        writer.run(&messages);
+        assert_eq!(lines(&path), [json!({})]);
+    }
+
+    #[test]
+    fn a_failure_to_open_the_file_again_keeps_the_old_one() {
+        let log = run_with_writer(|writer, disk| {
+            writer.path = Some("/nowhere/audit.jsonl".into());
+            writer.reopen();
+            disk.set_space(1000);
+            writer.write_event(&key("a"), "one");
+            assert_eq!(disk.pieces(), ["one\n"]);
+        });
+        assert!(log.contains("can't open the audit log again"), "{log}");
+        assert!(log.contains("/nowhere/audit.jsonl"), "{log}");
     }
 }

@@ -54,3 +54,12 @@ fn an_audit_log_that_can_not_be_opened_is_an_error() {
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.starts_with("loopgate: opening the audit log /nowhere/audit.jsonl: "), "{error}");
 }
+
+#[test]
+fn a_full_disk_is_logged_and_stops_nothing() {
+    let sidecar = Harness::start(&["--audit-log=/dev/full"]);
+    let _client = crate::admin::connect(&sidecar);
+    sidecar.wait_for_status(|status| status["lanes"]["external"] == 1);
+    let has_logged = || sidecar.process().output().contains("can't write the audit log");
+    sidecar.process().wait_until("the error is logged", std::time::Duration::from_secs(10), has_logged);
+}
