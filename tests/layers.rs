@@ -62,6 +62,24 @@ fn items_in_the_table_of_decisions_exist() {
     assert!(!defines("fn finder() { find(); }", "find") && defines("    pub(super) async fn find<T>() {}", "find"));
 }
 
+#[test]
+fn items_that_documents_name_exist() {
+    let mut item_count = 0;
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        let document = document.strip_prefix(root()).unwrap().display();
+        for (file, item) in named_items(&text) {
+            let path = if root().join(&file).exists() { root().join(&file) } else { root().join("src").join(&file) };
+            let code = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{document}: {file}: {error}"));
+            assert!(defines(&strip(&code), &item), "{document}: {item} is not in {file}");
+            item_count += 1;
+        }
+    }
+    assert!(item_count >= 80, "only {item_count} items are named");
+    let text = "`a.rs`: `b`, `C`; `c`\n```text\n`d.rs`: `e`\n```\n`f` in `g.rs`. `h.rs` and `i`: `j`";
+    assert_eq!(named_items(text), [("a.rs", "b"), ("a.rs", "C"), ("g.rs", "f")].map(|(a, b)| (a.into(), b.into())));
+}
+
 /// Rows that say "no code" have no marker.
 #[test]
 fn files_with_a_workaround_are_those_in_the_table() {
@@ -136,6 +154,40 @@ fn table(heading: &str) -> Vec<String> {
     let rows: Vec<String> = table.take_while(|line| line.starts_with('|')).map(str::to_owned).collect();
     assert!(!rows.is_empty(), "docs/architecture.md has no table with the heading `{heading}`");
     rows
+}
+
+/// The files for readers that name items of the code.
+fn documents() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    collect_files(&root().join("docs"), &mut files);
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    files.push(root().join("CONTRIBUTING.md"));
+    files
+}
+
+/// Returns the items that `text` names, each with its file: after the file and a colon, with commas
+/// between them, or before the file and `in`. Blocks of code are left out.
+fn named_items(text: &str) -> Vec<(String, String)> {
+    let is_item = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
+    let mut found = Vec::new();
+    for line in text.split("```").step_by(2).flat_map(str::lines) {
+        // Parts with an odd index are code, the others are the text around it.
+        let parts: Vec<&str> = line.split('`').collect();
+        for at in (1..parts.len()).step_by(2).filter(|at| parts[*at].ends_with(".rs")) {
+            let file = parts[at].to_owned();
+            if at >= 3 && parts[at - 1] == " in " && is_item(parts[at - 2]) {
+                found.push((file.clone(), parts[at - 2].to_owned()));
+            }
+            let mut item = at + 2;
+            while let Some(name) = parts.get(item).filter(|name| is_item(name))
+                && parts[item - 1] == if item == at + 2 { ": " } else { ", " }
+            {
+                found.push((file.clone(), (*name).to_owned()));
+                item += 2;
+            }
+        }
+    }
+    found
 }
 
 /// Returns whether `code` defines an item called `name`.
