@@ -6,7 +6,8 @@ use super::settings::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 /// Merges the configuration `wanted` with the one that is in use, `running`: options that can
 /// change live are taken from `wanted`, all others from `running`.
 ///
-/// Returns the merged configuration, and the keys of the options that differ but need a restart.
+/// Returns the merged configuration, and the keys of the options that differ but need a restart; a
+/// table of which all options need one is named as a whole.
 pub fn merge_reloaded(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
     let restart_options = keep_restart_options(&mut wanted, running);
     let changed = restart_options.0.iter().filter(|option| option.differs);
@@ -69,7 +70,8 @@ impl RestartOptions {
     }
 }
 
-/// Sets the options of `wanted` that need a restart to their `running` values.
+/// Sets the options of `wanted` that need a restart to their `running` values. Returns all these
+/// options, and which of them differed.
 ///
 /// The tables `gateway`, `kubernetes` and `docker` need a restart as a whole. Every other table is
 /// destructured without `..`, so that the code does not compile with a new option until it is
@@ -108,6 +110,8 @@ fn keep_restart_options(wanted: &mut Config, running: &Config) -> RestartOptions
     restart_options
 }
 
+/// Keeps the addresses of the listeners and the port forwards. As the functions for the other
+/// tables, adds the keys of what it keeps to `restart_options`.
 fn keep_restart_options_of_listen(restart_options: &mut RestartOptions, wanted: &mut Listen, running: &Listen) {
     let Listen { on, plain, forward, proxy_protocol: _, own_addresses: _ } = running;
     restart_options.keep_running(&["listen.on"], &mut wanted.on, on);
@@ -115,6 +119,7 @@ fn keep_restart_options_of_listen(restart_options: &mut RestartOptions, wanted: 
     restart_options.keep_running(&["listen.forward"], &mut wanted.forward, forward);
 }
 
+/// Keeps the operator's certificate and key, and the options for the names in loopgate's.
 fn keep_restart_options_of_tls(restart_options: &mut RestartOptions, wanted: &mut Tls, running: &Tls) {
     let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = running;
     restart_options.keep_running(&["tls.cert", "tls.key"], &mut wanted.provided, provided);
@@ -123,7 +128,7 @@ fn keep_restart_options_of_tls(restart_options: &mut RestartOptions, wanted: &mu
     restart_options.keep_running(&["tls.follow_names"], &mut wanted.follow_names, follow_names);
 }
 
-/// Keeps the options of `agents` that need a restart. See [`keep_restart_options`].
+/// Keeps all options of `agents` but its networks, URIs and scopes.
 fn keep_restart_options_of_agents(restart_options: &mut RestartOptions, wanted: &mut Agents, running: &Agents) {
     let Agents {
         cidrs: _,
@@ -164,7 +169,7 @@ fn assert_external_and_http_are_live(external: &External, http: &Http) {
     let Http { upgrades: _ } = http;
 }
 
-/// Keeps the options of `limits` that need a restart. See [`keep_restart_options`].
+/// Keeps the limits whose permits or buffers are shared by all connections.
 fn keep_restart_options_of_limits(restart_options: &mut RestartOptions, wanted: &mut Limits, running: &Limits) {
     let Limits {
         max_connections,
@@ -195,6 +200,7 @@ fn keep_restart_options_of_limits(restart_options: &mut RestartOptions, wanted: 
     restart_options.keep_running(&["limits.buffered"], &mut wanted.buffered, buffered);
 }
 
+/// Keeps the format of log lines, the path of the audit log, and the collector of spans.
 fn keep_restart_options_of_log(restart_options: &mut RestartOptions, wanted: &mut Log, running: &Log) {
     let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = running;
     restart_options.keep_running(&["log.format"], &mut wanted.format, format);
