@@ -62,8 +62,9 @@ impl TlsReloader {
         self.problem.subscribe()
     }
 
-    /// Makes new handshakes use the newest certificate and client CA. If they can't be used, the
-    /// old ones stay.
+    /// Makes new handshakes use the newest certificate and client CA, and closes connections whose
+    /// client certificate no longer counts. If they can't be used, the previous ones stay; the
+    /// reason is published, and logged when it changes.
     pub(super) fn serve_newest(&self) {
         let _guard = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         let identity = Arc::clone(&self.newest.borrow());
@@ -79,7 +80,10 @@ impl TlsReloader {
         self.problem.send_if_modified(|known| {
             let changed = *known != problem;
             if let Some(problem) = problem.as_ref().filter(|_| changed) {
-                error!(error = problem, "can't load the new certificate; still serving the old one");
+                error!(
+                    error = problem, retry_in = ?RETRY,
+                    "can't apply the new TLS settings (certificate or tls.client_ca); still using the previous ones"
+                );
             }
             *known = problem;
             changed
