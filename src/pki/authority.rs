@@ -55,8 +55,13 @@ impl CertificateAuthority {
         Self::load_or_create_in(&dir, &lock, constrain, OffsetDateTime::now_utc())
     }
 
-    /// Loads or creates the CA in `dir`, under `lock`. The key is written before the certificate.
-    /// If the process is killed in between, the next start creates the certificate.
+    /// Loads or creates the CA in `dir`, under `lock`, and removes temporary files of killed
+    /// processes. The key is written before the certificate. If the process is killed in between,
+    /// the next start creates the certificate.
+    ///
+    /// # Errors
+    /// As [`Self::load_or_create`]. There is a certificate without its key, or no CA and a clock
+    /// that was never set.
     pub(super) fn load_or_create_in(
         dir: &StateDir,
         lock: &DirLock,
@@ -162,6 +167,7 @@ impl CertificateAuthority {
         self.sign_leaf(template::user_params(&parse_user_email(user)?, validity)?, key)
     }
 
+    /// Signs a client leaf with the URI `uri`. The returned chain ends with the CA.
     fn sign_client(
         &self,
         key: &impl PublicKeyData,
@@ -172,6 +178,8 @@ impl CertificateAuthority {
         self.sign_leaf(template::client_params(uri, self.client_validity(now, life)?)?, key)
     }
 
+    /// Returns the validity of a client leaf signed `now`. Fails if `life` is less than a minute or
+    /// more than [`template::MAX_LIFE`], or if the CA is not valid now.
     fn client_validity(&self, now: OffsetDateTime, life: Duration) -> Result<Validity, Error> {
         let life = time::Duration::try_from(life).map_err(|_| Error::Lifetime)?;
         if !(time::Duration::MINUTE..=template::MAX_LIFE).contains(&life) {
@@ -200,7 +208,8 @@ impl CertificateAuthority {
         self.sign_leaf(template::server_params(names, self.leaf_validity(now, template::SERVER_LIFE)?)?, key)
     }
 
-    /// Returns the validity of a certificate signed `now`. Fails if the CA is not valid now.
+    /// Returns the validity of a certificate signed `now`, which ends with that of the CA at the
+    /// latest. Fails if the CA is not valid now.
     fn leaf_validity(&self, now: OffsetDateTime, life: time::Duration) -> Result<Validity, Error> {
         let Validity { not_before, not_after } = self.validity;
         if now < not_before || not_after <= now {

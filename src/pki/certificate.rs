@@ -90,8 +90,8 @@ impl CertificateFields {
     }
 }
 
-/// Returns why TLS can't use a key: its length or its kind is not supported. `None` if TLS can use
-/// it.
+/// Returns why TLS can't use a key: its length, its curve or its kind is not supported. `None` if
+/// TLS can use it.
 fn key_problem(key: &SubjectPublicKeyInfo<'_>) -> Option<String> {
     const ED25519: &str = "1.3.101.112";
     const CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
@@ -115,6 +115,7 @@ fn key_problem(key: &SubjectPublicKeyInfo<'_>) -> Option<String> {
     }
 }
 
+/// Returns a DNS name, in lower case, or an IP address of a SAN; `None` for other kinds.
 fn subject_name(name: &GeneralName<'_>) -> Option<SubjectName> {
     match name {
         GeneralName::DNSName(name) => Some(SubjectName::Dns(name.to_ascii_lowercase())),

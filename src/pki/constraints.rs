@@ -21,7 +21,8 @@ pub(super) struct PermittedNames {
 }
 
 impl PermittedNames {
-    /// Parses the name constraints of a CA certificate.
+    /// Parses the name constraints of a CA certificate. Excluded names, which a CA of loopgate
+    /// never has, are ignored.
     pub(super) fn parse(certificate: &CertificateDer<'_>) -> Result<Self, InvalidFile> {
         let (_, parsed) = X509Certificate::from_der(certificate)
             .map_err(|_| InvalidFile::Certificate(x509_parser::error::X509Error::InvalidCertificate))?;
@@ -62,7 +63,8 @@ impl PermittedNames {
     }
 }
 
-/// Returns name constraints that permit only `names`, for a new CA.
+/// Returns name constraints for a new CA that permit only `names`, and 127.0.0.1 if there is no
+/// address among them. One of `names` must be a DNS name: without one, all would be permitted.
 pub(super) fn constraints_permitting(names: &BTreeSet<SubjectName>) -> NameConstraints {
     let subtree = |name: &SubjectName| match name {
         SubjectName::Dns(name) => GeneralSubtree::DnsName(name.strip_prefix("*.").unwrap_or(name).to_owned()),

@@ -28,13 +28,15 @@ pub(super) struct LoadedIdentity {
 /// A digest of the contents of files.
 pub(super) type FilesDigest = [u8; 32];
 
-/// The number of checks after which files are read even if their status is the same.
+/// The number of calls in a row that read no file. The next one reads them even if their status is
+/// the same.
 const MAX_UNREAD_CHECKS: u32 = 30;
 /// The age of a file's last change, in seconds, from which a further change certainly gives the
 /// file another time. File systems round times, some of them to two seconds.
 const SETTLE_SECONDS: i64 = 5;
 
-/// Computes the digest of files every few seconds, and reads only files that may have changed.
+/// Computes the digest of files, for a caller that asks every few seconds. Reads the files only if
+/// one of them may have changed, and at every 31st call.
 ///
 /// Status and contents are compared, and there are no inotify events. This detects an edit in
 /// place, a rename, and Kubernetes' swap of a symbolic link two directories above, and works on
@@ -103,7 +105,8 @@ impl DigestCache {
     }
 }
 
-/// Returns the identity of a chain, the key of its leaf, and loopgate's CA.
+/// Returns the identity of a chain, the key of its leaf, and loopgate's CA, without revoked
+/// certificates. Fails if the leaf can't be parsed.
 pub(super) fn server_identity(
     chain: Vec<CertificateDer<'static>>,
     key: Arc<dyn SigningKey>,

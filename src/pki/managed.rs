@@ -100,8 +100,12 @@ impl Managed {
         [SERVER_CERTIFICATE, SERVER_KEY, REVOKED_FILE].map(|name| self.dir.path_of(name))
     }
 
-    /// Loads the server's certificate, and issues a new one if it is due. If the CA or the key has
-    /// vanished meanwhile, this is an error, and no new one is created.
+    /// Loads the server's certificate, and issues a new one if it is due. If that fails, returns
+    /// the old one with the problem, unless it has expired.
+    ///
+    /// # Errors
+    /// There is no valid certificate, or a file can't be read. If the key has vanished meanwhile,
+    /// no new one is created.
     pub(super) fn load(
         &self,
         wanted_names: &BTreeSet<SubjectName>,
@@ -127,7 +131,8 @@ impl Managed {
         }
     }
 
-    /// Replaces the leaf, whether or not it is due.
+    /// Replaces the leaf, whether or not it is due. The new one has the names of the old one, or
+    /// `localhost` if there was none.
     pub(super) fn rotate(&self, rotate_key: RotateKey, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let lock = self.dir.lock()?;
         let key = self.read_key()?;
@@ -151,14 +156,16 @@ impl Managed {
         }
     }
 
+    /// Reads the server's key. Fails if there is no file.
     fn read_key(&self) -> Result<KeyPair, Error> {
         let missing =
             || Error::Missing { path: self.dir.path_of(SERVER_KEY), partner: self.dir.path_of(SERVER_CERTIFICATE) };
         load_key(&self.dir, SERVER_KEY)?.ok_or_else(missing)
     }
 
-    /// Returns the chain in the directory, and completes an interrupted rotation. The chain must be
-    /// for `key` and signed by loopgate's CA, but may be expired or lack names.
+    /// Returns the chain in the directory, or `None` if there is none, and completes an interrupted
+    /// rotation. The chain must be for `key` and signed by loopgate's CA, but may be expired or
+    /// lack names.
     fn read_current(
         &self,
         key: &KeyPair,

@@ -19,7 +19,7 @@ pub enum SubjectName {
 
 impl SubjectName {
     /// Returns the name in its form in a certificate: lower case, no final dot, `*` only as the
-    /// whole first label.
+    /// whole first label; an IPv4-mapped address as the IPv4 address.
     ///
     /// # Errors
     /// The name is not valid in a certificate.

@@ -62,6 +62,9 @@ pub struct CertificateReport {
 
 /// Describes the server certificate in `state_dir`, or the operator's `own_chain`, and the CA.
 /// Changes nothing, and reads no key.
+///
+/// # Errors
+/// The certificate can't be read, or without `own_chain` the CA's.
 pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<CertificateReport, Error> {
     let dir = StateDir::at(state_dir);
     let (server, ca) = match own_chain {
@@ -100,7 +103,7 @@ pub fn export_to(state_dir: &Path, file: &Path) -> Result<(), Error> {
     write_atomically(file, export(state_dir)?.as_bytes(), Access::Public)
 }
 
-/// Writes `file` atomically.
+/// Writes `file` atomically. Its directory must exist.
 fn write_atomically(file: &Path, content: &[u8], access: Access) -> Result<(), Error> {
     let Some(name) = file.file_name().and_then(|name| name.to_str()) else {
         return Err(Error::io("write", file)(std::io::ErrorKind::InvalidFilename.into()));
@@ -109,7 +112,10 @@ fn write_atomically(file: &Path, content: &[u8], access: Access) -> Result<(), E
     StateDir::at(directory).replace(name, content, access)
 }
 
-/// Replaces the server's leaf, whether or not it is due.
+/// Replaces the server's leaf, whether or not it is due, and describes the new one.
+///
+/// # Errors
+/// There is no CA in `state_dir`, or a file can't be read or written.
 pub fn rotate(state_dir: &Path, rotate_key: RotateKey) -> Result<CertificateReport, Error> {
     // Fails if there is no CA, so that a mistyped directory does not get one.
     authority::load_certificate(&StateDir::at(state_dir))?;
@@ -138,7 +144,11 @@ pub fn parse_agent_name(text: &str) -> Result<String, Error> {
 }
 
 /// Issues a certificate for an agent, and writes `agent.pem`, `agent.key` and `ca.pem` to the
-/// directory `out`. An existing key is kept, so that a running agent reloads only one file.
+/// directory `out`. Creates the CA if there is none. An existing `agent.key` is kept, so that a
+/// running agent reloads only one file.
+///
+/// # Errors
+/// A name or the lifetime is invalid, the CA can't be used, or a file can't be written.
 pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Description, Error> {
     // Checked before any file is created, since `out` may be named after the agent.
     authority::agent_uri(agent.trust_domain, agent.name)?;
@@ -174,11 +184,12 @@ pub fn parse_user_email(text: &str) -> Result<String, Error> {
     authority::parse_user_email(text)
 }
 
-/// Issues a certificate for a person. Returns the content of a PKCS#12 file with the certificate
-/// and its key, which is stored nowhere else, and the description of the certificate in `file`.
+/// Issues a certificate for a person. Creates the CA if there is none. Returns the content of a
+/// PKCS#12 file with the certificate and its key, which is stored nowhere else, and the description
+/// of the certificate. Does not write `file`, which the description names.
 ///
 /// # Errors
-/// The user or the lifetime is invalid, or there is no usable CA.
+/// The user or the lifetime is invalid, or the CA can't be used.
 pub fn issue_user(
     state_dir: &Path,
     user: &User<'_>,

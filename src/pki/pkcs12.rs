@@ -49,7 +49,10 @@ impl Encryption {
     }
 }
 
-/// Returns a random password.
+/// Returns a random password: five groups of five characters.
+///
+/// # Errors
+/// The system has no random bytes.
 pub fn generate_password() -> Result<Zeroizing<String>, Error> {
     let mut bytes = Zeroizing::new([0; PASSWORD_GROUPS * 5]);
     rand::fill(bytes.as_mut_slice()).map_err(|_| Error::Random)?;
@@ -63,7 +66,7 @@ pub fn generate_password() -> Result<Zeroizing<String>, Error> {
     Ok(password)
 }
 
-/// Reads a password from a file or pipe. A line break at the end is removed.
+/// Reads a password from a file or pipe. Line breaks at the end are removed.
 ///
 /// # Errors
 /// The file can't be read, or its content is not one line of 12 to 128 characters.

@@ -39,8 +39,11 @@ impl Provided {
         [self.files.chain.clone(), self.files.key.clone(), self.state_dir.path_of(REVOKED_FILE)]
     }
 
-    /// Loads the pair, and checks that key and certificate belong together. The mode of the key
-    /// file is not checked, since Kubernetes and Docker mount secrets that every user can read.
+    /// Loads the pair, and checks that key and certificate belong together. Returns an expired
+    /// certificate too, with the problem. Warns if the chain is not in order, or incomplete.
+    ///
+    /// The mode of the key file is not checked, since Kubernetes and Docker mount secrets that
+    /// every user can read.
     pub(super) fn load(&self, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let (chain, key) = self.read_pair()?;
         warn_of_chain_problems(&chain, &self.files.chain);
@@ -51,10 +54,7 @@ impl Provided {
         Ok(LoadedIdentity { identity, problem })
     }
 
-    /// Checks that the pair can be served.
-    ///
-    /// # Errors
-    /// The reason why it can't.
+    /// Checks that the pair can be read and belongs together. An expired one passes.
     pub(super) fn check_files(&self) -> Result<(), Error> {
         self.read_pair().map(drop)
     }

@@ -75,7 +75,8 @@ impl Rotation {
         }
     }
 
-    /// Checks files, names and clock once, and renews or reloads the certificate if necessary.
+    /// Checks files, names and clock once, and renews or reloads the certificate if necessary, or
+    /// in any case if `requested`.
     async fn check_once(&mut self, requested: bool) {
         let source = Arc::clone(&self.source);
         let served = Arc::clone(&self.identity_sender.borrow());

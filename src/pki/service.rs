@@ -50,7 +50,8 @@ impl Pki {
         self.authority.clone()
     }
 
-    /// Checks the files now, for example after SIGHUP, instead of within two seconds.
+    /// Has the files read now, for example after SIGHUP, even if they seem unchanged. Does not
+    /// wait.
     pub fn check_files_now(&self) {
         self.reload.notify_one();
     }
@@ -137,6 +138,7 @@ fn authority_beside_provided_pair(
         .map(Arc::new)
 }
 
+/// Returns the names that a leaf always has: `given`, and `localhost`.
 fn parse_fixed_names(given: &[String]) -> Result<BTreeSet<SubjectName>, Error> {
     let mut names: BTreeSet<_> = given.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
     names.insert(SubjectName::Dns("localhost".into()));

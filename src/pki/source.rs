@@ -34,7 +34,8 @@ impl CertificateSource {
         }
     }
 
-    /// Returns whether `served` must be replaced because of its age or its names.
+    /// Returns whether loopgate must issue a new certificate because of the age or the names of
+    /// `served`. Returns false if the operator provides it.
     pub(super) fn is_due(&self, served: &ServerIdentity, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> bool {
         let validity = Validity { not_before: served.not_before, not_after: served.not_after };
         match self {
@@ -46,8 +47,8 @@ impl CertificateSource {
         }
     }
 
-    /// Loads the certificate from the files. If loopgate issues it, issues a new one if that is
-    /// due.
+    /// Loads the certificate, and the list of revoked ones, from the files. If loopgate issues the
+    /// certificate, issues a new one if that is due.
     pub(super) fn load(&self, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let (mut loaded, dir) = match self {
             Self::Managed(managed) => (managed.load(wanted, now)?, managed.dir()),

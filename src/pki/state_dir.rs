@@ -44,8 +44,8 @@ pub(super) struct StateDir {
     path: PathBuf,
 }
 
-/// The lock against other writers, held until this value is dropped. `None` if the file system has
-/// no locks.
+/// The lock against other writers, held until this value is dropped. `None` if the lock file can't
+/// be opened, or the file system has no locks.
 #[derive(Debug)]
 pub(super) struct DirLock(Option<File>);
 
@@ -87,7 +87,8 @@ impl StateDir {
         self.path.join(name)
     }
 
-    /// Acquires the lock. Waits for other processes for at most [`LOCK_WAIT`].
+    /// Acquires the lock, if the file system permits it. Waits for other processes for at most
+    /// [`LOCK_WAIT`], and then fails with [`Error::Locked`].
     pub(super) fn lock(&self) -> Result<DirLock, Error> {
         let path = self.path_of(LOCK_FILE);
         // flock(2) needs no write access, so the lock also works in a read-only or full directory.
@@ -111,8 +112,8 @@ impl StateDir {
         }
     }
 
-    /// Removes the temporary files of killed writers. Holding the lock means that no other writer
-    /// is active.
+    /// Removes the temporary files of killed writers. Does nothing if `lock` holds no lock, since
+    /// another writer may then be active.
     pub(super) fn remove_temporary_files(&self, lock: &DirLock) {
         if lock.0.is_none() {
             return;
@@ -125,7 +126,8 @@ impl StateDir {
         }
     }
 
-    /// Returns the content of `name`; `None` if there is no such file.
+    /// Returns the content of `name`; `None` if there is no such file. Refuses a secret file that
+    /// every user can access.
     pub(super) fn read(&self, name: &str, access: Access) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
         let path = self.path_of(name);
         match read_file(&path) {

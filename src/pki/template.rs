@@ -114,6 +114,7 @@ fn leaf_params(
     Ok(params)
 }
 
+/// Returns the parameters that all certificates have, with a new serial number.
 fn base_params(common_name: &str, validity: Validity) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
