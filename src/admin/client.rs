@@ -16,18 +16,18 @@ const MAX_ANSWER: u64 = 4 * 1024 * 1024;
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The admin listener is turned off in the configuration.
+    /// There is no address to connect to: `admin` is `off` in the configuration.
     #[error("the admin listener is off (--admin off), so the sidecar can't be asked")]
     Off,
-    /// The connection failed.
+    /// The connection was refused or broke, or took longer than `TIMEOUT`.
     #[error("no sidecar answers at {admin}; run this in its container or pod, with the same --admin")]
     Unreachable {
-        /// The address of the admin listener.
+        /// The address that was tried.
         admin: SocketAddr,
-        /// The cause.
+        /// What failed on the connection.
         source: io::Error,
     },
-    /// The response has an unexpected status.
+    /// The status is neither 200 nor, for a reload, 422.
     #[error("{path} answers {status:?}{}{body}", if .body.is_empty() { "" } else { ": " })]
     Refused {
         /// The requested path.
@@ -40,14 +40,14 @@ pub enum Error {
     /// The response can't be parsed.
     #[error("the program at {admin} is not a loopgate sidecar of this version")]
     Unreadable {
-        /// The address of the admin listener.
+        /// The address that was asked.
         admin: SocketAddr,
-        /// The cause.
+        /// Why the body is not the expected JSON.
         source: serde_json::Error,
     },
 }
 
-/// Sends `GET path` and returns the body.
+/// Sends `GET path` and returns the body, which is cut if the response exceeds [`MAX_ANSWER`].
 ///
 /// # Errors
 /// If the connection fails, or the status is not 200.
@@ -83,7 +83,8 @@ pub fn request_reload(admin: SocketAddr) -> Result<reload::Outcome, Error> {
     }
 }
 
-/// Sends a request, and returns the status line and the body. `fields` are further header lines.
+/// Sends a request, and returns the status line and the body. `fields` are further header lines,
+/// each with its CRLF. A response is cut after [`MAX_ANSWER`] bytes.
 fn send_request(admin: SocketAddr, method: &str, path: &str, fields: &str) -> io::Result<(String, String)> {
     let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;

@@ -36,12 +36,12 @@ const MAX_CONNECTIONS: usize = 64;
 /// Why the admin listener can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The sidecar can't listen on the address.
+    /// The address is in use, or is not one of this machine.
     #[error("can't listen on the admin address {address}")]
     Bind {
-        /// The address.
+        /// The value of `admin`.
         address: SocketAddr,
-        /// The cause.
+        /// The error of bind(2).
         source: io::Error,
     },
 }
@@ -62,8 +62,8 @@ pub fn bind(address: SocketAddr) -> Result<Admin, Error> {
 }
 
 impl Admin {
-    /// Starts a task that serves connections until `shutdown` begins. Must be called within a Tokio
-    /// runtime.
+    /// Starts a task that serves connections until `shutdown` begins, at most [`MAX_CONNECTIONS`]
+    /// at once and each for at most [`CONNECTION_TIMEOUT`]. Must be called within a Tokio runtime.
     pub fn serve(self, state: AdminState, shutdown: &Shutdown) {
         let task_shutdown = shutdown.clone();
         let state = Arc::new(state);

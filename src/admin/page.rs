@@ -30,7 +30,7 @@ pub(super) static SECURITY_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 });
 
 /// Returns the interval at which the page reloads itself: `refresh=SECONDS` in its query, from a
-/// second to an hour.
+/// second to an hour. `None` for any other value, or without one: the page does not reload itself.
 pub(super) fn refresh_interval(query: Option<&str>) -> Option<Duration> {
     let seconds = query?.split('&').find_map(|pair| pair.strip_prefix("refresh="))?.parse().ok()?;
     (1..=3600).contains(&seconds).then(|| Duration::from_secs(seconds))

@@ -11,8 +11,8 @@ pub(super) struct ReadinessFacts {
     pub not_listening: Vec<String>,
     /// Whether the certificate is valid now.
     pub certificate_valid: bool,
-    /// Why a newer certificate than the served one could not be loaded or made; `None` if there is
-    /// no such problem.
+    /// Why a newer certificate than the served one could not be loaded or made, or the client CA
+    /// could not be read again; `None` if there is no such problem.
     pub certificate_problem: Option<String>,
     /// Why loopgate can't use the gateway; `None` if it can.
     pub gateway_error: Option<GatewayError>,
@@ -25,7 +25,7 @@ pub(super) struct ReadinessFacts {
 /// Why loopgate can't use the gateway.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum GatewayError {
-    /// The gateway accepts no connection. The field is the error.
+    /// The gateway accepts no connection. The field says why.
     #[error("{0}")]
     Unreachable(String),
     /// The gateway expects TLS, but loopgate connects to it without.

@@ -54,7 +54,8 @@ pub(super) async fn respond(
     })
 }
 
-/// Asks the sidecar to reload its configuration, and waits for the outcome.
+/// Asks the sidecar to reload its configuration, and waits for the outcome. Answers with 422 if the
+/// configuration is rejected, and with 503 if a reload waits already or the sidecar is stopping.
 async fn run_reload(state: &AdminState) -> Answer {
     let (outcome_sender, outcome) = oneshot::channel();
     if state.reload.try_send(outcome_sender).is_err() {
@@ -82,6 +83,7 @@ async fn readiness_response(state: &AdminState) -> Answer {
     }
 }
 
+/// Answers `/metrics`, and sets the gauges of health to do so.
 async fn metrics_response(state: &AdminState) -> Answer {
     snapshot::set_gauges(state, &snapshot::collect_readiness_facts(state).await, &state.health);
     let mut body = String::new();
@@ -96,7 +98,7 @@ async fn status_response(state: &AdminState) -> Answer {
 }
 
 /// Answers `/` with the page. `query` may set the interval at which the browser loads the page
-/// again.
+/// again ([`page::refresh_interval`]).
 async fn front_page(state: &AdminState, query: Option<&str>) -> Answer {
     let status = snapshot::collect_status(state).await;
     let mut response = build_response(

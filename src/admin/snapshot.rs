@@ -29,7 +29,8 @@ use crate::proxy::ConnectionInfo;
 /// The time limit for connecting to the gateway when readiness is checked.
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Collects the facts on which readiness depends. Connects to the gateway to do so.
+/// Collects the facts on which readiness depends. Connects to the gateway to do so, and logs if
+/// that became possible or impossible.
 pub(super) async fn collect_readiness_facts(state: &AdminState) -> ReadinessFacts {
     let gateway_error = probe_gateway(state).await;
     let now = OffsetDateTime::now_utc();
@@ -103,8 +104,8 @@ fn unmatched_listen_values(state: &AdminState) -> Vec<String> {
     plan::find_unmatched_values(&state.listen, &state.view.borrow().interfaces).map(|(_, on)| on.to_string()).collect()
 }
 
-/// Returns why a newer certificate than the served one could not be loaded or made; `None` if there
-/// is no such problem.
+/// Returns why a newer certificate than the served one could not be loaded or made, or the client
+/// CA could not be read again; `None` if there is no such problem.
 fn certificate_problem(state: &AdminState) -> Option<String> {
     state
         .serving_problem
@@ -135,7 +136,8 @@ pub(super) fn set_gauges(state: &AdminState, facts: &ReadinessFacts, health: &He
     health.start_time.set(OffsetDateTime::from(state.started_at).unix_timestamp());
 }
 
-/// Takes a snapshot of the whole sidecar.
+/// Takes a snapshot of the whole sidecar. Connects to the gateway, and to the targets of port
+/// forwards, to do so.
 pub(super) async fn collect_status(state: &AdminState) -> Status {
     let bound = Arc::clone(&state.bound.borrow());
     let (facts, forwards) = tokio::join!(collect_readiness_facts(state), probe_port_forwards(state, &bound));

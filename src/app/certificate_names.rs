@@ -12,7 +12,7 @@ use crate::pki::SubjectName;
 use crate::shutdown::Shutdown;
 
 /// Returns a channel with the names and addresses that the server certificate needs. A task updates
-/// it at each change of `view`.
+/// it when a change of `view` changes them, until `shutdown` begins.
 pub(super) fn follow_names(
     config: &Config,
     mut view: watch::Receiver<Arc<View>>,

@@ -37,8 +37,9 @@ impl ConfigFile {
         self.last_read = self.read_version();
     }
 
-    /// Resolves when the file has changed. A file that is missing, or is a pipe, does not count as
-    /// changed.
+    /// Resolves when the file has another version than at the last [`ConfigFile::mark_read`], and
+    /// had it at two checks in a row. A file that is missing, or is a pipe, does not count as
+    /// changed. Never resolves without a file.
     pub(super) async fn changed(&mut self) {
         if self.path.is_none() {
             return std::future::pending().await;
@@ -51,6 +52,7 @@ impl ConfigFile {
         }
     }
 
+    /// Checks the file once, and returns whether it has changed since it was read.
     fn check_for_change(&mut self) -> bool {
         let now = self.read_version();
         let settled = now.is_some() && now == self.last_seen;
@@ -58,6 +60,7 @@ impl ConfigFile {
         settled && now != self.last_read
     }
 
+    /// Returns the file's version; `None` if there is no regular file.
     fn read_version(&self) -> Option<Version> {
         let metadata = std::fs::metadata(self.path.as_deref()?).ok().filter(std::fs::Metadata::is_file)?;
         Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.modified().ok()))

@@ -22,12 +22,13 @@ pub(super) struct Capacity {
 }
 
 /// Raises the soft open-file limit, which is often 1024, to the hard limit, and returns the
-/// connections that it allows. Logs a warning if these are fewer than `max_connections`.
+/// connections that it allows, at most `max_connections`. Logs a warning if they are fewer. If the
+/// limit can't be read or raised, logs that and returns `max_connections`.
 pub(super) fn raise_open_file_limit(max_connections: usize) -> Capacity {
     let limit = match raise_soft_limit() {
         Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
         Err(error) => {
-            warn!(%error, "can't raise the open-file limit; assuming that it suffices for limits.max_connections");
+            warn!(%error, "can't read or raise the open-file limit; assuming that it suffices for limits.max_connections");
             usize::MAX
         }
     };
@@ -44,6 +45,7 @@ pub(super) fn raise_open_file_limit(max_connections: usize) -> Capacity {
     capacity
 }
 
+/// Raises the soft limit to the hard limit, and returns it.
 fn raise_soft_limit() -> nix::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
@@ -59,7 +61,8 @@ fn reserved_descriptors(limit: usize) -> usize {
 }
 
 /// Divides `limit` descriptors among the reserve, waiting connections and served ones. A served
-/// connection needs two descriptors: one for the client, and one for the gateway.
+/// connection needs two descriptors: one for the client, and one for the gateway. At least one
+/// connection is allowed, even if the limit is too low for it.
 fn capacity_of_limit(limit: usize, max_connections: usize) -> Capacity {
     let reserve = reserved_descriptors(limit);
     let waiting_connections = MAX_WAITING.min(limit / 16);

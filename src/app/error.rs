@@ -14,12 +14,12 @@ use crate::tls;
 /// Why the sidecar could not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A system call failed.
+    /// A step of the start failed in the operating system.
     #[error("failed while {doing}")]
     Io {
         /// The step that failed, such as `starting the workers`.
         doing: &'static str,
-        /// The cause.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The server certificate can't be loaded or made.
@@ -41,11 +41,11 @@ pub enum Error {
     #[cfg(feature = "otel")]
     #[error(transparent)]
     Otel(#[from] otel::Error),
-    /// The sandbox is required, but can't be enforced.
+    /// `sandbox` is `required`, but Landlock or seccomp is not in force. The field says which, and
+    /// why.
     #[error("the option sandbox is \"required\", but the sandbox can't be enforced: {0}")]
     Sandbox(String),
-    /// The container that owned this network namespace runs in another one, or could not be found
-    /// for 60 s.
+    /// The sidecar is in a network namespace of which the owner is gone.
     #[error(
         "the owner of this network namespace runs in another one, or could not be found for 60 s; exiting, so that \
          the restart policy attaches the sidecar to the right one"

@@ -11,15 +11,15 @@ use crate::secret::{GATEWAY_TOKEN_VARIABLE, Secret};
 /// Why the token can't be used. No message contains the token.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file can't be read, or contains no token.
+    /// The file can't be read, or its content is no token.
     #[error("can't read the gateway's token from {place}")]
     Read {
-        /// The name of the file or the variable.
+        /// The path of the file, or the name of the variable.
         place: String,
-        /// The cause.
+        /// Says what is wrong, without the token.
         source: io::Error,
     },
-    /// The token can't be sent in a header.
+    /// The token is no valid header value. The field is the file or the variable.
     #[error("the gateway's token in {0} holds characters that can't be sent in a header")]
     Unsendable(String),
 }

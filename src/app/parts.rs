@@ -40,8 +40,8 @@ pub(super) fn warn_of_shared_own_addresses(config: &Config) {
 }
 
 /// Verifies that `tls.client_ca` can be used. This happens before loopgate creates its own CA, so
-/// that a wrong path does not leave files behind. If the path is that of loopgate's CA, opening
-/// that CA verifies it.
+/// that a wrong path does not leave files behind. The path of loopgate's own CA is not read:
+/// opening that CA verifies it.
 pub(super) fn verify_client_ca(config: &Config) -> Result<(), Error> {
     let foreign = config.tls.client_ca.as_deref().filter(|file| !pki::is_ca_certificate_file(file, &config.state_dir));
     ClientAuthorities::new(None, foreign, Arc::default()).map_err(tls::Error::from)?;

@@ -103,8 +103,8 @@ const NAMESPACE_FLAGS: &[libc::c_int] = &[
 const X32_BIT: u32 = 0x4000_0000;
 
 /// Restricts this process as `config.sandbox` says, and returns the restrictions that are in force.
-/// Must be called before other threads start, because Landlock restricts this thread and later ones
-/// only.
+/// Must be called before the threads start that it is to restrict, because Landlock restricts this
+/// thread and those that it starts later; seccomp restricts all.
 ///
 /// # Errors
 /// If the sandbox is required, but this kernel or container does not permit it.
@@ -133,7 +133,8 @@ pub(super) fn apply(config: &Config) -> Result<SandboxStatus, Error> {
 }
 
 /// Forbids this thread, and those that it starts, to write outside of the state directory and of
-/// `gateway.state_dir`, in which loopgate may create the gateway's device identity.
+/// `gateway.state_dir`, in which loopgate may create the gateway's device identity. Creates the
+/// state directory if it is missing. Returns why this is not in force, or only in part.
 fn restrict_writes(config: &Config) -> Result<(), String> {
     // The directory must exist for the rule. If it can't be created, `pki` reports that later.
     let _ = DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir);
@@ -168,7 +169,8 @@ fn restrict_writes(config: &Config) -> Result<(), String> {
     }
 }
 
-/// Forbids all threads the system calls in [`REFUSED`], and to create namespaces.
+/// Forbids all threads the system calls in [`REFUSED`], and to create namespaces. Returns why this
+/// is not in force.
 fn refuse_system_calls() -> Result<(), String> {
     let text = |error: seccompiler::Error| crate::error_chain::error_chain(&error);
     for program in seccomp_filters(REFUSED).map_err(|error| error.to_string())? {

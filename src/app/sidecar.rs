@@ -210,7 +210,8 @@ impl Sidecar {
         Arc::clone(&self.tls.served_identity().borrow())
     }
 
-    /// Resolves when the container that owns this network namespace runs again in another one.
+    /// Resolves when the container that owns this network namespace runs in another one, or could
+    /// not be found for 60 s. Never resolves after discovery has ended.
     pub(super) async fn wait_until_orphaned(&self) {
         let mut view = self.view.clone();
         let is_replaced = view.wait_for(|view| view.namespace == NamespaceState::Replaced).await.is_ok();
@@ -219,9 +220,12 @@ impl Sidecar {
         }
     }
 
-    /// Reads the certificate files again, and applies the options of `wanted` that can change
-    /// without a restart. If `wanted` is invalid, the configuration in use stays. Connections stay
-    /// open unless the new configuration no longer authorizes them.
+    /// Has the certificate files read again, and applies the options of `wanted` that can change
+    /// without a restart: `set_log` applies those of `log`. Connections stay open unless the new
+    /// configuration no longer authorizes them.
+    ///
+    /// If `wanted` is an error, or TLS can't be served with it, the configuration in use stays, and
+    /// the outcome, the log and `status` have the reason.
     pub fn reload(&self, wanted: Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Outcome {
         info!("reloading the configuration and the certificate files");
         self.pki.check_files_now();
@@ -267,7 +271,7 @@ impl Sidecar {
             Ok(token) => self.proxy.update_token(token),
             Err(error) => error!(
                 error = error_chain(&error),
-                "can't read the gateway's token again; agents still inherit the old one"
+                "can't use the gateway's token as it is now; keeping what was read before"
             ),
         }
         info!(changed = changed.join(", "), "configuration reloaded");
@@ -278,8 +282,10 @@ impl Sidecar {
         self.shutdown.has_begun()
     }
 
-    /// Stops the sidecar: accepts no new connection, lets requests finish, sends WebSockets a close
-    /// frame, and aborts the connections that are left after `limits.drain_timeout`.
+    /// Stops the sidecar: accepts no new connection, lets requests finish, and sends WebSockets a
+    /// close frame. Connections that are left after `limits.drain_timeout` abort themselves.
+    /// Resolves when all have ended, at the latest [`ABORT_GRACE`] after that timeout, and the last
+    /// spans are sent.
     pub async fn stop(&self) {
         info!("stopping");
         self.shutdown.begin();
@@ -303,8 +309,8 @@ impl Sidecar {
     }
 }
 
-/// Starts discovery, and waits for the first list of agents. Returns the view, and the Docker
-/// Engine if discovery uses one.
+/// Starts discovery, and waits for the first list of agents, for at most [`DISCOVERY_TIMEOUT`].
+/// Returns the view, and the Docker Engine if discovery uses one.
 async fn start_discovery(
     config: &Config,
     metrics: &DiscoveryMetrics,
@@ -319,8 +325,8 @@ async fn start_discovery(
     (view, engine)
 }
 
-/// Starts the proxy, and creates the limits on connections. `limits.max_connections` is lowered to
-/// the number that the open-file limit allows.
+/// Starts the proxy, and creates the limits on connections. Raises the open-file limit; if that
+/// allows fewer connections than `limits.max_connections`, their number is the limit.
 fn start_proxy(
     config: &Config,
     dependencies: ProxyDependencies,

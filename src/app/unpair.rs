@@ -89,7 +89,7 @@ enum Error {
     Token(#[source] io::Error),
     #[error(transparent)]
     Gateway(#[from] pair::Error),
-    #[error("can't write which containers are gone")]
+    #[error("can't remove the containers that are gone from devices.json")]
     Devices(#[source] io::Error),
 }
 
@@ -119,8 +119,9 @@ impl UnpairRemoved {
         }
     }
 
-    /// Removes the gateway's pairing of each device whose containers are all removed. Does nothing
-    /// while the source of agents is not live, since a container that is not listed may still run.
+    /// Removes the gateway's pairing of each device whose containers are all removed, and then
+    /// forgets the removed containers. Does nothing while the source of agents is not live, since a
+    /// container that is not listed may still run.
     async fn unpair_removed(&self) -> Result<(), Error> {
         let devices = Arc::clone(&self.devices);
         let used = spawn_blocking(move || devices.devices_with_containers()).await.unwrap_or_default();
