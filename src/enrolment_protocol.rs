@@ -245,7 +245,7 @@ pub enum Reply<T> {
 /// Why a line could not be sent or received.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The connection failed.
+    /// The connection broke while a line was sent or received.
     #[error("the connection failed")]
     Io(#[from] std::io::Error),
     /// The connection was closed before the end of the line.

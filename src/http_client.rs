@@ -38,7 +38,7 @@ pub struct ResponseBody {
 }
 
 /// Sends `request`, whose target must be in origin form, on `stream`, and returns the response once
-/// its head has arrived.
+/// its head has arrived. Sets no header and no timeout: the caller adds `Host`.
 ///
 /// # Errors
 /// If the connection breaks or the response is not HTTP/1.1.

@@ -88,7 +88,7 @@ impl Exporter {
         })
     }
 
-    /// Sends the remaining spans, and stops.
+    /// Sends the remaining spans, and stops. Waits for at most [`BATCH_TIMEOUT`].
     pub async fn stop(self: Arc<Self>) {
         let ended = tokio::task::spawn_blocking(move || self.processor.shutdown_with_timeout(BATCH_TIMEOUT)).await;
         if let Ok(Err(error)) = ended {
@@ -180,6 +180,8 @@ impl HttpClient for RuntimeHttpClient {
     }
 }
 
+/// Sends `request` on a new connection without TLS, and reads the response.
+/// Fails if the response is larger than [`MAX_RESPONSE`].
 async fn send(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
     let (mut parts, body) = request.into_parts();
     let authority = parts.uri.authority().ok_or("there is no host in the endpoint")?.clone();

@@ -1,10 +1,10 @@
-//! A rate limit for one client, by the generic cell rate algorithm (ITU-T I.371).
+//! A rate limit, such as that of one client, by the generic cell rate algorithm (ITU-T I.371).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many events a client may cause.
+/// How many events are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// The largest number of events at once.
@@ -21,7 +21,7 @@ impl Rate {
     }
 }
 
-/// The tokens that one client has left, kept as the time at which its bucket is full again.
+/// The tokens that are left, kept as the time at which the bucket is full again.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenBucket {
     full_at: Instant,

@@ -28,7 +28,7 @@ impl Traceparent {
     /// Returns a `traceparent` for a new trace with random ids, which is sampled.
     ///
     /// # Panics
-    /// The system has no random bytes. Without them loopgate could make no key either.
+    /// If the system has no random bytes. Without them loopgate could make no key either.
     pub fn random() -> Self {
         Self::with_new_span(&hex(&random_id::<16>()), "01")
     }
@@ -38,6 +38,7 @@ impl Traceparent {
         Self::with_new_span(self.trace_id(), if self.is_sampled() { "01" } else { "00" })
     }
 
+    /// Returns a `traceparent` of version 00 with this trace id and a new random span id.
     fn with_new_span(trace_id: &str, flags: &str) -> Self {
         let text = format!("00-{trace_id}-{}-{flags}", hex(&random_id::<8>()));
         Self(HeaderValue::from_str(&text).expect("hexadecimal digits and dashes"))
@@ -130,8 +131,8 @@ pub trait Recorder: Send + Sync + std::fmt::Debug {
     fn record(&self, span: &Span<'_>);
 }
 
-/// Returns whether `value` is a `traceparent` of version 00, or of a later version with the same
-/// fields.
+/// Returns whether `value` is a `traceparent` of version 00, or of a later version whose first
+/// fields are the same.
 fn is_well_formed(value: &[u8]) -> bool {
     let are_digits = |part: &[u8]| part.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
     let is_zero = |part: &[u8]| part.iter().all(|digit| *digit == b'0');
@@ -146,6 +147,7 @@ fn is_well_formed(value: &[u8]) -> bool {
         && (suffix.is_empty() || version != b"00" && suffix[0] == b'-')
 }
 
+/// Returns `N` random bytes that are not all zero.
 fn random_id<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).expect("the system gives random bytes");
