@@ -165,8 +165,9 @@ fn judge_own_addresses(risks: &AddressRisks, config: &Config, report: &mut Repor
     }
 }
 
-/// Adds a finding for every entry of `external.trusted_proxies` or `agents.cidrs` that contains the
-/// bridge's own address.
+/// Adds a finding for each list that trusts a bridge's own address: `external.trusted_proxies` with
+/// an entry that contains it, or `agents.cidrs` with an entry that is exactly it. The finding names
+/// every such entry, and its remedy removes all of them.
 fn judge_trusted_bridge_addresses(view: &View, config: &Config, report: &mut Report) {
     let lists: [(&'static str, &[IpNet]); 2] =
         [("external.trusted_proxies", &config.external.trusted_proxies), ("agents.cidrs", &config.agents.cidrs)];
@@ -176,10 +177,11 @@ fn judge_trusted_bridge_addresses(view: &View, config: &Config, report: &mut Rep
         let trusts_bridge = |net: &IpNet, ip: &IpAddr| {
             net.contains(ip) && (key != "agents.cidrs" || net.prefix_len() == net.max_prefix_len())
         };
+        let trusts_any_bridge = |net: &IpNet| view.bridge_gateways.iter().any(|ip| trusts_bridge(net, ip));
+        let remaining: Vec<String> =
+            list.iter().filter(|net| !trusts_any_bridge(net)).map(ToString::to_string).collect();
         for ip in &view.bridge_gateways {
-            if let Some(net) = list.iter().find(|net| trusts_bridge(net, ip)) {
-                let remaining: Vec<String> =
-                    list.iter().filter(|other| *other != net).map(ToString::to_string).collect();
+            for net in list.iter().filter(|net| trusts_bridge(net, ip)) {
                 report.add_finding(
                     &kind::BRIDGE_TRUSTED,
                     format!("{key} has {net}, and {ip} is the bridge itself"),
@@ -231,6 +233,7 @@ fn is_wider_than_private(net: &IpNet) -> bool {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::finding::Finding;
     use super::*;
     use crate::discovery::Agent;
 
@@ -280,6 +283,25 @@ mod tests {
             judge(&view, &AddressRisks::default(), &config, &mut report);
             assert_eq!(report.ids(), expected, "{proxies:?} {cidrs:?}");
         }
+    }
+
+    #[test]
+    fn one_remedy_removes_every_entry_that_trusts_a_bridge() {
+        let mut view = View::default();
+        view.bridge_gateways.extend(["172.18.0.1".parse::<IpAddr>().unwrap(), "172.19.0.1".parse().unwrap()]);
+        let mut config = Config::default();
+        config.external.trusted_proxies =
+            ["172.18.0.0/16", "172.18.0.5/32", "172.16.0.0/12"].map(|net| net.parse().unwrap()).into();
+        let mut report = Report::default();
+        judge(&view, &AddressRisks::default(), &config, &mut report);
+        assert_eq!(report.ids(), ["bridge-gateway-trusted"]);
+        let Finding { seen, remedy, .. } = &report.findings[0];
+        assert_eq!(*remedy, Remedy::Loopgate { key: "external.trusted_proxies", value: json!(["172.18.0.5/32"]) });
+        for entry in ["172.18.0.0/16, and 172.18.0.1", "172.16.0.0/12, and 172.18.0.1", "172.16.0.0/12, and 172.19.0.1"]
+        {
+            assert!(seen.iter().any(|seen| seen.contains(entry)), "{entry}: {seen:?}");
+        }
+        assert_eq!(seen.len(), 3);
     }
 
     #[test]
