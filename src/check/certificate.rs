@@ -29,7 +29,8 @@ const PROVIDED_EXPIRES_SOON_DAYS: i64 = 14;
 /// should have renewed it long before.
 const MANAGED_EXPIRES_SOON_DAYS: i64 = 7;
 
-/// Adds the findings about the certificate.
+/// Adds the findings about the certificate. Adds none about its files if loopgate has not made a
+/// certificate yet.
 pub fn judge(state: &CertificateState, report: &mut Report) {
     if let Some(problem) = &state.problem {
         let remedy = Remedy::in_words(

@@ -57,7 +57,8 @@ impl fmt::Display for Setting {
     }
 }
 
-/// Returns a command for each remedy in `report` that sets a key of `openclaw.json`.
+/// Returns the settings of all remedies in `report` that set a key of `openclaw.json`, each once.
+/// Some of them may not be safe to fix.
 pub fn settings_to_fix(report: &Report) -> Vec<Setting> {
     let mut settings: Vec<Setting> = Vec::new();
     for finding in &report.findings {

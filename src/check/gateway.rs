@@ -132,7 +132,7 @@ fn judge_trusted_proxies(observation: &GatewayObservation, report: &mut Report) 
 }
 
 /// Returns whether `ip` is 127.0.0.1 or ::1, from which local clients connect.
-pub(super) fn is_first_loopback(ip: &IpAddr) -> bool {
+fn is_first_loopback(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V4(ip) if ip.octets() == [127, 0, 0, 1]) || matches!(ip, IpAddr::V6(ip) if ip.is_loopback())
 }
 

@@ -15,8 +15,9 @@ pub struct NamespaceContainer {
     pub variables: Vec<String>,
 }
 
-/// Adds a finding for each container whose command line or environment makes a gateway listen on an
-/// address that is not loopback, or end the program that listens on its port, such as loopgate.
+/// Adds a finding if the command line or environment of a container makes a gateway listen on an
+/// address that is not loopback, or end the program that listens on its port, such as loopgate. The
+/// finding names each such setting.
 pub fn judge(containers: &[NamespaceContainer], report: &mut Report) {
     for container in containers {
         for setting in overriding_settings(container) {

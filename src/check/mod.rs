@@ -78,8 +78,9 @@ pub fn openclaw_config_path(config: &Config, named: Option<&Path>) -> Option<Pat
     named.map(Path::to_path_buf).or_else(in_state_dir)
 }
 
-/// Runs all probes, and judges what they observe. `file` is the gateway's configuration file, and
-/// `status` the status of the running sidecar.
+/// Runs all probes, and judges what they observe. Discovery runs meanwhile. `file` is the gateway's
+/// configuration file. `status` is the status of the running sidecar, or the error if it could not
+/// be fetched; `None` if there is no admin listener.
 async fn collect_findings(config: &Config, file: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
     let mut report = Report::default();
     let shutdown = Shutdown::new();

@@ -62,7 +62,8 @@ pub fn observe(config: &Config, view: &View, status: Option<&Status>) -> Namespa
     }
 }
 
-/// Adds the findings about other listeners.
+/// Adds the findings about other listeners: those on a port of a mesh, and those that are not on
+/// loopback. On a host the latter are reported only if its own addresses are agents.
 pub fn judge(observation: &NamespaceObservation, report: &mut Report) {
     let mesh = |port: u16| MESHES.iter().find(|(of_mesh, _)| *of_mesh == port).map(|(_, name)| *name);
     for listener in &observation.listeners {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
-use super::gateway::{bind_loopback_remedy, is_first_loopback, no_tls_remedy, trust_exactly_remedy};
+use super::gateway::{bind_loopback_remedy, no_tls_remedy, trust_exactly_remedy};
 use crate::error_chain::error_chain;
 use crate::lane::LanePolicy;
 use crate::openclaw::files;
@@ -61,11 +61,11 @@ pub fn judge_unread_file(read: Result<(), &Unread>, report: &mut Report) {
     }
 }
 
-/// Adds the findings about the gateway's configuration, `config`.
-pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
+/// Adds the findings about `openclaw_json`, the content of the gateway's configuration file.
+pub fn judge(openclaw_json: &Value, wanted: &Wanted, report: &mut Report) {
     let before = report.findings.len();
-    let gateway = &config["gateway"];
-    if !config["$include"].is_null() || !gateway["$include"].is_null() {
+    let gateway = &openclaw_json["gateway"];
+    if !openclaw_json["$include"].is_null() || !gateway["$include"].is_null() {
         let remedy = Remedy::in_words("check the included files one by one");
         report.add_finding(&kind::OPENCLAW_INCLUDE, "openclaw.json has a $include", remedy);
     }
@@ -130,7 +130,7 @@ fn judge_proxy_auth(auth: &Value, report: &mut Report) {
 }
 
 /// Adds a finding for each header that the gateway trusts in `auth.mode: "trusted-proxy"`, but that
-/// any client can send through loopgate.
+/// any client can send through loopgate. Adds nothing if `auth.mode` has another value.
 fn judge_identity_headers(auth: &Value, policy: &LanePolicy, report: &mut Report) {
     if auth["mode"].as_str().is_some_and(|mode| mode != "trusted-proxy") {
         return;
@@ -189,7 +189,7 @@ fn judge_trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
         };
         is_trusted |= net.contains(&source);
         let firsts: [IpAddr; 2] = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
-        if !wanted.knows_local_clients && firsts.iter().any(|first| is_first_loopback(first) && net.contains(first)) {
+        if !wanted.knows_local_clients && firsts.iter().any(|first| net.contains(first)) {
             report.add_finding(&kind::PROXIES_LOOPBACK, description, trust_exactly_remedy(source));
         } else if net != IpNet::from(source) {
             report.add_finding(&kind::PROXIES_WIDE, description, trust_exactly_remedy(source));
