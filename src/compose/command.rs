@@ -49,13 +49,15 @@ pub fn words_before_gateway(words: &[String]) -> Option<&[String]> {
     (at > 0 && script_index(words).is_none() && !has_secret).then_some(before)
 }
 
-/// Returns the value of the last `--port` in these words.
+/// Returns the value of the last `--port` in these words; `None` if there is none, or if it is not a
+/// port number.
 pub fn last_port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
     let words: Vec<&str> = words.flat_map(str::split_whitespace).map(trim_quotes).collect();
-    let separate = words.windows(2).rev().find(|pair| pair[0] == "--port").map(|pair| pair[1]);
-    separate
-        .or_else(|| words.iter().rev().find_map(|word| word.strip_prefix("--port=")))
-        .and_then(|port| port.parse().ok())
+    let value = words.iter().enumerate().rev().find_map(|(at, word)| match word.strip_prefix("--port")? {
+        "" => words.get(at + 1).copied(),
+        rest => rest.strip_prefix('='),
+    });
+    value?.parse().ok()
 }
 
 /// Rewrites `words` so that the gateway listens on loopback: any `--bind` becomes `--bind
@@ -121,7 +123,7 @@ fn bind_to_loopback(pieces: &[&str]) -> Vec<String> {
             rewritten.push(format!("{before}loopback{after}"));
             awaits_bind_value = false;
         } else if core == "--force" {
-            // Its white space goes with it.
+            // The white space before it is removed too.
             if rewritten.last().is_some_and(|last| last.trim().is_empty()) {
                 rewritten.pop();
             }
@@ -148,7 +150,8 @@ fn split_quotes(piece: &str) -> (&str, &str, &str) {
     (before, core, after)
 }
 
-/// Returns the name of a secret that is among `words` with its value.
+/// Returns the name of a secret that is among `words` with its value. A value that refers to a
+/// variable, such as `$TOKEN`, is no secret.
 fn name_of_secret(words: &[&str]) -> Option<String> {
     let names = |word: &str| {
         let name = trim_quotes(word).trim_start_matches('-').to_ascii_lowercase();
@@ -217,6 +220,8 @@ mod tests {
             (&["x", "--port", "18790"][..], Some(18790)),
             (&["--port=3000"], Some(3000)),
             (&["sh", "-c", "openclaw gateway --port 59765 --bind lan"], Some(59765)),
+            (&["--port", "18790", "--port=3000"], Some(3000)),
+            (&["--port=3000", "--port", "18790"], Some(18790)),
             (&["--port", "x"], None),
             (&["gateway"], None),
         ] {
