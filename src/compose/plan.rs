@@ -38,8 +38,8 @@ pub struct Options {
     pub sign_in: Option<SignIn>,
 }
 
-/// Returns the path of the gateway's configuration file on this machine, if a bind mount of its
-/// service contains it.
+/// Returns the path that the gateway's configuration file would have on this machine; `None` if it
+/// is not in a bind mount of the gateway's service. The file may not exist.
 pub fn openclaw_config(project: &Project, options: &Options) -> Option<PathBuf> {
     let (_, gateway) = find::gateway_service(project, options.gateway_service.as_deref()).ok()?;
     let state = find_state(gateway).filter(|state| state.kind == "bind")?;
@@ -158,7 +158,7 @@ fn choose_namespace(name: &str, gateway: &Service, options: &Options) -> Result<
 }
 
 /// Returns the entrypoint and the command that bind the gateway to loopback, each `None` if it
-/// stays as it is.
+/// stays as it is. Adds a problem for each that has to change but can't be rewritten.
 fn rewrite_commands(
     name: &str,
     gateway: &Service,
@@ -175,8 +175,8 @@ fn rewrite_commands(
     (rewrite("entrypoint", gateway.entrypoint.as_ref()), rewrite("command", gateway.command.as_ref()))
 }
 
-/// Returns the gateway's user as UID:GID. A user name is not enough, because loopgate's image has
-/// no user of that name.
+/// Returns the gateway's user as UID:GID. If the user is a name other than `node` or `root`, adds a
+/// problem and returns an empty text, because loopgate's image has no user of that name.
 fn gateway_user(name: &str, gateway: &Service, options: &Options, problems: &mut Vec<Remark>) -> String {
     let user_and_group = |user: &str| if user.contains(':') { user.to_owned() } else { format!("{user}:{user}") };
     if let Some(user) = &options.gateway_user {
@@ -288,8 +288,10 @@ fn services_in_namespace<'a>(project: &'a Project, plan: &Plan, gateway: &Servic
 }
 
 impl Plan {
-    /// Makes the service join the network namespace, and resets its keys that only the owner of the
-    /// namespace may have.
+    /// Makes the service join the network namespace. If a pause container owns the namespace, also
+    /// removes the keys that only the owner may have, and changes the restart policy
+    /// `unless-stopped` to `always`. Otherwise does nothing for the gateway, and for a service that
+    /// has a `network_mode`.
     fn join_namespace(&mut self, name: &str, service: &Service) {
         let is_gateway = name == self.gateway;
         let stays = self.namespace != Namespace::Pause;
@@ -314,8 +316,8 @@ impl Plan {
         }
     }
 
-    /// Sets the variables with which the gateway listens on loopback, and removes a token that it
-    /// must not have.
+    /// Sets the variables with which the gateway listens on loopback, and empties the variable of a
+    /// token that it must not have.
     fn set_gateways_environment(&mut self, gateway: &Service) {
         let bind = BIND
             .iter()
@@ -333,7 +335,9 @@ impl Plan {
         }
     }
 
-    /// Moves the keys that only the owner of a namespace may have to the pause container.
+    /// Moves the keys that only the owner of a namespace may have to the pause container. Also makes
+    /// a service that has `OPENCLAW_GATEWAY_URL` and is not the gateway connect to loopback. Does
+    /// nothing if there is no pause container.
     fn move_keys_to_pause(&mut self, name: &str, service: &Service) {
         if self.namespace != Namespace::Pause {
             return;

@@ -8,14 +8,15 @@ use serde_json::Value;
 pub enum SignIn {
     /// Users give a token or a password, or nothing.
     Shared,
-    /// A proxy authenticates users (`auth.mode: "trusted-proxy"`), and names them in this header.
+    /// A proxy authenticates users (`auth.mode: "trusted-proxy"`), and names them in this header;
+    /// `None` if the configuration names no valid header.
     TrustedProxy(Option<String>),
 }
 
 impl SignIn {
     /// Reads `gateway.auth` of the gateway's configuration.
-    pub fn from_config(config: &Value) -> Self {
-        let auth = &config["gateway"]["auth"];
+    pub fn from_config(openclaw_json: &Value) -> Self {
+        let auth = &openclaw_json["gateway"]["auth"];
         if auth["mode"] == "trusted-proxy" {
             let header = auth["trustedProxy"]["userHeader"].as_str();
             // The name is printed, so it must be a valid header name, which has no control
