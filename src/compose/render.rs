@@ -49,8 +49,8 @@ pub fn override_file(plan: &Plan) -> String {
     )
 }
 
-/// Returns the two commands that stop the gateway and set its configuration, line by line: the
-/// first command is one line, the rest are the second.
+/// Returns the lines of two commands. The first line is the command that stops the gateway; all
+/// later lines are the command that sets the gateway's configuration.
 pub fn command_lines(plan: &Plan) -> Vec<String> {
     let set = |message| format!("{} config set gateway.{message}", cli_in_new_container(plan));
     let mut settings = vec!["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"];
@@ -128,12 +128,12 @@ fn header_lines(plan: &Plan) -> Vec<String> {
     lines.push(format!("  {}", public_url_command(plan)));
     if !plan.manual_changes.is_empty() {
         lines.push(String::new());
-        lines.push("Left to you:".into());
+        lines.push("Change by hand:".into());
         lines.extend(plan.manual_changes.iter().map(|remark| format!("  {}", remark_line(remark))));
     }
     if !plan.notes.is_empty() {
         lines.push(String::new());
-        lines.push("To know:".into());
+        lines.push("Notes:".into());
         lines.extend(plan.notes.iter().map(|remark| format!("  {}", remark_line(remark))));
     }
     lines
