@@ -1,10 +1,10 @@
 //! `loopgate demo`.
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 
 use super::error::Error;
 use super::log;
+use super::table::stdout_gets_colours;
 use crate::config::{Config, Log, parse};
 use crate::demo;
 
@@ -24,6 +24,6 @@ pub fn run(args: Args) -> Result<(), Error> {
     // The sidecar's log lines would appear within the table.
     log::init(&Log { level: "warn".into(), ..Config::default().log })?;
     let mut stdout = std::io::stdout();
-    let colours = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    Ok(demo::run(&demo::Options { once: args.once, listen: args.listen, colours }, &mut stdout)?)
+    let options = demo::Options { once: args.once, listen: args.listen, colours: stdout_gets_colours() };
+    Ok(demo::run(&options, &mut stdout)?)
 }

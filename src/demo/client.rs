@@ -202,6 +202,7 @@ impl TrialClient {
         }
     }
 
+    /// Sends a GET request over HTTP/1.1; returns what the gateway received.
     async fn get_h1(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -214,6 +215,7 @@ impl TrialClient {
         read_received(send_request(io, request).await?).await
     }
 
+    /// Starts HTTP/2 on `io`. The connection runs as a task of its own.
     async fn open_h2(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -223,6 +225,7 @@ impl TrialClient {
         Ok(sender)
     }
 
+    /// Sends a GET request over HTTP/2; returns what the gateway received.
     async fn get_h2(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -260,6 +263,7 @@ impl TrialClient {
         check_echo(WebSocketStream::from_raw_socket(stream, Role::Client, None).await).await
     }
 
+    /// Returns the URI of `path` at the `Host` in `extra`, or else at the sidecar's address.
     fn uri(&self, scheme: &str, path: &str, extra: &[(&str, &str)]) -> Result<Uri, http::Error> {
         let host = extra.iter().find(|(name, _)| *name == "Host").map(|(_, host)| (*host).to_owned());
         Uri::builder().scheme(scheme).authority(host.unwrap_or_else(|| self.authority())).path_and_query(path).build()
@@ -274,6 +278,7 @@ fn add_headers(request: request::Builder, extra: &[(&str, &str)]) -> request::Bu
         .fold(request, |request, (name, value)| request.header(*name, *value))
 }
 
+/// Reads the request as the gateway received it from the body of its response.
 async fn read_received(response: Response<impl Body<Data = Bytes, Error = hyper::Error>>) -> Result<Received, Error> {
     if response.status() != StatusCode::OK {
         return Err(Error::Status(response.status()));

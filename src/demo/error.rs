@@ -22,7 +22,7 @@ pub enum Error {
     /// The self-check could not start.
     #[error("the self-check could not start")]
     Check(#[from] client::Error),
-    /// The gateway did not see a client as its lane requires.
+    /// A request failed, or the gateway did not see its client as the lane requires.
     #[error("{failed} of {all} checks failed")]
     ChecksFailed {
         /// The number of checks that failed.

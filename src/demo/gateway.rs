@@ -103,6 +103,7 @@ fn respond(
     }
 }
 
+/// Returns the response 101 to an upgrade with the `Sec-WebSocket-Key` `key`.
 fn switch_to_websocket(key: &HeaderValue) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -115,6 +116,7 @@ fn switch_to_websocket(key: &HeaderValue) -> Response<Full<Bytes>> {
     response
 }
 
+/// Returns a response with a body of the type `kind`, which browsers do not store.
 fn content_response(kind: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     let headers = response.headers_mut();

@@ -46,7 +46,7 @@ pub struct Options {
 /// Runs the demonstration and writes the results to `out`. Blocks.
 ///
 /// # Errors
-/// If it could not start, or a check failed.
+/// If it could not start, if a check failed, or with `once` if a signal came first.
 pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Error> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::io("starting the runtime"))?;
