@@ -12,6 +12,8 @@ use crate::fingerprint::Fingerprint;
 
 /// The path at which the shipped compose files mount the CA's certificate.
 const CA_FILE: &str = "/ca/ca.pem";
+/// The default of `--hold`.
+const DEFAULT_HOLD: Duration = Duration::from_secs(10);
 
 /// Every option is also an environment variable, LOOPGATE_ and its name.
 #[derive(Debug, clap::Args)]
@@ -155,7 +157,7 @@ impl Flags {
             trust,
             credential_source,
             token_out: non_empty(self.token_out),
-            wait_limit: non_empty(self.hold).unwrap_or(Duration::from_secs(10)),
+            wait_limit: non_empty(self.hold).unwrap_or(DEFAULT_HOLD),
         })
     }
 }

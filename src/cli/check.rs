@@ -50,8 +50,12 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(if report.has_errors() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Runs the commands that `--fix` may run without a decision of the operator. Returns whether it
-/// ran any.
+/// Runs the commands that `--fix` may run without a decision of the operator, and prints each
+/// before. Returns `true` if all of them succeeded. Prints why and returns `false` if there are
+/// none, if `file` belongs to another user, or if there is no command `openclaw`.
+///
+/// # Errors
+/// If a command fails; those before it have been run.
 fn apply_fixes(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
     let settings: Vec<Setting> = fix::settings_to_fix(report).into_iter().filter(Setting::is_safe_to_fix).collect();
     if settings.is_empty() {
@@ -91,7 +95,7 @@ fn apply_fixes(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// The width of the first column, in characters.
+/// The width of the first column of the text, in characters.
 const LABEL: usize = 9;
 
 /// Returns the report as text: what passed, the findings with the worst last, commands that fix

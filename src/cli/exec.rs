@@ -59,6 +59,10 @@ fn parse_variable_name(name: &str) -> Result<String, String> {
     if legal { Ok(name.into()) } else { Err("is not the name of an environment variable".into()) }
 }
 
+/// The default of `--wait`.
+const DEFAULT_WAIT: Duration = Duration::from_secs(60);
+/// The default of `--grace`.
+const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 /// The time that open connections get to end after the command has ended.
 const DRAIN: Duration = Duration::from_millis(200);
 
@@ -75,8 +79,8 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         None => None,
     };
     let settings = args.flags.settings(port)?;
-    let wait_limit = non_empty(args.wait).unwrap_or(Duration::from_secs(60));
-    let grace = non_empty(args.grace).unwrap_or(Duration::from_secs(10));
+    let wait_limit = non_empty(args.wait).unwrap_or(DEFAULT_WAIT);
+    let grace = non_empty(args.grace).unwrap_or(DEFAULT_GRACE);
     let status = create_runtime()?.block_on(async {
         let mut signals = Signals::install().map_err(Error::io("installing the signal handlers"))?;
         let shutdown = Shutdown::new();
