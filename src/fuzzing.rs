@@ -42,15 +42,16 @@ const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 9);
 
-/// The configuration of all targets. It is created once, because that takes longer than one run of
+/// The configuration of all targets, and its rules for requests. They are created once, because that takes longer than one run of
 /// a target.
 static RULES: LazyLock<(Config, RequestRules)> = LazyLock::new(|| {
-    let config = default_config();
+    let config = fuzz_config();
     let rules = RequestRules::new(&config);
     (config, rules)
 });
 
-fn default_config() -> Config {
+/// Returns a configuration with a trusted proxy, an agent, an identity header and a path rule.
+fn fuzz_config() -> Config {
     let mut config = Config::default();
     config.external.trusted_proxies = vec![IpAddr::V4(PROXY).into()];
     config.agents.cidrs = vec![IpAddr::V4(AGENT).into()];
@@ -127,6 +128,7 @@ pub fn fuzz_head(data: &[u8]) {
     assert!(!reads_as_private(&path), "{path}");
 }
 
+/// Returns whether `key` is `name` to a server that reads `_` and `.` in names as `-`.
 fn same_name(key: &HeaderName, name: &str) -> bool {
     key.as_str().replace(['_', '.'], "-") == name
 }

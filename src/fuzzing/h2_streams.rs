@@ -294,6 +294,8 @@ fn assert_counted(
     assert!(has_ended || dropped <= kinds[8], "{dropped} dropped, and {} reset by the client", kinds[8]);
 }
 
+/// Serves the connection that `data` encodes until it ends, or until the server has written nothing
+/// for as many polls as there are reads, and [`ROUNDS`] more.
 fn run_connection(data: &[u8]) -> Outcome {
     let Some((&size, acts)) = data.split_first() else { return Outcome::default() };
     let Script { pieces, kinds, begun } = Script::new(size, acts);

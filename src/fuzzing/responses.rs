@@ -98,7 +98,7 @@ impl Received {
     }
 }
 
-/// Polls `poll` until it is ready.
+/// Polls `poll` until it is ready. Panics after [`MAX_POLLS`] polls.
 fn block<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..MAX_POLLS {
