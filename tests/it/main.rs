@@ -9,7 +9,6 @@ mod client_chains;
 mod drain;
 mod expiry;
 mod faults;
-mod fidelity;
 mod floods;
 mod forward;
 mod h2_abuse;
@@ -20,6 +19,7 @@ mod lanes;
 mod listeners;
 #[cfg(feature = "otel")]
 mod otel;
+mod passthrough;
 mod plain;
 mod progress;
 mod reload;
