@@ -138,6 +138,8 @@ fn check_named_services(project: &Project, gateway: &str, options: &Options) -> 
     }
 }
 
+/// Returns the gateway's port: that of its command line, else that of its environment, else the
+/// default.
 fn gateway_port(gateway: &Service) -> u16 {
     let variable = || gateway.variable("OPENCLAW_GATEWAY_PORT").and_then(|port| port.parse().ok());
     command::last_port(gateway.command_words()).or_else(variable).unwrap_or(GATEWAY_PORT)
@@ -268,6 +270,8 @@ fn public_url(plan: &Plan, gateway: &Service, options: &Options) -> String {
     if port == "443" { format!("https://{host}") } else { format!("https://{host}:{port}") }
 }
 
+/// Returns the words that run OpenClaw's CLI: those before `gateway` in the gateway's command, else
+/// those of OpenClaw's own image.
 fn cli_command(gateway: &Service) -> Vec<String> {
     let words = gateway.command.as_deref().and_then(command::words_before_gateway);
     words.map_or_else(|| vec!["node".into(), "openclaw.mjs".into()], <[String]>::to_vec)
@@ -364,8 +368,9 @@ impl Plan {
         }
     }
 
+    /// Returns a published port in compose's short form. The gateway's own port leads to loopgate's.
     fn published_port(&self, is_gateway: bool, port: &Port) -> String {
-        let gateways = is_gateway && port.target == self.port && port.is_tcp();
-        port.short_form(if gateways { self.listen } else { port.target })
+        let is_gateways_port = is_gateway && port.target == self.port && port.is_tcp();
+        port.short_form(if is_gateways_port { self.listen } else { port.target })
     }
 }

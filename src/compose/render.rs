@@ -391,6 +391,8 @@ fn ca_service(plan: &Plan) -> Node {
     Node::Map(map)
 }
 
+/// Returns the keys that every service of loopgate has: a read-only file system, no capabilities,
+/// and the restart policy `always`.
 fn hardening_entries() -> Vec<(String, Node)> {
     vec![
         ("read_only".into(), Node::bool(true)),
@@ -400,6 +402,7 @@ fn hardening_entries() -> Vec<(String, Node)> {
     ]
 }
 
+/// Returns the key `profiles`, if the gateway's service has profiles.
 fn profiles_entry(plan: &Plan) -> Option<(String, Node)> {
     (!plan.profiles.is_empty()).then(|| ("profiles".to_owned(), Node::texts(&plan.profiles)))
 }
