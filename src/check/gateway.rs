@@ -61,6 +61,7 @@ pub fn judge(observation: &GatewayObservation, report: &mut Report) {
     judge_origins(observation, report);
 }
 
+/// Adds a finding for each address of the bridge on which the gateway answers.
 fn judge_exposure(observation: &GatewayObservation, report: &mut Report) {
     for (address, tls) in &observation.exposed {
         let how = if *tls { "by TLS, with a certificate that is not the sidecar's" } else { "in plain text" };

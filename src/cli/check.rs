@@ -153,6 +153,7 @@ fn report_text(report: &Report, colours: bool) -> String {
     text
 }
 
+/// Adds a line to `text`: `label` in the colour of `tone`, padded to [`LABEL`], and `rest`.
 fn push_line(text: &mut String, label: &str, tone: Tone, rest: &str, colours: bool) {
     let space = " ".repeat(LABEL.saturating_sub(label.len()));
     text.push_str(&format!("{}{space}{rest}\n", paint(label, tone, colours)));

@@ -38,6 +38,7 @@ pub fn run(args: Args) -> Result<(), Error> {
     }
 }
 
+/// Returns the text that says which options were changed, and which of them need a restart.
 fn outcome_text(outcome: &Outcome) -> String {
     let mut text = if outcome.applied.is_empty() {
         "reloaded; no option changed\n".to_owned()

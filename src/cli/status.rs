@@ -55,6 +55,7 @@ pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
     }
 }
 
+/// Returns `status` as text, or with `as_json` as JSON, indented unless `on_one_line`.
 fn format_status(status: &Status, as_json: bool, on_one_line: bool) -> String {
     let json = || if on_one_line { serde_json::to_string(status) } else { serde_json::to_string_pretty(status) };
     if as_json {
