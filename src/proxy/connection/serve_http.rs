@@ -30,6 +30,14 @@ const MAX_RESETS: usize = 20;
 /// The most bytes buffered for an HTTP/1.1 client in each direction, or for an HTTP/2 stream. A
 /// request head may need more.
 const MAX_BUFFER: usize = 64 * 1024;
+/// The time without a request or a part of a body after which hyper sends a PING over HTTP/2. It
+/// finds a client that has vanished while its request waits for the gateway and nothing else is
+/// sent. TCP keep-alive takes 90 seconds for this, and does not reach beyond a proxy that forwards
+/// bytes.
+const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+/// The time in which the client must answer a PING; otherwise hyper sends GOAWAY with NO_ERROR and
+/// ends the connection. It suffices for an answer that waits behind other data on a slow link.
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The time that the close of a connection may take if the client does not read.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
@@ -108,8 +116,8 @@ async fn serve_h2(context: Arc<ConnectionContext>, io: Downstream) {
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_RESETS)
         .max_header_list_size(u32::try_from(limits.head_bytes.saturating_mul(OVERSIZE_FACTOR)).unwrap_or(u32::MAX))
-        .keep_alive_interval(Some(Duration::from_secs(30)))
-        .keep_alive_timeout(Duration::from_secs(20))
+        .keep_alive_interval(Some(H2_PING_INTERVAL))
+        .keep_alive_timeout(H2_PING_TIMEOUT)
         .serve_connection(
             TokioIo::new(io),
             service_fn(|request: Request<Incoming>| {
