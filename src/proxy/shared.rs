@@ -113,7 +113,8 @@ impl Shared {
         }
     }
 
-    /// Closes connections that lost the agent lane or whose scope cap changed.
+    /// Closes connections that lost the agent lane, and external ones whose scope cap changed. A
+    /// source that can't be reached takes no lane ([`View::for_established`]).
     pub(super) fn recheck_lanes_and_caps(&self) {
         let view = self.view.borrow().for_established();
         let rules = self.rules.load();
@@ -127,6 +128,10 @@ impl Shared {
     }
 
     /// Closes external connections that the current rules no longer permit.
+    ///
+    /// Uses the view for new connections: while discovery's source can't be reached, an address
+    /// whose agent's grace has elapsed counts as external, so that the lists apply to it. An
+    /// external connection has no agent lane that it could lose by this.
     pub(super) fn revoke_denied_clients(&self) {
         let (view, rules) = (Arc::clone(&self.view.borrow()), self.rules.load());
         self.count_revoked(

@@ -1,18 +1,19 @@
 //! Decides when a connection ends.
 //!
-//! These are the reasons. If several apply at once, the first one in this list counts:
+//! These are the reasons:
 //!
 //! 1. The connection was revoked. Its WebSockets over HTTP/2 have [`REVOKED_GRACE`] to send their
-//!    close frames.
-//! 2. A second signal ended the shutdown at once.
-//! 3. The client closed the connection, or hyper did.
-//! 4. `limits.drain_timeout` has passed since the shutdown began.
+//!    close frames. Open requests end with the connection.
+//! 2. A second signal ended the shutdown at once. Open requests end with the connection.
+//! 3. The client closed the connection, or hyper did. Open requests end with the connection.
+//! 4. `limits.drain_timeout` has passed since the shutdown began. Open requests end with the
+//!    connection.
 //! 5. The client's certificate has expired. Open requests finish, and no further one is taken.
 //! 6. The client is overdue: with a head or the HTTP/2 preface, with the next request, or with
-//!    reading.
+//!    reading. A late head over HTTP/2, or a client that does not read, ends the open requests
+//!    with the connection.
 //!
-//! With reason 5, open requests finish. An idle connection has no open request. With every other
-//! reason, open requests end with the connection.
+//! If several apply at once, the first one in this list counts.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -47,8 +48,11 @@ const DRAIN_GRACE: Duration = Duration::from_millis(300);
 /// when the timeout passes, so that the process counts it as aborted.
 const CUT_DELAY: Duration = Duration::from_millis(20);
 
-/// Drives hyper's `connection` until it ends or must be cut. `ask_to_end` makes hyper finish the
-/// open requests and take no more.
+/// Drives hyper's `connection` until it ends or must be cut, and then reports the heads that were
+/// refused or dropped. `ask_to_end` makes hyper finish the open requests and take no more.
+///
+/// Each poll asks `closing` and `aborted` first, then the connection, and the deadlines last: the
+/// order of the reasons in the module's documentation depends on it.
 pub async fn run_until_end<C>(context: &ConnectionContext, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,

@@ -4,7 +4,7 @@
 //! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, while the server must
 //! read it and often answer it. The `h2` crate limits how many of them it holds, but not how many a
 //! client may send over time. So [`H2FloodGuard`] counts all frames except HEADERS and DATA with
-//! content. It reads only the heads of frames (RFC 9113 section 4.1), and the payload of SETTINGS.
+//! content, and calls them control frames. It reads only the heads of frames (RFC 9113 section 4.1), and the payload of SETTINGS.
 //!
 //! Workaround: such floods are those of CVE-2019-9512 and CVE-2019-9515. Delete when `h2` has a
 //! limit for control frames.
@@ -81,11 +81,12 @@ impl H2FloodGuard {
         }
     }
 
-    /// Follows the next bytes from the client. Reports header blocks, resets and SETTINGS to
-    /// `frames`.
+    /// Parses the next bytes from the client, which may end inside a frame, and counts the control
+    /// frames in them. Reports header blocks, resets and SETTINGS to `frames`.
     ///
     /// # Errors
-    /// The reason why the connection must be closed.
+    /// The reason why the connection must be closed: the frames exceed the limit, or the first one
+    /// is not SETTINGS.
     pub fn check_input(&mut self, mut bytes: &[u8], frames: &mut H2OutputFrames) -> Result<(), Violation> {
         loop {
             let step = self.bytes_left.min(bytes.len());
@@ -125,12 +126,14 @@ impl H2FloodGuard {
         self.frames_begun > 1 || self.frames_begun == 1 && self.bytes_left == 0
     }
 
-    /// Returns the stream whose first header block has begun and not ended.
+    /// Returns the stream whose first header block has begun and not ended; `None` if there is
+    /// none.
     pub fn unfinished_block(&self) -> Option<u32> {
         self.unfinished_block
     }
 
-    /// Records the head of a frame.
+    /// Begins the frame with this head: counts it if it is a control frame, and reports a reset, or
+    /// a header block that continues in further frames, to `frames`.
     fn begin_frame(&mut self, FrameHead { length, kind, flags, stream }: FrameHead, frames: &mut H2OutputFrames) {
         self.frames_begun = self.frames_begun.saturating_add(1).min(2);
         self.bytes_left = length;
@@ -160,7 +163,8 @@ impl H2FloodGuard {
         self.written += bytes as u64;
     }
 
-    /// Returns whether the control frames since `since` exceed the limit, and starts a new count.
+    /// Returns whether the control frames since `since` exceed the limit, and starts a new count of
+    /// frames and written bytes.
     fn check_flood_and_reset_count(&mut self) -> bool {
         let unexplained = self.control_frames.saturating_sub(self.written / BYTES_PER_FRAME);
         let (now, since) = (Instant::now(), self.since);

@@ -7,10 +7,10 @@
 //! | `transport` | the socket below it: over TLS, or plain TCP |
 //! | `activity` | what the connection is doing, for its deadlines |
 //! | `output_state` | how much of what hyper wrote the socket has taken |
-//! | `h1_request_guard` | finds HTTP/1.1 requests that state their length twice |
+//! | `h1_request_guard` | makes hyper refuse HTTP/1.1 requests with two lengths and HTTP/2's preface; percent-encodes targets |
 //! | `h1_refusal`, `refused_heads` | heads that hyper refuses: the response's body; the log line and the count |
 //! | `h2_frame_head` | parses the heads of HTTP/2 frames |
-//! | `h2_flood_guard` | limits HTTP/2 control frames |
+//! | `h2_flood_guard` | limits the HTTP/2 frames other than HEADERS and DATA with content |
 //! | `head_tracker`, `interim_queue`, `h2_output_frames` | write interim responses (1xx) between hyper's bytes |
 //! | `request_streams` | finds the HTTP/2 stream of each request |
 //! | `h2_stream_stall` | resets HTTP/2 streams that the client does not read |
