@@ -21,7 +21,8 @@ use crate::labels::Protocol;
 /// deadlines.
 ///
 /// The fields are atomics because requests over HTTP/2 and tunnels have tasks of their own, and a
-/// task must be `Send`. All of them run on the thread of one worker.
+/// task must be `Send`. All of them run on the thread of one worker, so the order of the stores
+/// does not matter, and `Relaxed` suffices.
 #[derive(Debug)]
 pub struct Activity {
     epoch: Instant,
@@ -147,7 +148,7 @@ impl Activity {
         })
     }
 
-    /// Returns how much of what hyper wrote the socket has taken.
+    /// Returns the record of how much of what hyper wrote the socket has taken.
     pub fn output(&self) -> &OutputState {
         &self.output
     }
@@ -161,7 +162,8 @@ impl Activity {
     }
 
     /// Records that bytes were read over HTTP/1.1. `is_in_head` is whether they ended inside a
-    /// head.
+    /// head. The time for a head begins with the first such read, or with the end of the request
+    /// that is being served.
     pub fn record_h1_read(&self, is_in_head: bool) {
         self.is_in_head.store(is_in_head, Ordering::Relaxed);
         if is_in_head && self.is_idle() && self.phase.load().0 == Phase::Idle {
@@ -183,14 +185,16 @@ impl Activity {
         self.block_since.load(Ordering::Relaxed) > 0
     }
 
-    /// Records that the HTTP/2 preface and the first SETTINGS are complete.
+    /// Records that the HTTP/2 preface and the first SETTINGS are complete: the time for the next
+    /// request begins, if none is being served.
     pub fn record_preface_end(&self) {
         if self.is_idle() {
             self.phase.store(Phase::Idle, self.now_millis());
         }
     }
 
-    /// Records that the socket took bytes of a response.
+    /// Records that the socket took bytes of a response: the stall timeout begins anew. Does nothing
+    /// while no response waits for the client.
     pub fn record_write_progress(&self) {
         if self.unread_responses.load(Ordering::Relaxed) > 0 {
             self.last_progress.store(self.now_millis(), Ordering::Relaxed);
@@ -257,7 +261,8 @@ impl Activity {
         self.phase_deadline_and_cause(timeouts).into_iter().chain(block).min_by_key(|(at, _)| *at)
     }
 
-    /// Returns the deadline of the current phase, apart from header blocks of HTTP/2.
+    /// Returns the deadline of the current phase, or while a request is served that of a stall,
+    /// apart from header blocks of HTTP/2.
     fn phase_deadline_and_cause(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         if !self.is_idle() {
             let has_unread = self.unread_responses.load(Ordering::Relaxed) > 0;
@@ -288,19 +293,20 @@ pub struct RequestGuard {
 }
 
 impl RequestGuard {
-    /// Records that since `now` a part of the response waits for the client to read it.
+    /// Records that since `now` a part of the response waits for the client to read it: starts the
+    /// stall timeouts of the connection and of the HTTP/2 stream. Does nothing if a part waits
+    /// already.
     pub fn mark_pending(&self, now: Instant) {
         if !self.is_pending.swap(true, Ordering::Relaxed) {
-            // The time is stored first, so that no thread computes a deadline from an old time.
             self.activity.last_progress.store(self.activity.millis_at(now), Ordering::Relaxed);
-            self.activity.unread_responses.fetch_add(1, Ordering::Release);
+            self.activity.unread_responses.fetch_add(1, Ordering::Relaxed);
             if let Some(stream) = &self.stream {
                 stream.start_timer(now);
             }
         }
     }
 
-    /// Returns how much of what hyper wrote the socket has taken.
+    /// Returns the record of how much of what hyper wrote the socket has taken.
     pub fn output(&self) -> &OutputState {
         &self.activity.output
     }
@@ -311,7 +317,8 @@ impl RequestGuard {
         if self.is_h2() { Poll::Ready(()) } else { self.activity.output.poll_below_high_water_mark(cx) }
     }
 
-    /// Records that no part of the response waits for the client any more.
+    /// Records that no part of the response waits for the client any more: ends what
+    /// [`Self::mark_pending`] began.
     pub fn mark_drained(&self) {
         if self.is_pending.swap(false, Ordering::Relaxed) {
             self.activity.unread_responses.fetch_sub(1, Ordering::Relaxed);
@@ -321,7 +328,7 @@ impl RequestGuard {
         }
     }
 
-    /// Resets the HTTP/2 stream of a tunnel, in place of an END_STREAM.
+    /// Resets the HTTP/2 stream of a tunnel, in place of an END_STREAM. Does nothing over HTTP/1.1.
     pub fn reset_stream(&self) {
         if let Some(stream) = &self.stream {
             stream.reset_stream();
@@ -345,8 +352,7 @@ impl Drop for RequestGuard {
         if self.is_tunnel {
             self.activity.h2_tunnels.fetch_sub(1, Ordering::Relaxed);
         }
-        // The phase is stored before the count falls: a thread that reads in between must not take
-        // an old phase for the current one. The head of the next request may have begun.
+        // The head of the next request may have begun.
         let phase = if self.activity.is_in_head.load(Ordering::Relaxed) { Phase::Head } else { Phase::Idle };
         self.activity.phase.store(phase, self.activity.now_millis());
         self.activity.active_requests.fetch_sub(1, Ordering::Relaxed);

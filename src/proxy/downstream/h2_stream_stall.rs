@@ -31,6 +31,8 @@ tokio::task_local! {
 
 /// The stall timer of one stream: the time since which the client has not read the data that waits
 /// for it.
+///
+/// The tasks that use it run on the thread of one worker, so the atomics need no ordering.
 #[derive(Debug)]
 pub struct StreamStall {
     epoch: Instant,
@@ -69,9 +71,10 @@ impl StreamStall {
         self.since.store(0, Ordering::Relaxed);
     }
 
-    /// Ends the stream's tasks before their time, so that `h2` resets the stream with CANCEL.
+    /// Makes the next poll of the stream's tasks end them, so that `h2` resets the stream with
+    /// CANCEL.
     pub fn reset_stream(&self) {
-        self.must_reset.store(true, Ordering::Release);
+        self.must_reset.store(true, Ordering::Relaxed);
         self.waker.wake();
     }
 
@@ -80,6 +83,7 @@ impl StreamStall {
         self.is_expired.load(Ordering::Relaxed)
     }
 
+    /// Returns the time since which data wait for the client; `None` if none wait.
     fn stalled_since(&self) -> Option<Instant> {
         let since = self.since.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.epoch + Duration::from_millis(since))
@@ -134,7 +138,7 @@ impl<F: Future<Output = ()>> Future for StallGuarded<F> {
         let this = self.project();
         this.stall.waker.register(cx.waker());
         // This is checked before the task is polled: the task would end the stream with END_STREAM.
-        if this.stall.must_reset.load(Ordering::Acquire) || this.task.poll(cx).is_ready() {
+        if this.stall.must_reset.load(Ordering::Relaxed) || this.task.poll(cx).is_ready() {
             return Poll::Ready(());
         }
         let Some(since) = this.stall.stalled_since() else { return Poll::Pending };
