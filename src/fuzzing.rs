@@ -34,7 +34,7 @@ use crate::lane::{
     Evidence, GatewayHead, Lane, ProxyHeader, RequestRules, Target, decide_lane, scrub_request_trailers,
 };
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
-use crate::proxy::{H1RequestGuard, percent_encode};
+use crate::proxy::{GuardedInput, H1RequestGuard};
 pub use h2_streams::fuzz_h2_streams;
 pub use responses::fuzz_responses;
 
@@ -208,27 +208,49 @@ pub fn fuzz_enrolment(data: &[u8]) {
     }
 }
 
+/// Returns how many bytes of `input` are in `output`, in which `"`, `<`, `>` and backticks may be
+/// percent-encoded. Asserts that nothing else is changed.
+fn count_passed(input: &[u8], mut output: &[u8]) -> usize {
+    let mut count = 0;
+    while !output.is_empty() {
+        let byte = input[count];
+        let is_encoded = output[0] != byte;
+        assert!(!is_encoded || matches!(byte, b'"' | b'<' | b'>' | b'`'));
+        let expected = if is_encoded { format!("%{byte:02X}").into_bytes() } else { vec![byte] };
+        output = output.strip_prefix(&expected[..]).expect("the byte or its encoding");
+        count += 1;
+    }
+    count
+}
+
 /// Passes the bytes of an HTTP/1.1 connection through [`H1RequestGuard`] at once, and again in
 /// pieces whose size is the first byte. Asserts that the results are equal, and that the guard
-/// changes no byte unless it refuses a head.
+/// changes only bytes that it encodes, and the line feed of a head that it refuses.
 pub fn fuzz_h1_request_guard(data: &[u8]) {
     let Some((&size, bytes)) = data.split_first() else { return };
-    let (mut whole, mut raw) = (bytes.to_vec(), Vec::new());
-    let found = H1RequestGuard::default().scan_input(&mut whole, &mut raw);
-    assert!(found || whole == bytes);
-    assert!(raw.iter().all(|place| matches!(bytes[*place], b'"' | b'<' | b'>' | b'`')));
-    let mut guard = H1RequestGuard::default();
-    let mut cut = bytes.to_vec();
-    let size = usize::from(size).max(1);
-    let mut raw_in_pieces = Vec::new();
-    let found_in_pieces = cut.chunks_mut(size).enumerate().any(|(number, piece)| {
-        let mut raw = Vec::new();
-        let found = guard.scan_input(piece, &mut raw);
-        raw_in_pieces.extend(raw.iter().map(|place| number * size + place));
-        found
-    });
-    assert_eq!(found, found_in_pieces);
-    assert_eq!(raw, raw_in_pieces);
+    // Returns what hyper gets, and whether a head was refused.
+    let guard_in_pieces = |size: usize| {
+        let (mut guard, mut output) = (H1RequestGuard::default(), Vec::new());
+        for piece in bytes.chunks(size) {
+            match guard.guard_input(piece) {
+                GuardedInput::Unchanged => output.extend(piece),
+                GuardedInput::Encoded(bytes) => output.extend(bytes),
+                GuardedInput::Refused(bytes) => {
+                    output.extend(bytes);
+                    return (output, true);
+                }
+            }
+        }
+        (output, false)
+    };
+    let (output, is_refused) = guard_in_pieces(bytes.len().max(1));
+    if is_refused {
+        let (last, before) = output.split_last().expect("a NUL");
+        assert_eq!((bytes[count_passed(bytes, before)], *last), (b'\n', 0));
+    } else {
+        assert_eq!(count_passed(bytes, &output), bytes.len());
+    }
+    assert_eq!(guard_in_pieces(usize::from(size).max(1)), (output, is_refused));
 }
 
 /// A client's connection from which hyper reads one byte at a time, after [`H1RequestGuard`].
@@ -249,13 +271,14 @@ impl AsyncRead for Trickle<'_> {
             return Poll::Ready(Ok(()));
         }
         let Some((first, rest)) = self.rest.split_first() else { return Poll::Ready(Ok(())) };
-        let mut byte = [*first];
         let before = self.guard.is_in_head();
-        let mut raw = Vec::new();
-        let spoilt = self.guard.scan_input(&mut byte, &mut raw);
+        let guarded = self.guard.guard_input(&[*first]);
         assert!(!self.head_ended.get(), "a head ended that hyper did not see");
-        self.head_ended.set(before && !self.guard.is_in_head() && !spoilt);
-        self.encoded = percent_encode(&byte, &raw);
+        self.head_ended.set(before && !self.guard.is_in_head() && !matches!(guarded, GuardedInput::Refused(_)));
+        self.encoded = match guarded {
+            GuardedInput::Unchanged => vec![*first],
+            GuardedInput::Encoded(bytes) | GuardedInput::Refused(bytes) => bytes,
+        };
         let byte = self.encoded.remove(0);
         buf.put_slice(&[byte]);
         self.rest = rest;

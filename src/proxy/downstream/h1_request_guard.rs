@@ -1,4 +1,5 @@
-//! Finds HTTP/1.1 requests that state their length twice, which hyper accepts.
+//! Makes hyper refuse HTTP/1.1 requests that state their length twice and the preface of HTTP/2,
+//! and percent-encodes request targets that hyper would refuse.
 //!
 //! If a head has `Transfer-Encoding`, hyper drops `Content-Length` before the service sees it.
 //! hyper also merges equal `Content-Length` fields. A proxy in front of loopgate may have used the
@@ -9,9 +10,8 @@
 //! The guard does the same to the preface of HTTP/2, which is an error on an HTTP/1.1 connection:
 //! hyper would close the connection without a response.
 //!
-//! The guard also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow
-//! them, but clients send them, other proxies pass them, and hyper answers 400. [`percent_encode`]
-//! percent-encodes them.
+//! The guard also percent-encodes `"`, `<`, `>` and backticks in request targets. RFC 3986 does not
+//! allow them, but clients send them, other proxies pass them, and hyper answers 400.
 //!
 //! Workaround, in three parts. Delete the check of lengths when hyper can refuse such requests (it
 //! drops the length silently since [hyper#4123](https://github.com/hyperium/hyper/issues/4123) and
@@ -72,13 +72,27 @@ pub enum HeadFault {
     Ambiguous,
 }
 
+/// What hyper gets for bytes from the client.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum GuardedInput {
+    /// The same bytes.
+    Unchanged,
+    /// These bytes: the same, with bytes of request targets percent-encoded.
+    Encoded(Vec<u8>),
+    /// These bytes: the same up to the line feed that ends a head with two lengths, or the first
+    /// line of HTTP/2's preface, and NUL in place of that line feed. No head may have a NUL, so
+    /// hyper refuses the request, and reads no further bytes.
+    Refused(Vec<u8>),
+}
+
 /// Returns whether hyper refuses a request target with this byte.
 fn must_be_encoded(byte: u8) -> bool {
     matches!(byte, b'"' | b'<' | b'>' | b'`')
 }
 
 /// Percent-encodes the bytes at `places` (RFC 3986 section 2.1).
-pub fn percent_encode(bytes: &[u8], places: &[usize]) -> Vec<u8> {
+fn percent_encode(bytes: &[u8], places: &[usize]) -> Vec<u8> {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let mut encoded = Vec::with_capacity(bytes.len() + 2 * places.len());
     let mut from = 0;
@@ -114,6 +128,7 @@ impl Default for Line {
 }
 
 impl Line {
+    /// Adds as many of `bytes` as there is space for. Does not change `last`.
     fn append(&mut self, bytes: &[u8]) {
         let count = bytes.len().min(MAX_LINE_PREFIX - self.len);
         self.bytes[self.len..self.len + count].copy_from_slice(&bytes[..count]);
@@ -133,10 +148,26 @@ impl H1RequestGuard {
         self.fault
     }
 
-    /// Follows the next bytes of the connection. Appends to `to_encode` the indices of the bytes
-    /// that [`percent_encode`] must encode. If the bytes end a head that states its length more
-    /// than once, or begin HTTP/2, makes them invalid and returns `true`.
-    pub(crate) fn scan_input(&mut self, bytes: &mut [u8], to_encode: &mut Vec<usize>) -> bool {
+    /// Parses the next bytes from the client, which may end anywhere; returns what hyper must get in
+    /// their place.
+    pub(crate) fn guard_input(&mut self, bytes: &[u8]) -> GuardedInput {
+        let mut to_encode = Vec::new();
+        if let Some(end) = self.find_refused(bytes, &mut to_encode) {
+            let mut refused = percent_encode(&bytes[..end], &to_encode);
+            refused.push(0);
+            return GuardedInput::Refused(refused);
+        }
+        if to_encode.is_empty() {
+            GuardedInput::Unchanged
+        } else {
+            GuardedInput::Encoded(percent_encode(bytes, &to_encode))
+        }
+    }
+
+    /// Parses the next bytes from the client; returns the index of the line feed that ends a head
+    /// with two lengths, or the first line of HTTP/2's preface. `None` if there is none. Appends the
+    /// indices of bytes of request targets that must be encoded to `to_encode`.
+    fn find_refused(&mut self, bytes: &[u8], to_encode: &mut Vec<usize>) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() {
             if let Position::Data { bytes_left, chunked } = self.position {
@@ -156,7 +187,7 @@ impl H1RequestGuard {
             }
             let Some(length) = length else {
                 self.continue_line(&bytes[at..]);
-                return false;
+                return None;
             };
             let end = at + length;
             let refused = if self.line.last.is_none() {
@@ -167,17 +198,15 @@ impl H1RequestGuard {
                 self.end_line(&line.bytes[..line.len], line.last)
             };
             if refused {
-                // NUL in place of the line feed: no head may have it, so hyper refuses the request.
-                bytes[end] = 0;
-                return true;
+                return Some(end);
             }
             at = end + 1;
         }
-        false
+        None
     }
 
-    /// Appends the indices of bytes of the request target that must be encoded to `to_encode`.
-    /// `piece` is the next part of the request line in `bytes`.
+    /// Appends the indices of bytes of the request target that must be encoded to `to_encode`, and
+    /// counts the spaces of the request line. `piece` is its next part in `bytes`.
     fn find_unencoded(&mut self, bytes: &[u8], piece: std::ops::Range<usize>, to_encode: &mut Vec<usize>) {
         let mut at = piece.start;
         while self.spaces < 2 && at < piece.end {
@@ -195,7 +224,8 @@ impl H1RequestGuard {
     /// Adds a piece of an incomplete line to the kept beginning, without the leading zeros of a
     /// chunk size.
     fn continue_line(&mut self, piece: &[u8]) {
-        // A chunk size may have any number of leading zeros, which would fill the kept beginning.
+        // `line` keeps only the first bytes of a line. Leading zeros of a chunk size, of which there
+        // may be any number, would use them up.
         let zeros = if self.position == Position::ChunkSize && self.line.len == 0 {
             piece.iter().take_while(|byte| **byte == b'0').count()
         } else {
@@ -205,8 +235,9 @@ impl H1RequestGuard {
         self.line.last = piece.last().copied().or(self.line.last);
     }
 
-    /// Ends a line. `line` is the line, or the beginning of a long one; `last` is the last byte
-    /// before its line feed. Returns whether the line ends an ambiguous head, or begins HTTP/2.
+    /// Parses a whole line, and moves to the part of the request that follows it. `line` is the
+    /// line, or the beginning of a long one; `last` is the last byte before its line feed. Returns
+    /// whether the line ends an ambiguous head, or begins HTTP/2.
     fn end_line(&mut self, line: &[u8], last: Option<u8>) -> bool {
         let is_whole = line.len() < MAX_LINE_PREFIX;
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -297,17 +328,26 @@ mod tests {
         format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")
     }
 
-    /// Scans `text` in pieces of `size` bytes; returns the number of bytes up to the one that was
-    /// made invalid, with it; `None` if there is none.
+    /// Returns what hyper gets for `piece`.
+    fn into_bytes(guarded: GuardedInput, piece: &[u8]) -> Vec<u8> {
+        match guarded {
+            GuardedInput::Unchanged => piece.to_vec(),
+            GuardedInput::Encoded(bytes) | GuardedInput::Refused(bytes) => bytes,
+        }
+    }
+
+    /// Guards `text` in pieces of `size` bytes; returns the number of bytes that hyper gets up to
+    /// the one that was made invalid, with it; `None` if there is none.
     fn found_after(text: &str, size: usize) -> Option<usize> {
         let mut guard = H1RequestGuard::default();
         let mut fed = 0;
         for piece in text.as_bytes().chunks(size) {
-            let mut piece = piece.to_vec();
-            if guard.scan_input(&mut piece, &mut Vec::new()) {
-                let invalidated = piece.iter().position(|byte| *byte == 0).expect("a NUL byte");
-                return Some(fed + invalidated + 1);
+            let guarded = guard.guard_input(piece);
+            if let GuardedInput::Refused(bytes) = &guarded {
+                assert_eq!(bytes.iter().position(|byte| *byte == 0), Some(bytes.len() - 1));
+                return Some(fed + bytes.len());
             }
+            let piece = into_bytes(guarded, piece);
             assert!(!piece.contains(&0));
             fed += piece.len();
         }
@@ -381,9 +421,8 @@ mod tests {
     fn encoded(text: &str, size: usize) -> String {
         let (mut guard, mut all) = (H1RequestGuard::default(), Vec::new());
         for piece in text.as_bytes().chunks(size) {
-            let (mut piece, mut to_encode) = (piece.to_vec(), Vec::new());
-            guard.scan_input(&mut piece, &mut to_encode);
-            all.extend(percent_encode(&piece, &to_encode));
+            let guarded = guard.guard_input(piece);
+            all.extend(into_bytes(guarded, piece));
         }
         String::from_utf8(all).unwrap()
     }

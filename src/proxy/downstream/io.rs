@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::activity::Activity;
 use super::h1_refusal::{HyperRefusals, head_timeout_response};
-use super::h1_request_guard::{H1RequestGuard, percent_encode};
+use super::h1_request_guard::{GuardedInput, H1RequestGuard};
 use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard, PROTOCOL_ERROR, Violation};
 use super::h2_output_frames::H2OutputFrames;
 use super::h2_trailers::{H2Trailers, TooLarge};
@@ -101,17 +101,16 @@ enum ReadOutcome {
 }
 
 impl Observer {
-    /// Observes bytes that were read from the client.
-    fn observe_read(&mut self, bytes: &mut [u8]) -> ReadOutcome {
+    /// Passes bytes that were read from the client through the guards, and records the activity that
+    /// they show; returns what hyper gets.
+    fn observe_read(&mut self, bytes: &[u8]) -> ReadOutcome {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, .. } => {
-                let mut to_encode = Vec::new();
-                guard.scan_input(bytes, &mut to_encode);
+                let guarded = guard.guard_input(bytes);
                 self.activity.record_h1_read(guard.is_in_head());
-                if to_encode.is_empty() {
-                    ReadOutcome::Passed
-                } else {
-                    ReadOutcome::Rewritten(percent_encode(bytes, &to_encode))
+                match guarded {
+                    GuardedInput::Unchanged => ReadOutcome::Passed,
+                    GuardedInput::Encoded(bytes) | GuardedInput::Refused(bytes) => ReadOutcome::Rewritten(bytes),
                 }
             }
             ProtocolGuard::H2 { guard, frames, trailers, floods } => {
@@ -338,7 +337,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
             let poll = Pin::new(&mut this.stream).poll_read(cx, buf);
             let Some(observer) = &mut this.observer else { return poll };
             if buf.filled().len() > before {
-                match observer.observe_read(&mut buf.filled_mut()[before..]) {
+                match observer.observe_read(&buf.filled()[before..]) {
                     ReadOutcome::Passed => return poll,
                     ReadOutcome::Refused(bytes) => {
                         observer.head_tracker.mark_closed_for_client_fault();
