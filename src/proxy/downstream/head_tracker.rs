@@ -3,11 +3,11 @@
 //!
 //! hyper has no way to send an interim response over either protocol
 //! ([hyper#2743](https://github.com/hyperium/hyper/issues/2743),
-//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114)). [`HeadTracker`] keeps them in an
-//! [`InterimQueue`] until the stream below hyper can write them: over HTTP/1.1 when hyper's buffer
-//! is empty, over HTTP/2 between two frames. Their fields are literals that no HPACK table keeps
-//! (RFC 7541 section 6.2.2), so hyper's encoder and the client's decoder stay in step. Workaround:
-//! delete when hyper's server sends them.
+//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114)). [`Interims`] keeps them until the
+//! stream below hyper can write them: over HTTP/1.1 when hyper's buffer is empty, over HTTP/2
+//! between two frames. Their fields are literals that no HPACK table keeps (RFC 7541 section
+//! 6.2.2), so hyper's encoder and the client's decoder stay in step. Workaround: delete when
+//! hyper's server sends them.
 //!
 //! Over HTTP/2 hyper does not tell on which stream a request came. [`RequestStreams`] infers it
 //! from the order of header blocks and requests; a request whose stream is not known sends no
@@ -16,16 +16,13 @@
 //! written.
 
 use std::fmt;
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode};
-use tokio::io::AsyncWrite;
 
-use super::interim_queue::{InterimQueue, encode_h1, encode_h2};
+use super::interim_queue::{Interims, encode_h1, encode_h2};
 use super::refused_heads::{CleanEnd, DroppedHeads, HeadRefusal, RefusedHead, RefusedHeads};
 use super::request_streams::RequestStreams;
 use crate::labels::Protocol;
@@ -39,8 +36,6 @@ const FLOW_CONTROL_ERROR: u32 = 3;
 /// hyper refused.
 pub struct HeadTracker {
     protocol: Protocol,
-    /// Whether `state` has interim responses: read without the lock, for each write.
-    has_interims: AtomicBool,
     /// Whether `state` has refused or dropped heads: read without the lock, for each poll of the
     /// connection.
     has_unreported_heads: AtomicBool,
@@ -50,15 +45,11 @@ pub struct HeadTracker {
     state: Mutex<TrackerState>,
     /// Whether loopgate closes the connection because of what the client sent.
     is_closed_for_client_fault: AtomicBool,
-    /// Wakes the connection's task.
-    writer: AtomicWaker,
-    /// Wakes the one request of an HTTP/1.1 connection, which waits before its final response.
-    interims_written: AtomicWaker,
+    interims: Interims,
 }
 
 #[derive(Default)]
 struct TrackerState {
-    interims: InterimQueue,
     streams: RequestStreams,
     refused_heads: RefusedHeads,
 }
@@ -66,20 +57,19 @@ struct TrackerState {
 impl HeadTracker {
     /// Creates the state at the beginning of a connection that speaks `protocol`.
     pub fn new(protocol: Protocol) -> Arc<Self> {
-        let (writer, interims_written) = (AtomicWaker::new(), AtomicWaker::new());
-        let [has_interims, has_unreported_heads, is_blocked, is_closed_for_client_fault] =
-            [false; 4].map(AtomicBool::new);
-        let state = Mutex::default();
         Arc::new(Self {
             protocol,
-            has_interims,
-            has_unreported_heads,
-            is_blocked,
-            state,
-            is_closed_for_client_fault,
-            writer,
-            interims_written,
+            has_unreported_heads: AtomicBool::new(false),
+            is_blocked: AtomicBool::new(false),
+            state: Mutex::default(),
+            is_closed_for_client_fault: AtomicBool::new(false),
+            interims: Interims::default(),
         })
+    }
+
+    /// Returns the interim responses of the connection.
+    pub fn interims(&self) -> &Interims {
+        &self.interims
     }
 
     fn state(&self) -> MutexGuard<'_, TrackerState> {
@@ -112,8 +102,9 @@ impl HeadTracker {
         self.is_blocked.store(is_blocked, Ordering::Relaxed);
     }
 
-    /// Records that hyper has done all that it can for now. Unless bytes wait for the socket, this
-    /// ends the round.
+    /// Records that hyper has done all that it can for now. If the socket has taken all bytes since
+    /// the last call, this ends the round. Otherwise it ends the round for the streams of requests
+    /// alone, if they are known.
     pub fn end_round_unless_blocked(&self) {
         if self.is_blocked.swap(false, Ordering::Relaxed) {
             // A reset or a response that is not written yet may belong to a header block of the
@@ -138,7 +129,8 @@ impl HeadTracker {
         streams.end_round();
     }
 
-    /// Records that hyper ended the connection without an error; returns why it did so.
+    /// Records that hyper ended the connection without an error; returns why it did so. If it
+    /// refused a head, that is a fault of the client. Over HTTP/1.1 always [`CleanEnd::Other`].
     pub fn record_clean_end(&self) -> CleanEnd {
         if self.protocol == Protocol::H1 {
             return CleanEnd::Other;
@@ -159,7 +151,7 @@ impl HeadTracker {
     }
 
     /// Records the GOAWAY by which `h2` closes the connection: it has processed the streams up to
-    /// `last_stream`.
+    /// `last_stream`. With any `code` but NO_ERROR it is for a fault of the client.
     pub fn record_goaway(&self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.state().refused_heads.record_goaway(last_stream, code, debug_data);
         if code != NO_ERROR {
@@ -179,7 +171,7 @@ impl HeadTracker {
     }
 
     /// Records that the connection is closed because its unfinished header block did not end in
-    /// time.
+    /// time: a refused head, and a fault of the client.
     pub fn record_header_block_timeout(&self) {
         self.state().refused_heads.record_header_block_timeout();
         self.has_unreported_heads.store(true, Ordering::Relaxed);
@@ -208,7 +200,8 @@ impl HeadTracker {
         self.state().refused_heads.record_client_end();
     }
 
-    /// Records that `h2` resets `stream` with `code`.
+    /// Records that `h2` resets `stream` with `code`. PROTOCOL_ERROR and FLOW_CONTROL_ERROR are
+    /// resets for what the client sent.
     pub fn record_reset(&self, stream: u32, code: u32) {
         let TrackerState { streams, refused_heads, .. } = &mut *self.state();
         refused_heads.record_reset(stream, code);
@@ -217,8 +210,9 @@ impl HeadTracker {
         }
     }
 
-    /// Records the head of a final response on `stream`, or its trailers. `is_status_only` is
-    /// whether it is a response whose only field is `:status`.
+    /// Records the head of a final response on `stream`, or its trailers: interim responses of the
+    /// stream that wait are dropped. `is_status_only` is whether it is a response whose only field
+    /// is `:status`.
     pub fn record_response_head(&self, stream: u32, is_status_only: bool) {
         let mut state = self.state();
         state.refused_heads.record_response_head(stream, is_status_only);
@@ -232,48 +226,9 @@ impl HeadTracker {
 
     /// Drops the interim responses of the unanswered request on `stream`, if there is one.
     fn close_stream_in(&self, state: &mut TrackerState, stream: u32) {
-        if state.streams.remove_unanswered(stream) && !state.interims.is_empty() {
-            state.interims.remove_stream(stream);
-            self.has_interims.store(!state.interims.is_empty(), Ordering::Relaxed);
+        if state.streams.remove_unanswered(stream) {
+            self.interims.remove_stream(stream);
         }
-    }
-
-    /// Returns whether interim responses wait to be written.
-    pub fn has_interims(&self) -> bool {
-        self.has_interims.load(Ordering::Relaxed)
-    }
-
-    /// Returns whether an interim response is partly written, so that nothing else may be written
-    /// before its rest.
-    pub fn is_interim_partly_written(&self) -> bool {
-        self.has_interims() && self.state().interims.is_partly_written()
-    }
-
-    /// Registers the task of `cx` to be woken when an interim response is added.
-    pub fn register_writer(&self, cx: &Context<'_>) {
-        self.writer.register(cx.waker());
-    }
-
-    /// Writes the interim responses that wait to `stream`; with `only_rest` only the rest of one
-    /// that is partly written. Without `only_rest`, hyper's last bytes must have ended a message
-    /// over HTTP/1.1, or a frame and its header block over HTTP/2.
-    ///
-    /// # Errors
-    /// Those of the stream.
-    pub fn poll_write_interims<S>(&self, stream: &mut S, cx: &mut Context<'_>, only_rest: bool) -> Poll<io::Result<()>>
-    where
-        S: AsyncWrite + Unpin,
-    {
-        if !self.has_interims() {
-            return Poll::Ready(Ok(()));
-        }
-        let mut state = self.state();
-        ready!(state.interims.poll_write(stream, cx, only_rest))?;
-        if state.interims.is_empty() {
-            self.has_interims.store(false, Ordering::Relaxed);
-            self.interims_written.wake();
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -296,33 +251,33 @@ impl fmt::Debug for RequestHandle {
 
 impl RequestHandle {
     /// Sends an interim response with `status`, which must be 1xx and not 101, and `headers`
-    /// without hop-by-hop fields. The response is dropped if the stream is not known, if the final
-    /// response has begun, or if too many interim responses wait because the client reads too
-    /// slowly.
+    /// without hop-by-hop fields. Over HTTP/1.1 the request's final response must not have begun.
+    ///
+    /// The response is dropped over HTTP/1.1 if a later request has begun; over HTTP/2 if the
+    /// stream is not known, was reset, or has its final response. It is also dropped if it is too
+    /// large or too many interim responses wait ([`Interims::push`]).
     pub fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
         let Self { head_tracker, stream, number } = self;
         let response = match head_tracker.protocol {
             Protocol::H1 => encode_h1(status, headers),
             Protocol::H2 => encode_h2(*stream, status, headers),
         };
-        let mut state = head_tracker.state();
-        let streams = &state.streams;
-        let is_current = match head_tracker.protocol {
-            Protocol::H1 => streams.is_last(*number),
-            Protocol::H2 => streams.is_known(*number) && streams.is_open(*stream),
+        let is_current = {
+            let streams = &head_tracker.state().streams;
+            match head_tracker.protocol {
+                Protocol::H1 => streams.is_last(*number),
+                Protocol::H2 => streams.is_known(*number) && streams.is_open(*stream),
+            }
         };
-        if is_current && state.interims.try_push(*stream, response) {
-            head_tracker.has_interims.store(true, Ordering::Relaxed);
-            drop(state);
-            head_tracker.writer.wake();
+        if is_current {
+            head_tracker.interims.push(*stream, response);
         }
     }
 
     /// Completes once no interim response of the connection waits. Over HTTP/1.1 a final response
     /// must not begin before that.
     pub fn poll_interims_written(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.head_tracker.interims_written.register(cx.waker());
-        if self.has_interims() { Poll::Pending } else { Poll::Ready(()) }
+        self.head_tracker.interims.poll_all_written(cx)
     }
 
     /// Returns the HTTP/2 stream of the request; `None` while it is not known.
@@ -350,7 +305,7 @@ impl RequestHandle {
 
     /// Returns whether interim responses of the connection wait to be written.
     pub fn has_interims(&self) -> bool {
-        self.head_tracker.has_interims()
+        !self.head_tracker.interims.is_empty()
     }
 }
 

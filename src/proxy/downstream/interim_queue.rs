@@ -3,9 +3,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode};
 use tokio::io::AsyncWrite;
 
@@ -17,9 +20,90 @@ pub const MAX_QUEUED_BYTES: usize = 64 * 1024;
 /// section 4.2).
 pub const MAX_RESPONSE_BYTES: usize = 16 * 1024;
 
-/// The interim responses of one connection that are not written yet, the oldest first.
+/// The interim responses of one connection: requests add them, and the stream below hyper writes
+/// them.
 #[derive(Debug, Default)]
-pub struct InterimQueue {
+pub struct Interims {
+    queue: Mutex<InterimQueue>,
+    /// Whether `queue` has responses: read without the lock, for each write.
+    has_any: AtomicBool,
+    /// Wakes the connection's task.
+    writer: AtomicWaker,
+    /// Wakes the one request of an HTTP/1.1 connection, which waits before its final response.
+    written: AtomicWaker,
+}
+
+impl Interims {
+    fn queue(&self) -> MutexGuard<'_, InterimQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether no response waits.
+    pub fn is_empty(&self) -> bool {
+        !self.has_any.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether a response is partly written, so that nothing else may be written before its
+    /// rest.
+    pub fn is_partly_written(&self) -> bool {
+        !self.is_empty() && self.queue().is_partly_written
+    }
+
+    /// Registers the task of `cx` to be woken when a response is added.
+    pub fn register_writer(&self, cx: &Context<'_>) {
+        self.writer.register(cx.waker());
+    }
+
+    /// Adds a response, and wakes the task that writes it. Drops the response if it is larger than
+    /// [`MAX_RESPONSE_BYTES`], or if more than [`MAX_QUEUED_BYTES`] would wait.
+    pub fn push(&self, stream: u32, response: Vec<u8>) {
+        if self.queue().try_push(stream, response) {
+            self.has_any.store(true, Ordering::Relaxed);
+            self.writer.wake();
+        }
+    }
+
+    /// Drops the responses on `stream`, except one that is partly written.
+    pub fn remove_stream(&self, stream: u32) {
+        if !self.is_empty() {
+            let mut queue = self.queue();
+            queue.remove_stream(stream);
+            self.has_any.store(!queue.responses.is_empty(), Ordering::Relaxed);
+        }
+    }
+
+    /// Writes the responses that wait to `stream`; with `only_rest` only the rest of one that is
+    /// partly written. Without `only_rest`, hyper's last bytes must have ended a message over
+    /// HTTP/1.1, or a frame and its header block over HTTP/2.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn poll_write<S>(&self, stream: &mut S, cx: &mut Context<'_>, only_rest: bool) -> Poll<io::Result<()>>
+    where
+        S: AsyncWrite + Unpin,
+    {
+        if self.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut queue = self.queue();
+        ready!(queue.poll_write(stream, cx, only_rest))?;
+        if queue.responses.is_empty() {
+            self.has_any.store(false, Ordering::Relaxed);
+            self.written.wake();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Completes once no response waits. Only one task may wait for this.
+    pub fn poll_all_written(&self, cx: &Context<'_>) -> Poll<()> {
+        self.written.register(cx.waker());
+        if self.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// The responses that are not written yet, the oldest first.
+#[derive(Debug, Default)]
+struct InterimQueue {
     responses: VecDeque<Interim>,
     /// Whether a part of the first response is written.
     is_partly_written: bool,
@@ -36,7 +120,7 @@ struct Interim {
 impl InterimQueue {
     /// Adds a response, unless it is larger than [`MAX_RESPONSE_BYTES`] or the queue would be
     /// larger than [`MAX_QUEUED_BYTES`]; returns whether it was added.
-    pub fn try_push(&mut self, stream: u32, response: Vec<u8>) -> bool {
+    fn try_push(&mut self, stream: u32, response: Vec<u8>) -> bool {
         let queued: usize = self.responses.iter().map(|interim| interim.unwritten.len()).sum();
         let fits = response.len() <= MAX_RESPONSE_BYTES && queued + response.len() <= MAX_QUEUED_BYTES;
         if fits {
@@ -46,7 +130,7 @@ impl InterimQueue {
     }
 
     /// Drops the responses on `stream`, except one that is partly written.
-    pub fn remove_stream(&mut self, stream: u32) {
+    fn remove_stream(&mut self, stream: u32) {
         let keep = usize::from(self.is_partly_written);
         let mut index = 0;
         self.responses.retain(|interim| {
@@ -55,23 +139,12 @@ impl InterimQueue {
         });
     }
 
-    /// Returns whether no response waits.
-    pub fn is_empty(&self) -> bool {
-        self.responses.is_empty()
-    }
-
-    /// Returns whether a part of a response is written, so that nothing else may be written before
-    /// its rest.
-    pub fn is_partly_written(&self) -> bool {
-        self.is_partly_written
-    }
-
     /// Writes all responses to `stream`; with `only_rest` only the rest of one that is partly
     /// written.
     ///
     /// # Errors
     /// Those of the stream.
-    pub fn poll_write<S>(&mut self, stream: &mut S, cx: &mut Context<'_>, only_rest: bool) -> Poll<io::Result<()>>
+    fn poll_write<S>(&mut self, stream: &mut S, cx: &mut Context<'_>, only_rest: bool) -> Poll<io::Result<()>>
     where
         S: AsyncWrite + Unpin,
     {

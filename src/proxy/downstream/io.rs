@@ -101,8 +101,8 @@ enum ReadOutcome {
 }
 
 impl Observer {
-    /// Passes bytes that were read from the client through the guards, and records the activity that
-    /// they show; returns what hyper gets.
+    /// Passes bytes that were read from the client through the guards, and records the activity
+    /// that they show; returns what hyper gets.
     fn observe_read(&mut self, bytes: &[u8]) -> ReadOutcome {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, .. } => {
@@ -135,6 +135,8 @@ impl Observer {
         }
     }
 
+    /// Counts bytes that the socket took. Records that the client reads, unless the bytes may be
+    /// HTTP/2 control frames alone.
     fn count_written(&mut self, count: usize) {
         match &mut self.guard {
             ProtocolGuard::H1 { .. } => self.activity.record_write_progress(),
@@ -158,7 +160,8 @@ impl Observer {
         }
     }
 
-    /// Writes what must come before the bytes that hyper offers (`offered`), or in place of them.
+    /// Writes what must come before the bytes that hyper offers (`offered`), or in place of them;
+    /// returns what may be done with `offered` then.
     fn poll_before_write<S>(
         &mut self,
         stream: &mut S,
@@ -170,7 +173,7 @@ impl Observer {
     {
         match &mut self.guard {
             ProtocolGuard::H1 { guard, refusals, replacement } => {
-                ready!(self.head_tracker.poll_write_interims(stream, cx, true))?;
+                ready!(self.head_tracker.interims().poll_write(stream, cx, true))?;
                 if let Some(write_poll) =
                     self.activity.output().trailer_slot().poll_replace_last_chunk(stream, cx, first_nonempty(offered))
                 {
@@ -199,23 +202,25 @@ impl Observer {
                 Poll::Ready(Ok(WriteTurn::Replaced(replaced)))
             }
             ProtocolGuard::H2 { frames, .. } => {
-                if !self.head_tracker.has_interims() {
+                if self.head_tracker.interims().is_empty() {
                     return Poll::Ready(Ok(WriteTurn::All));
                 }
-                ready!(self.head_tracker.poll_write_interims(
+                ready!(self.head_tracker.interims().poll_write(
                     stream,
                     cx,
                     !(frames.is_at_boundary() && frames.allows_interims())
                 ))?;
-                let must_stop = self.head_tracker.has_interims() && frames.allows_interims();
+                let must_stop = !self.head_tracker.interims().is_empty() && frames.allows_interims();
                 Poll::Ready(Ok(if must_stop { WriteTurn::AtMost(frames.bytes_to_boundary()) } else { WriteTurn::All }))
             }
         }
     }
 
-    /// Writes interim responses when hyper flushes, so that its buffer is empty.
+    /// Writes the interim responses that wait. Must be called when hyper flushes, so that its
+    /// buffer is empty. Registers the task of `cx` for further ones, and over HTTP/1.1 records the
+    /// flush.
     fn poll_interims<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.head_tracker.register_writer(cx);
+        self.head_tracker.interims().register_writer(cx);
         let only_rest = match &mut self.guard {
             ProtocolGuard::H1 { refusals, .. } => {
                 refusals.record_flush(&self.activity);
@@ -223,7 +228,7 @@ impl Observer {
             }
             ProtocolGuard::H2 { frames, .. } => !(frames.is_at_boundary() && frames.allows_interims()),
         };
-        self.head_tracker.poll_write_interims(stream, cx, only_rest)
+        self.head_tracker.interims().poll_write(stream, cx, only_rest)
     }
 }
 
@@ -284,7 +289,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         }
     }
 
-    /// Records the result of a write of `bufs`. With `is_hyper_output`, hyper wrote them.
+    /// Records the result of a write of `bufs`, which hyper offered. Without `is_hyper_output`,
+    /// other bytes were written in their place.
     fn record_write(&mut self, poll: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>], is_hyper_output: bool) {
         let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
@@ -307,7 +313,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     /// Always: hyper must not use the connection any more.
     fn poll_end_with(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut stream = Pin::new(&mut self.stream);
-        let interim = self.observer.as_ref().is_some_and(|observer| observer.head_tracker.is_interim_partly_written());
+        let interim =
+            self.observer.as_ref().is_some_and(|observer| observer.head_tracker.interims().is_partly_written());
         if !self.is_partly_written
             && !interim
             && let Poll::Ready(Ok(_)) = stream.as_mut().poll_write(cx, bytes)

@@ -12,7 +12,7 @@ const HINTS: StatusCode = StatusCode::EARLY_HINTS;
 /// Returns the interim responses that wait, as one call writes them.
 fn write_interims(head_tracker: &HeadTracker) -> Vec<u8> {
     let mut stream = Vec::new();
-    let poll = head_tracker.poll_write_interims(&mut stream, &mut Context::from_waker(Waker::noop()), false);
+    let poll = head_tracker.interims().poll_write(&mut stream, &mut Context::from_waker(Waker::noop()), false);
     assert!(matches!(poll, Poll::Ready(Ok(()))));
     stream
 }
