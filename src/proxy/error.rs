@@ -21,7 +21,7 @@ pub enum Error {
     /// The certificate that gave the connection its lane, or its user, has expired.
     #[error("the client's certificate has expired since the connection was opened")]
     CertificateExpired,
-    /// The gateway does not accept connections.
+    /// Connecting to the gateway failed with this error.
     #[error("the gateway does not accept connections")]
     GatewayUnavailable(#[source] io::Error),
     /// A limit of concurrent requests at the gateway is reached, of the client or of all external
@@ -54,7 +54,7 @@ pub enum Error {
     /// The next part of the client's body did not arrive within this time.
     #[error("the client sent nothing of its body for {0:?}")]
     RequestBodyTimeout(Duration),
-    /// The client's body is malformed.
+    /// The length, the chunks or the trailers of the client's body are malformed.
     #[error("the client's body is malformed")]
     BadRequestBody(#[source] ExchangeError),
     /// The client closed its connection or reset its stream before the end of its body. It gets no

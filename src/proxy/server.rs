@@ -142,8 +142,8 @@ impl Proxy {
     }
 
     /// Applies the part of `config` that concerns requests and lanes. Open connections keep their
-    /// limits and timeouts, but the new rules apply to their next requests, and those that the
-    /// rules deny are closed.
+    /// limits and timeouts, but the new rules apply to their next requests. Open connections that
+    /// the rules deny are closed, and so are those whose lane or scope cap they change.
     pub fn apply_config(&self, config: &Config) {
         self.shared.settings.store(Arc::new(ConnectionSettings::new(config)));
         self.shared.rules.store(Arc::new(RequestRules::new(config)));

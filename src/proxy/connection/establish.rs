@@ -159,6 +159,11 @@ impl AcceptedConnection {
 }
 
 impl AcceptedTls {
+    /// Checks the peer against the allow and deny lists, unless they do not apply to it.
+    ///
+    /// # Errors
+    /// The lists do not permit the peer, or the socket can't be registered with this thread's
+    /// runtime.
     fn try_allow(self, shared: &Shared) -> Result<Allowed, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;
@@ -171,6 +176,10 @@ impl AcceptedTls {
 impl AcceptedPlain {
     /// Allows a trusted proxy only. No PROXY header is read. A proxy that sends one forwards the
     /// bytes of its clients unchanged, so its clients would speak plain HTTP.
+    ///
+    /// # Errors
+    /// The peer is not a trusted proxy, or the socket can't be registered with this thread's
+    /// runtime.
     fn try_allow(self, shared: &Shared) -> Result<AllowedProxy, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;
@@ -187,7 +196,11 @@ struct Allowed {
 }
 
 impl Allowed {
-    /// Reads the PROXY header, if the peer is a trusted proxy and `listen.proxy_protocol` is on.
+    /// Reads the PROXY header, if the peer is a trusted proxy and `listen.proxy_protocol` is on,
+    /// and checks the client that it names against the allow and deny lists.
+    ///
+    /// # Errors
+    /// The header is missing, invalid or late, or the lists do not permit the client.
     async fn read_proxy_header(self, shared: &Shared) -> Result<Identified, Error> {
         let Self { mut stream, origin, settings } = self;
         let peer = origin.peer.ip();
@@ -209,6 +222,11 @@ struct Identified {
 }
 
 impl Identified {
+    /// Performs the TLS handshake, and counts it if it succeeds. Asks for a client certificate
+    /// where it can matter.
+    ///
+    /// # Errors
+    /// The handshake failed, or did not end within `limits.handshake_timeout`.
     async fn perform_handshake(self, shared: &Shared) -> Result<Handshaken, Error> {
         let Self { stream, origin, settings, proxy_header } = self;
         let tls_config = shared.tls.load_full();
@@ -360,7 +378,8 @@ pub struct Registered {
 }
 
 impl Registered {
-    /// Logs and counts the connection as open; returns the context of its requests, and its stream.
+    /// Logs the connection, also to the audit log, and counts it as open; returns the context of
+    /// its requests, and its stream.
     pub fn into_open_connection(self) -> (Arc<ConnectionContext>, Downstream) {
         let Self { shared, stream, origin, settings, protocol, expires, lane, guard } = self;
         let ConnectionOrigin { peer, local, kind, permit_and_slot } = origin;

@@ -176,8 +176,8 @@ where
         ControlFlow::Continue(())
     }
 
-    /// Polls the connection and its deadlines; ready when the connection has ended or must be
-    /// dropped.
+    /// Polls the connection, and then its deadlines; ready when the connection has ended or must be
+    /// dropped. Reports the heads that were refused or dropped, unless the connection is revoked.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(until) = self.revoked_until {
             let ended = self.connection.as_mut().poll(cx).is_ready();
@@ -241,7 +241,7 @@ where
         }
     }
 
-    /// Completes when a deadline has passed.
+    /// Completes when a deadline has passed. Returns [`PassedDeadline::Expiry`] only once.
     fn poll_passed_deadline(&mut self, cx: &mut Context<'_>) -> Poll<PassedDeadline> {
         loop {
             let overdue = self.client_deadline_and_cause();
@@ -280,7 +280,8 @@ where
     }
 
     /// Ends a connection whose client is `overdue`: notes, counts and logs the reason, and answers
-    /// an unfinished head.
+    /// an unfinished head. Does nothing for a late head or idleness while loopgate shuts down: that
+    /// is how a connection without requests ends then.
     fn close_overdue(&mut self, cx: &mut Context<'_>, overdue: Overdue) {
         if self.is_draining && matches!(overdue, Overdue::Head | Overdue::Idle) {
             return;

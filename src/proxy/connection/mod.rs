@@ -15,8 +15,8 @@ use crate::error_chain::error_chain;
 use crate::metrics::count_reason;
 use establish::{AcceptedConnection, Error, Established, establish_connection};
 
-/// Serves a connection until it ends. Must be called on the worker that the connection was assigned
-/// to.
+/// Serves a connection until it ends; counts and logs one that is closed before it is served. Must
+/// be called on the worker that the connection was assigned to.
 pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
     let peer = accepted.peer();
     match establish_connection(&shared, accepted).await {

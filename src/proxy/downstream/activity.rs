@@ -193,8 +193,8 @@ impl Activity {
         }
     }
 
-    /// Records that the socket took bytes of a response: the stall timeout begins anew. Does nothing
-    /// while no response waits for the client.
+    /// Records that the socket took bytes of a response: the stall timeout begins anew. Does
+    /// nothing while no response waits for the client.
     pub fn record_write_progress(&self) {
         if self.unread_responses.load(Ordering::Relaxed) > 0 {
             self.last_progress.store(self.now_millis(), Ordering::Relaxed);

@@ -78,6 +78,7 @@ fn refusal_with_body(head: &[u8], fault: HeadFault) -> Option<(Vec<u8>, HeadRefu
     Some(([&head[..at], fields.as_bytes(), &head[at + NO_BODY.len()..], body.as_bytes()].concat(), refusal))
 }
 
+/// Returns the refusal for which hyper sends `status`; `None` if hyper refuses no head with it.
 fn refusal_by_hyper(status: StatusCode, fault: HeadFault) -> Option<HeadRefusal> {
     Some(match (status, fault) {
         (StatusCode::BAD_REQUEST, HeadFault::Ambiguous) => HeadRefusal::AmbiguousLength,

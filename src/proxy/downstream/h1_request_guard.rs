@@ -148,8 +148,8 @@ impl H1RequestGuard {
         self.fault
     }
 
-    /// Parses the next bytes from the client, which may end anywhere; returns what hyper must get in
-    /// their place.
+    /// Parses the next bytes from the client, which may end anywhere; returns what hyper must get
+    /// in their place.
     pub(crate) fn guard_input(&mut self, bytes: &[u8]) -> GuardedInput {
         let mut to_encode = Vec::new();
         if let Some(end) = self.find_refused(bytes, &mut to_encode) {
@@ -165,8 +165,8 @@ impl H1RequestGuard {
     }
 
     /// Parses the next bytes from the client; returns the index of the line feed that ends a head
-    /// with two lengths, or the first line of HTTP/2's preface. `None` if there is none. Appends the
-    /// indices of bytes of request targets that must be encoded to `to_encode`.
+    /// with two lengths, or the first line of HTTP/2's preface. `None` if there is none. Appends
+    /// the indices of bytes of request targets that must be encoded to `to_encode`.
     fn find_refused(&mut self, bytes: &[u8], to_encode: &mut Vec<usize>) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() {
@@ -224,8 +224,8 @@ impl H1RequestGuard {
     /// Adds a piece of an incomplete line to the kept beginning, without the leading zeros of a
     /// chunk size.
     fn continue_line(&mut self, piece: &[u8]) {
-        // `line` keeps only the first bytes of a line. Leading zeros of a chunk size, of which there
-        // may be any number, would use them up.
+        // `line` keeps only the first bytes of a line. Leading zeros of a chunk size, of which
+        // there may be any number, would use them up.
         let zeros = if self.position == Position::ChunkSize && self.line.len == 0 {
             piece.iter().take_while(|byte| **byte == b'0').count()
         } else {

@@ -4,7 +4,8 @@
 //! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, while the server must
 //! read it and often answer it. The `h2` crate limits how many of them it holds, but not how many a
 //! client may send over time. So [`H2FloodGuard`] counts all frames except HEADERS and DATA with
-//! content, and calls them control frames. It reads only the heads of frames (RFC 9113 section 4.1), and the payload of SETTINGS.
+//! content, and calls them control frames. It reads only the heads of frames (RFC 9113 section
+//! 4.1), and the payload of SETTINGS.
 //!
 //! Workaround: such floods are those of CVE-2019-9512 and CVE-2019-9515. Delete when `h2` has a
 //! limit for control frames.

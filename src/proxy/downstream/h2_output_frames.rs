@@ -62,7 +62,8 @@ impl H2OutputFrames {
         &mut self.table_updates
     }
 
-    /// Follows bytes that hyper wrote.
+    /// Parses bytes that hyper wrote, which may end inside a frame. Reports response heads, resets
+    /// and GOAWAY to the tracker.
     pub fn observe_output(&mut self, mut bytes: &[u8]) {
         loop {
             let step = self.bytes_left.min(bytes.len());
@@ -180,7 +181,7 @@ pub struct HpackTableUpdates {
 }
 
 impl HpackTableUpdates {
-    /// Records that a SETTINGS frame of the client begins.
+    /// Records that a SETTINGS frame of the client without ACK begins.
     pub fn begin_settings(&mut self) {
         self.entry_len = 0;
         self.unacknowledged += 1;

@@ -101,8 +101,8 @@ impl H2Trailers {
         }
     }
 
-    /// Follows the next bytes from the client. Returns the bytes that `h2` gets in their place;
-    /// `None` if they are the same.
+    /// Parses the next bytes from the client, which may end anywhere; returns the bytes that `h2`
+    /// gets in their place, or `None` if they are the same. The returned bytes may be empty.
     ///
     /// # Errors
     /// Trailers are too large, so that the connection must be closed.
@@ -122,8 +122,8 @@ impl H2Trailers {
         self.rewrite_frames(&held_and_new).map(Some)
     }
 
-    /// Follows `bytes` up to the first frame that can't pass unchanged; returns whether there is
-    /// none.
+    /// Parses `bytes` up to the first frame that can't pass unchanged; returns whether there is
+    /// none. If there is one, the caller must restore `bytes_left` and `last_stream`.
     fn try_pass_unchanged(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             bytes = &bytes[subtract_up_to(&mut self.bytes_left, bytes)..];

@@ -207,7 +207,8 @@ impl RefusedHeads {
         }
     }
 
-    /// Records that the unfinished header block never becomes a request.
+    /// Records that the unfinished header block, if there is one, never becomes a request. It
+    /// counts as received, and is not counted again at its end.
     fn record_abandoned_block(&mut self) {
         if let Some(stream) = self.partial_block.take() {
             self.abandoned_block = Some(stream);
@@ -225,7 +226,9 @@ impl RefusedHeads {
         self.is_closing = true;
     }
 
-    /// Records that hyper ended the connection without an error; returns why it did so.
+    /// Records that hyper ended the connection without an error, and ends the round; returns why
+    /// hyper did so. If neither side was closing the connection and a header block is undecided,
+    /// hyper refused that head.
     pub fn record_clean_end(&mut self) -> CleanEnd {
         self.attribute_resets();
         let is_refused = !self.is_closing && !self.has_client_ended && self.undecided_count > 0;
@@ -290,7 +293,7 @@ impl RefusedHeads {
     }
 
     /// Ends the round: hyper has done all that it can and everything was written, or the connection
-    /// has ended.
+    /// has ended. Heads that are still undecided count as dropped.
     pub fn end_round(&mut self) {
         self.attribute_resets();
         let dropped =

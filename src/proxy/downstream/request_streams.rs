@@ -54,7 +54,8 @@ struct RoundStream {
 }
 
 impl RequestStreams {
-    /// Records that hyper got the whole header block that begins `stream`.
+    /// Records that hyper got the whole header block that begins `stream`. If the round has too
+    /// many blocks, the streams of its requests stay unknown.
     pub fn record_header_block(&mut self, stream: u32) {
         if self.is_round_unknown {
             return;
@@ -89,7 +90,8 @@ impl RequestStreams {
         }
     }
 
-    /// Records that `h2` reset `stream` because of what the client sent.
+    /// Records that `h2` reset `stream` because of what the client sent. At most [`MAX_RESET`]
+    /// streams are kept.
     pub fn record_reset_for_client_error(&mut self, stream: u32) {
         if self.reset_streams.len() < MAX_RESET {
             self.reset_streams.push(stream);
@@ -97,7 +99,8 @@ impl RequestStreams {
     }
 
     /// Records that `stream` was reset, or that its response has begun; returns whether it was the
-    /// stream of an unanswered request.
+    /// stream of an unanswered request of an earlier round. A stream of this round is no longer
+    /// open.
     pub fn remove_unanswered(&mut self, stream: u32) -> bool {
         let Some(at) = self.unanswered_streams.iter().position(|unanswered| *unanswered == stream) else {
             for opened in self.blocks.iter_mut().chain(&mut self.passed_blocks) {
