@@ -86,7 +86,8 @@ impl LocalRelay {
         let mut sidecar = match self.connect_with_retries().await {
             Ok(sidecar) => sidecar,
             Err(error) => {
-                return warn!(%peer, error = %error_chain(&error), "closed a local connection: no connection to the sidecar");
+                let error = error_chain(&error);
+                return warn!(%peer, error, "closed a local connection: no connection to the sidecar");
             }
         };
         let _ = local.set_nodelay(true);
