@@ -103,6 +103,7 @@ impl FileReader<'_> {
         }
     }
 
+    /// Reads the value of `key`, or the values if it is a list.
     fn read_option(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) {
         let values = match (key.form, value.get_ref()) {
             (Form::List(_), DeValue::Array(items)) => items.iter().map(|item| self.read_text(key, item)).collect(),
@@ -121,7 +122,7 @@ impl FileReader<'_> {
         let (text, wanted) = match (key.form, value.get_ref()) {
             (Form::Switch, DeValue::Boolean(on)) => (Some(on.to_string()), ""),
             (Form::Switch, _) => (None, "true or false"),
-            (Form::Number | Form::Duration, DeValue::Integer(number)) => (format_decimal(number), "a whole number"),
+            (Form::Number | Form::Duration, DeValue::Integer(number)) => (Some(format_decimal(number)), ""),
             (Form::Number, _) => (None, "a whole number"),
             (_, DeValue::String(text)) => (Some(text.to_string()), ""),
             (Form::Duration, _) => (None, "a string such as \"10s\", or a number of seconds"),
@@ -161,10 +162,16 @@ impl FileReader<'_> {
     }
 }
 
-fn format_decimal(number: &toml::de::DeInteger<'_>) -> Option<String> {
-    i64::from_str_radix(number.as_str(), number.radix()).ok().map(|number| number.to_string())
+/// Returns `number` in decimal, or as it was written if it does not fit in 64 bits: the parser of
+/// the option's value then reports it, with the range.
+fn format_decimal(number: &toml::de::DeInteger<'_>) -> String {
+    match i64::from_str_radix(number.as_str(), number.radix()) {
+        Ok(number) => number.to_string(),
+        Err(_) => number.as_str().to_owned(),
+    }
 }
 
+/// Returns what a message calls a value of this type.
 fn type_name(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
@@ -238,6 +245,17 @@ mod tests {
             ),
         ] {
             assert_eq!(problems(text), [problem], "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_too_large_is_reported_with_the_range() {
+        for (text, message) in [
+            ("[limits]\nhead_bytes = 99999999999999999999\n", "is not a number from 8192 to 16777216"),
+            ("[limits]\nhead_timeout = 99999999999999999999\n", "is not a duration such as 10s, 500ms or 2m"),
+        ] {
+            let error = crate::config::load(Layer::default(), Layer::default(), layer(text)).unwrap_err().to_string();
+            assert!(error.starts_with("loopgate.toml:2: limits.") && error.ends_with(message), "{error}");
         }
     }
 

@@ -61,6 +61,7 @@ pub fn duration(text: &str) -> Parsed<Duration> {
     }
 }
 
+/// Parses a duration like [`duration`], without the maximum.
 fn unlimited_duration(text: &str) -> Parsed<Duration> {
     match text.parse() {
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
