@@ -56,8 +56,8 @@ impl fmt::Debug for Worker {
     }
 }
 
-/// The place of one connection on a worker, which counts as one of the worker's connections until
-/// it is dropped.
+/// The slot of one connection on a worker. It counts as one of the worker's connections until it is
+/// dropped.
 #[derive(Debug)]
 pub struct WorkerSlot {
     worker: usize,
@@ -65,10 +65,11 @@ pub struct WorkerSlot {
 }
 
 impl Workers {
-    /// Starts `count` threads.
+    /// Starts `count` threads. `count` must not be 0.
     ///
     /// # Errors
-    /// If the operating system refuses to create a thread or its event queue.
+    /// If the operating system refuses to create a thread or its event queue. The threads that were
+    /// started end.
     pub fn start(count: usize) -> io::Result<Self> {
         let stop = CancellationToken::new();
         let pool: io::Result<Vec<_>> = (0..count).map(|index| Worker::start(index, stop.clone())).collect();
@@ -83,6 +84,7 @@ impl Workers {
 }
 
 impl Worker {
+    /// Starts the thread with this index, which ends when `stop` is cancelled.
     fn start(index: usize, stop: CancellationToken) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (tasks, inbox) = mpsc::unbounded_channel();
@@ -96,6 +98,8 @@ impl Worker {
     }
 }
 
+/// Spawns the tasks of `inbox` on this thread's runtime. Returns when `stop` is cancelled, or all
+/// senders are dropped.
 #[expect(clippy::disallowed_methods, reason = "the caller of `WorkerPool::spawn_on` tracks its task")]
 async fn run_tasks(mut inbox: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>, stop: CancellationToken) {
     let spawn_all = async {

@@ -20,11 +20,12 @@ pub struct Health {
     pub ready: Gauge,
     /// 1 while the gateway accepts connections.
     pub gateway_up: Gauge,
-    /// The number of addresses that the sidecar listens on.
+    /// The number of addresses on which the sidecar listens for the gateway's own port.
     pub listeners: Gauge,
     /// The time at which the served certificate expires, in seconds since the Unix epoch.
     pub certificate_expiry: Gauge,
-    /// 1 while a newer certificate than the served one could not be loaded or made.
+    /// 1 while a newer certificate than the served one could not be loaded or made, or the client
+    /// CA could not be read again.
     pub certificate_problem: Gauge,
     /// 1 while the last configuration read is invalid and the previous one is in use.
     pub config_problem: Gauge,
