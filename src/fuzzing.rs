@@ -42,8 +42,8 @@ const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 9);
 
-/// The configuration of all targets, and its rules for requests. They are created once, because that takes longer than one run of
-/// a target.
+/// The configuration of all targets, and its rules for requests. They are created once, because
+/// that takes longer than one run of a target.
 static RULES: LazyLock<(Config, RequestRules)> = LazyLock::new(|| {
     let config = fuzz_config();
     let rules = RequestRules::new(&config);

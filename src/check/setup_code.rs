@@ -10,9 +10,9 @@ use super::finding::{Remedy, Report};
 /// The key that contains the URL for setup codes, in every version of the gateway.
 const KEY: &str = "plugins.entries.device-pair.config.publicUrl";
 
-/// Judges whether the gateway's setup codes contain a URL that phones can reach. Adds nothing if the
-/// plugin `device-pair` is off. `origin` is the origin at which clients from outside reach loopgate,
-/// if it is known.
+/// Judges whether the gateway's setup codes contain a URL that phones can reach. Adds nothing if
+/// the plugin `device-pair` is off. `origin` is the origin at which clients from outside reach
+/// loopgate, if it is known.
 pub fn judge(openclaw_json: &Value, origin: Option<&str>, report: &mut Report) {
     let (plugins, gateway) = (&openclaw_json["plugins"], &openclaw_json["gateway"]);
     let plugin = &plugins["entries"]["device-pair"];

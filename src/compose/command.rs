@@ -49,8 +49,8 @@ pub fn words_before_gateway(words: &[String]) -> Option<&[String]> {
     (at > 0 && script_index(words).is_none() && !has_secret).then_some(before)
 }
 
-/// Returns the value of the last `--port` in these words; `None` if there is none, or if it is not a
-/// port number.
+/// Returns the value of the last `--port` in these words; `None` if there is none, or if it is not
+/// a port number.
 pub fn last_port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
     let words: Vec<&str> = words.flat_map(str::split_whitespace).map(trim_quotes).collect();
     let value = words.iter().enumerate().rev().find_map(|(at, word)| match word.strip_prefix("--port")? {

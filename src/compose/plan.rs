@@ -339,9 +339,9 @@ impl Plan {
         }
     }
 
-    /// Moves the keys that only the owner of a namespace may have to the pause container. Also makes
-    /// a service that has `OPENCLAW_GATEWAY_URL` and is not the gateway connect to loopback. Does
-    /// nothing if there is no pause container.
+    /// Moves the keys that only the owner of a namespace may have to the pause container. Also
+    /// makes a service that has `OPENCLAW_GATEWAY_URL` and is not the gateway connect to loopback.
+    /// Does nothing if there is no pause container.
     fn move_keys_to_pause(&mut self, name: &str, service: &Service) {
         if self.namespace != Namespace::Pause {
             return;
@@ -368,7 +368,8 @@ impl Plan {
         }
     }
 
-    /// Returns a published port in compose's short form. The gateway's own port leads to loopgate's.
+    /// Returns a published port in compose's short form. The gateway's own port leads to
+    /// loopgate's.
     fn published_port(&self, is_gateway: bool, port: &Port) -> String {
         let is_gateways_port = is_gateway && port.target == self.port && port.is_tcp();
         port.short_form(if is_gateways_port { self.listen } else { port.target })
