@@ -23,6 +23,9 @@ const SLOW_BLOCK: usize = 16 * 1024;
 /// The size of reads from the gateway after the client's socket took [`FAST_AFTER`] bytes and was
 /// never full.
 const FAST_BLOCK: usize = 64 * 1024;
+/// The same over HTTP/2. It is smaller because hyper holds two blocks: it polls for the next one
+/// before the stream's window allows it.
+const FAST_H2_BLOCK: usize = 32 * 1024;
 /// The number of bytes after which a client is fast.
 const FAST_AFTER: u64 = 512 * 1024;
 
@@ -59,15 +62,21 @@ pub struct GatewayBody {
 /// The most bytes that are read from the gateway at once. Large reads cost less, but a block stays
 /// in memory while the client does not read. So reads are large only while the client reads as fast
 /// as the gateway sends.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct BlockSize {
+    /// The size of blocks for a client that is fast.
+    fast: usize,
     /// The number of bytes that were passed on since the client's socket was full.
     passed: u64,
 }
 
 impl BlockSize {
+    fn new(is_h2: bool) -> Self {
+        Self { fast: if is_h2 { FAST_H2_BLOCK } else { FAST_BLOCK }, passed: 0 }
+    }
+
     fn bytes(&self) -> usize {
-        if self.passed < FAST_AFTER { SLOW_BLOCK } else { FAST_BLOCK }
+        if self.passed < FAST_AFTER { SLOW_BLOCK } else { self.fast }
     }
 
     fn record_part(&mut self, length: usize) {
@@ -132,7 +141,7 @@ impl ResponseBody {
             has_stated_length: length_left.is_some(),
             hides_end,
             upstream,
-            block_size: BlockSize::default(),
+            block_size: BlockSize::new(record.guard().is_h2()),
             record,
             authorization,
             failure: None,
@@ -332,7 +341,7 @@ mod tests {
 
     #[test]
     fn reads_are_large_only_while_the_client_keeps_up() {
-        let mut size = BlockSize::default();
+        let mut size = BlockSize::new(false);
         let pass = |size: &mut BlockSize, bytes: u64| size.record_part(usize::try_from(bytes).unwrap());
         pass(&mut size, FAST_AFTER - 1);
         assert_eq!(size.bytes(), SLOW_BLOCK);
@@ -343,5 +352,9 @@ mod tests {
         assert_eq!(size.bytes(), FAST_BLOCK);
         size.record_full_socket();
         assert_eq!(size.bytes(), SLOW_BLOCK);
+        let mut size = BlockSize::new(true);
+        assert_eq!(size.bytes(), SLOW_BLOCK);
+        pass(&mut size, FAST_AFTER);
+        assert_eq!(size.bytes(), FAST_H2_BLOCK);
     }
 }
