@@ -94,14 +94,18 @@ impl ConnectionInfo {
     /// connection never gains a right.
     pub(super) fn why_lost_external_lane(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
-        let untrusted = match self.evidence.decide_lane(view, policy, unix_seconds(self.since)) {
-            Ok(Lane::External(now)) if before.user.is_some() && before.user != now.user => {
+        let decided = self.evidence.decide_lane(view, policy, unix_seconds(self.since)).and_then(|now| match now {
+            Lane::External(now) => Ok(Some(now)),
+            // A new connection would be an agent's, to which the lists do not apply. This one stays
+            // external, so they apply to it.
+            Lane::Agent(_) => policy.check_access_lists(before.client).map(|()| None),
+        });
+        let untrusted = match decided {
+            Ok(Some(now)) if before.user.is_some() && before.user != now.user => {
                 return Some("its certificate no longer names its user");
             }
-            Ok(Lane::External(now)) => {
-                (before.is_trusted_proxy && !now.is_trusted_proxy) || before.client != now.client
-            }
-            Ok(Lane::Agent(_)) => before.is_trusted_proxy || before.client != canonical(self.evidence.peer()),
+            Ok(Some(now)) => (before.is_trusted_proxy && !now.is_trusted_proxy) || before.client != now.client,
+            Ok(None) => before.is_trusted_proxy || before.client != canonical(self.evidence.peer()),
             Err(Denied::NotTrustedProxy) => true,
             Err(Denied::InDenyList) => return Some("external.deny lists its client"),
             Err(Denied::NotInAllowList) => return Some("external.allow does not list its client"),

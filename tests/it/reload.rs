@@ -48,6 +48,19 @@ async fn a_reload_closes_connections_of_denied_clients_only() {
     assert_eq!(harness.send_request(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
 }
 
+/// A connection that was external before its address became an agent's stays external.
+#[tokio::test]
+async fn a_reload_closes_a_denied_external_connection_from_the_address_of_an_agent() {
+    let harness = Harness::start().await;
+    let mut external = harness.connect_h1(OUTSIDER).await;
+    assert_eq!(external.send_request(request_text("GET /", "")).await.status(), 200);
+    let outsider = || vec![format!("{OUTSIDER}/32").parse().unwrap()];
+    reload_with(&harness, |config| config.agents.cidrs = outsider()).await;
+    assert_eq!(external.send_request(request_text("GET /", "")).await.status(), 200, "nothing denies it yet");
+    reload_with(&harness, |config| config.external.deny = outsider()).await;
+    assert!(external.read_rest().await.is_empty());
+}
+
 #[tokio::test]
 async fn a_reload_ends_requests_of_denied_clients_of_a_proxy_only() {
     let harness = Harness::start().await;
