@@ -117,8 +117,8 @@ pub fn why_external(evidence: &Evidence, view: &View, policy: &LanePolicy, now: 
 }
 
 /// Explains why a connection is external if the gateway is on loopback; `None` if the peer's
-/// address is not local and neither is nor was an agent's, and the client showed no certificate that
-/// could name an agent.
+/// address is not local and neither is nor was an agent's, and the client showed no certificate
+/// that could name an agent.
 fn why_external_with_loopback_gateway(
     peer: IpAddr,
     certificate: Option<&Certificate>,
