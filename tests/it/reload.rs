@@ -280,7 +280,7 @@ async fn a_new_certificate_is_served_once_the_client_ca_is_readable_again() {
     };
     std::fs::rename(file("clients.pem"), file("away.pem")).unwrap();
     write_pair(directory.path(), "two.example");
-    sidecar.process().wait_for_log("can't load the new certificate").await;
+    sidecar.process().wait_for_log("can't apply the new TLS settings").await;
     let line = certificate().await;
     assert_eq!(line.names, ["one.example"], "the certificate that is served, not the new one");
     assert!(line.problem.as_deref().is_some_and(|problem| problem.contains("clients.pem")), "{line:?}");
