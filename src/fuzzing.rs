@@ -34,7 +34,7 @@ use crate::lane::{
     Evidence, GatewayHead, Lane, ProxyHeader, RequestRules, Target, decide_lane, scrub_request_trailers,
 };
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
-use crate::proxy::{GuardedInput, H1RequestGuard};
+use crate::proxy::{GuardedInput, H1RequestGuard, INVALID_END};
 pub use h2_streams::fuzz_h2_streams;
 pub use responses::fuzz_responses;
 
@@ -245,8 +245,8 @@ pub fn fuzz_h1_request_guard(data: &[u8]) {
     };
     let (output, is_refused) = guard_in_pieces(bytes.len().max(1));
     if is_refused {
-        let (last, before) = output.split_last().expect("a NUL");
-        assert_eq!((bytes[count_passed(bytes, before)], *last), (b'\n', 0));
+        let before = output.strip_suffix(INVALID_END).expect("an invalid end");
+        assert_eq!(bytes[count_passed(bytes, before)], b'\n');
     } else {
         assert_eq!(count_passed(bytes, &output), bytes.len());
     }
@@ -257,16 +257,16 @@ pub fn fuzz_h1_request_guard(data: &[u8]) {
 struct Trickle<'a> {
     rest: &'a [u8],
     guard: H1RequestGuard,
-    /// The bytes of a percent-encoded character that hyper has not read yet.
-    encoded: Vec<u8>,
+    /// The bytes in place of the last one that hyper has not read yet.
+    unread: Vec<u8>,
     /// Whether the guard saw the end of a head whose request hyper has not passed on yet.
     head_ended: Rc<Cell<bool>>,
 }
 
 impl AsyncRead for Trickle<'_> {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.encoded.is_empty() {
-            let byte = self.encoded.remove(0);
+        if !self.unread.is_empty() {
+            let byte = self.unread.remove(0);
             buf.put_slice(&[byte]);
             return Poll::Ready(Ok(()));
         }
@@ -275,11 +275,11 @@ impl AsyncRead for Trickle<'_> {
         let guarded = self.guard.guard_input(&[*first]);
         assert!(!self.head_ended.get(), "a head ended that hyper did not see");
         self.head_ended.set(before && !self.guard.is_in_head() && !matches!(guarded, GuardedInput::Refused(_)));
-        self.encoded = match guarded {
+        self.unread = match guarded {
             GuardedInput::Unchanged => vec![*first],
             GuardedInput::Encoded(bytes) | GuardedInput::Refused(bytes) => bytes,
         };
-        let byte = self.encoded.remove(0);
+        let byte = self.unread.remove(0);
         buf.put_slice(&[byte]);
         self.rest = rest;
         Poll::Ready(Ok(()))
@@ -310,7 +310,7 @@ pub fn fuzz_requests(data: &[u8]) {
     let trickle = Trickle {
         rest: data,
         guard: H1RequestGuard::default(),
-        encoded: Vec::new(),
+        unread: Vec::new(),
         head_ended: Rc::clone(&head_ended),
     };
     let connection = http1::Builder::new().header_read_timeout(None).serve_connection(

@@ -34,7 +34,7 @@ mod upstream;
 #[cfg(any(test, fuzzing))]
 pub(crate) use downstream::{
     activity::Activity,
-    h1_request_guard::{GuardedInput, H1RequestGuard},
+    h1_request_guard::{GuardedInput, H1RequestGuard, INVALID_END},
     head_tracker::{HeadTracker, RequestHandle},
     io::Downstream,
     refused_heads::{DroppedHeads, HeadRefusal},

@@ -133,7 +133,9 @@ async fn ambiguity_is_refused_wherever_the_bytes_are_split() {
             let mut client = harness.connect_h1(OUTSIDER).await;
             client.send(format!("{first}{}", &head[..cut])).await.unwrap();
             assert_eq!(client.read_response().await.unwrap().status(), 200);
-            client.send(format!("{}4\r\nbody\r\n0\r\n\r\n", &head[cut..])).await.unwrap();
+            // Whether the body has come already makes no difference.
+            let body = if cut % 2 == 0 { "" } else { "4\r\nbody\r\n0\r\n\r\n" };
+            client.send(format!("{}{body}", &head[cut..])).await.unwrap();
             assert_eq!(client.read_response().await.unwrap().status(), 400, "cut at {cut} after {first}");
             assert!(client.read_rest().await.is_empty());
         }

@@ -72,6 +72,10 @@ pub enum HeadFault {
     Ambiguous,
 }
 
+/// The end of a head that hyper must refuse: no head may have NUL. hyper parses a head that came in
+/// parts only when an empty line ends it.
+pub(crate) const INVALID_END: &[u8] = b"\0\r\n\r\n";
+
 /// What hyper gets for bytes from the client.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
@@ -81,8 +85,8 @@ pub(crate) enum GuardedInput {
     /// These bytes: the same, with bytes of request targets percent-encoded.
     Encoded(Vec<u8>),
     /// These bytes: the same up to the line feed that ends a head with two lengths, or the first
-    /// line of HTTP/2's preface, and NUL in place of that line feed. No head may have a NUL, so
-    /// hyper refuses the request, and reads no further bytes.
+    /// line of HTTP/2's preface, and [`INVALID_END`] in place of that line feed. hyper reads no
+    /// further bytes.
     Refused(Vec<u8>),
 }
 
@@ -154,7 +158,7 @@ impl H1RequestGuard {
         let mut to_encode = Vec::new();
         if let Some(end) = self.find_refused(bytes, &mut to_encode) {
             let mut refused = percent_encode(&bytes[..end], &to_encode);
-            refused.push(0);
+            refused.extend_from_slice(INVALID_END);
             return GuardedInput::Refused(refused);
         }
         if to_encode.is_empty() {
@@ -344,8 +348,9 @@ mod tests {
         for piece in text.as_bytes().chunks(size) {
             let guarded = guard.guard_input(piece);
             if let GuardedInput::Refused(bytes) = &guarded {
-                assert_eq!(bytes.iter().position(|byte| *byte == 0), Some(bytes.len() - 1));
-                return Some(fed + bytes.len());
+                let valid = bytes.strip_suffix(INVALID_END).expect("an invalid end");
+                assert!(!valid.contains(&0));
+                return Some(fed + valid.len() + 1);
             }
             let piece = into_bytes(guarded, piece);
             assert!(!piece.contains(&0));
