@@ -117,6 +117,17 @@ async fn the_lists_apply_to_clients_that_a_proxy_names() {
     assert_eq!(harness.gateway.requests().len(), 2);
 }
 
+/// Waits until a connection of [`OUTSIDER`] is accepted: only an attempt shows whether the slot of a
+/// closed connection is free again.
+async fn wait_for_free_slot(harness: &Harness) {
+    let accepted = async {
+        while harness.handshake(harness.connect_tcp(OUTSIDER).await, "http/1.1").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, accepted).await.expect("the slot becomes free");
+}
+
 #[tokio::test]
 async fn connections_per_client_are_limited() {
     let harness = Harness::start_with(|config| config.limits.max_connections_per_client = 2).await;
@@ -127,14 +138,23 @@ async fn connections_per_client_are_limited() {
     assert_eq!(first.send_request(request_text("GET /", "Connection: close\r\n")).await.status(), 200);
     assert!(first.read_rest().await.is_empty());
     drop(first);
-    // Only an attempt shows whether the slot of the closed connection is free again.
-    let again = async {
-        while harness.handshake(harness.connect_tcp(OUTSIDER).await, "http/1.1").await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(SOON, again).await.expect("the slot becomes free");
+    wait_for_free_slot(&harness).await;
     drop(second);
+}
+
+#[tokio::test]
+async fn an_enrolment_counts_as_a_connection_until_it_ends() {
+    let harness = Harness::start_with(|config| config.limits.max_connections_per_client = 1).await;
+    let alpn = std::str::from_utf8(loopgate::enrolment_protocol::ALPN).unwrap();
+    // For some seconds the sidecar waits for an agent to be discovered at this address.
+    let mut enrolment = harness.handshake(harness.connect_tcp(OUTSIDER).await, alpn).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let second = harness.handshake(harness.connect_tcp(OUTSIDER).await, "http/1.1").await;
+    assert!(second.is_err(), "a second connection was accepted during the enrolment");
+    let mut refusal = String::new();
+    timeout(SOON, enrolment.read_to_string(&mut refusal)).await.expect("the enrolment ends").unwrap();
+    assert!(refusal.contains("not-an-agent"), "{refusal}");
+    wait_for_free_slot(&harness).await;
 }
 
 #[tokio::test]

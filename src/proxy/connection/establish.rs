@@ -27,7 +27,7 @@ use crate::metrics::traffic::GaugeGuard;
 use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::activity::Activity;
 use crate::proxy::downstream::head_tracker::HeadTracker;
-use crate::proxy::downstream::io::{ConnectionResources, Downstream};
+use crate::proxy::downstream::io::{ConnectionCapacity, ConnectionResources, Downstream};
 use crate::proxy::downstream::transport::Transport;
 use crate::proxy::registry::{RegistryGuard, unix_seconds};
 use crate::proxy::shared::{ConnectionSettings, Shared};
@@ -70,7 +70,14 @@ pub enum Established {
     /// A connection with a lane, on which HTTP begins.
     Http(Box<Registered>),
     /// A connection of an agent that asks for a certificate: it negotiated [`tls::ENROLMENT_ALPN`].
-    Enrolment(tls::Stream<TcpStream>),
+    Enrolment(EnrolmentConnection),
+}
+
+/// A connection that is used to enrol. It counts against the limits of connections until
+/// `capacity` is dropped.
+pub struct EnrolmentConnection {
+    pub stream: tls::Stream<TcpStream>,
+    pub capacity: ConnectionCapacity,
 }
 
 /// Takes a connection through all phases.
@@ -84,7 +91,7 @@ pub async fn establish_connection(shared: &Arc<Shared>, accepted: AcceptedConnec
             let identified = unless_shutting_down(shared, allowed.read_proxy_header(shared)).await?;
             let handshaken = unless_shutting_down(shared, identified.perform_handshake(shared)).await?;
             if handshaken.wants_enrolment() {
-                return Ok(Established::Enrolment(handshaken.stream));
+                return Ok(Established::Enrolment(handshaken.into_enrolment()));
             }
             handshaken.assign_lane(shared)?
         }
@@ -109,7 +116,7 @@ struct ConnectionOrigin {
     peer: PeerAddr,
     local: SocketAddr,
     kind: ListenerKind,
-    permit_and_slot: (ConnectionPermit, WorkerSlot),
+    capacity: ConnectionCapacity,
 }
 
 /// Phase 1: accepted by a listener, and moved to its worker.
@@ -144,7 +151,7 @@ impl AcceptedConnection {
         slot: WorkerSlot,
     ) -> Self {
         let (peer, local) = addresses;
-        let origin = ConnectionOrigin { peer, local, kind, permit_and_slot: (permit, slot) };
+        let origin = ConnectionOrigin { peer, local, kind, capacity: ConnectionCapacity::new(permit, slot) };
         match kind {
             ListenerKind::Tls | ListenerKind::PortForward(_) => Self::Tls(AcceptedTls { stream, origin }),
             ListenerKind::Plain => Self::Plain(AcceptedPlain { stream, origin }),
@@ -256,6 +263,11 @@ impl Handshaken {
 
     fn wants_enrolment(&self) -> bool {
         self.alpn() == Some(tls::ENROLMENT_ALPN)
+    }
+
+    /// Returns the connection for its enrolment, which needs no lane.
+    fn into_enrolment(self) -> EnrolmentConnection {
+        EnrolmentConnection { stream: self.stream, capacity: self.origin.capacity }
     }
 
     /// Assigns the lane by the evidence of a TLS connection. The connection expires with its
@@ -382,7 +394,7 @@ impl Registered {
     /// its requests, and its stream.
     pub fn into_open_connection(self) -> (Arc<ConnectionContext>, Downstream) {
         let Self { shared, stream, origin, settings, protocol, expires, lane, guard } = self;
-        let ConnectionOrigin { peer, local, kind, permit_and_slot } = origin;
+        let ConnectionOrigin { peer, local, kind, capacity } = origin;
         let target = shared.target_of(kind);
         debug!(
             connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(),
@@ -400,7 +412,7 @@ impl Registered {
         let open = GaugeGuard::new(&counters.connections_open);
         let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new(protocol));
         let head_tracker = HeadTracker::new(protocol);
-        let resources = ConnectionResources::new(permit_and_slot, guard, open);
+        let resources = ConnectionResources::new(capacity, guard, open);
         let io = Downstream::new(
             stream,
             protocol,

@@ -13,7 +13,7 @@ use super::shared::Shared;
 use crate::audit;
 use crate::error_chain::error_chain;
 use crate::metrics::count_reason;
-use establish::{AcceptedConnection, Error, Established, establish_connection};
+use establish::{AcceptedConnection, EnrolmentConnection, Error, Established, establish_connection};
 
 /// Serves a connection until it ends; counts and logs one that is closed before it is served. Must
 /// be called on the worker that the connection was assigned to.
@@ -21,7 +21,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
     let peer = accepted.peer();
     match establish_connection(&shared, accepted).await {
         Ok(Established::Http(registered)) => serve_http::serve(*registered).await,
-        Ok(Established::Enrolment(stream)) => tokio::select! {
+        Ok(Established::Enrolment(EnrolmentConnection { stream, capacity: _held_until_end })) => tokio::select! {
             () = shared.shutdown.wait_until_begun() => {}
             () = (shared.enrol)(stream, peer) => {}
         },

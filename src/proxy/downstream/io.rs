@@ -29,20 +29,28 @@ use crate::workers::WorkerSlot;
 /// answers to PINGs. Such a write does not show that the client reads a response.
 const MAX_CONTROL_WRITE: usize = 64;
 
+/// The permit and the worker slot of a connection. Must be held until the connection ends.
+pub struct ConnectionCapacity {
+    _permit: ConnectionPermit,
+    _slot: WorkerSlot,
+}
+
+impl ConnectionCapacity {
+    pub(in crate::proxy) fn new(permit: ConnectionPermit, slot: WorkerSlot) -> Self {
+        Self { _permit: permit, _slot: slot }
+    }
+}
+
 /// The guards and permits that a connection holds until its end, tunnels included.
 pub struct ConnectionResources {
-    _permit_and_slot: (ConnectionPermit, WorkerSlot),
+    _capacity: ConnectionCapacity,
     _registered: RegistryGuard,
     _open: GaugeGuard,
 }
 
 impl ConnectionResources {
-    pub(in crate::proxy) fn new(
-        permit_and_slot: (ConnectionPermit, WorkerSlot),
-        registered: RegistryGuard,
-        open: GaugeGuard,
-    ) -> Self {
-        Self { _permit_and_slot: permit_and_slot, _registered: registered, _open: open }
+    pub(in crate::proxy) fn new(capacity: ConnectionCapacity, registered: RegistryGuard, open: GaugeGuard) -> Self {
+        Self { _capacity: capacity, _registered: registered, _open: open }
     }
 }
 
