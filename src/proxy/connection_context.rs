@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use super::request_end::RequestEnd;
 use super::shared::{ConnectionSettings, Shared};
 use super::upstream::budget::{ClientBudget, Exhausted, GatewayPermit, Purpose};
 use crate::addr::PeerAddr;
-use crate::labels::{LaneKind, Protocol};
+use crate::labels::Protocol;
 use crate::lane::{Lane, Target};
 
 /// What requests need to know of their connection, once it has a lane.
@@ -101,16 +101,6 @@ impl ConnectionContext {
         // future it awaits.
         let permit = Box::pin(budget.wait_for_permit(purpose, received_at + self.settings.limits.gateway_wait)).await?;
         Ok((permit, Instant::now()))
-    }
-
-    /// Returns the time for which an external client may read nothing of a response before its
-    /// request is ended (`limits.gateway_stall`). Agents are limited by `limits.stall_timeout`
-    /// alone.
-    pub(super) fn gateway_stall_timeout(&self) -> Duration {
-        match self.lane.kind() {
-            LaneKind::External => self.settings.limits.gateway_stall,
-            LaneKind::Agent => Duration::MAX,
-        }
     }
 
     /// Returns the external client that the connection was assigned; `None` on the agent lane.

@@ -23,7 +23,7 @@ pub(super) enum RequestEnd {
     /// became no request.
     ConnectionClosed,
     /// The client read nothing of the response for too long: `limits.stall_timeout`, five times
-    /// that on one HTTP/2 stream, or `limits.gateway_stall` for an external client if that is
+    /// that on one HTTP/2 stream, or `limits.gateway_stall` on the external lane if that is
     /// shorter.
     ClientStalled,
     /// The client, or its connection, was no longer authorized.

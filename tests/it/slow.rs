@@ -14,6 +14,9 @@ use loopgate_test_support::raw_http::RawHttp;
 
 /// The timeout under test.
 const SHORT: Duration = Duration::from_millis(400);
+/// The time in which a short timeout has certainly passed. It is shorter than the default of
+/// `limits.stall_timeout`.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
 /// More than all buffers on the way hold.
 const MUCH: usize = 40_000_000;
 
@@ -224,6 +227,59 @@ async fn a_stream_that_is_never_read_is_reset_without_the_others() {
     harness.gateway.wait_for_closed(1).await;
     raw.send(&frame(WINDOW_UPDATE, 0, 3, &50_000_u32.to_be_bytes())).await;
     while raw.next().await.expect("stream 3 continues").kind != DATA {}
+}
+
+/// `limits.gateway_stall` holds for outsiders and for web pages on an agent's connection, and not
+/// for the agent.
+#[tokio::test]
+async fn an_unread_response_holds_the_gateway_only_for_gateway_stall_unless_it_is_an_agents() {
+    let harness = Harness::start_with(|config| config.limits.gateway_stall = SHORT).await;
+    let (mut closed, target) = (0, format!("/large?{MUCH}"));
+    for (source, origin) in [(OUTSIDER, None), (AGENT, Some("https://page.example")), (AGENT, None)] {
+        let is_agent = source == AGENT && origin.is_none();
+        let fields = origin.map(|origin| format!("Origin: {origin}\r\n")).unwrap_or_default();
+        let mut client = harness.connect_h1(source).await;
+        client.send(request_text(&format!("GET {target}"), &fields)).await.unwrap();
+        if is_agent {
+            assert!(timeout(5 * SHORT, harness.gateway.wait_for_closed(closed + 1)).await.is_err(), "h1 {source}");
+            let mut response = client.read_head().await.unwrap();
+            assert!(client.read_body(&mut response, false).await && response.body.len() == MUCH);
+        } else {
+            closed += 1;
+            let end = timeout(STALL_LIMIT, harness.gateway.wait_for_closed(closed)).await;
+            assert!(end.is_ok(), "h1 {source} {origin:?}: still open");
+            assert!(client.read_rest().await.len() < MUCH);
+        }
+    }
+
+    // Over HTTP/2, only the external streams of a connection are reset.
+    for (source, streams) in
+        [(OUTSIDER, &[(1, None)][..]), (AGENT, &[(1, Some("https://page.example")), (3, None)][..])]
+    {
+        let mut raw = RawH2::connect(&harness, source, &[(INITIAL_WINDOW, 0)]).await;
+        for &(id, origin) in streams {
+            let fields: Vec<_> = origin.map(|origin| ("origin", origin)).into_iter().collect();
+            raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, id, &request_block("GET", &target, &fields))).await;
+        }
+        let reset = async {
+            loop {
+                let frame = raw.next().await.expect("the connection stays");
+                if frame.kind == RST_STREAM {
+                    return frame.stream;
+                }
+            }
+        };
+        assert_eq!(timeout(STALL_LIMIT, reset).await, Ok(1), "h2 {source}");
+        sleep(3 * SHORT).await;
+        raw.send(&frame(PING, 0, 0, &[7; 8])).await;
+        loop {
+            let frame = raw.next().await.expect("the connection stays");
+            assert_ne!(frame.kind, RST_STREAM, "h2 {source}: stream {} is reset too", frame.stream);
+            if frame.kind == PING && frame.payload == [7; 8] {
+                break;
+            }
+        }
+    }
 }
 
 #[tokio::test]

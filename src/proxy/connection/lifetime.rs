@@ -127,20 +127,24 @@ where
     /// shutdown.
     fn new(context: &'a ConnectionContext, connection: Pin<&'a mut C>, ask_to_end: F) -> Self {
         let limits = &context.settings.limits;
-        // Over HTTP/2 each stream has a stall timeout of its own (`h2_stream_stall`).
-        let stall = match context.protocol {
-            Protocol::H1 => limits.stall_timeout.min(context.gateway_stall_timeout()),
-            Protocol::H2 => limits.stall_timeout,
+        let timeouts = Timeouts {
+            head: limits.head_timeout,
+            header_block: limits.head_timeout,
+            idle: limits.idle_timeout,
+            stall: limits.stall_timeout,
+            // Over HTTP/2 each stream has a stall timeout of its own (`h2_stream_stall`).
+            external_stall: match context.protocol {
+                Protocol::H1 => limits.stall_timeout.min(limits.gateway_stall),
+                Protocol::H2 => limits.stall_timeout,
+            },
         };
-        let timeouts =
-            Timeouts { head: limits.head_timeout, header_block: limits.head_timeout, idle: limits.idle_timeout, stall };
         let time_until = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
         Self {
             context,
             connection,
             ask_to_end,
             timeouts,
-            timer: LazyTimer::new(timeouts.idle.min(timeouts.head).min(timeouts.stall)),
+            timer: LazyTimer::new(timeouts.idle.min(timeouts.head).min(timeouts.external_stall)),
             expires: context.expires.map(|at| Instant::now() + time_until(at)),
             is_ending: false,
             is_draining: false,

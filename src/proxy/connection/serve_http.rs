@@ -102,30 +102,26 @@ async fn serve_h2(context: Arc<ConnectionContext>, io: Downstream) {
     // Held until the connection has ended.
     let window = context.shared.window_budget.take_lease();
     let connection = pin!(
-        http2::Builder::new(StreamExecutor::new(
-            &context.shared.shutdown,
-            limits.stall_timeout,
-            context.gateway_stall_timeout()
-        ))
-        .timer(TokioTimer::new())
-        .enable_connect_protocol()
-        .initial_stream_window_size(window.window_size().min(MAX_STREAM_WINDOW))
-        .initial_connection_window_size(window.window_size())
-        .max_concurrent_streams(limits.h2_streams)
-        .max_send_buf_size(MAX_BUFFER)
-        .max_pending_accept_reset_streams(MAX_RESETS)
-        .max_local_error_reset_streams(MAX_RESETS)
-        .max_header_list_size(u32::try_from(limits.head_bytes.saturating_mul(OVERSIZE_FACTOR)).unwrap_or(u32::MAX))
-        .keep_alive_interval(Some(H2_PING_INTERVAL))
-        .keep_alive_timeout(H2_PING_TIMEOUT)
-        .serve_connection(
-            TokioIo::new(io),
-            service_fn(|request: Request<Incoming>| {
-                let handle = context.head_tracker.begin_request();
-                let context = Arc::clone(&context);
-                Box::pin(async move { answer_request(context, request, handle).await })
-            })
-        )
+        http2::Builder::new(StreamExecutor::new(&context.shared.shutdown, limits.stall_timeout, limits.gateway_stall))
+            .timer(TokioTimer::new())
+            .enable_connect_protocol()
+            .initial_stream_window_size(window.window_size().min(MAX_STREAM_WINDOW))
+            .initial_connection_window_size(window.window_size())
+            .max_concurrent_streams(limits.h2_streams)
+            .max_send_buf_size(MAX_BUFFER)
+            .max_pending_accept_reset_streams(MAX_RESETS)
+            .max_local_error_reset_streams(MAX_RESETS)
+            .max_header_list_size(u32::try_from(limits.head_bytes.saturating_mul(OVERSIZE_FACTOR)).unwrap_or(u32::MAX))
+            .keep_alive_interval(Some(H2_PING_INTERVAL))
+            .keep_alive_timeout(H2_PING_TIMEOUT)
+            .serve_connection(
+                TokioIo::new(io),
+                service_fn(|request: Request<Incoming>| {
+                    let handle = context.head_tracker.begin_request();
+                    let context = Arc::clone(&context);
+                    Box::pin(async move { answer_request(context, request, handle).await })
+                })
+            )
     );
     run_until_end(&context, connection, |connection| connection.graceful_shutdown()).await;
 }

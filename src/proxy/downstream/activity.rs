@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::h2_stream_stall::StreamStall;
 use super::output_state::OutputState;
-use crate::labels::Protocol;
+use crate::labels::{LaneKind, Protocol};
 
 /// The activity of one connection. Its stream and its requests record it, and its task watches the
 /// deadlines.
@@ -34,6 +34,8 @@ pub struct Activity {
     phase: AtomicPhase,
     /// The number of responses of which a part waits for the client to read it.
     unread_responses: AtomicUsize,
+    /// The number of those whose request was sent to the gateway on the external lane.
+    unread_external: AtomicUsize,
     /// Milliseconds after `epoch` at which the client last read a part of a response.
     last_progress: AtomicU64,
     /// Whether the last bytes from the client ended inside an HTTP/1.1 head.
@@ -98,6 +100,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// While the client reads nothing of a response.
     pub stall: Duration,
+    /// The same while a response of the external lane is unread. At most `stall`.
+    pub external_stall: Duration,
 }
 
 /// What a client is overdue with.
@@ -138,6 +142,7 @@ impl Activity {
             h2_tunnels: AtomicUsize::new(0),
             phase: AtomicPhase::new(phase, 0),
             unread_responses: AtomicUsize::new(0),
+            unread_external: AtomicUsize::new(0),
             last_progress: AtomicU64::new(0),
             is_in_head: AtomicBool::new(false),
             block_since: AtomicU64::new(0),
@@ -221,14 +226,15 @@ impl Activity {
         self.is_head_abandoned.load(Ordering::Relaxed)
     }
 
-    /// Records that a request is served until the returned guard is dropped. Over HTTP/2, must be
-    /// called on the task of its stream.
-    pub fn begin_request(self: &Arc<Self>) -> RequestGuard {
+    /// Records that a request is served until the returned guard is dropped. `lane` is the
+    /// connection's. Over HTTP/2, must be called on the task of its stream.
+    pub fn begin_request(self: &Arc<Self>, lane: LaneKind) -> RequestGuard {
         self.active_requests.fetch_add(1, Ordering::Relaxed);
         self.requests_begun.fetch_add(1, Ordering::Relaxed);
         RequestGuard {
             activity: Arc::clone(self),
             stream: StreamStall::of_current_task(),
+            is_external: AtomicBool::new(lane == LaneKind::External),
             is_pending: AtomicBool::new(false),
             is_tunnel: false,
         }
@@ -242,6 +248,7 @@ impl Activity {
         RequestGuard {
             activity: Arc::clone(self),
             stream: request.stream.clone(),
+            is_external: AtomicBool::new(request.lane() == LaneKind::External),
             is_pending: AtomicBool::new(false),
             is_tunnel: true,
         }
@@ -266,12 +273,10 @@ impl Activity {
     fn phase_deadline_and_cause(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         if !self.is_idle() {
             let has_unread = self.unread_responses.load(Ordering::Relaxed) > 0;
-            return has_unread.then(|| {
-                (
-                    self.epoch + Duration::from_millis(self.last_progress.load(Ordering::Relaxed)) + timeouts.stall,
-                    Overdue::Stall,
-                )
-            });
+            let has_external = self.unread_external.load(Ordering::Relaxed) > 0;
+            let allowed = if has_external { timeouts.external_stall } else { timeouts.stall };
+            let last_progress = Duration::from_millis(self.last_progress.load(Ordering::Relaxed));
+            return has_unread.then(|| (self.epoch + last_progress + allowed, Overdue::Stall));
         }
         let (phase, began) = self.phase.load();
         let (allowed, overdue) = match phase {
@@ -288,11 +293,24 @@ pub struct RequestGuard {
     activity: Arc<Activity>,
     /// The HTTP/2 stream that carries the request; `None` over HTTP/1.1.
     stream: Option<Arc<StreamStall>>,
+    is_external: AtomicBool,
     is_pending: AtomicBool,
     is_tunnel: bool,
 }
 
 impl RequestGuard {
+    /// Sets the lane on which the request is sent to the gateway. Must be called before
+    /// [`Self::mark_pending`].
+    pub fn set_lane(&self, lane: LaneKind) {
+        self.is_external.store(lane == LaneKind::External, Ordering::Relaxed);
+    }
+
+    /// Returns the lane on which the request is sent to the gateway; before that is known, the
+    /// connection's.
+    pub fn lane(&self) -> LaneKind {
+        if self.is_external.load(Ordering::Relaxed) { LaneKind::External } else { LaneKind::Agent }
+    }
+
     /// Records that since `now` a part of the response waits for the client to read it: starts the
     /// stall timeouts of the connection and of the HTTP/2 stream. Does nothing if a part waits
     /// already.
@@ -300,8 +318,9 @@ impl RequestGuard {
         if !self.is_pending.swap(true, Ordering::Relaxed) {
             self.activity.last_progress.store(self.activity.millis_at(now), Ordering::Relaxed);
             self.activity.unread_responses.fetch_add(1, Ordering::Relaxed);
+            self.activity.unread_external.fetch_add(self.external_count(), Ordering::Relaxed);
             if let Some(stream) = &self.stream {
-                stream.start_timer(now);
+                stream.start_timer(now, self.lane());
             }
         }
     }
@@ -322,10 +341,16 @@ impl RequestGuard {
     pub fn mark_drained(&self) {
         if self.is_pending.swap(false, Ordering::Relaxed) {
             self.activity.unread_responses.fetch_sub(1, Ordering::Relaxed);
+            self.activity.unread_external.fetch_sub(self.external_count(), Ordering::Relaxed);
             if let Some(stream) = &self.stream {
                 stream.stop_timer();
             }
         }
+    }
+
+    /// Returns 1 on the external lane, 0 on the agent lane.
+    fn external_count(&self) -> usize {
+        usize::from(self.lane() == LaneKind::External)
     }
 
     /// Resets the HTTP/2 stream of a tunnel, in place of an END_STREAM. Does nothing over HTTP/1.1.
@@ -368,14 +393,33 @@ mod tests {
         header_block: Duration::from_secs(10),
         idle: Duration::from_secs(75),
         stall: Duration::from_secs(60),
+        external_stall: Duration::from_secs(15),
     };
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unread_response_of_the_external_lane_has_the_shorter_stall_timeout() {
+        let start = Instant::now();
+        let activity = Activity::new(Protocol::H1);
+        let deadline = || activity.deadline_and_cause(TIMEOUTS).map(|(at, _)| at - start);
+        // A request of a browser page on an agent's connection, and the agent's own.
+        let (page, agent) = (activity.begin_request(LaneKind::Agent), activity.begin_request(LaneKind::Agent));
+        page.set_lane(LaneKind::External);
+        agent.mark_pending(start);
+        assert_eq!(deadline(), Some(TIMEOUTS.stall));
+        page.mark_pending(start);
+        assert_eq!(deadline(), Some(TIMEOUTS.external_stall));
+        drop(page);
+        assert_eq!(deadline(), Some(TIMEOUTS.stall));
+        agent.mark_drained();
+        assert_eq!(deadline(), None);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn each_header_block_of_h2_has_a_time_of_its_own() {
         let timeouts = TIMEOUTS;
         let start = Instant::now();
         let activity = Activity::new(Protocol::H2);
-        let _request = activity.begin_request();
+        let _request = activity.begin_request(LaneKind::Agent);
         // The second of a read, the header block in which it ends, and the deadline after it.
         for (second, stream, deadline) in [
             (0, None, None),
@@ -404,7 +448,7 @@ mod tests {
         activity.record_h1_read(true);
         assert_eq!(activity.deadline_and_cause(timeouts), Some((start + Duration::from_secs(15), Overdue::Head)));
         activity.record_h1_read(false);
-        let (one, two) = (activity.begin_request(), activity.begin_request());
+        let (one, two) = (activity.begin_request(LaneKind::Agent), activity.begin_request(LaneKind::Agent));
         drop(one);
         assert_eq!(activity.deadline_and_cause(timeouts), None);
         two.mark_pending(Instant::now());
@@ -417,7 +461,7 @@ mod tests {
         two.mark_pending(Instant::now());
         drop(two);
         assert_eq!(activity.deadline_and_cause(timeouts), Some((start + Duration::from_secs(90), Overdue::Idle)));
-        let pipelined = activity.begin_request();
+        let pipelined = activity.begin_request(LaneKind::Agent);
         activity.record_h1_read(true);
         drop(pipelined);
         assert_eq!(

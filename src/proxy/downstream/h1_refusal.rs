@@ -112,7 +112,7 @@ pub fn head_timeout_response() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::labels::Protocol;
+    use crate::labels::{LaneKind, Protocol};
 
     const REFUSAL: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\
                            date: Sun, 29 Nov 2026 06:00:00 GMT\r\n\r\n";
@@ -134,7 +134,7 @@ mod tests {
         ] {
             assert!(!is_replaced(&refusals, &activity, other), "{other}");
         }
-        let request = activity.begin_request();
+        let request = activity.begin_request(LaneKind::External);
         assert!(!is_replaced(&refusals, &activity, REFUSAL), "a response of the service");
         refusals.record_flush(&activity);
         assert!(!is_replaced(&refusals, &activity, REFUSAL), "while a request is served");
@@ -142,7 +142,7 @@ mod tests {
         assert!(!is_replaced(&refusals, &activity, REFUSAL), "hyper may hold bytes of its response");
         refusals.record_flush(&activity);
         assert!(is_replaced(&refusals, &activity, REFUSAL), "a second head that hyper can't read");
-        drop(activity.begin_request());
+        drop(activity.begin_request(LaneKind::External));
         assert!(
             !is_replaced(&refusals, &activity, REFUSAL),
             "a request began and ended before its response was written"

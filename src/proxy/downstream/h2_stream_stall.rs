@@ -18,6 +18,7 @@ use hyper::rt::Executor;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
+use crate::labels::LaneKind;
 use crate::proxy::lazy_timer::LazyTimer;
 use crate::shutdown::Shutdown;
 
@@ -39,6 +40,8 @@ pub struct StreamStall {
     /// The time since which data wait for the client, in milliseconds after `epoch`, plus one; 0 if
     /// none wait.
     since: AtomicU64,
+    /// Whether the request is sent to the gateway on the external lane.
+    is_external: AtomicBool,
     must_reset: AtomicBool,
     is_expired: AtomicBool,
     waker: AtomicWaker,
@@ -49,6 +52,7 @@ impl StreamStall {
         Self {
             epoch: Instant::now(),
             since: AtomicU64::new(0),
+            is_external: AtomicBool::new(false),
             must_reset: AtomicBool::new(false),
             is_expired: AtomicBool::new(false),
             waker: AtomicWaker::new(),
@@ -60,8 +64,9 @@ impl StreamStall {
         STREAM.try_with(Arc::clone).ok()
     }
 
-    /// Starts the timer at `now`: data wait for the client.
-    pub fn start_timer(&self, now: Instant) {
+    /// Starts the timer at `now`: data wait for the client. `lane` is the request's.
+    pub fn start_timer(&self, now: Instant, lane: LaneKind) {
+        self.is_external.store(lane == LaneKind::External, Ordering::Relaxed);
         let now = u64::try_from((now - self.epoch).as_millis()).unwrap_or(u64::MAX - 1);
         self.since.store(now + 1, Ordering::Relaxed);
     }
@@ -94,14 +99,23 @@ impl StreamStall {
 #[derive(Clone, Debug)]
 pub struct StreamExecutor {
     shutdown: Shutdown,
-    limit: Duration,
+    limits: StreamLimits,
+}
+
+/// The times for which a stream may be left unread.
+#[derive(Clone, Copy, Debug)]
+struct StreamLimits {
+    agent: Duration,
+    external: Duration,
 }
 
 impl StreamExecutor {
     /// Creates the executor of a connection that may be left unread for `stall`. Each of its
-    /// streams may be left unread for five times as long, but at most for `stream_limit`.
-    pub fn new(shutdown: &Shutdown, stall: Duration, stream_limit: Duration) -> Self {
-        Self { shutdown: shutdown.clone(), limit: stall.saturating_mul(STREAM_FACTOR).min(stream_limit) }
+    /// streams may be left unread for five times as long, but for at most `external_limit` if its
+    /// request is sent to the gateway on the external lane.
+    pub fn new(shutdown: &Shutdown, stall: Duration, external_limit: Duration) -> Self {
+        let agent = stall.saturating_mul(STREAM_FACTOR);
+        Self { shutdown: shutdown.clone(), limits: StreamLimits { agent, external: agent.min(external_limit) } }
     }
 }
 
@@ -113,7 +127,7 @@ where
         // hyper spawns the task that writes to an upgraded stream on the task of the stream: both
         // share a timer.
         let stall = StreamStall::of_current_task().unwrap_or_else(|| Arc::new(StreamStall::new()));
-        let guarded = StallGuarded { task, stall: Arc::clone(&stall), limit: self.limit, timer: None };
+        let guarded = StallGuarded { task, stall: Arc::clone(&stall), limits: self.limits, timer: None };
         self.shutdown.spawn(STREAM.scope(stall, guarded));
     }
 }
@@ -125,7 +139,7 @@ pin_project! {
         #[pin]
         task: F,
         stall: Arc<StreamStall>,
-        limit: Duration,
+        limits: StreamLimits,
         // Created when something is left unread for the first time.
         timer: Option<LazyTimer>,
     }
@@ -142,7 +156,9 @@ impl<F: Future<Output = ()>> Future for StallGuarded<F> {
             return Poll::Ready(());
         }
         let Some(since) = this.stall.stalled_since() else { return Poll::Pending };
-        let timer = this.timer.get_or_insert_with(|| LazyTimer::new(*this.limit));
-        timer.poll_due(cx, Some(since + *this.limit)).map(|_| this.stall.is_expired.store(true, Ordering::Relaxed))
+        let is_external = this.stall.is_external.load(Ordering::Relaxed);
+        let limit = if is_external { this.limits.external } else { this.limits.agent };
+        let timer = this.timer.get_or_insert_with(|| LazyTimer::new(limit));
+        timer.poll_due(cx, Some(since + limit)).map(|_| this.stall.is_expired.store(true, Ordering::Relaxed))
     }
 }

@@ -40,7 +40,6 @@ pub struct RequestRecord {
     /// The method, and the path without its query; `None` if they are neither logged nor recorded.
     target: Option<(Method, String)>,
     began_at: Option<SystemTime>,
-    is_external: AtomicBool,
     /// Whether the client's version of HTTP has trailers and interim responses: not HTTP/1.0.
     takes_trailers: bool,
     handle: RequestHandle,
@@ -69,13 +68,12 @@ impl RequestRecord {
         let is_recorded = access_log.is_some() || has_recorder;
         let needs_trace = has_recorder || context.settings.traceparent == TraceparentUse::Make;
         Arc::new(Self {
-            guard: context.activity.begin_request(),
+            guard: context.activity.begin_request(context.lane.kind()),
             start_time: Instant::now(),
             trace: needs_trace.then(|| Trace::from_headers(headers, has_recorder)),
             access_log,
             target: is_recorded.then(|| (request.method().clone(), request.uri().path().to_owned())),
             began_at: has_recorder.then(SystemTime::now),
-            is_external: AtomicBool::new(context.lane.kind() == LaneKind::External),
             takes_trailers: request.version() >= Version::HTTP_11,
             handle,
             status: AtomicU16::new(0),
@@ -119,13 +117,13 @@ impl RequestRecord {
 
     /// Sets the lane on which the request is sent to the gateway.
     pub fn set_lane(&self, lane: LaneKind) {
-        self.is_external.store(lane == LaneKind::External, Ordering::Relaxed);
+        self.guard.set_lane(lane);
     }
 
     /// Returns the lane on which the request is sent to the gateway; before that is known, the
     /// connection's.
     pub fn lane(&self) -> LaneKind {
-        if self.is_external.load(Ordering::Relaxed) { LaneKind::External } else { LaneKind::Agent }
+        self.guard.lane()
     }
 
     /// Records and counts that the response has begun, with this status. Does nothing if an error
