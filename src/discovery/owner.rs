@@ -10,7 +10,7 @@ use std::path::Path;
 
 use tracing::debug;
 
-use super::docker::container::{Container, SHORT_ID_LENGTH, namespace_of};
+use super::docker::container::{Container, SHORT_ID_LENGTH, namespace_owner_of};
 
 /// The container that owns this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub fn find_owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerH
         return all
             .iter()
             .find(|container| container.is_named(configured))
-            .and_then(|container| namespace_of(container, all));
+            .and_then(|container| namespace_owner_of(container, all));
     }
     let count_shared = |container: &Container| container.addresses().filter(|ip| addresses.contains(ip)).count();
     let mut candidates: Vec<&Container> = all.iter().filter(|container| count_shared(container) > 0).collect();
@@ -105,7 +105,7 @@ pub fn find_owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &OwnerH
         };
     }
     match candidates.as_slice() {
-        [owner] => namespace_of(owner, all),
+        [owner] => namespace_owner_of(owner, all),
         _ => None,
     }
 }

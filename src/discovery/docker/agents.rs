@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::container::{Container, NetworkEndpoint, namespace_of};
+use super::container::{Container, NetworkEndpoint, namespace_owner_of};
 use super::images::LabelOrigin;
 use crate::config::AgentService;
 use crate::discovery::agent::{Agent, AgentKind};
@@ -57,7 +57,9 @@ impl View {
         view.add_agents(&sources, owner, &networks);
         view.last_known = view.agents.clone();
         for container in sources.containers {
-            if let (Some(scopes), Some(namespace)) = (&container.scopes, namespace_of(container, sources.containers)) {
+            if let (Some(scopes), Some(namespace)) =
+                (&container.scopes, namespace_owner_of(container, sources.containers))
+            {
                 let scopes = agent_labels::parse_scopes(scopes);
                 namespace.addresses().for_each(|ip| view.add_scope_cap(ip, &scopes, container.scopes_maybe_from_image));
             }
@@ -202,7 +204,7 @@ impl<'a> Candidate<'a> {
                 owner_project: project_not_from_image(owner).cloned(),
             });
         }
-        let namespace = namespace_of(container, sources.containers).ok_or(WhyNotAgent::NoSharedNetwork)?;
+        let namespace = namespace_owner_of(container, sources.containers).ok_or(WhyNotAgent::NoSharedNetwork)?;
         if namespace.id == owner.id {
             return Err(WhyNotAgent::OwnNamespace);
         }

@@ -176,7 +176,7 @@ impl Container {
 
 /// Returns the container that owns the network namespace of `container`: itself, or the one that it
 /// joined; `None` if that one does not run, or if containers joined each other in a circle.
-pub fn namespace_of<'a>(container: &'a Container, all: &'a [Container]) -> Option<&'a Container> {
+pub fn namespace_owner_of<'a>(container: &'a Container, all: &'a [Container]) -> Option<&'a Container> {
     let mut owner = container;
     // Engines refuse chains of containers that join each other. The limit ends the loop anyway.
     for _ in 0..MAX_JOINS {
@@ -310,7 +310,7 @@ mod tests {
             named("d", Some("e")),
             named("e", Some("d")),
         ];
-        let owner = |index: usize| namespace_of(&all[index], &all).map(|owner| owner.id.as_str());
+        let owner = |index: usize| namespace_owner_of(&all[index], &all).map(|owner| owner.id.as_str());
         assert_eq!((0..5).map(owner).collect::<Vec<_>>(), [Some("a"), Some("a"), None, None, None]);
     }
 }

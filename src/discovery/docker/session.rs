@@ -101,7 +101,7 @@ enum EventEffect {
     /// The container with this id has started, which reverses its losses.
     Start(String),
     /// A container has joined a network, which reverses this loss.
-    Gain(Loss),
+    Reversed(Loss),
 }
 
 impl DockerSession {
@@ -237,7 +237,7 @@ impl DockerSession {
                 self.reversed_losses.extend(self.pending_losses.extract_if(.., |loss| *loss.container_id() == id));
                 None
             }
-            EventEffect::Gain(loss) => {
+            EventEffect::Reversed(loss) => {
                 self.reversed_losses.extend(self.pending_losses.take(&loss));
                 None
             }
@@ -280,7 +280,9 @@ fn effect_of_event(event: &EventMessage) -> EventEffect {
                 ("disconnect", Some((network, container))) => {
                     EventEffect::Loss(Loss::Disconnected { container, network })
                 }
-                ("connect", Some((network, container))) => EventEffect::Gain(Loss::Disconnected { container, network }),
+                ("connect", Some((network, container))) => {
+                    EventEffect::Reversed(Loss::Disconnected { container, network })
+                }
                 _ => EventEffect::Change,
             }
         }
@@ -301,17 +303,17 @@ mod tests {
 
     #[test]
     fn an_event_reports_a_change_or_a_loss_or_is_ignored() {
-        let life = || EventEffect::Loss(Loss::Stopped("x".into()));
-        let network = || Loss::Disconnected { container: "c".into(), network: "x".into() };
+        let stopped = || EventEffect::Loss(Loss::Stopped("x".into()));
+        let disconnected = || Loss::Disconnected { container: "c".into(), network: "x".into() };
         for (kind, action, expected) in [
             ("container", "start", EventEffect::Start("x".into())),
             ("container", "kill", EventEffect::Change),
             ("container", "pause", EventEffect::Change),
             ("container", "rename", EventEffect::Change),
-            ("container", "die", life()),
-            ("container", "destroy", life()),
-            ("network", "connect", EventEffect::Gain(network())),
-            ("network", "disconnect", EventEffect::Loss(network())),
+            ("container", "die", stopped()),
+            ("container", "destroy", stopped()),
+            ("network", "connect", EventEffect::Reversed(disconnected())),
+            ("network", "disconnect", EventEffect::Loss(disconnected())),
             ("network", "create", EventEffect::Change),
             ("container", "exec_create: /bin/sh -c true", EventEffect::Nothing),
             ("container", "exec_die", EventEffect::Nothing),
