@@ -236,7 +236,7 @@ where
             if to_gateway_done && to_client_done {
                 return Poll::Ready(Ok(()));
             }
-            self.put_off_rest_if_moved();
+            self.restart_quiet_time_if_moved();
             // A WebSocket can't be half-closed (RFC 6455 section 7.1.1). If loopgate closed the
             // client's side at once, a client that is still sending could lose the last frames, so
             // it may close first.
@@ -305,7 +305,7 @@ where
 
     /// Records which directions carried bytes. If one did, puts off the time at which the tunnel
     /// counts as at rest.
-    fn put_off_rest_if_moved(&mut self) {
+    fn restart_quiet_time_if_moved(&mut self) {
         let (from_client, from_gateway) = (self.to_gateway.take_moved_flag(), self.to_client.take_moved_flag());
         if from_client || from_gateway {
             self.is_unanswered = !from_gateway;
