@@ -22,7 +22,7 @@ use crate::proxy::tunnel::first_message::{Checked, FirstMessage};
 
 /// Returns the check of the first message of the WebSocket that `head` asks for, and the observer
 /// of the gateway's response; `None` if neither a scope cap nor devices must be checked.
-pub fn connect_check(
+pub fn build_connect_check(
     context: &ConnectionContext,
     head: &GatewayHead,
 ) -> Option<(FirstMessage, ConnectResponseWatcher)> {

@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::debug;
 
 use super::client_authorization::ClientAuthorization;
-use super::connect_check::connect_check;
+use super::connect_check::build_connect_check;
 use super::record::RequestRecord;
 use super::response::response_for_client;
 use super::response_body::ResponseBody;
@@ -60,7 +60,7 @@ pub async fn upgrade_request(
     let counters = shared.traffic.lane(lane);
     let tunnel_gauge = GaugeGuard::new(&counters.tunnels);
     record.set_sent_counter(counters.sent_bytes.clone());
-    let (first_message, connect_response) = connect_check(context, &head).unzip();
+    let (first_message, connect_response) = build_connect_check(context, &head).unzip();
     if first_message.is_some() {
         head.remove_websocket_extensions();
     }
