@@ -44,7 +44,8 @@ pub async fn forward_request(
     handle: RequestHandle,
     record: &Arc<RequestRecord>,
 ) -> ForwardOutcome {
-    let CheckedRequest { head, body, authorization, answered_by } = match check_request(context, request, record) {
+    let CheckedRequest { head, body, authorization, answered_by } = match check_and_build_head(context, request, record)
+    {
         Ok(checked) => checked,
         Err(CheckFailure { must_close, error }) => return ForwardOutcome { must_close, result: Err(error) },
     };
@@ -105,12 +106,12 @@ impl ClientBody {
 ///
 /// # Errors
 /// The first check that failed.
-fn check_request(
+fn check_and_build_head(
     context: &ConnectionContext,
     mut request: Request<Incoming>,
     record: &RequestRecord,
 ) -> Result<CheckedRequest, CheckFailure> {
-    keep_refused_upgrade(context, &request);
+    keep_upgrade_in_case_of_refusal(context, &request);
     let is_h2_connect =
         convert_extended_connect(&mut request).map_err(|error| CheckFailure { must_close: false, error })?;
     check_connection(context).map_err(|error| CheckFailure { must_close: true, error })?;
@@ -157,7 +158,7 @@ fn check_connection(context: &ConnectionContext) -> Result<(), Error> {
 /// Keeps the upgrade of an HTTP/1.1 request that asks for one, so that its connection can be closed
 /// if the upgrade is refused. Workaround: delete when hyper shuts such a connection down (1.12:
 /// `poll_inner` in `src/proto/h1/dispatch.rs` does not).
-fn keep_refused_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
+fn keep_upgrade_in_case_of_refusal(context: &ConnectionContext, request: &Request<Incoming>) {
     if context.protocol == labels::Protocol::H1
         && let Some(upgrade) = request.extensions().get::<OnUpgrade>()
     {
