@@ -84,6 +84,11 @@ enum Subscription {
     Open(DockerEvents),
 }
 
+/// The beginnings of the actions of containers that change nothing that a list shows. Health
+/// checks, `docker exec` and enrolment cause some of them frequently.
+const IGNORED_ACTIONS: [&str; 10] =
+    ["exec_", "health_status", "top", "archive-path", "attach", "detach", "resize", "copy", "export", "commit"];
+
 struct Listing {
     started_at: Instant,
     result: BoxFuture<'static, Result<ListResult, Error>>,
@@ -100,7 +105,7 @@ enum EventEffect {
     Loss(Loss),
     /// The container with this id has started, which reverses its losses.
     Start(String),
-    /// A container has joined a network, which reverses this loss.
+    /// This loss is reversed: a container has joined the network again.
     Reversed(Loss),
 }
 
@@ -245,7 +250,7 @@ impl DockerSession {
     }
 }
 
-/// Returns the effect of `event`.
+/// Returns what `event` changes for the session: a loss at once, a list soon, or nothing.
 fn effect_of_event(event: &EventMessage) -> EventEffect {
     let action = event.action.as_deref().unwrap_or_default();
     let id = event.actor.as_ref().and_then(|actor| actor.id.clone());
@@ -253,25 +258,7 @@ fn effect_of_event(event: &EventMessage) -> EventEffect {
         Some(EventMessageTypeEnum::CONTAINER) => match (action, id) {
             ("die" | "died" | "destroy", Some(id)) => EventEffect::Loss(Loss::Stopped(id)),
             ("start", Some(id)) => EventEffect::Start(id),
-            // Health checks, `docker exec` and loopgate's own enrolment cause these events
-            // frequently.
-            _ if [
-                "exec_",
-                "health_status",
-                "top",
-                "archive-path",
-                "attach",
-                "detach",
-                "resize",
-                "copy",
-                "export",
-                "commit",
-            ]
-            .iter()
-            .any(|ignored| action.starts_with(ignored)) =>
-            {
-                EventEffect::Nothing
-            }
+            _ if IGNORED_ACTIONS.iter().any(|ignored| action.starts_with(ignored)) => EventEffect::Nothing,
             _ => EventEffect::Change,
         },
         Some(EventMessageTypeEnum::NETWORK) => {
