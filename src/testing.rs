@@ -1,6 +1,7 @@
 //! Support for the unit tests of several modules: network namespaces, and tests that run in a
 //! process of their own.
 
+use std::io::Write;
 use std::process::Command;
 
 /// Runs `ip` of iproute2 with `arguments`, in the network namespace of this process.
@@ -23,13 +24,15 @@ pub fn new_namespace_command() -> Option<&'static [&'static str]> {
     })
 }
 
-/// Prints that the calling test is skipped, and why.
+/// Prints that the calling test is not run, and why, to the standard error that libtest does not
+/// capture.
 ///
 /// # Panics
-/// In CI, because everything that the tests need is installed there.
+/// If `CI` is `true`, because everything that the tests need is installed there.
 pub fn report_skipped(why: &str) {
-    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{why}");
-    eprintln!("SKIPPED: {why}");
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "NOT RUN: {name}: {why}");
+    writeln!(std::io::stderr(), "NOT RUN: {name}: {why}").expect("standard error");
 }
 
 /// Runs `body`, the body of the test called `name`, in a new process that `launcher` starts. To do

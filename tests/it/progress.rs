@@ -217,7 +217,9 @@ async fn clients_are_served_after_others_disconnect_midway() {
             assert_eq!(asked.expect("an answer"), (200, "hello".into()), "{protocol:?}");
         }
     };
-    for round in 0..10 {
+    const ROUNDS: usize = 10;
+    const CONNECTIONS_OF_A_ROUND: usize = 4;
+    for round in 0..ROUNDS {
         let mut h1 = harness.connect_h1(OUTSIDER).await;
         h1.ask_head(request_text(&format!("GET /large?{MUCH}"), "")).await;
         let mut talk = harness.connect_h1(OUTSIDER).await;
@@ -234,7 +236,7 @@ async fn clients_are_served_after_others_disconnect_midway() {
         drop((h1, talk, up, response, large, h2));
         hello().await;
     }
-    let waiting = timeout(SOON, harness.gateway.wait_for_closed(40));
+    let waiting = timeout(SOON, harness.gateway.wait_for_closed(ROUNDS * CONNECTIONS_OF_A_ROUND));
     waiting.await.expect("the gateway connections of clients that left are closed");
 }
 
