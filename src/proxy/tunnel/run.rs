@@ -76,9 +76,9 @@ pub struct TunnelOptions {
 /// Carries bytes between `client` and `gateway` until both directions are closed, one fails, or the
 /// client is refused.
 ///
-/// When loopgate shuts down, a WebSocket comes to rest, and then gets a close frame with status
-/// 1001. If its client is revoked, it gets a close frame with status 1008 at the end of the current
-/// frame, if that ends within [`REVOKED_GRACE`].
+/// When loopgate shuts down, a WebSocket gets a close frame with status 1001 once it is quiet. If
+/// its client is revoked, it gets a close frame with status 1008 at the end of the current frame,
+/// if that ends within [`REVOKED_GRACE`].
 ///
 /// `early` are the bytes that were read together with the heads: from the client, and from the
 /// gateway.
@@ -304,7 +304,7 @@ where
     }
 
     /// Records which directions carried bytes. If one did, puts off the time at which the tunnel
-    /// counts as at rest.
+    /// counts as quiet.
     fn restart_quiet_time_if_moved(&mut self) {
         let (from_client, from_gateway) = (self.to_gateway.take_moved_flag(), self.to_client.take_moved_flag());
         if from_client || from_gateway {
@@ -317,7 +317,7 @@ where
         }
     }
 
-    /// Returns the time without a byte after which the tunnel counts as at rest.
+    /// Returns the time without a byte after which the tunnel counts as quiet.
     fn quiet_time(&self) -> Duration {
         if self.is_unanswered { QUIET_TIME_UNANSWERED } else { QUIET_TIME }
     }
