@@ -20,8 +20,8 @@ use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::tunnel::connect_response::{ConnectResponseWatcher, PendingConnect};
 use crate::proxy::tunnel::first_message::{Checked, FirstMessage};
 
-/// Returns the check of the first message of the WebSocket that `head` asks for, and the observer
-/// of the gateway's response; `None` if neither a scope cap nor devices must be checked.
+/// Returns the check of the first message of the WebSocket that `head` asks for, and the watcher of
+/// the gateway's response; `None` if neither a scope cap nor devices must be checked.
 pub fn build_connect_check(
     context: &ConnectionContext,
     head: &GatewayHead,
@@ -48,6 +48,7 @@ pub fn build_connect_check(
     if cap.is_none() && device_check.is_none() {
         return None;
     }
+    // Without a cap, a first message that is no JSON object may pass: it can't be a `connect`.
     let objects_only = cap.is_none();
     let check = move |message: &[u8]| {
         let request = ParsedMessage::parse(message);
@@ -162,7 +163,7 @@ impl DeviceCheck {
         });
         Ok(Box::pin(async move {
             let binding = spawn_blocking(move || devices.bind_provisionally(&device, &agent)).await;
-            // If the observer of the response is gone, the device stays bound.
+            // If the watcher of the response is gone, the device stays bound.
             let _ = binding_sender.send(binding.ok().flatten());
         }))
     }

@@ -104,7 +104,7 @@ impl Direction {
         }
     }
 
-    /// Sets the observer of the gateway's bytes. It also gets the bytes that were read already.
+    /// Sets the watcher of the gateway's bytes. It also gets the bytes that were read already.
     pub fn set_connect_response(&mut self, connect_response: Option<ConnectResponseWatcher>) {
         self.connect_response = connect_response;
         let early = self.pending.clone();
