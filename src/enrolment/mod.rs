@@ -195,7 +195,7 @@ impl<P: ProofReader> Enrolment<P> {
             warn!(%peer, agent = agent.name, error = error_chain(&error), "can't sign the certificate");
             refusal_error(
                 RefusalReason::BadRequest,
-                "the request can't be signed: it takes a P-256 key and a signature by it",
+                "the certificate request must have a P-256 key and be signed with it",
             )
         })?;
         let token = self.read_inherited_token().await;
