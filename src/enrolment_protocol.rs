@@ -132,7 +132,7 @@ pub enum ProofKind {
     Process,
     /// As the name of a file, which the sidecar reads by `HEAD /containers/{id}/archive`.
     File,
-    /// A kind of a newer version.
+    /// A kind that only a newer version of loopgate knows.
     #[serde(other)]
     Unknown,
 }

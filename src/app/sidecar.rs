@@ -284,8 +284,9 @@ impl Sidecar {
 
     /// Stops the sidecar: accepts no new connection, lets requests finish, and sends WebSockets a
     /// close frame. Connections that are left after `limits.drain_timeout` abort themselves.
-    /// Resolves when all have ended, at the latest [`ABORT_GRACE`] after that timeout, and the last
-    /// spans are sent.
+    /// Resolves when all connections have ended, at the latest [`ABORT_GRACE`] after that timeout,
+    /// and then the last spans were sent, for which at most 5 s are waited (`BATCH_TIMEOUT` in
+    /// `otel`).
     pub async fn stop(&self) {
         info!("stopping");
         self.shutdown.begin();

@@ -110,8 +110,8 @@ fn keep_restart_options(wanted: &mut Config, running: &Config) -> RestartOptions
     restart_options
 }
 
-/// Keeps the addresses of the listeners and the port forwards. As the functions for the other
-/// tables, adds the keys of what it keeps to `restart_options`.
+/// Keeps the addresses of the listeners and the port forwards. Like the functions for the other
+/// tables, it adds the keys of what it keeps to `restart_options`.
 fn keep_restart_options_of_listen(restart_options: &mut RestartOptions, wanted: &mut Listen, running: &Listen) {
     let Listen { on, plain, forward, proxy_protocol: _, own_addresses: _ } = running;
     restart_options.keep_running(&["listen.on"], &mut wanted.on, on);

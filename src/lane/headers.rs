@@ -248,8 +248,8 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes from a request the fields that `Connection` lists, hop-by-hop fields, and fields that
-/// only loopgate may send.
+/// Removes from a request the fields that `Connection` lists (except some that a request needs),
+/// hop-by-hop fields, and fields that only loopgate may send.
 fn scrub_request(headers: &mut HeaderMap, policy: &LanePolicy) {
     let listed: Vec<HeaderName> = connection_options(headers)
         .filter(|token| {
@@ -257,7 +257,8 @@ fn scrub_request(headers: &mut HeaderMap, policy: &LanePolicy) {
                 && !token.eq_ignore_ascii_case(b"keep-alive")
                 && !token.eq_ignore_ascii_case(b"upgrade")
         })
-        // A client could list these in `Connection` to change what the request means, so they stay.
+        // A client could remove these by listing them in `Connection`, which would change what the
+        // request means. They stay.
         .filter(|token| {
             !matches!(
                 token.to_ascii_lowercase().as_slice(),

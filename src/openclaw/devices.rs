@@ -330,9 +330,9 @@ impl Devices {
 }
 
 impl ProvisionalBinding {
-    /// Removes the binding after the gateway has refused the `connect`, unless another `connect`
-    /// with the device was made meanwhile and still waits for its answer, or was not refused. A
-    /// failure to change the file is logged. Blocks.
+    /// Removes the binding, because the gateway refused the `connect`. Keeps it if another
+    /// `connect` with the device still waits for its answer, or was accepted. A failure to change
+    /// the file is logged. Blocks.
     pub fn remove(mut self) {
         self.is_resolved = true;
         {

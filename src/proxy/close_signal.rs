@@ -72,9 +72,9 @@ pin_project! {
 }
 
 impl CloseWait<'_> {
-    /// Completes with the next reason. `is_draining` is whether [`CloseReason::Drain`] was returned
-    /// before, or does not matter any more: a connection that drains can still be revoked. It must
-    /// not become false again. Must be polled until it is pending, so that the task is woken.
+    /// Completes with the next reason. Set `is_draining` once [`CloseReason::Drain`] was returned
+    /// or does not matter; then only a revocation completes the wait. Never set it back. Poll until
+    /// pending, or the task is not woken.
     pub(super) fn poll_reason(self: Pin<&mut Self>, cx: &mut Context<'_>, is_draining: bool) -> Poll<CloseReason> {
         let mut this = self.project();
         if is_draining && !*this.is_draining {

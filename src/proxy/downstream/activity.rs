@@ -268,8 +268,8 @@ impl Activity {
         self.phase_deadline_and_cause(timeouts).into_iter().chain(block).min_by_key(|(at, _)| *at)
     }
 
-    /// Returns the deadline of the current phase, or while a request is served that of a stall,
-    /// apart from header blocks of HTTP/2.
+    /// Returns the deadline of a stall while a request is served, else that of the current phase.
+    /// HTTP/2 header blocks are not considered.
     fn phase_deadline_and_cause(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         if !self.is_idle() {
             let has_unread = self.unread_responses.load(Ordering::Relaxed) > 0;

@@ -16,7 +16,7 @@ use crate::proxy::upstream::request_body::BrokenBody;
 
 /// Parts of the body up to this size are copied, so that several of them are one write.
 const SMALL_PART: usize = 1024;
-/// No more parts are joined once they have this size.
+/// Small parts of a request are joined for one write, until together they have this many bytes.
 const MAX_JOINED: usize = 8 * 1024;
 
 /// A request that is being written.
