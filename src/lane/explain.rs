@@ -76,7 +76,7 @@ impl fmt::Display for WhyExternal {
                 write!(f, "the client certificate of {agent} has expired: check its clock")
             }
             Self::OtherCertificate { agent } => {
-                write!(f, "the client certificate was not issued to {agent}, but to another container")
+                write!(f, "the client certificate was not issued to {agent}, but to another client")
             }
             Self::Unconfirmed { agent, source } => {
                 write!(f, "{} is unreachable, so {agent} can't be confirmed as an agent", source.name())
