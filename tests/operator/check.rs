@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Harness, free_address, loopgate};
 use loopgate_test_support::fake_docker::{FakeDocker, container};
+use loopgate_test_support::requirements::report_not_run;
 
 /// Runs `loopgate check --json` without blocking the fakes; returns the report and whether the
 /// command succeeded.
@@ -95,8 +96,7 @@ async fn a_missing_or_too_strict_docker_socket_is_reported() {
 async fn agents_with_wrong_labels_or_forgeable_addresses_are_reported() {
     let own = own_address();
     if own.starts_with("127.") {
-        eprintln!("SKIPPED: this machine has only loopback addresses");
-        return;
+        return report_not_run("this machine has only loopback addresses");
     }
     let docker = FakeDocker::start();
     let labels = |project: &str, agent: &str| json!({"com.docker.compose.project": project, "loopgate.agent": agent});

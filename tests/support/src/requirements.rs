@@ -51,6 +51,16 @@ pub fn run_exclusively(name: &str, test: impl FnOnce() -> Result<(), Missing>) {
     }
 }
 
+/// Reports the calling test as not run, and why.
+///
+/// # Panics
+/// If `CI` is `true`, because everything that the tests need is installed there.
+pub fn report_not_run(why: impl Display) {
+    let line = format!("NOT RUN: {}: {why}", std::thread::current().name().unwrap_or("a test"));
+    assert!(!env::var("CI").is_ok_and(|ci| ci == "true"), "{line}");
+    print_now(line);
+}
+
 /// Prints a line at once, whether or not output is captured: these tests take minutes, and one that
 /// did not run must be seen.
 pub fn print_now(line: impl Display) {
