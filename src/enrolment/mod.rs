@@ -199,11 +199,11 @@ impl<P: ProofReader> Enrolment<P> {
             )
         })?;
         let token = self.read_inherited_token().await;
-        info!(%peer, agent = agent.name, container = agent.id, inherits_token = token.is_some(), "enrolled");
-        let (agent_name, container, has_token) = (&agent.name, &agent.id, token.is_some());
+        let (agent_name, workload, inherits_token) = (&agent.name, &agent.id, token.is_some());
+        info!(%peer, agent = agent_name, workload, inherits_token, "enrolled");
         info!(
             target: audit::TARGET, kind = "enrolment", outcome = "issued", %peer, agent = agent_name,
-            container, token = has_token, %id,
+            workload, inherits_token, %id,
             "enrolled"
         );
         Ok(lines.send(&Reply::Next(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
