@@ -11,7 +11,7 @@ build: ## build the debug binary (target/debug/loopgate)
 check: ## compile everything, without running it
 	cargo check --locked --all-targets
 
-test: ## unit and integration tests: no Docker; a few tests need root, and say NOT RUN without it
+test: ## unit and integration tests: no Docker; one test of `it` needs root, and says NOT RUN without it
 	tests/run unit it attacks
 
 lint: ## formatting, clippy with and without features, rustdoc
