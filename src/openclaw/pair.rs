@@ -49,9 +49,12 @@ pub enum Error {
     Connect {
         /// The gateway's address.
         address: SocketAddr,
-        /// The error of the connection. For a temporary device: why no key could be made.
+        /// The error of the connection.
         source: std::io::Error,
     },
+    /// No key could be made for a temporary device.
+    #[error("can't make a key for a temporary device")]
+    Key(#[source] std::io::Error),
     /// The WebSocket handshake failed, or the connection broke.
     #[error("the WebSocket to the gateway failed")]
     WebSocket(#[from] tungstenite::Error),

@@ -27,7 +27,7 @@ impl TemporaryDevice {
     /// The gateway does not pair the device silently, because it regards it as remote or refuses
     /// the token.
     pub async fn connect(address: SocketAddr, token: Option<&Secret>) -> Result<Self, Error> {
-        let device = Device::generate().map_err(|source| Error::Connect { address, source })?;
+        let device = Device::generate().map_err(Error::Key)?;
         // All scopes are needed, since in later versions a device can approve or remove only scopes
         // that it has.
         Ok(Self { id: device.id(), connection: pair::connect(address, &device, token).await? })
