@@ -38,8 +38,7 @@ fn response_timeout(head: &GatewayHead, limits: &Limits) -> Duration {
 enum Failure {
     /// No byte of the request was sent.
     Unsent {
-        /// Whether the wait for the gateway ends before another attempt, which would come after
-        /// [`RETRY_PAUSE`].
+        /// Whether [`RETRY_PAUSE`] from now is after the end of the wait for the gateway.
         is_too_late_to_retry: bool,
     },
     /// The connection broke before the response's head was read.
