@@ -47,8 +47,8 @@ pub enum Error {
     Sandbox(String),
     /// The sidecar is in a network namespace of which the owner is gone.
     #[error(
-        "the owner of this network namespace runs in another one, or could not be found for 60 s; exiting, so that \
-         the restart policy attaches the sidecar to the right one"
+        "the owner now runs in a different network namespace, or was not found for 60 s; exiting with 75 to be \
+         restarted there"
     )]
     Orphaned,
 }

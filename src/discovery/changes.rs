@@ -60,15 +60,14 @@ pub fn log(before: &View, after: &View) {
         match after.namespace {
             NamespaceState::Attached => info!("this network namespace has interfaces again"),
             NamespaceState::Orphaned => error!(
-                "this network namespace has lost its interfaces, as when the container that owns it stops; waiting \
-                 until that container runs again (if it was replaced by a new one, this container must be recreated \
-                 too)"
+                "lost the interfaces of this network namespace: its owner has probably stopped; waiting for it (if the \
+                 owner was recreated, recreate this container too)"
             ),
             NamespaceState::Replaced => {
                 error!(
                     status = EXIT_ORPHANED,
-                    "the owner of this network namespace runs in another one, or could not be found for 60 s; exiting, \
-                     so that the restart policy starts this container in the right one"
+                    "the owner now runs in a different network namespace, or was not found for 60 s; exiting with 75 \
+                     to be restarted there"
                 )
             }
         }

@@ -179,7 +179,7 @@ fn the_sidecar_returns_after_the_namespaces_owner_restarts_or_stops_for_a_while(
     back(1);
 
     deployment.gateway.stop();
-    deployment.sidecar.wait_for_log("lost its interfaces");
+    deployment.sidecar.wait_for_log("lost the interfaces of this network namespace");
     // While the owner is stopped, the sidecar waits. If it exited at once, the engine would restart
     // it within this time.
     let sidecar = &deployment.sidecar;
@@ -187,7 +187,7 @@ fn the_sidecar_returns_after_the_namespaces_owner_restarts_or_stops_for_a_while(
     deployment.gateway.start();
     back(2);
     assert_eq!(deployment.sidecar.inspect("{{.State.ExitCode}}"), "0", "the sidecar does not run");
-    deployment.sidecar.wait_for_log("exiting, so that the restart policy");
+    deployment.sidecar.wait_for_log("the owner now runs in a different network namespace");
 }
 
 #[test]
