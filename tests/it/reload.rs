@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use loopgate::config::PathRule;
 use loopgate_test_support::sidecar::free_address;
+use loopgate_test_support::websocket::Socket;
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -23,6 +24,17 @@ const DONE: &str = "configuration reloaded";
 /// Whether `received` is the close frame of a WebSocket that is no longer authorized.
 fn is_policy_close(received: Option<&tungstenite::Result<Message>>) -> bool {
     matches!(received, Some(Ok(Message::Close(Some(frame)))) if frame.code == CloseCode::Policy)
+}
+
+/// Asserts of each WebSocket whether it is still open; the others are closed with 1008.
+async fn assert_which_stay<const N: usize>(sockets: &mut [Socket], which: [bool; N]) {
+    assert_eq!(sockets.len(), N);
+    for (socket, stays) in sockets.iter_mut().zip(which) {
+        let sent = socket.send(Message::text("still there?")).await;
+        let received = timeout(SOON, socket.next()).await.unwrap();
+        assert_eq!(sent.is_ok() && matches!(received, Some(Ok(Message::Text(_)))), stays, "{received:?}");
+        assert_eq!(is_policy_close(received.as_ref()), !stays, "{received:?}");
+    }
 }
 
 /// Reloads the sidecar's configuration with a change.
@@ -73,12 +85,7 @@ async fn a_reload_ends_requests_of_denied_clients_of_a_proxy_only() {
         config.external.deny = vec!["203.0.113.0/24".parse().unwrap(), format!("{AGENT}/32").parse().unwrap()]
     })
     .await;
-    for (socket, stays) in sockets.iter_mut().zip([false, true, false, true]) {
-        let sent = socket.send(Message::text("still there?")).await;
-        let received = timeout(SOON, socket.next()).await.unwrap();
-        assert_eq!(sent.is_ok() && matches!(received, Some(Ok(Message::Text(_)))), stays, "{received:?}");
-        assert_eq!(is_policy_close(received.as_ref()), !stays, "{received:?}");
-    }
+    assert_which_stay(&mut sockets, [false, true, false, true]).await;
 }
 
 #[tokio::test]
@@ -128,12 +135,7 @@ async fn a_reload_that_denies_a_proxy_closes_only_its_own_requests() {
     let mut sockets =
         harness.open_websockets(TRUSTED_PROXY, "/ws", &[&[], &[("x-forwarded-for", "198.51.100.9")]]).await;
     reload_with(&harness, |config| config.external.deny = vec![format!("{TRUSTED_PROXY}/32").parse().unwrap()]).await;
-    for (socket, stays) in sockets.iter_mut().zip([false, true]) {
-        let sent = socket.send(Message::text("still there?")).await;
-        let received = timeout(SOON, socket.next()).await.unwrap();
-        assert_eq!(sent.is_ok() && matches!(received, Some(Ok(Message::Text(_)))), stays, "{received:?}");
-        assert_eq!(is_policy_close(received.as_ref()), !stays, "{received:?}");
-    }
+    assert_which_stay(&mut sockets, [false, true]).await;
 }
 
 #[tokio::test]
