@@ -1,6 +1,6 @@
 //! The rules of the architecture of `src`: a module imports only from lower layers, and neither
 //! modules nor files of a module import each other in a cycle. The layers are read from the table
-//! in docs/architecture.md.
+//! in docs/architecture.md. Also what that document, others and the tests cite from `src`.
 //!
 //! Imports are paths in the text of the sources: `crate::...`, `super::...`, and `child::...` in
 //! the file that declares `mod child;`. Comments and test code are left out.
@@ -78,6 +78,35 @@ fn items_that_documents_name_exist() {
     assert!(item_count >= 80, "only {item_count} items are named");
     let text = "`a.rs`: `b`, `C`; `c`\n```text\n`d.rs`: `e`\n```\n`f` in `g.rs`. `h.rs` and `i`: `j`";
     assert_eq!(named_items(text), [("a.rs", "b"), ("a.rs", "C"), ("g.rs", "f")].map(|(a, b)| (a.into(), b.into())));
+}
+
+/// Values of fields and paths are left out: they have a `=`, `:` or `/`, and no space.
+#[test]
+fn texts_that_tests_wait_for_in_the_log_are_in_the_source() {
+    // Of Podman, for a rootless container without a control group; of OpenClaw 2026.2.19.
+    const TEXTS_OF_OTHER_PROGRAMS: [&str; 2] = ["it did not create a cgroup", "makes no sense with bind=loopback"];
+    let read_rust_files = |directory: &str| {
+        let mut files = Vec::new();
+        collect_files(&root().join(directory), &mut files);
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
+        files.into_iter().map(|file| (std::fs::read_to_string(&file).unwrap(), file)).collect::<Vec<_>>()
+    };
+    let source: String = read_rust_files("src").iter().map(|(text, _)| join_literals(text)).collect();
+    let (mut text_count, mut missing) = (0, Vec::new());
+    for (code, file) in read_rust_files("tests") {
+        for text in awaited_texts(&join_literals(&code)) {
+            text_count += 1;
+            let is_value = text.contains(['=', ':', '/']) && !text.contains(' ');
+            if !is_value && !TEXTS_OF_OTHER_PROGRAMS.contains(&&*text) && !source.contains(&text) {
+                missing.push(format!("{}: {text}", file.strip_prefix(root()).unwrap().display()));
+            }
+        }
+    }
+    assert!(text_count >= 40, "only {text_count} texts are awaited");
+    assert!(missing.is_empty(), "tests wait for texts that no source has:\n{}", missing.join("\n"));
+    let code =
+        join_literals("a.wait_for_log(\"b \\\n  c\"); a\n.wait_for_log_blocking(\n\"d\\\"e\",); wait_for_log(f)");
+    assert_eq!(awaited_texts(&code), ["b c", "d\\\"e"]);
 }
 
 /// Rows that say "no code" have no marker.
@@ -200,6 +229,27 @@ fn defines(code: &str, name: &str) -> bool {
             !code[..at].ends_with(is_name) && !code[at + definition.len()..].starts_with(is_name)
         })
     })
+}
+
+/// Returns `code` with each string literal on one line.
+fn join_literals(code: &str) -> String {
+    let mut parts = code.split("\\\n");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |joined, part| joined + part.trim_start())
+}
+
+/// Returns the string literals in `code` that are given to a function that waits for a line of a
+/// log, as they are written.
+fn awaited_texts(code: &str) -> Vec<String> {
+    let calls = ["wait_for_log", "wait_for_log_blocking"];
+    let literal = |rest: &str| {
+        let rest = rest.strip_prefix('(')?.trim_start().strip_prefix('"')?;
+        let end = rest.match_indices('"').map(|(at, _)| at).find(|at| !rest[..*at].ends_with('\\'))?;
+        Some(rest[..end].to_owned())
+    };
+    let after =
+        |call| code.match_indices(call).filter_map(move |(at, call): (usize, &str)| literal(&code[at + call.len()..]));
+    calls.into_iter().flat_map(after).collect()
 }
 
 /// Adds the files below `directory` to `files`.

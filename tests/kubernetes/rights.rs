@@ -78,7 +78,7 @@ async fn a_missing_right_is_named_and_an_upgrade_adds_it() {
     release
         .sidecar
         .process()
-        .wait_for_log("needs a ClusterRole with the verb create on tokenreviews of authentication.k8s.io")
+        .wait_for_log("ClusterRole with the verb create on tokenreviews of authentication.k8s.io")
         .await;
     assert_eq!(missing_rights(&release).await, ["the verb create on tokenreviews"]);
 

@@ -64,7 +64,7 @@ async fn a_pod_that_was_deleted_without_an_event_is_no_longer_an_agent() {
     let ended = timeout(Duration::from_secs(20), wire.until_end()).await;
     assert!(ended.is_ok(), "{:#?}", release.sidecar.process().log_lines());
     release.wait_for_agents(&["other"]).await;
-    release.sidecar.process().wait_for_log("the API server has forgotten where the watch was (410)").await;
+    release.sidecar.process().wait_for_log("the resource version of the watch is too old (410)").await;
     release.run_pod(&pod("later", Some("address")), "127.0.0.23").await;
     release.wait_for_agents(&["later", "other"]).await;
 }
