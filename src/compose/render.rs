@@ -301,8 +301,8 @@ fn identity_service(plan: &Plan, state: &State) -> Node {
     Node::Map(map)
 }
 
-/// Returns the mount of the gateway's state: in the short form, or in the long one if the path has a
-/// colon, which the short form can't have.
+/// Returns the mount of the gateway's state: in the short form, or in the long one if the path has
+/// a colon, which the short form can't have.
 fn state_mount(state: &State, read_only: bool) -> Node {
     if !state.source.contains(':') {
         return Node::text(format!("{}:/openclaw{}", state.source, if read_only { ":ro" } else { "" }));

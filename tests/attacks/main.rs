@@ -29,7 +29,7 @@ const OUTSIDER_P99: Duration = Duration::from_secs(3);
 
 /// Runs the test of one attack. No two of them run at the same time.
 fn attack<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
-    run_exclusively(name, || {
+    run_exclusively("attacks", name, || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(test());
         Ok(())

@@ -19,12 +19,12 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/browser.mj
 
 #[test]
 fn the_control_ui_of_2026_2_19_connects_after_an_approval_over_h1_and_h2() {
-    run_exclusively("the Control UI of OpenClaw 2026.2.19", || check_control_ui("2026.2.19"));
+    run_exclusively("real", "the Control UI of OpenClaw 2026.2.19", || check_control_ui("2026.2.19"));
 }
 
 #[test]
 fn the_control_ui_of_2026_9_6_connects_after_an_approval_over_h1_and_h2() {
-    run_exclusively("the Control UI of OpenClaw 2026.9.6", || check_control_ui("2026.9.6"));
+    run_exclusively("real", "the Control UI of OpenClaw 2026.9.6", || check_control_ui("2026.9.6"));
 }
 
 fn check_control_ui(version: &'static str) -> Result<(), Missing> {

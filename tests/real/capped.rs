@@ -33,12 +33,12 @@ const HEADERS: &[&[(&str, &str)]] = &[
 
 #[test]
 fn an_agents_scope_cap_holds_everywhere_on_openclaw_2026_2_19() {
-    run_exclusively("a capped agent, OpenClaw 2026.2.19", || check_scope_cap("2026.2.19"));
+    run_exclusively("real", "a capped agent, OpenClaw 2026.2.19", || check_scope_cap("2026.2.19"));
 }
 
 #[test]
 fn an_agents_scope_cap_holds_everywhere_on_openclaw_2026_9_6() {
-    run_exclusively("a capped agent, OpenClaw 2026.9.6", || check_scope_cap("2026.9.6"));
+    run_exclusively("real", "a capped agent, OpenClaw 2026.9.6", || check_scope_cap("2026.9.6"));
 }
 
 /// A fake engine with two containers: the gateway's, and an agent's that is trusted by its address.

@@ -16,12 +16,12 @@ use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 
 #[test]
 fn check_leads_from_issue_30740_to_a_working_set_up_on_openclaw_2026_2_19() {
-    run_exclusively("check, OpenClaw 2026.2.19", || from_failing_to_working("2026.2.19"));
+    run_exclusively("real", "check, OpenClaw 2026.2.19", || from_failing_to_working("2026.2.19"));
 }
 
 #[test]
 fn check_leads_from_issue_30740_to_a_working_set_up_on_openclaw_2026_9_6() {
-    run_exclusively("check, OpenClaw 2026.9.6", || from_failing_to_working("2026.9.6"));
+    run_exclusively("real", "check, OpenClaw 2026.9.6", || from_failing_to_working("2026.9.6"));
 }
 
 fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {

@@ -36,12 +36,12 @@ fn configuration() -> Value {
 
 #[test]
 fn a_client_with_a_users_certificate_is_signed_in_and_approved() {
-    run_exclusively("sign-in by certificate, OpenClaw 2026.9.6", sign_in);
+    run_exclusively("real", "sign-in by certificate, OpenClaw 2026.9.6", sign_in);
 }
 
 #[test]
 fn openclaw_2026_2_19_has_no_trusted_proxy_mode_on_loopback() {
-    run_exclusively("trusted-proxy mode on OpenClaw 2026.2.19", || {
+    run_exclusively("real", "trusted-proxy mode on OpenClaw 2026.2.19", || {
         let directory = directory("sign-in-2026.2.19");
         let network = Network::new()?;
         let openclaw = OpenClaw::new(&network, "2026.2.19", &directory)?;

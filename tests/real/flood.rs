@@ -28,12 +28,12 @@ const CHEAP: &str = "/healthz";
 
 #[test]
 fn openclaw_2026_2_19_survives_unread_files_and_slow_readers() {
-    run_exclusively("OpenClaw 2026.2.19 under unread files and slow readers", || flood_gateway("2026.2.19"));
+    run_exclusively("real", "OpenClaw 2026.2.19 under unread files and slow readers", || flood_gateway("2026.2.19"));
 }
 
 #[test]
 fn openclaw_2026_9_6_survives_unread_files_and_slow_readers() {
-    run_exclusively("OpenClaw 2026.9.6 under unread files and slow readers", || flood_gateway("2026.9.6"));
+    run_exclusively("real", "OpenClaw 2026.9.6 under unread files and slow readers", || flood_gateway("2026.9.6"));
 }
 
 fn flood_gateway(version: &'static str) -> Result<(), Missing> {

@@ -27,7 +27,7 @@ const SERVER: &str = "172.18.0.2:23334";
 
 #[test]
 fn other_ports_of_the_gateway_have_the_same_lanes_as_its_own_port() {
-    run_exclusively("other ports of the gateway", check_forwards);
+    run_exclusively("real", "other ports of the gateway", check_forwards);
 }
 
 /// The programs at the ends of the connections.

@@ -28,7 +28,7 @@ const CLAIMED: &str = "198.51.100.66";
 
 #[test]
 fn behind_caddy_the_gateway_knows_each_client_and_the_control_ui_works() {
-    run_exclusively("Caddy", || {
+    run_exclusively("real", "Caddy", || {
         let modules = browser::modules()?;
         check_behind("caddy", caddy, &[], |network, openclaw, front| {
             print_now("  the Control UI connects through it after an approval");
@@ -42,12 +42,12 @@ fn behind_caddy_the_gateway_knows_each_client_and_the_control_ui_works() {
 
 #[test]
 fn behind_traefik_the_gateway_knows_each_client() {
-    run_exclusively("Traefik", || check_behind("traefik", traefik, &[], |_, _, _| {}));
+    run_exclusively("real", "Traefik", || check_behind("traefik", traefik, &[], |_, _, _| {}));
 }
 
 #[test]
 fn behind_caddy_over_plain_http_the_gateway_knows_each_client() {
-    run_exclusively("Caddy, plain HTTP", || {
+    run_exclusively("real", "Caddy, plain HTTP", || {
         let listen = format!("--listen-plain=bridge:{PLAIN_PORT}");
         check_behind("caddy", plain_caddy, &[&listen], |network, _, _| {
             print_now("  plain HTTP is refused to every client but the front");

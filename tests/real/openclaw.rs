@@ -66,12 +66,12 @@ fn every_forged_header_is_one_of_a_product_and_reserved() {
 
 #[test]
 fn openclaw_2026_2_19_pairs_agents_silently_and_others_after_an_approval() {
-    run_exclusively("OpenClaw 2026.2.19", || check_lanes("2026.2.19"));
+    run_exclusively("real", "OpenClaw 2026.2.19", || check_lanes("2026.2.19"));
 }
 
 #[test]
 fn openclaw_2026_9_6_pairs_agents_silently_and_others_after_an_approval() {
-    run_exclusively("OpenClaw 2026.9.6", || check_lanes("2026.9.6"));
+    run_exclusively("real", "OpenClaw 2026.9.6", || check_lanes("2026.9.6"));
 }
 
 /// Makes an empty directory for the test `test`. The files are kept, so that a failure can be

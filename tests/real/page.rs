@@ -14,7 +14,7 @@ use loopgate_test_support::sidecar::free_address;
 
 #[test]
 fn the_admin_page_fits_in_light_and_dark_on_wide_and_narrow_screens() {
-    run_exclusively("the admin page in Chromium", page);
+    run_exclusively("real", "the admin page in Chromium", page);
 }
 
 fn page() -> Result<(), Missing> {

@@ -13,14 +13,14 @@ use loopgate_test_support::sidecar::Sidecar;
 
 #[test]
 fn clients_of_openclaw_2026_2_19_that_share_one_identity_work_or_get_the_command_to_run() {
-    run_exclusively("one identity for gateway, agent and host, OpenClaw 2026.2.19", || {
+    run_exclusively("real", "one identity for gateway, agent and host, OpenClaw 2026.2.19", || {
         check_shared_identity("2026.2.19")
     });
 }
 
 #[test]
 fn clients_of_openclaw_2026_9_6_that_share_one_identity_work_or_get_the_command_to_run() {
-    run_exclusively("one identity for gateway, agent and host, OpenClaw 2026.9.6", || {
+    run_exclusively("real", "one identity for gateway, agent and host, OpenClaw 2026.9.6", || {
         check_shared_identity("2026.9.6")
     });
 }

@@ -37,12 +37,12 @@ const PASSWORD: &str = "the-password-of-the-tests";
 
 #[test]
 fn behind_caddy_with_forward_auth_only_the_auth_server_names_the_user() {
-    run_exclusively("sign-in, Caddy", || check_sign_in_behind("caddy", caddy));
+    run_exclusively("real", "sign-in, Caddy", || check_sign_in_behind("caddy", caddy));
 }
 
 #[test]
 fn behind_traefik_with_forward_auth_only_the_auth_server_names_the_user() {
-    run_exclusively("sign-in, Traefik", || check_sign_in_behind("traefik", traefik));
+    run_exclusively("real", "sign-in, Traefik", || check_sign_in_behind("traefik", traefik));
 }
 
 /// The document's fenced block in `language` that contains `part`, with the addresses and paths of

@@ -9,12 +9,12 @@ use loopgate_test_support::requirements::{Missing, print_now, run_exclusively};
 
 #[test]
 fn the_device_of_a_removed_container_is_unpaired_on_openclaw_2026_2_19() {
-    run_exclusively("agents.unpair, OpenClaw 2026.2.19", || check_unpairing("2026.2.19"));
+    run_exclusively("real", "agents.unpair, OpenClaw 2026.2.19", || check_unpairing("2026.2.19"));
 }
 
 #[test]
 fn the_device_of_a_removed_container_is_unpaired_on_openclaw_2026_9_6() {
-    run_exclusively("agents.unpair, OpenClaw 2026.9.6", || check_unpairing("2026.9.6"));
+    run_exclusively("real", "agents.unpair, OpenClaw 2026.9.6", || check_unpairing("2026.9.6"));
 }
 
 fn check_unpairing(version: &'static str) -> Result<(), Missing> {

@@ -119,8 +119,8 @@ impl RequestStreams {
         }
     }
 
-    /// Ends the round. If it had more header blocks than requests, or its streams were given up, the
-    /// streams of its requests stay unknown.
+    /// Ends the round. If it had more header blocks than requests, or its streams were given up,
+    /// the streams of its requests stay unknown.
     pub fn end_round(&mut self) {
         let is_known = !std::mem::take(&mut self.is_round_unknown) && self.blocks.is_empty();
         self.blocks.clear();

@@ -3,9 +3,9 @@
 //! External clients share one budget of permits for requests, and one for WebSockets. In a budget
 //! of `limit` permits, of which `free` are not taken, a client that holds `own` permits gets
 //! another one if `free > 0` and (`own == 0` or `own < free - limit / 8`). So a single client gets
-//! about half of the permits at most (56 of 128), and the last eighth is for clients that have none.
-//! A client that left several responses unread until they were reset gets only a few permits for a
-//! minute (see `stalls`).
+//! about half of the permits at most (56 of 128), and the last eighth is for clients that have
+//! none. A client that left several responses unread until they were reset gets only a few permits
+//! for a minute (see `stalls`).
 //!
 //! A request beyond the client's share waits in a queue, in which clients take turns. Each agent
 //! has budgets of its own; agents with the same source address share them.

@@ -34,9 +34,9 @@ pub fn find_program(name: &str) -> Result<PathBuf, Missing> {
         .ok_or_else(|| Missing(format!("{name} is not in PATH")))
 }
 
-/// Runs a test that needs the whole machine: only one such test runs at a time. If a requirement is
-/// missing, the test is reported as not run, or fails if `CI` is `true`.
-pub fn run_exclusively(name: &str, test: impl FnOnce() -> Result<(), Missing>) {
+/// Runs a test of a section that needs the whole machine: only one such test runs at a time. If a
+/// requirement is missing, the test is reported as not run, or fails if `CI` is `true`.
+pub fn run_exclusively(section: &str, name: &str, test: impl FnOnce() -> Result<(), Missing>) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     // A poisoned lock is fine: a test that fails still removes what it created.
     let _turn: MutexGuard<()> = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,9 +45,9 @@ pub fn run_exclusively(name: &str, test: impl FnOnce() -> Result<(), Missing>) {
     match test() {
         Ok(()) => print_now(format_args!("{name}: passed, {:.1} s", start.elapsed().as_secs_f32())),
         Err(Missing(what)) if env::var("CI").is_ok_and(|ci| ci == "true") => {
-            panic!("NOT RUN: {name}: {what}; `tests/run real` installs it")
+            panic!("NOT RUN: {name}: {what}; `tests/run {section}` installs it")
         }
-        Err(Missing(what)) => print_now(format_args!("NOT RUN: {name}: {what}; `tests/run real` installs it")),
+        Err(Missing(what)) => print_now(format_args!("NOT RUN: {name}: {what}; `tests/run {section}` installs it")),
     }
 }
 

@@ -230,8 +230,8 @@ where
                 return Poll::Ready(Ok(None));
             }
             let left = decoder.length_left().map(|left| usize::try_from(left).unwrap_or(usize::MAX));
-            // A block of its own only if more than the shared buffer is expected: by the stated length
-            // or, without one, because the last read was full.
+            // A block of its own only if more than the shared buffer is expected: by the stated
+            // length or, without one, because the last read was full.
             let (frame, is_end) = if left.map_or(self.is_read_full, |left| left > SHARED_SIZE) {
                 let size = block.max(SHARED_SIZE).min(left.unwrap_or(usize::MAX));
                 let bytes = ready!(poll_read_block(&mut self.stream, cx, size)).map_err(ExchangeError::Io)?;

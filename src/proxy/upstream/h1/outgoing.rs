@@ -139,8 +139,8 @@ impl<B: Body<Data = Bytes, Error = BrokenBody> + Unpin> Outgoing<B> {
         Ok(())
     }
 
-    /// Ends the body. Only a chunked one can have trailers. A pending part means that the body ended
-    /// with it, so there are no trailers.
+    /// Ends the body. Only a chunked one can have trailers. A pending part means that the body
+    /// ended with it, so there are no trailers.
     fn end_body(&mut self, trailers: Option<HeaderMap>) -> Result<(), ExchangeError> {
         self.body = None;
         match self.framing {
