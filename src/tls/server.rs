@@ -136,8 +136,8 @@ impl TlsServerConfig {
     /// Returns the configuration for a client, which is asked for a certificate if
     /// `may_have_certificate` is true or `tls.client_ca` is set.
     fn for_client(&self, may_have_certificate: bool) -> &Arc<ServerConfig> {
-        let ask = may_have_certificate || self.authorities.has_operator_cas();
-        self.with_client_auth.as_ref().filter(|_| ask).unwrap_or(&self.without_client_auth)
+        let asks_for_certificate = may_have_certificate || self.authorities.has_operator_cas();
+        self.with_client_auth.as_ref().filter(|_| asks_for_certificate).unwrap_or(&self.without_client_auth)
     }
 }
 

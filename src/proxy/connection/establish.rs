@@ -238,9 +238,10 @@ impl Identified {
         let Self { stream, origin, settings, proxy_header } = self;
         let tls_config = shared.tls.load_full();
         let peer = origin.peer.ip();
-        let ask = issued_certificate_may_count(peer, proxy_header, &shared.view.borrow(), shared.rules.load().policy());
+        let may_have_certificate =
+            issued_certificate_may_count(peer, proxy_header, &shared.view.borrow(), shared.rules.load().policy());
         let tls::Handshake { stream, certificate } =
-            tls::accept(stream, &tls_config, ask, settings.limits.handshake_timeout).await?;
+            tls::accept(stream, &tls_config, may_have_certificate, settings.limits.handshake_timeout).await?;
         shared.traffic.handshakes.inc();
         Ok(Handshaken { stream, origin, settings, proxy_header, certificate, tls_config })
     }

@@ -49,15 +49,15 @@ const DRAIN_GRACE: Duration = Duration::from_millis(300);
 const CUT_DELAY: Duration = Duration::from_millis(20);
 
 /// Drives hyper's `connection` until it ends or must be cut, and then reports the heads that were
-/// refused or dropped. `ask_to_end` makes hyper finish the open requests and take no more.
+/// refused or dropped. `finish` makes hyper finish the open requests and take no more.
 ///
 /// Each poll asks `closing` and `aborted` first, then the connection, and the deadlines last: the
 /// order of the reasons in the module's documentation depends on it.
-pub async fn run_until_end<C>(context: &ConnectionContext, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
+pub async fn run_until_end<C>(context: &ConnectionContext, connection: Pin<&mut C>, finish: impl Fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let mut driver = Driver::new(context, connection, ask_to_end);
+    let mut driver = Driver::new(context, connection, finish);
     let mut closing = pin!(context.close_signal.wait());
     let mut aborted = pin!(context.shared.shutdown.wait_until_aborted());
     poll_fn(|cx| {
@@ -99,13 +99,13 @@ enum PassedDeadline {
 struct Driver<'a, C, F> {
     context: &'a ConnectionContext,
     connection: Pin<&'a mut C>,
-    ask_to_end: F,
+    finish: F,
     timeouts: Timeouts,
     timer: LazyTimer,
     /// The time at which the certificate expires that gave the connection its lane or its user.
     expires: Option<Instant>,
-    /// Whether `ask_to_end` was called.
-    is_ending: bool,
+    /// Whether `finish` was called.
+    is_finishing: bool,
     /// Whether loopgate shuts down.
     is_draining: bool,
     /// The time at which the connection is cut, set when a shutdown begins.
@@ -114,7 +114,7 @@ struct Driver<'a, C, F> {
     /// revoked.
     revoked_until: Option<Instant>,
     /// A connection is not cut for idleness or a late head before this time; set when it is asked
-    /// to end.
+    /// to finish.
     grace_until: Option<Instant>,
 }
 
@@ -123,9 +123,9 @@ where
     C: Future<Output = hyper::Result<()>>,
     F: Fn(Pin<&mut C>),
 {
-    /// Creates the state at the beginning of the connection. `ask_to_end` asks hyper for a graceful
+    /// Creates the state at the beginning of the connection. `finish` asks hyper for a graceful
     /// shutdown.
-    fn new(context: &'a ConnectionContext, connection: Pin<&'a mut C>, ask_to_end: F) -> Self {
+    fn new(context: &'a ConnectionContext, connection: Pin<&'a mut C>, finish: F) -> Self {
         let limits = &context.settings.limits;
         let timeouts = Timeouts {
             head: limits.head_timeout,
@@ -142,11 +142,11 @@ where
         Self {
             context,
             connection,
-            ask_to_end,
+            finish,
             timeouts,
             timer: LazyTimer::new(timeouts.idle.min(timeouts.head).min(timeouts.external_stall)),
             expires: context.expires.map(|at| Instant::now() + time_until(at)),
-            is_ending: false,
+            is_finishing: false,
             is_draining: false,
             cut_at: None,
             revoked_until: None,
@@ -206,11 +206,11 @@ where
                         peer = %self.context.peer,
                         "the client's certificate has expired; the connection takes no further request"
                     );
-                    if !self.is_ending && self.poll_finish(cx).is_ready() {
+                    if !self.is_finishing && self.poll_finish(cx).is_ready() {
                         return Poll::Ready(());
                     }
                 }
-                PassedDeadline::Overdue(Overdue::Idle) if !self.is_ending => {
+                PassedDeadline::Overdue(Overdue::Idle) if !self.is_finishing => {
                     if self.poll_finish(cx).is_ready() {
                         return Poll::Ready(());
                     }
@@ -266,15 +266,15 @@ where
     /// Returns the time at which the client will be overdue, and with what.
     fn client_deadline_and_cause(&self) -> Option<(Instant, Overdue)> {
         let (at, overdue) = self.context.activity.deadline_and_cause(self.timeouts)?;
-        let earliest = self.grace_until.filter(|_| !matches!(overdue, Overdue::Stall | Overdue::HeaderBlock));
-        Some((earliest.map_or(at, |earliest| earliest.max(at)), overdue))
+        let not_before = self.grace_until.filter(|_| !matches!(overdue, Overdue::Stall | Overdue::HeaderBlock));
+        Some((not_before.map_or(at, |not_before| at.max(not_before)), overdue))
     }
 
     /// Asks the connection to finish its requests. An idle one may stay until `grace_until`.
     fn begin_finish(&mut self, grace_until: Instant) {
-        self.is_ending = true;
+        self.is_finishing = true;
         self.grace_until = Some(grace_until);
-        (self.ask_to_end)(self.connection.as_mut());
+        (self.finish)(self.connection.as_mut());
     }
 
     /// Asks the connection to finish its requests; completes if it ends at once.
