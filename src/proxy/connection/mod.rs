@@ -26,15 +26,12 @@ pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
             () = (shared.enrol)(stream, peer) => {}
         },
         Err(error) => {
-            let traffic = &shared.traffic;
-            match &error {
-                Error::Denied(denied) => count_reason(&traffic.connections_denied, denied.label()),
-                Error::ProxyProtocol(_) => count_reason(&traffic.connections_denied, "proxy_protocol"),
-                Error::Tls(error) => count_reason(&traffic.handshake_failures, error.label()),
-                Error::AuthorityChanged => count_reason(&traffic.connections_denied, "authority_changed"),
-                Error::ShuttingDown | Error::Io(_) => {}
-            }
             if let Some(reason) = error.refusal_reason() {
+                let counters = match error {
+                    Error::Tls(_) => &shared.traffic.handshake_failures,
+                    _ => &shared.traffic.connections_denied,
+                };
+                count_reason(counters, reason);
                 info!(target: audit::TARGET, kind = "refusal", at = "connection", %peer, reason, "connection refused");
             }
             debug!(%peer, error = error_chain(&error), "connection closed before its first request");
