@@ -23,6 +23,7 @@ mod downstream;
 mod error;
 mod h1_fields;
 mod lazy_timer;
+mod read_offset;
 mod registry;
 mod request;
 mod request_end;

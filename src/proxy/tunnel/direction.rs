@@ -15,10 +15,11 @@ use super::connect_response::{ConnectResponseWatcher, GatewaySent};
 use super::first_message::FirstMessage;
 use super::gate::{Gate, GateStep};
 use super::websocket_frames::WebSocketFrames;
+use crate::proxy::read_offset::READ_OFFSET;
 
 thread_local! {
     /// The read buffer of all tunnels of this thread: a quiet tunnel needs none.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_BLOCK].into_boxed_slice());
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_OFFSET + MAX_BLOCK].into_boxed_slice());
 }
 
 /// One direction of a tunnel.
@@ -176,7 +177,7 @@ impl Direction {
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
     ) -> io::Result<Poll<()>> {
-        let copied = SCRATCH.with_borrow_mut(|scratch| self.poll_copy_with(cx, from, to, scratch));
+        let copied = SCRATCH.with_borrow_mut(|scratch| self.poll_copy_with(cx, from, to, &mut scratch[READ_OFFSET..]));
         let is_empty = self.pending.is_empty() && !self.is_unflushed;
         self.lease.set_unsent(if is_empty { 0 } else { self.block.max(self.pending.len()) });
         copied

@@ -5,9 +5,11 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::poll_read_buf;
+
+use crate::proxy::read_offset::READ_OFFSET;
 
 /// The size of the buffer that all connections of a thread share.
 pub const SHARED_SIZE: usize = 16 * 1024;
@@ -39,7 +41,7 @@ where
     })
 }
 
-/// Reads once into a new block of `size` bytes; returns the bytes, without a copy if they fill at
+/// Reads once into a new block, less than `size` bytes by [`READ_OFFSET`]; returns the bytes, without a copy if they fill at
 /// least half of the block. They are empty at the end of `stream`.
 ///
 /// # Errors
@@ -49,6 +51,8 @@ where
     S: AsyncRead + Unpin,
 {
     let mut block = BytesMut::with_capacity(size);
+    block.resize(READ_OFFSET, 0);
+    block.advance(READ_OFFSET);
     let count = ready!(poll_read_buf(Pin::new(stream), cx, &mut block))?;
     let is_well_filled = count >= size / FILLED_ONE_IN;
     Poll::Ready(Ok(if is_well_filled { block.freeze() } else { Bytes::copy_from_slice(&block) }))
