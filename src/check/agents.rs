@@ -136,6 +136,12 @@ fn kind_and_remedy(container: &str, why: &WhyNotAgent) -> (&'static Kind, Remedy
         WhyNotAgent::OtherProject { .. } => {
             (&kind::AGENT_PROJECT, Remedy::Loopgate { key: "docker.any_project", value: json!(true) })
         }
+        WhyNotAgent::NamespaceOwnerNotRunning => (
+            &kind::AGENT_NAMESPACE,
+            Remedy::in_words(format!(
+                "start the container whose network namespace {container} shares, and restart {container}"
+            )),
+        ),
         WhyNotAgent::NoSharedNetwork => (
             &kind::AGENT_NETWORK,
             Remedy::in_words(format!(
@@ -248,6 +254,7 @@ mod tests {
             (WhyNotAgent::OwnerUnknown, "agent-owner-unknown"),
             (WhyNotAgent::OwnNamespace, "agent-shared-namespace"),
             (WhyNotAgent::OtherProject { project: None, owner_project: Some("demo".into()) }, "agent-other-project"),
+            (WhyNotAgent::NamespaceOwnerNotRunning, "agent-shared-namespace"),
             (WhyNotAgent::NoSharedNetwork, "agent-no-network"),
             (WhyNotAgent::AmbiguousAddress("172.18.0.3".parse().unwrap()), "agent-in-doubt"),
             (WhyNotAgent::SharesNamespace("other".into()), "agent-shared-namespace"),

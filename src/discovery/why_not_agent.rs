@@ -30,6 +30,8 @@ pub enum WhyNotAgent {
         /// The owner's project.
         owner_project: Option<String>,
     },
+    /// The container shares the network namespace of one that is not running.
+    NamespaceOwnerNotRunning,
     /// The container has no address on a network of this namespace.
     NoSharedNetwork,
     /// Another container or pod, a bridge or a node has the same address.
@@ -76,6 +78,9 @@ impl fmt::Display for WhyNotAgent {
                     name_of_project(project),
                     name_of_project(owner_project)
                 )
+            }
+            Self::NamespaceOwnerNotRunning => {
+                f.write_str("the container whose network namespace it shares is not running")
             }
             Self::NoSharedNetwork => f.write_str("it has no address on a network that this namespace is on"),
             Self::AmbiguousAddress(ip) => write!(

@@ -204,7 +204,8 @@ impl<'a> Candidate<'a> {
                 owner_project: project_not_from_image(owner).cloned(),
             });
         }
-        let namespace = namespace_owner_of(container, sources.containers).ok_or(WhyNotAgent::NoSharedNetwork)?;
+        let namespace =
+            namespace_owner_of(container, sources.containers).ok_or(WhyNotAgent::NamespaceOwnerNotRunning)?;
         if namespace.id == owner.id {
             return Err(WhyNotAgent::OwnNamespace);
         }

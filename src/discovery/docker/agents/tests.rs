@@ -89,6 +89,7 @@ fn summary(view: &View) -> String {
             WhyNotAgent::OwnerUnknown => "owner unknown",
             WhyNotAgent::OwnNamespace => "own",
             WhyNotAgent::OtherProject { .. } => "project",
+            WhyNotAgent::NamespaceOwnerNotRunning => "namespace owner not running",
             WhyNotAgent::NoSharedNetwork => "network",
             WhyNotAgent::AmbiguousAddress(_) => "doubt",
             WhyNotAgent::SharesNamespace(_) => "shares",
@@ -132,7 +133,7 @@ fn a_labelled_container_on_a_shared_network_is_an_agent() {
         ),
         (vec![container("a", Some("address"), &front("172.18.0.2"))], "not a: doubt"),
         (vec![sharing("a", Some("address"), "gw")], "not a: own"),
-        (vec![sharing("a", Some("address"), "gone")], "not a: network"),
+        (vec![sharing("a", Some("address"), "gone")], "not a: namespace owner not running"),
         (vec![container("x", None, &front("172.18.0.3")), sharing("a", Some("address"), "x")], "172.18.0.3=a address"),
         (
             vec![container("x", Some("address"), &front("172.18.0.3")), sharing("a", Some("true"), "x")],
