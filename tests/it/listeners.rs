@@ -117,8 +117,8 @@ async fn the_lists_apply_to_clients_that_a_proxy_names() {
     assert_eq!(harness.gateway.requests().len(), 2);
 }
 
-/// Waits until a connection of [`OUTSIDER`] is accepted: only an attempt shows whether the slot of a
-/// closed connection is free again.
+/// Waits until a connection of [`OUTSIDER`] is accepted: only an attempt shows whether the slot of
+/// a closed connection is free again.
 async fn wait_for_free_slot(harness: &Harness) {
     let accepted = async {
         while harness.handshake(harness.connect_tcp(OUTSIDER).await, "http/1.1").await.is_err() {
