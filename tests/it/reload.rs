@@ -19,7 +19,7 @@ use crate::harness::{
 
 /// The time limit of steps that should take no time.
 const SOON: Duration = Duration::from_secs(10);
-const DONE: &str = "configuration reloaded";
+const RELOADED: &str = "configuration reloaded";
 
 /// Whether `received` is the close frame of a WebSocket that is no longer authorized.
 fn is_policy_close(received: Option<&tungstenite::Result<Message>>) -> bool {
@@ -210,7 +210,7 @@ async fn sighup_reads_the_file_again() {
     )
     .unwrap();
     sidecar.process().signal(Signal::SIGHUP);
-    sidecar.process().wait_for_log(DONE).await;
+    sidecar.process().wait_for_log(RELOADED).await;
     let kept = sidecar.process().wait_for_log("only after a restart").await;
     assert!(kept.contains("\"keys\":\"docker\""), "{kept}");
     // A flag overrides the file, in a reload as at the start.
@@ -240,7 +240,7 @@ async fn an_invalid_file_changes_nothing_and_is_reported() {
     std::fs::remove_file(sidecar.config_file()).unwrap();
     std::fs::write(sidecar.config_file(), "").unwrap();
     sidecar.process().signal(Signal::SIGHUP);
-    sidecar.process().wait_for_log(DONE).await;
+    sidecar.process().wait_for_log(RELOADED).await;
     assert_eq!(sidecar.send_request(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
 }
 

@@ -16,7 +16,7 @@ use loopgate_test_support::raw_http::RawHttp;
 const SHORT: Duration = Duration::from_millis(400);
 /// The time in which a short timeout has certainly passed. It is shorter than the default of
 /// `limits.stall_timeout`.
-const STALL_LIMIT: Duration = Duration::from_secs(10);
+const LONG_ENOUGH: Duration = Duration::from_secs(10);
 /// More than all buffers on the way hold.
 const MUCH: usize = 40_000_000;
 
@@ -246,7 +246,7 @@ async fn an_unread_response_holds_the_gateway_only_for_gateway_stall_unless_it_i
             assert!(client.read_body(&mut response, false).await && response.body.len() == MUCH);
         } else {
             closed += 1;
-            let end = timeout(STALL_LIMIT, harness.gateway.wait_for_closed(closed)).await;
+            let end = timeout(LONG_ENOUGH, harness.gateway.wait_for_closed(closed)).await;
             assert!(end.is_ok(), "h1 {source} {origin:?}: still open");
             assert!(client.read_rest().await.len() < MUCH);
         }
@@ -269,7 +269,7 @@ async fn an_unread_response_holds_the_gateway_only_for_gateway_stall_unless_it_i
                 }
             }
         };
-        assert_eq!(timeout(STALL_LIMIT, reset).await, Ok(1), "h2 {source}");
+        assert_eq!(timeout(LONG_ENOUGH, reset).await, Ok(1), "h2 {source}");
         sleep(3 * SHORT).await;
         raw.send(&frame(PING, 0, 0, &[7; 8])).await;
         loop {

@@ -237,7 +237,7 @@ impl HeadTracker {
 #[derive(Clone)]
 pub struct RequestHandle {
     head_tracker: Arc<HeadTracker>,
-    /// The request's HTTP/2 stream, if [`RequestStreams::is_known`]; 0 over HTTP/1.1.
+    /// The request's HTTP/2 stream, if [`RequestStreams::is_stream_known`]; 0 over HTTP/1.1.
     stream: u32,
     /// The request's number on its connection, from 1.
     number: u64,
@@ -265,8 +265,8 @@ impl RequestHandle {
         let is_current = {
             let streams = &head_tracker.state().streams;
             match head_tracker.protocol {
-                Protocol::H1 => streams.is_last(*number),
-                Protocol::H2 => streams.is_known(*number) && streams.is_open(*stream),
+                Protocol::H1 => streams.is_latest_request(*number),
+                Protocol::H2 => streams.is_stream_known(*number) && streams.is_stream_unanswered(*stream),
             }
         };
         if is_current {
@@ -283,14 +283,14 @@ impl RequestHandle {
     /// Returns the HTTP/2 stream of the request; `None` while it is not known.
     #[cfg(any(test, fuzzing))]
     pub fn stream(&self) -> Option<u32> {
-        self.head_tracker.state().streams.is_known(self.number).then_some(self.stream)
+        self.head_tracker.state().streams.is_stream_known(self.number).then_some(self.stream)
     }
 
     /// Returns whether `h2` reset the request's stream because of what the client sent; `false` if
     /// the stream is not known.
     pub fn was_reset_for_client_error(&self) -> bool {
         let TrackerState { streams, .. } = &*self.head_tracker.state();
-        streams.is_known(self.number) && streams.was_reset_for_client_error(self.stream)
+        streams.is_stream_known(self.number) && streams.was_reset_for_client_error(self.stream)
     }
 
     /// Returns whether loopgate closes the connection because of what the client sent.

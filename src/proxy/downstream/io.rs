@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::activity::Activity;
 use super::h1_refusal::{HyperRefusals, head_timeout_response};
 use super::h1_request_guard::{GuardedInput, H1RequestGuard};
-use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard, PROTOCOL_ERROR, Violation};
+use super::h2_input_frames::{ENHANCE_YOUR_CALM, H2InputFrames, PROTOCOL_ERROR, Violation};
 use super::h2_output_frames::H2OutputFrames;
 use super::h2_trailers::{H2Trailers, TooLarge};
 use super::head_tracker::HeadTracker;
@@ -78,7 +78,7 @@ struct Observer {
 /// The state of the guards of one protocol.
 enum ProtocolGuard {
     H1 { guard: H1RequestGuard, refusals: HyperRefusals, replacement: Option<Replacement> },
-    H2 { guard: H2FloodGuard, frames: H2OutputFrames, trailers: H2Trailers, floods: Counter },
+    H2 { guard: H2InputFrames, frames: H2OutputFrames, trailers: H2Trailers, floods: Counter },
 }
 
 /// A response that is written in place of one of hyper's.
@@ -270,7 +270,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     ) -> Self {
         let guard = match protocol {
             Protocol::H2 => ProtocolGuard::H2 {
-                guard: H2FloodGuard::new(),
+                guard: H2InputFrames::new(),
                 frames: H2OutputFrames::new(Arc::clone(&head_tracker)),
                 trailers: H2Trailers::new(),
                 floods,

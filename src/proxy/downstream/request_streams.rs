@@ -74,7 +74,7 @@ impl RequestStreams {
     }
 
     /// Records a request over HTTP/2; returns its number, and the stream that it came on if
-    /// [`Self::is_known`] returns `true` for the number after the round.
+    /// [`Self::is_stream_known`] returns `true` for the number after the round.
     pub fn number_h2_request(&mut self) -> (u64, u32) {
         self.requests += 1;
         match self.blocks.pop_front() {
@@ -146,20 +146,20 @@ impl RequestStreams {
 
     /// Returns whether the stream of the request with this number is known. It is not before the
     /// end of the round.
-    pub fn is_known(&self, number: u64) -> bool {
+    pub fn is_stream_known(&self, number: u64) -> bool {
         number <= self.earlier_requests
             && number > self.unknown_up_to
             && !self.unknown_ranges.iter().any(|range| range.contains(&number))
     }
 
     /// Returns whether the request with this number is the latest.
-    pub fn is_last(&self, number: u64) -> bool {
+    pub fn is_latest_request(&self, number: u64) -> bool {
         number == self.requests
     }
 
     /// Returns whether `stream` carries a request that hyper has not begun to answer and neither
     /// side has reset.
-    pub fn is_open(&self, stream: u32) -> bool {
+    pub fn is_stream_unanswered(&self, stream: u32) -> bool {
         self.unanswered_streams.contains(&stream)
     }
 

@@ -213,7 +213,7 @@ async fn send_to_gateway(
     };
 
     // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
-    let handle = record.takes_trailers().then_some(handle);
+    let handle = record.is_http_1_1_or_later().then_some(handle);
     let counters = context.shared.traffic.lane(head.lane());
     record.set_sent_counter(counters.sent_bytes.clone());
     let ClientBody { incoming, expects_continue, rules } = body;

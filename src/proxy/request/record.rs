@@ -41,7 +41,7 @@ pub struct RequestRecord {
     target: Option<(Method, String)>,
     began_at: Option<SystemTime>,
     /// Whether the client's version of HTTP has trailers and interim responses: not HTTP/1.0.
-    takes_trailers: bool,
+    is_http_1_1_or_later: bool,
     handle: RequestHandle,
     /// The status of the response; 0 before there is one.
     status: AtomicU16,
@@ -74,7 +74,7 @@ impl RequestRecord {
             access_log,
             target: is_recorded.then(|| (request.method().clone(), request.uri().path().to_owned())),
             began_at: has_recorder.then(SystemTime::now),
-            takes_trailers: request.version() >= Version::HTTP_11,
+            is_http_1_1_or_later: request.version() >= Version::HTTP_11,
             handle,
             status: AtomicU16::new(0),
             time_to_response: OnceLock::new(),
@@ -100,8 +100,8 @@ impl RequestRecord {
     }
 
     /// Returns whether the client's version of HTTP has trailers and interim responses.
-    pub fn takes_trailers(&self) -> bool {
-        self.takes_trailers
+    pub fn is_http_1_1_or_later(&self) -> bool {
+        self.is_http_1_1_or_later
     }
 
     /// Returns the request's place in its trace; `None` if traces are neither recorded nor passed

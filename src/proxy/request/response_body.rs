@@ -219,7 +219,7 @@ impl GatewayBody {
             }
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
-        if self.record.takes_trailers() && !self.has_stated_length {
+        if self.record.is_http_1_1_or_later() && !self.has_stated_length {
             self.trailers = Some((trailers, guard.output().flush_count()));
         }
         self.poll(cx)

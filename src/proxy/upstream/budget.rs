@@ -215,14 +215,14 @@ impl ClientBudget {
     /// after unread responses. Takes no lock.
     pub fn try_acquire(self: &Arc<Self>, purpose: Purpose) -> Option<GatewayPermit> {
         let (budget, held) = (self.budget(purpose), self.permits_held(purpose));
-        let most = match purpose {
+        let max_held = match purpose {
             Purpose::Request => self.stalls.most_permits(budget.limit, || budget.now_millis()),
             Purpose::WebSocket => usize::MAX,
         };
         let mut used = budget.used_permits.load(Ordering::SeqCst);
         loop {
             let free = budget.limit.saturating_sub(used);
-            if held.load(Ordering::SeqCst) >= most {
+            if held.load(Ordering::SeqCst) >= max_held {
                 return None;
             }
             if !budget.may_have_one_more(budget.limit, free, held.load(Ordering::SeqCst)) {

@@ -3,7 +3,7 @@
 //!
 //! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, while the server must
 //! read it and often answer it. The `h2` crate limits how many of them it holds, but not how many a
-//! client may send over time. So [`H2FloodGuard`] counts all frames except HEADERS and DATA with
+//! client may send over time. So [`H2InputFrames`] counts all frames except HEADERS and DATA with
 //! content, and calls them control frames. It reads only the heads of frames (RFC 9113 section
 //! 4.1), and the payload of SETTINGS.
 //!
@@ -44,7 +44,7 @@ pub enum Violation {
 
 /// Follows the frames of one client.
 #[derive(Debug)]
-pub struct H2FloodGuard {
+pub struct H2InputFrames {
     /// The bytes of the current frame, or of the preface, that are still to come.
     bytes_left: usize,
     head: HeadReader,
@@ -65,7 +65,7 @@ pub struct H2FloodGuard {
     since: Instant,
 }
 
-impl H2FloodGuard {
+impl H2InputFrames {
     /// Creates the state at the beginning of a connection, before the client's preface.
     pub fn new() -> Self {
         Self {
@@ -180,7 +180,7 @@ mod tests {
     use crate::labels::Protocol;
     use crate::proxy::downstream::head_tracker::HeadTracker;
 
-    fn check_input(guard: &mut H2FloodGuard, bytes: &[u8]) -> Result<(), Violation> {
+    fn check_input(guard: &mut H2InputFrames, bytes: &[u8]) -> Result<(), Violation> {
         guard.check_input(bytes, &mut H2OutputFrames::new(HeadTracker::new(Protocol::H2)))
     }
 
@@ -192,7 +192,7 @@ mod tests {
     /// Returns whether `bytes` exceed the limit if they are read in pieces of `size` bytes, all at
     /// the same moment, after `written` bytes were written to the client.
     fn exceeds(bytes: &[u8], size: usize, written: usize) -> bool {
-        let mut guard = H2FloodGuard::new();
+        let mut guard = H2InputFrames::new();
         guard.count_written(written);
         assert_eq!(check_input(&mut guard, &[&PREFACE[..], &frame(SETTINGS, 0)].concat()), Ok(()));
         bytes.chunks(size).any(|piece| check_input(&mut guard, piece) == Err(Violation::Flood))
@@ -220,7 +220,7 @@ mod tests {
         let updates = frame(8, 4).repeat(many);
         assert!(!exceeds(&updates, 16_384, many * 256));
         assert!(exceeds(&updates, 16_384, many * 17));
-        let mut guard = H2FloodGuard { since: Instant::now() - INTERVAL, ..H2FloodGuard::new() };
+        let mut guard = H2InputFrames { since: Instant::now() - INTERVAL, ..H2InputFrames::new() };
         let preface = [&PREFACE[..], &frame(SETTINGS, 0)].concat();
         assert_eq!(check_input(&mut guard, &[&preface[..], &updates].concat()), Ok(()), "not too many in INTERVAL");
         assert_eq!(check_input(&mut guard, &updates), Err(Violation::Flood), "too many in a moment");
@@ -230,7 +230,7 @@ mod tests {
     fn a_connection_that_does_not_begin_with_settings_is_refused() {
         for kind in [DATA, HEADERS, 6, 8, 0x42] {
             let bytes = [&PREFACE[..], &frame(kind, 8)].concat();
-            assert_eq!(check_input(&mut H2FloodGuard::new(), &bytes), Err(Violation::NoSettings), "{kind}");
+            assert_eq!(check_input(&mut H2InputFrames::new(), &bytes), Err(Violation::NoSettings), "{kind}");
         }
     }
 }
