@@ -235,8 +235,12 @@ impl Writer {
     fn run(mut self, messages: &Receiver<Message>) {
         let mut count_at = std::time::Instant::now() + COUNT_INTERVAL;
         loop {
-            let time_left = count_at.saturating_duration_since(std::time::Instant::now());
-            let message = messages.recv_timeout(time_left);
+            let now = std::time::Instant::now();
+            if now >= count_at {
+                count_at = now + COUNT_INTERVAL;
+                self.write_left_out_counts();
+            }
+            let message = messages.recv_timeout(count_at - now);
             if self.must_reopen.swap(false, Ordering::Relaxed) {
                 self.reopen();
             }
@@ -247,10 +251,7 @@ impl Writer {
                     self.write_left_out_counts();
                     let _ = done.send(());
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    count_at += COUNT_INTERVAL;
-                    self.write_left_out_counts();
-                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }

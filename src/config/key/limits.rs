@@ -99,7 +99,7 @@ pub(super) const LIMITS: &[Key] = &[
         "limits.gateway_stall",
         Duration,
         Some("15s"),
-        "How long an external client that reads nothing of a response may keep its request at the gateway",
+        "How long a client that reads nothing of a response on the external lane may keep its request at the gateway",
     ),
     Key::new(
         "gateway-wait",

@@ -10,10 +10,11 @@ use std::task::{Context, Poll};
 use http::HeaderMap;
 
 use crate::proxy::chunked_trailers::{FlushCounter, TrailerSlot};
+use crate::proxy::read_offset::READ_OFFSET;
 
 /// When hyper has buffered this many bytes of an HTTP/1.1 response, no more are read from the
-/// gateway.
-const HIGH_WATER_MARK: usize = 16 * 1024;
+/// gateway. It is the number of bytes that a block of 16 KiB has room for.
+const HIGH_WATER_MARK: usize = 16 * 1024 - READ_OFFSET;
 
 /// The output of one connection. The stream below hyper records it, and the bodies of responses
 /// read it.

@@ -15,6 +15,7 @@ use super::error::ExchangeError;
 use super::outgoing::Outgoing;
 use super::read::{SHARED_SIZE, poll_read_block, poll_read_shared};
 use super::response_head::{HeadLimits, ResponseHead, parse_head};
+use crate::proxy::read_offset::READ_OFFSET;
 use crate::proxy::upstream::request_body::BrokenBody;
 
 /// A connection to the gateway, whose requests have bodies of the type `B`.
@@ -233,9 +234,11 @@ where
             // A block of its own only if more than the shared buffer is expected: by the stated
             // length or, without one, because the last read was full.
             let (frame, is_end) = if left.map_or(self.is_read_full, |left| left > SHARED_SIZE) {
-                let size = block.max(SHARED_SIZE).min(left.unwrap_or(usize::MAX));
+                // The end of the body should need no read of its own.
+                let most = left.map_or(usize::MAX, |left| left.saturating_add(READ_OFFSET));
+                let size = block.max(SHARED_SIZE).min(most);
                 let bytes = ready!(poll_read_block(&mut self.stream, cx, size)).map_err(ExchangeError::Io)?;
-                self.is_read_full = bytes.len() == size;
+                self.is_read_full = bytes.len() + READ_OFFSET == size;
                 self.unread = bytes;
                 (None, self.unread.is_empty())
             } else {

@@ -41,8 +41,9 @@ where
     })
 }
 
-/// Reads once into a new block, less than `size` bytes by [`READ_OFFSET`]; returns the bytes,
-/// without a copy if they fill at least half of the block. They are empty at the end of `stream`.
+/// Reads once into a new block of `size` bytes, of which the first [`READ_OFFSET`] stay free;
+/// returns the bytes, without a copy if they fill at least half of the block. They are empty at the
+/// end of `stream`.
 ///
 /// # Errors
 /// Those of the stream.

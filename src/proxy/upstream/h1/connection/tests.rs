@@ -12,6 +12,8 @@ const LIMITS: HeadLimits = HeadLimits { bytes: 4096, fields: 16 };
 #[derive(Default)]
 struct Stream {
     to_read: VecDeque<Result<Bytes, io::ErrorKind>>,
+    /// The number of bytes of each read.
+    reads: Vec<usize>,
     written: Vec<u8>,
     writes: usize,
     /// The number of bytes that writes still accept.
@@ -25,7 +27,9 @@ impl AsyncRead for Stream {
             None => Poll::Pending,
             Some(Err(kind)) => Poll::Ready(Err(kind.into())),
             Some(Ok(mut bytes)) => {
-                buf.put_slice(&bytes.split_to(bytes.len().min(buf.remaining())));
+                let count = bytes.len().min(buf.remaining());
+                self.reads.push(count);
+                buf.put_slice(&bytes.split_to(count));
                 if !bytes.is_empty() {
                     self.to_read.push_front(Ok(bytes));
                 }
@@ -257,6 +261,32 @@ fn a_connection_can_send_only_if_nothing_came_after_the_last_response() {
             assert!(poll(|cx| connection.poll_frame(cx, 0)).is_ready());
         }
         assert!(!connection.is_reusable(), "{response:?}: bytes follow the response");
+    }
+}
+
+#[test]
+fn a_large_body_is_read_in_blocks() {
+    const BLOCK: usize = 64 * 1024;
+    const ROOM: usize = BLOCK - READ_OFFSET;
+    // The first read of a body without a length uses the shared buffer. The end of a body has no
+    // read of its own.
+    for (fields, before, length, reads) in [
+        ("Content-Length: 40000", "", 40_000, vec![40_000]),
+        ("Content-Length: 170944", "", 2 * ROOM + 40_000, vec![ROOM, ROOM, 40_000]),
+        ("Connection: close", "", SHARED_SIZE + 3 * ROOM, vec![SHARED_SIZE, ROOM, ROOM, ROOM]),
+        ("Transfer-Encoding: chunked", "100000\r\n", SHARED_SIZE + 2 * ROOM, vec![SHARED_SIZE, ROOM, ROOM]),
+    ] {
+        let mut connection = with_request(Framing::Chunked, [None]);
+        let head = format!("HTTP/1.1 200 A\r\n{fields}\r\n\r\n");
+        connection.stream.to_read.push_back(Ok(head.into()));
+        assert!(poll(|cx| connection.poll_head(cx)).is_ready());
+        connection.stream.reads.clear();
+        let body = [before.as_bytes(), &vec![b'a'; length - before.len()]].concat();
+        connection.stream.to_read.push_back(Ok(body.into()));
+        while connection.stream.reads.iter().sum::<usize>() < length {
+            assert!(poll(|cx| connection.poll_frame(cx, BLOCK)).is_ready());
+        }
+        assert_eq!(connection.stream.reads, reads, "{fields}");
     }
 }
 
