@@ -256,7 +256,10 @@ impl Devices {
                 }
                 return None;
             } else {
-                info!(device = short_id(device), agent, "device bound to the agent lane");
+                info!(
+                    device = short_id(device),
+                    agent, "device bound to the agent lane, unless the gateway refuses the connect"
+                );
                 state.provisional.insert(device.into(), 1);
             }
             state.table.insert(device.into(), entry.clone());
@@ -356,12 +359,13 @@ impl ProvisionalBinding {
             }
             Ok(())
         });
-        if let Err(error) = removed {
-            warn!(
+        match removed {
+            Ok(()) => info!(device = short_id(&self.device), "binding removed: the gateway refused the connect"),
+            Err(error) => warn!(
                 device = short_id(&self.device), path = %self.devices.directory.join(FILE).display(), %error,
                 "can't remove the binding of a device that the gateway refused; release it with `loopgate devices \
                  release`"
-            );
+            ),
         }
         self.devices.lock().removing.remove(&self.device);
     }

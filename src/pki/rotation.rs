@@ -162,7 +162,7 @@ impl Rotation {
             if changed {
                 match &problem {
                     Some(error) => warn_of_problem(error),
-                    None => tracing::info!("the certificate can be loaded or renewed again"),
+                    None => tracing::info!("the certificate problem is solved"),
                 }
                 *reported = problem.map(Arc::new);
             }

@@ -150,7 +150,10 @@ impl RequestRecord {
         let error_text = || error_chain(error);
         if matches!(error, Error::BadRequestBody(_)) && self.handle.is_closed_for_client_fault() {
             // The connection ends, and the body with it.
-            debug!(connection, %peer, lane, request_id, reason, error = error_text(), "request body cut off");
+            debug!(
+                connection, %peer, lane, request_id, reason, error = error_text(),
+                "the connection ended inside the request's body"
+            );
             let _ = self.end.set(RequestEnd::ConnectionClosed);
             return request_id;
         }

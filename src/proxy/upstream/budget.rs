@@ -422,7 +422,7 @@ impl Budget {
                 option = self.option,
                 clients,
                 refused,
-                "too many requests at the gateway, of one client or of all; answering 503"
+                "too many requests or WebSockets at the gateway, of one client or of all; answering 503"
             );
         }
         Exhausted { option: self.option }
