@@ -17,9 +17,10 @@ use super::h2_frame_head::{
 };
 use super::h2_output_frames::H2OutputFrames;
 
-/// The most control frames in [`INTERVAL`].
+/// The number of control frames after which their rate is checked. More than this many in
+/// [`INTERVAL`], on average since the last check, is a flood.
 const MAX_CONTROL_FRAMES: u64 = 10_000;
-/// The time in which control frames are counted.
+/// The time in which a client may send [`MAX_CONTROL_FRAMES`].
 const INTERVAL: Duration = Duration::from_secs(2);
 /// One more control frame is allowed for this many bytes written to the client, since the client
 /// acknowledges what it reads.
@@ -164,8 +165,8 @@ impl H2InputFrames {
         self.written += bytes as u64;
     }
 
-    /// Returns whether the control frames since `since` exceed the limit, and starts a new count of
-    /// frames and written bytes.
+    /// Returns whether the control frames since `since` exceed the limit on average, and starts a
+    /// new count of frames and written bytes.
     fn check_flood_and_reset_count(&mut self) -> bool {
         let unexplained = self.control_frames.saturating_sub(self.written / BYTES_PER_FRAME);
         let (now, since) = (Instant::now(), self.since);

@@ -10,7 +10,7 @@
 //! | `h1_request_guard` | makes hyper refuse HTTP/1.1 requests with two lengths and HTTP/2's preface; percent-encodes targets |
 //! | `h1_refusal`, `refused_heads` | heads that hyper refuses: the response's body; the log line and the count |
 //! | `h2_frame_head` | parses the heads of HTTP/2 frames |
-//! | `h2_input_frames` | limits the HTTP/2 frames other than HEADERS and DATA with content |
+//! | `h2_input_frames` | reads the heads of the client's HTTP/2 frames; limits those other than HEADERS and DATA with content |
 //! | `head_tracker`, `interim_queue`, `h2_output_frames` | write interim responses (1xx) between hyper's bytes |
 //! | `request_streams` | finds the HTTP/2 stream of each request |
 //! | `h2_stream_stall` | resets HTTP/2 streams that the client does not read |
