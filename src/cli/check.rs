@@ -31,7 +31,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Checks once; with `--fix` again, after it has changed the gateway's configuration.
+/// Checks once; with `--fix`, once more if it changed the gateway's configuration.
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let config = args.flags.load()?;
     let look = || check::run(&config, args.openclaw_config.as_deref()).map_err(Error::io("starting the runtime"));

@@ -116,9 +116,9 @@ pub fn why_external(evidence: &Evidence, view: &View, policy: &LanePolicy, now: 
     (why.is_some() || basis_by_address(peer, view, policy).is_some()).then_some(WhyExternal::RemoteGateway)
 }
 
-/// Explains why a connection is external if the gateway is on loopback; `None` if the peer's
-/// address is not local and neither is nor was an agent's, and the client showed no certificate
-/// that could name an agent.
+/// Explains why a connection is external if the gateway is on loopback; `None` if nothing suggests
+/// an agent: the address is foreign and was never an agent's, and no certificate that could name an
+/// agent was shown.
 fn why_external_with_loopback_gateway(
     peer: IpAddr,
     certificate: Option<&Certificate>,

@@ -9,9 +9,9 @@
 //! 4. `limits.drain_timeout` has passed since the shutdown began. Open requests end with the
 //!    connection.
 //! 5. The client's certificate has expired. Open requests finish, and no further one is taken.
-//! 6. The client is overdue: with a head or the HTTP/2 preface, with the next request, or with
-//!    reading. A late head over HTTP/2, or a client that does not read, ends the open requests
-//!    with the connection.
+//! 6. The client is too slow: it does not finish a head or the HTTP/2 preface, sends no request, or
+//!    does not read. The open requests end with the connection if a head over HTTP/2 is late or the
+//!    client does not read.
 //!
 //! If several apply at once, the first one in this list counts.
 

@@ -42,7 +42,9 @@ pub struct StreamStall {
     since: AtomicU64,
     /// Whether the request is sent to the gateway on the external lane.
     is_external: AtomicBool,
+    /// Whether the stream of a tunnel must be reset ([`Self::reset_stream`]).
     must_reset: AtomicBool,
+    /// Whether the stall timer has expired, which also resets the stream.
     is_expired: AtomicBool,
     waker: AtomicWaker,
 }

@@ -297,8 +297,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         }
     }
 
-    /// Records the result of a write of `bufs`, which hyper offered. Without `is_hyper_output`,
-    /// other bytes were written in their place.
+    /// Records the result of a write of `bufs`, which hyper offered. If `is_hyper_output` is
+    /// false, other bytes were written in their place.
     fn record_write(&mut self, poll: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>], is_hyper_output: bool) {
         let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };

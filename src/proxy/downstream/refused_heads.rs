@@ -275,9 +275,9 @@ impl RefusedHeads {
         }
     }
 
-    /// Records a GOAWAY of `h2`. The GOAWAY may refuse a header block that `h2` can't read, or
-    /// whose remaining frames `h2` does not want. `h2` could read the header blocks of all streams
-    /// up to `last_stream`: if no stream is later, the GOAWAY has another cause.
+    /// Records a GOAWAY of `h2`, and a refused head if it has one of the codes for that and a begun
+    /// stream after `last_stream` is unanswered, or too many streams were begun to tell. (Without
+    /// such a stream, `h2` had read every head, so the GOAWAY has another cause.)
     pub fn record_goaway(&mut self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.is_closing = true;
         let refusal = match code {

@@ -73,8 +73,8 @@ impl RequestStreams {
         self.requests
     }
 
-    /// Records a request over HTTP/2; returns its number, and the stream that it came on if
-    /// [`Self::is_stream_known`] returns `true` for the number after the round.
+    /// Records a request over HTTP/2; returns its number and its presumed stream. The stream is
+    /// certain once the round has ended and [`Self::is_stream_known`] is true.
     pub fn number_h2_request(&mut self) -> (u64, u32) {
         self.requests += 1;
         match self.blocks.pop_front() {

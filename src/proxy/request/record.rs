@@ -40,7 +40,7 @@ pub struct RequestRecord {
     /// The method, and the path without its query; `None` if they are neither logged nor recorded.
     target: Option<(Method, String)>,
     began_at: Option<SystemTime>,
-    /// Whether the client's version of HTTP has trailers and interim responses: not HTTP/1.0.
+    /// Whether the request came over HTTP/1.1 or later.
     is_http_1_1_or_later: bool,
     handle: RequestHandle,
     /// The status of the response; 0 before there is one.
@@ -99,7 +99,8 @@ impl RequestRecord {
         &self.guard
     }
 
-    /// Returns whether the client's version of HTTP has trailers and interim responses.
+    /// Returns whether the request came over HTTP/1.1 or later; HTTP/1.0 has no trailers and no
+    /// interim responses.
     pub fn is_http_1_1_or_later(&self) -> bool {
         self.is_http_1_1_or_later
     }

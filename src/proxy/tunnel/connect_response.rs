@@ -78,7 +78,8 @@ impl ConnectResponseWatcher {
         self.sent
     }
 
-    /// Observes the next bytes of the gateway.
+    /// Observes the next bytes of the gateway. Collects the first [`MAX_EXAMINED`] bytes of each
+    /// frame's payload, examines them, and skips the rest.
     pub fn observe_bytes(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.is_unreadable {
             if self.skip_length > 0 {

@@ -198,7 +198,7 @@ where
     /// Begins to close for `reason`.
     ///
     /// # Errors
-    /// The tunnel must end at once, because it can't send a close frame.
+    /// The tunnel must end at once, because it can't send a close frame, or has sent one.
     fn begin_close(&mut self, reason: CloseReason) -> Result<(), TunnelError> {
         let now = Instant::now();
         self.stage = match reason {

@@ -212,7 +212,8 @@ impl ClientBudget {
     }
 
     /// Takes a permit if one is free, within the client's share, and within the client's limit
-    /// after unread responses. Takes no lock.
+    /// after unread responses. Takes no lock: threads that do so at once may exceed the client's
+    /// share and its limit by one permit each; the budget's limit always holds.
     pub fn try_acquire(self: &Arc<Self>, purpose: Purpose) -> Option<GatewayPermit> {
         let (budget, held) = (self.budget(purpose), self.permits_held(purpose));
         let max_held = match purpose {
@@ -256,7 +257,8 @@ impl ClientBudget {
         let is_old = |client: &mut Arc<Self>| client.stalls.has_expired(now) || Arc::ptr_eq(client, self);
         forgotten.extend(stalled.extract_if(.., is_old));
         if stalled.len() >= MAX_STALLED {
-            // Its count ends with its connections.
+            // The table is full: the client added last is forgotten. Its count then ends with its
+            // connections.
             forgotten.extend(stalled.pop());
         }
         stalled.push(Arc::clone(self));

@@ -71,7 +71,7 @@ impl FakeDocker {
         }
     }
 
-    /// Ends every event stream, as a filter does with long responses.
+    /// Ends every event stream, as the socket filter does when a response takes too long.
     pub fn cut_events(&self) {
         self.state().subscribers.clear();
     }
